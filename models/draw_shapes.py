@@ -1,0 +1,188 @@
+"""Draws the demo's pictures: coloured shapes on textured, noisy backgrounds, with ground-truth boxes.
+
+Everything comes from one seeded generator, so a picture is its seed. Colour, size, angle, place and texture are
+drawn independently of the class: only the outline tells a star from a ring. Lengths are fractions of the picture's
+side, so the same code draws the 96-pixel training pictures and the larger example pictures.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+LABELS = ("circle", "cross", "ring", "square", "star", "triangle")
+"""Class names; the position is the class index."""
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_SHIFT = 4  # fractional bits of the corner coordinates given to cv2
+_RADIUS = (0.11, 0.23)  # circumscribed circle, as a fraction of the side
+_VISIBLE = 0.85  # the share of a shape that later shapes must leave uncovered
+_PLACEMENTS = 40  # places tried before a shape is left out
+_COLOURS = 6  # colours tried for a shape; the one furthest from what lies behind it is taken
+
+
+class Shape(NamedTuple):
+    """One drawn shape: its class and its box `(x0, y0, x1, y1)` in pixels, `x1` and `y1` exclusive."""
+
+    index: int
+    box: tuple[int, int, int, int]
+
+
+class Picture(NamedTuple):
+    """A picture, RGB uint8 `[side, side, 3]`, and what was drawn on it, back to front."""
+
+    pixels: Pixels
+    shapes: tuple[Shape, ...]
+
+
+def draw_picture(rng: np.random.Generator, indices: list[int], side: int = 96) -> Picture:
+    """Draws one picture with one shape for each class index, in that order, back to front.
+
+    Args:
+        rng: The generator everything is drawn from.
+        indices: Class indices into `LABELS`. A shape that finds no free place is left out; with three or fewer
+            that is rare.
+        side: Width and height in pixels.
+
+    Returns:
+        The picture and the shapes that are on it.
+    """
+    canvas = _background(rng, side)
+    placed: list[Shape] = []
+    owner = np.full((side, side), -1)
+    areas: list[int] = []
+    for index in indices:
+        mask = _place(rng, index, owner, areas)
+        if mask is None:
+            continue
+        _paint(rng, canvas, mask)
+        solid = mask > 0.5
+        owner[solid] = len(placed)
+        areas.append(int(solid.sum()))
+        placed.append(Shape(index, _box(solid)))
+    canvas += rng.normal(0.0, rng.uniform(0.0, 14.0), canvas.shape)
+    return Picture(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), tuple(placed))
+
+
+def draw_pictures(seed: int, count: int, most: int = 3, least: int = 1, side: int = 96) -> list[Picture]:
+    """Draws `count` pictures with `least` to `most` shapes of different classes each."""
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(count):
+        shapes = int(rng.integers(least, most + 1))
+        pictures.append(draw_picture(rng, rng.permutation(len(LABELS))[:shapes].tolist(), side))
+    return pictures
+
+
+def outline(rng: np.random.Generator, index: int) -> list[Floats]:
+    """Contours of a shape within the unit circle, each `[points, 2]`; a second contour is a hole."""
+    label = LABELS[index]
+    if label == "circle":
+        return [_polygon(64)]
+    if label == "ring":
+        return [_polygon(64), _polygon(64) * np.float32(rng.uniform(0.5, 0.68))]
+    if label == "square":
+        return [_polygon(4)]
+    if label == "triangle":
+        return [_polygon(3)]
+    if label == "star":
+        points = _polygon(10)
+        points[1::2] *= np.float32(rng.uniform(0.38, 0.48))
+        return [points]
+    arm = rng.uniform(0.26, 0.38)  # half the width of a cross's arms
+    quarter = np.array([[1.0, -arm], [1.0, arm], [arm, arm]], np.float32)
+    points = np.concatenate([quarter @ _rotation(-turn * np.pi / 2) for turn in range(4)])
+    return [points / np.hypot(1.0, arm, dtype=np.float32)]
+
+
+def _polygon(corners: int) -> Floats:
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def _rotation(angle: float) -> Floats:
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s], [s, c]], np.float32)
+
+
+def _place(
+    rng: np.random.Generator, index: int, owner: npt.NDArray[np.int_], areas: list[int]
+) -> Floats | None:
+    """Mask `[side, side]` in [0, 1] of a shape wholly inside the picture, or None where there is no room."""
+    side = owner.shape[0]
+    for _ in range(_PLACEMENTS):
+        radius = rng.uniform(*_RADIUS) * side
+        centre = rng.uniform(radius + 1, side - radius - 1, 2)
+        squeeze = np.diag([1.0, rng.uniform(0.85, 1.0)]).astype(np.float32)
+        turn = squeeze @ _rotation(rng.uniform(0, 2 * np.pi))
+        # cv2 puts the centre of the first pixel at 0; ours is at 0.5.
+        contours = [
+            np.rint((points @ turn * radius + centre - 0.5) * 2**_SHIFT).astype(np.int32)
+            for points in outline(rng, index)
+        ]
+        mask = np.zeros((side, side), np.uint8)
+        cv2.fillPoly(mask, contours, 255, cv2.LINE_AA, _SHIFT)
+        left = np.bincount(owner[mask <= 127] + 1, minlength=len(areas) + 1)[1:]
+        if all(seen >= _VISIBLE * area for seen, area in zip(left, areas, strict=True)):
+            return mask.astype(np.float32) / 255
+    return None
+
+
+def _paint(rng: np.random.Generator, canvas: Floats, mask: Floats) -> None:
+    """Blends a shape into the canvas in a colour that stands out from what lies behind it."""
+    behind = canvas[mask > 0.5]
+    colours = [_colour(rng) for _ in range(_COLOURS)]
+    # The tenth percentile: the colour must differ from nearly all of a striped background, not from its mean.
+    contrasts = [np.percentile(np.linalg.norm(behind - colour, axis=1), 10) for colour in colours]
+    fill = colours[int(np.argmax(contrasts))]
+    shade = _ramp(rng, mask.shape[0])[..., None] * rng.uniform(0.0, 40.0)
+    canvas += mask[..., None] * (fill + shade - canvas)
+
+
+def _background(rng: np.random.Generator, side: int) -> Floats:
+    """A plain, graded, striped, blotched or grainy background `[side, side, 3]`, in 0 to 255."""
+    first, second = _colour(rng), _colour(rng)
+    kind = rng.choice(["plain", "gradient", "stripes", "blobs", "grain"])
+    if kind == "gradient":
+        mix = _ramp(rng, side) / 2 + 0.5
+    elif kind == "stripes":
+        wave = np.sin(_ramp(rng, side) * rng.uniform(8.0, 40.0) + rng.uniform(0, 2 * np.pi))
+        mix = np.clip(wave * rng.uniform(1.0, 6.0), -1, 1) * rng.uniform(0.1, 0.45) + 0.5
+    elif kind == "blobs":
+        cells = int(rng.integers(3, 10))
+        mix = _upsample(rng.uniform(0, 1, (cells, cells)), side)
+    elif kind == "grain":
+        cells = int(rng.integers(24, 49))
+        mix = _upsample(rng.normal(0.5, rng.uniform(0.1, 0.3), (cells, cells)), side)
+    else:
+        mix = np.zeros((side, side), np.float32)
+    mix = mix[..., None].astype(np.float32)
+    return np.clip(first + (second - first) * mix, 0, 255)
+
+
+def _colour(rng: np.random.Generator) -> Floats:
+    """A colour with any hue, from pale to saturated and from dark to bright: `[3]` in 0 to 255."""
+    hue, saturation, value = rng.uniform([0, 0.0, 0.15], [360, 1.0, 1.0])
+    pixel = np.array([[[hue, saturation, value]]], np.float32)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0] * np.float32(255)
+
+
+def _ramp(rng: np.random.Generator, side: int) -> Floats:
+    """A plane through the picture's middle at a random angle, `[side, side]`, about -1 to 1."""
+    angle = rng.uniform(0, 2 * np.pi)
+    axis = ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
+    return np.float32(np.cos(angle)) * axis + np.float32(np.sin(angle)) * axis[:, None]
+
+
+def _upsample(cells: npt.NDArray[np.float64], side: int) -> Floats:
+    return cv2.resize(cells.astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def _box(solid: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    columns, rows = np.flatnonzero(solid.any(axis=0)), np.flatnonzero(solid.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

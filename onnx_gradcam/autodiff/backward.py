@@ -1,0 +1,170 @@
+"""The one reverse pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.paths import Carries, between
+
+from .registry import ZERO, Cotangent, Rule, attributes, rules
+
+__all__ = ["backward", "carries_gradient", "missing_rules"]
+
+Table = Mapping[tuple[str, str], Rule]
+
+
+def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
+    """Which edges of the graph a gradient can cross.
+
+    Integer and boolean tensors carry none (axes, indices, masks, shapes), nor do the inputs that a rule declares as
+    stops, nor operators of zero derivative. An operator without a rule counts as differentiable: when it lies on the
+    path it is refused, never skipped.
+    """
+    table = rules() if table is None else table
+
+    def carries(node: ir.Node, value: ir.Value) -> bool:
+        key = node.domain, node.op_type
+        if key in ZERO or not t.wrap(value).is_float:
+            return False
+        rule = table.get(key)
+        return rule is None or any(v is value and i not in rule.stops for i, v in enumerate(node.inputs))
+
+    return carries
+
+
+def missing_rules(t: Builder, score: Value, wrt: Sequence[Value], table: Table | None = None) -> list[str]:
+    """One line for every node between `wrt` and `score` that the backward pass would refuse."""
+    table = rules() if table is None else table
+    path, _ = between(t.nodes, [v.core for v in wrt], [score.core], carries_gradient(t, table))
+    return [problem for node in path if (problem := _problem(t, node, table)) is not None]
+
+
+def _problem(t: Builder, node: ir.Node, table: Table) -> str | None:
+    where = f"node {node.name!r} producing {node.outputs[0].name!r}, opset {t.opset}"
+    rule = table.get((node.domain, node.op_type))
+    if rule is None:
+        domain = f"{node.domain}." if node.domain else ""
+        return f"no VJP rule for {domain}{node.op_type} ({where})"
+    unknown = rule.unknown_attributes(node)
+    if unknown:
+        return f"the VJP rule of {node.op_type} does not know the attribute {unknown[0]!r} ({where})"
+    return None
+
+
+def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], table: Table | None = None) -> list[Value]:
+    """Append the nodes that compute the cotangents of `wrt` from those of the scores.
+
+    Args:
+        t: the builder; only nodes that were in the graph when it was made are differentiated.
+        seeds: score -> its cotangent, of the score's own shape.
+        wrt: the tensors whose cotangents are wanted.
+        table: rules to use instead of the registered ones (guided backpropagation, deconvnet).
+
+    Returns:
+        One cotangent for each tensor of `wrt`, of its shape and type.
+
+    Raises:
+        UnsupportedError: a node on the path has no rule, or the scores do not depend on a tensor of `wrt`.
+    """
+    table = rules() if table is None else table
+    path, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries_gradient(t, table))
+    for node in path:
+        problem = _problem(t, node, table)
+        if problem is not None:
+            raise UnsupportedError(f"{problem}; choose a later layer, or --weights finite where the head is pooled")
+    pending: dict[ir.Value, list[Value]] = {v.core: [g] for v, g in seeds.items()}
+    for node in reversed(path):
+        gs = [_total(t, pending, o) for o in node.outputs]
+        if all(g is None for g in gs):
+            continue
+        rule = table[node.domain, node.op_type]
+        cotangents = _cotangents(t, rule, node, gs)
+        if len(cotangents) < len(node.inputs):
+            raise ShapeError(
+                f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(node.inputs)} inputs"
+            )
+        for i, (x, g) in enumerate(zip(node.inputs, cotangents, strict=False)):
+            if x is None or x not in alive or i in rule.stops or not t.wrap(x).is_float:
+                continue
+            if g is None:
+                raise UnsupportedError(
+                    f"the VJP rule of {node.op_type} cannot serve its input {x.name!r} "
+                    f"(node {node.name!r}); choose a later layer"
+                )
+            value = g if isinstance(g, Value) else g()
+            pending.setdefault(x, []).append(_checked(t, rule, node, value, t.wrap(x)))
+    totals = [_total(t, pending, v.core) for v in wrt]
+    for v, total in zip(wrt, totals, strict=True):
+        if total is None:
+            raise UnsupportedError(f"the score does not depend on tensor {v.name!r}; choose a layer on its path")
+    return [total for total in totals if total is not None]
+
+
+def _cotangents(t: Builder, rule: Rule, node: ir.Node, gs: list[Value | None]) -> Sequence[Cotangent]:
+    inputs = [None if i is None else t.wrap(i) for i in node.inputs]
+    outputs = [t.wrap(o) for o in node.outputs]
+    if rule.all_outputs:
+        return rule.function(t, tuple(gs), tuple(outputs), *inputs, **attributes(node))
+    if any(g is not None for g in gs[1:]):
+        raise UnsupportedError(
+            f"the VJP rule of {node.op_type} serves its first output only (node {node.name!r}); choose a later layer"
+        )
+    return rule.function(t, gs[0], outputs[0], *inputs, **attributes(node))
+
+
+def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) -> Value | None:
+    """The sum of the cotangents that have reached `value`; kept, so that it is added up once."""
+    parts = pending.get(value)
+    if parts is None:
+        return None
+    if len(parts) > 1:
+        shape = t.wrap(value).known_shape
+        pending[value] = parts = [t.op("Sum" if len(parts) > 2 else "Add", *parts, shape=shape)]
+    return parts[0]
+
+
+def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value) -> Value:
+    """`g` as the cotangent of `x`: broadcasting undone, type and shape those of `x`."""
+    if rule.broadcasts:
+        g = unbroadcast(t, g, x)
+    if g.dtype != x.dtype:
+        raise ShapeError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {x.dtype}")
+    if x.known_shape is not None:
+        try:
+            t.refine(g, x.known_shape)
+        except ShapeError as exc:
+            raise ShapeError(f"the VJP rule of {node.op_type} gave a wrong shape for {x.name!r}: {exc}") from exc
+    return g
+
+
+def unbroadcast(t: Builder, g: Value, x: Value) -> Value:
+    """Sum `g` to the shape of `x`: NumPy broadcasting, reversed."""
+    lead = g.rank - x.rank
+    if lead:
+        g = t.sum(g, range(lead), keepdims=False)
+    sure, unsure = [], False
+    for axis, (have, want) in enumerate(zip(g.shape, x.shape, strict=True)):
+        if want == 1 and have != 1:
+            sure.append(axis)
+        elif have != want or have is None:
+            unsure = True
+    g = t.sum(g, sure)
+    return _fold(t, g, x) if unsure else g
+
+
+def _fold(t: Builder, g: Value, x: Value) -> Value:
+    """Sum `g` to `x` where a dimension of `x` may or may not be one: only the running model knows.
+
+    Every dimension of `g` is split into (repeats, size of `x`) and the repeats are summed.
+    """
+    want = t.op("Max", t.op("Shape", x), t.ints(1))
+    repeats = t.op("Div", t.op("Shape", g), want)
+    axes = t.ints(1)
+    pairs = t.op("Concat", t.op("Unsqueeze", repeats, axes), t.op("Unsqueeze", t.op("Shape", x), axes), axis=1)
+    rank = x.rank
+    split = t.op("Reshape", g, t.op("Reshape", pairs, t.ints(-1)), allowzero=1, shape=(None,) * (2 * rank))
+    return t.reshape_like(t.sum(split, range(0, 2 * rank, 2), keepdims=False), x)

@@ -1,0 +1,129 @@
+"""The gradient checker: the backward pass against central differences, one random projection at a time.
+
+`<v, J u>` by differences of the model equals `<J^T v, u>` by the emitted graph, for random directions `u` of the
+inputs and `v` of the output. Both sides run in float64 on ONNX's reference evaluator, whose operators share no code
+with the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnx_gradcam.errors import TargetError
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.model import Model, load
+
+from .backward import backward
+from .reference import as_double, evaluator
+
+__all__ = ["GradientCheck", "check_gradients", "gradient_model"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """What the two ways of computing one directional derivative gave."""
+
+    wrt: str
+    analytic: float
+    numeric: float
+    gradient: Array
+
+    @property
+    def error(self) -> float:
+        """The difference, relative to the larger of the two and to one."""
+        return abs(self.analytic - self.numeric) / max(abs(self.analytic), abs(self.numeric), 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.wrt}: analytic {self.analytic:.9g}, numeric {self.numeric:.9g}, error {self.error:.2g}"
+
+
+def gradient_model(
+    source: onnx.ModelProto, wrt: Sequence[str], output: str | None = None, *, cotangent: str = "cotangent"
+) -> Model:
+    """A model whose outputs are the cotangents of `wrt`, called `grad/<name>`.
+
+    Args:
+        source: any model.
+        wrt: tensors to differentiate by.
+        output: the tensor to differentiate; the first output by default.
+        cotangent: name of the added input, the cotangent of `output`.
+
+    Raises:
+        TargetError: a name is not in the model.
+        UnsupportedError: a node on the way has no rule.
+    """
+    model = load(source)
+    t = Builder(model)
+    output = output or str(model.core.graph.outputs[0].name)
+    values = {name: t.find(name) for name in (output, *wrt)}
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        raise TargetError(f"the model has no tensor {missing[0]!r}")
+    y = values[output]
+    xs = [value for name in wrt if (value := values[name]) is not None]
+    assert y is not None  # noqa: S101 - for the type checker: `missing` is empty
+    seed = t.input(cotangent, y.dtype or np.float32, y.shape)
+    gradients = backward(t, {y: seed}, xs)
+    model.core.graph.outputs.clear()
+    for x, g in zip(xs, gradients, strict=True):
+        t.output(g, f"grad/{x.name}")
+    t.finish()
+    return model
+
+
+def check_gradients(
+    model: onnx.ModelProto,
+    inputs: Mapping[str, Array],
+    wrt: Sequence[str] | None = None,
+    output: str | None = None,
+    *,
+    step: float = 1e-4,
+    seed: int = 0,
+) -> list[GradientCheck]:
+    """Compare the backward pass with central differences in float64.
+
+    Args:
+        model: any model whose operators have rules.
+        inputs: a value for each graph input; float32 ones are widened.
+        wrt: which graph inputs or initializers to differentiate by; every floating-point input by default.
+        output: the tensor to differentiate; the first output by default.
+        step: half the distance of the two evaluations.
+        seed: of the random directions.
+
+    Returns:
+        One result for each tensor of `wrt`.
+    """
+    rng = np.random.default_rng(seed)
+    double = as_double(model)
+    feeds = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in inputs.items()}
+    wrt = [k for k, v in feeds.items() if v.dtype == np.float64] if wrt is None else list(wrt)
+    output = output or str(double.graph.output[0].name)
+    forward = evaluator(double)
+    y = np.asarray(forward.run([output], feeds)[0])
+    v = rng.standard_normal(y.shape)
+    backward_model = gradient_model(double, wrt, output).to_proto()
+    wanted = {i.name for i in backward_model.graph.input}
+    given = {k: a for k, a in {**feeds, "cotangent": v}.items() if k in wanted}
+    gradients = evaluator(backward_model).run(None, given)
+    checks = []
+    for name, result in zip(wrt, gradients, strict=True):
+        gradient = np.asarray(result)
+        x = feeds[name]
+        u = rng.standard_normal(x.shape)
+
+        def value(offset: float, moved: str = name, x: Array = x, u: Array = u) -> Array:
+            return np.asarray(forward.run([output], {**feeds, moved: x + offset * u})[0])
+
+        difference = (value(step) - value(-step)) / (2 * step)
+        if gradient.shape != x.shape:
+            raise AssertionError(f"{name}: the gradient has shape {gradient.shape}, the tensor {x.shape}")
+        checks.append(GradientCheck(name, float(np.vdot(gradient, u)), float(np.vdot(v, difference)), gradient))
+    return checks

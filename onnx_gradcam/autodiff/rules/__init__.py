@@ -1,0 +1,1 @@
+"""VJP rules, one file a family of operators."""

@@ -1,0 +1,68 @@
+"""The exception tree. Every message is one sentence that names the culprit and the remedy.
+
+::
+
+    ExplainError                 anything this package refuses or fails at
+    ├── ModelError               the file is no usable ONNX model (damaged, unsafe, missing weights)
+    ├── TargetError              the score, layer or class asked for is not in the model
+    ├── UnsupportedError         the model is fine, but a gradient through one of its nodes cannot be had
+    ├── ShapeError               two shapes that have to agree do not
+    ├── PreprocessingError       a preprocessing description or label file that makes no sense
+    ├── ImageError               a picture that cannot be read, or is too large
+    └── RuntimeProviderError     an execution provider that is not there, or a session that fails
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ExplainError",
+    "ImageError",
+    "ModelError",
+    "PreprocessingError",
+    "RuntimeProviderError",
+    "ShapeError",
+    "TargetError",
+    "UnsupportedError",
+    "near_matches",
+]
+
+
+class ExplainError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ModelError(ExplainError):
+    """The file is no usable ONNX model."""
+
+
+class TargetError(ExplainError):
+    """The score, the layer or the class asked for is not in the model."""
+
+
+class UnsupportedError(ExplainError):
+    """A gradient through a node of the model cannot be had."""
+
+
+class ShapeError(ExplainError):
+    """Two shapes that have to agree do not."""
+
+
+class PreprocessingError(ExplainError):
+    """A preprocessing description or a label file that makes no sense."""
+
+
+class ImageError(ExplainError):
+    """A picture that cannot be read, or is too large."""
+
+
+class RuntimeProviderError(ExplainError):
+    """An execution provider that is not there, or a session that fails."""
+
+
+def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
+    """Say which of `known` look like `wanted`: the tail of an error message, empty when nothing does."""
+    close = difflib.get_close_matches(wanted, list(known), n=limit, cutoff=0.5)
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,1 @@
+"""ONNX graphs: load and normalise, append typed nodes, find paths, save."""

@@ -1,0 +1,385 @@
+"""Append typed nodes to a model: values one can do arithmetic with, shared constants, static shapes where known.
+
+A rule or a method sees `Value`s and a `Builder`, nothing of the library underneath. Every appended node is typed at
+once by ONNX's own inference, so a wrong node fails on the line that made it. Nothing needs pruning while building:
+`Builder.finish` drops what no output reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnx_gradcam.errors import ShapeError, UnsupportedError
+
+from .model import Model
+from .shapes import Shape
+
+__all__ = ["Builder", "Value"]
+
+_PREFIX = "onnx_gradcam"
+
+
+class Value:
+    """A tensor of the graph: a name, a NumPy dtype, a shape, and arithmetic that appends nodes."""
+
+    __slots__ = ("_builder", "core")
+
+    def __init__(self, builder: Builder, value: ir.Value) -> None:
+        self._builder = builder
+        self.core = value
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the graph."""
+        return str(self.core.name)
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The element type; `None` where inference could not find it."""
+        kind = self._builder.model.types.get(self.name, 0)
+        return ir.DataType(kind).numpy() if kind else None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether a gradient can flow through this tensor."""
+        kind = self._builder.model.types.get(self.name, 0)
+        return bool(kind) and ir.DataType(kind).is_floating_point()
+
+    @property
+    def known_shape(self) -> Shape | None:
+        """The shape, or `None` where not even the rank is known."""
+        return self._builder.model.shapes.get(self.name)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape: numbers, symbols, or `None` for unknown dimensions.
+
+        Raises:
+            ShapeError: not even the rank is known.
+        """
+        shape = self.known_shape
+        if shape is None:
+            raise ShapeError(
+                f"the rank of tensor {self.name!r} is unknown; run ONNX shape inference on the model first"
+            )
+        return shape
+
+    @property
+    def rank(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def dims(self, what: str = "this operator") -> tuple[int, ...]:
+        """The shape where every dimension is a number.
+
+        Raises:
+            UnsupportedError: a dimension is dynamic; `what` says who needed it.
+        """
+        if not all(isinstance(d, int) for d in self.shape):
+            raise UnsupportedError(
+                f"{what} needs the static shape of tensor {self.name!r}, which is {list(self.shape)}; "
+                "export the model with fixed sizes"
+            )
+        return tuple(d for d in self.shape if isinstance(d, int))
+
+    def array(self) -> npt.NDArray[Any] | None:
+        """The tensor's content where it is a constant of the graph, else `None`."""
+        tensor = ir.convenience.get_const_tensor(self.core)
+        return None if tensor is None else tensor.numpy()
+
+    def __repr__(self) -> str:
+        return f"Value({self.name!r}, {self.dtype}, {self.known_shape})"
+
+    def __add__(self, other: Value | float) -> Value:
+        return self._builder.op("Add", self, other)
+
+    def __sub__(self, other: Value | float) -> Value:
+        return self._builder.op("Sub", self, other)
+
+    def __mul__(self, other: Value | float) -> Value:
+        return self._builder.op("Mul", self, other)
+
+    def __truediv__(self, other: Value | float) -> Value:
+        return self._builder.op("Div", self, other)
+
+    def __pow__(self, other: Value | float) -> Value:
+        return self._builder.op("Pow", self, other)
+
+    def __radd__(self, other: float) -> Value:
+        return self._builder.op("Add", other, self)
+
+    def __rsub__(self, other: float) -> Value:
+        return self._builder.op("Sub", other, self)
+
+    def __rmul__(self, other: float) -> Value:
+        return self._builder.op("Mul", other, self)
+
+    def __rtruediv__(self, other: float) -> Value:
+        return self._builder.op("Div", other, self)
+
+    def __neg__(self) -> Value:
+        return self._builder.op("Neg", self)
+
+    def __matmul__(self, other: Value) -> Value:
+        return self._builder.op("MatMul", self, other)
+
+    def __gt__(self, other: Value | float) -> Value:
+        return self._builder.op("Greater", self, other)
+
+    def __lt__(self, other: Value | float) -> Value:
+        return self._builder.op("Less", self, other)
+
+    def __ge__(self, other: Value | float) -> Value:
+        return self._builder.op("GreaterOrEqual", self, other)
+
+    def __le__(self, other: Value | float) -> Value:
+        return self._builder.op("LessOrEqual", self, other)
+
+
+class Builder:
+    """Appends nodes to the main graph of `model`, in place."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.graph = model.core.graph
+        self.opset = model.opset
+        self.nodes: tuple[ir.Node, ...] = tuple(self.graph)
+        self._values: dict[ir.Value, Value] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+        self._appended: list[ir.Node] = []
+        self._names = {v.name for v in (*self.graph.inputs, *self.graph.initializers.values())}
+        self._names |= {o.name for n in self.nodes for o in n.outputs} | {n.name for n in self.nodes}
+        self._counter = 0
+
+    # ----- values ------------------------------------------------------------
+
+    def wrap(self, value: ir.Value) -> Value:
+        """The `Value` of a tensor of the underlying graph; one object a tensor."""
+        if value not in self._values:
+            self._values[value] = Value(self, value)
+        return self._values[value]
+
+    def find(self, name: str) -> Value | None:
+        """The tensor called `name`, or `None`."""
+        for value in (*self.graph.inputs, *self.graph.initializers.values()):
+            if value.name == name:
+                return self.wrap(value)
+        for node in self.graph:
+            for output in node.outputs:
+                if output.name == name:
+                    return self.wrap(output)
+        return None
+
+    def unique(self, stem: str) -> str:
+        """A name that nothing in the graph bears."""
+        while True:
+            self._counter += 1
+            name = f"{_PREFIX}/{stem}_{self._counter}"
+            if name not in self._names:
+                self._names.add(name)
+                return name
+
+    def taken(self, name: str) -> bool:
+        """Whether a tensor or node of the graph is called `name`."""
+        return name in self._names
+
+    def const(self, content: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Value:
+        """A constant; equal ones are shared."""
+        array = np.ascontiguousarray(content, dtype)
+        array = array.reshape(np.shape(content))
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            value = ir.Value(name=self.unique("const"))
+            value.const_value = ir.tensor(array, name=value.name)
+            self._register(value, int(value.const_value.dtype), array.shape)
+            self.graph.register_initializer(value)
+            self._constants[key] = self.wrap(value)
+        return self._constants[key]
+
+    def ints(self, *numbers: int) -> Value:
+        """A constant `int64` vector."""
+        return self.const(np.array(numbers, np.int64))
+
+    def _register(self, value: ir.Value, kind: int, shape: Shape | None) -> None:
+        if kind:
+            self.model.types[str(value.name)] = kind
+            value.dtype = ir.DataType(kind)
+        if shape is not None:
+            self.model.shapes[str(value.name)] = shape
+            value.shape = ir.Shape(shape)
+
+    def refine(self, value: Value, shape: Shape) -> Value:
+        """State the shape of an appended value where inference knows less.
+
+        Raises:
+            ShapeError: the value's shape is known to be another.
+        """
+        known = value.known_shape
+        if known is not None:
+            if len(known) != len(shape) or any(
+                isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(known, shape, strict=True)
+            ):
+                raise ShapeError(f"tensor {value.name!r} has shape {list(known)}, not {list(shape)}")
+            shape = tuple(
+                a if isinstance(a, int) else b if b is not None else a for a, b in zip(known, shape, strict=True)
+            )
+        self._register(value.core, 0, shape)
+        return value
+
+    # ----- nodes -------------------------------------------------------------
+
+    def op(self, op_type: str, *inputs: Value | float | None, shape: Shape | None = None, **attributes: Any) -> Value:
+        """Append a node with one output.
+
+        Args:
+            op_type: an operator of the default domain, at the model's own opset.
+            inputs: values; a bare number becomes a scalar of the first non-boolean value's type; `None` is an omitted input.
+            shape: the output's shape, where the caller knows better than inference.
+            attributes: the node's attributes; `None` leaves one out.
+        """
+        (value,) = self.ops(op_type, *inputs, outputs=1, **attributes)
+        return self.refine(value, shape) if shape is not None else value
+
+    def ops(
+        self, op_type: str, *inputs: Value | float | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> tuple[Value, ...]:
+        """Append a node with several outputs; see `op`."""
+        args = self._lift(inputs)
+        node = ir.node(
+            op_type,
+            [None if a is None else a.core for a in args],
+            {k: v for k, v in attributes.items() if v is not None},
+            domain=domain,
+            num_outputs=outputs,
+            name=self.unique(op_type),
+        )
+        for i, output in enumerate(node.outputs):
+            output.name = str(node.name) if i == 0 else self.unique(op_type)
+        self._infer(node, args)
+        self.graph.append(node)
+        self._appended.append(node)
+        return tuple(self.wrap(o) for o in node.outputs)
+
+    def _lift(self, inputs: Sequence[Value | float | None]) -> list[Value | None]:
+        like = next((i for i in inputs if isinstance(i, Value) and i.dtype != np.bool_), None)
+        dtype = None if like is None else like.dtype
+        return [i if i is None or isinstance(i, Value) else self.const(i, dtype) for i in inputs]
+
+    def _infer(self, node: ir.Node, args: Sequence[Value | None]) -> None:
+        proto = ir.to_proto(node)
+        schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
+        types = {a.name: self._type_proto(a) for a in args if a is not None}
+        data = {a.name: ir.to_proto(c) for a in args if a is not None and (c := _small_constant(a)) is not None}
+        imports = [onnx.helper.make_opsetid(d, v) for d, v in self.model.core.opset_imports.items()]
+        try:
+            inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as exc:
+            shapes = [None if a is None else a.known_shape for a in args]
+            raise ShapeError(f"cannot append {node.op_type} to inputs of shapes {shapes}: {exc}") from exc
+        for output in node.outputs:
+            tensor = inferred[output.name].tensor_type if output.name in inferred else onnx.TypeProto.Tensor()
+            shape = None
+            if tensor.HasField("shape"):
+                shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+            self._register(output, tensor.elem_type, shape)
+
+    def _type_proto(self, value: Value) -> onnx.TypeProto:
+        kind = self.model.types.get(value.name, 0)
+        return onnx.helper.make_tensor_type_proto(kind, value.known_shape)
+
+    def input(self, name: str, dtype: npt.DTypeLike, shape: Shape) -> Value:
+        """Add a graph input."""
+        value = ir.Value(name=name)
+        self._names.add(name)
+        self._register(value, int(ir.DataType.from_numpy(np.dtype(dtype))), shape)
+        self.graph.inputs.append(value)
+        return self.wrap(value)
+
+    def output(self, value: Value, name: str) -> Value:
+        """Make an appended value a graph output called `name`."""
+        result = self.op("Identity", value, shape=value.known_shape)
+        types, shapes = self.model.types, self.model.shapes
+        types[name], shapes[name] = types.pop(result.name), shapes.pop(result.name)
+        result.core.name = name
+        self._names.add(name)
+        self.graph.outputs.append(result.core)
+        return result
+
+    def finish(self) -> None:
+        """Drop every appended node and constant that no output of the graph reaches."""
+        for node in reversed(self._appended):
+            if not any(o.uses() or o.is_graph_output() for o in node.outputs):
+                self.graph.remove(node, safe=True)
+        for constant in self._constants.values():
+            if not constant.core.uses() and not constant.core.is_graph_output():
+                self.graph.initializers.pop(constant.name)
+
+    # ----- shapes and the few operators everyone needs -----------------------
+
+    def shape_of(self, x: Value) -> Value:
+        """The shape of `x` as an `int64` vector: a constant where it is static, a Shape node where not."""
+        shape = x.known_shape
+        if shape is not None and all(isinstance(d, int) for d in shape):
+            return self.ints(*(d for d in shape if isinstance(d, int)))
+        return self.op("Shape", x)
+
+    def reshape_like(self, g: Value, x: Value) -> Value:
+        """`g` with the shape of `x`, which has as many elements."""
+        shape = x.known_shape
+        free = [i for i, d in enumerate(shape or ()) if not isinstance(d, int)]
+        if shape is not None and len(free) == 1 and 0 not in shape:
+            target = self.ints(*(d if isinstance(d, int) else -1 for d in shape))
+            return self.op("Reshape", g, target, shape=shape)
+        return self.op("Reshape", g, self.shape_of(x), allowzero=1, shape=shape)
+
+    def expand_like(self, g: Value, x: Value) -> Value:
+        """`g` broadcast to the shape of `x`."""
+        have, want = g.known_shape, x.known_shape
+        if have is not None and want is not None and len(have) == len(want):
+            if have == want and None not in want:
+                return g
+            # A one leaves a dimension as it is, so only those that differ have to be numbers.
+            kept = [1 if a == b and a is not None else b for a, b in zip(have, want, strict=True)]
+            if all(isinstance(d, int) for d in kept):
+                return self.op("Expand", g, self.ints(*(d for d in kept if isinstance(d, int))), shape=want)
+        return self.op("Expand", g, self.shape_of(x), shape=want)
+
+    def full_like(self, x: Value, fill: float) -> Value:
+        """A tensor of the shape and type of `x`, all `fill`."""
+        return self.op("Expand", self.const(fill, x.dtype), self.shape_of(x), shape=x.known_shape)
+
+    def reduce(self, kind: str, x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = True) -> Value:
+        """`ReduceSum`, `ReduceMean`, `ReduceMax` ... of `x` over `axes` (all of them by default)."""
+        axes = range(x.rank) if axes is None else axes
+        if not axes:
+            return x
+        return self.op(kind, x, self.ints(*axes), keepdims=int(keepdims))
+
+    def sum(self, x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = True) -> Value:
+        """The sum of `x` over `axes`."""
+        return self.reduce("ReduceSum", x, axes, keepdims=keepdims)
+
+    def mean(self, x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = True) -> Value:
+        """The mean of `x` over `axes`."""
+        return self.reduce("ReduceMean", x, axes, keepdims=keepdims)
+
+    def cast(self, x: Value, dtype: npt.DTypeLike | None) -> Value:
+        """`x` in another element type; `x` itself where it has it already."""
+        if x.dtype == dtype:
+            return x
+        return self.op("Cast", x, to=int(ir.DataType.from_numpy(np.dtype(dtype))))
+
+    def transpose(self, x: Value, perm: Sequence[int]) -> Value:
+        """`x` with its dimensions permuted."""
+        return x if list(perm) == list(range(len(perm))) else self.op("Transpose", x, perm=list(perm))
+
+
+def _small_constant(value: Value) -> ir.TensorProtocol | None:
+    tensor = value.core.const_value
+    return tensor if tensor is not None and tensor.nbytes <= 1000 else None

@@ -1,0 +1,114 @@
+"""Load, save and check a model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnx_gradcam.errors import ModelError
+
+from .read import normalise, read_proto, skeleton
+from .shapes import Shape, infer_shapes
+
+__all__ = ["Model", "load"]
+
+
+@dataclass(eq=False)
+class Model:
+    """A normalised model, and what is known of its tensors.
+
+    Attributes:
+        core: the model itself: opset 18 or above, no functions, no initializer among the inputs.
+        folder: the folder that external weights are relative to.
+        types: ONNX element type of every tensor, by name.
+        shapes: shape of every tensor whose rank is known, by name.
+        name: what to call the model in messages.
+    """
+
+    core: ir.Model
+    folder: Path | None
+    types: dict[str, int]
+    shapes: dict[str, Shape]
+    name: str
+    _external: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._external = any(isinstance(v.const_value, ir.ExternalTensor) for v in self._initializers())
+
+    def _initializers(self) -> Iterator[ir.Value]:
+        yield from self.core.graph.initializers.values()
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return int(self.core.opset_imports[""])
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's `metadata_props`, live."""
+        return self.core.metadata_props
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a proto; external weights stay references."""
+        return ir.to_proto(self.core)
+
+    def check(self) -> None:
+        """Run the ONNX checker with full shape inference over the weightless model.
+
+        Raises:
+            ModelError: the graph is not valid; the message is the checker's.
+        """
+        try:
+            onnx.checker.check_model(skeleton(self.to_proto()), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+            raise ModelError(f"{self.name}: the graph is not valid ONNX: {' '.join(str(exc).split())}") from exc
+
+    def save(self, path: str | Path) -> None:
+        """Write the model; the file appears complete or not at all.
+
+        External weights stay where they are when `path` lies in the model's own folder, and are copied to
+        `<name>.data` beside `path` otherwise.
+
+        Raises:
+            ModelError: the folder cannot be written.
+        """
+        path = Path(path)
+        moved = self._external and path.resolve().parent != self.folder
+        try:
+            with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as scratch:
+                draft = Path(scratch) / path.name
+                data = f"{path.name}.data" if moved else None
+                ir.save(self.core, draft, external_data=data)
+                if data is not None and draft.with_name(data).exists():
+                    os.replace(draft.with_name(data), path.with_name(data))  # noqa: PTH105 - atomic on both systems
+                os.replace(draft, path)  # noqa: PTH105
+        except OSError as exc:
+            raise ModelError(f"{path}: cannot be written ({exc.strerror or exc})") from exc
+
+
+def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
+    """Read and normalise a model without reading its external weights.
+
+    Raises:
+        ModelError: the file is missing, damaged, unsafe or cannot be raised to opset 18.
+    """
+    proto, folder = read_proto(source)
+    small, weights = normalise(proto)
+    types, shapes = infer_shapes(small)
+    model = ir.from_proto(small)
+    graph = model.graph
+    for value in [v for v in graph.inputs if v.name in weights]:
+        graph.inputs.remove(value)
+        tensor = ir.serde.deserialize_tensor(weights[str(value.name)], base_path=str(folder or ""))
+        value.const_value = tensor
+        value.shape = ir.Shape(tensor.shape.numpy())
+        value.dtype = tensor.dtype
+        graph.register_initializer(value)
+    name = str(source) if isinstance(source, (str, Path)) else "the model"
+    return Model(model, folder, types, shapes, name)

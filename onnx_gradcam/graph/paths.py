@@ -1,0 +1,94 @@
+"""Reachability and dominators over the tensors of a graph.
+
+An edge runs from a tensor to each output of a node that reads it. `carries` decides which edges count: for a
+gradient these are the differentiable ones, so that shape arithmetic, axes, indices and bounds hide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import onnx_ir as ir
+
+__all__ = ["Carries", "between", "dominators", "node_inputs"]
+
+Carries = Callable[[ir.Node, ir.Value], bool]
+"""Whether something flows from this input of this node to its outputs."""
+
+
+def node_inputs(node: ir.Node) -> Iterator[ir.Value]:
+    """The tensors a node reads, those its subgraphs capture from outside included."""
+    yield from (i for i in node.inputs if i is not None)
+    for attribute in node.attributes.values():
+        if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+            yield from _captured(attribute.as_graph())
+        elif isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from _captured(graph)
+
+
+def _captured(graph: ir.Graph) -> Iterator[ir.Value]:
+    for node in graph:
+        for value in node_inputs(node):
+            producer = value.producer()
+            if value.graph is not graph and (producer is None or producer.graph is not graph):
+                yield value
+    yield from (o for o in graph.outputs if o.graph is not graph)
+
+
+def between(
+    nodes: Sequence[ir.Node], sources: Iterable[ir.Value], sinks: Iterable[ir.Value], carries: Carries
+) -> tuple[list[ir.Node], set[ir.Value]]:
+    """The nodes and tensors on some path from `sources` to `sinks`, in graph order.
+
+    Args:
+        nodes: the graph's nodes in topological order.
+        sources: where paths begin.
+        sinks: where they end.
+        carries: which edges count.
+    """
+    reached = set(sources)
+    for node in nodes:
+        if any(i in reached and carries(node, i) for i in node_inputs(node)):
+            reached.update(node.outputs)
+    needed = {s for s in sinks if s in reached}
+    path: list[ir.Node] = []
+    for node in reversed(nodes):
+        if any(o in needed for o in node.outputs):
+            inputs = [i for i in node_inputs(node) if i in reached and carries(node, i)]
+            if inputs:
+                path.append(node)
+                needed.update(inputs)
+    return path[::-1], needed
+
+
+def dominators(nodes: Sequence[ir.Node], source: ir.Value, sink: ir.Value, carries: Carries) -> list[ir.Value]:
+    """The tensors on *every* path from `source` to `sink`, in order, both ends included; empty without a path.
+
+    Immediate dominators of a directed acyclic graph in one topological sweep (Cooper, Harvey and Kennedy 2001).
+    """
+    path, alive = between(nodes, [source], [sink], carries)
+    if sink not in alive:
+        return []
+    above: dict[ir.Value, ir.Value] = {}
+    depth = {source: 0}
+    for node in path:
+        inputs = [i for i in node_inputs(node) if i in alive and i in depth and carries(node, i)]
+        common = inputs[0]
+        for other in inputs[1:]:
+            common = _meet(common, other, above, depth)
+        for output in node.outputs:
+            if output in alive:
+                above[output], depth[output] = common, depth[common] + 1
+    chain = [sink]
+    while chain[-1] is not source:
+        chain.append(above[chain[-1]])
+    return chain[::-1]
+
+
+def _meet(a: ir.Value, b: ir.Value, above: dict[ir.Value, ir.Value], depth: dict[ir.Value, int]) -> ir.Value:
+    while a is not b:
+        if depth[a] < depth[b]:
+            a, b = b, a
+        a = above[a]
+    return a

@@ -1,0 +1,165 @@
+"""Reading a file nobody vouched for, and bringing it to the one form the rest of the package expects.
+
+Everything here works on a `ModelProto` whose weights stay where they are: the ONNX C API only ever sees a
+*skeleton*, the same model with every weight above a kilobyte turned into a graph input. So a model of several
+gigabytes costs no more than its nodes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper, inliner, version_converter
+
+from onnx_gradcam.errors import ModelError
+
+__all__ = ["MIN_OPSET", "normalise", "read_proto", "skeleton"]
+
+MIN_OPSET = 18
+"""The opset every model is raised to: from here on nearly all function bodies exist and axes are inputs."""
+
+MIN_IR_VERSION = 8
+_SMALL_TENSOR_BYTES = 1000
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
+    """Parse `source` without reading its external weights.
+
+    Returns:
+        The model and the folder that external weights are relative to (`None` for bytes and protos).
+
+    Raises:
+        ModelError: no such file, not an ONNX model, or weights that are missing or lie outside the model's folder.
+    """
+    if isinstance(source, onnx.ModelProto):
+        proto, folder, name = source, None, "the model"
+    elif isinstance(source, bytes):
+        proto, folder, name = _parse(source, "the model"), None, "the model"
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file; give the path of an .onnx model")
+        proto, folder, name = _parse(path.read_bytes(), str(path)), path.resolve().parent, str(path)
+    if not proto.graph.node:
+        raise ModelError(f"{name}: not an ONNX model (it holds no graph); is it the right file, and complete?")
+    _check_external_data(proto, folder, name)
+    return proto, folder
+
+
+def _parse(data: bytes, name: str) -> onnx.ModelProto:
+    try:
+        proto = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError, RuntimeError) as exc:
+        raise ModelError(f"{name}: not an ONNX model ({exc}); is the file complete?") from exc
+    return proto
+
+
+def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str) -> None:
+    """Weights beside the model must exist and must not leave its folder: an untrusted file may name any path."""
+    tensors = [
+        t
+        for t in external_data_helper._get_all_tensors(proto)  # noqa: SLF001 - there is no public walk
+        if external_data_helper.uses_external_data(t)
+    ]
+    for tensor in tensors:
+        info = external_data_helper.ExternalDataInfo(tensor)
+        if folder is None:
+            raise ModelError(f"{name}: weight {tensor.name!r} lies in another file; load the model from its path")
+        path = folder / info.location
+        try:
+            resolved = path.resolve(strict=True)
+        except OSError as exc:
+            raise ModelError(f"{name}: the weights file {info.location!r} is missing; put it beside the model") from exc
+        if Path(info.location).is_absolute() or not resolved.is_relative_to(folder):
+            raise ModelError(f"{name}: weight {tensor.name!r} points outside of the model's folder; refused")
+        stat = resolved.stat()
+        if stat.st_nlink > 1:
+            raise ModelError(f"{name}: the weights file {info.location!r} is a hard link; copy it instead")
+        if (info.offset or 0) + (info.length or 0) > stat.st_size:
+            raise ModelError(f"{name}: the weights file {info.location!r} is truncated; fetch it again")
+
+
+def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, TensorProto]]:
+    """The same model at opset 18 or above, functions inlined, initializers off the inputs.
+
+    Nodes that no conversion touches stay as they were.
+
+    Returns:
+        The skeleton, in which the weights are the last graph inputs, and the weights by name, neither copied nor
+        read.
+
+    Raises:
+        ModelError: the model is invalid, or cannot be brought to opset 18.
+    """
+    small = skeleton(proto)
+    opset = _opset(small)
+    try:
+        onnx.checker.check_model(small)
+        if small.functions:
+            small = inliner.inline_local_functions(small)
+        if opset < MIN_OPSET:
+            small = version_converter.convert_version(small, MIN_OPSET)
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:300]
+        raise ModelError(
+            f"the model cannot be read as valid ONNX of opset {opset} or raised to {MIN_OPSET}: {reason}; "
+            "export it again with a current exporter"
+        ) from exc
+    weights = {t.name: t for t in proto.graph.initializer if _is_weight(t)}
+    light = {t.name for t in small.graph.initializer}
+    inputs = sorted((i for i in small.graph.input if i.name not in light), key=lambda i: i.name in weights)
+    del small.graph.input[:]
+    small.graph.input.extend(inputs)
+    small.ir_version = max(small.ir_version, MIN_IR_VERSION)
+    kept = {p.key for p in small.metadata_props}
+    small.metadata_props.extend(p for p in proto.metadata_props if p.key not in kept)
+    return small, weights
+
+
+def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every initializer above a kilobyte is a graph input, so that the C API sees no weights."""
+    small = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name == "graph":
+            continue
+        if field.name in {"opset_import", "metadata_props", "functions", "training_info", "configuration"}:
+            getattr(small, field.name).extend(value)
+        else:
+            setattr(small, field.name, value)
+    graph, light = proto.graph, small.graph
+    light.name = graph.name or "graph"
+    light.node.extend(graph.node)
+    light.output.extend(graph.output)
+    light.value_info.extend(graph.value_info)
+    light.sparse_initializer.extend(graph.sparse_initializer)
+    light.quantization_annotation.extend(graph.quantization_annotation)
+    light.input.extend(graph.input)
+    listed = {i.name for i in graph.input}
+    for tensor in graph.initializer:
+        if not _is_weight(tensor):
+            light.initializer.append(tensor)
+        elif tensor.name not in listed:
+            light.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    _name_default_domain(small)
+    return small
+
+
+def _is_weight(tensor: TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() > _SMALL_TENSOR_BYTES
+
+
+def _name_default_domain(proto: onnx.ModelProto) -> None:
+    """`ai.onnx` and the empty string are the same domain; only the empty one is used from here on."""
+    for entry in (*proto.opset_import, *proto.graph.node, *(n for f in proto.functions for n in f.node)):
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    for entry in proto.opset_import:
+        if entry.domain in _DEFAULT_DOMAINS:
+            return int(entry.version)
+    raise ModelError("the model imports no ONNX operator set; export it again with a current exporter")

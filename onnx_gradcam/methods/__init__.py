@@ -1,0 +1,1 @@
+"""CAM methods: pure functions of activation maps and their cotangents."""

@@ -1,0 +1,1 @@
+"""Running explained models: sessions, pictures, explanations."""
