@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.model import Model, load
 
 from .backward import backward
-from .reference import as_double, evaluator
+from .expand import expand_missing
+from .reference import as_double, evaluate, evaluator
 
 __all__ = ["GradientCheck", "check_gradients", "gradient_model"]
 
@@ -61,8 +63,9 @@ def gradient_model(
         UnsupportedError: a node on the way has no rule.
     """
     model = load(source)
-    t = Builder(model)
     output = output or str(model.core.graph.outputs[0].name)
+    expand_missing(model, [output], wrt)
+    t = Builder(model)
     values = {name: t.find(name) for name in (output, *wrt)}
     missing = [name for name, value in values.items() if value is None]
     if missing:
@@ -76,6 +79,7 @@ def gradient_model(
     for x, g in zip(xs, gradients, strict=True):
         t.output(g, f"grad/{x.name}")
     t.finish()
+    RemoveUnusedNodesPass()(model.core)
     return model
 
 
@@ -107,20 +111,19 @@ def check_gradients(
     wrt = [k for k, v in feeds.items() if v.dtype == np.float64] if wrt is None else list(wrt)
     output = output or str(double.graph.output[0].name)
     forward = evaluator(double)
-    y = np.asarray(forward.run([output], feeds)[0])
+    (y,) = evaluate(forward, feeds, [output])
     v = rng.standard_normal(y.shape)
     backward_model = gradient_model(double, wrt, output).to_proto()
     wanted = {i.name for i in backward_model.graph.input}
     given = {k: a for k, a in {**feeds, "cotangent": v}.items() if k in wanted}
-    gradients = evaluator(backward_model).run(None, given)
+    gradients = evaluate(evaluator(backward_model), given)
     checks = []
-    for name, result in zip(wrt, gradients, strict=True):
-        gradient = np.asarray(result)
+    for name, gradient in zip(wrt, gradients, strict=True):
         x = feeds[name]
         u = rng.standard_normal(x.shape)
 
         def value(offset: float, moved: str = name, x: Array = x, u: Array = u) -> Array:
-            return np.asarray(forward.run([output], {**feeds, moved: x + offset * u})[0])
+            return evaluate(forward, {**feeds, moved: x + offset * u}, [output])[0]
 
         difference = (value(step) - value(-step)) / (2 * step)
         if gradient.shape != x.shape:

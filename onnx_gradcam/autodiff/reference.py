@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-__all__ = ["as_double", "evaluator"]
+__all__ = ["as_double", "evaluate", "evaluator"]
 
 _FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 
@@ -37,12 +39,19 @@ class ConvTranspose(OpRun):
         n, kernel = X.ndim - 2, W.shape[2:]
         group, strides, dilations = group or 1, strides or [1] * n, dilations or [1] * n
         extra, pads = output_padding or [0] * n, pads or [0] * (2 * n)
-        if (auto_pad or "NOTSET") != "NOTSET" or output_shape:
-            raise NotImplementedError("ConvTranspose with auto_pad or output_shape")
         full = [
             s * (x - 1) + d * (k - 1) + 1 + e
             for s, x, d, k, e in zip(strides, X.shape[2:], dilations, kernel, extra, strict=True)
         ]
+        auto_pad = auto_pad or "NOTSET"
+        if output_shape or auto_pad.startswith("SAME"):
+            wanted = output_shape or [s * x for s, x in zip(strides, X.shape[2:], strict=True)]
+            totals = [max(f - o, 0) for f, o in zip(full, wanted[-n:], strict=True)]
+            small, large = [p // 2 for p in totals], [p - p // 2 for p in totals]
+            pads = small + large if auto_pad == "SAME_UPPER" else large + small
+            full = [max(f, o) for f, o in zip(full, wanted[-n:], strict=True)]
+        elif auto_pad == "VALID":
+            pads = [0] * (2 * n)
         out = np.zeros((X.shape[0], group, W.shape[1], *full), X.dtype)
         x = X.reshape(X.shape[0], group, X.shape[1] // group, *X.shape[2:])
         w = W.reshape(group, W.shape[0] // group, *W.shape[1:])
@@ -59,9 +68,87 @@ class ConvTranspose(OpRun):
         return (np.ascontiguousarray(y),)
 
 
+class Erf(OpRun):
+    """The error function; the evaluator's own computes in float32 whatever it is given."""
+
+    op_domain = ""
+
+    def _run(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any]]:
+        return (np.vectorize(math.erf, otypes=[x.dtype])(x).reshape(x.shape),)
+
+
+class Mean(OpRun):
+    """The mean of several tensors; the evaluator's own broadcasts nothing but its first argument's shape."""
+
+    op_domain = ""
+
+    def _run(self, *xs: npt.NDArray[Any]) -> tuple[npt.NDArray[Any]]:
+        return (np.asarray(np.mean(np.stack(np.broadcast_arrays(*xs)), axis=0)),)
+
+
+class LRN(OpRun):
+    """Local response normalisation; the evaluator's own runs over as many channels as there are samples."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: npt.NDArray[Any],
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        bias: float = 1.0,
+        size: int = 1,
+    ) -> tuple[npt.NDArray[Any]]:
+        channels = range(x.shape[1])
+        windows = [x[:, max(0, c - (size - 1) // 2) : c + size // 2 + 1] for c in channels]
+        square = np.stack([(w**2).sum(1) for w in windows], axis=1)
+        return (x / (bias + alpha / size * square) ** beta,)
+
+
+class LpNormalization(OpRun):
+    """Division by the p-norm; the evaluator's own adds up signed powers."""
+
+    op_domain = ""
+
+    def _run(self, x: npt.NDArray[Any], axis: int = -1, p: int = 2) -> tuple[npt.NDArray[Any]]:
+        norm = np.linalg.norm(x, p, axis, keepdims=True)
+        return (x / np.where(norm == 0, 1, norm),)
+
+
+class GroupNormalization(OpRun):
+    """Group normalisation; the function body computes in float32 whatever it is given."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: npt.NDArray[Any],
+        scale: npt.NDArray[Any],
+        bias: npt.NDArray[Any],
+        epsilon: float = 1e-5,
+        num_groups: int = 1,
+        stash_type: int | None = None,  # noqa: ARG002
+    ) -> tuple[npt.NDArray[Any]]:
+        grouped = x.reshape(x.shape[0], num_groups, -1)
+        centred = grouped - grouped.mean(2, keepdims=True)
+        y = (centred / np.sqrt((centred**2).mean(2, keepdims=True) + epsilon)).reshape(x.shape)
+        # One number a group before opset 21, one a channel since: both spread to channels.
+        a, b = (np.repeat(v, x.shape[1] // len(v)).reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias))
+        return (y * a + b,)
+
+
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """The reference evaluator for `model`."""
-    return ReferenceEvaluator(model, new_ops=[ConvTranspose])
+    return ReferenceEvaluator(model, new_ops=[ConvTranspose, Erf, GroupNormalization, LRN, LpNormalization, Mean])
+
+
+def evaluate(
+    model: ReferenceEvaluator, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
+) -> list[npt.NDArray[Any]]:
+    """Run `model`; floating-point warnings are the caller's to judge by the numbers."""
+    with np.errstate(all="ignore"):
+        results = model.run(None if outputs is None else list(outputs), dict(feeds))
+    return [np.asarray(r) for r in results]
 
 
 def as_double(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -86,6 +173,8 @@ def _retype_graph(graph: onnx.GraphProto) -> None:
 
 
 def _retype_node(node: onnx.NodeProto) -> None:
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        node.attribute.append(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(np.zeros(1))))
     for attribute in node.attribute:
         if attribute.name in {"to", "dtype"} and attribute.i == _FLOAT:
             attribute.i = _DOUBLE

@@ -88,6 +88,19 @@ class Value:
             )
         return tuple(d for d in self.shape if isinstance(d, int))
 
+    def dims_behind_batch(self) -> tuple[int, ...]:
+        """The shape without its first dimension, where all of that are numbers.
+
+        Raises:
+            UnsupportedError: a dimension is dynamic.
+        """
+        tail = tuple(d for d in self.shape[1:] if isinstance(d, int))
+        if len(tail) != self.rank - 1:
+            raise UnsupportedError(
+                f"the sizes of tensor {self.name!r} behind the batch must be known: {list(self.shape)}"
+            )
+        return tail
+
     def array(self) -> npt.NDArray[Any] | None:
         """The tensor's content where it is a constant of the graph, else `None`."""
         tensor = ir.convenience.get_const_tensor(self.core)
@@ -239,7 +252,7 @@ class Builder:
 
         Args:
             op_type: an operator of the default domain, at the model's own opset.
-            inputs: values; a bare number becomes a scalar of the first non-boolean value's type; `None` is an omitted input.
+            inputs: values; a bare number becomes a scalar of the first non-boolean value's type; `None` omits one.
             shape: the output's shape, where the caller knows better than inference.
             attributes: the node's attributes; `None` leaves one out.
         """
@@ -299,6 +312,13 @@ class Builder:
         self._names.add(name)
         self._register(value, int(ir.DataType.from_numpy(np.dtype(dtype))), shape)
         self.graph.inputs.append(value)
+        return self.wrap(value)
+
+    def default_input(self, name: str, content: npt.NDArray[Any]) -> Value:
+        """Add a graph input that may be left out: an initializer that a caller may override."""
+        value = self.input(name, content.dtype, (None,) * content.ndim).core
+        value.const_value = ir.tensor(content, name=name)
+        self.graph.register_initializer(value)
         return self.wrap(value)
 
     def output(self, value: Value, name: str) -> Value:

@@ -28,6 +28,7 @@ class Model:
         folder: the folder that external weights are relative to.
         types: ONNX element type of every tensor, by name.
         shapes: shape of every tensor whose rank is known, by name.
+        example: shapes for one choice of the free input dimensions, by name.
         name: what to call the model in messages.
     """
 
@@ -35,6 +36,7 @@ class Model:
     folder: Path | None
     types: dict[str, int]
     shapes: dict[str, Shape]
+    example: dict[str, tuple[int, ...]]
     name: str
     _external: bool = field(init=False, default=False)
 
@@ -57,6 +59,11 @@ class Model:
     def to_proto(self) -> onnx.ModelProto:
         """The model as a proto; external weights stay references."""
         return ir.to_proto(self.core)
+
+    def infer(self) -> None:
+        """Infer types and shapes again, after nodes of the graph have been replaced."""
+        inferred = infer_shapes(skeleton(self.to_proto()))
+        self.types, self.shapes, self.example = inferred.types, inferred.shapes, inferred.example
 
     def check(self) -> None:
         """Run the ONNX checker with full shape inference over the weightless model.
@@ -100,7 +107,7 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
     """
     proto, folder = read_proto(source)
     small, weights = normalise(proto)
-    types, shapes = infer_shapes(small)
+    inferred = infer_shapes(small)
     model = ir.from_proto(small)
     graph = model.graph
     for value in [v for v in graph.inputs if v.name in weights]:
@@ -111,4 +118,4 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
         value.dtype = tensor.dtype
         graph.register_initializer(value)
     name = str(source) if isinstance(source, (str, Path)) else "the model"
-    return Model(model, folder, types, shapes, name)
+    return Model(model, folder, inferred.types, inferred.shapes, inferred.example, name)

@@ -9,10 +9,11 @@ dimension, and any other pair gets a symbol of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import onnx
 
-__all__ = ["Shape", "infer_shapes"]
+__all__ = ["Inferred", "Shape", "infer_shapes"]
 
 Shape = tuple["int | str | None", ...]
 """One entry a dimension: a number, a symbol (equal symbols are equal numbers), or `None` for unknown."""
@@ -21,23 +22,37 @@ _BATCH_PROBES = ((3, 5), (7, 11), (13, 17), (19, 23))
 _SIZE_PROBES = ((224, 320), (256, 352), (288, 384), (192, 416))
 
 
-def infer_shapes(skeleton: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Shape]]:
-    """Element types and shapes of all tensors of the main graph of a weightless model.
+@dataclass(frozen=True)
+class Inferred:
+    """What inference found, by tensor name.
 
-    Returns:
-        `types` (name -> ONNX element type) and `shapes` (name -> shape; unknown ranks are left out).
+    Attributes:
+        types: ONNX element types.
+        shapes: shapes; tensors of unknown rank are left out.
+        example: shapes for one choice of the free input dimensions, as far as they are numbers.
     """
+
+    types: dict[str, int]
+    shapes: dict[str, Shape]
+    example: dict[str, tuple[int, ...]]
+
+
+def infer_shapes(skeleton: onnx.ModelProto) -> Inferred:
+    """Element types and shapes of all tensors of the main graph of a weightless model."""
     plain = _run(skeleton)
     types = {i.name: i.type.tensor_type.elem_type for i in _infos(plain) if i.type.HasField("tensor_type")}
-    shapes = dict(_shapes(plain))
+    types |= {t.name: t.data_type for t in skeleton.graph.initializer}
+    first = shapes = dict(_shapes(plain))
     probes = _bindings(skeleton)
     if probes:
         first, second = (dict(_shapes(_run(_bound(skeleton, probes, i)))) for i in (0, 1))
         symbols = {pair: symbol for symbol, pair in probes.items()}
         for name in first.keys() & second.keys():
-            if len(first[name]) == len(second[name]):
+            # A rank that only the probes give is inference giving up half-way on sizes that do not fit.
+            if len(first[name]) == len(second[name]) == len(shapes.get(name, first[name])):
                 shapes[name] = _merge(first[name], second[name], shapes.get(name), symbols)
-    return types, shapes
+    example = {n: tuple(d for d in dims if isinstance(d, int)) for n, dims in first.items()}
+    return Inferred(types, shapes, {n: dims for n, dims in example.items() if len(dims) == len(first[n])})
 
 
 def _merge(a: Shape, b: Shape, plain: Shape | None, symbols: Mapping[tuple[int, int], str]) -> Shape:

@@ -1,0 +1,143 @@
+"""Function-body expansion: an operator without a rule, replaced by the body that its ONNX schema gives.
+
+Only nodes on the differentiated path are touched, forward included, and only where the body exists at the model's own
+opset; the rest of the forward graph keeps its operators, which runtimes run faster than their bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from onnx_gradcam.errors import TargetError
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.paths import between
+
+from .backward import Table, carries_gradient
+from .registry import ZERO, rules
+
+__all__ = ["expand_missing", "has_body"]
+
+_DOMAIN = "onnx_gradcam.expanded"
+
+
+def has_body(op_type: str, opset: int, domain: str = "") -> bool:
+    """Whether the operator can be expanded at `opset`; some bodies depend on the node as well."""
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], table: Table | None = None) -> list[str]:
+    """Expand, in place, every node without a rule between `wrt` and `scores` that has a body at the model's opset.
+
+    Bodies may hold operators with bodies: this goes on until every node left has a rule or no body. Tensors of the
+    model keep their names and values. Call it before a `Builder` is made for the model.
+
+    Args:
+        model: changed in place, its types and shapes inferred again.
+        scores: tensors that are differentiated.
+        wrt: tensors they are differentiated by.
+        table: rules to use instead of the registered ones.
+
+    Returns:
+        One line for each expanded node, `LpNormalization 'norm_3'`, in the order of expansion.
+
+    Raises:
+        TargetError: a name is not in the model.
+    """
+    table = rules() if table is None else table
+    expanded: list[str] = []
+    while True:
+        bodies = {}
+        for node in _without_rule(model, scores, wrt, table):
+            body = _body(model, node)
+            if body is not None:
+                bodies[node] = body
+        if not bodies:
+            return expanded
+        for i, (node, body) in enumerate(bodies.items()):
+            expanded.append(f"{node.op_type} {node.outputs[0].name!r}")
+            _call(model, node, body, f"{node.op_type}_{i}")
+        InlinePass()(model.core)
+        model.core.opset_imports.pop(_DOMAIN, None)
+        model.infer()
+
+
+def _without_rule(model: Model, scores: Sequence[str], wrt: Sequence[str], table: Table) -> list[ir.Node]:
+    t = Builder(model)
+    found = {name: t.find(name) for name in (*scores, *wrt)}
+    ends = {name: value.core for name, value in found.items() if value is not None}
+    missing = [name for name in found if name not in ends]
+    if missing:
+        raise TargetError(f"the model has no tensor {missing[0]!r}")
+    path, _ = between(t.nodes, [ends[n] for n in wrt], [ends[n] for n in scores], carries_gradient(t, table))
+    return [n for n in path if (n.domain, n.op_type) not in table and (n.domain, n.op_type) not in ZERO]
+
+
+def _body(model: Model, node: ir.Node) -> onnx.FunctionProto | None:
+    """The schema's function for this very node, or `None`; the node's default attributes are filled in."""
+    opset = model.core.opset_imports.get(node.domain)
+    if opset is None or not has_body(node.op_type, opset, node.domain):
+        return None
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    for name, attribute in schema.attributes.items():
+        if name not in node.attributes and attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
+            node.attributes.add(ir.from_proto(attribute.default_value))
+    for i, output in enumerate(node.outputs):
+        # An omitted output has no name, yet the body may read its value.
+        output.name = output.name or f"{node.outputs[0].name}/unused_{i}"
+    versions = schema.function_opset_versions or schema.context_dependent_function_opset_versions
+    # Asked for a later opset, onnx returns an empty body wherever an operator in it has only gained types since.
+    version = max((v for v in versions if v <= opset), default=0)
+    if not version:
+        return None
+    if schema.has_function:
+        body = onnx.FunctionProto.FromString(schema.get_function_with_opset_version(version))
+    else:
+        types = [_type(model, value).SerializeToString() for value in node.inputs]
+        proto = ir.to_proto(node).SerializeToString()
+        found = schema.get_context_dependent_function_with_opset_version(version, proto, types)
+        body = onnx.FunctionProto.FromString(found)
+    del body.output[len(node.outputs) :]
+    return body if body.node and _valid(body, model) else None
+
+
+def _valid(body: onnx.FunctionProto, model: Model) -> bool:
+    """Whether every operator of the body still takes at the model's opset what it took when the body was written."""
+    del body.opset_import[:]
+    body.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.core.opset_imports.items())
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.core.ir_version
+    context.opset_imports = dict(model.core.opset_imports)
+    try:
+        onnx.checker.check_function(body, context)
+    except onnx.checker.ValidationError:
+        return False
+    return True
+
+
+def _type(model: Model, value: ir.Value | None) -> onnx.TypeProto:
+    if value is None:
+        return onnx.TypeProto()
+    name = str(value.name)
+    return onnx.helper.make_tensor_type_proto(model.types.get(name, 0), model.shapes.get(name))
+
+
+def _call(model: Model, node: ir.Node, body: onnx.FunctionProto, name: str) -> None:
+    """Make `node` a call of a function of its own that holds `body`."""
+    stem = node.outputs[0].name
+    body.domain, body.name = _DOMAIN, name
+    function = ir.from_proto(body)
+    for inner in function:
+        inner.name = f"{stem}/{inner.name or inner.op_type}"
+        for output in inner.outputs:
+            output.name = f"{stem}/{output.name}"
+    node.domain, node.op_type = _DOMAIN, name
+    model.core.functions[function.identifier()] = function

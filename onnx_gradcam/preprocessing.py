@@ -1,0 +1,373 @@
+"""How a picture becomes a model's input: the description, its presets and its JSON form.
+
+Nothing here touches pixels: ``runtime.image.prepare`` carries a description out. The JSON form is what
+``--preprocess`` takes and what an explained model keeps in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
+
+from onnx_gradcam.errors import PreprocessingError, near_matches
+
+__all__ = [
+    "PRESETS",
+    "Color",
+    "DType",
+    "Layout",
+    "Preprocessing",
+    "Resize",
+    "parse_preprocessing",
+    "read_labels",
+]
+
+Resize = Literal["stretch", "short_crop", "none"]
+Color = Literal["rgb", "bgr", "gray"]
+Layout = Literal["NCHW", "NHWC"]
+DType = Literal["float16", "float32", "float64", "uint8", "int8", "uint16", "int16", "int32"]
+
+INTEGER_RANGES: Final[Mapping[str, tuple[int, int]]] = {
+    "uint8": (0, 2**8 - 1),
+    "int8": (-(2**7), 2**7 - 1),
+    "uint16": (0, 2**16 - 1),
+    "int16": (-(2**15), 2**15 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+}
+
+# Below this span an integer input would merge more than every second of the 256 pixel levels.
+_LEAST_INTEGER_SPAN: Final = 127
+_LARGEST_JSON: Final = 2**20
+_LARGEST_LABEL_FILE: Final = 2**24
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "resize": get_args(Resize),
+    "color": get_args(Color),
+    "layout": get_args(Layout),
+    "dtype": get_args(DType),
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pixels(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_choice(key: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise PreprocessingError(
+            f'"{key}" cannot be {value!r}{near_matches(str(value), known)}; it is one of {", ".join(known)}.'
+        )
+
+
+def _check_size(key: str, size: object) -> None:
+    if size is None:
+        return
+    if not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_pixels, size))):
+        raise PreprocessingError(f'"{key}" has to be [height, width] in pixels above 0, not {size!r}.')
+
+
+def _check_numbers(key: str, values: tuple[object, ...], *, nonzero: bool) -> None:
+    for value in values:
+        if not _is_number(value) or (nonzero and value == 0):
+            wanted = "a number other than 0" if nonzero else "a number"
+            raise PreprocessingError(f'"{key}" has to be {wanted}, not {value!r}.')
+
+
+def _check_channels(key: str, values: object, channels: int) -> None:
+    if values is None:
+        return
+    if not isinstance(values, tuple) or len(values) not in (1, channels):
+        counts = "1 value" if channels == 1 else f"1 or {channels} values"
+        raise PreprocessingError(f'"{key}" has to have {counts}, for {channels} channel(s), not {values!r}.')
+    _check_numbers(key, values, nonzero=key == "std")
+
+
+def _by(size: tuple[int | None, int | None]) -> str:
+    return "x".join("?" if side is None else str(side) for side in size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From a picture's pixels (0 to 255) to a model's input: ``(pixel * scale - mean) / std``.
+
+    An integer `dtype` is rounded to the nearest value and clipped to its range.
+
+    Attributes:
+        size: (height, width) in pixels of the model's input; None takes the model's own.
+        resize: ``stretch`` scales both sides to `size`; ``short_crop`` scales the shorter side to `short`,
+            keeping proportions, and cuts `size` out of the centre; ``none`` wants pictures of exactly `size`.
+        short: pixels of the shorter side before the crop; None is 256/224 of the shorter side of `size`.
+        color: the order of the channels; ``gray`` is one channel, the luma of ITU-R BT.601.
+        scale: multiplies the pixel before `mean` is taken off.
+        mean: one value for all channels, or one a channel in the order of `color`; None is 0.
+        std: as `mean`; None is 1.
+        layout: whether the channels come before or after height and width.
+        dtype: the element type of the input.
+        fallback_size: (height, width) taken where neither `size` nor the model says one.
+
+    Raises:
+        PreprocessingError: a value is out of its range, or two of them contradict each other.
+    """
+
+    size: tuple[int, int] | None = None
+    resize: Resize = "stretch"
+    short: int | None = None
+    color: Color = "rgb"
+    scale: float = 1.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layout: Layout = "NCHW"
+    dtype: DType = "float32"
+    fallback_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for key, known in _CHOICES.items():
+            _check_choice(key, getattr(self, key), known)
+        for key in ("size", "fallback_size"):
+            _check_size(key, getattr(self, key))
+        _check_numbers("scale", (self.scale,), nonzero=True)
+        for key in ("mean", "std"):
+            _check_channels(key, getattr(self, key), self.channels)
+        self._check_short()
+
+    @property
+    def channels(self) -> int:
+        """How many channels the input has: 1 for gray, else 3."""
+        return 1 if self.color == "gray" else 3
+
+    def value_range(self) -> tuple[float, float]:
+        """The lowest and the highest input value a pixel can give, before any rounding."""
+        mean, std = self.mean or (0.0,), self.std or (1.0,)
+        ends = [
+            (pixel * self.scale - mean[c % len(mean)]) / std[c % len(std)]
+            for c in range(self.channels)
+            for pixel in (0.0, 255.0)
+        ]
+        return min(ends), max(ends)
+
+    def fitted(
+        self,
+        *,
+        channels: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        layout: Layout | None = None,
+        dtype: str | None = None,
+    ) -> Preprocessing:
+        """Adapt to what a model's input declares; None is unknown.
+
+        The model decides layout and element type, and the size where none was asked for.
+
+        Raises:
+            PreprocessingError: the model declares what this description contradicts.
+        """
+        return replace(
+            self,
+            size=self._fitted_size(height, width),
+            fallback_size=None,
+            layout=layout or self.layout,
+            dtype=self._fitted_dtype(dtype),
+            **self._fitted_color(channels),
+        )
+
+    def to_json(self) -> str:
+        """One JSON object with the keys that differ from None; `parse_preprocessing` reads it back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({key: value for key, value in values.items() if value is not None})
+
+    @classmethod
+    def from_json(cls, text: str) -> Preprocessing:
+        """Read one JSON object; a missing key has its default.
+
+        Raises:
+            PreprocessingError: no JSON object, an unknown key or a bad value.
+        """
+        return _from_json(text, "the inline JSON")
+
+    def _check_short(self) -> None:
+        if self.short is None:
+            return
+        if self.resize != "short_crop":
+            raise PreprocessingError(
+                f'"short" belongs to "resize": "short_crop", but "resize" is "{self.resize}": drop one of the two.'
+            )
+        if not _is_pixels(self.short):
+            raise PreprocessingError(f'"short" has to be a number of pixels above 0, not {self.short!r}.')
+        if self.size is not None and self.short < min(self.size):
+            raise PreprocessingError(
+                f'"short" is {self.short} pixels, too small to cut {_by(self.size)} out of: '
+                f"make it at least {min(self.size)}."
+            )
+
+    def _fitted_size(self, height: int | None, width: int | None) -> tuple[int, int] | None:
+        if self.size is not None:
+            for asked, declared in zip(self.size, (height, width), strict=True):
+                if declared is not None and asked != declared:
+                    raise PreprocessingError(
+                        f"The preprocessing makes pictures of {_by(self.size)} (height x width), but the model's "
+                        f'input is {_by((height, width))}: leave "size" out or make it the model\'s.'
+                    )
+            return self.size
+        if height is not None and width is not None:
+            return height, width
+        if height is None and width is None:
+            return self.fallback_size
+        raise PreprocessingError(
+            f"The model's input is {_by((height, width))} (height x width), one side open: "
+            'say both in the preprocessing as "size": [height, width].'
+        )
+
+    def _fitted_color(self, channels: int | None) -> dict[str, Any]:
+        if channels in (None, self.channels):
+            return {}
+        if channels != 1:
+            raise PreprocessingError(
+                f'The model\'s input has {channels} channels, but "color": "{self.color}" gives {self.channels}: '
+                "only models of 1 channel (gray) or 3 (rgb, bgr) take a picture."
+            )
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if values is not None and len(set(values)) > 1:
+                raise PreprocessingError(
+                    f'The model\'s input has 1 channel, but "{key}" has a value for each of 3 '
+                    f'({", ".join(map(str, values))}): say "color": "gray" and one "{key}".'
+                )
+        return {"color": "gray", "mean": self.mean and self.mean[:1], "std": self.std and self.std[:1]}
+
+    def _fitted_dtype(self, dtype: str | None) -> DType:
+        if dtype is None or dtype == self.dtype:
+            return self.dtype
+        if dtype not in _CHOICES["dtype"]:
+            raise PreprocessingError(
+                f"The model's input is of type {dtype}, which no picture can be given as: "
+                f"it has to be one of {', '.join(_CHOICES['dtype'])}."
+            )
+        if dtype in INTEGER_RANGES:
+            (low, high), (least, most) = self.value_range(), INTEGER_RANGES[dtype]
+            if low < least or high > most or high - low < _LEAST_INTEGER_SPAN:
+                raise PreprocessingError(
+                    f"The model's input is {dtype} ({least} to {most}), but the preprocessing gives values from "
+                    f'{low:.4g} to {high:.4g}: choose "scale", "mean" and "std" that fill that range.'
+                )
+        return cast("DType", dtype)
+
+
+_IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+_USUAL: Final = (224, 224)
+
+PRESETS: Final[Mapping[str, Preprocessing]] = {
+    # torchvision.transforms._presets.ImageClassification with its defaults
+    "torchvision": Preprocessing(
+        resize="short_crop", scale=1 / 255, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, fallback_size=_USUAL
+    ),
+    # keras.applications.imagenet_utils.preprocess_input, mode "caffe"
+    "keras-caffe": Preprocessing(color="bgr", mean=(103.939, 116.779, 123.68), layout="NHWC", fallback_size=_USUAL),
+    # the same, mode "tf": x / 127.5 - 1
+    "keras-tf": Preprocessing(scale=1 / 127.5, mean=(1.0,), layout="NHWC", fallback_size=_USUAL),
+    # the same, mode "torch"
+    "keras-torch": Preprocessing(
+        scale=1 / 255, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, layout="NHWC", fallback_size=_USUAL
+    ),
+    # gluoncv.data.transforms.presets.imagenet.transform_eval with its defaults
+    "mxnet-gluon": Preprocessing(
+        resize="short_crop", scale=1 / 255, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, fallback_size=_USUAL
+    ),
+    "none": Preprocessing(),
+}
+
+
+def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) -> Preprocessing:
+    """Read a description: a preset's name, an inline JSON object, the path of a JSON file, or a mapping.
+
+    Raises:
+        PreprocessingError: none of these, an unknown key, or a bad value.
+    """
+    if isinstance(source, Preprocessing):
+        return source
+    if isinstance(source, Mapping):
+        return _from_mapping(source, "the preprocessing")
+    text = str(source).strip()
+    if text in PRESETS:
+        return PRESETS[text]
+    if text.startswith("{"):
+        return Preprocessing.from_json(text)
+    if not Path(text).exists():
+        raise PreprocessingError(
+            f"{text!r} is neither a preset ({', '.join(PRESETS)}) nor a JSON file that exists"
+            f"{near_matches(text, PRESETS)}."
+        )
+    return _from_json(_read_text(Path(text), _LARGEST_JSON, "a JSON object"), repr(text))
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """Read class names, one a line (UTF-8); the line's number, from 0, is the class index.
+
+    Blanks around a name are dropped, as are blank lines at the end; a blank line elsewhere is a class without name.
+
+    Raises:
+        PreprocessingError: no such file, one that is no text, too large, or empty.
+    """
+    text = _read_text(Path(path), _LARGEST_LABEL_FILE, "class names, one a line").rstrip()
+    if not text:
+        raise PreprocessingError(f"{str(path)!r} is empty: put the class names in it, one a line.")
+    return [line.strip() for line in text.split("\n")]
+
+
+def _from_json(text: str, origin: str) -> Preprocessing:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise PreprocessingError(f"The preprocessing in {origin} is no valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise PreprocessingError(
+            f'The preprocessing in {origin} has to be a JSON object such as {{"size": [224, 224]}}, '
+            f"not a {type(value).__name__}."
+        )
+    return _from_mapping(value, origin)
+
+
+def _from_mapping(values: Mapping[str, Any], origin: str) -> Preprocessing:
+    known = [field.name for field in fields(Preprocessing)]
+    for key in values:
+        if key not in known:
+            raise PreprocessingError(
+                f"Unknown key {key!r} in {origin}{near_matches(str(key), known)}; known: {', '.join(known)}."
+            )
+    arguments = {key: value for key, value in values.items() if value is not None}
+    for key in ("size", "fallback_size", "mean", "std"):
+        if isinstance(arguments.get(key), list):
+            arguments[key] = tuple(arguments[key])
+    for key in ("mean", "std"):
+        if _is_number(arguments.get(key)):
+            arguments[key] = (arguments[key],)
+    try:
+        return Preprocessing(**arguments)
+    except PreprocessingError as error:
+        raise PreprocessingError(f"In {origin}: {error}") from error
+
+
+def _read_text(path: Path, largest: int, wanted: str) -> str:
+    """The text of a UTF-8 file of at most `largest` bytes, its line ends made newlines."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(largest + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PreprocessingError(f"{str(path)!r} cannot be read: {reason}.") from error
+    if len(data) > largest:
+        raise PreprocessingError(f"{str(path)!r} is larger than {largest} bytes: it should hold {wanted}.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise PreprocessingError(f"{str(path)!r} is no UTF-8 text file: it should hold {wanted}.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

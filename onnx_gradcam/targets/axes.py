@@ -1,0 +1,313 @@
+"""What each axis of each tensor means, followed through the graph and never guessed from sizes.
+
+Convolutions and pools are channels-first by definition, so their outputs have known axes; Transposes permute them,
+Reshapes merge and split them, elementwise operators keep them. A vision transformer's token axis is a merged grid,
+perhaps with class and register tokens before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnx_gradcam.graph.builder import Builder, Value
+
+__all__ = ["Axis", "Layout", "channels_first", "follow", "label_input"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The meaning of one axis.
+
+    Attributes:
+        kind: `N` batch, `C` channels, `S` one spatial dimension, `T` tokens (a merged grid), or the identity of an
+            input axis (`0`, `1` ...) while the layout of the input is being found.
+        grid: for tokens, the sizes of the grid (in the example binding of free dimensions).
+        before: for tokens, how many class or register tokens come before the grid.
+        after: how many come after it.
+    """
+
+    kind: str
+    grid: tuple[int, ...] = ()
+    before: int = 0
+    after: int = 0
+
+
+Layout = tuple["Axis | None", ...]
+"""The meaning of every axis of a tensor; `None` where it is not known."""
+
+BATCH, CHANNEL, SPATIAL = Axis("N"), Axis("C"), Axis("S")
+
+_CHANNELS_FIRST = {
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "LpPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GlobalLpPool",
+    "LRN",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "QLinearConv",
+    "ConvInteger",
+    "MaxRoiPool",
+}
+_NORMALISED = {"BatchNormalization", "InstanceNormalization", "GroupNormalization"}
+_REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
+_RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+
+
+def follow(t: Builder, start: dict[ir.Value, Layout] | None = None) -> dict[ir.Value, Layout]:
+    """The layout of every tensor that one can be found for.
+
+    Args:
+        t: the graph.
+        start: layouts known beforehand.
+    """
+    layouts = dict(start or {})
+    for node in t.nodes:
+        found = _after(t, node, layouts)
+        for output in node.outputs:
+            value = t.wrap(output)
+            if found is not None and value.known_shape is not None and value.rank == len(found):
+                layouts.setdefault(output, found)
+    return layouts
+
+
+def label_input(t: Builder, image: Value) -> Layout | None:
+    """The layout of the image input, from the first convolution or pool that it reaches."""
+    mine = {image.core: tuple(Axis(str(i)) for i in range(image.rank))}
+    layouts: dict[ir.Value, Layout] = dict(mine)
+    for node in t.nodes:
+        x = node.inputs[0] if node.inputs else None
+        seen = layouts.get(x) if x is not None else None
+        if node.op_type in _CHANNELS_FIRST | _NORMALISED and seen is not None:
+            kinds = [axis.kind if axis else "" for axis in seen]
+            lost = {str(i) for i in range(image.rank)} - set(kinds)
+            if len(lost) == 1:
+                # A Reshape may stand for the Transpose of a single channel, whose axis it moves without a trace.
+                kinds[kinds.index("")] = lost.pop()
+            if sorted(kinds) == [str(i) for i in range(image.rank)]:
+                meaning = dict(zip(kinds, channels_first(image.rank), strict=True))
+                return tuple(meaning[str(i)] for i in range(image.rank))
+            continue
+        found = _after(t, node, layouts)
+        for output in node.outputs:
+            if found is not None and any(axis and axis.kind.isdigit() for axis in found):
+                layouts.setdefault(output, found)
+    return None
+
+
+def channels_first(rank: int) -> Layout:
+    """The layout of convolutions, pools and most normalisations."""
+    return (BATCH, CHANNEL, *(SPATIAL,) * (rank - 2))
+
+
+def _after(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout | None:
+    """The layout of the node's outputs, from those of its inputs."""
+    if node.op_type in _CHANNELS_FIRST:
+        shape = t.wrap(node.outputs[0]).known_shape
+        return None if shape is None or len(shape) < 3 else channels_first(len(shape))
+    known = [layouts.get(i) if i is not None else None for i in node.inputs]
+    if not any(known):
+        return None
+    special = _RULES.get(node.op_type)
+    if special is not None:
+        return special(t, node, known)
+    if node.op_type in _REDUCTIONS:
+        return _reduce(t, node, known[0])
+    if node.op_type in _RESHAPES:
+        return _reshape(t, node, known[0])
+    return _elementwise(t, node, known)
+
+
+def _elementwise(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    """An operator whose output has the shape of its (broadcast) inputs; any other loses the layout."""
+    shape = _example(t, node.outputs[0])
+    for value, layout in zip(node.inputs, known, strict=True):
+        if value is not None and layout is not None and shape is not None and _example(t, value) == shape:
+            return layout
+    return None
+
+
+def _transpose(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:  # noqa: ARG001
+    layout = known[0]
+    if layout is None:
+        return None
+    attribute = node.attributes.get("perm")
+    perm = attribute.as_ints() if attribute is not None else range(len(layout))[::-1]
+    return tuple(layout[i] for i in perm)
+
+
+def _same_axes(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    """Sizes may change, meanings do not; a resized or padded token axis is no grid any more."""
+    layout = known[0]
+    before, after = _example(t, node.inputs[0]), _example(t, node.outputs[0])
+    if layout is None or before is None or after is None or len(before) != len(after):
+        return None
+    return tuple(
+        None if axis is not None and axis.kind == "T" and a != b else axis
+        for axis, a, b in zip(layout, before, after, strict=True)
+    )
+
+
+def _concat(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    layout = next(k for k in known if k is not None)
+    where = node.attributes["axis"].as_int() % len(layout)
+    axis = layout[where]
+    if axis is None or axis.kind != "T":
+        return layout
+    sizes = [_example(t, i) for i in node.inputs]
+    if any(s is None for s in sizes) or sum(k is not None and k[where] is not None for k in known) != 1:
+        return _replaced(layout, where, None)
+    mine = next(i for i, k in enumerate(known) if k is not None and k[where] is not None)
+    lengths = [s[where] for s in sizes if s is not None]
+    grown = replace(axis, before=axis.before + sum(lengths[:mine]), after=axis.after + sum(lengths[mine + 1 :]))
+    return _replaced(layout, where, grown)
+
+
+def _slice(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    layout = _same_axes(t, node, known)
+    source, size = known[0], _example(t, node.inputs[0])
+    if layout is None or source is None or size is None:
+        return layout
+    for where, axis in enumerate(source):
+        if axis is None or axis.kind != "T" or layout[where] is not None:
+            continue
+        window = _window(t, node, where, size[where])
+        if window is None:
+            continue
+        start, end = window
+        first, last = axis.before, axis.before + math.prod(axis.grid)
+        if start <= first and end >= last:
+            layout = _replaced(layout, where, replace(axis, before=first - start, after=end - last))
+    return layout
+
+
+def _window(t: Builder, node: ir.Node, axis: int, size: int) -> tuple[int, int] | None:
+    """Start and end of a contiguous constant Slice along `axis`."""
+    inputs = [None if i is None else t.wrap(i).array() for i in node.inputs[1:]]
+    starts, ends = inputs[:2]
+    if starts is None or ends is None:
+        return None
+    axes = list(range(len(starts)))
+    if len(inputs) > 2 and inputs[2] is not None:
+        axes = [int(a) % len(t.wrap(node.outputs[0]).shape) for a in inputs[2]]
+    steps = inputs[3] if len(inputs) > 3 and inputs[3] is not None else [1] * len(axes)
+    if axis not in axes or steps[axes.index(axis)] != 1:
+        return None
+    return slice(int(starts[axes.index(axis)]), int(ends[axes.index(axis)])).indices(size)[:2]
+
+
+def _gather(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    layout = known[0]
+    indices = node.inputs[1]
+    if layout is None or indices is None or t.wrap(indices).known_shape is None:
+        return None
+    attribute = node.attributes.get("axis")
+    where = (attribute.as_int() if attribute is not None else 0) % len(layout)
+    axis = layout[where]
+    kept = None if axis is None or axis.kind == "T" else axis
+    return (*layout[:where], *(kept,) * t.wrap(indices).rank, *layout[where + 1 :])
+
+
+def _matmul(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    """A product with a constant matrix mixes channels; a product of two activations mixes positions."""
+    layout, matrix = known[0], node.inputs[1]
+    if layout is None or matrix is None or known[1] is not None or t.wrap(matrix).known_shape is None:
+        return None
+    if t.wrap(matrix).rank != 2 or (layout[-1] is not None and layout[-1].kind != "C"):
+        return None
+    return _replaced(layout, len(layout) - 1, CHANNEL)
+
+
+def _reduce(t: Builder, node: ir.Node, layout: Layout | None) -> Layout | None:
+    before, after = _example(t, node.inputs[0]), _example(t, node.outputs[0])
+    if layout is None or before is None or after is None:
+        return None
+    if len(before) == len(after):
+        return tuple(axis if a == b else None for axis, a, b in zip(layout, before, after, strict=True))
+    axes = t.wrap(node.inputs[1]).array() if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if axes is None:
+        return None
+    gone = {int(a) % len(before) for a in axes}
+    return tuple(axis for i, axis in enumerate(layout) if i not in gone)
+
+
+def _reshape(t: Builder, node: ir.Node, layout: Layout | None) -> Layout | None:
+    """Match runs of axes with equal products: a merged grid becomes tokens, split tokens become their grid again."""
+    before, after = _example(t, node.inputs[0]), _example(t, node.outputs[0])
+    if layout is None or before is None or after is None or 0 in before:
+        return None
+    result: list[Axis | None] = []
+    for left, right in _runs(before, after):
+        sources = [layout[i] for i in left]
+        result.extend(_regroup(sources, [before[i] for i in left], [after[i] for i in right]))
+    return tuple(result)
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Split two factorisations of one number into the finest runs of equal product."""
+    runs, i, j = [], 0, 0
+    while i < len(before) or j < len(after):
+        left, right = ([i] if i < len(before) else []), ([j] if j < len(after) else [])
+        i, j = i + len(left), j + len(right)
+        while math.prod(before[k] for k in left) != math.prod(after[k] for k in right):
+            if math.prod(before[k] for k in left) < math.prod(after[k] for k in right):
+                if i == len(before):
+                    break
+                left.append(i)
+                i += 1
+            else:
+                if j == len(after):
+                    break
+                right.append(j)
+                j += 1
+        runs.append((left, right))
+    return runs
+
+
+def _regroup(sources: Sequence[Axis | None], sizes: Sequence[int], targets: Sequence[int]) -> list[Axis | None]:
+    """The axes that a run of axes becomes."""
+    kinds = [axis.kind if axis else None for axis in sources]
+    if len(sources) == len(targets) == 1:
+        return [sources[0]]
+    # Sizes of one come and go without a meaning; what remains decides.
+    real = [(axis, size) for axis, size in zip(sources, sizes, strict=True) if size != 1]
+    if len(targets) == 1 and len(real) == 1:
+        return [real[0][0]]
+    if len(real) == 1 and sum(size != 1 for size in targets) == 1:
+        return [real[0][0] if size != 1 else None for size in targets]
+    if len(targets) == 1 and kinds and set(kinds) == {"S"}:
+        return [Axis("T", tuple(sizes))]
+    if len(sources) == 1 and sources[0] is not None and sources[0].kind == "T":
+        tokens = sources[0]
+        if tuple(targets) == tokens.grid and not tokens.before and not tokens.after:
+            return [SPATIAL] * len(targets)
+    return [None] * len(targets)
+
+
+def _replaced(layout: Layout, where: int, axis: Axis | None) -> Layout:
+    return (*layout[:where], axis, *layout[where + 1 :])
+
+
+def _example(t: Builder, value: ir.Value | None) -> tuple[int, ...] | None:
+    return None if value is None else t.model.example.get(str(value.name))
+
+
+_RULES: dict[str, Callable[[Builder, ir.Node, Sequence[Layout | None]], Layout | None]] = {
+    "Transpose": _transpose,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Gather": _gather,
+    "MatMul": _matmul,
+    "Gemm": lambda t, node, known: None,  # noqa: ARG005 - two axes, neither of them a place
+    "Pad": _same_axes,
+    "Resize": _same_axes,
+    "Split": _same_axes,
+}

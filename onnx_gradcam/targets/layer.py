@@ -1,0 +1,267 @@
+"""Which tensor is explained: the target layer, and how to read it as `[N, C, *spatial]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnx_gradcam.errors import TargetError, near_matches
+from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.paths import Carries, between, dominators
+
+from .axes import Axis, Layout, follow
+
+__all__ = ["Candidate", "Layer", "find_layer"]
+
+_POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
+_VIEWS = {"Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+_QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A tensor that has places to point at.
+
+    Attributes:
+        tensor: the activation maps.
+        layout: the meaning of its axes.
+        every_path: whether it lies on every path from the picture to the score.
+    """
+
+    tensor: Value
+    layout: Layout
+    every_path: bool
+
+    @property
+    def tokens(self) -> Axis | None:
+        """The token axis, where the places are the tokens of a transformer."""
+        return next((axis for axis in self.layout if axis is not None and axis.kind == "T"), None)
+
+    @property
+    def grid(self) -> tuple[int | str | None, ...]:
+        """The spatial sizes."""
+        if self.tokens is not None:
+            return self.tokens.grid
+        return tuple(d for d, axis in zip(self.tensor.shape, self.layout, strict=True) if axis and axis.kind == "S")
+
+    def describe(self) -> str:
+        """Layout in the usual letters, e.g. `NCHW`, `NHWC` or `NTC`."""
+        spatial = iter("HW" if len(self.grid) == 2 else "DHW" if len(self.grid) == 3 else "W")
+        return "".join("?" if a is None else next(spatial) if a.kind == "S" else a.kind for a in self.layout)
+
+    def canonical(self, t: Builder, value: Value) -> Value:
+        """`value`, which has the target tensor's axes, as `[N, C, *spatial]` without class and register tokens."""
+        tokens = self.tokens
+        where = {axis.kind: i for i, axis in enumerate(self.layout) if axis is not None}
+        if tokens is None:
+            spatial = [i for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S"]
+            return t.transpose(value, [where["N"], where["C"], *spatial])
+        if tokens.before or tokens.after:
+            count = math.prod(tokens.grid)
+            starts, ends = t.ints(tokens.before), t.ints(tokens.before + count)
+            value = t.op("Slice", value, starts, ends, t.ints(where["T"]))
+        value = t.transpose(value, [where["N"], where["C"], where["T"]])
+        return t.op("Reshape", value, t.ints(0, 0, *tokens.grid))
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The chosen target tensor, why, and what else there was.
+
+    Attributes:
+        chosen: the target tensor.
+        reason: why it was chosen, in words.
+        candidates: every tensor on the way that has places to point at, in graph order.
+    """
+
+    chosen: Candidate
+    reason: str
+    candidates: Sequence[Candidate] = field(repr=False)
+
+
+def find_layer(
+    t: Builder, image: Value, score: Value, carries: Carries, layer: str = "auto", names: dict[str, str] | None = None
+) -> Layer:
+    """Choose the target tensor.
+
+    Args:
+        t: the graph.
+        image: the picture.
+        score: the tensor that is differentiated.
+        carries: which edges a gradient can cross.
+        layer: a tensor name, a node name, a framework's layer name, or `auto`.
+        names: framework layer name -> tensor name.
+
+    Raises:
+        TargetError: no such layer, it has no places to point at, or the score does not depend on it.
+    """
+    layouts = follow(t)
+    chain = dominators(t.nodes, image.core, score.core, carries)
+    if not chain:
+        raise TargetError(f"the score {score.name!r} does not depend on the input {image.name!r}; name another output")
+    path, alive = between(t.nodes, [image.core], [score.core], carries)
+    on_every_path = set(chain)
+    candidates = [
+        Candidate(t.wrap(o), layout, o in on_every_path)
+        for node in path
+        for o in node.outputs
+        if o in alive and (layout := layouts.get(o)) is not None and _has_places(t.wrap(o), layout)
+    ]
+    if layer == "auto":
+        chosen, reason = _automatic(t, candidates, path, score)
+    else:
+        chosen, reason = _named(t, layer, names or {}, candidates, alive, layouts)
+    return Layer(chosen, reason, candidates)
+
+
+def _has_places(value: Value, layout: Layout) -> bool:
+    """More than one place, one channel axis, one batch axis, and nothing unknown."""
+    kinds = [axis.kind if axis is not None else None for axis in layout]
+    if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
+        return False
+    tokens = next((axis for axis in layout if axis is not None and axis.kind == "T"), None)
+    if tokens is not None:
+        return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
+    sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
+    return bool(sizes) and any(d != 1 for d in sizes)
+
+
+def _automatic(
+    t: Builder, candidates: Sequence[Candidate], path: Sequence[ir.Node], score: Value
+) -> tuple[Candidate, str]:
+    singled = _class_token_target(t, candidates, path)
+    if singled is not None:
+        grid = "x".join(map(str, singled.grid))
+        return singled, (
+            f"the head reads the class token only, so this is the last normalised grid of {grid} tokens "
+            "that the last attention reads"
+        )
+    useful = [c for c in candidates if c.every_path and not _is_pooled(c.tensor.core)]
+    if not useful:
+        shown = ", ".join(repr(c.tensor.name) for c in candidates[-5:])
+        hint = f"; name one with --layer, for example one of {shown}" if shown else ""
+        raise TargetError(f"no tensor with places to point at lies on every path to the score {score.name!r}{hint}")
+    chosen = _unviewed(t, useful[-1], useful)
+    place = "x".join(map(str, chosen.grid))
+    return (
+        chosen,
+        f"the last tensor with spatial extent ({place}) on every path to the score, before pooling or flattening",
+    )
+
+
+def _is_pooled(value: ir.Value) -> bool:
+    """Whether a tensor is a pooling result, or a view of one."""
+    node = value.producer()
+    while node is not None and node.op_type in _VIEWS | _QUANTISATION and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type in _POOLS
+
+
+def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Candidate:
+    """The tensor that `chosen` is only a view of (transposed, reshaped, quantised and back)."""
+    node = chosen.tensor.core.producer()
+    by_value = {c.tensor.core: c for c in useful}
+    while node is not None and node.op_type in _VIEWS | _QUANTISATION:
+        source = node.inputs[0]
+        if source is None:
+            break
+        if source in by_value and node.op_type not in _QUANTISATION:
+            chosen = by_value[source]
+        node = source.producer() if source in by_value or not t.wrap(source).is_float else None
+    return chosen
+
+
+def _class_token_target(t: Builder, candidates: Sequence[Candidate], path: Sequence[ir.Node]) -> Candidate | None:
+    """For heads that read the class token alone: the token grid that feeds the last attention.
+
+    Behind the last attention the patch tokens no longer reach the score, so their gradient is zero there.
+    """
+    tokens = {c.tensor.core: c for c in candidates if c.tokens is not None}
+    reads_prefix = [n for n in path if n.inputs and n.inputs[0] in tokens and _prefix_only(t, n, tokens[n.inputs[0]])]
+    if not reads_prefix:
+        return None
+    last = tokens[reads_prefix[-1].inputs[0]]  # type: ignore[index]
+    width = last.tensor.shape[-1]
+    mixers = [n for n in path if n.op_type in {"Softmax", "Attention", "MultiHeadAttention"} and n is not path[-1]]
+    if not mixers:
+        return None
+    chain = _feeding(t, mixers[-1], tokens)
+    fitting = [c for c in chain if c.tensor.shape[-1] == width or c.tensor.shape[1] == width]
+    return fitting[-1] if fitting else None
+
+
+def _prefix_only(t: Builder, node: ir.Node, source: Candidate) -> bool:
+    """Whether a Gather, Slice or Split output keeps tokens before the grid only."""
+    axis = source.tokens
+    if axis is None or not axis.before:
+        return False
+    where = next(i for i, a in enumerate(source.layout) if a is axis)
+    attribute = node.attributes.get("axis")
+    along = (attribute.as_int() if attribute is not None else 0) % len(source.layout)
+    if node.op_type == "Gather" and along == where and node.inputs[1] is not None:
+        index = t.wrap(node.inputs[1]).array()
+        total = axis.before + math.prod(axis.grid) + axis.after
+        return index is not None and all(0 <= int(i) % total < axis.before for i in index.ravel())
+    if node.op_type in {"Slice", "Split"}:
+        result = t.model.example.get(str(node.outputs[0].name))
+        return result is not None and len(result) == len(source.layout) and result[where] <= axis.before
+    return False
+
+
+def _feeding(t: Builder, mixer: ir.Node, tokens: dict[ir.Value, Candidate]) -> list[Candidate]:
+    """The token tensors on every path into `mixer`, in order."""
+    source = mixer.inputs[0]
+    first = next(iter(tokens))
+    if source is None:
+        return []
+    chain = dominators(t.nodes, first, source, lambda node, value: t.wrap(value).is_float)  # noqa: ARG005
+    return [tokens[v] for v in chain if v in tokens]
+
+
+def _named(
+    t: Builder,
+    layer: str,
+    names: dict[str, str],
+    candidates: Sequence[Candidate],
+    alive: set[ir.Value],
+    layouts: dict[ir.Value, Layout],
+) -> tuple[Candidate, str]:
+    value = t.find(names.get(layer, layer))
+    how = f"tensor {layer!r}, as asked"
+    if value is None:
+        node = next((n for n in t.nodes if n.name == layer and layer), None)
+        if node is None:
+            known = [*names, *(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
+            raise TargetError(
+                f"the model has no layer {layer!r}{near_matches(layer, known)}; inspect lists what there is"
+            )
+        value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as asked"
+    elif layer in names:
+        how = f"layer {layer!r}, as asked"
+    value = _on_path(t, value, alive)
+    for candidate in candidates:
+        if candidate.tensor is value:
+            return candidate, how
+    layout = layouts.get(value.core)
+    if value.core not in alive:
+        raise TargetError(f"the score does not depend on layer {layer!r}; inspect lists the layers on its path")
+    if layout is not None and None not in layout:
+        raise TargetError(
+            f"layer {layer!r} of shape {list(value.shape)} has a single place, so there is nothing to point at"
+        )
+    raise TargetError(
+        f"which axes of layer {layer!r} of shape {value.known_shape} are places cannot be told; choose another"
+    )
+
+
+def _on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
+    """What a dead-end output is a view of: exporters expose layers as copies that nothing reads."""
+    while value.core not in alive:
+        node = value.core.producer()
+        if node is None or node.op_type not in {"Transpose", "Identity", "Cast"} or node.inputs[0] is None:
+            break
+        value = t.wrap(node.inputs[0])
+    return value
