@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from .errors import ModelError
 
-__all__ = ["PREFIX", "Metadata", "read_labels_and_preprocessing"]
+__all__ = ["PREFIX", "Metadata", "peek", "read_labels_and_preprocessing"]
 
 PREFIX = "onnx_gradcam."
 
@@ -108,3 +110,54 @@ def read_labels_and_preprocessing(props: Mapping[str, str]) -> tuple[list[str] |
             raise ModelError(f"the model's metadata entry {PREFIX + name!r} is not a JSON {kind.__name__}")
         found.append(value)
     return found[0], found[1]
+
+
+def peek(source: str | Path | bytes) -> dict[str, str]:
+    """The `metadata_props` of a model file, without parsing or reading its graph.
+
+    Reads the top level of the file's protobuf encoding and skips over the graph. A file that is no protobuf gives
+    what was found before the first damage: whoever loads the model says what is wrong with it.
+    """
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+            return dict(_top_level_entries(stream))
+    except OSError:
+        return {}
+
+
+_METADATA_FIELD = 14
+_LENGTH_DELIMITED = 2
+_FIXED_WIDTHS = {1: 8, 5: 4}
+
+
+def _top_level_entries(stream: BinaryIO) -> Iterator[tuple[str, str]]:
+    while (tag := _varint(stream)) is not None:
+        field, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _varint(stream)
+        elif wire in _FIXED_WIDTHS:
+            stream.seek(_FIXED_WIDTHS[wire], io.SEEK_CUR)
+        elif wire == _LENGTH_DELIMITED and (size := _varint(stream)) is not None:
+            if field != _METADATA_FIELD:
+                stream.seek(size, io.SEEK_CUR)
+                continue
+            entry = io.BytesIO(stream.read(size))
+            parts = {1: b"", 2: b""}
+            while (inner := _varint(entry)) is not None and (length := _varint(entry)) is not None:
+                parts[inner >> 3] = entry.read(length)
+            yield parts[1].decode("utf-8", "replace"), parts[2].decode("utf-8", "replace")
+        else:
+            return
+
+
+def _varint(stream: BinaryIO) -> int | None:
+    """A base-128 number; `None` at the end of the stream or where it is longer than 64 bits."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = stream.read(1)
+        if not byte:
+            return None
+        number |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return number
+    return None

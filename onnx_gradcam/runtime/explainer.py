@@ -1,0 +1,409 @@
+"""A model and pictures in, explanations out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ImageError, PreprocessingError, TargetError, near_matches
+from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
+
+from .image import Placement, prepare, read_image
+from .render import overlay, save_image, sheet
+from .session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+__all__ = ["ClassMap", "Explainer", "Explanation", "Picture", "Target"]
+
+Array = npt.NDArray[Any]
+Wanted = int | str | Sequence[int | str] | None
+Source = str | Path | bytes | Array
+
+_TOP = re.compile(r"top(\d+)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class: its index, its name and the model's score for it.
+
+    The score is what the model itself puts out: a logit, a probability, whatever its last operator gives.
+    """
+
+    index: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMap:
+    """The explanation of one class.
+
+    Attributes:
+        target: the class.
+        heatmap: `float32 [H, W]` in [0, 1], over the model's input.
+        cam: `float32 [h, w]`, the raw signed map at the layer's resolution.
+    """
+
+    target: Target
+    heatmap: npt.NDArray[np.float32]
+    cam: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An RGB picture, `uint8 [H, W, 3]`."""
+
+    pixels: npt.NDArray[np.uint8]
+
+    def save(self, path: str | Path) -> None:
+        """Write it in the format of the path's suffix.
+
+        Raises:
+            ImageError: an unknown suffix, or a folder that cannot be written.
+        """
+        save_image(self.pixels, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a model looked at in one picture.
+
+    Attributes:
+        image: the picture, `uint8 [H, W, 3]` RGB, as it was read.
+        placement: which part of it the model saw.
+        scores: the model's scores, one a class.
+        labels: class names, or `None`.
+        maps: one map for each explained class.
+    """
+
+    image: npt.NDArray[np.uint8]
+    placement: Placement
+    scores: Array
+    labels: Sequence[str] | None
+    maps: Sequence[ClassMap]
+
+    @property
+    def heatmap(self) -> npt.NDArray[np.float32]:
+        """The (first) heatmap, over the model's input."""
+        return self.maps[0].heatmap
+
+    @property
+    def cam(self) -> npt.NDArray[np.float32]:
+        """The (first) raw map."""
+        return self.maps[0].cam
+
+    @property
+    def target(self) -> Target:
+        """The (first) explained class."""
+        return self.maps[0].target
+
+    def top(self, count: int = 5) -> list[Target]:
+        """The classes with the highest scores."""
+        best = np.argsort(-self.scores.astype(np.float64), kind="stable")[:count]
+        return [_target(int(i), self.scores, self.labels) for i in best]
+
+    def heatmap_on_image(self, which: int = 0) -> npt.NDArray[np.float32]:
+        """A heatmap laid on the whole picture: zero where the model did not look, as in the cut-off margins."""
+        return self.placement.project(self.maps[which].heatmap)
+
+    def overlay(self, which: int = 0, *, colormap: str = "jet", opacity: float = 0.5) -> Picture:
+        """The picture with a heatmap over it."""
+        return Picture(overlay(self.image, self.heatmap_on_image(which), colormap=colormap, opacity=opacity))
+
+    def sheet(self, *, colormap: str = "jet", opacity: float = 0.5) -> Picture:
+        """The picture, and beside it one overlay for each explained class with its name and score."""
+        panels = [(f"{m.target.label} {m.target.score:.3g}", self.heatmap_on_image(i)) for i, m in enumerate(self.maps)]
+        return Picture(sheet(self.image, panels, colormap=colormap, opacity=opacity))
+
+
+class Explainer:
+    """Explains what a model looks at.
+
+    Args:
+        model: path, bytes or proto of a model; one that is not explained yet is attached first.
+        labels: class names, or a file with one a line; by default those that the model carries.
+        preprocess: how pictures become the model's input: a preset, a JSON file or object; by default what the model
+            carries.
+        provider: execution provider, `cpu`, `cuda` ...
+        threads: threads within an operator.
+        choices: fields of `onnx_gradcam.attach.Options`, for a model that is not explained yet.
+
+    Raises:
+        ExplainError: the model, the choices or the provider cannot be used; see `onnx_gradcam.errors`.
+
+    Example::
+
+        explainer = Explainer("model.onnx", labels="labels.txt", preprocess="torchvision")
+        explanation = explainer("photo.jpg", target="tabby")
+        explanation.overlay().save("out.png")
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes | onnx.ModelProto,
+        *,
+        labels: str | Path | Sequence[str] | None = None,
+        preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+        provider: str = "cpu",
+        threads: int | None = None,
+        **choices: Any,
+    ) -> None:
+        self.warnings: list[str] = []
+        self.metadata, runnable, folder = self._explained(model, choices)
+        self.labels = self._labels(labels)
+        asked = preprocess if preprocess is not None else self.metadata.preprocessing
+        described = parse_preprocessing(asked) if asked is not None else None
+        self.session = Session(
+            runnable,
+            provider=provider,
+            folder=folder,
+            disabled_optimizers=self.metadata.disabled_optimizers,
+            threads=threads,
+        )
+        self._input = next(i for i in self.session.inputs if i.name == self.metadata.image_input)
+        self.preprocessing = self._fitted(described)
+
+    def _explained(
+        self, model: str | Path | bytes | onnx.ModelProto, choices: dict[str, Any]
+    ) -> tuple[Metadata, str | Path | bytes, Path | None]:
+        """Metadata and what to run; a model that is explained already needs nothing but ONNX Runtime."""
+        if isinstance(model, (str, Path, bytes)):
+            metadata = Metadata.from_props(peek(model))
+            if metadata is not None:
+                if choices:
+                    raise TargetError(
+                        f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
+                        f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
+                    )
+                return metadata, model, None
+        from onnx_gradcam.attach import attach  # noqa: PLC0415 - explained models run without graph code
+
+        explained = attach(model, **choices)
+        self.warnings.extend(explained.warnings)
+        return explained.metadata, explained.to_proto().SerializeToString(), explained.model.folder
+
+    def _labels(self, labels: str | Path | Sequence[str] | None) -> list[str] | None:
+        if labels is None:
+            return self.metadata.labels
+        return read_labels(labels) if isinstance(labels, (str, Path)) else list(labels)
+
+    def _fitted(self, described: Preprocessing | None) -> Preprocessing:
+        shape = dict(zip(self.metadata.layout, self._input.shape, strict=True))
+        fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in shape.items()}
+        if described is None:
+            raise PreprocessingError(
+                "how pictures become this model's input is not known; say it with --preprocess: one of "
+                f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
+            )
+        return described.fitted(
+            channels=fixed["C"],
+            height=fixed["H"],
+            width=fixed["W"],
+            layout="NCHW" if self.metadata.layout == "NCHW" else "NHWC",
+            dtype=self._input.dtype,
+        )
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size, where the model allows only one."""
+        size = self._input.shape[0]
+        return size if isinstance(size, int) and size > 0 else None
+
+    def __call__(self, image: Source, target: Wanted = None) -> Explanation:
+        """Explain one picture.
+
+        Args:
+            image: a path, the bytes of a picture file, or `uint8 [H, W, 3]` RGB.
+            target: class index or name, several of them, `"top3"`, or `None` for the class with the highest score.
+
+        Raises:
+            ImageError: the picture cannot be read.
+            TargetError: there is no such class.
+        """
+        (result,) = self.stream([image], target)
+        if isinstance(result, ImageError):
+            raise result
+        return result
+
+    def stream(
+        self, images: Iterable[Source], target: Wanted = None, *, batch_size: int = 8
+    ) -> Iterator[Explanation | ImageError]:
+        """Explain many pictures, in order, holding one batch at a time.
+
+        A picture that cannot be read gives its error instead of an explanation, and the others go on.
+        """
+        waiting: list[Source] = []
+        for image in images:
+            waiting.append(image)
+            if len(waiting) == batch_size:
+                yield from self._batch(waiting, target)
+                waiting = []
+        if waiting:
+            yield from self._batch(waiting, target)
+
+    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+        """Run the explained model on ready inputs.
+
+        Args:
+            batch: the model's input, one row a sample.
+            classes: the class to explain in each row; -1 for the one with the highest score.
+
+        Returns:
+            All outputs by name, one row a sample.
+        """
+        size = self.fixed_batch
+        if size is None or size == len(batch):
+            return self._run(batch, classes)
+        parts = []
+        for start in range(0, len(batch), size):
+            rows, wanted = batch[start : start + size], list(classes[start : start + size])
+            missing = size - len(rows)
+            padded = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+            parts.append({k: v[: len(rows)] for k, v in self._run(padded, wanted + wanted[-1:] * missing).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+        feeds = {self.metadata.image_input: batch}
+        if self.metadata.class_input:
+            feeds[self.metadata.class_input] = np.array(classes, np.int64)
+        return self.session.run(feeds)
+
+    def _batch(self, sources: Sequence[Source], target: Wanted) -> list[Explanation | ImageError]:
+        jobs = [self._job(source) for source in sources]
+        good = [job for job in jobs if isinstance(job, _Job)]
+        top = 0 if target is None else _top(target)
+        wanted = [-1] if target is None or top else self._indices(target)
+        self._explain(good, [wanted[:1]] * len(good))
+        rest = wanted[1:]
+        for job in good:
+            if top > 1:
+                order = np.argsort(-job.scores.astype(np.float64), kind="stable")[:top]
+                job.later = [int(c) for c in order if int(c) != job.maps[0].target.index]
+            else:
+                job.later = rest
+        self._explain(good, [job.later for job in good])
+        return [job if isinstance(job, ImageError) else job.finished(self.labels) for job in jobs]
+
+    def _job(self, source: Source) -> _Job | ImageError:
+        try:
+            image = read_image(source)
+            return _Job(image, *prepare(image, self.preprocessing))
+        except ImageError as exc:
+            return exc
+
+    def _explain(self, jobs: Sequence[_Job], classes: Sequence[Sequence[int]]) -> None:
+        """Run one row for each class of each picture and hand the maps out."""
+        rows = [(job, c) for job, mine in zip(jobs, classes, strict=True) for c in mine]
+        if not rows:
+            return
+        names = self.metadata
+        results = self.run(np.stack([job.tensor for job, _ in rows]), [c for _, c in rows])
+        for i, (job, _) in enumerate(rows):
+            job.scores = self._scores(results[names.scores_output][i])
+            index = int(results[names.heatmap_class][i])
+            target = _target(index, job.scores, self.labels)
+            job.maps.append(ClassMap(target, results[names.heatmap][i], results[names.cam][i]))
+
+    def _scores(self, row: Array) -> Array:
+        """One score a class; a single logit speaks for its complement as well."""
+        scores = row.reshape(-1)
+        if not self.metadata.single_logit:
+            return scores
+        complement = 1 - scores if self.metadata.activation == "sigmoid" else -scores
+        return np.concatenate([complement, scores])
+
+    def _indices(self, target: int | str | Sequence[int | str]) -> list[int]:
+        several = [target] if isinstance(target, (int, str)) else list(target)
+        if not several:
+            raise TargetError("no class was asked for; give one, or None for the class with the highest score")
+        indices = [self._index(one) for one in several]
+        if not self.metadata.class_input:
+            raise TargetError("the class is fixed in this model; start from the original model to choose another")
+        return indices
+
+    def _index(self, wanted: int | str) -> int:
+        """The index of a class, given as a number or a name.
+
+        Raises:
+            TargetError: no such class; the message has near matches.
+        """
+        count = self._class_count()
+        if isinstance(wanted, str) and not wanted.lstrip("-").isdigit():
+            return find_label(wanted, self.labels)
+        index = int(wanted)
+        if index < 0 or (count is not None and index >= count):
+            upto = f" (the model has classes 0 to {count - 1})" if count is not None else ""
+            raise TargetError(f"class {index} is out of range{upto}")
+        return index
+
+    def _class_count(self) -> int | None:
+        if self.metadata.single_logit:
+            return 2
+        output = next(o for o in self.session.outputs if o.name == self.metadata.scores_output)
+        sizes = [d for d in output.shape[1:] if d != 1]
+        return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
+
+
+@dataclass(eq=False)
+class _Job:
+    """One picture on its way through the model."""
+
+    image: npt.NDArray[np.uint8]
+    tensor: Array
+    placement: Placement
+    scores: Array = field(default_factory=lambda: np.zeros(0))
+    maps: list[ClassMap] = field(default_factory=list)
+    later: Sequence[int] = ()
+
+    def finished(self, labels: Sequence[str] | None) -> Explanation:
+        return Explanation(self.image, self.placement, self.scores, labels, self.maps)
+
+
+def find_label(name: str, labels: Sequence[str] | None) -> int:
+    """The index of the class called `name`; case and underscores do not matter, nor do synonyms after a comma.
+
+    Raises:
+        TargetError: no such class, or several.
+    """
+    if labels is None:
+        raise TargetError(f"class {name!r} cannot be looked up without class names; give them with --labels")
+
+    def plain(text: str) -> str:
+        return " ".join(text.casefold().replace("_", " ").split())
+
+    for same in (
+        lambda label: label == name,
+        lambda label: plain(label) == plain(name),
+        lambda label: plain(name) in [plain(part) for part in label.split(",")],
+    ):
+        found = [i for i, label in enumerate(labels) if same(label)]
+        if len(found) > 1:
+            raise TargetError(f"several classes are called {name!r} ({', '.join(map(str, found))}); give the number")
+        if found:
+            return found[0]
+    raise TargetError(f"no class is called {name!r}{near_matches(plain(name), map(plain, labels))}")
+
+
+def _top(target: Wanted) -> int:
+    """How many of the highest scores are asked for; 0 where classes are named."""
+    match = _TOP.fullmatch(target) if isinstance(target, str) else None
+    count = int(match.group(1)) if match else 0
+    if match and not count:
+        raise TargetError("top0 asks for no class; ask for top1 or more")
+    return count
+
+
+def _target(index: int, scores: Array, labels: Sequence[str] | None) -> Target:
+    label = labels[index] if labels is not None and index < len(labels) else f"class {index}"
+    return Target(index, label, float(scores[index]))

@@ -1,0 +1,150 @@
+"""ONNX Runtime: sessions on exactly the execution provider asked for, and its errors in one sentence.
+
+The only module that imports onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from onnx_gradcam.errors import ModelError, RuntimeProviderError, near_matches
+
+__all__ = ["InputInfo", "Session", "available_providers", "resolve_provider"]
+
+_SHORT_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+}
+
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """Name, NumPy type and shape of an input or output; free dimensions are symbols or `None`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+def available_providers() -> list[str]:
+    """Short names of the execution providers that this ONNX Runtime was built with."""
+    longer = {long: short for short, long in _SHORT_NAMES.items()}
+    return [longer.get(name, name) for name in ort.get_available_providers()]
+
+
+def resolve_provider(name: str) -> str:
+    """ONNX Runtime's own name of an execution provider.
+
+    Raises:
+        RuntimeProviderError: this ONNX Runtime was built without it.
+    """
+    there = ort.get_available_providers()
+    wanted = _SHORT_NAMES.get(name.lower(), name)
+    if wanted not in there:
+        known = [*_SHORT_NAMES, *_SHORT_NAMES.values()]
+        raise RuntimeProviderError(
+            f"the execution provider {name!r} is not there{near_matches(name, known) if name not in known else ''} "
+            f"(this ONNX Runtime has: {', '.join(available_providers())}); install the build that has it"
+        )
+    return wanted
+
+
+class Session:
+    """A model on one execution provider.
+
+    Args:
+        model: path or bytes of the model.
+        provider: short or full name of the execution provider.
+        folder: what the external weights of a model given as bytes are relative to.
+        disabled_optimizers: optimisations that would compute this model wrongly.
+        threads: threads within an operator; ONNX Runtime's own choice by default.
+
+    Raises:
+        RuntimeProviderError: the provider is not there or did not start.
+        ModelError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        *,
+        provider: str = "cpu",
+        folder: Path | None = None,
+        disabled_optimizers: Sequence[str] = (),
+        threads: int | None = None,
+    ) -> None:
+        wanted = resolve_provider(provider)
+        options = ort.SessionOptions()
+        # Errors come back as exceptions; printed as well, they would bury the one sentence.
+        options.log_severity_level = _FATAL_ONLY
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        if wanted in {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+            ort.preload_dlls()
+        fallback = [] if wanted == "CPUExecutionProvider" else ["CPUExecutionProvider"]
+        try:
+            self._session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=[wanted, *fallback],
+                disabled_optimizers=list(disabled_optimizers) or None,
+            )
+        except Exception as exc:
+            raise ModelError(f"ONNX Runtime cannot load the model: {_reason(exc)}") from exc
+        # Operators a provider lacks run on the CPU by design, but the provider itself must have started.
+        if wanted not in self._session.get_providers():
+            raise RuntimeProviderError(
+                f"the execution provider {provider!r} did not start (its driver or libraries are missing); "
+                "install them, or ask for --provider cpu"
+            )
+        self.provider = wanted
+        self.inputs = [_info(i) for i in self._session.get_inputs()]
+        self.outputs = [_info(o) for o in self._session.get_outputs()]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's `metadata_props`."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the model; all outputs by name.
+
+        Raises:
+            ModelError: the run failed; the message is ONNX Runtime's.
+        """
+        try:
+            results = self._session.run(None, dict(feeds))
+        except Exception as exc:
+            raise ModelError(f"ONNX Runtime cannot run the model: {_reason(exc)}") from exc
+        return {o.name: np.asarray(r) for o, r in zip(self.outputs, results, strict=True)}
+
+
+def _info(node: Any) -> InputInfo:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    return InputInfo(node.name, {"float": "float32", "double": "float64"}.get(kind, kind), tuple(node.shape))
+
+
+def _reason(exc: Exception) -> str:
+    """The part of ONNX Runtime's message that says something: neither its error codes nor its source lines."""
+    text = " ".join(str(exc).split())
+    return text.split(" : ", 2)[-1][:400] if text.startswith("[ONNXRuntimeError]") else text[:400]
