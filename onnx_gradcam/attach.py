@@ -34,6 +34,8 @@ __all__ = ["Explained", "Options", "Plan", "attach", "plan"]
 Weights = Literal["auto", "linear", "gradient", "finite"]
 ClassInput = Literal["optional", "required", "none"]
 
+_QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -108,9 +110,19 @@ class Plan:
             return (
                 f"--weights {self.weights} needs global average pooling right behind the layer; use --weights gradient"
             )
+        if self.weights == "finite" and self.quantised is not None:
+            return (
+                f"--weights finite sees nothing through the rounding of {self.quantised.op_type} "
+                f"({self.quantised.outputs[0].name!r}); use --weights gradient"
+            )
         if self.weights == "linear" and self.head is not None and not self.head.linear:
             return f"--weights linear is not possible: {self.head.why}; use --weights gradient"
         return None
+
+    @property
+    def quantised(self) -> ir.Node | None:
+        """A node between target tensor and score that rounds, so that the gradient is a surrogate."""
+        return next((node for node in self.path if node.op_type.startswith(_QUANTISING)), None)
 
     @property
     def spatial_axes(self) -> tuple[int, int]:
@@ -346,6 +358,7 @@ def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadat
         method=work.method.name,
         preset="default",
         weights=work.weights,
+        derivative="straight-through" if work.quantised is not None else "exact",
         target_tensor=work.layer.chosen.tensor.name,
         score_tensor=work.score.tensor.name,
         image_input=work.image.name,

@@ -28,6 +28,7 @@ class Metadata:
         method: identifier of the method.
         preset: name of the finishing conventions.
         weights: how the cotangent is had: `linear`, `gradient` or `finite`.
+        derivative: `exact`, or `straight-through` where quantised numbers lie on the way.
         target_tensor: the activation maps.
         score_tensor: the tensor that is differentiated.
         image_input: the input that takes pictures.
@@ -48,6 +49,7 @@ class Metadata:
     method: str
     preset: str
     weights: str
+    derivative: str
     target_tensor: str
     score_tensor: str
     image_input: str

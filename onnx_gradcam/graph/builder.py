@@ -47,9 +47,17 @@ class Value:
 
     @property
     def is_float(self) -> bool:
-        """Whether a gradient can flow through this tensor."""
+        """Whether the tensor holds floating-point numbers."""
         kind = self._builder.model.types.get(self.name, 0)
         return bool(kind) and ir.DataType(kind).is_floating_point()
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the tensor stands for real numbers: floating-point, or the small integers of quantised tensors.
+
+        Indices, axes and shapes are wider integers, masks are Booleans.
+        """
+        return self.is_float or (self.dtype is not None and self.dtype.kind in "iuV" and self.dtype.itemsize <= 2)
 
     @property
     def known_shape(self) -> Shape | None:

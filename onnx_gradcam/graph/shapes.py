@@ -19,6 +19,7 @@ Shape = tuple["int | str | None", ...]
 """One entry a dimension: a number, a symbol (equal symbols are equal numbers), or `None` for unknown."""
 
 _BATCH_PROBES = ((3, 5), (7, 11), (13, 17), (19, 23))
+_UNINFERABLE = {"GroupNormalization", "MeanVarianceNormalization"}
 _SIZE_PROBES = ((224, 320), (256, 352), (288, 384), (192, 416))
 
 
@@ -69,7 +70,21 @@ def _merge(a: Shape, b: Shape, plain: Shape | None, symbols: Mapping[tuple[int, 
 
 
 def _run(skeleton: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
+    model = _inferable(skeleton)
+    return onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True)
+
+
+def _inferable(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, with Identity in place of the operators that keep the shape and that ONNX infers nothing for."""
+    if not any(node.op_type in _UNINFERABLE for node in skeleton.graph.node):
+        return skeleton
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    for node in model.graph.node:
+        if node.op_type in _UNINFERABLE:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    return model
 
 
 def _infos(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
