@@ -18,10 +18,11 @@ LABELS = ("circle", "cross", "ring", "square", "star", "triangle")
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 _SHIFT = 4  # fractional bits of the corner coordinates given to cv2
 _RADIUS = (0.11, 0.23)  # circumscribed circle, as a fraction of the side
-_VISIBLE = 0.85  # the share of a shape that later shapes must leave uncovered
+_OVERLAP = 0.15  # of the smaller of two shapes, holes included; the one behind stays recognisable
 _PLACEMENTS = 40  # places tried before a shape is left out
 _COLOURS = 6  # colours tried for a shape; the one furthest from what lies behind it is taken
 
@@ -54,18 +55,14 @@ def draw_picture(rng: np.random.Generator, indices: list[int], side: int = 96) -
     """
     canvas = _background(rng, side)
     placed: list[Shape] = []
-    owner = np.full((side, side), -1)
-    areas: list[int] = []
+    taken: list[Mask] = []
     for index in indices:
-        mask = _place(rng, index, owner, areas)
-        if mask is None:
-            continue
-        _paint(rng, canvas, mask)
-        solid = mask > 0.5
-        owner[solid] = len(placed)
-        areas.append(int(solid.sum()))
-        placed.append(Shape(index, _box(solid)))
-    canvas += rng.normal(0.0, rng.uniform(0.0, 14.0), canvas.shape)
+        mask = _place(rng, index, side, taken)
+        if mask is not None:
+            _paint(rng, canvas, mask)
+            placed.append(Shape(index, _box(taken[-1])))
+    grain = np.float32(rng.uniform(0.0, 14.0))
+    canvas += grain * rng.standard_normal(canvas.shape, np.float32)
     return Picture(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), tuple(placed))
 
 
@@ -110,11 +107,11 @@ def _rotation(angle: float) -> Floats:
     return np.array([[c, -s], [s, c]], np.float32)
 
 
-def _place(
-    rng: np.random.Generator, index: int, owner: npt.NDArray[np.int_], areas: list[int]
-) -> Floats | None:
-    """Mask `[side, side]` in [0, 1] of a shape wholly inside the picture, or None where there is no room."""
-    side = owner.shape[0]
+def _place(rng: np.random.Generator, index: int, side: int, taken: list[Mask]) -> Floats | None:
+    """Mask `[side, side]` in [0, 1] of a shape wholly inside the picture, or None where there is no room.
+
+    `taken` holds the filled outlines of the shapes placed so far; the new one is added to it.
+    """
     for _ in range(_PLACEMENTS):
         radius = rng.uniform(*_RADIUS) * side
         centre = rng.uniform(radius + 1, side - radius - 1, 2)
@@ -125,28 +122,33 @@ def _place(
             np.rint((points @ turn * radius + centre - 0.5) * 2**_SHIFT).astype(np.int32)
             for points in outline(rng, index)
         ]
-        mask = np.zeros((side, side), np.uint8)
-        cv2.fillPoly(mask, contours, 255, cv2.LINE_AA, _SHIFT)
-        left = np.bincount(owner[mask <= 127] + 1, minlength=len(areas) + 1)[1:]
-        if all(seen >= _VISIBLE * area for seen, area in zip(left, areas, strict=True)):
-            return mask.astype(np.float32) / 255
+        solid = _fill(contours[:1], side) > 0.5
+        if all((solid & other).sum() <= _OVERLAP * min(solid.sum(), other.sum()) for other in taken):
+            taken.append(solid)
+            return _fill(contours, side)
     return None
+
+
+def _fill(contours: list[npt.NDArray[np.int32]], side: int) -> Floats:
+    mask = np.zeros((side, side), np.uint8)
+    cv2.fillPoly(mask, contours, 255, cv2.LINE_AA, _SHIFT)
+    return mask.astype(np.float32) / 255
 
 
 def _paint(rng: np.random.Generator, canvas: Floats, mask: Floats) -> None:
     """Blends a shape into the canvas in a colour that stands out from what lies behind it."""
     behind = canvas[mask > 0.5]
-    colours = [_colour(rng) for _ in range(_COLOURS)]
+    colours = _colours(rng, _COLOURS)
+    distances = np.linalg.norm(behind - colours[:, None], axis=2)
     # The tenth percentile: the colour must differ from nearly all of a striped background, not from its mean.
-    contrasts = [np.percentile(np.linalg.norm(behind - colour, axis=1), 10) for colour in colours]
-    fill = colours[int(np.argmax(contrasts))]
-    shade = _ramp(rng, mask.shape[0])[..., None] * rng.uniform(0.0, 40.0)
+    fill = colours[int(np.argmax(np.percentile(distances, 10, axis=1)))]
+    shade = _ramp(rng, mask.shape[0])[..., None] * np.float32(rng.uniform(0.0, 40.0))
     canvas += mask[..., None] * (fill + shade - canvas)
 
 
 def _background(rng: np.random.Generator, side: int) -> Floats:
     """A plain, graded, striped, blotched or grainy background `[side, side, 3]`, in 0 to 255."""
-    first, second = _colour(rng), _colour(rng)
+    first, second = _colours(rng, 2)
     kind = rng.choice(["plain", "gradient", "stripes", "blobs", "grain"])
     if kind == "gradient":
         mix = _ramp(rng, side) / 2 + 0.5
@@ -165,11 +167,10 @@ def _background(rng: np.random.Generator, side: int) -> Floats:
     return np.clip(first + (second - first) * mix, 0, 255)
 
 
-def _colour(rng: np.random.Generator) -> Floats:
-    """A colour with any hue, from pale to saturated and from dark to bright: `[3]` in 0 to 255."""
-    hue, saturation, value = rng.uniform([0, 0.0, 0.15], [360, 1.0, 1.0])
-    pixel = np.array([[[hue, saturation, value]]], np.float32)
-    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0] * np.float32(255)
+def _colours(rng: np.random.Generator, count: int) -> Floats:
+    """Colours of any hue, from grey to saturated and from dark to bright: `[count, 3]` in 0 to 255."""
+    hsv = rng.uniform([0, 0.0, 0.15], [360, 1.0, 1.0], (1, count, 3)).astype(np.float32)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0] * np.float32(255)
 
 
 def _ramp(rng: np.random.Generator, side: int) -> Floats:
@@ -183,6 +184,6 @@ def _upsample(cells: npt.NDArray[np.float64], side: int) -> Floats:
     return cv2.resize(cells.astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
 
 
-def _box(solid: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def _box(solid: Mask) -> tuple[int, int, int, int]:
     columns, rows = np.flatnonzero(solid.any(axis=0)), np.flatnonzero(solid.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -77,16 +77,13 @@ class ShapeNet(nn.Module):
 
 
 def _block(channels: int, filters: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU())
 
 
 def preprocess(pixels: list[Pixels], interpolation: int = cv2.INTER_LINEAR) -> torch.Tensor:
     """RGB uint8 pictures of any size to the network's input `[N, 3, 96, 96]`, as `PREPROCESSING` says."""
     resized = [
-        p if p.shape[:2] == (SIDE, SIDE) else cv2.resize(p, (SIDE, SIDE), interpolation=interpolation)
-        for p in pixels
+        p if p.shape[:2] == (SIDE, SIDE) else cv2.resize(p, (SIDE, SIDE), interpolation=interpolation) for p in pixels
     ]
     batch = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))

@@ -23,7 +23,7 @@ from .graph.model import Model, load
 from .graph.paths import between
 from .heatmap import finish
 from .linearize import Head, finite_cotangent, linear_cotangent, read_head
-from .metadata import Metadata, read_labels_and_preprocessing
+from .metadata import Carried, Metadata
 from .methods.registry import Method, find_method
 from .targets.axes import Layout, label_input
 from .targets.layer import Layer, find_layer
@@ -170,7 +170,8 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
     image = _image(t, options.image)
     score = find_score(t, options.output, options.score)
     carries = carries_gradient(t)
-    layer = find_layer(t, image, score.tensor, carries, options.layer)
+    carried = Carried.from_props(t.model.metadata)
+    layer = find_layer(t, image, score.tensor, carries, options.layer, carried.layers)
     target = layer.chosen.tensor
     path, _ = between(t.nodes, [target.core], [score.tensor.core], carries)
     head = read_head(t, layer.chosen, score.tensor, path)
@@ -348,8 +349,7 @@ def _free_name(t: Builder, name: str) -> str:
 
 
 def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
-    labels, preprocessing = read_labels_and_preprocessing(work.t.model.metadata)
-    options = work.options
+    carried, options = Carried.from_props(work.t.model.metadata), work.options
     assert work.layout is not None  # noqa: S101 - `plan` refuses a model without one
     spatial = iter("HW")
     layout = "".join(axis.kind if axis and axis.kind != "S" else next(spatial) for axis in work.layout)
@@ -367,8 +367,8 @@ def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadat
         activation=work.score.activation,
         single_logit=work.score.single_logit,
         class_input=class_input,
-        labels=list(options.labels) if options.labels is not None else labels,
-        preprocessing=dict(options.preprocessing) if options.preprocessing is not None else preprocessing,
+        labels=list(options.labels) if options.labels is not None else carried.labels,
+        preprocessing=dict(options.preprocessing) if options.preprocessing is not None else carried.preprocessing,
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
         **names,
     )

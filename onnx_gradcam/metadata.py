@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from .errors import ModelError
 
-__all__ = ["PREFIX", "Metadata", "peek", "read_labels_and_preprocessing"]
+__all__ = ["PREFIX", "Carried", "Metadata", "peek"]
 
 PREFIX = "onnx_gradcam."
 
@@ -95,23 +95,39 @@ class Metadata:
             raise ModelError(f"the model's explanation metadata is damaged ({exc}); attach the model again") from exc
 
 
-def read_labels_and_preprocessing(props: Mapping[str, str]) -> tuple[list[str] | None, dict[str, Any] | None]:
-    """Class names and preprocessing that a model carries, explained or not.
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """What a model carries for its users, explained or not.
 
-    Raises:
-        ModelError: an entry is not valid JSON of the right kind.
+    Attributes:
+        labels: class names.
+        preprocessing: how pictures become the model's input.
+        layers: the framework's layer names and the tensors they became.
     """
-    found: list[Any] = []
-    for name, kind in (("labels", list), ("preprocessing", dict)):
-        text = props.get(PREFIX + name)
-        try:
-            value = None if text is None else json.loads(text)
-        except ValueError as exc:
-            raise ModelError(f"the model's metadata entry {PREFIX + name!r} is not valid JSON ({exc})") from exc
-        if value is not None and not isinstance(value, kind):
-            raise ModelError(f"the model's metadata entry {PREFIX + name!r} is not a JSON {kind.__name__}")
-        found.append(value)
-    return found[0], found[1]
+
+    labels: list[str] | None = None
+    preprocessing: dict[str, Any] | None = None
+    layers: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str]) -> Carried:
+        """Read the entries.
+
+        Raises:
+            ModelError: an entry is not valid JSON of the right kind.
+        """
+        found: dict[str, Any] = {}
+        for name, kind in (("labels", list), ("preprocessing", dict), ("layers", dict)):
+            text = props.get(PREFIX + name)
+            if text is None:
+                continue
+            try:
+                found[name] = json.loads(text)
+            except ValueError as exc:
+                raise ModelError(f"the model's metadata entry {PREFIX + name!r} is not valid JSON ({exc})") from exc
+            if not isinstance(found[name], kind):
+                raise ModelError(f"the model's metadata entry {PREFIX + name!r} is not a JSON {kind.__name__}")
+        return cls(**found)
 
 
 def peek(source: str | Path | bytes) -> dict[str, str]:

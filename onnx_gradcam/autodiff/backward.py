@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import onnx_ir as ir
 
 from onnx_gradcam.errors import ShapeError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import Carries, between
+from onnx_gradcam.graph.paths import Carries, between, node_inputs
 
 from .registry import ZERO, Cotangent, Rule, attributes, rules
 
@@ -16,22 +16,30 @@ __all__ = ["backward", "carries_gradient", "missing_rules"]
 
 Table = Mapping[tuple[str, str], Rule]
 
+_CASTS = {"Cast", "CastLike"}
+
 
 def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
     """Which edges of the graph a gradient can cross.
 
-    Integer and boolean tensors carry none (axes, indices, masks, shapes), nor do the inputs that a rule declares as
-    stops, nor operators of zero derivative. An operator without a rule counts as differentiable: when it lies on the
-    path it is refused, never skipped.
+    Wide integers and Booleans carry none (axes, indices, masks, shapes); small integers stand for the real numbers they
+    quantise, and their cotangents are floating-point. None is carried by the inputs that a rule declares as
+    stops, nor operators of zero derivative. An operator without a rule counts as differentiable, and so does a tensor
+    of unknown type or one that a subgraph captures: on the path they are refused, never skipped.
     """
     table = rules() if table is None else table
 
     def carries(node: ir.Node, value: ir.Value) -> bool:
         key = node.domain, node.op_type
-        if key in ZERO or not t.wrap(value).is_float:
+        tensor = t.wrap(value)
+        if key in ZERO or not (tensor.is_real or tensor.dtype is None):
             return False
+        if node.op_type in _CASTS and tensor.is_float and not t.wrap(node.outputs[0]).is_float:
+            return False  # cutting off decimals is a step function
         rule = table.get(key)
-        return rule is None or any(v is value and i not in rule.stops for i, v in enumerate(node.inputs))
+        if rule is None or value not in node.inputs:
+            return True
+        return any(v is value and i not in rule.stops for i, v in enumerate(node.inputs))
 
     return carries
 
@@ -39,11 +47,13 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
 def missing_rules(t: Builder, score: Value, wrt: Sequence[Value], table: Table | None = None) -> list[str]:
     """One line for every node between `wrt` and `score` that the backward pass would refuse."""
     table = rules() if table is None else table
-    path, _ = between(t.nodes, [v.core for v in wrt], [score.core], carries_gradient(t, table))
-    return [problem for node in path if (problem := _problem(t, node, table)) is not None]
+    path, alive = between(t.nodes, [v.core for v in wrt], [score.core], carries_gradient(t, table))
+    problems = [problem for node in path if (problem := _problem(t, node, table, alive)) is not None]
+    # Behind an operator that is not known no type is known either: that is worth a line only on its own.
+    return problems or [problem for node in path if (problem := _untyped(t, node, alive)) is not None]
 
 
-def _problem(t: Builder, node: ir.Node, table: Table) -> str | None:
+def _problem(t: Builder, node: ir.Node, table: Table, alive: Container[ir.Value]) -> str | None:
     where = f"node {node.name!r} producing {node.outputs[0].name!r}, opset {t.opset}"
     rule = table.get((node.domain, node.op_type))
     if rule is None:
@@ -52,6 +62,16 @@ def _problem(t: Builder, node: ir.Node, table: Table) -> str | None:
     unknown = rule.unknown_attributes(node)
     if unknown:
         return f"the VJP rule of {node.op_type} does not know the attribute {unknown[0]!r} ({where})"
+    for x in node_inputs(node):
+        if x in alive and x not in node.inputs:
+            return f"{node.op_type} reads {x.name!r} inside of a subgraph, where no gradient follows it ({where})"
+    return None
+
+
+def _untyped(t: Builder, node: ir.Node, alive: Container[ir.Value]) -> str | None:
+    for x in node_inputs(node):
+        if x in alive and t.wrap(x).dtype is None:
+            return f"inference cannot find the type of {x.name!r}, an input of {node.op_type} (node {node.name!r})"
     return None
 
 
@@ -71,9 +91,10 @@ def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], tab
         UnsupportedError: a node on the path has no rule, or the scores do not depend on a tensor of `wrt`.
     """
     table = rules() if table is None else table
-    path, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries_gradient(t, table))
+    carries = carries_gradient(t, table)
+    path, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries)
     for node in path:
-        problem = _problem(t, node, table)
+        problem = _problem(t, node, table, alive) or _untyped(t, node, alive)
         if problem is not None:
             raise UnsupportedError(f"{problem}; choose a later layer, or --weights finite where the head is pooled")
     pending: dict[ir.Value, list[Value]] = {v.core: [g] for v, g in seeds.items()}
@@ -88,7 +109,7 @@ def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], tab
                 f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(node.inputs)} inputs"
             )
         for i, (x, g) in enumerate(zip(node.inputs, cotangents, strict=False)):
-            if x is None or x not in alive or i in rule.stops or not t.wrap(x).is_float:
+            if x is None or x not in alive or i in rule.stops or not carries(node, x):
                 continue
             if g is None:
                 raise UnsupportedError(
@@ -131,7 +152,7 @@ def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value) -> Value
     """`g` as the cotangent of `x`: broadcasting undone, type and shape those of `x`."""
     if rule.broadcasts:
         g = unbroadcast(t, g, x)
-    if g.dtype != x.dtype:
+    if x.is_float and g.dtype != x.dtype:
         raise ShapeError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {x.dtype}")
     if x.known_shape is not None:
         try:
@@ -144,6 +165,8 @@ def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value) -> Value
 def unbroadcast(t: Builder, g: Value, x: Value) -> Value:
     """Sum `g` to the shape of `x`: NumPy broadcasting, reversed."""
     lead = g.rank - x.rank
+    if lead < 0:
+        raise ShapeError(f"a cotangent of rank {g.rank} cannot be that of {x.name!r}, which has rank {x.rank}")
     if lead:
         g = t.sum(g, range(lead), keepdims=False)
     sure, unsure = [], False

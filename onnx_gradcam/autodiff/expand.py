@@ -7,6 +7,7 @@ opset; the rest of the forward graph keeps its operators, which runtimes run fas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -20,7 +21,10 @@ from onnx_gradcam.graph.paths import between
 from .backward import Table, carries_gradient
 from .registry import ZERO, rules
 
-__all__ = ["expand_missing", "has_body"]
+__all__ = ["expand_missing", "has_body", "newest_body"]
+
+Schema = Any
+"""An `onnx.defs.OpSchema`; the stubs of onnx leave out what concerns function bodies."""
 
 _DOMAIN = "onnx_gradcam.expanded"
 
@@ -28,8 +32,10 @@ _DOMAIN = "onnx_gradcam.expanded"
 def has_body(op_type: str, opset: int, domain: str = "") -> bool:
     """Whether the operator can be expanded at `opset`; some bodies depend on the node as well."""
     try:
-        schema = onnx.defs.get_schema(op_type, opset, domain)
+        schema: Schema = onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:
+        return False
+    if any(a.type == onnx.defs.OpSchema.AttrType.GRAPH for a in schema.attributes.values()):
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)
 
@@ -89,24 +95,34 @@ def _body(model: Model, node: ir.Node) -> onnx.FunctionProto | None:
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     for name, attribute in schema.attributes.items():
         if name not in node.attributes and attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
-            node.attributes.add(ir.from_proto(attribute.default_value))
+            node.attributes.add(ir.serde.deserialize_attribute(attribute.default_value))
     for i, output in enumerate(node.outputs):
         # An omitted output has no name, yet the body may read its value.
         output.name = output.name or f"{node.outputs[0].name}/unused_{i}"
+    types = [_type(model, value) for value in node.inputs]
+    body = newest_body(schema, opset, ir.to_proto(node), types)
+    if body is None:
+        return None
+    del body.output[len(node.outputs) :]
+    return body if _valid(body, model) else None
+
+
+def newest_body(
+    schema: Schema, opset: int, node: onnx.NodeProto, types: Sequence[onnx.TypeProto]
+) -> onnx.FunctionProto | None:
+    """The newest function body of `schema` that was written for `opset` or before; `None` where there is none."""
     versions = schema.function_opset_versions or schema.context_dependent_function_opset_versions
-    # Asked for a later opset, onnx returns an empty body wherever an operator in it has only gained types since.
+    # Asked for `opset` itself, onnx gives an empty body wherever an operator in it has gained types since.
     version = max((v for v in versions if v <= opset), default=0)
     if not version:
         return None
     if schema.has_function:
-        body = onnx.FunctionProto.FromString(schema.get_function_with_opset_version(version))
+        found = schema.get_function_with_opset_version(version)
     else:
-        types = [_type(model, value).SerializeToString() for value in node.inputs]
-        proto = ir.to_proto(node).SerializeToString()
-        found = schema.get_context_dependent_function_with_opset_version(version, proto, types)
-        body = onnx.FunctionProto.FromString(found)
-    del body.output[len(node.outputs) :]
-    return body if body.node and _valid(body, model) else None
+        raw = [t.SerializeToString() for t in types]
+        found = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), raw)
+    body = onnx.FunctionProto.FromString(found)
+    return body if body.node else None
 
 
 def _valid(body: onnx.FunctionProto, model: Model) -> bool:
@@ -134,7 +150,7 @@ def _call(model: Model, node: ir.Node, body: onnx.FunctionProto, name: str) -> N
     """Make `node` a call of a function of its own that holds `body`."""
     stem = node.outputs[0].name
     body.domain, body.name = _DOMAIN, name
-    function = ir.from_proto(body)
+    function = ir.serde.deserialize_function(body)
     for inner in function:
         inner.name = f"{stem}/{inner.name or inner.op_type}"
         for output in inner.outputs:

@@ -49,7 +49,7 @@ def quantize(
     saturate: int = 1,
     precision: int = 0,
 ) -> Sequence[Cotangent]:
-    """The cotangent over the scale where the quantised number is within the range of its type, zero where it is cut off."""
+    """The cotangent over the scale; zero where the number is beyond the range of the type and cut off."""
     _whole(y, block_size)
     if y.dtype is None or y.dtype.kind not in "iu":
         raise UnsupportedError(f"no straight-through estimator for {y.dtype} ({y.name!r}); choose a later layer")
