@@ -1,0 +1,72 @@
+"""Alternative rule tables: backward passes that are no derivatives on purpose.
+
+A table is passed to `backward`; nothing is patched. Both modifiers concern rectifiers only, and all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from onnx_gradcam.graph.builder import Builder, Value
+
+from .registry import Cotangent, Rule, RuleFunction, rules
+
+__all__ = ["MODIFIERS", "RECTIFIERS", "deconvnet", "guided"]
+
+RECTIFIERS = (
+    "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Mish", "Softplus", "Swish",
+    "ThresholdedRelu", "Clip",
+)  # fmt: skip
+"""Operators that pass positive numbers and hold back negative ones; Clip is ReLU6 in exported models."""
+
+Table = Mapping[tuple[str, str], Rule]
+Modify = Callable[[RuleFunction], RuleFunction]
+
+
+def guided() -> Table:
+    """Guided backpropagation: a rectifier passes positive cotangents only, where its own derivative does.
+
+    Springenberg et al. 2015, "Striving for simplicity", section 3.4.
+    """
+    return _modified(_guide)
+
+
+def deconvnet() -> Table:
+    """The deconvolutional network: a rectifier passes positive cotangents, whatever its input was.
+
+    Zeiler and Fergus 2014, section 2.1; "relu" or "rectified" in other libraries.
+    """
+    return _modified(_rectify)
+
+
+def _modified(modify: Modify) -> Table:
+    table = dict(rules())
+    for op_type in RECTIFIERS:
+        if ("", op_type) in table:
+            rule = table["", op_type]
+            table["", op_type] = replace(rule, function=modify(rule.function))
+    return table
+
+
+def _guide(function: RuleFunction) -> RuleFunction:
+    @functools.wraps(function)
+    def guided_rule(t: Builder, g: Value, y: Value, *inputs: Value | None, **attributes: Any) -> Sequence[Cotangent]:
+        return function(t, t.op("Relu", g), y, *inputs, **attributes)
+
+    return guided_rule
+
+
+def _rectify(function: RuleFunction) -> RuleFunction:
+    @functools.wraps(function)
+    def rectified_rule(t: Builder, g: Value, y: Value, *inputs: Value | None, **attributes: Any) -> Sequence[Cotangent]:  # noqa: ARG001
+        # A slope has no place in the deconvolutional network, which looks at the cotangent alone.
+        return [t.op("Relu", g), *(None,) * (len(inputs) - 1)]
+
+    return rectified_rule
+
+
+MODIFIERS: dict[str, Callable[[], Table]] = {"guided": guided, "deconvnet": deconvnet}
+"""Modifiers by name."""

@@ -1,0 +1,53 @@
+"""Guided backpropagation and the deconvolutional network, re-derived for one layer of each rectifier."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import node_model, quiet_session
+
+from onnx_gradcam.autodiff.backward import backward
+from onnx_gradcam.autodiff.modifiers import MODIFIERS, RECTIFIERS
+from onnx_gradcam.autodiff.registry import rules
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.model import load
+
+X = np.array([[-3.0, -0.5, 0.5, 3.0], [-3.0, -0.5, 0.5, 3.0]], np.float32)
+COTANGENT = np.array([[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, -3.0, -4.0]], np.float32)
+OPSETS = {"Gelu": 20, "Swish": 24}
+
+
+def gradient(op_type, table):
+    inputs = {"x": X}
+    if op_type == "PRelu":
+        inputs["slope"] = np.full((1, 4), 0.1, np.float32)
+    if op_type == "Clip":
+        inputs |= {"min": np.float32(0).reshape(()), "max": np.float32(6).reshape(())}
+    model = load(node_model(op_type, inputs, opset=OPSETS.get(op_type, 18), constants=[k for k in inputs if k != "x"]))
+    t = Builder(model)
+    y, x = t.wrap(model.core.graph.outputs[0]), t.wrap(model.core.graph.inputs[0])
+    seed = t.input("cotangent", np.float32, y.shape)
+    (g,) = backward(t, {y: seed}, [x], table)
+    t.output(g, "gradient")
+    t.finish()
+    return quiet_session(model.to_proto()).run(["gradient"], {"x": X, "cotangent": COTANGENT})[0]
+
+
+@pytest.mark.parametrize("op_type", RECTIFIERS)
+def test_guided_passes_positive_cotangents_through_the_own_derivative(op_type):
+    if ("", op_type) not in rules():
+        pytest.fail(f"{op_type} is a rectifier without a rule")
+    plain = gradient(op_type, None)
+    expected = np.where(COTANGENT > 0, plain, 0)
+    np.testing.assert_allclose(gradient(op_type, MODIFIERS["guided"]()), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("op_type", RECTIFIERS)
+def test_deconvnet_looks_at_the_cotangent_alone(op_type):
+    got = gradient(op_type, MODIFIERS["deconvnet"]())
+    np.testing.assert_array_equal(got, np.maximum(COTANGENT, 0))
+
+
+def test_guided_relu_is_both_masks():
+    got = gradient("Relu", MODIFIERS["guided"]())
+    np.testing.assert_array_equal(got, np.maximum(COTANGENT, 0) * (X > 0))
