@@ -7,7 +7,7 @@ be; `attach` carries the plan out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from . import __version__
 from .autodiff.backward import backward, carries_gradient, missing_rules
+from .autodiff.expand import expand_missing
 from .errors import TargetError, UnsupportedError, near_matches
 from .graph.builder import Builder, Value
 from .graph.model import Model, load
@@ -165,8 +166,18 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
         TargetError: no score, picture or layer can be made out, or what was asked for is not there.
     """
     options = options or Options()
+    model = load(source)
+    work = _plan(Builder(model), options)
+    target = work.layer.chosen.tensor.name
+    if work.problems and work.weights != "linear" and expand_missing(model, [work.score.tensor.name], [target]):
+        # Bodies of operators hold tensors that look like layers, so the choice stands as it was made before.
+        again = _plan(Builder(model), replace(options, layer=target))
+        return replace(again, options=options, layer=replace(again.layer, reason=work.layer.reason))
+    return work
+
+
+def _plan(t: Builder, options: Options) -> Plan:
     method = find_method(options.method)
-    t = Builder(load(source))
     image = _image(t, options.image)
     score = find_score(t, options.output, options.score)
     carries = carries_gradient(t)
