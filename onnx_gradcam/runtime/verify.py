@@ -1,0 +1,115 @@
+"""Whether an explained model still gives what the original gives: both run on the same random input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ModelError
+
+from .session import InputInfo, Session
+
+__all__ = ["FLOAT16_TOLERANCE", "FLOAT32_TOLERANCE", "Difference", "check_agreement", "differences", "random_feeds"]
+
+FLOAT32_TOLERANCE = 1e-5
+FLOAT16_TOLERANCE = 2e-3
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an output of the explained model is from the original's.
+
+    Attributes:
+        output: its name.
+        relative: the largest difference, relative to the original's largest value; infinite where one of the two is
+            not a number and the other is, or where the shapes differ.
+    """
+
+    output: str
+    relative: float
+
+
+def random_feeds(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Array]:
+    """A random value for every input: normal for floats, the whole range for 8-bit integers, else zero.
+
+    Args:
+        inputs: the inputs of a session.
+        shapes: a shape for each.
+        seed: of the random numbers.
+    """
+    rng = np.random.default_rng(seed)
+    return {i.name: _random(rng, np.dtype(i.dtype), tuple(shapes[i.name])) for i in inputs}
+
+
+def differences(original: Mapping[str, Array], explained: Mapping[str, Array]) -> list[Difference]:
+    """How far each output of the original is from the explained model's of the same name.
+
+    Raises:
+        ModelError: the explained model lacks one of the outputs.
+    """
+    found = []
+    for name, expected in original.items():
+        if name not in explained:
+            raise ModelError(f"the explained model has lost the output {name!r}; this is a bug, please report it")
+        found.append(Difference(name, _relative(expected, explained[name])))
+    return found
+
+
+def check_agreement(
+    original: Mapping[str, Array], explained: Mapping[str, Array], tolerance: float = FLOAT32_TOLERANCE
+) -> float:
+    """Assert that the explained model's outputs are the original's.
+
+    Args:
+        original: the outputs of the original.
+        explained: those of the explained model on the same input.
+        tolerance: the largest relative difference allowed; that of float16 for outputs of this type at least.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        ModelError: they differ.
+    """
+    worst = 0.0
+    for difference in differences(original, explained):
+        half = original[difference.output].dtype == np.float16
+        allowed = max(tolerance, FLOAT16_TOLERANCE) if half else tolerance
+        if not difference.relative <= allowed:
+            raise ModelError(
+                f"the explained model's output {difference.output!r} differs from the original's by "
+                f"{difference.relative:.1e} of its largest value ({allowed:.0e} is allowed)"
+            )
+        worst = max(worst, difference.relative)
+    return worst
+
+
+def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    if dtype in (np.uint8, np.int8):
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+    # Larger integers are indices, lengths or switches: zero is the one value that is always allowed.
+    return np.zeros(shape, dtype)
+
+
+def _relative(expected: Array, actual: Array) -> float:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return float("inf")
+    if expected.dtype.kind not in "fiu":
+        return 0.0 if np.array_equal(expected, actual) else float("inf")
+    wide, other = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(wide)
+    if not np.array_equal(finite, np.isfinite(other)) or not np.array_equal(
+        wide[~finite], other[~finite], equal_nan=True
+    ):
+        return float("inf")
+    apart = float(np.abs(wide - other).max(initial=0, where=finite))
+    return apart / max(float(np.abs(wide).max(initial=0, where=finite)), float(np.finfo(np.float32).tiny))
