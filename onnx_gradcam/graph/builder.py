@@ -292,6 +292,10 @@ class Builder:
         dtype = None if like is None else like.dtype
         return [i if i is None or isinstance(i, Value) else self.const(i, dtype) for i in inputs]
 
+    def infer(self, node: ir.Node) -> None:
+        """Find types and shapes of a node's outputs, where inference over the whole graph could not."""
+        self._infer(node, [None if i is None else self.wrap(i) for i in node.inputs])
+
     def _infer(self, node: ir.Node, args: Sequence[Value | None]) -> None:
         proto = ir.to_proto(node)
         schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
@@ -333,11 +337,22 @@ class Builder:
         """Make an appended value a graph output called `name`."""
         result = self.op("Identity", value, shape=value.known_shape)
         types, shapes = self.model.types, self.model.shapes
-        types[name], shapes[name] = types.pop(result.name), shapes.pop(result.name)
+        types[name] = types.pop(result.name, 0)
+        if result.name in shapes:
+            shapes[name] = shapes.pop(result.name)
         result.core.name = name
         self._names.add(name)
         self.graph.outputs.append(result.core)
         return result
+
+    def take_over(self, old: ir.Value, new: Value) -> None:
+        """Let an appended value take the place and the name of a tensor of the graph."""
+        types, shapes = self.model.types, self.model.shapes
+        name, dead = str(old.name), self.unique("replaced")
+        kind, shape = types.pop(new.name), shapes.pop(new.name, None)
+        ir.convenience.replace_all_uses_with(old, new.core, replace_graph_outputs=True)
+        old.name, new.core.name = dead, name
+        self._register(new.core, kind, shape)
 
     def finish(self) -> None:
         """Drop every appended node and constant that no output of the graph reaches."""

@@ -86,6 +86,8 @@ class Model:
             ModelError: the folder cannot be written.
         """
         path = Path(path)
+        if path.is_dir():
+            raise ModelError(f"{path}: is a folder; give the name of a file in it")
         moved = self._external and path.resolve().parent != self.folder
         try:
             with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as scratch:
@@ -118,4 +120,8 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
         value.dtype = tensor.dtype
         graph.register_initializer(value)
     name = str(source) if isinstance(source, (str, Path)) else "the model"
-    return Model(model, folder, inferred.types, inferred.shapes, inferred.example, name)
+    loaded = Model(model, folder, inferred.types, inferred.shapes, inferred.example, name)
+    from .decompose import decompose  # noqa: PLC0415
+
+    decompose(loaded)
+    return loaded

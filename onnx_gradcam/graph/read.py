@@ -7,9 +7,12 @@ gigabytes costs no more than its nodes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, inliner, version_converter
 
@@ -46,6 +49,7 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
     if not proto.graph.node:
         raise ModelError(f"{name}: not an ONNX model (it holds no graph); is it the right file, and complete?")
     _check_external_data(proto, folder, name)
+    _check_inner_data(proto, name)
     return proto, folder
 
 
@@ -65,21 +69,41 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str)
         if external_data_helper.uses_external_data(t)
     ]
     for tensor in tensors:
-        info = external_data_helper.ExternalDataInfo(tensor)
         if folder is None:
             raise ModelError(f"{name}: weight {tensor.name!r} lies in another file; load the model from its path")
-        path = folder / info.location
         try:
-            resolved = path.resolve(strict=True)
+            info = external_data_helper.ExternalDataInfo(tensor)
+            resolved = (folder / info.location).resolve(strict=True)
         except OSError as exc:
             raise ModelError(f"{name}: the weights file {info.location!r} is missing; put it beside the model") from exc
+        except (RuntimeError, ValueError) as exc:
+            raise ModelError(f"{name}: weight {tensor.name!r} names no place in a file ({exc}); refused") from exc
         if Path(info.location).is_absolute() or not resolved.is_relative_to(folder):
             raise ModelError(f"{name}: weight {tensor.name!r} points outside of the model's folder; refused")
+        if not resolved.is_file():
+            raise ModelError(f"{name}: {info.location!r} is no file that could hold weight {tensor.name!r}; refused")
         stat = resolved.stat()
         if stat.st_nlink > 1:
             raise ModelError(f"{name}: the weights file {info.location!r} is a hard link; copy it instead")
-        if (info.offset or 0) + (info.length or 0) > stat.st_size:
+        length = _bytes_of(tensor) if info.length is None else info.length
+        if length < _bytes_of(tensor) or (info.offset or 0) + length > stat.st_size:
             raise ModelError(f"{name}: the weights file {info.location!r} is truncated; fetch it again")
+
+
+def _check_inner_data(proto: onnx.ModelProto, name: str) -> None:
+    """Weights in the file itself must have the bytes that their shapes promise; the checker never sees large ones."""
+    for tensor in proto.graph.initializer:
+        if tensor.HasField("raw_data") and tensor.ByteSize() < _bytes_of(tensor):
+            raise ModelError(f"{name}: weight {tensor.name!r} is shorter than its shape says; fetch the file again")
+
+
+def _bytes_of(tensor: TensorProto) -> int:
+    """The size of the content of `tensor` by its shape and type."""
+    try:
+        bits = int(ir.DataType(tensor.data_type).bitwidth)
+    except (TypeError, ValueError):
+        return 0
+    return (math.prod(int(d) for d in tensor.dims) * bits + 7) // 8
 
 
 def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, TensorProto]]:
@@ -97,6 +121,9 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     small = skeleton(proto)
     opset = _opset(small)
     try:
+        if not all(o.type.tensor_type.HasField("shape") for o in small.graph.output):
+            # Runtimes do without, and some exporters leave it out; the checker insists.
+            small = onnx.shape_inference.infer_shapes(small)
         onnx.checker.check_model(small)
         if small.functions:
             small = inliner.inline_local_functions(small)
@@ -153,13 +180,28 @@ def _is_weight(tensor: TensorProto) -> bool:
 
 def _name_default_domain(proto: onnx.ModelProto) -> None:
     """`ai.onnx` and the empty string are the same domain; only the empty one is used from here on."""
-    for entry in (*proto.opset_import, *proto.graph.node, *(n for f in proto.functions for n in f.node)):
+    holders = [proto.graph, *proto.functions]
+    imports = [*proto.opset_import, *(o for f in proto.functions for o in f.opset_import)]
+    for entry in (*imports, *(n for holder in holders for n in _nodes(holder))):
         if entry.domain == "ai.onnx":
             entry.domain = ""
 
 
+def _nodes(holder: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    for node in holder.node:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph)
+
+
 def _opset(proto: onnx.ModelProto) -> int:
+    newest = onnx.defs.onnx_opset_version()
     for entry in proto.opset_import:
         if entry.domain in _DEFAULT_DOMAINS:
+            if entry.version > newest:
+                raise ModelError(
+                    f"the model is of opset {entry.version}, the installed onnx package knows {newest}; upgrade onnx"
+                )
             return int(entry.version)
     raise ModelError("the model imports no ONNX operator set; export it again with a current exporter")

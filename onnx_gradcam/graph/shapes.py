@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from .fold import complete_shapes
+
 __all__ = ["Inferred", "Shape", "infer_shapes"]
 
 Shape = tuple["int | str | None", ...]
@@ -43,10 +45,13 @@ def infer_shapes(skeleton: onnx.ModelProto) -> Inferred:
     plain = _run(skeleton)
     types = {i.name: i.type.tensor_type.elem_type for i in _infos(plain) if i.type.HasField("tensor_type")}
     types |= {t.name: t.data_type for t in skeleton.graph.initializer}
-    first = shapes = dict(_shapes(plain))
+    shapes = dict(_shapes(plain))
     probes = _bindings(skeleton)
-    if probes:
-        first, second = (dict(_shapes(_run(_bound(skeleton, probes, i)))) for i in (0, 1))
+    if not probes:
+        first = shapes = shapes | complete_shapes(plain)
+    else:
+        bound = [_run(_bound(skeleton, probes, i)) for i in (0, 1)]
+        first, second = (dict(_shapes(model)) | complete_shapes(model) for model in bound)
         symbols = {pair: symbol for symbol, pair in probes.items()}
         for name in first.keys() & second.keys():
             # A rank that only the probes give is inference giving up half-way on sizes that do not fit.

@@ -47,3 +47,14 @@ def test_the_gradient_crosses_operators_on_the_quantised_numbers():
     x = np.array([[1.0, 2.0, 200.0], [4.0, 5.0, 6.0]], np.float32)
     got, cotangent = gradient(x, [1.0], [0], "int8", middle="r = Identity(q)", last="r")
     np.testing.assert_array_equal(got, cotangent * [[1, 1, 0], [1, 1, 1]])
+
+
+def test_dynamic_quantisation_is_the_identity_up_to_its_constant_scale():
+    text = """<ir_version: 8, opset_import: ["" : 18]> dynamic (float[N,3] x) => (float[N,3] y) {
+      q, scale, zero = DynamicQuantizeLinear(x)
+      y = DequantizeLinear(q, scale, zero)
+    }"""
+    model = gradient_model(parser.parse_model(text), ["x"]).to_proto()
+    x, cotangent = np.array([[-1.0, 0.3, 2.0]], np.float32), np.array([[1.0, -2.0, 3.0]], np.float32)
+    (got,) = quiet_session(model).run(None, {"x": x, "cotangent": cotangent})
+    np.testing.assert_allclose(got, cotangent, rtol=1e-6)

@@ -75,3 +75,9 @@ def _along(t: Builder, scale: Value, x: Value, axis: int) -> Value:
 def _whole(y: Value, block_size: int) -> None:
     if block_size:
         raise UnsupportedError(f"blocked quantisation of {y.name!r} has no VJP rule; choose a later layer")
+
+
+@vjp("DynamicQuantizeLinear", all_outputs=True)
+def dynamic_quantize(t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], x: Value) -> Sequence[Cotangent]:
+    """The cotangent over the scale, which fits the range to the tensor: nothing is cut off, and it counts as constant."""
+    return [None if gs[0] is None else gs[0] / ys[1]]

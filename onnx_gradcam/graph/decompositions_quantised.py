@@ -1,0 +1,287 @@
+"""Quantised operators as what they compute: dequantise, the operator on real numbers, quantise again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .builder import Builder, Value
+from .decompose import decomposes
+
+
+def _real(t: Builder, x: Value, scale: Value, zero: Value | None, axis: int | None = None) -> Value:
+    return t.op("DequantizeLinear", x, scale, zero, axis=axis)
+
+
+def _quantised(t: Builder, x: Value, scale: Value, zero: Value | None) -> Value:
+    return t.op("QuantizeLinear", x, scale, zero, shape=x.known_shape)
+
+
+@decomposes("DequantizeLinear")
+def dequantize_linear(
+    t: Builder, x: Value, scale: Value, zero: Value | None = None, *, axis: int | None = None
+) -> Value | None:
+    """ONNX Runtime's own twin of the standard operator; 16 bits need opset 21 there."""
+    return _real(t, x, scale, zero, axis) if _eight_bits(x) or t.opset >= 21 else None
+
+
+@decomposes("QuantizeLinear")
+def quantize_linear(
+    t: Builder, x: Value, scale: Value, zero: Value | None = None, *, axis: int | None = None
+) -> Value | None:
+    """ONNX Runtime's own twin of the standard operator; 16 bits need opset 21 there."""
+    served = zero is None or _eight_bits(zero) or t.opset >= 21
+    return t.op("QuantizeLinear", x, scale, zero, axis=axis) if served else None
+
+
+def _eight_bits(x: Value) -> bool:
+    return x.dtype is not None and x.dtype.itemsize == 1
+
+
+@decomposes("QLinearConv", domain="")
+def qlinear_conv(
+    t: Builder,
+    x: Value,
+    x_scale: Value,
+    x_zero: Value,
+    w: Value,
+    w_scale: Value,
+    w_zero: Value,
+    y_scale: Value,
+    y_zero: Value,
+    bias: Value | None = None,
+    **window: Any,
+) -> Value:
+    """The bias is in steps of the product of both scales."""
+    offset = None if bias is None else _real(t, bias, t.op("Mul", x_scale, w_scale), None, 0)
+    kernel = _real(t, w, w_scale, w_zero, 0)
+    y = t.op("Conv", _real(t, x, x_scale, x_zero), kernel, offset, **window)
+    return _quantised(t, y, y_scale, y_zero)
+
+
+@decomposes("QLinearMatMul", domain="")
+def qlinear_matmul(
+    t: Builder,
+    a: Value,
+    a_scale: Value,
+    a_zero: Value,
+    b: Value,
+    b_scale: Value,
+    b_zero: Value,
+    y_scale: Value,
+    y_zero: Value,
+) -> Value | None:
+    """Scales a column of `b`; scales a row of `a` are not served."""
+    if a_scale.rank and a_scale.shape != (1,):
+        return None
+    y = _real(t, a, a_scale, a_zero) @ _real(t, b, b_scale, b_zero, b.rank - 1)
+    return _quantised(t, y, y_scale, y_zero)
+
+
+@decomposes("ConvInteger", domain="")
+def conv_integer(
+    t: Builder, x: Value, w: Value, x_zero: Value | None = None, w_zero: Value | None = None, **window: Any
+) -> Value | None:
+    """Exact in float32 up to 2^24; only where nothing but a Cast to floating-point reads the result."""
+    if not _only_cast_to_float(t, x, w, "ConvInteger"):
+        return None
+    if w_zero is not None and w_zero.rank:
+        w_zero = t.op("Reshape", w_zero, t.ints(-1, *(1,) * (w.rank - 1)))
+    return t.op("Conv", _shifted(t, x, x_zero), _shifted(t, w, w_zero), **window)
+
+
+@decomposes("MatMulInteger", domain="")
+def matmul_integer(
+    t: Builder, a: Value, b: Value, a_zero: Value | None = None, b_zero: Value | None = None
+) -> Value | None:
+    """Exact in float32 up to 2^24; only where nothing but a Cast to floating-point reads the result."""
+    if not _only_cast_to_float(t, a, b, "MatMulInteger") or (
+        a_zero is not None and a_zero.rank and a_zero.shape != (1,)
+    ):
+        return None
+    return _shifted(t, a, a_zero) @ _shifted(t, b, b_zero)
+
+
+def _shifted(t: Builder, x: Value, zero: Value | None) -> Value:
+    number = t.cast(x, np.float32)
+    return number if zero is None else number - t.cast(zero, np.float32)
+
+
+def _only_cast_to_float(t: Builder, x: Value, w: Value, op_type: str) -> bool:
+    """Whether the 32-bit integers of this node become floating-point numbers and nothing else."""
+    node = next(n for n in x.core.consumers() if n.op_type == op_type and w.core in n.inputs)
+    consumers = node.outputs[0].consumers()
+    return bool(consumers) and all(c.op_type == "Cast" and t.wrap(c.outputs[0]).is_float for c in consumers)
+
+
+@decomposes("MatMulIntegerToFloat")
+def matmul_integer_to_float(
+    t: Builder,
+    a: Value,
+    b: Value,
+    a_scale: Value,
+    b_scale: Value,
+    a_zero: Value | None = None,
+    b_zero: Value | None = None,
+    bias: Value | None = None,
+) -> Value:
+    """The product of two quantised matrices as real numbers."""
+    y = _real(t, a, a_scale, a_zero) @ _real(t, b, b_scale, b_zero, b.rank - 1)
+    return y if bias is None else y + bias
+
+
+@decomposes("DynamicQuantizeMatMul")
+def dynamic_quantize_matmul(
+    t: Builder, a: Value, b: Value, b_scale: Value, b_zero: Value | None = None, bias: Value | None = None
+) -> Value:
+    """As `matmul_integer_to_float`, with `a` quantised on the spot."""
+    quantised, scale, zero = t.ops("DynamicQuantizeLinear", a, outputs=3)
+    return matmul_integer_to_float(t, quantised, b, scale, b_scale, zero, b_zero, bias)
+
+
+@decomposes("QGemm")
+def qgemm(
+    t: Builder,
+    a: Value,
+    a_scale: Value,
+    a_zero: Value,
+    b: Value,
+    b_scale: Value,
+    b_zero: Value,
+    c: Value | None = None,
+    y_scale: Value | None = None,
+    y_zero: Value | None = None,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Value:
+    """Floating-point where no scale of the result is given; the bias is in steps of the product of both scales."""
+    first, second = _real(t, a, a_scale, a_zero), _real(t, b, b_scale, b_zero, 0 if transB else 1)
+    y = t.op("Gemm", first, second, alpha=alpha, transA=transA, transB=transB)
+    if c is not None:
+        y = y + _real(t, c, t.op("Mul", a_scale, b_scale) * alpha, None, c.rank - 1)
+    return y if y_scale is None else _quantised(t, y, y_scale, y_zero)
+
+
+def _register_binary(op_type: str) -> None:
+    @decomposes(f"QLinear{op_type}")
+    def binary(
+        t: Builder,
+        a: Value,
+        a_scale: Value,
+        a_zero: Value | None,
+        b: Value,
+        b_scale: Value,
+        b_zero: Value | None,
+        y_scale: Value,
+        y_zero: Value | None = None,
+    ) -> Value:
+        y = t.op(op_type, _real(t, a, a_scale, a_zero), _real(t, b, b_scale, b_zero))
+        return _quantised(t, y, y_scale, y_zero)
+
+
+def _register_unary(name: str, op_type: str, known: Sequence[str]) -> None:
+    @decomposes(name)
+    def unary(
+        t: Builder,
+        x: Value,
+        x_scale: Value,
+        x_zero: Value | None,
+        y_scale: Value,
+        y_zero: Value | None = None,
+        *,
+        channels_last: int = 0,
+        **attributes: Any,
+    ) -> Value | None:
+        real = _real(t, x, x_scale, x_zero)
+        if channels_last:
+            real = t.transpose(real, [0, x.rank - 1, *range(1, x.rank - 1)])
+        y = t.op(op_type, real, **{k: v for k, v in attributes.items() if k in known})
+        if channels_last:
+            y = t.transpose(y, [0, *range(2, x.rank), 1])
+        return _quantised(t, y, y_scale, y_zero)
+
+
+_WINDOW = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
+
+for _binary in ("Add", "Mul"):
+    _register_binary(_binary)
+_register_unary("QLinearSigmoid", "Sigmoid", ())
+_register_unary("QLinearLeakyRelu", "LeakyRelu", ("alpha",))
+_register_unary("QLinearSoftmax", "Softmax", ("axis",))
+_register_unary("QLinearGlobalAveragePool", "GlobalAveragePool", ())
+_register_unary("QLinearAveragePool", "AveragePool", _WINDOW)
+
+
+@decomposes("QLinearConcat")
+def qlinear_concat(t: Builder, y_scale: Value, y_zero: Value, *triples: Value, axis: int) -> Value:
+    """Tensors of different scales, joined as real numbers."""
+    parts = [_real(t, *triple) for triple in zip(triples[::3], triples[1::3], triples[2::3], strict=True)]
+    return _quantised(t, t.op("Concat", *parts, axis=axis), y_scale, y_zero)
+
+
+@decomposes("QLinearWhere")
+def qlinear_where(
+    t: Builder,
+    condition: Value,
+    x: Value,
+    x_scale: Value,
+    x_zero: Value,
+    y: Value,
+    y_scale: Value,
+    y_zero: Value,
+    z_scale: Value,
+    z_zero: Value,
+) -> Value:
+    """A choice between two quantised tensors."""
+    chosen = t.op("Where", condition, _real(t, x, x_scale, x_zero), _real(t, y, y_scale, y_zero))
+    return _quantised(t, chosen, z_scale, z_zero)
+
+
+@decomposes("MatMulNBits")
+def matmul_n_bits(
+    t: Builder,
+    a: Value,
+    b: Value,
+    scales: Value,
+    zeros: Value | None = None,
+    g_idx: Value | None = None,
+    bias: Value | None = None,
+    *,
+    K: int,
+    N: int,
+    block_size: int,
+    bits: int = 4,
+    accuracy_level: int = 0,  # noqa: ARG001 - how a runtime may round, not what is computed
+    weight_prepacked: int = 0,
+) -> Value | None:
+    """Weights of four bits in blocks along K, two a byte, low half first; other widths are not served."""
+    if bits != 4 or g_idx is not None or weight_prepacked:
+        return None
+    blocks = -(-K // block_size)
+    weights = t.op("Reshape", _halves(t, b, a), t.ints(N, blocks, block_size))
+    if zeros is None:
+        centred = weights - 8.0
+    elif zeros.is_float:
+        centred = weights - t.op("Reshape", zeros, t.ints(N, blocks, 1))
+    else:
+        # Zero points are packed a row at a time, with half a byte to spare where their number is odd.
+        unpacked = t.op("Reshape", _halves(t, zeros, a), t.ints(N, -1))
+        used = t.op("Slice", unpacked, t.ints(0), t.ints(blocks), t.ints(1))
+        centred = weights - t.op("Reshape", used, t.ints(N, blocks, 1))
+    real = t.op("Reshape", centred * t.op("Reshape", scales, t.ints(N, blocks, 1)), t.ints(N, blocks * block_size))
+    if blocks * block_size != K:
+        real = t.op("Slice", real, t.ints(0), t.ints(K), t.ints(1))
+    y = a @ t.transpose(real, [1, 0])
+    return y if bias is None else y + bias
+
+
+def _halves(t: Builder, packed: Value, like: Value) -> Value:
+    """The two numbers in every byte, along a new last axis."""
+    flat = t.op("Reshape", packed, t.ints(-1, 1))
+    low = t.op("BitwiseAnd", flat, t.const(np.array(15, np.uint8)))
+    high = t.op("BitShift", flat, t.const(np.array(4, np.uint8)), direction="RIGHT")
+    return t.cast(t.op("Concat", low, high, axis=1), like.dtype)

@@ -1,0 +1,113 @@
+"""Shapes behind arithmetic that ONNX's own inference gives up on.
+
+Exporters compute paddings, window counts and target shapes with operators that data propagation does not follow
+(Where, Equal, Transpose, Range ...). Here every node is inferred by itself, in order, and small tensors that depend on
+nothing but shapes and constants are computed on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+__all__ = ["complete_shapes"]
+
+_LARGEST = 1000
+"""Elements of the largest tensor that is computed."""
+
+_READS_SHAPE = {"Shape", "Size"}
+_ARITHMETIC = {
+    *("Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten"),
+    *("Floor", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max"),
+    *("Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"),
+    *("Reshape", "Round", "ScatterElements", "ScatterND", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile"),
+    *("Transpose", "Unsqueeze", "Where"),
+}
+
+
+def complete_shapes(inferred: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that inference left incomplete in a model whose inputs have fixed sizes.
+
+    Args:
+        inferred: the model after ONNX's own inference.
+    """
+    graph, imports = inferred.graph, list(inferred.opset_import)
+    types = {i.name: i.type for i in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {t.name: helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
+    if all(_dims(types.get(o)) is not None for node in graph.node for o in node.output if o):
+        return {}
+    data = {t.name: numpy_helper.to_array(t) for t in graph.initializer if math.prod(t.dims) <= _LARGEST}
+    found: dict[str, tuple[int, ...]] = {}
+    for node in graph.node:
+        missing = [o for o in node.output if o and _dims(types.get(o)) is None]
+        outputs = _infer(node, types, data, imports) if missing else {}
+        for name in missing:
+            dims = _dims(outputs.get(name))
+            if dims is not None:
+                types[name], found[name] = outputs[name], dims
+        data.update(_evaluate(node, types, data, imports))
+    return found
+
+
+def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
+    """The sizes, where every one is known."""
+    if kind is None or not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+
+
+def _infer(
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    data: Mapping[str, npt.NDArray[Any]],
+    imports: list[onnx.OperatorSetIdProto],
+) -> dict[str, onnx.TypeProto]:
+    """Types of the node's outputs; none where ONNX does not know the operator or finds the inputs wrong."""
+    if any(i and i not in types for i in node.input):
+        return {}
+    version = next((o.version for o in imports if o.domain == node.domain), 0)
+    known = {i: types[i] for i in node.input if i in types}
+    constants = {i: numpy_helper.from_array(data[i], i) for i in node.input if i in data}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        return onnx.shape_inference.infer_node_outputs(schema, node, known, constants, opset_imports=imports)
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+        return {}
+
+
+def _evaluate(
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    data: Mapping[str, npt.NDArray[Any]],
+    imports: list[onnx.OperatorSetIdProto],
+) -> dict[str, npt.NDArray[Any]]:
+    """The node's outputs, where they are small and follow from shapes and constants."""
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - most models need none of this
+
+    sizes = [_dims(types.get(o)) for o in node.output if o]
+    if node.domain or any(s is None or math.prod(s) > _LARGEST for s in sizes):
+        return {}
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    if node.op_type in _READS_SHAPE:
+        dims = _dims(types.get(node.input[0]))
+        if dims is None:
+            return {}
+        feeds = {node.input[0]: np.broadcast_to(np.float32(0), dims)}
+    elif node.op_type in _ARITHMETIC and all(i in data for i in node.input if i):
+        feeds = {i: data[i] for i in node.input if i}
+    else:
+        return {}
+    evaluator = ReferenceEvaluator(node, opsets={o.domain: o.version for o in imports})
+    try:
+        with np.errstate(all="ignore"):
+            results = evaluator.run(None, feeds)
+    except Exception:  # noqa: BLE001 - what cannot be computed is merely unknown
+        return {}
+    return dict(zip(node.output, map(np.asarray, results), strict=True))
