@@ -99,8 +99,9 @@ def _before_activation(t: Builder, output: Value, kind: str, why: str) -> Score:
             raise TargetError(f"output {output.name!r} is {output.dtype}, which has no gradient; use --score logit")
         tensor, why = output, f"{why}; the output itself is explained, as asked"
         activation = ""
-    elif activation:
-        why = f"{why}; the {activation} before it is left out, so that the logit {tensor.name!r} is explained"
+    elif tensor is not output:
+        left = f"the {activation} before it" if activation else "its quantisation"
+        why = f"{why}; {left} is left out, so that the logit {tensor.name!r} is explained"
     axis = _class_axis(tensor)
     if axis is None:
         raise TargetError(f"tensor {tensor.name!r} of shape {_shape(tensor)} does not hold one score a class")
@@ -148,14 +149,15 @@ def _unmoved(t: Builder, value: Value) -> Value:
 
 
 def _float_source(t: Builder, value: Value) -> Value:
-    """`value`, or what it was before quantisation."""
-    while not value.is_float:
-        node = value.core.producer()
-        x = node.inputs[0] if node is not None and node.inputs else None
-        if node is None or x is None or node.op_type not in _MOVEMENT | _QUANTISATION:
-            return value
-        value = t.wrap(x)
-    return value
+    """The scores before they were quantised: rounding ties them, and one that is cut off has no gradient."""
+    node = value.core.producer()
+    x = node.inputs[0] if node is not None and node.inputs else None
+    if node is None or x is None or (value.is_float and node.op_type != "DequantizeLinear"):
+        return value
+    if node.op_type not in _MOVEMENT | _QUANTISATION:
+        return value
+    source = _float_source(t, t.wrap(x))
+    return source if source.is_float and _class_axis(source) is not None else value
 
 
 def _class_axis(value: Value) -> int | None:

@@ -79,5 +79,5 @@ def _whole(y: Value, block_size: int) -> None:
 
 @vjp("DynamicQuantizeLinear", all_outputs=True)
 def dynamic_quantize(t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], x: Value) -> Sequence[Cotangent]:
-    """The cotangent over the scale, which fits the range to the tensor: nothing is cut off, and it counts as constant."""
+    """The cotangent over the scale, which counts as constant; it fits the tensor, so nothing is cut off."""
     return [None if gs[0] is None else gs[0] / ys[1]]
