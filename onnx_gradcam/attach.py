@@ -30,7 +30,7 @@ from .targets.axes import Layout, label_input
 from .targets.layer import Layer, find_layer
 from .targets.score import Score, find_score, image_inputs
 
-__all__ = ["Explained", "Options", "Plan", "attach", "plan"]
+__all__ = ["Explained", "Options", "Plan", "append_cotangent", "attach", "plan"]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
 ClassInput = Literal["optional", "required", "none"]
@@ -121,6 +121,17 @@ class Plan:
         return None
 
     @property
+    def warnings(self) -> list[str]:
+        """What the user should know."""
+        if not self.hazards:
+            return []
+        hazard = (
+            f"ONNX Runtime computes {self.hazards[0]!r} (a zero Pad before a MaxPool) wrongly unless its optimisation "
+            "Pad_Fusion is off; this package switches it off, other servers have to be told"
+        )
+        return [hazard]
+
+    @property
     def quantised(self) -> ir.Node | None:
         """A node between target tensor and score that rounds, so that the gradient is a surrogate."""
         return next((node for node in self.path if node.op_type.startswith(_QUANTISING)), None)
@@ -167,6 +178,12 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
     """
     options = options or Options()
     model = load(source)
+    said = Metadata.from_props(model.metadata)
+    if said is not None:
+        raise TargetError(
+            f"the model is explained already (layer {said.target_tensor!r}, method {said.method}); "
+            "start from the original model to explain it in another way"
+        )
     work = _plan(Builder(model), options)
     target = work.layer.chosen.tensor.name
     if work.problems and work.weights != "linear" and expand_missing(model, [work.score.tensor.name], [target]):
@@ -257,9 +274,8 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
     if work.refusal is not None:
         raise UnsupportedError(work.refusal)
     t, score = work.t, work.score
-    classes, class_input = _classes(t, work)
-    maps = t.cast(work.layer.chosen.canonical(t, work.layer.chosen.tensor), np.float32)
-    cam = work.method.function(t, maps, _cotangent(t, work, maps, classes))
+    classes, class_input, maps, gradient = append_cotangent(work)
+    cam = work.method.function(t, maps, gradient)
     sizes = [work.image.shape[axis] for axis in work.spatial_axes]
     heatmap = finish(t, cam, _picture_size(t, work.image, work.spatial_axes, sizes))
     names = {name: _free_name(t, name) for name in ("heatmap", "cam", "heatmap_class")}
@@ -274,7 +290,21 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
     metadata = _metadata(work, class_input, names)
     model.metadata.update(metadata.to_props())
     model.check()
-    return Explained(model, metadata, work.layer.reason, _warnings(work))
+    return Explained(model, metadata, work.layer.reason, work.warnings)
+
+
+def append_cotangent(work: Plan) -> tuple[Value, str, Value, Value]:
+    """Append what every method needs.
+
+    Returns:
+        The explained class of every sample, `int64 [N]`; the name of the input that chooses it, empty where it is
+        fixed; the activation maps, `float32 [N, C, *spatial]`; and their cotangent, with sizes of one along the
+        spatial axes where it is the same at every place.
+    """
+    t, target = work.t, work.layer.chosen
+    classes, class_input = _classes(t, work)
+    maps = t.cast(target.canonical(t, target.tensor), np.float32)
+    return classes, class_input, maps, _cotangent(t, work, maps, classes)
 
 
 def _classes(t: Builder, work: Plan) -> tuple[Value, str]:
@@ -383,13 +413,3 @@ def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadat
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
         **names,
     )
-
-
-def _warnings(work: Plan) -> list[str]:
-    found = []
-    if work.hazards:
-        found.append(
-            f"ONNX Runtime computes {work.hazards[0]!r} (a zero Pad before a MaxPool) wrongly unless its optimisation "
-            "Pad_Fusion is off; this package switches it off, other servers have to be told"
-        )
-    return found

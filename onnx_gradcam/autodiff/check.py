@@ -43,6 +43,11 @@ class GradientCheck:
         """The difference, relative to the larger of the two and to one."""
         return abs(self.analytic - self.numeric) / max(abs(self.analytic), abs(self.numeric), 1.0)
 
+    @property
+    def relative(self) -> float:
+        """The difference, relative to the larger of the two alone."""
+        return abs(self.analytic - self.numeric) / max(abs(self.analytic), abs(self.numeric), 1e-300)
+
     def __str__(self) -> str:
         return f"{self.wrt}: analytic {self.analytic:.9g}, numeric {self.numeric:.9g}, error {self.error:.2g}"
 

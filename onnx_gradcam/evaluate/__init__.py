@@ -1,0 +1,1 @@
+"""Judging explanations and explained models."""

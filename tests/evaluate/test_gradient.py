@@ -1,0 +1,87 @@
+"""The check of a whole explanation against finite differences of the model's head."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+from onnx_gradcam.attach import Options
+from onnx_gradcam.autodiff.registry import RULES, Rule, rules
+from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.evaluate.gradient import check_explanation
+
+RNG = np.random.default_rng(4)
+
+HEADS = {
+    "pooled": "p = GlobalAveragePool(a)\n f = Flatten(p)\n y = Gemm(f, fc)",
+    "flattened": "p = MaxPool<kernel_shape = [2,2], strides = [2,2]>(a)\n"
+    " f = Flatten(p)\n h = MatMul(f, fc)\n y = Tanh(h)",
+    "single": "p = GlobalAveragePool(a)\n f = Flatten(p)\n h = Gemm(f, fc)\n y = Sigmoid(h)",
+    "channels last": "l = Transpose<perm = [0,2,3,1]>(a)\n"
+    " p = ReduceMean(l, axes)\n h = MatMul(p, fc)\n y = Softmax(h)",
+}
+
+
+def model(head, classes=3):
+    width = 4 * 3 * 3 if "MaxPool" in HEADS[head] else 4
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    g (float[N,3,6,6] x) => (float[N,{classes}] y) <int64[2] axes = {{1, 2}}> {{
+      c = Conv<pads = [1,1,1,1]>(x, w)
+      a = Relu(c)
+      {HEADS[head]}
+    }}"""
+    proto = parser.parse_model(text)
+    weights = {"w": RNG.standard_normal((4, 3, 3, 3)), "fc": RNG.standard_normal((width, classes)) / 20}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items())
+    return proto
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("target", [0, 1])
+def test_right_gradients_agree(head, target):
+    proto = model(head, 1 if head == "single" else 3)
+    check = check_explanation(proto, options=Options(target=target))
+    assert check.relative < 1e-4, str(check)
+    assert abs(check.analytic) > 1e-4
+
+
+def test_a_wrong_rule_is_found(monkeypatch):
+    rules()
+    right = RULES["", "Tanh"].function
+    monkeypatch.setitem(RULES, ("", "Tanh"), Rule(lambda *given: [right(*given)[0] * 1.1]))
+    assert check_explanation(model("flattened")).relative > 1e-2
+
+
+def test_surrogates_are_refused():
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,6,6] x) => (float[N,4] y)
+    <float s = {0.1}, uint8 z = {0}> {
+      c = Conv(x, w)
+      q = QuantizeLinear(c, s, z)
+      d = DequantizeLinear(q, s, z)
+      p = GlobalAveragePool(d)
+      q2 = QuantizeLinear(p, s, z)
+      d2 = DequantizeLinear(q2, s, z)
+      t = Tanh(d2)
+      y = Flatten(t)
+    }"""
+    proto = parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w"))
+    with pytest.raises(UnsupportedError, match="surrogate"):
+        check_explanation(proto)
+
+
+@pytest.mark.real
+def test_every_real_classifier(real_data):
+    entries = json.loads((real_data / "MANIFEST.json").read_text())["models"]
+    checked = {}
+    for entry in entries:
+        quantised = "QuantizeLinear" in entry.get("op_types", {})
+        if entry["kind"] == "classifier" and entry["format"] == "onnx" and not quantised:
+            checked[entry["name"]] = check_explanation(real_data / entry["file"])
+    assert len(checked) >= 14
+    wrong = {name: str(check) for name, check in checked.items() if check.relative > 1e-4}
+    assert not wrong
