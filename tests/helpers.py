@@ -11,6 +11,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from onnx_gradcam.autodiff.check import check_gradients, gradient_model
+from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-6
@@ -132,6 +133,35 @@ def check_model(
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5 * scale, err_msg=f"ONNX Runtime, {name}")
 
 
+def check_in_runtime(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    wrt: Sequence[str],
+    *,
+    step: float = 2e-3,
+    tolerance: float = 2e-3,
+) -> None:
+    """Compare gradients with central differences of ONNX Runtime's own float32 forward pass, of every output.
+
+    For what the reference evaluator does not know; coarse, because float32 differences are.
+    """
+    forward = quiet_session(model)
+    for output in (o.name for o in model.graph.output):
+        rng = np.random.default_rng(2)
+        (y,) = forward.run([output], feeds)
+        v = rng.standard_normal(y.shape).astype(np.float32)
+        session = quiet_session(gradient_model(model, list(wrt), output).to_proto())
+        gradients = session.run(None, {i.name: {**feeds, "cotangent": v}[i.name] for i in session.get_inputs()})
+        for name, gradient in zip(wrt, gradients, strict=True):
+            u = rng.standard_normal(feeds[name].shape).astype(np.float32)
+            high, low = (
+                forward.run([output], {**feeds, name: feeds[name] + h * u})[0].astype(float) for h in (step, -step)
+            )
+            numeric = float(np.vdot(v, high - low) / (2 * step))
+            analytic = float(np.vdot(gradient, u))
+            assert abs(numeric - analytic) < tolerance * max(1.0, abs(numeric)), f"{output}, {name}"
+
+
 class Expected:
     """A float32 cotangent and the float64 gradients it should give."""
 
@@ -144,8 +174,6 @@ def check_gradients_inputs(
     model: onnx.ModelProto, feeds: Mapping[str, Array], wrt: Sequence[str], output: str | None, rng: np.random.Generator
 ) -> Expected:
     """The gradients of `model` for a random cotangent, by the reference evaluator in float64."""
-    from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
-
     double = as_double(model)
     output = output or model.graph.output[0].name
     wide = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in feeds.items()}

@@ -12,6 +12,8 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from ._reference_ops import WINDOWED
+
 __all__ = ["as_double", "evaluate", "evaluator"]
 
 _FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
@@ -148,7 +150,7 @@ class MeanVarianceNormalization(OpRun):
         return (centred / (np.sqrt((centred**2).mean(over, keepdims=True)) + 1e-9),)
 
 
-_CORRECTED = [ConvTranspose, Erf, GroupNormalization, LRN, LpNormalization, Mean, MeanVarianceNormalization]
+_CORRECTED = [ConvTranspose, Erf, GroupNormalization, LRN, LpNormalization, Mean, MeanVarianceNormalization, *WINDOWED]
 
 
 class _Evaluator(ReferenceEvaluator):

@@ -345,6 +345,12 @@ class Builder:
         self.graph.outputs.append(result.core)
         return result
 
+    def expose(self, value: Value) -> None:
+        """Make a tensor of the graph an output of its own name."""
+        if not value.core.is_graph_output():
+            self._register(value.core, self.model.types.get(value.name, 0), value.known_shape)
+            self.graph.outputs.append(value.core)
+
     def take_over(self, old: ir.Value, new: Value) -> None:
         """Let an appended value take the place and the name of a tensor of the graph."""
         types, shapes = self.model.types, self.model.shapes
@@ -424,5 +430,5 @@ class Builder:
 
 
 def _small_constant(value: Value) -> ir.TensorProtocol | None:
-    tensor = value.core.const_value
+    tensor = ir.convenience.get_const_tensor(value.core)
     return tensor if tensor is not None and tensor.nbytes <= 1000 else None

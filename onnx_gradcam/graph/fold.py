@@ -23,11 +23,11 @@ _LARGEST = 1000
 
 _READS_SHAPE = {"Shape", "Size"}
 _ARITHMETIC = {
-    *("Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten"),
-    *("Floor", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max"),
-    *("Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"),
-    *("Reshape", "Round", "ScatterElements", "ScatterND", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile"),
-    *("Transpose", "Unsqueeze", "Where"),
+    *("Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "CumSum", "Div", "Equal"),
+    *("Expand", "Flatten", "Floor", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "Less"),
+    *("LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd"),
+    *("ReduceSum", "Reshape", "Round", "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Sqrt", "Squeeze"),
+    *("Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where"),
 }
 
 
@@ -94,6 +94,8 @@ def _evaluate(
     sizes = [_dims(types.get(o)) for o in node.output if o]
     if node.domain or any(s is None or math.prod(s) > _LARGEST for s in sizes):
         return {}
+    if node.op_type == "Constant" and node.attribute[0].name == "value":
+        return {node.output[0]: numpy_helper.to_array(node.attribute[0].t)}
     feeds: dict[str, npt.NDArray[Any]] = {}
     if node.op_type in _READS_SHAPE:
         dims = _dims(types.get(node.input[0]))

@@ -45,7 +45,11 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
         path = Path(source)
         if not path.is_file():
             raise ModelError(f"{path}: no such file; give the path of an .onnx model")
-        proto, folder, name = _parse(path.read_bytes(), str(path)), path.resolve().parent, str(path)
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise ModelError(f"{path}: cannot be read ({exc.strerror}); check who may read it") from exc
+        proto, folder, name = _parse(data, str(path)), path.resolve().parent, str(path)
     if not proto.graph.node:
         raise ModelError(f"{name}: not an ONNX model (it holds no graph); is it the right file, and complete?")
     _check_external_data(proto, folder, name)

@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001 - a rule has the signature of its operator
 """Rectifiers and other activations, written from the output where that keeps runtimes' fusions."""
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def selu(
 @vjp("Celu")
 def celu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Sequence[Cotangent]:
     """Below zero the derivative e^(x / alpha) is y / alpha + 1."""
-    return [t.op("Where", x > 0.0 if alpha < 0 else y > 0.0, g, g * (y * (1.0 / alpha) + 1.0))]
+    return [t.op("Where", y > 0.0, g, g * (y * (1.0 / alpha) + 1.0))]
 
 
 def _sign_of(x: Value, y: Value, slope: float) -> Value:

@@ -1,0 +1,166 @@
+"""Windows that slide over the spatial axes: what convolutions and pools have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from onnx_gradcam.graph.builder import Builder, Value
+
+from ._sizes import Size, cut, sizes
+
+__all__ = ["Windows", "spread", "windows"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of an operator lie; every field has one entry a spatial axis.
+
+    Attributes:
+        kernel: taps of a window.
+        strides: distance of neighbouring windows.
+        dilations: distance of neighbouring taps.
+        begin: padding before the image.
+        end: padding after the image.
+        ceil: a last window that is not full is kept.
+    """
+
+    kernel: tuple[Size, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[Size, ...]
+    end: tuple[Size, ...]
+    ceil: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The spatial axes of a tensor `[N, C, *spatial]`."""
+        return tuple(range(2, 2 + self.rank))
+
+    @property
+    def extent(self) -> tuple[Size, ...]:
+        """The length of a window from its first tap to its last."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    @property
+    def taps(self) -> list[int]:
+        """The kernel of a pool, which is always known."""
+        return [k.known or 0 for k in self.kernel]
+
+    def along(self, axis: int) -> Windows:
+        """The windows along one spatial axis alone, one element wide along the others."""
+
+        def only(values: Sequence[T], other: T) -> tuple[T, ...]:
+            return tuple(v if i == axis else other for i, v in enumerate(values))
+
+        zero = self.kernel[0] * 0
+        return Windows(
+            only(self.kernel, zero + 1),
+            only(self.strides, 1),
+            only(self.dilations, 1),
+            only(self.begin, zero),
+            only(self.end, zero),
+            self.ceil,
+        )
+
+    def pads(self) -> list[int] | None:
+        """The padding as the ONNX attribute, or `None` where it is not known."""
+        known = [p.known for p in (*self.begin, *self.end)]
+        return None if None in known else [p for p in known if p is not None]
+
+    def covered(self, outputs: Sequence[Size]) -> tuple[Size, ...]:
+        """The length that `outputs` windows reach over, counted from the start of the padding."""
+        return tuple((o - 1) * s + e for o, s, e in zip(outputs, self.strides, self.extent, strict=True))
+
+
+def windows(
+    t: Builder,
+    x: Value,
+    kernel: Sequence[int] | Value,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Windows:
+    """The windows over `x` that these attributes describe.
+
+    Args:
+        t: the builder.
+        x: the image, `[N, C, *spatial]`.
+        kernel: taps along each axis, or the weight `[M, C, *kernel]` that has them.
+        auto_pad: as in ONNX, like the rest.
+        ceil_mode: whether a last window that is not full is kept.
+        dilations: ones by default.
+        pads: zeros by default.
+        strides: ones by default.
+    """
+    taps = sizes(t, kernel, range(2, kernel.rank)) if isinstance(kernel, Value) else [Size(t, k) for k in kernel]
+    n = len(taps)
+    strides, dilations = tuple(strides or [1] * n), tuple(dilations or [1] * n)
+    zero = (Size(t, 0),) * n
+    plain = Windows(tuple(taps), strides, dilations, zero, zero, bool(ceil_mode))
+    if auto_pad == "VALID":
+        return plain
+    if auto_pad == "NOTSET":
+        amounts = [Size(t, p) for p in pads or [0] * (2 * n)]
+        begin, end = tuple(amounts[:n]), tuple(amounts[n:])
+    else:
+        totals = [
+            extent - 1 if s == 1 else (((h + s - 1) // s - 1) * s + extent - h).least(0)
+            for h, s, extent in zip(sizes(t, x, plain.axes), strides, plain.extent, strict=True)
+        ]
+        small = tuple(total // 2 for total in totals)
+        large = tuple(total - half for total, half in zip(totals, small, strict=True))
+        begin, end = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
+    return Windows(tuple(taps), strides, dilations, begin, end, bool(ceil_mode))
+
+
+def spread(t: Builder, g: Value, weight: Value, x: Value, over: Windows, *, group: int = 1) -> Value:
+    """The adjoint of sliding `weight` over `x`: every window's `g` goes back to where its taps were.
+
+    A ConvTranspose with the forward weight as it is, cropped or widened to the size of `x`. Where a size is not
+    known, the widest output that a stride can leave is computed and cut.
+    """
+    heights, outputs = sizes(t, x, over.axes), sizes(t, g, over.axes)
+    begins, ends, extras, starts = [], [], [], []
+    exact = True
+    for h, reach, s, extent, p, q in zip(
+        heights, over.covered(outputs), over.strides, over.extent, over.begin, over.end, strict=True
+    ):
+        surplus = (reach - p - h).known
+        if surplus is not None and p.known is not None:
+            begin, end, extra, start = p.known, max(surplus, 0), max(-surplus, 0), Size(t, 0)
+        elif p.known is not None and q.known is not None:
+            slack = s - 1 - q.known
+            begin, end, extra, start = p.known, max(-slack, 0), max(slack, 0), Size(t, 0)
+            exact = exact and s == 1 and not over.ceil
+        else:
+            begin, end, start = 0, 0, p
+            extra = s - 1 if extent.known is None else max(s - extent.known, 0)
+            exact = False
+        begins.append(begin)
+        ends.append(end)
+        extras.append(extra)
+        starts.append(start)
+    full = t.op(
+        "ConvTranspose",
+        g,
+        weight,
+        strides=list(over.strides),
+        dilations=list(over.dilations),
+        group=group,
+        pads=begins + ends,
+        output_padding=extras if any(extras) else None,
+        shape=(None,) * x.rank,
+    )
+    return full if exact else cut(t, full, over.axes, starts, heights)

@@ -1,0 +1,111 @@
+"""Matrix products and determinants. Gemm uses a matrix transposed, so that a large weight is never held twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnx_gradcam.autodiff.registry import Cotangent, vjp
+from onnx_gradcam.graph.builder import Builder, Value
+
+
+@vjp("MatMul", broadcasts=True)
+def matmul(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotangent]:
+    """The cotangents g B^T and A^T g; a vector is a row on the left and a column on the right, as in `numpy.matmul`."""
+    row, column = a.rank == 1, b.rank == 1
+    left = _unsqueeze(t, a, 0) if row else a
+    right = _unsqueeze(t, b, 1) if column else b
+    if column:
+        g = _unsqueeze(t, g, g.rank)
+    if row:
+        g = _unsqueeze(t, g, g.rank - 1)
+
+    def first() -> Value:
+        if right.rank == 2:
+            # Gemm wants matrices: the batch dimensions join the rows.
+            product = t.op("Gemm", _rows(t, g), right, transB=1)
+            da = t.reshape_like(product, left) if left.rank > 2 else product
+        else:
+            da = t.op("MatMul", g, _swapped(t, right), shape=(*g.shape[:-1], left.shape[-1]))
+        return _squeeze(t, da, -2) if row else da
+
+    def second() -> Value:
+        if right.rank == 2:
+            db = t.op("Gemm", _rows(t, left), _rows(t, g), transA=1, shape=right.shape)
+        else:
+            db = t.op("MatMul", _swapped(t, left), g, shape=(*g.shape[:-2], *right.shape[-2:]))
+        return _squeeze(t, db, -1) if column else db
+
+    return [first, second]
+
+
+def _unsqueeze(t: Builder, x: Value, axis: int) -> Value:
+    return t.op("Unsqueeze", x, t.ints(axis))
+
+
+def _squeeze(t: Builder, x: Value, axis: int) -> Value:
+    return t.op("Squeeze", x, t.ints(axis))
+
+
+def _rows(t: Builder, x: Value) -> Value:
+    """`x` as a matrix of its last dimension's vectors."""
+    return x if x.rank == 2 else t.op("Flatten", x, axis=x.rank - 1)
+
+
+def _swapped(t: Builder, x: Value) -> Value:
+    """`x` with its last two dimensions exchanged."""
+    return t.transpose(x, [*range(x.rank - 2), x.rank - 1, x.rank - 2])
+
+
+@vjp("Gemm", broadcasts=True)
+def gemm(
+    t: Builder,
+    g: Value,
+    y: Value,
+    a: Value,
+    b: Value,
+    c: Value | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Sequence[Cotangent]:
+    """Products of the cotangent with the other operand, each one Gemm; C is broadcast."""
+
+    def first() -> Value:
+        if transA:
+            return t.op("Gemm", b, g, alpha=alpha, transA=transB, transB=1, shape=a.shape)
+        return t.op("Gemm", g, b, alpha=alpha, transB=1 - transB, shape=a.shape)
+
+    def second() -> Value:
+        if transB:
+            return t.op("Gemm", g, a, alpha=alpha, transA=1, transB=transA, shape=b.shape)
+        return t.op("Gemm", a, g, alpha=alpha, transA=1 - transA, shape=b.shape)
+
+    return [first, second, lambda: g if beta == 1.0 else g * beta]
+
+
+@vjp("Det")
+def determinant(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
+    """The matrix of cofactors, which exists for singular matrices too.
+
+    Every cofactor is a determinant of its own: n^2 of them, meant for the small matrices that models hold.
+    """
+    n = x.shape[-1] if isinstance(x.shape[-1], int) else x.shape[-2]
+    one = t.const(np.int64(1))
+    if n == 1:
+        return [t.reshape_like(g, x)]
+    size: Value = t.const(np.int64(n)) if isinstance(n, int) else t.op("Squeeze", t.op("Shape", x, start=x.rank - 1))
+    rows = t.op("Range", t.const(np.int64(0)), size, one)
+    column = t.op("Unsqueeze", rows, t.ints(1))
+    short = t.op("Range", t.const(np.int64(0)), size - one, one)
+    # Row i holds all indices but i.
+    others = short + t.cast(t.op("GreaterOrEqual", short, column), np.int64)
+    # [..., n, n] -> [..., i, n - 1, n] -> [..., i, n - 1, j, n - 1] -> [..., i, j, n - 1, n - 1]
+    minors = t.op("Gather", t.op("Gather", x, others, axis=x.rank - 2), others, axis=x.rank)
+    lead = x.rank - 2
+    minors = t.transpose(minors, [*range(lead), lead, lead + 2, lead + 1, lead + 3])
+    parity = t.cast(t.op("Mod", rows + column, t.const(np.int64(2))), x.dtype) * -2.0 + 1.0
+    return [t.op("Unsqueeze", g, t.ints(-2, -1)) * (t.op("Det", minors) * parity)]

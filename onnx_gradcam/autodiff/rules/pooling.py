@@ -1,0 +1,273 @@
+"""Pools: every window hands its cotangent to its first maximum, or to all of its elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnx_gradcam.autodiff.registry import Cotangent, vjp
+from onnx_gradcam.graph.builder import Builder, Value
+
+from ._sizes import Size, cut, pad, reshape, sizes, vector
+from ._windows import Windows, spread, windows
+
+
+@vjp("MaxPool")
+def max_pool(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    storage_order: int = 0,
+    strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:
+    """The first maximum of a window in scan order takes all, as in PyTorch, TensorFlow and ONNX Runtime's indices.
+
+    No second output, no scatter: ONNX Runtime leaves its fast path for the indices, and other runtimes have none.
+    A large kernel is done an axis at a time, which keeps the scan order: the first row that holds the maximum, then
+    the first element in it.
+    """
+    over = windows(
+        t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
+    )
+    return [lambda: _route_through(t, g, y, x, _stages(over), auto_pad)]
+
+
+def _stages(over: Windows) -> list[Windows]:
+    """All axes at once, or one after the other from the last to the first where that reads far fewer elements."""
+    at_once = math.prod(k / s for k, s in zip(over.taps, over.strides, strict=True))
+    apart, left = 0.0, 1.0
+    for k, s in zip(reversed(over.taps), reversed(over.strides), strict=True):
+        apart += left * k / s
+        left /= s
+    return [over] if at_once < 2 * apart else [over.along(i) for i in reversed(range(over.rank))]
+
+
+def _route_through(t: Builder, g: Value, y: Value, x: Value, stages: Sequence[Windows], auto_pad: str) -> Value:
+    images = [x]
+    for stage in stages[:-1]:
+        pads = stage.pads() if auto_pad == "NOTSET" else None
+        images.append(
+            t.op(
+                "MaxPool",
+                images[-1],
+                kernel_shape=stage.taps,
+                strides=list(stage.strides),
+                dilations=list(stage.dilations),
+                ceil_mode=int(stage.ceil),
+                pads=pads,
+                auto_pad=auto_pad,
+            )
+        )
+    for stage, image in zip(reversed(stages), reversed(images), strict=True):
+        g = _route(t, g, y, image, stage)
+        y = image
+    return g
+
+
+def _route(t: Builder, g: Value, y: Value, x: Value, over: Windows) -> Value:
+    """Hand each window's `g` to the first element of `x` in it that equals `y`."""
+    spatial, outputs = sizes(t, x, over.axes), sizes(t, y, over.axes)
+    image = reshape(t, x, [-1, 1, *spatial])
+    top, g = reshape(t, y, [-1, 1, *outputs]), reshape(t, g, [-1, 1, *outputs])
+    tap = _Taps(t, image, spatial, outputs, over)
+    offsets = list(np.ndindex(*over.taps))
+    pieces: list[Value] = []
+    found: Value | None = None
+    for offset in offsets[:-1]:
+        first = any_so_far = t.op("Equal", tap.at(offset), top)
+        if found is not None:
+            any_so_far = t.op("Or", found, first)
+            first = t.op("Xor", any_so_far, found)
+        found = any_so_far
+        pieces.append(t.op("Where", first, g, 0.0))
+    # Where no other tap is the maximum, the last one is.
+    pieces.append(g if found is None else t.op("Where", found, 0.0, g))
+    stacked = t.op("Concat", *pieces, axis=1) if len(pieces) > 1 else g
+    one_hot = np.eye(len(offsets)).reshape(len(offsets), 1, *over.taps)
+    return t.reshape_like(spread(t, stacked, t.const(one_hot, x.dtype), image, over), x)
+
+
+class _Taps:
+    """The elements of all windows, one tap at a time.
+
+    A strided slice reads element by element, so that a plane with equal strides is first sorted into its phases.
+    """
+
+    def __init__(
+        self, t: Builder, image: Value, spatial: Sequence[Size], outputs: Sequence[Size], over: Windows
+    ) -> None:
+        self.t, self.over, self.outputs = t, over, outputs
+        self.phases = over.strides[0] if over.rank == 2 and len(set(over.strides)) == 1 else 1
+        s = self.phases
+        ends = [
+            (((reach.least(h + p) + s - 1) // s) * s - h - p).least(0)
+            for reach, h, p in zip(over.covered(outputs), spatial, over.begin, strict=True)
+        ]
+        padded = pad(t, image, over.axes, over.begin, ends, -np.inf)
+        self.image = t.op("SpaceToDepth", padded, blocksize=s) if s > 1 else padded
+
+    def at(self, offset: Sequence[int]) -> Value:
+        """The tap `offset` of every window."""
+        t, over, s = self.t, self.over, self.phases
+        starts = [i * d for i, d in zip(offset, over.dilations, strict=True)]
+        if s > 1 or set(over.strides) == {1}:
+            phase = sum((p % s) * s ** (over.rank - 1 - i) for i, p in enumerate(starts)) if s > 1 else 0
+            begin = [Size(t, phase), *(Size(t, p // s) for p in starts)]
+            return cut(t, self.image, (1, *over.axes), begin, [Size(t, 1), *self.outputs])
+        ends = [(o - 1) * n + (p + 1) for o, n, p in zip(self.outputs, over.strides, starts, strict=True)]
+        return t.op("Slice", self.image, t.ints(*starts), vector(t, ends), t.ints(*over.axes), t.ints(*over.strides))
+
+
+@vjp("AveragePool")
+def average_pool(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:
+    """Every element of a window takes an equal share."""
+    over = windows(
+        t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
+    )
+    return [lambda: _share(t, _averaged(t, g, x, over, padded=bool(count_include_pad)), x, over)]
+
+
+def _averaged(t: Builder, g: Value, x: Value, over: Windows, *, padded: bool) -> Value:
+    """`g` divided by the number of elements that each window averages; with `padded`, padding counts as well."""
+    full = math.prod(over.taps)
+    if not over.ceil and (padded or all(p.known == 0 for p in (*over.begin, *over.end))):
+        return g / float(full) if full > 1 else g
+    spatial, outputs = sizes(t, x, over.axes), sizes(t, g, over.axes)
+    counted = [
+        (Size(t, 0), p + h + q) if padded else (p, p + h) for h, p, q in zip(spatial, over.begin, over.end, strict=True)
+    ]
+    known = [(o.known, low.known, high.known) for o, (low, high) in zip(outputs, counted, strict=True)]
+    counts = np.ones((1, 1, *[1] * over.rank))
+    for i, (o, low, high) in enumerate(known):
+        if o is None or low is None or high is None:
+            return g / _counted(t, x, over, outputs, counted)
+        taps = np.arange(o)[:, None] * over.strides[i] + np.arange(over.taps[i]) * over.dilations[i]
+        inside = ((taps >= low) & (taps < high)).sum(1)
+        counts = counts * inside.reshape(-1, *[1] * (over.rank - 1 - i))
+    return g / t.const(counts if np.ptp(counts) else counts.flat[0], x.dtype)
+
+
+def _counted(
+    t: Builder, x: Value, over: Windows, outputs: Sequence[Size], counted: Sequence[tuple[Size, Size]]
+) -> Value:
+    """The same count where sizes are dynamic: an image of ones on a ground of zeros, summed by a convolution."""
+    shape = vector(t, [1, 1, *(high - low for low, high in counted)])
+    ones = t.op("Expand", t.const(1.0, x.dtype), shape, shape=(None,) * x.rank)
+    before = [low for low, _ in counted]
+    after = [(reach - high).least(0) for reach, (_, high) in zip(over.covered(outputs), counted, strict=True)]
+    image = pad(t, ones, over.axes, before, after)
+    kernel = t.const(np.ones((1, 1, *over.taps)), x.dtype)
+    count = t.op("Conv", image, kernel, strides=list(over.strides), dilations=list(over.dilations))
+    return cut(t, count, over.axes, [Size(t, 0)] * over.rank, outputs)
+
+
+def _share(t: Builder, g: Value, x: Value, over: Windows) -> Value:
+    """Give every element of a window the window's `g`, added up over the windows that it lies in."""
+    spatial, outputs = sizes(t, x, over.axes), sizes(t, g, over.axes)
+    if all(
+        o.known == 1 and p.known == 0 and h.known == k
+        for o, p, h, k in zip(outputs, over.begin, spatial, over.taps, strict=True)
+    ):
+        return t.expand_like(g, x)
+    pads = over.pads()
+    if set(over.strides) == set(over.dilations) == {1} and pads is not None:
+        # Overlapping sums are what a pool computes fastest, and at stride one the adjoint of a pool is a pool.
+        reach = [extent - 1 - p for extent, p in zip([e.known or 0 for e in over.extent] * 2, pads, strict=True)]
+        if min(reach) >= 0:
+            return t.op(
+                "AveragePool",
+                g * float(math.prod(over.taps)),
+                kernel_shape=list(over.taps),
+                pads=reach,
+                count_include_pad=1,
+            )
+    channels = x.shape[1]
+    if isinstance(channels, int):
+        return spread(t, g, t.const(np.ones((channels, 1, *over.taps)), x.dtype), x, over, group=channels)
+    planes = reshape(t, x, [-1, 1, *spatial])
+    shared = spread(t, reshape(t, g, [-1, 1, *outputs]), t.const(np.ones((1, 1, *over.taps)), x.dtype), planes, over)
+    return t.reshape_like(shared, x)
+
+
+@vjp("LpPool")
+def lp_pool(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    p: int = 2,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:
+    """X |x|^(p-2) times the window's g y^(1-p); zero in a window of zeros."""
+    over = windows(
+        t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
+    )
+    return [lambda: _share(t, _norm_scale(t, g, y, p), x, over) * _signed_power(t, x, p)]
+
+
+@vjp("GlobalLpPool")
+def global_lp_pool(t: Builder, g: Value, y: Value, x: Value, *, p: int = 2) -> Sequence[Cotangent]:
+    """As LpPool, with one window."""
+    return [lambda: _norm_scale(t, g, y, p) * _signed_power(t, x, p)]
+
+
+def _norm_scale(t: Builder, g: Value, y: Value, p: int) -> Value:
+    if p == 1:
+        return g
+    return t.op("Where", y > 0.0, g / (y if p == 2 else y ** float(p - 1)), 0.0)
+
+
+def _signed_power(t: Builder, x: Value, p: int) -> Value:
+    if p == 1:
+        return t.op("Sign", x)
+    return x if p == 2 else x * t.op("Abs", x) ** float(p - 2)
+
+
+@vjp("GlobalAveragePool")
+def global_average_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
+    """Every position takes an equal share."""
+    count = Size(t, 1)
+    for size in sizes(t, x, range(2, x.rank)):
+        count *= size
+    if count.known is not None:
+        return [lambda: t.expand_like(g / float(max(count.known or 1, 1)), x)]
+    # The count may exceed what float16 holds, its inverse does not.
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    share = t.cast(1.0 / t.cast(count.vector(), wide), x.dtype)
+    return [lambda: t.expand_like(g * share, x)]
+
+
+@vjp("GlobalMaxPool")
+def global_max_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
+    """Maxima that tie share evenly, as in the reductions of every framework."""
+    top = t.op("Equal", x, y)
+    count = t.sum(t.cast(top, x.dtype), range(2, x.rank))
+    return [lambda: t.op("Where", top, g / count, 0.0)]

@@ -1,0 +1,454 @@
+"""RNN, GRU and LSTM.
+
+One step of the layer is written with plain operators, and the backward pass over it is that of a Scan: the rules of
+those operators do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_gradcam.autodiff.registry import Cotangent, vjp
+from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.graph.builder import Builder, Value
+
+from ._index import index_along
+from ._scan import flipped, scan_vjp
+
+Weights = Mapping[str, Sequence[Value]]
+"""R, B (its recurrent half) and P, each in the pieces that the step uses; an omitted input has none."""
+
+Activations = Sequence[Callable[[Builder, Value], Value]]
+Step = Callable[[Builder, Value, Sequence[Value], Weights, Activations], "list[Value]"]
+"""(builder, X W^T + B of the step, states, weights, activations) -> next states, the hidden one first."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What distinguishes the three layers.
+
+    Attributes:
+        gates: how many rows of `hidden_size` the weights have.
+        pieces: the gates that each piece of R and B covers.
+        activations: the default ones.
+        step: one step.
+    """
+
+    gates: int
+    pieces: tuple[int, ...]
+    activations: tuple[str, ...]
+    step: Step
+
+
+# ----- the steps -----------------------------------------------------------------
+
+
+def _recur(t: Builder, h: Value, w: Weights, piece: int = 0) -> Value:
+    """`h R^T + B` for one piece of R and B."""
+    return t.op("Gemm", h, w["R"][piece], w["B"][piece] if w["B"] else None, transB=1)
+
+
+def _split(t: Builder, x: Value, parts: int, axis: int) -> tuple[Value, ...]:
+    return (x,) if parts == 1 else t.ops("Split", x, outputs=parts, axis=axis, num_outputs=parts)
+
+
+def _rnn_step(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
+    return [act[0](t, z + _recur(t, states[0], w))]
+
+
+def _gru_step(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
+    """`linear_before_reset=0`: the candidate sees the state after the reset."""
+    h = states[0]
+    update, reset, candidate = _gru_gates(t, z, h, w, act)
+    return [_mixed(update, act[1](t, candidate + _recur(t, reset * h, w, 1)), h)]
+
+
+def _gru_step_linear(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
+    """`linear_before_reset=1`: the reset applies to the state's linear map, as in cuDNN, PyTorch and Keras."""
+    h = states[0]
+    update, reset, candidate = _gru_gates(t, z, h, w, act)
+    return [_mixed(update, act[1](t, candidate + reset * _recur(t, h, w, 1)), h)]
+
+
+def _gru_gates(t: Builder, z: Value, h: Value, w: Weights, act: Activations) -> tuple[Value, Value, Value]:
+    zu, zr, candidate = _split(t, z, 3, -1)
+    hu, hr = _split(t, _recur(t, h, w), 2, -1)
+    return act[0](t, zu + hu), act[0](t, zr + hr), candidate
+
+
+def _mixed(update: Value, candidate: Value, h: Value) -> Value:
+    return (1.0 - update) * candidate + update * h
+
+
+def _lstm_step(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
+    h, c = states
+    i, o, f, candidate = _split(t, z + _recur(t, h, w), 4, -1)
+    peep = w["P"]
+    if peep:
+        i, f = i + peep[0] * c, f + peep[2] * c
+    after = act[0](t, f) * c + act[0](t, i) * act[1](t, candidate)
+    if peep:
+        o = o + peep[1] * after
+    return [act[0](t, o) * act[2](t, after), after]
+
+
+_RNN = _Kind(1, (1,), ("Tanh",), _rnn_step)
+_GRU = _Kind(3, (2, 1), ("Sigmoid", "Tanh"), _gru_step)
+_GRU_LINEAR = _Kind(3, (2, 1), ("Sigmoid", "Tanh"), _gru_step_linear)
+_LSTM = _Kind(4, (4,), ("Sigmoid", "Tanh", "Tanh"), _lstm_step)
+
+# Attributes that each activation takes, with their defaults; none where ONNX gives no default.
+_ACTIVATIONS: dict[str, dict[str, float | None]] = {
+    "Affine": {"alpha": None, "beta": None},
+    "Elu": {"alpha": 1.0},
+    "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
+    "LeakyRelu": {"alpha": 0.01},
+    "Relu": {},
+    "ScaledTanh": {"alpha": None, "beta": None},
+    "Sigmoid": {},
+    "Softplus": {},
+    "Softsign": {},
+    "Tanh": {},
+    "ThresholdedRelu": {"alpha": 1.0},
+}
+
+
+def _activation(name: str, given: Mapping[str, list[float]]) -> Callable[[Builder, Value], Value]:
+    """An activation; it takes its parameters off the lists of those that remain."""
+    found = {n.lower(): n for n in _ACTIVATIONS}.get(name.lower())
+    if found is None:
+        raise UnsupportedError(f"the recurrent activation {name!r} is not one that ONNX lists; use one of its own")
+    values: dict[str, Any] = {}
+    for key, default in _ACTIVATIONS[found].items():
+        values[key] = given[key].pop(0) if given[key] else default
+        if values[key] is None:
+            raise UnsupportedError(
+                f"the recurrent activation {found} has no activation_{key}; export the model with it"
+            )
+    if found in {"Affine", "ScaledTanh"}:
+        alpha, beta = values["alpha"], values["beta"]
+        return lambda t, x: x * alpha + beta if found == "Affine" else t.op("Tanh", x * beta) * alpha
+    return lambda t, x: t.op(found, x, **values)
+
+
+# ----- the layer -----------------------------------------------------------------
+
+
+class _Layer:
+    """One recurrent node, seen time-major."""
+
+    def __init__(
+        self,
+        t: Builder,
+        kind: _Kind,
+        gs: Sequence[Value | None],
+        x: Value,
+        w: Value,
+        r: Value,
+        b: Value | None,
+        p: Value | None,
+        lengths: Value | None,
+        initial: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        self.t, self.kind, self.w, self.r, self.b, self.p, self.initial = t, kind, w, r, b, p, initial
+        self.batch_first = bool(attributes["layout"])
+        self.x = t.transpose(x, [1, 0, 2]) if self.batch_first else x
+        y, *last = (*gs, None, None)[: 1 + len(initial)]
+        # [steps, directions, batch, hidden] and [directions, batch, hidden].
+        self.gy = t.transpose(y, [1, 2, 0, 3]) if y is not None and self.batch_first else y
+        self.last = [self._swapped(g) for g in last]
+        self.backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[
+            attributes["direction"]
+        ]
+        self.activations = self._activations(attributes)
+        size = r.shape[-1] if isinstance(r.shape[-1], int) else attributes["hidden_size"]
+        if not isinstance(size, int):
+            raise UnsupportedError(f"the hidden size of {r.name!r} is unknown; export the model with fixed weights")
+        self.size = size
+        known = None if lengths is None else lengths.array()
+        full = known is not None and all(n == self.x.shape[0] for n in known.tolist())
+        self.lengths = None if full else lengths
+        self._sweeps: dict[tuple[int, str], tuple[list[Value], list[Value], Value]] = {}
+
+    def _activations(self, attributes: Mapping[str, Any]) -> list[Activations]:
+        count = len(self.kind.activations)
+        names = list(attributes["activations"] or self.kind.activations * len(self.backwards))
+        given = {key: list(attributes[f"activation_{key}"] or ()) for key in ("alpha", "beta")}
+        made = [_activation(name, given) for name in names[: count * len(self.backwards)]]
+        return [made[i * count : (i + 1) * count] for i in range(len(self.backwards))]
+
+    def _swapped(self, v: Value | None) -> Value | None:
+        return v if v is None or not self.batch_first else self.t.transpose(v, [1, 0, 2])
+
+    def _direction(self, v: Value, d: int, axis: int = 0) -> Value:
+        return self.t.op("Gather", v, self.t.const(np.int64(d)), axis=axis)
+
+    def _steps(self, d: int) -> Value:
+        """The inputs of a direction, in the order in which it reads them."""
+        return flipped(self.t, self.x) if self.backwards[d] else self.x
+
+    def _weights(self, d: int) -> dict[str, list[Value]]:
+        t, n = self.t, self.size
+
+        def pieces(v: Value, counts: Sequence[int]) -> list[Value]:
+            if len(counts) == 1:
+                return [v]
+            sizes = t.ints(*(c * n for c in counts))
+            return list(t.ops("Split", v, sizes, outputs=len(counts), axis=0))
+
+        r, b, p = (None if v is None else self._direction(v, d) for v in (self.r, self.b, self.p))
+        return {
+            "R": pieces(r, self.kind.pieces) if r is not None else [],
+            "B": pieces(_split(t, b, 2, 0)[1], self.kind.pieces) if b is not None else [],
+            "P": pieces(p, (1, 1, 1)) if p is not None else [],
+        }
+
+    def _first_states(self, d: int) -> list[Value]:
+        t, batch = self.t, self.x.shape[1]
+        size = t.ints(batch) if isinstance(batch, int) else t.op("Shape", self.x, start=1, end=2)
+        shape = t.op("Concat", size, t.ints(self.size), axis=0)
+        states = []
+        for given in self.initial:
+            whole = self._swapped(given)
+            start = t.op("Expand", t.const(0.0, self.x.dtype), shape) if whole is None else self._direction(whole, d)
+            states.append(t.refine(start, (batch, self.size)))
+        return states
+
+    def _mask(self, d: int) -> list[Value]:
+        """Which samples a step still belongs to; nothing where all sequences are of full length."""
+        if self.lengths is None:
+            return []
+        t = self.t
+        ends = t.op("Reshape", t.cast(self.lengths, np.int64), t.ints(1, -1, 1))
+        mask = t.op("Less", index_along(t, self.x, 0), ends)
+        return [flipped(t, mask) if self.backwards[d] else mask]
+
+    def sweep(self, d: int, wanted: str = "") -> tuple[list[Value], list[Value], Value]:
+        """Run one direction backwards through time.
+
+        Args:
+            d: the direction.
+            wanted: "R", "B", "P", or nothing: weights to differentiate too.
+
+        Returns:
+            The cotangents of the first states, of the pieces of the weights, and of `X W^T + B` in reading order.
+        """
+        if (d, wanted) not in self._sweeps:
+            self._sweeps[d, wanted] = self._sweep(d, wanted)
+        return self._sweeps[d, wanted]
+
+    def _sweep(self, d: int, wanted: str) -> tuple[list[Value], list[Value], Value]:
+        t = self.t
+        weights = self._weights(d)
+        z = t.op("MatMul", self._steps(d), t.transpose(self._direction(self.w, d), [1, 0]))
+        if self.b is not None:
+            z = z + _split(t, self._direction(self.b, d), 2, 0)[0]
+
+        def body(inner: Builder, states: list[Value], slices: list[Value]) -> tuple[list[Value], list[Value]]:
+            own = {key: [inner.wrap(v.core) for v in pieces] for key, pieces in weights.items()}
+            after = self.kind.step(inner, slices[0], states, own, self.activations[d])
+            if len(slices) == 1:
+                return after, [after[0]]
+            # Behind its end a sample keeps its states, and its output is zero.
+            kept = [inner.op("Where", slices[1], a, b) for a, b in zip(after, states, strict=True)]
+            return kept, [inner.op("Where", slices[1], after[0], 0.0)]
+
+        gy = None if self.gy is None else self._direction(self.gy, d, axis=1)
+        if gy is not None and self.backwards[d]:
+            gy = flipped(t, gy)
+        last = [None if g is None else self._direction(g, d) for g in self.last]
+        params = weights[wanted] if wanted else []
+        states, (gz,), totals = scan_vjp(t, body, self._first_states(d), [z, *self._mask(d)], last, [gy], params)
+        return states, totals, gz
+
+    # ----- cotangents of the node's inputs -----
+
+    def data(self) -> Value:
+        """The cotangent of X."""
+        parts = []
+        for d, backwards in enumerate(self.backwards):
+            dx = self.t.op("MatMul", self.sweep(d)[2], self._direction(self.w, d))
+            parts.append(flipped(self.t, dx) if backwards else dx)
+        total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return self.t.transpose(total, [1, 0, 2]) if self.batch_first else total
+
+    def _stacked(self, make: Callable[[int], Value]) -> Value:
+        t = self.t
+        parts = [t.op("Unsqueeze", make(d), t.ints(0)) for d in range(len(self.backwards))]
+        return parts[0] if len(parts) == 1 else t.op("Concat", *parts, axis=0)
+
+    def _joined(self, parts: Sequence[Value]) -> Value:
+        return parts[0] if len(parts) == 1 else self.t.op("Concat", *parts, axis=0)
+
+    def input_weights(self) -> Value:
+        """The cotangent of W."""
+        t = self.t
+
+        def one(d: int) -> Value:
+            gz, x = (t.op("Flatten", v, axis=2) for v in (self.sweep(d)[2], self._steps(d)))
+            return t.op("Gemm", gz, x, transA=1)
+
+        return self._stacked(one)
+
+    def weights(self, name: str) -> Value:
+        """The cotangent of R or P."""
+        return self._stacked(lambda d: self._joined(self.sweep(d, name)[1]))
+
+    def bias(self) -> Value:
+        """The cotangent of B: the half that is added to the inputs, and the recurrent half."""
+
+        def one(d: int) -> Value:
+            _, recurrent, gz = self.sweep(d, "B")
+            return self._joined([self.t.sum(gz, [0, 1], keepdims=False), *recurrent])
+
+        return self._stacked(one)
+
+    def initial_state(self, i: int) -> Value:
+        """The cotangent of initial_h or initial_c."""
+        state = self._stacked(lambda d: self.sweep(d)[0][i])
+        return self.t.transpose(state, [1, 0, 2]) if self.batch_first else state
+
+
+def _check(kind: str, attributes: Mapping[str, Any]) -> None:
+    for name in ("clip", "input_forget"):
+        if attributes.get(name):
+            raise UnsupportedError(f"no VJP rule for {kind} with {name}; export the model without it")
+
+
+@vjp("RNN", all_outputs=True)
+def rnn(
+    t: Builder,
+    gs: Sequence[Value | None],
+    ys: Sequence[Value],
+    x: Value,
+    w: Value,
+    r: Value,
+    b: Value | None = None,
+    sequence_lens: Value | None = None,
+    initial_h: Value | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] = ("Tanh", "Tanh"),
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+) -> Sequence[Cotangent]:
+    """The simple recurrent layer."""
+    attributes = {
+        "activation_alpha": activation_alpha,
+        "activation_beta": activation_beta,
+        "activations": activations,
+        "clip": clip,
+        "direction": direction,
+        "hidden_size": hidden_size,
+        "layout": layout,
+    }
+    _check("RNN", attributes)
+    layer = _Layer(t, _RNN, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
+    return [
+        layer.data,
+        layer.input_weights,
+        lambda: layer.weights("R"),
+        layer.bias,
+        None,
+        lambda: layer.initial_state(0),
+    ]
+
+
+@vjp("GRU", all_outputs=True)
+def gru(
+    t: Builder,
+    gs: Sequence[Value | None],
+    ys: Sequence[Value],
+    x: Value,
+    w: Value,
+    r: Value,
+    b: Value | None = None,
+    sequence_lens: Value | None = None,
+    initial_h: Value | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+    linear_before_reset: int = 0,
+) -> Sequence[Cotangent]:
+    """Gated recurrent units, in both variants."""
+    attributes = {
+        "activation_alpha": activation_alpha,
+        "activation_beta": activation_beta,
+        "activations": activations,
+        "clip": clip,
+        "direction": direction,
+        "hidden_size": hidden_size,
+        "layout": layout,
+    }
+    _check("GRU", attributes)
+    kind = _GRU_LINEAR if linear_before_reset else _GRU
+    layer = _Layer(t, kind, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
+    return [
+        layer.data,
+        layer.input_weights,
+        lambda: layer.weights("R"),
+        layer.bias,
+        None,
+        lambda: layer.initial_state(0),
+    ]
+
+
+@vjp("LSTM", all_outputs=True)
+def lstm(
+    t: Builder,
+    gs: Sequence[Value | None],
+    ys: Sequence[Value],
+    x: Value,
+    w: Value,
+    r: Value,
+    b: Value | None = None,
+    sequence_lens: Value | None = None,
+    initial_h: Value | None = None,
+    initial_c: Value | None = None,
+    p: Value | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    input_forget: int = 0,
+    layout: int = 0,
+) -> Sequence[Cotangent]:
+    """Long short-term memory, with or without peepholes."""
+    attributes = {
+        "activation_alpha": activation_alpha,
+        "activation_beta": activation_beta,
+        "activations": activations,
+        "clip": clip,
+        "direction": direction,
+        "hidden_size": hidden_size,
+        "input_forget": input_forget,
+        "layout": layout,
+    }
+    _check("LSTM", attributes)
+    layer = _Layer(t, _LSTM, gs, x, w, r, b, p, sequence_lens, [initial_h, initial_c], attributes)
+    return [
+        layer.data,
+        layer.input_weights,
+        lambda: layer.weights("R"),
+        layer.bias,
+        None,
+        lambda: layer.initial_state(0),
+        lambda: layer.initial_state(1),
+        lambda: layer.weights("P"),
+    ]

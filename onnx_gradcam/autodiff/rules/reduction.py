@@ -1,0 +1,208 @@
+"""Reductions. `axes` may be omitted, empty, negative or computed by the graph; every rule serves all four.
+
+Where the axes reduce nothing (`noop_with_empty_axes`), the element-wise part of the operator remains: ReduceLogSum is
+then Log. The same formulas hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnx_gradcam.autodiff.registry import Cotangent, vjp
+from onnx_gradcam.graph.builder import Builder, Value
+
+
+class _Reduction:
+    """One reduction node, able to reduce other tensors of the input's shape over the same axes."""
+
+    def __init__(self, t: Builder, x: Value, axes: Value | None, keepdims: int, noop: int) -> None:
+        self.t, self.x, self.axes, self.keepdims, self.noop = t, x, axes, keepdims, noop
+
+    def again(self, kind: str, value: Value) -> Value:
+        """`value` reduced over the node's axes, which stay as ones."""
+        return self.t.op(kind, value, self.axes, keepdims=1, noop_with_empty_axes=self.noop)
+
+    def kept(self, value: Value) -> Value:
+        """A tensor of the output's shape with the reduced axes put back as ones."""
+        if self.keepdims:
+            return value
+        axes = self._known_axes()
+        if axes is None:
+            shape = self.t.op("Shape", self.again("ReduceSum", self.x))
+            return self.t.op("Reshape", value, shape, allowzero=1, shape=(None,) * self.x.rank)
+        return self.t.op("Unsqueeze", value, self.t.ints(*axes)) if axes else value
+
+    def _known_axes(self) -> list[int] | None:
+        """The axes; `None` where only the running model knows them."""
+        axes = np.array([], np.int64) if self.axes is None else self.axes.array()
+        if axes is None:
+            return None
+        if axes.size == 0 and not self.noop:
+            return list(range(self.x.rank))
+        return [int(a) for a in axes]
+
+
+@vjp("ReduceSum")
+def reduce_sum(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """The cotangent, spread."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    return [t.expand_like(r.kept(g), x), None]
+
+
+@vjp("ReduceMean")
+def reduce_mean(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """The cotangent, shared out evenly."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    return [t.expand_like(r.kept(g) * _one_over_count(t, x, y), x), None]
+
+
+def _one_over_count(t: Builder, x: Value, y: Value) -> Value | float:
+    """One over the number of elements of `x` that make one of `y`."""
+    sizes = [v.known_shape for v in (x, y)]
+    numbers = [[d for d in s or () if isinstance(d, int)] for s in sizes]
+    if all(s is not None and len(n) == len(s) for s, n in zip(sizes, numbers, strict=True)):
+        x_size, y_size = (int(np.prod(n)) for n in numbers)
+        return y_size / x_size if x_size else 0.0
+    # In float32 at least: a count above 65504 is infinite in float16.
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    count = t.op("Div", t.op("Size", x), t.op("Max", t.op("Size", y), t.const(np.int64(1))))
+    return t.cast(t.op("Reciprocal", t.cast(count, wide)), x.dtype)
+
+
+@vjp("ReduceMax", "ReduceMin")
+def reduce_extremum(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """Tied elements share the cotangent evenly, as in PyTorch's `amax`, TensorFlow and JAX."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    hit = t.cast(t.op("Equal", x, r.kept(y)), x.dtype)
+    return [r.kept(g) / r.again("ReduceSum", hit) * hit, None]
+
+
+@vjp("ReduceProd")
+def reduce_prod(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """The product of the other elements, also where some are zero: counted, so that nothing is divided by zero."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    zero = t.op("Equal", x, 0.0)
+    ones = t.op("Where", zero, 1.0, x)
+    count = t.cast(zero, x.dtype)
+    others = r.again("ReduceSum", count) - count
+    product = r.again("ReduceProd", ones) / ones
+    return [t.op("Where", others > 0.0, 0.0, r.kept(g) * product), None]
+
+
+@vjp("ReduceL1")
+def reduce_l1(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """The sign."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    return [r.kept(g) * t.op("Sign", x), None]
+
+
+@vjp("ReduceL2")
+def reduce_l2(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """The unit vector x / y, and zero where the norm is, as in PyTorch."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    norm = r.kept(y)
+    return [x * (r.kept(g) / t.op("Where", t.op("Equal", norm, 0.0), 1.0, norm)), None]
+
+
+@vjp("ReduceLogSum")
+def reduce_log_sum(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """One over the sum, which is e^y."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    return [t.expand_like(r.kept(g * t.op("Exp", -y)), x), None]
+
+
+@vjp("ReduceLogSumExp")
+def reduce_log_sum_exp(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """The softmax, e^(x - y)."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    return [r.kept(g) * t.op("Exp", x - r.kept(y)), None]
+
+
+@vjp("ReduceSumSquare")
+def reduce_sum_square(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    axes: Value | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Sequence[Cotangent]:
+    """Twice the input."""
+    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
+    return [r.kept(g) * 2.0 * x, None]

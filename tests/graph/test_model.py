@@ -1,0 +1,426 @@
+"""Loading what nobody vouched for, bringing it to one form, and saving it complete or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from helpers import quiet_session
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from onnx_gradcam.errors import ModelError
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.model import load
+
+W = np.random.default_rng(0).standard_normal((3, 400)).astype(np.float32)
+X = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+
+
+def dense(opset=18, ir_version=8, *, weight_is_input=False):
+    """A model with one weight above a kilobyte and one below."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])]
+    if weight_is_input:
+        inputs.insert(0, helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 400]))
+        inputs.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [1]))
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    weights = [numpy_helper.from_array(W, "w"), numpy_helper.from_array(np.array([0.5], np.float32), "b")]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 400])]
+    graph = helper.make_graph(nodes, "dense", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+@pytest.fixture
+def external(tmp_path):
+    """A folder with a model whose weight lies in `weights.bin`; the function writes it with another location."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(b"\0" * 16 + W.tobytes())
+
+    def write(location="weights.bin", offset=16, length=W.nbytes):
+        proto = dense()
+        tensor = proto.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        entries = {"location": location, "offset": offset, "length": length}
+        for key, value in entries.items():
+            if value is not None:
+                tensor.external_data.add(key=key, value=str(value))
+        path = folder / "model.onnx"
+        path.write_bytes(proto.SerializeToString())
+        return path
+
+    return write
+
+
+def refused(source):
+    with pytest.raises(ModelError) as caught:
+        load(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
+
+
+# ----- files that are no models ----------------------------------------------
+
+
+def test_a_missing_file(tmp_path):
+    assert refused(tmp_path / "none.onnx").endswith("none.onnx: no such file; give the path of an .onnx model")
+
+
+def test_a_folder(tmp_path):
+    assert "no such file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"this is a text file\n", b"<html>404</html>", b"\x89PNG\r\n\x1a\n" + bytes(64), os.urandom(200)],
+    ids=["empty", "zero", "text", "html", "picture", "noise"],
+)
+def test_a_file_that_is_no_model(tmp_path, content):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert "not an ONNX model" in refused(path)
+    assert "not an ONNX model" in refused(content)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_model(tmp_path, part):
+    whole = dense().SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(whole[: int(len(whole) * part)])
+    refused(path)
+
+
+def test_a_weight_with_too_few_bytes():
+    proto = dense()
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-400]
+    assert "weight 'w' is shorter than its shape says" in refused(proto)
+
+
+def test_an_invalid_graph_gives_the_checkers_reason():
+    proto = dense()
+    proto.graph.node[1].input[0] = "nowhere"
+    message = refused(proto)
+    assert "nowhere" in message
+    assert "export it again" in message
+
+
+def test_an_operator_set_from_the_future():
+    assert "of opset 9999, the installed onnx package knows" in refused(dense(opset=9999))
+
+
+def test_a_model_without_an_operator_set():
+    proto = dense()
+    del proto.opset_import[:]
+    assert "imports no ONNX operator set" in refused(proto)
+
+
+# ----- external weights ------------------------------------------------------
+
+
+def test_external_weights_are_not_read_until_needed(external):
+    path = external()
+    model = load(path)
+    (path.parent / "weights.bin").write_bytes(b"\0" * 16 + (2 * W).tobytes())
+    np.testing.assert_array_equal(model.core.graph.initializers["w"].const_value.numpy(), 2 * W)
+    assert model.shapes["w"] == (3, 400)
+    assert model.shapes["y"] == ("N", 400)
+
+
+def test_external_weights_without_offset_and_length(external):
+    path = external(offset=None, length=None)
+    (path.parent / "weights.bin").write_bytes(W.tobytes())
+    np.testing.assert_array_equal(load(path).core.graph.initializers["w"].const_value.numpy(), W)
+
+
+def test_external_weights_in_a_subfolder(external):
+    path = external("sub/weights.bin")
+    (path.parent / "sub").mkdir()
+    (path.parent / "weights.bin").rename(path.parent / "sub" / "weights.bin")
+    np.testing.assert_array_equal(load(path).core.graph.initializers["w"].const_value.numpy(), W)
+
+
+def test_a_model_of_bytes_cannot_have_external_weights(external):
+    assert "weight 'w' lies in another file; load the model from its path" in refused(external().read_bytes())
+    assert "load the model from its path" in refused(onnx.load(external(), load_external_data=False))
+
+
+def test_missing_external_weights(external):
+    path = external()
+    (path.parent / "weights.bin").unlink()
+    assert "the weights file 'weights.bin' is missing" in refused(path)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(16, W.nbytes), (16, None), (17, W.nbytes), (10**9, None), (16, 8)])
+def test_truncated_external_weights(external, offset, length):
+    path = external(offset=offset, length=length)
+    if (offset, length) in {(16, W.nbytes), (16, None)}:
+        weights = path.parent / "weights.bin"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    assert "the weights file 'weights.bin' is truncated" in refused(path)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, None), ("x", None), (0, -5)])
+def test_places_that_make_no_sense(external, offset, length):
+    assert "names no place in a file" in refused(external(offset=offset, length=length))
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "sub/../../secret.bin", "./../model/../secret.bin"])
+def test_a_path_that_leaves_the_folder(external, location):
+    path = external(location, 0)
+    (path.parent / "sub").mkdir()
+    (path.parent.parent / "secret.bin").write_bytes(W.tobytes())
+    assert "points outside of the model's folder" in refused(path)
+
+
+def test_an_absolute_path_even_into_the_folder(external, tmp_path):
+    inside = tmp_path / "model" / "weights.bin"
+    assert "points outside of the model's folder" in refused(external(str(inside)))
+
+
+def test_a_symbolic_link_that_leaves_the_folder(external, tmp_path):
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(W.tobytes())
+    path = external("link.bin", 0)
+    (path.parent / "link.bin").symlink_to(secret)
+    assert "points outside of the model's folder" in refused(path)
+
+
+def test_a_folder_behind_a_symbolic_link(external, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "w.bin").write_bytes(W.tobytes())
+    path = external("door/w.bin", 0)
+    (path.parent / "door").symlink_to(tmp_path / "elsewhere")
+    assert "points outside of the model's folder" in refused(path)
+
+
+def test_a_link_that_leads_to_itself(external):
+    path = external("loop.bin", 0)
+    (path.parent / "loop.bin").symlink_to("loop.bin")
+    refused(path)
+
+
+def test_a_hard_link(external, tmp_path):
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(W.tobytes())
+    path = external("hard.bin", 0)
+    os.link(secret, path.parent / "hard.bin")
+    assert "is a hard link; copy it instead" in refused(path)
+
+
+@pytest.mark.parametrize("location", ["", ".", "sub"])
+def test_a_folder_as_weights(external, location):
+    path = external(location, 0)
+    (path.parent / "sub").mkdir()
+    assert "is no file that could hold weight 'w'" in refused(path)
+
+
+def test_external_data_of_a_nodes_attribute_is_refused(tmp_path):
+    proto = dense()
+    tensor = TensorProto(name="k", data_type=TensorProto.FLOAT, dims=[400], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="weights.bin")
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["k"], value=tensor))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    (tmp_path / "weights.bin").write_bytes(bytes(1600))
+    refused(path)
+
+
+# ----- one form --------------------------------------------------------------
+
+VERSIONED = """<ir_version: {ir}, opset_import: ["": {opset}]>
+g (float[N,3,8,8] x) => (float[N,10] y) {{
+    a = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(x, k)
+    b = Relu(a)
+    c = MaxPool<kernel_shape = [2,2], strides = [2,2]>(b)
+    d = GlobalAveragePool(c)
+    e = Flatten(d)
+    f = Gemm(e, w, v)
+    y = Softmax<axis = 1>(f)
+}}"""
+
+
+@pytest.mark.parametrize("opset", range(7, 27))
+def test_every_opset_is_raised_to_18_and_no_further_with_equal_values(opset):
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model(VERSIONED.format(ir=3 if opset < 9 else 8, opset=opset))
+    weights = {
+        "k": rng.standard_normal((16, 3, 3, 3)),
+        "w": rng.standard_normal((16, 10)),
+        "v": rng.standard_normal(10),
+    }
+    for name, array in weights.items():
+        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        if opset < 9:
+            proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape))
+    x = rng.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    (expected,) = quiet_session(proto).run(None, {"x": x})
+    model = load(proto)
+    assert model.opset == max(opset, 18)
+    assert [i.name for i in model.core.graph.inputs] == ["x"]
+    assert model.shapes["c"] == ("N", 16, 4, 4)
+    model.check()
+    (got,) = quiet_session(model.to_proto()).run(None, {"x": x})
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_nodes_that_need_no_conversion_stay_as_they_were():
+    proto = dense()
+    assert [onnx.printer.to_text(n) for n in load(proto).to_proto().graph.node] == [
+        onnx.printer.to_text(n) for n in proto.graph.node
+    ]
+
+
+@pytest.mark.parametrize("opset", [8, 18])
+def test_initializers_are_taken_off_the_inputs_and_keep_their_values(opset):
+    proto = dense(opset, 3 if opset == 8 else 8, weight_is_input=True)
+    model = load(proto)
+    assert [i.name for i in model.core.graph.inputs] == ["x"]
+    np.testing.assert_array_equal(model.core.graph.initializers["w"].const_value.numpy(), W)
+    (got,) = quiet_session(model.to_proto()).run(None, {"x": X})
+    np.testing.assert_allclose(got, X @ W + 0.5, rtol=1e-5, atol=1e-6)
+
+
+def test_the_source_is_left_as_it_was():
+    proto = dense(9, 4, weight_is_input=True)
+    before = proto.SerializeToString(deterministic=True)
+    model = load(proto)
+    Builder(model).const(1.0)
+    assert proto.SerializeToString(deterministic=True) == before
+
+
+FUNCTIONS = """<ir_version: 10, opset_import: ["": {opset}, "local": 1]>
+g (float[N,4] x) => (float[N,4] y) {{ a = local.Twice(x)\n y = local.Twice(a) }}
+<domain: "local", opset_import: ["": {opset}, "local": 1]> Twice (x) => (y) {{ h = local.Half(x)\n y = Add(x, h) }}
+<domain: "local", opset_import: ["": {opset}]> Half (x) => (y) {{ c = Constant<value_float = 0.5>()\n y = Mul(x, c) }}
+"""
+
+
+@pytest.mark.parametrize("opset", [14, 18, 21])
+def test_local_functions_are_inlined_however_deep(opset):
+    model = load(parser.parse_model(FUNCTIONS.format(opset=opset)))
+    assert not model.core.functions
+    assert {n.op_type for n in model.core.graph} == {"Add", "Mul", "Constant"}
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    (got,) = quiet_session(model.to_proto()).run(None, {"x": x})
+    np.testing.assert_allclose(got, 2.25 * x)
+
+
+def test_the_long_name_of_the_default_domain_is_understood():
+    proto = parser.parse_model('<ir_version: 10, opset_import: ["ai.onnx": 18]> g (float[2] x) => (float[2] y) {'
+                               "c = Constant<value_ints = [1]>()\n b = Cast<to = 9>(c)\n s = Squeeze(b)\n"
+                               "y = If(s) <then_branch = t () => (float[2] p) { p = Exp(x) },"
+                               " else_branch = e () => (float[2] q) { q = Neg(x) }> }")  # fmt: skip
+    for node in (*proto.graph.node, *proto.graph.node[-1].attribute[0].g.node):
+        node.domain = "ai.onnx"
+    model = load(proto)
+    assert model.opset == 18
+    assert {n.domain for n in model.core.graph.all_nodes()} == {""}
+
+
+def test_metadata_survives():
+    proto = dense(9, 4)
+    helper.set_model_props(proto, {"author": "somebody"})
+    model = load(proto)
+    assert model.metadata["author"] == "somebody"
+    model.metadata["onnx_gradcam.version"] = "1"
+    assert {p.key for p in model.to_proto().metadata_props} == {"author", "onnx_gradcam.version"}
+
+
+def test_check_names_what_is_wrong():
+    model = load(dense())
+    model.core.graph[1].op_type = "NoSuchOperator"
+    with pytest.raises(ModelError, match=r"the graph is not valid ONNX: .*NoSuchOperator"):
+        model.check()
+
+
+# ----- saving ----------------------------------------------------------------
+
+
+def extended(source):
+    model = load(source)
+    t = Builder(model)
+    t.output(t.find("y") * 2.0, "twice")
+    t.finish()
+    return model
+
+
+def run(path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, {"x": X})
+
+
+def test_saved_beside_the_original_the_weights_stay_where_they_are(external):
+    path = external()
+    target = path.with_name("explained.onnx")
+    extended(path).save(target)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["explained.onnx", "model.onnx", "weights.bin"]
+    assert target.stat().st_size < 2000
+    y, twice = run(target)
+    np.testing.assert_allclose(y, X @ W + 0.5, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(twice, 2 * y)
+
+
+def test_saved_over_the_original(external):
+    path = external()
+    extended(path).save(path)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "weights.bin"]
+    np.testing.assert_allclose(run(path)[1], 2 * (X @ W + 0.5), rtol=1e-5, atol=1e-6)
+
+
+def test_saved_into_another_folder_the_weights_come_along(external, tmp_path):
+    path = external()
+    other = tmp_path / "other"
+    other.mkdir()
+    model = extended(path)
+    model.save(other / "explained.onnx")
+    assert sorted(p.name for p in other.iterdir()) == ["explained.onnx", "explained.onnx.data"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "weights.bin"]
+    expected = run(other / "explained.onnx")
+    (path.parent / "weights.bin").unlink()
+    np.testing.assert_array_equal(run(other / "explained.onnx")[1], expected[1])
+    np.testing.assert_allclose(expected[0], X @ W + 0.5, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_can_be_saved_twice_and_into_both_folders(external, tmp_path):
+    model = extended(external())
+    other = tmp_path / "other"
+    other.mkdir()
+    targets = [other / "a.onnx", tmp_path / "model" / "b.onnx", other / "c.onnx"]
+    for target in targets:
+        model.save(target)
+    results = [run(target)[1] for target in targets]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_a_model_without_external_weights_is_one_file(tmp_path):
+    extended(dense()).save(tmp_path / "explained.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["explained.onnx"]
+    np.testing.assert_allclose(run(tmp_path / "explained.onnx")[0], X @ W + 0.5, rtol=1e-5, atol=1e-6)
+
+
+def test_where_nothing_can_be_written_nothing_is_left(external, tmp_path):
+    model = extended(external())
+    with pytest.raises(ModelError, match="cannot be written"):
+        model.save(tmp_path / "nowhere" / "explained.onnx")
+    with pytest.raises(ModelError, match="is a folder"):
+        model.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_failure_on_the_way_leaves_the_old_file(external, tmp_path):
+    path = external()
+    target = tmp_path / "explained.onnx"
+    target.write_bytes(b"old")
+    model = extended(path)
+    (path.parent / "weights.bin").unlink()
+    with pytest.raises(ModelError, match="cannot be written"):
+        model.save(target)
+    assert target.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["explained.onnx", "model"]

@@ -1,0 +1,116 @@
+"""Inference with two probes: dimensions behind shape arithmetic come out as numbers or as the inputs' own symbols."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.shapes import infer_shapes
+
+
+def shapes(text, opset=18):
+    return infer_shapes(parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]>\n{text}')).shapes
+
+
+FLATTEN = """g (float[N,3,4,4] x) => (float[A,B] y)
+<int64[1] zero = {0}, int64[1] minus = {-1}, int64[1] axes = {0}, int64 first = {0}> {
+    shape = Shape(x)
+    n = Gather(shape, first)
+    n1 = Unsqueeze(n, axes)
+    target = Concat<axis = 0>(n1, minus)
+    y = Reshape(x, target)
+}"""
+
+
+def test_a_reshape_by_arithmetic_keeps_the_batch_symbol_and_finds_the_rest():
+    assert shapes(FLATTEN)["y"] == ("N", 48)
+
+
+def test_a_batch_without_a_name_has_a_symbol_of_its_own():
+    found = shapes(FLATTEN.replace("float[N,3,4,4]", "float[?,3,4,4]"))
+    assert found["y"][1] == 48
+    assert isinstance(found["y"][0], str)
+    assert found["y"][0] == found["x"][0]
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_zero_and_minus_one_in_an_input_mean_any(size):
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}')
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+    found = infer_shapes(model).shapes
+    assert found["y"][1] == 48
+    assert isinstance(found["y"][0], str)
+
+
+def test_static_models_are_inferred_in_one_run():
+    found = shapes(
+        "g (float[2,3] x) => (float[2,4] y) <float[3,4] w = {1,2,3,4,5,6,7,8,9,10,11,12}> { y = MatMul(x, w) }"
+    )
+    assert found == {"x": (2, 3), "y": (2, 4), "w": (3, 4)}
+
+
+def test_strides_and_sizes_in_a_fully_convolutional_model():
+    text = "g (float[N,1,H,W] x, float[4,1,3,3] w) => (float[A,B,C,D] y) {{ y = Conv<{}>(x, w) }}"
+    same = shapes(text.format("pads = [1,1,1,1]"))["y"]
+    assert same == ("N", 4, "H", "W")
+    strided = shapes(text.format("pads = [1,1,1,1], strides = [2,2]"))["y"]
+    assert strided[:2] == ("N", 4)
+    assert isinstance(strided[2], str)
+    assert strided[2] != "H"
+    assert strided[2] != strided[3]
+
+
+def test_equal_symbols_of_several_inputs_are_bound_together():
+    found = shapes("g (float[N,3] a, float[N,3] b) => (float[A,B] y) { y = Concat<axis = 1>(a, b) }")
+    assert found["y"] == ("N", 6)
+    apart = shapes("g (float[N,3] a, float[M,3] b) => (float[A,B] y) { y = Concat<axis = 0>(a, b) }")
+    assert apart["y"][1] == 3
+    assert apart["y"][0] not in {"N", "M"}
+
+
+def test_a_dimension_that_data_decide_is_no_number():
+    found = shapes("g (float[N] x) => (int64[A,B] y) { y = NonZero(x) }")
+    assert found["y"][0] == 1
+    assert not isinstance(found["y"][1], int)
+
+
+def test_an_unknown_rank_is_left_out():
+    found = shapes("g (float[N] x, int64[K] s) => (float y) { r = Reshape(x, s)\n y = ReduceSum<keepdims = 0>(r) }")
+    assert "r" not in found
+    assert found["y"] == ()
+
+
+def test_wrong_shapes_that_a_model_states_do_not_win_over_what_follows_from_its_inputs():
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}')
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("target", onnx.TensorProto.INT64, [2]))
+    assert infer_shapes(model).shapes["y"] == ("N", 48)
+
+
+def test_the_example_holds_numbers_only():
+    inferred = infer_shapes(parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}'))
+    n = inferred.example["x"][0]
+    assert inferred.example["x"] == (n, 3, 4, 4)
+    assert inferred.example["y"] == (n, 48)
+
+
+def test_more_free_dimensions_than_probes_still_infer():
+    inputs = ", ".join(f"float[N{i},3] x{i}" for i in range(9))
+    found = shapes(f"g ({inputs}) => (float[A,B] y) {{ y = Identity(x0) }}")
+    assert found["y"][1] == 3
+
+
+def test_types_of_weights_and_of_what_follows_are_known():
+    weight = np.ones((3, 200), np.float32)
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]>\n'
+        "g (float[N,3] x) => (bool[N,200] y) { a = MatMul(x, w)\n h = Cast<to = 10>(a)\n y = IsNaN(h) }"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    prepared = load(model)
+    kinds = onnx.TensorProto
+    expected = {"x": kinds.FLOAT, "w": kinds.FLOAT, "a": kinds.FLOAT, "h": kinds.FLOAT16, "y": kinds.BOOL}
+    assert {name: prepared.types[name] for name in expected} == expected
+    assert prepared.shapes["a"] == ("N", 200)
