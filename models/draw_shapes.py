@@ -21,10 +21,10 @@ Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 _SHIFT = 4  # fractional bits of the corner coordinates given to cv2
-_RADIUS = (0.11, 0.23)  # circumscribed circle, as a fraction of the side
-_OVERLAP = 0.15  # of the smaller of two shapes, holes included; the one behind stays recognisable
+_RADIUS = (0.12, 0.23)  # circumscribed circle, as a fraction of the side
+_OVERLAP = 0.1  # of the smaller of two shapes, holes included; the one behind stays recognisable
 _PLACEMENTS = 40  # places tried before a shape is left out
-_COLOURS = 6  # colours tried for a shape; the one furthest from what lies behind it is taken
+_COLOURS = 8  # colours tried for a shape; the one furthest from what lies behind it is taken
 
 
 class Shape(NamedTuple):
@@ -66,7 +66,7 @@ def draw_picture(rng: np.random.Generator, indices: list[int], side: int = 96) -
     return Picture(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), tuple(placed))
 
 
-def draw_pictures(seed: int, count: int, most: int = 3, least: int = 1, side: int = 96) -> list[Picture]:
+def draw_pictures(seed: int, count: int, least: int = 1, most: int = 3, side: int = 96) -> list[Picture]:
     """Draws `count` pictures with `least` to `most` shapes of different classes each."""
     rng = np.random.default_rng(seed)
     pictures = []

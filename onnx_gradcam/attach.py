@@ -283,8 +283,8 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
     t.output(t.refine(heatmap, (batch, *sizes)), names["heatmap"])
     t.output(t.refine(cam, (batch, *work.layer.chosen.grid)), names["cam"])
     t.output(t.refine(classes, (batch,)), names["heatmap_class"])
-    if work.options.expose_activation and not work.layer.chosen.tensor.core.is_graph_output():
-        t.graph.outputs.append(work.layer.chosen.tensor.core)
+    if work.options.expose_activation:
+        t.expose(work.layer.chosen.tensor)
     t.finish()
     model = t.model
     metadata = _metadata(work, class_input, names)

@@ -70,16 +70,11 @@ def read_head(t: Builder, target: Candidate, score: Value, path: Sequence[ir.Nod
         out = t.wrap(node.outputs[0])
         average = _pools_all(t, target, node, here)
         if average is not None:
-            return _behind(t, out, average=average, score=score, rest=path[i + 1 :], channels=_channels(target))
+            return _behind(t, out, average=average, score=score, rest=path[i + 1 :], channels=target.channels)
         if node.op_type not in {"Identity", "Dropout", "Cast"}:
             return None
         here = out
     return None
-
-
-def _channels(target: Candidate) -> int | None:
-    size = next(d for d, axis in zip(target.tensor.shape, target.layout, strict=True) if axis and axis.kind == "C")
-    return size if isinstance(size, int) else None
 
 
 def _pools_all(t: Builder, target: Candidate, node: ir.Node, here: Value) -> bool | None:
@@ -100,7 +95,7 @@ def _pools_all(t: Builder, target: Candidate, node: ir.Node, here: Value) -> boo
 
 
 def _behind(
-    t: Builder, pooled: Value, *, average: bool, score: Value, rest: Sequence[ir.Node], channels: int | None
+    t: Builder, pooled: Value, *, average: bool, score: Value, rest: Sequence[ir.Node], channels: int | str | None
 ) -> Head:
     """Read what follows the pooling, as long as it is linear."""
     matrix, class_axis, here = None, 1, pooled
@@ -118,7 +113,7 @@ def _behind(
                 pooled, average, None, 1, scale, linear=False, why=f"{node.op_type} behind the pooling is not linear"
             )
         here = t.wrap(node.outputs[0])
-    if here is not score or channels is None:
+    if here is not score or not isinstance(channels, int):
         return Head(
             pooled, average, None, 1, scale, linear=False, why="the pooling does not lead straight to the score"
         )
@@ -127,7 +122,7 @@ def _behind(
 
 
 def _factor(
-    t: Builder, node: ir.Node, where: int, channels: int | None
+    t: Builder, node: ir.Node, where: int, channels: int | str | None
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
     """The constant that `node` multiplies the vector by: `[C]` or a scalar; `None` where it does something else."""
     if node.op_type in _VIEWS and where == 0:

@@ -302,7 +302,7 @@ def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) 
     if not Path(text).exists():
         raise PreprocessingError(
             f"{text!r} is neither a preset ({', '.join(PRESETS)}) nor a JSON file that exists"
-            f"{near_matches(text, PRESETS)}."
+            f"{near_matches(text, PRESETS) or '.'}"
         )
     return _from_json(_read_text(Path(text), _LARGEST_JSON, "a JSON object"), repr(text))
 

@@ -1,1 +1,112 @@
-"""The command line."""
+"""The command line: one file a command, which parses, calls one function and prints.
+
+Importing this package loads nothing heavy, so that `--help` answers at once: a command imports what it works with
+when it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from onnx_gradcam import __version__
+
+from .attach import attach
+from .doctor import doctor
+from .explain import explain
+from .group import Commands
+from .inspect import inspect
+from .methods import methods
+from .ops import ops
+from .output import complain, say
+
+__all__ = ["app", "main"]
+
+_DEBUG = "ONNX_GRADCAM_DEBUG"
+
+app = typer.Typer(
+    name="onnx-gradcam",
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # Plain help: it reads the same in a terminal, a pipe and the documentation.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+_COMMANDS: dict[Callable[..., None], str] = {
+    explain: "Pictures that show what a classifier looks at.",
+    attach: "A model that gives its heatmap itself.",
+    inspect: "What of a model would be explained, and why.",
+    methods: "The methods there are.",
+    ops: "The operators a gradient can cross.",
+    doctor: "Versions, execution providers, what is missing.",
+}
+for _command, _summary in _COMMANDS.items():
+    app.command(short_help=_summary)(_command)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - called with the option's value alone
+    if wanted:
+        say(f"onnx-gradcam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help=f"Show where in the program an error arose; {_DEBUG}=1 does the same."),
+    ] = False,
+) -> None:
+    """Grad-CAM for any ONNX model: see what a classifier looks at, or build the heatmap into the model itself.
+
+    \b
+    Examples:
+      onnx-gradcam explain model.onnx photo.jpg --preprocess torchvision --labels names.txt
+      onnx-gradcam attach model.onnx -o explained.onnx
+      onnx-gradcam inspect model.onnx
+
+    Exit codes: 0 done, 1 refused or failed (one sentence on stderr says why), 2 wrong usage.
+    """  # noqa: D301 - \b keeps the lines of the example apart
+    if debug:
+        os.environ[_DEBUG] = "1"
+
+
+def main() -> None:
+    """Run the command line; what goes wrong is said in one sentence, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A class name that the terminal cannot show must not end the run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except MemoryError:
+        complain("there is not enough memory for this; try a smaller --batch-size or picture")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; closing it again at exit must not complain either.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as exc:
+        if os.environ.get(_DEBUG, "") not in {"", "0"}:
+            raise
+        what = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
+        complain(
+            f"this should not have happened ({what}); please report it with what "
+            f"`{_DEBUG}=1 onnx-gradcam ...` prints for the same command"
+        )
+        sys.exit(1)

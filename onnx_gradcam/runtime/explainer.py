@@ -30,7 +30,8 @@ Array = npt.NDArray[Any]
 Wanted = int | str | Sequence[int | str] | None
 Source = str | Path | bytes | Array
 
-_TOP = re.compile(r"top(\d+)")
+_TOP = re.compile(r"top([0-9]{1,9})")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,11 @@ class Explainer:
         )
         self._input = next(i for i in self.session.inputs if i.name == self.metadata.image_input)
         self.preprocessing = self._fitted(described)
+        count = self._class_count()
+        if self.labels is not None and count is not None and len(self.labels) != count:
+            self.warnings.append(
+                f"there are {len(self.labels)} class names for {count} classes: are they this model's?"
+            )
 
     def _explained(
         self, model: str | Path | bytes | onnx.ModelProto, choices: dict[str, Any]
@@ -199,20 +205,12 @@ class Explainer:
         return read_labels(labels) if isinstance(labels, (str, Path)) else list(labels)
 
     def _fitted(self, described: Preprocessing | None) -> Preprocessing:
-        shape = dict(zip(self.metadata.layout, self._input.shape, strict=True))
-        fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in shape.items()}
         if described is None:
             raise PreprocessingError(
                 "how pictures become this model's input is not known; say it with --preprocess: one of "
                 f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
             )
-        return described.fitted(
-            channels=fixed["C"],
-            height=fixed["H"],
-            width=fixed["W"],
-            layout="NCHW" if self.metadata.layout == "NCHW" else "NHWC",
-            dtype=self._input.dtype,
-        )
+        return fit_preprocessing(described, self.metadata.layout, self._input.shape, self._input.dtype)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -247,10 +245,10 @@ class Explainer:
         for image in images:
             waiting.append(image)
             if len(waiting) == batch_size:
-                yield from self._batch(waiting, target)
+                yield from self._batch(waiting, target, batch_size)
                 waiting = []
         if waiting:
-            yield from self._batch(waiting, target)
+            yield from self._batch(waiting, target, batch_size)
 
     def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
         """Run the explained model on ready inputs.
@@ -279,20 +277,13 @@ class Explainer:
             feeds[self.metadata.class_input] = np.array(classes, np.int64)
         return self.session.run(feeds)
 
-    def _batch(self, sources: Sequence[Source], target: Wanted) -> list[Explanation | ImageError]:
+    def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | ImageError]:
         jobs = [self._job(source) for source in sources]
         good = [job for job in jobs if isinstance(job, _Job)]
-        top = 0 if target is None else _top(target)
-        wanted = [-1] if target is None or top else self._indices(target)
-        self._explain(good, [wanted[:1]] * len(good))
-        rest = wanted[1:]
-        for job in good:
-            if top > 1:
-                order = np.argsort(-job.scores.astype(np.float64), kind="stable")[:top]
-                job.later = [int(c) for c in order if int(c) != job.maps[0].target.index]
-            else:
-                job.later = rest
-        self._explain(good, [job.later for job in good])
+        wanted = [_Top(1)] if target is None else self._wanted(target)
+        first = wanted[0]
+        self._explain(good, [[-1 if isinstance(first, _Top) else first]] * len(good), most)
+        self._explain(good, [_expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in good], most)
         return [job if isinstance(job, ImageError) else job.finished(self.labels) for job in jobs]
 
     def _job(self, source: Source) -> _Job | ImageError:
@@ -302,16 +293,23 @@ class Explainer:
         except ImageError as exc:
             return exc
 
-    def _explain(self, jobs: Sequence[_Job], classes: Sequence[Sequence[int]]) -> None:
-        """Run one row for each class of each picture and hand the maps out."""
-        rows = [(job, c) for job, mine in zip(jobs, classes, strict=True) for c in mine]
-        if not rows:
-            return
+    def _explain(self, jobs: Sequence[_Job], classes: Sequence[Sequence[int]], most: int) -> None:
+        """Run one row for each class of each picture, at most `most` rows of one size at once; hand the maps out."""
+        by_size: dict[tuple[int, ...], list[tuple[_Job, int]]] = {}
+        for job, mine in zip(jobs, classes, strict=True):
+            by_size.setdefault(job.tensor.shape, []).extend((job, c) for c in mine)
+        for rows in by_size.values():
+            for start in range(0, len(rows), most):
+                self._explain_rows(rows[start : start + most])
+
+    def _explain_rows(self, rows: Sequence[tuple[_Job, int]]) -> None:
         names = self.metadata
         results = self.run(np.stack([job.tensor for job, _ in rows]), [c for _, c in rows])
         for i, (job, _) in enumerate(rows):
             job.scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
+            if index >= len(job.scores):
+                raise TargetError(f"class {index} is out of range (the model has classes 0 to {len(job.scores) - 1})")
             target = _target(index, job.scores, self.labels)
             job.maps.append(ClassMap(target, results[names.heatmap][i], results[names.cam][i]))
 
@@ -323,14 +321,14 @@ class Explainer:
         complement = 1 - scores if self.metadata.activation == "sigmoid" else -scores
         return np.concatenate([complement, scores])
 
-    def _indices(self, target: int | str | Sequence[int | str]) -> list[int]:
-        several = [target] if isinstance(target, (int, str)) else list(target)
+    def _wanted(self, target: int | str | Sequence[int | str]) -> list[int | _Top]:
+        several = [target] if isinstance(target, (int, str, np.integer)) else list(target)
         if not several:
             raise TargetError("no class was asked for; give one, or None for the class with the highest score")
-        indices = [self._index(one) for one in several]
+        wanted = [_top(one) or self._index(one) for one in several]
         if not self.metadata.class_input:
             raise TargetError("the class is fixed in this model; start from the original model to choose another")
-        return indices
+        return wanted
 
     def _index(self, wanted: int | str) -> int:
         """The index of a class, given as a number or a name.
@@ -339,9 +337,10 @@ class Explainer:
             TargetError: no such class; the message has near matches.
         """
         count = self._class_count()
-        if isinstance(wanted, str) and not wanted.lstrip("-").isdigit():
-            return find_label(wanted, self.labels)
-        index = int(wanted)
+        if isinstance(wanted, str) and not _NUMBER.fullmatch(wanted):
+            index = find_label(wanted, self.labels)
+        else:
+            index = int(wanted)
         if index < 0 or (count is not None and index >= count):
             upto = f" (the model has classes 0 to {count - 1})" if count is not None else ""
             raise TargetError(f"class {index} is out of range{upto}")
@@ -355,6 +354,31 @@ class Explainer:
         return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
+def fit_preprocessing(
+    described: Preprocessing, layout: str, shape: Sequence[int | str | None], dtype: str
+) -> Preprocessing:
+    """Adapt a description to the model's input.
+
+    Args:
+        described: how pictures become the input.
+        layout: the input's axes, `NCHW` or `NHWC`.
+        shape: its shape; free dimensions are symbols or `None`.
+        dtype: its NumPy type.
+
+    Raises:
+        PreprocessingError: the two contradict each other.
+    """
+    sizes = dict(zip(layout, shape, strict=True))
+    fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in sizes.items()}
+    return described.fitted(
+        channels=fixed["C"],
+        height=fixed["H"],
+        width=fixed["W"],
+        layout="NCHW" if layout == "NCHW" else "NHWC",
+        dtype=dtype,
+    )
+
+
 @dataclass(eq=False)
 class _Job:
     """One picture on its way through the model."""
@@ -364,7 +388,6 @@ class _Job:
     placement: Placement
     scores: Array = field(default_factory=lambda: np.zeros(0))
     maps: list[ClassMap] = field(default_factory=list)
-    later: Sequence[int] = ()
 
     def finished(self, labels: Sequence[str] | None) -> Explanation:
         return Explanation(self.image, self.placement, self.scores, labels, self.maps)
@@ -395,13 +418,38 @@ def find_label(name: str, labels: Sequence[str] | None) -> int:
     raise TargetError(f"no class is called {name!r}{near_matches(plain(name), map(plain, labels))}")
 
 
-def _top(target: Wanted) -> int:
-    """How many of the highest scores are asked for; 0 where classes are named."""
-    match = _TOP.fullmatch(target) if isinstance(target, str) else None
-    count = int(match.group(1)) if match else 0
-    if match and not count:
+@dataclass(frozen=True)
+class _Top:
+    """As many classes as `count`, those with the highest scores."""
+
+    count: int
+
+
+def _top(wanted: int | str) -> _Top | None:
+    match = _TOP.fullmatch(wanted) if isinstance(wanted, str) else None
+    if match is None:
+        return None
+    if int(match.group(1)) == 0:
         raise TargetError("top0 asks for no class; ask for top1 or more")
-    return count
+    return _Top(int(match.group(1)))
+
+
+def _expanded(wanted: Sequence[int | _Top], scores: Array, best: int) -> list[int]:
+    """The classes to explain, in the order asked for; those of the highest scores that are there already once only.
+
+    Args:
+        wanted: what was asked for.
+        scores: one a class.
+        best: the class that the model itself holds for the best: among equals it is the first.
+    """
+    order = np.argsort(-scores.astype(np.float64), kind="stable").tolist()
+    if isinstance(wanted[0], _Top):
+        order.remove(best)
+        order.insert(0, best)
+    classes: list[int] = []
+    for one in wanted:
+        classes += [c for c in order[: one.count] if c not in classes] if isinstance(one, _Top) else [one]
+    return classes
 
 
 def _target(index: int, scores: Array, labels: Sequence[str] | None) -> Target:

@@ -5,7 +5,9 @@ The only module that imports onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ _SHORT_NAMES = {
 }
 
 _FATAL_ONLY = 4
+_WARNINGS_TOO = 2
+"""What ONNX Runtime itself begins with."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +103,15 @@ class Session:
             options.intra_op_num_threads = threads
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        if wanted in {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
-            ort.preload_dlls()
         fallback = [] if wanted == "CPUExecutionProvider" else ["CPUExecutionProvider"]
         try:
-            self._session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model),
-                options,
-                providers=[wanted, *fallback],
-                disabled_optimizers=list(disabled_optimizers) or None,
-            )
+            with _quiet_start(wanted):
+                self._session = ort.InferenceSession(
+                    model if isinstance(model, bytes) else str(model),
+                    options,
+                    providers=[wanted, *fallback],
+                    disabled_optimizers=list(disabled_optimizers) or None,
+                )
         except Exception as exc:
             raise ModelError(f"ONNX Runtime cannot load the model: {_reason(exc)}") from exc
         # Operators a provider lacks run on the CPU by design, but the provider itself must have started.
@@ -137,6 +140,22 @@ class Session:
         except Exception as exc:
             raise ModelError(f"ONNX Runtime cannot run the model: {_reason(exc)}") from exc
         return {o.name: np.asarray(r) for o, r in zip(self.outputs, results, strict=True)}
+
+
+@contextlib.contextmanager
+def _quiet_start(provider: str) -> Iterator[None]:
+    """Load a provider's libraries; what ONNX Runtime prints about missing ones is left to the error that follows."""
+    if provider == "CPUExecutionProvider":
+        yield
+        return
+    ort.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            if provider in {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+                ort.preload_dlls()
+            yield
+    finally:
+        ort.set_default_logger_severity(_WARNINGS_TOO)
 
 
 def _info(node: Any) -> InputInfo:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["Axis", "Layout", "channels_first", "follow", "label_input"]
+__all__ = ["Axis", "Layout", "channels_first", "follow", "label_input", "window"]
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,29 @@ class Axis:
     """The meaning of one axis.
 
     Attributes:
-        kind: `N` batch, `C` channels, `S` one spatial dimension, `T` tokens (a merged grid), or the identity of an
-            input axis (`0`, `1` ...) while the layout of the input is being found.
+        kind: `N` batch, `C` channels, `c` a part of the channels (attention heads), `S` one spatial dimension, `T`
+            tokens (a merged grid), `*` any other product of axes, or the identity of an input axis (`0`, `1` ...)
+            while the layout of the input is being found.
         grid: for tokens, the sizes of the grid (in the example binding of free dimensions).
         before: for tokens, how many class or register tokens come before the grid.
         after: how many come after it.
+        parts: for a product, its factors and their sizes.
     """
 
     kind: str
     grid: tuple[int, ...] = ()
     before: int = 0
     after: int = 0
+    parts: tuple[Factor, ...] = ()
 
+
+Factor = tuple["Axis | None", int]
+"""The meaning and the size of (a part of) an axis."""
 
 Layout = tuple["Axis | None", ...]
 """The meaning of every axis of a tensor; `None` where it is not known."""
 
-BATCH, CHANNEL, SPATIAL = Axis("N"), Axis("C"), Axis("S")
+BATCH, CHANNEL, HEAD, SPATIAL = Axis("N"), Axis("C"), Axis("c"), Axis("S")
 
 _CHANNELS_FIRST = {
     "Conv",
@@ -59,18 +65,17 @@ _CHANNELS_FIRST = {
 }
 _NORMALISED = {"BatchNormalization", "InstanceNormalization", "GroupNormalization"}
 _REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
-_RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+_RESHAPES = {"Reshape", "Flatten"}
 
 
-def follow(t: Builder, start: dict[ir.Value, Layout] | None = None) -> dict[ir.Value, Layout]:
-    """The layout of every tensor that one can be found for.
-
-    Args:
-        t: the graph.
-        start: layouts known beforehand.
-    """
-    layouts = dict(start or {})
+def follow(t: Builder) -> dict[ir.Value, Layout]:
+    """The layout of every tensor that one can be found for."""
+    layouts: dict[ir.Value, Layout] = {}
     for node in t.nodes:
+        x = node.inputs[0] if node.op_type in _CHANNELS_FIRST else None
+        if x is not None and None in layouts.get(x, (None,)) and t.wrap(x).known_shape is not None:
+            # What a convolution or pool reads is channels-first whatever it was made by.
+            layouts[x] = channels_first(t.wrap(x).rank)
         found = _after(t, node, layouts)
         for output in node.outputs:
             value = t.wrap(output)
@@ -145,30 +150,32 @@ def _transpose(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Lay
 
 
 def _same_axes(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
-    """Sizes may change, meanings do not; a resized or padded token axis is no grid any more."""
+    """Sizes may change, meanings do not; a resized or padded token axis is no grid any more, nor a product one."""
     layout = known[0]
     before, after = _example(t, node.inputs[0]), _example(t, node.outputs[0])
     if layout is None or before is None or after is None or len(before) != len(after):
         return None
     return tuple(
-        None if axis is not None and axis.kind == "T" and a != b else axis
+        None if axis is not None and axis.kind in "T*" and a != b else axis
         for axis, a, b in zip(layout, before, after, strict=True)
     )
 
 
 def _concat(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
-    layout = next(k for k in known if k is not None)
-    where = node.attributes["axis"].as_int() % len(layout)
-    axis = layout[where]
-    if axis is None or axis.kind != "T":
+    rank = next(len(k) for k in known if k is not None)
+    where = node.attributes["axis"].as_int() % rank
+    placed = [i for i, k in enumerate(known) if k is not None and k[where] is not None]
+    layout = known[placed[0]] if placed else next(k for k in known if k is not None)
+    axis = layout[where] if layout is not None else None
+    if layout is None or axis is None or axis.kind not in "ST*":
         return layout
     sizes = [_example(t, i) for i in node.inputs]
-    if any(s is None for s in sizes) or sum(k is not None and k[where] is not None for k in known) != 1:
+    if axis.kind != "T" or len(placed) > 1 or any(s is None for s in sizes):
+        # Rolled or joined places: which is where cannot be told any more.
         return _replaced(layout, where, None)
-    mine = next(i for i, k in enumerate(known) if k is not None and k[where] is not None)
     lengths = [s[where] for s in sizes if s is not None]
-    grown = replace(axis, before=axis.before + sum(lengths[:mine]), after=axis.after + sum(lengths[mine + 1 :]))
-    return _replaced(layout, where, grown)
+    before, after = sum(lengths[: placed[0]]), sum(lengths[placed[0] + 1 :])
+    return _replaced(layout, where, replace(axis, before=axis.before + before, after=axis.after + after))
 
 
 def _slice(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
@@ -179,17 +186,17 @@ def _slice(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout 
     for where, axis in enumerate(source):
         if axis is None or axis.kind != "T" or layout[where] is not None:
             continue
-        window = _window(t, node, where, size[where])
-        if window is None:
+        kept = window(t, node, where, size[where])
+        if kept is None:
             continue
-        start, end = window
+        start, end = kept
         first, last = axis.before, axis.before + math.prod(axis.grid)
         if start <= first and end >= last:
             layout = _replaced(layout, where, replace(axis, before=first - start, after=end - last))
     return layout
 
 
-def _window(t: Builder, node: ir.Node, axis: int, size: int) -> tuple[int, int] | None:
+def window(t: Builder, node: ir.Node, axis: int, size: int) -> tuple[int, int] | None:
     """Start and end of a contiguous constant Slice along `axis`."""
     inputs = [None if i is None else t.wrap(i).array() for i in node.inputs[1:]]
     starts, ends = inputs[:2]
@@ -212,18 +219,40 @@ def _gather(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout
     attribute = node.attributes.get("axis")
     where = (attribute.as_int() if attribute is not None else 0) % len(layout)
     axis = layout[where]
-    kept = None if axis is None or axis.kind == "T" else axis
+    kept = None if axis is None or axis.kind in "ST*" else axis
     return (*layout[:where], *(kept,) * t.wrap(indices).rank, *layout[where + 1 :])
 
 
 def _matmul(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
-    """A product with a constant matrix mixes channels; a product of two activations mixes positions."""
-    layout, matrix = known[0], node.inputs[1]
-    if layout is None or matrix is None or known[1] is not None or t.wrap(matrix).known_shape is None:
+    """A constant matrix mixes channels; of two activations the rows of one meet the columns of the other."""
+    left, right = known[:2]
+    if left is None or node.inputs[1] is None:
         return None
-    if t.wrap(matrix).rank != 2 or (layout[-1] is not None and layout[-1].kind != "C"):
-        return None
-    return _replaced(layout, len(layout) - 1, CHANNEL)
+    if right is not None:
+        if len(left) != len(right):
+            return None
+        common = [a if a is not None else b for a, b in zip(left[:-2], right[:-2], strict=True)]
+        return (*common, left[-2], right[-1])
+    channels = left[-1] is not None and left[-1].kind in "Cc"
+    matrix = t.wrap(node.inputs[1])
+    return left if channels and matrix.known_shape is not None and matrix.rank == 2 else None
+
+
+def _gemm(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    return None if node.attributes.get_int("transA", 0) else _matmul(t, node, known)
+
+
+def _squeeze(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+    axes = t.wrap(node.inputs[1]).array() if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    layout = known[0]
+    if layout is None or axes is None:
+        return _reshape(t, node, layout)
+    if node.op_type == "Squeeze":
+        gone = {int(a) % len(layout) for a in axes}
+        return tuple(axis for i, axis in enumerate(layout) if i not in gone)
+    rank, rest = len(layout) + len(axes), iter(layout)
+    new = {int(a) % rank for a in axes}
+    return tuple(None if i in new else next(rest) for i in range(rank))
 
 
 def _reduce(t: Builder, node: ir.Node, layout: Layout | None) -> Layout | None:
@@ -273,23 +302,50 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], 
 
 
 def _regroup(sources: Sequence[Axis | None], sizes: Sequence[int], targets: Sequence[int]) -> list[Axis | None]:
-    """The axes that a run of axes becomes."""
-    kinds = [axis.kind if axis else None for axis in sources]
+    """The axes that a run of axes becomes: its factors, dealt out again in order."""
     if len(sources) == len(targets) == 1:
         return [sources[0]]
+    factors: list[Factor] = []
+    for axis, size in zip(sources, sizes, strict=True):
+        factors.extend(axis.parts if axis is not None and axis.parts else [(axis, size)])
     # Sizes of one come and go without a meaning; what remains decides.
-    real = [(axis, size) for axis, size in zip(sources, sizes, strict=True) if size != 1]
-    if len(targets) == 1 and len(real) == 1:
-        return [real[0][0]]
-    if len(real) == 1 and sum(size != 1 for size in targets) == 1:
-        return [real[0][0] if size != 1 else None for size in targets]
-    if len(targets) == 1 and kinds and set(kinds) == {"S"}:
-        return [Axis("T", tuple(sizes))]
-    if len(sources) == 1 and sources[0] is not None and sources[0].kind == "T":
-        tokens = sources[0]
-        if tuple(targets) == tokens.grid and not tokens.before and not tokens.after:
-            return [SPATIAL] * len(targets)
-    return [None] * len(targets)
+    factors = [f for f in factors if f[1] != 1]
+    result: list[Axis | None] = []
+    for target in targets:
+        taken = _take(factors, target)
+        if taken is None:
+            return [None] * len(targets)
+        result.append(_merged(taken))
+    return result
+
+
+def _take(factors: list[Factor], size: int) -> list[Factor] | None:
+    """Remove factors of the product `size` from the front; channels and a grid of tokens can be split for it."""
+    taken: list[Factor] = []
+    while size != 1:
+        axis, width = factors[0]
+        kind = axis.kind if axis is not None else ""
+        if size % width == 0:
+            taken.append(factors.pop(0))
+            size //= width
+        elif kind in {"C", "c"} and width % size == 0:
+            taken.append((HEAD, size))
+            factors[0] = HEAD, width // size
+            size = 1
+        elif axis is not None and kind == "T" and not axis.before and not axis.after:
+            factors[:1] = [(SPATIAL, side) for side in axis.grid if side != 1]
+        else:
+            return None
+    return taken
+
+
+def _merged(factors: Sequence[Factor]) -> Axis | None:
+    kinds = {axis.kind if axis is not None else "" for axis, _ in factors}
+    if len(factors) < 2:
+        return factors[0][0] if factors else None
+    if kinds <= {"C", "c"}:
+        return CHANNEL
+    return Axis("T", tuple(size for _, size in factors)) if kinds == {"S"} else Axis("*", parts=tuple(factors))
 
 
 def _replaced(layout: Layout, where: int, axis: Axis | None) -> Layout:
@@ -306,7 +362,9 @@ _RULES: dict[str, Callable[[Builder, ir.Node, Sequence[Layout | None]], Layout |
     "Slice": _slice,
     "Gather": _gather,
     "MatMul": _matmul,
-    "Gemm": lambda t, node, known: None,  # noqa: ARG005 - two axes, neither of them a place
+    "Gemm": _gemm,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _squeeze,
     "Pad": _same_axes,
     "Resize": _same_axes,
     "Split": _same_axes,

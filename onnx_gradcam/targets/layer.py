@@ -12,13 +12,15 @@ from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import Carries, between, dominators
 
-from .axes import Axis, Layout, follow
+from .axes import Axis, Layout, follow, window
 
 __all__ = ["Candidate", "Layer", "find_layer"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _VIEWS = {"Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 _QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
+_ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+_PRODUCTS = {"MatMul", "Einsum"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,11 @@ class Candidate:
     def tokens(self) -> Axis | None:
         """The token axis, where the places are the tokens of a transformer."""
         return next((axis for axis in self.layout if axis is not None and axis.kind == "T"), None)
+
+    @property
+    def channels(self) -> int | str | None:
+        """How many channels there are."""
+        return next(d for d, axis in zip(self.tensor.shape, self.layout, strict=True) if axis and axis.kind == "C")
 
     @property
     def grid(self) -> tuple[int | str | None, ...]:
@@ -104,23 +111,27 @@ def find_layer(
         raise TargetError(f"the score {score.name!r} does not depend on the input {image.name!r}; name another output")
     path, alive = between(t.nodes, [image.core], [score.core], carries)
     on_every_path = set(chain)
+    batch = t.model.example.get(image.name, (0,))[0]
     candidates = [
         Candidate(t.wrap(o), layout, o in on_every_path)
         for node in path
         for o in node.outputs
-        if o in alive and (layout := layouts.get(o)) is not None and _has_places(t.wrap(o), layout)
+        if o in alive and (layout := layouts.get(o)) is not None and _has_places(t, t.wrap(o), layout, batch)
     ]
     if layer == "auto":
-        chosen, reason = _automatic(t, candidates, path, score)
+        singled = _class_token_target(t, image, candidates, path, carries)
+        chosen, reason = _automatic(t, candidates, score) if singled is None else (singled, _singled_out(singled))
     else:
         chosen, reason = _named(t, layer, names or {}, candidates, alive, layouts)
     return Layer(chosen, reason, candidates)
 
 
-def _has_places(value: Value, layout: Layout) -> bool:
-    """More than one place, one channel axis, one batch axis, and nothing unknown."""
+def _has_places(t: Builder, value: Value, layout: Layout, batch: int) -> bool:
+    """More than one place, one channel axis, the picture's batch axis, and nothing unknown."""
     kinds = [axis.kind if axis is not None else None for axis in layout]
     if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
+        return False
+    if t.model.example.get(value.name, (batch,) * len(kinds))[kinds.index("N")] != batch:
         return False
     tokens = next((axis for axis in layout if axis is not None and axis.kind == "T"), None)
     if tokens is not None:
@@ -129,16 +140,14 @@ def _has_places(value: Value, layout: Layout) -> bool:
     return bool(sizes) and any(d != 1 for d in sizes)
 
 
-def _automatic(
-    t: Builder, candidates: Sequence[Candidate], path: Sequence[ir.Node], score: Value
-) -> tuple[Candidate, str]:
-    singled = _class_token_target(t, candidates, path)
-    if singled is not None:
-        grid = "x".join(map(str, singled.grid))
-        return singled, (
-            f"the head reads the class token only, so this is the last normalised grid of {grid} tokens "
-            "that the last attention reads"
-        )
+def _singled_out(chosen: Candidate) -> str:
+    return (
+        "the head reads the class token only, so this is the last normalised grid of "
+        f"{'x'.join(map(str, chosen.grid))} tokens that the last attention reads"
+    )
+
+
+def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tuple[Candidate, str]:
     useful = [c for c in candidates if c.every_path and not _is_pooled(c.tensor.core)]
     if not useful:
         shown = ", ".join(repr(c.tensor.name) for c in candidates[-5:])
@@ -174,51 +183,52 @@ def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Can
     return chosen
 
 
-def _class_token_target(t: Builder, candidates: Sequence[Candidate], path: Sequence[ir.Node]) -> Candidate | None:
+def _class_token_target(
+    t: Builder, image: Value, candidates: Sequence[Candidate], path: Sequence[ir.Node], carries: Carries
+) -> Candidate | None:
     """For heads that read the class token alone: the token grid that feeds the last attention.
 
     Behind the last attention the patch tokens no longer reach the score, so their gradient is zero there.
+
+    Raises:
+        TargetError: there is such a head, but no attention that is fed by a token grid.
     """
     tokens = {c.tensor.core: c for c in candidates if c.tokens is not None}
-    reads_prefix = [n for n in path if n.inputs and n.inputs[0] in tokens and _prefix_only(t, n, tokens[n.inputs[0]])]
-    if not reads_prefix:
+    readers = {v: [n for n in path if v in n.inputs] for v in tokens}
+    read = [v for v in tokens if readers[v] and all(_reads_prefix(t, n, tokens[v]) for n in readers[v])]
+    if not read:
         return None
-    last = tokens[reads_prefix[-1].inputs[0]]  # type: ignore[index]
-    width = last.tensor.shape[-1]
-    mixers = [n for n in path if n.op_type in {"Softmax", "Attention", "MultiHeadAttention"} and n is not path[-1]]
-    if not mixers:
-        return None
-    chain = _feeding(t, mixers[-1], tokens)
-    fitting = [c for c in chain if c.tensor.shape[-1] == width or c.tensor.shape[1] == width]
-    return fitting[-1] if fitting else None
+    last, alive = tokens[read[-1]], {o for n in path for o in n.outputs}
+    before = path[: path.index(readers[read[-1]][0])]
+    mixers = [n for n in before if n.op_type in _ATTENTION or (n.op_type in _PRODUCTS and alive.issuperset(n.inputs))]
+    chain = dominators(t.nodes, image.core, mixers[-1].outputs[0], carries)[:-1] if mixers else []
+    feeding = [tokens[v] for v in chain if v in tokens and tokens[v].channels == last.channels]
+    if not feeding:
+        raise TargetError(
+            f"the head reads the class token of {last.tensor.name!r} only, and which token grid feeds the last "
+            "attention cannot be told; name a layer in front of it with --layer"
+        )
+    return _unviewed(t, feeding[-1], feeding)
 
 
-def _prefix_only(t: Builder, node: ir.Node, source: Candidate) -> bool:
-    """Whether a Gather, Slice or Split output keeps tokens before the grid only."""
+def _reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
+    """Whether a Gather or Slice keeps class and register tokens only."""
     axis = source.tokens
-    if axis is None or not axis.before:
+    if axis is None or not (axis.before or axis.after) or node.inputs[0] is not source.tensor.core:
         return False
-    where = next(i for i, a in enumerate(source.layout) if a is axis)
-    attribute = node.attributes.get("axis")
-    along = (attribute.as_int() if attribute is not None else 0) % len(source.layout)
-    if node.op_type == "Gather" and along == where and node.inputs[1] is not None:
-        index = t.wrap(node.inputs[1]).array()
-        total = axis.before + math.prod(axis.grid) + axis.after
-        return index is not None and all(0 <= int(i) % total < axis.before for i in index.ravel())
-    if node.op_type in {"Slice", "Split"}:
-        result = t.model.example.get(str(node.outputs[0].name))
-        return result is not None and len(result) == len(source.layout) and result[where] <= axis.before
+    where, first = source.layout.index(axis), axis.before
+    count = math.prod(axis.grid)
+    if node.op_type == "Slice":
+        kept = window(t, node, where, first + count + axis.after)
+        if kept is None:
+            # Bounds computed from shapes: so short a slice holds no whole grid, but may hold all tokens before it.
+            result = t.model.example.get(str(node.outputs[0].name))
+            return result is not None and result[where] <= first
+        return kept[1] <= first or kept[0] >= first + count
+    if node.op_type == "Gather" and node.attributes.get_int("axis", 0) % len(source.layout) == where:
+        index = None if node.inputs[1] is None else t.wrap(node.inputs[1]).array()
+        return index is not None and not any(0 <= i % (first + count + axis.after) - first < count for i in index.flat)
     return False
-
-
-def _feeding(t: Builder, mixer: ir.Node, tokens: dict[ir.Value, Candidate]) -> list[Candidate]:
-    """The token tensors on every path into `mixer`, in order."""
-    source = mixer.inputs[0]
-    first = next(iter(tokens))
-    if source is None:
-        return []
-    chain = dominators(t.nodes, first, source, lambda node, value: t.wrap(value).is_float)  # noqa: ARG005
-    return [tokens[v] for v in chain if v in tokens]
 
 
 def _named(

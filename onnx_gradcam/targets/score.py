@@ -82,9 +82,9 @@ def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> 
     if not candidates:
         raise TargetError(
             f"no output looks like class scores of shape [batch, classes] (outputs: {_list(outputs)}); "
-            "name the output to explain with --output"
+            "only classifiers can be explained, so give a model of which one output holds a score a class"
         )
-    tensors = {_walk_back(t, o)[0] for o in candidates}
+    tensors = {_origin(t, _walk_back(t, o)[0]) for o in candidates}
     if len(tensors) > 1:
         raise TargetError(
             f"several outputs look like class scores ({_list(candidates)}); name the one to explain with --output"
@@ -136,7 +136,10 @@ def _along_classes(t: Builder, node: ir.Node, before: Value) -> bool:
     attribute = node.attributes.get("axis")
     axis = attribute.as_int() if attribute is not None else -1
     shape = t.wrap(node.inputs[0]).known_shape if node.inputs[0] is not None else None
-    return shape is None or shape[axis] != 1 or _class_axis(before) == axis % len(shape)
+    if shape is None:
+        return True
+    axis %= len(shape)
+    return (axis > 0 or len(shape) == 1) and (shape[axis] != 1 or _class_axis(before) == axis)
 
 
 def _unmoved(t: Builder, value: Value) -> Value:
@@ -146,6 +149,13 @@ def _unmoved(t: Builder, value: Value) -> Value:
     if x is None or _class_axis(t.wrap(x)) is None:
         return value
     return _unmoved(t, t.wrap(x))
+
+
+def _origin(t: Builder, value: Value) -> Value:
+    """What `value` is only a copy or a view of."""
+    node = value.core.producer()
+    x = node.inputs[0] if node is not None and node.op_type in _MOVEMENT else None
+    return value if x is None else _origin(t, t.wrap(x))
 
 
 def _float_source(t: Builder, value: Value) -> Value:

@@ -1,0 +1,89 @@
+"""What the measurements share: alternating timings, tables, the machine's description."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Ratio", "alternate", "machine", "table"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of a candidate over time of the reference, run right beside each other.
+
+    Attributes:
+        median: of the ratios of neighbouring runs.
+        quartiles: lower and upper, as a measure of the noise.
+        floor: shortest run of the candidate over shortest run of the reference: what is left without the noise.
+        runs: how many pairs there were.
+    """
+
+    median: float
+    quartiles: tuple[float, float]
+    floor: float
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.quartiles[0]:.3f} to {self.quartiles[1]:.3f})"
+
+
+def alternate(
+    reference: Callable[[], object], *candidates: Callable[[], object], runs: int, warmup: int = 2
+) -> list[Ratio]:
+    """Time `reference` and each candidate in strict alternation.
+
+    Every second round goes backwards, so that nobody always follows the same neighbour and a drift of the machine's
+    speed cancels.
+
+    Args:
+        reference: what the others are compared with.
+        candidates: what is measured.
+        runs: rounds; each runs every side once.
+        warmup: rounds that do not count.
+
+    Returns:
+        One ratio a candidate.
+    """
+    sides = [reference, *candidates]
+    times = np.zeros((runs, len(sides)))
+    for turn in range(-warmup, runs):
+        order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
+        for side in order:
+            start = time.perf_counter()
+            sides[side]()
+            elapsed = time.perf_counter() - start
+            if turn >= 0:
+                times[turn, side] = elapsed
+    found = []
+    for side in range(1, len(sides)):
+        ratios = times[:, side] / times[:, 0]
+        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        floor = times[:, side].min() / times[:, 0].min()
+        found.append(Ratio(float(middle), (float(low), float(high)), float(floor), runs))
+    return found
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def machine(*packages: str) -> str:
+    """The processor, its cores, and the versions of what was measured, in one line."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.processor() or platform.machine()
+    parts = [f"{os.cpu_count()} cores ({processor})", platform.system(), f"Python {platform.python_version()}"]
+    installed = {d.name: d.version for d in distributions() if d.name in packages}
+    parts += [f"{package} {installed[package]}" for package in packages if package in installed]
+    return ", ".join(parts)

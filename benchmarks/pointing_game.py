@@ -1,0 +1,190 @@
+"""The pointing game: does a heatmap have its maximum inside the box of the object it explains?
+
+Run by hand::
+
+    python benchmarks/pointing_game.py MODEL --boxes BOXES.json --images FOLDER --preprocess torchvision
+
+The boxes' file holds `images`: name -> `file` (relative to the folder), `objects`: class name -> `boxes`, each
+`[x0, y0, x1, y1]` in pixels of the photograph, and `imagenet_candidates`, the model's classes that mean this object.
+For every object the candidate with the highest score is explained, if it is among the model's `--rank` highest. An
+object may have several boxes: any of them counts. Where the largest value is reached at several pixels (bilinear
+interpolation is flat at the picture's border) the middle of them is taken. A blank heatmap is a miss.
+
+The preprocessing should show the model the whole picture (`"resize": "stretch"`). Prints markdown.
+
+Zhang et al. 2018, Top-down neural attention by excitation backprop, section 4.2 (here without a tolerance around the
+boxes); energy inside the box as in Wang et al. 2020, Score-CAM, section 4.2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from measure import machine, table
+
+from onnx_gradcam.errors import ExplainError
+from onnx_gradcam.runtime.explainer import Explainer
+
+SMALL = 0.25
+
+
+@dataclass(frozen=True)
+class Game:
+    """One object in one picture.
+
+    Attributes:
+        picture: its path.
+        name: of the object's class in the boxes' file.
+        boxes: `[x0, y0, x1, y1]` in pixels of the picture, x1 and y1 included.
+        classes: the model's classes that mean this object.
+    """
+
+    picture: Path
+    name: str
+    boxes: Sequence[Sequence[float]]
+    classes: Sequence[int]
+
+    def inside(self, height: int, width: int) -> npt.NDArray[np.bool_]:
+        """The pixels that lie in a box, `[height, width]`."""
+        mask = np.zeros((height, width), bool)
+        for x0, y0, x1, y1 in self.boxes:
+            mask[max(0, math.floor(y0)) : math.ceil(y1) + 1, max(0, math.floor(x0)) : math.ceil(x1) + 1] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a heatmap did.
+
+    Attributes:
+        hit: whether its maximum lies in a box.
+        energy: how much of its sum lies in the boxes.
+        area: how much of the picture the boxes cover: what a heatmap that knows nothing would have.
+        centre: whether the middle of the picture lies in a box.
+        blank: whether the heatmap is zero everywhere.
+    """
+
+    hit: bool
+    energy: float
+    area: float
+    centre: bool
+    blank: bool
+
+
+def read_games(boxes: Path, images: Path) -> list[Game]:
+    """All objects that have classes in the model."""
+    entries: Mapping[str, Any] = json.loads(boxes.read_text())["images"]
+    return [
+        Game(images / entry["file"], name, thing["boxes"], thing["imagenet_candidates"])
+        for entry in entries.values()
+        for name, thing in entry["objects"].items()
+        if thing.get("imagenet_candidates")
+    ]
+
+
+def choose_classes(explainer: Explainer, games: Iterable[Game], rank: int) -> dict[int, list[Game]]:
+    """Class to explain -> its objects; objects that the model does not rank high enough are left out."""
+    of_picture: dict[Path, list[Game]] = defaultdict(list)
+    for game in games:
+        of_picture[game.picture].append(game)
+    chosen: dict[int, list[Game]] = defaultdict(list)
+    for explanation, mine in zip(explainer.stream(of_picture), of_picture.values(), strict=True):
+        if isinstance(explanation, ExplainError):
+            raise explanation
+        best = [target.index for target in explanation.top(rank)]
+        for game in mine:
+            seen = [index for index in best if index in game.classes]
+            if seen:
+                chosen[seen[0]].append(game)
+    return chosen
+
+
+def point(heatmap: npt.NDArray[np.float32]) -> tuple[int, int]:
+    """Row and column of the maximum; of several, the middle."""
+    rows, columns = np.nonzero(heatmap >= heatmap.max() - 1e-6)
+    return round(float(rows.mean())), round(float(columns.mean()))
+
+
+def play(explainer: Explainer, chosen: Mapping[int, Sequence[Game]]) -> list[Result]:
+    """Explain every object and look where its heatmap points."""
+    results = []
+    for index, games in chosen.items():
+        for explanation, game in zip(explainer.stream((g.picture for g in games), index), games, strict=True):
+            if isinstance(explanation, ExplainError):
+                raise explanation
+            heatmap = explanation.heatmap_on_image()
+            inside = game.inside(*heatmap.shape)
+            blank = not heatmap.any()
+            results.append(
+                Result(
+                    hit=not blank and bool(inside[point(heatmap)]),
+                    energy=0.0 if blank else float(heatmap[inside].sum() / heatmap.sum()),
+                    area=float(inside.mean()),
+                    centre=bool(inside[heatmap.shape[0] // 2, heatmap.shape[1] // 2]),
+                    blank=blank,
+                )
+            )
+    return results
+
+
+def rows(results: Sequence[Result]) -> list[list[object]]:
+    """All objects, those whose boxes are small enough to be missed, and those that are not in the middle."""
+    parts = {
+        "all": results,
+        f"boxes below {SMALL:.0%} of the picture": [r for r in results if r.area < SMALL],
+        "not in the picture's middle": [r for r in results if not r.centre],
+    }
+    found: list[list[object]] = []
+    for name, these in parts.items():
+        if not these:
+            continue
+        count, hits, centres = len(these), sum(r.hit for r in these), sum(r.centre for r in these)
+        energy, area = (float(np.mean([getattr(r, k) for r in these])) for k in ("energy", "area"))
+        found.append(
+            [
+                name,
+                count,
+                f"{hits / count:.1%} ({hits})",
+                f"{area:.1%}",
+                f"{centres / count:.1%} ({centres})",
+                f"{energy:.1%}",
+                sum(r.blank for r in these),
+            ]
+        )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Does the heatmap's maximum lie in the object's box?")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--boxes", type=Path, required=True, help="JSON file of the boxes")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
+    parser.add_argument("--preprocess", required=True, help="preset, JSON file or JSON object")
+    parser.add_argument("--rank", type=int, default=5, help="explain objects among the model's so many best classes")
+    parser.add_argument("--layer", default="auto")
+    parser.add_argument("--method", default="gradcam")
+    options = parser.parse_args(argv)
+    explainer = Explainer(options.model, preprocess=options.preprocess, layer=options.layer, method=options.method)
+    games = read_games(options.boxes, options.images)
+    results = play(explainer, choose_classes(explainer, games, options.rank))
+    if not results:
+        sys.exit(f"the model ranks none of the {len(games)} objects among its {options.rank} best classes")
+    facts = explainer.metadata
+    subject = f"{options.model.name}, {facts.method} at `{facts.target_tensor}`, rank {options.rank} or better"
+    print(f"{subject}; {machine('onnxruntime-gpu', 'onnxruntime')}\n")
+    header = ["objects", "count", "maximum in the box", "a random pixel", "the picture's middle", "energy in the box"]
+    print(table([*header, "blank"], rows(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`onnx-gradcam doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from typing import Any
+
+from onnx_gradcam import __version__
+
+from .options import Json
+from .output import say, say_json, table
+
+__all__ = ["doctor"]
+
+_PACKAGES = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2")
+
+
+def doctor(*, as_json: Json = False) -> None:
+    """Check what is installed: versions, execution providers that really start, pictures, opsets.
+
+    \b
+    Example:
+      onnx-gradcam doctor
+    """  # noqa: D301 - \b keeps the lines of the example apart
+    found = _examine()
+    if as_json:
+        say_json(found)
+        return
+    versions = {"onnx-gradcam": found["onnx_gradcam"], "python": found["python"], **found["packages"]}
+    say(table([(name, version or "missing") for name, version in versions.items()], indent=""))
+    say(f"system: {found['system']}")
+    say("execution providers" + ("" if found["providers"] else ": none"))
+    for provider in found["providers"]:
+        say(f"  {provider['name']}: {'starts' if provider['starts'] else provider['reason']}")
+    say("pictures: " + ("can be read and drawn" if found["pictures"] else found["pictures_reason"]))
+    for name, failure in found["failures"].items():
+        say(f"{name} cannot be imported: {failure}")
+    if found["opsets"]:
+        low, high = found["opsets"]["raised_to"], found["opsets"]["newest"]
+        say(f"opsets: up to {high} are understood; models below {low} are raised to {low} when they are explained")
+
+
+def _examine() -> dict[str, Any]:
+    results = {name: _import(name) for name in _PACKAGES}
+    failures = {name: failure for name, (_, failure) in results.items() if failure}
+    return {
+        "onnx_gradcam": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: version for name, (version, _) in results.items()},
+        "failures": failures,
+        "providers": [] if {"onnx", "onnxruntime"} & failures.keys() else _providers(),
+        **_pictures(failures),
+        "opsets": {} if "onnx" in failures else _opsets(),
+    }
+
+
+def _import(name: str) -> tuple[str | None, str]:
+    """The version of a package, and why it cannot be imported."""
+    try:
+        return str(importlib.import_module(name).__version__), ""
+    # A damaged package fails with whatever its import runs into, and that is what is asked here.
+    except Exception as exc:  # noqa: BLE001
+        return None, f"{type(exc).__name__}: {exc}"
+
+
+def _providers() -> list[dict[str, Any]]:
+    """Every execution provider, and whether a session with a model of one node starts on it."""
+    from onnx import TensorProto, helper  # noqa: PLC0415 - --help must not wait for it
+
+    from onnx_gradcam.errors import ExplainError  # noqa: PLC0415
+    from onnx_gradcam.runtime.session import Session, available_providers  # noqa: PLC0415
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one_node", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+    def failure(provider: str) -> str | None:
+        try:
+            Session(model, provider=provider)
+        except ExplainError as exc:
+            return str(exc)
+        return None
+
+    reasons = {name: failure(name) for name in available_providers()}
+    return [{"name": name, "starts": reason is None, "reason": reason} for name, reason in reasons.items()]
+
+
+def _pictures(failures: dict[str, str]) -> dict[str, Any]:
+    if "cv2" not in failures:
+        return {"pictures": True, "pictures_reason": None}
+    remedy = "install opencv-python-headless in place of opencv-python" if "lib" in failures["cv2"] else "reinstall it"
+    return {"pictures": False, "pictures_reason": f"cv2 cannot be imported ({failures['cv2']}); {remedy}"}
+
+
+def _opsets() -> dict[str, int]:
+    import onnx  # noqa: PLC0415 - --help must not wait for it
+
+    from onnx_gradcam.graph.read import MIN_OPSET  # noqa: PLC0415
+
+    return {"raised_to": MIN_OPSET, "newest": onnx.defs.onnx_opset_version()}

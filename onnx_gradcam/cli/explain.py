@@ -1,0 +1,149 @@
+"""`onnx-gradcam explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    Image,
+    Json,
+    Labels,
+    Layer,
+    Method,
+    ModelFile,
+    Output,
+    Preprocess,
+    Score,
+    Weights,
+    chosen,
+    model_source,
+)
+
+__all__ = ["explain"]
+
+
+def explain(
+    model: ModelFile,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Pictures, folders of pictures, quoted patterns such as 'photos/*.jpg', or - for a picture on "
+            "standard input.",
+            show_default=False,
+        ),
+    ],
+    *,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FILE|FOLDER",
+            help="The picture to write (- is standard output), or the folder for one picture each. By default "
+            "NAME_gradcam.png in the current folder; with --json no picture is written unless this is given.",
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="The class to explain: its number, its name, or top3 for the three with the highest scores. Give it "
+            "several times for several classes. [default: the class with the highest score]",
+        ),
+    ] = None,
+    labels: Labels = None,
+    preprocess: Preprocess = None,
+    layer: Layer = None,
+    method: Method = None,
+    weights: Weights = None,
+    score: Score = None,
+    output: Output = None,
+    image_input: Image = None,
+    provider: Annotated[
+        str, typer.Option(metavar="NAME", help="Where to run: cpu, cuda, tensorrt ...; `doctor` lists what is there.")
+    ] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many pictures to run at once.")] = 8,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processor threads. [default: all cores]")
+    ] = None,
+    colormap: Annotated[
+        str, typer.Option(metavar="NAME", help="The heatmap's colours: jet, turbo, viridis, inferno, magma ...")
+    ] = "jet",
+    opacity: Annotated[
+        float, typer.Option(min=0, max=1, metavar="0..1", help="How strongly the heatmap covers the photo.")
+    ] = 0.5,
+    npy: Annotated[
+        bool,
+        typer.Option(
+            "--npy",
+            help="Write each heatmap as an array too, NAME_CLASS.npy: float32 [height, width] of the model's input, "
+            "values 0 to 1.",
+        ),
+    ] = False,
+    npz: Annotated[
+        bool,
+        typer.Option(
+            "--npz",
+            help="Write one archive for each picture too, NAME.npz, with `heatmap` [classes, height, width], the raw "
+            "`cam` [classes, h, w], `classes` and `scores`.",
+        ),
+    ] = False,
+    arrays: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where --npy and --npz write. [default: beside the picture]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """See what a classifier looks at: the photo, and beside it one heatmap for each class.
+
+    \b
+    Examples:
+      onnx-gradcam explain model.onnx photo.jpg -o out.png --preprocess torchvision --labels names.txt
+      onnx-gradcam explain model.onnx photo.jpg --target "tabby" --target 243
+      onnx-gradcam explain model.onnx photos/ -o heatmaps/ --target top3
+      onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
+
+    MODEL may be any ONNX classifier, or one that `attach` has explained already. A picture that cannot be read is
+    reported, the others go on, and the exit code is 1.
+    """  # noqa: D301 - \b keeps the lines of the examples apart
+    if model == "-" and "-" in images:
+        raise typer.BadParameter("standard input cannot be both the model and a picture.", param_hint="IMAGES")
+    if out == "-" and as_json:
+        raise typer.BadParameter("standard output cannot be both the picture and JSON.", param_hint="-o")
+    if arrays is not None and not (npy or npz):
+        raise typer.BadParameter("it says where arrays go; ask for them with --npy or --npz.", param_hint="--arrays")
+    from .explaining import Request, run  # noqa: PLC0415 - --help must not wait for it
+
+    run(
+        Request(
+            model=model_source(model),
+            name=model,
+            images=images,
+            out=out,
+            target=target,
+            draw=out is not None or not as_json,
+            npy=npy,
+            npz=npz,
+            arrays=arrays,
+            as_json=as_json,
+            batch_size=batch_size,
+            colormap=colormap,
+            opacity=opacity,
+        ),
+        provider=provider,
+        **chosen(
+            labels=labels,
+            preprocess=preprocess,
+            threads=threads,
+            layer=layer,
+            method=method,
+            weights=weights,
+            score=score,
+            output=output,
+            image=image_input,
+        ),
+    )

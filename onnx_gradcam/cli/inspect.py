@@ -1,0 +1,39 @@
+"""`onnx-gradcam inspect`."""
+
+from __future__ import annotations
+
+from .options import Image, Json, Layer, Method, ModelFile, Output, Score, Weights, chosen, model_source
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    model: ModelFile,
+    *,
+    layer: Layer = None,
+    method: Method = None,
+    weights: Weights = None,
+    score: Score = None,
+    output: Output = None,
+    image_input: Image = None,
+    as_json: Json = False,
+) -> None:
+    """Show what of a model would be explained, how and why, without running it.
+
+    \b
+    Examples:
+      onnx-gradcam inspect model.onnx
+      onnx-gradcam inspect model.onnx --layer block3_out --json
+
+    Prints inputs and outputs, the score and the layer that are chosen with the reason, the other layers that could be
+    chosen, and the operators on the way that no gradient can cross. Where the model cannot be explained, the last
+    line says why, and the exit code is 1.
+    """  # noqa: D301 - \b keeps the lines of the examples apart
+    from .inspecting import run  # noqa: PLC0415 - --help must not wait for it
+
+    run(
+        model_source(model),
+        model,
+        as_json=as_json,
+        **chosen(layer=layer, method=method, weights=weights, score=score, output=output, image=image_input),
+    )

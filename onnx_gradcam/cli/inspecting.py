@@ -1,0 +1,228 @@
+"""What `inspect` does: collect the facts about a model, then print them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import typer
+
+from onnx_gradcam.attach import Options, Plan, plan
+from onnx_gradcam.errors import ExplainError, TargetError
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.read import read_proto
+from onnx_gradcam.metadata import Carried, Metadata
+from onnx_gradcam.targets.layer import Candidate
+from onnx_gradcam.targets.score import Score, find_score
+
+from .output import complain, say, say_json, shape, table
+
+__all__ = ["facts", "run"]
+
+_SHOWN_CANDIDATES = 12
+
+
+def run(source: Path | bytes, name: str, *, as_json: bool, **choices: Any) -> None:
+    """Print the facts about a model.
+
+    Raises:
+        ModelError: the file is no usable model.
+        typer.Exit: code 1 where the model cannot be explained.
+    """
+    found = facts(source, **choices)
+    if as_json:
+        say_json({"model": name, **found})
+    else:
+        _say(name, found)
+    if found["refusal"] is not None:
+        if not as_json:
+            complain(found["refusal"])
+        raise typer.Exit(1)
+
+
+def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
+    """What there is to know about a model, as JSON values.
+
+    `explained` is what an explained model says of itself, else `None`; `score`, `head`, `layer`, `candidates`,
+    `weights`, `missing_rules` and `warnings` are left out from where the model could not be understood on, and
+    `refusal` says why.
+
+    Args:
+        source: path or bytes of the model.
+        choices: fields of `onnx_gradcam.attach.Options`.
+
+    Raises:
+        ModelError: the file is no usable model.
+    """
+    proto, _ = read_proto(source)
+    props = {p.key: p.value for p in proto.metadata_props}
+    weights = {t.name for t in proto.graph.initializer}
+    carried = Carried.from_props(props)
+    explained = Metadata.from_props(props)
+    found: dict[str, Any] = {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
+        "inputs": [_tensor(info) for info in proto.graph.input if info.name not in weights],
+        "outputs": [_tensor(info) for info in proto.graph.output],
+        "labels": carried.labels,
+        "preprocessing": carried.preprocessing,
+        "layers": carried.layers,
+        "explained": None if explained is None else asdict(explained),
+        "refusal": None,
+    }
+    if explained is not None:
+        return found
+    try:
+        return found | _planned(plan(source, Options(**choices)))
+    except ExplainError as exc:
+        known = _score_alone(source, choices) if isinstance(exc, TargetError) else {}
+        return found | known | {"refusal": str(exc)}
+
+
+def _planned(work: Plan) -> dict[str, Any]:
+    layer = work.layer
+    return {
+        "image_input": work.image.name,
+        "image_layout": "".join(_letters(work)),
+        "score": _score(work.score),
+        "head": _head(work),
+        "layer": {**_candidate(layer.chosen), "reason": layer.reason},
+        "candidates": [_candidate(c) for c in layer.candidates],
+        "method": work.method.name,
+        "weights": work.weights,
+        "missing_rules": list(work.problems),
+        "warnings": work.warnings,
+        "refusal": work.refusal,
+    }
+
+
+def _letters(work: Plan) -> Iterable[str]:
+    spatial = iter("HW")
+    for axis in work.layout or ():
+        yield "?" if axis is None else next(spatial) if axis.kind == "S" else axis.kind
+
+
+def _head(work: Plan) -> str:
+    if work.head is None:
+        return "no average over all places right behind the layer"
+    return work.head.why
+
+
+def _score_alone(source: Path | bytes, choices: dict[str, Any]) -> dict[str, Any]:
+    """The score of a model that no layer could be found for; nothing where there is none either."""
+    try:
+        score = find_score(Builder(load(source)), choices.get("output"), choices.get("score", "logit"))
+    except ExplainError:
+        return {}
+    return {"score": _score(score)}
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {
+        "output": score.output.name,
+        "tensor": score.tensor.name,
+        "classes": score.classes,
+        "single_logit": score.single_logit,
+        "activation": score.activation,
+        "reason": score.reason,
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    node = candidate.tensor.core.producer()
+    return {
+        "tensor": candidate.tensor.name,
+        "operator": None if node is None else node.op_type,
+        "node": None if node is None else node.name,
+        "shape": list(candidate.tensor.shape),
+        "grid": list(candidate.grid),
+        "layout": candidate.describe(),
+        "every_path": candidate.every_path,
+    }
+
+
+def _tensor(info: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = info.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return {"name": info.name, "dtype": (kind or "unknown").removesuffix("_type"), "shape": None}
+    tensor = info.type.tensor_type
+    sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    names = {"float": "float32", "double": "float64"}
+    return {
+        "name": info.name,
+        "dtype": names.get(dtype, dtype),
+        "shape": sizes if tensor.HasField("shape") else None,
+    }
+
+
+def _say(name: str, found: dict[str, Any]) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
+    say(f"{name}: opset {opsets}" + (f", made by {found['producer']}" if found["producer"] else ""))
+    for kind in ("inputs", "outputs"):
+        say(kind)
+        say(table([(repr(v["name"]), v["dtype"], shape(v["shape"])) for v in found[kind]]))
+    say(f"class names: {_labels(found['labels'])}")
+    say(f"preprocessing: {found['preprocessing'] or 'none carried'}")
+    if found["layers"]:
+        say("layer names carried: " + ", ".join(found["layers"]))
+    if found["explained"] is not None:
+        _say_explained(found["explained"])
+    if "score" in found:
+        _say_score(found["score"])
+    if "layer" in found:
+        _say_plan(found)
+
+
+def _labels(labels: list[str] | None) -> str:
+    if not labels:
+        return "none carried"
+    return f"{len(labels)} ({', '.join(labels[:3])}{' ...' if len(labels) > 3 else ''})"
+
+
+def _say_explained(said: dict[str, Any]) -> None:
+    say(f"explained already, by onnx-gradcam {said['version']}: {said['method']} of layer {said['target_tensor']!r}")
+    say(f"  weights {said['weights']}, score {said['score_tensor']!r}, scores in output {said['scores_output']!r}")
+    say(f"  picture in {said['image_input']!r} ({said['layout']})")
+    say(f"  heatmap in {said['heatmap']!r}, raw map in {said['cam']!r}")
+    chooser = f"comes from the input {said['class_input']!r}" if said["class_input"] else "is fixed in the graph"
+    say(f"  the class {chooser}; output {said['heatmap_class']!r} says which one it was")
+
+
+def _say_score(score: dict[str, Any]) -> None:
+    count = "an unknown number of" if score["classes"] is None else score["classes"]
+    say(f"score: {score['tensor']!r}, {count} classes")
+    say(f"  {score['reason']}")
+
+
+def _say_plan(found: dict[str, Any]) -> None:
+    layer = found["layer"]
+    say(f"picture: {found['image_input']!r}, {found['image_layout']}")
+    say(f"layer: {layer['tensor']!r} {shape(layer['shape'])} {layer['layout']}")
+    say(f"  {layer['reason']}")
+    say(f"head: {found['head']}")
+    say(f"method: {found['method']}, weights {found['weights']}")
+    candidates = found["candidates"]
+    hidden = len(candidates) - _SHOWN_CANDIDATES
+    say("layers to choose from with --layer, the last first" + (f" ({hidden} more with --json)" if hidden > 0 else ""))
+    rows = [
+        (
+            "*" if c["tensor"] == layer["tensor"] else " ",
+            repr(c["tensor"]),
+            c["operator"] or "input",
+            shape(c["shape"]),
+            c["layout"],
+            "every path" if c["every_path"] else "a branch",
+        )
+        for c in reversed(candidates[-_SHOWN_CANDIDATES:])
+    ]
+    say(table(rows))
+    say("operators on the way without a rule:" + ("" if found["missing_rules"] else " none"))
+    for line in found["missing_rules"]:
+        say(f"  {line}")
+    for line in found["warnings"]:
+        say(f"warning: {line}")

@@ -1,0 +1,126 @@
+"""The options that several commands share, in the user's words."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "Image",
+    "Json",
+    "Labels",
+    "Layer",
+    "Method",
+    "ModelFile",
+    "Output",
+    "Preprocess",
+    "Score",
+    "ScoreKind",
+    "WeightKind",
+    "Weights",
+    "chosen",
+    "model_source",
+]
+
+_FILE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".onnx", ".png", ".tif", ".tiff", ".webp")
+
+
+class WeightKind(str, Enum):
+    """How the weights of the activation maps are had."""
+
+    AUTO = "auto"
+    LINEAR = "linear"
+    GRADIENT = "gradient"
+    FINITE = "finite"
+
+
+class ScoreKind(str, Enum):
+    """Which score of the class is explained."""
+
+    LOGIT = "logit"
+    OUTPUT = "output"
+
+
+def _no_file(value: str | None) -> str | None:
+    if value is not None and value.lower().endswith(_FILE_SUFFIXES):
+        raise typer.BadParameter(
+            f"{value!r} looks like a file, but --output names one of the model's outputs; "
+            "the file to write is given with -o or --out."
+        )
+    return value
+
+
+ModelFile = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The .onnx file; - reads it from standard input.", show_default=False)
+]
+Layer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where in the model to look: the name of a tensor or a node, as `inspect` lists them. By default the "
+        "last place in the model that still has a height and a width.",
+    ),
+]
+Method = Annotated[
+    str | None, typer.Option(metavar="NAME", help="How the heatmap is made; `methods` lists them. [default: gradcam]")
+]
+Weights = Annotated[
+    WeightKind | None,
+    typer.Option(
+        help="How the importance of each activation map is had: `linear` in closed form where the model ends in "
+        "pooling and one linear layer, `gradient` by the chain rule, `finite` by small changes where an operator "
+        "has no rule. They agree where they apply. [default: auto, the first that applies]"
+    ),
+]
+Score = Annotated[
+    ScoreKind | None,
+    typer.Option(
+        help="Explain the class's `logit`, before a final softmax or sigmoid, or the `output` itself. [default: logit]"
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        metavar="NAME",
+        callback=_no_file,
+        help="The model's output that holds the scores, where several could. (The file to write is -o.)",
+    ),
+]
+Image = Annotated[
+    str | None,
+    typer.Option("--input", metavar="NAME", help="The model's input that takes the picture, where several could."),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Class names, one a line, the first for class 0. By default those that the model carries, if any.",
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE|JSON",
+        help="How a picture becomes the model's input: torchvision, keras-caffe, keras-tf, keras-torch, mxnet-gluon, "
+        'none, a JSON file, or JSON such as \'{"size": [224, 224], "color": "rgb", "scale": 0.0039, "mean": '
+        '[0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}\'. By default what the model carries.',
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs, and nothing else.")]
+
+
+def chosen(**options: Any) -> dict[str, Any]:
+    """Those options that were given, enumerations as plain text."""
+    return {
+        name: value.value if isinstance(value, Enum) else value for name, value in options.items() if value is not None
+    }
+
+
+def model_source(model: str) -> Path | bytes:
+    """The model's path, or its bytes where it comes from standard input."""
+    return sys.stdin.buffer.read() if model == "-" else Path(model)

@@ -1,0 +1,65 @@
+"""What every command prints with: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+__all__ = ["complain", "finite", "say", "say_json", "shape", "table", "warn"]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def say(text: str = "") -> None:
+    """A line of the result."""
+    typer.echo(_safe(text))
+
+
+def warn(text: str) -> None:
+    """What the user should know, on stderr."""
+    typer.echo(_safe(f"warning: {text}"), err=True)
+
+
+def complain(text: str) -> None:
+    """What went wrong, on stderr, in one line."""
+    typer.echo(_safe(f"error: {' '.join(text.split())}"), err=True)
+
+
+def say_json(value: Any) -> None:
+    """One JSON document."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def finite(number: float) -> float | None:
+    """A number that JSON can hold; `None` for infinities and for what is not a number."""
+    return number if math.isfinite(number) else None
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ", right: Sequence[int] = ()) -> str:
+    """Rows in aligned columns, those of index `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            text.rjust(width) if i in right else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def shape(sizes: Sequence[int | str | None] | None) -> str:
+    """A shape in words: `[N, 3, 224, 224]`, with `?` for what the model leaves open."""
+    if sizes is None:
+        return "of unknown shape"
+    return "[" + ", ".join("?" if size is None else str(size) for size in sizes) + "]"
+
+
+def _safe(text: str) -> str:
+    """Names come from files nobody vouched for: what would steer the terminal is not passed on."""
+    return _CONTROL.sub("?", text)

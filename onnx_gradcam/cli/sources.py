@@ -1,0 +1,130 @@
+"""Which pictures are meant, and where what is made of them goes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from onnx_gradcam.errors import ImageError
+
+__all__ = ["Place", "find_pictures", "places"]
+
+_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"} | {
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of one picture go.
+
+    Attributes:
+        picture: the sheet.
+        arrays: the arrays, less the ends of their names.
+    """
+
+    picture: Path
+    arrays: Path
+
+
+def find_pictures(arguments: Sequence[str]) -> list[str]:
+    """Folders and patterns replaced by the pictures in them, in the order of their names; `-` stays.
+
+    Raises:
+        ImageError: a folder without pictures, or a pattern that no file matches.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            if "-" in found:
+                raise ImageError("standard input holds one picture only: give '-' once")
+            found.append(argument)
+        elif Path(argument).is_dir():
+            found.extend(_in_folder(Path(argument)))
+        elif glob.has_magic(argument) and not Path(argument).exists():
+            files = sorted(f for f in glob.glob(argument, recursive=True) if Path(f).is_file())  # noqa: PTH207
+            if not files:
+                raise ImageError(f"no file matches {argument!r}: check the pattern")
+            found.extend(files)
+        else:
+            found.append(argument)
+    return found
+
+
+def _in_folder(folder: Path) -> list[str]:
+    try:
+        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
+    except OSError as exc:
+        raise ImageError(f"the folder {str(folder)!r} cannot be read ({exc.strerror})") from exc
+    if not files:
+        raise ImageError(f"the folder {str(folder)!r} holds no picture ({', '.join(sorted(_SUFFIXES))})")
+    return [str(f) for f in files]
+
+
+def places(pictures: Sequence[str], out: str | None, arrays: Path | None) -> list[Place]:
+    """Where the results of each picture go: never on a picture that is read, never two on the same file.
+
+    Args:
+        pictures: their paths, `-` for standard input.
+        out: the file for one picture, `-` for standard output, or the folder for several: a name without suffix, or
+            one that ends in a slash. By default the current folder.
+        arrays: the folder for arrays; by default that of the picture.
+
+    Raises:
+        ImageError: a place that would overwrite a picture, or that cannot be written to.
+    """
+    taken = {_key(Path(p)) for p in pictures if p != "-"}
+    if out is not None and _is_file(out):
+        file = Path(out)
+        if len(pictures) > 1:
+            raise typer.BadParameter(
+                f"{len(pictures)} pictures do not fit into the one file {out!r}; give a folder.", param_hint="-o"
+            )
+        if _key(file) in taken:
+            raise ImageError(f"{out!r} is the picture itself: choose another name with -o")
+        stem = _stem(pictures[0]) if out == "-" else file.stem
+        found = [Place(file, (arrays or file.parent) / stem)]
+    else:
+        folder, end = (Path(), "_gradcam") if out is None else (Path(out), "")
+        found = [_free(folder, arrays, _stem(p) + end, taken) for p in pictures]
+    for folder in {found[0].picture.parent, found[0].arrays.parent}:
+        _check_writable(folder)
+    return found
+
+
+def _is_file(out: str) -> bool:
+    return out == "-" or bool(Path(out).suffix and not out.endswith((os.sep, "/")) and not Path(out).is_dir())
+
+
+def _stem(picture: str) -> str:
+    return "stdin" if picture == "-" else Path(picture).stem
+
+
+def _free(folder: Path, arrays: Path | None, stem: str, taken: set[str]) -> Place:
+    """The first of `stem`, `stem_2`, `stem_3` ... that nobody has."""
+    number, name = 1, stem
+    while _key(folder / f"{name}.png") in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(_key(folder / f"{name}.png"))
+    return Place(folder / f"{name}.png", (arrays or folder) / name)
+
+
+def _key(path: Path) -> str:
+    # Two names that differ in case alone are one file on many systems.
+    return str(path.resolve()).casefold()
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse before any work is done what could not be written after it."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is not a folder" if not there.is_dir() else "cannot be written to"
+        raise ImageError(f"{str(there)!r} {what}: choose another place with -o")

@@ -1,0 +1,151 @@
+"""`attach`: what is written, what is said, what is checked."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from onnx_gradcam.cli import attaching
+from onnx_gradcam.metadata import Metadata, peek
+
+from .conftest import LABELS, PREPROCESS, refused, small_classifier
+
+
+def feeds(rows: int = 2) -> dict:
+    return {"picture": np.random.default_rng(3).random((rows, 3, 16, 16), np.float32)}
+
+
+def session(path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def test_writes_a_model_with_the_original_outputs_and_says_what_it_did(call, classifier, here):
+    result = call("attach", classifier, "-o", "e.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert [p.name for p in here.iterdir()] == ["e.onnx"]
+    (original,) = session(classifier).run(None, feeds())
+    scores, heatmap, cam, classes = session("e.onnx").run(None, feeds())
+    np.testing.assert_allclose(scores, original, rtol=1e-5)
+    assert heatmap.shape == cam.shape == (2, 16, 16)
+    np.testing.assert_array_equal(classes, original.argmax(1))
+    lines = result.stdout.splitlines()
+    assert lines[0] == "e.onnx: the model with heatmap [N, 16, 16], cam [N, 16, 16], heatmap_class [N] added."
+    assert lines[1].startswith("Layer 'active': the last tensor with spatial extent (16x16) on every path")
+    assert lines[2] == "Method gradcam, weights linear, score 'logits'; the class comes from the input 'target_class'."
+    assert lines[3] == "It carries neither class names nor preprocessing."
+    assert lines[4].startswith("Its own outputs agree with the original's on a random input")
+
+
+def test_class_that_is_fixed_by_name(call, classifier, labels):
+    result = call("attach", classifier, "-o", "e.onnx", "--class-input", "none", "--target", "Blue", "--labels", labels)
+    assert "class 2 is explained" in result.stdout
+    runnable = session("e.onnx")
+    assert [i.name for i in runnable.get_inputs()] == ["picture"]
+    assert runnable.run(["heatmap_class"], feeds())[0].tolist() == [2, 2]
+    # the names that the first one carries serve as well
+    onnx_names = onnx.load("e.onnx").metadata_props
+    assert any(p.key == "onnx_gradcam.labels" and "blue" in p.value for p in onnx_names)
+
+
+def test_class_that_is_fixed_by_number_and_not_there(call, classifier, here):
+    sentence = refused(call("attach", classifier, "-o", "e.onnx", "--class-input", "none", "--target", "3"))
+    assert "class 3 is out of range" in sentence
+    assert not list(here.iterdir())
+
+
+def test_class_input_required(call, classifier):
+    assert call("attach", classifier, "-o", "e.onnx", "--class-input", "required").exit_code == 0
+    runnable = session("e.onnx")
+    assert [i.name for i in runnable.get_inputs()] == ["picture", "target_class"]
+    classes = runnable.run(["heatmap_class"], {**feeds(), "target_class": np.array([1, 0])})[0]
+    assert classes.tolist() == [1, 0]
+
+
+def test_expose_activation(call, classifier):
+    result = call("attach", classifier, "-o", "e.onnx", "--expose-activation")
+    assert "The activation maps are given out as 'active' [N, 4, 16, 16]." in result.stdout
+    assert session("e.onnx").run(["active"], feeds())[0].shape == (2, 4, 16, 16)
+
+
+def test_stdin_to_stdout(call, classifier, here):
+    result = call("attach", "-", "-o", "-", stdin=classifier.read_bytes())
+    assert result.exit_code == 0
+    model = onnx.load_model_from_string(result.stdout_bytes)
+    assert [o.name for o in model.graph.output] == ["scores", "heatmap", "cam", "heatmap_class"]
+    assert not list(here.iterdir())
+
+
+def test_preprocessing_that_contradicts_the_model_is_refused_now(call, classifier, here):
+    sentence = refused(call("attach", classifier, "-o", "e.onnx", "--preprocess", '{"size": [8, 8]}'))
+    assert "8x8" in sentence
+    assert "16x16" in sentence
+    assert not list(here.iterdir())
+
+
+def test_external_weights_are_checked_and_copied(call, here):
+    (here / "from").mkdir()
+    (here / "to").mkdir()
+    path = here / "from" / "m.onnx"
+    onnx.save(small_classifier(), path, save_as_external_data=True, location="w.data", size_threshold=0)
+    result = call("attach", path, "-o", "to/e.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert "agree with the original's" in result.stdout
+    scores = session(here / "to" / "e.onnx").run(["scores"], feeds())[0]
+    np.testing.assert_allclose(scores, session(path).run(None, feeds())[0], rtol=1e-5)
+    assert "another file" in refused(call("attach", path, "-o", "-"))
+
+
+class Wrong(attaching.Session):
+    """A session that spoils the scores of explained models, as a wrong kernel would."""
+
+    def run(self, given):
+        results = super().run(given)
+        if "heatmap" in results:
+            results["scores"] = results["scores"] * np.float32(1 + 3e-5)
+        return results
+
+
+def test_a_model_whose_outputs_changed_is_not_written(call, classifier, here, monkeypatch):
+    monkeypatch.setattr(attaching, "Session", Wrong)
+    sentence = refused(call("attach", classifier, "-o", "e.onnx"))
+    assert "output 'scores' differs" in sentence
+    assert "nothing was written" in sentence
+    assert "--no-check" in sentence
+    assert not list(here.iterdir())
+    assert call("attach", classifier, "-o", "e.onnx", "--no-check").exit_code == 0
+    assert (here / "e.onnx").exists()
+
+
+def test_large_weights_are_checked_on_request_only(call, classifier, here, monkeypatch):
+    monkeypatch.setattr(attaching, "_LARGEST_CHECKED", 100)
+    monkeypatch.setattr(attaching, "Session", Wrong)
+    result = call("attach", classifier, "-o", "e.onnx")
+    assert result.exit_code == 0
+    assert "warning: not compared with the original" in result.stderr
+    assert "agree" not in result.stdout
+    assert "differs" in refused(call("attach", classifier, "-o", "f.onnx", "--check"))
+
+
+def test_a_folder_that_is_not_there(call, classifier, here):
+    sentence = refused(call("attach", classifier, "-o", "nowhere/e.onnx"))
+    assert "nowhere/e.onnx: cannot be written" in sentence
+    assert not list(here.iterdir())
+
+
+def test_what_is_carried(call, classifier, labels):
+    result = call("attach", classifier, "-o", "e.onnx", "--labels", labels, "--preprocess", PREPROCESS)
+    assert "It carries class names and preprocessing." in result.stdout
+    facts = Metadata.from_props(peek("e.onnx"))
+    assert facts.labels == LABELS
+    assert facts.preprocessing["scale"] == pytest.approx(1 / 255)
+
+
+@pytest.mark.real
+def test_real_float16_with_its_own_tolerance(call, real_data, here):
+    model = real_data / "models" / "onnx_native" / "squeezenet1_1_imagenet_fp16.onnx"
+    result = call("attach", model, "-o", "e.onnx")
+    assert result.exit_code == 0, result.stderr
+    difference = float(result.stdout.rsplit(" ", 1)[1].rstrip(".\n"))
+    assert 1e-5 < difference < 2e-3

@@ -1,0 +1,266 @@
+"""`explain`: the pictures, the arrays, the JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from onnx_gradcam import Explainer
+
+from .conftest import LABELS, PREPROCESS, small_classifier
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_default_picture_lies_in_the_current_folder(explain, picture, labels, here):
+    result = explain(picture, "--labels", labels)
+    assert result.exit_code == 0, result.stderr
+    assert names(here) == ["names.txt", "squares.png", "squares_gradcam.png"]
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{picture} -> squares_gradcam.png"
+    assert lines[2].split()[:3] == ["*", "0", "red"]
+    assert lines[3].split()[:2] == ["2", "blue"]
+    assert lines[-1] == "layer active, method gradcam, weights linear"
+
+
+def test_sheet_has_the_photo_and_one_panel_a_class(explain, picture, labels, here):
+    widths = []
+    for targets in (["red"], ["red", "blue"]):
+        options = [option for target in targets for option in ("--target", target)]
+        assert explain(picture, "-o", "sheet.png", "--labels", labels, *options).exit_code == 0
+        widths.append(cv2.imread("sheet.png").shape[1])
+    # one photo and one overlay against one photo and two, each of the same width
+    assert 1.3 < widths[1] / widths[0] < 1.5
+
+
+def test_heatmaps_lie_on_their_objects(explain, picture, labels):
+    explain(picture, "-o", "sheet.png", "--labels", labels, "--target", "red", "--target", "blue", "--npy")
+    red, blue = np.load("sheet_0.npy"), np.load("sheet_2.npy")
+    assert red.shape == blue.shape == (16, 16)
+    row, column = np.unravel_index(red.argmax(), red.shape)
+    assert 2 <= row < 6
+    assert 2 <= column < 6
+    row, column = np.unravel_index(blue.argmax(), blue.shape)
+    assert 10 <= row < 14
+    assert 10 <= column < 14
+
+
+def test_npy_is_the_heatmap_and_npz_has_everything(explain, classifier, picture):
+    assert explain(picture, "-o", "x.png", "--target", 2, "--target", 0, "--npy", "--npz").exit_code == 0
+    expected = Explainer(classifier, preprocess=PREPROCESS)(picture, [2, 0])
+    for m in expected.maps:
+        stored = np.load(f"x_{m.target.index}.npy")
+        assert stored.dtype == np.float32
+        np.testing.assert_allclose(stored, m.heatmap, atol=1e-6)
+    with np.load("x.npz") as archive:
+        np.testing.assert_allclose(archive["heatmap"], [m.heatmap for m in expected.maps], atol=1e-6)
+        np.testing.assert_allclose(archive["cam"], [m.cam for m in expected.maps], atol=1e-5)
+        assert archive["classes"].tolist() == [2, 0]
+        np.testing.assert_allclose(archive["scores"], expected.scores[[2, 0]], rtol=1e-5)
+
+
+def test_arrays_go_into_the_folder_that_is_given(explain, picture, here):
+    assert explain(picture, "-o", "x.png", "--npy", "--arrays", "arrays").exit_code == 0
+    assert names(here / "arrays") == ["x_0.npy"]
+    assert not list(here.glob("*.npy"))
+
+
+def test_json_is_one_object_of_the_agreed_form(explain, classifier, picture, labels, here):
+    result = explain(picture, "--labels", labels, "--target", "blue", "--npy", "--json")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    scores = Explainer(classifier, preprocess=PREPROCESS)(picture).scores.tolist()
+    order = sorted(range(3), key=lambda i: -scores[i])
+    assert found == {
+        "model": str(classifier),
+        "target_tensor": "active",
+        "score_tensor": "logits",
+        "method": "gradcam",
+        "weights": "linear",
+        "images": [
+            {
+                "path": str(picture),
+                "top": [{"index": i, "label": LABELS[i], "score": pytest.approx(scores[i], rel=1e-5)} for i in order],
+                "explained": [
+                    {
+                        "index": 2,
+                        "label": "blue",
+                        "score": pytest.approx(scores[2], rel=1e-5),
+                        "heatmap": "squares_gradcam_2.npy",
+                    }
+                ],
+            }
+        ],
+    }
+    assert names(here) == ["names.txt", "squares.png", "squares_gradcam_2.npy"]
+
+
+def test_json_without_arrays_has_null_and_writes_nothing(explain, picture, here):
+    found = json.loads(explain(picture, "--json").stdout)
+    assert [e["heatmap"] for e in found["images"][0]["explained"]] == [None]
+    assert names(here) == ["squares.png"]
+
+
+def test_json_writes_the_picture_where_one_is_asked_for(explain, picture, here):
+    json.loads(explain(picture, "--json", "-o", "sheet.png").stdout)
+    assert names(here) == ["sheet.png", "squares.png"]
+
+
+def test_stdin_is_a_picture(explain, picture, here):
+    result = explain("-", "--json", "--npy", stdin=picture.read_bytes())
+    (image,) = json.loads(result.stdout)["images"]
+    assert image["path"] == "-"
+    assert image["explained"][0] == {**image["top"][0], "heatmap": "stdin_gradcam_0.npy"}
+    assert (here / "stdin_gradcam_0.npy").exists()
+
+
+def test_stdout_is_a_picture(explain, picture, here):
+    result = explain("-", "-o", "-", stdin=picture.read_bytes())
+    assert result.exit_code == 0
+    sheet = cv2.imdecode(np.frombuffer(result.stdout_bytes, np.uint8), cv2.IMREAD_COLOR)
+    assert sheet.shape[1] > 2 * 224
+    assert names(here) == ["squares.png"]
+
+
+def test_model_from_stdin(call, classifier, picture):
+    result = call("explain", "-", picture, "--preprocess", PREPROCESS, "--json", stdin=classifier.read_bytes())
+    assert json.loads(result.stdout)["target_tensor"] == "active"
+
+
+def test_folder_gives_one_picture_each_and_equal_stems_stay_apart(explain, pictures, here):
+    result = explain(pictures, "-o", "out", "--npy")
+    assert result.exit_code == 0, result.stderr
+    assert names(here / "out") == ["a.png", "a_1.npy", "a_2.png", "a_2_0.npy", "b.png", "b_2.npy"]
+    assert [line.split(": ")[0] for line in result.stdout.splitlines()[:3]] == [
+        str(pictures / n) for n in ("a.bmp", "a.png", "b.png")
+    ]
+
+
+def test_results_beside_the_photos_never_overwrite_them(explain, pictures, here):
+    before = {p.name: p.read_bytes() for p in pictures.iterdir()}
+    assert explain(pictures, "-o", "photos").exit_code == 0
+    assert {n: (pictures / n).read_bytes() for n in before} == before
+    assert set(names(pictures)) - set(before) == {"a_2.png", "a_3.png", "b_2.png"}
+
+
+def test_glob_takes_what_matches(explain, pictures):
+    found = json.loads(explain("photos/*.png", "--json").stdout)
+    assert [i["path"] for i in found["images"]] == ["photos/a.png", "photos/b.png"]
+    found = json.loads(explain("**/b.*", "--json").stdout)
+    assert [i["path"] for i in found["images"]] == ["photos/b.png"]
+
+
+def test_a_file_with_brackets_in_its_name_is_a_file(explain, picture, here):
+    shutil.copy(picture, here / "x[1].png")
+    found = json.loads(explain("x[1].png", "--json").stdout)
+    assert [i["path"] for i in found["images"]] == ["x[1].png"]
+
+
+def test_one_bad_picture_among_many(explain, pictures, here):
+    result = explain("photos/a.png", "photos/notes.txt", "nothing.png", "photos/b.png", "-o", "out", "--json")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 2
+    assert "'photos/notes.txt' is no picture" in result.stderr
+    assert "no picture 'nothing.png'" in result.stderr
+    images = json.loads(result.stdout)["images"]
+    assert [sorted(i) for i in images] == [
+        ["explained", "path", "top"],
+        ["error", "path"],
+        ["error", "path"],
+        ["explained", "path", "top"],
+    ]
+    assert [i["path"] for i in images] == ["photos/a.png", "photos/notes.txt", "nothing.png", "photos/b.png"]
+    assert images[0]["top"][0]["index"] == 0
+    assert images[3]["top"][0]["index"] == 2
+    assert names(here / "out") == ["a.png", "b.png"]
+
+
+def test_targets_by_number_name_and_rank(explain, picture, labels):
+    def explained(*targets):
+        options = [option for target in targets for option in ("--target", target)]
+        found = json.loads(explain(picture, "--labels", labels, "--json", *options).stdout)
+        return [e["index"] for e in found["images"][0]["explained"]]
+
+    assert explained() == [0]
+    assert explained("1") == [1]
+    assert explained("Blue", 0) == [2, 0]
+    assert explained("top2") == [0, 2]
+    assert explained("top9") == [0, 2, 1]
+    assert explained("green", "top2") == [1, 0, 2]
+    assert explained("top2", "green") == [0, 2, 1]
+
+
+def test_many_classes_of_many_pictures_keep_their_order(explain, pictures, classifier):
+    found = json.loads(explain(pictures, "--json", "--npy", "--target", "top3", "--batch-size", 2).stdout)
+    explainer = Explainer(classifier, preprocess=PREPROCESS)
+    for image in found["images"]:
+        expected = explainer(image["path"], "top3")
+        assert [e["index"] for e in image["explained"]] == [m.target.index for m in expected.maps]
+        for e, m in zip(image["explained"], expected.maps, strict=True):
+            np.testing.assert_allclose(np.load(e["heatmap"]), m.heatmap, atol=1e-5)
+
+
+def test_pictures_of_different_sizes_in_one_batch(explain, here):
+    """A model with a free size takes each picture as it is."""
+    model = small_classifier()
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = "HW"[axis - 2]
+    onnx.save(model, "free.onnx")
+    for name, side in (("small.png", 24), ("large.png", 40), ("other.png", 24)):
+        cv2.imwrite(name, np.full((side, side + 8, 3), 90, np.uint8))
+    result = explain("small.png", "large.png", "other.png", "--json", "--npy", model="free.onnx")
+    assert result.exit_code == 0, result.stderr
+    shapes = [np.load(i["explained"][0]["heatmap"]).shape for i in json.loads(result.stdout)["images"]]
+    assert shapes == [(24, 32), (40, 48), (24, 32)]
+
+
+def test_an_explained_model_needs_no_options(call, classifier, picture, labels):
+    assert call("attach", classifier, "-o", "e.onnx", "--labels", labels, "--preprocess", PREPROCESS).exit_code == 0
+    found = json.loads(call("explain", "e.onnx", picture, "--target", "blue", "--json").stdout)
+    assert found["images"][0]["explained"][0]["label"] == "blue"
+
+
+def test_options_reach_the_explanation(explain, picture):
+    found = json.loads(
+        explain(picture, "--layer", "maps", "--weights", "gradient", "--score", "output", "--json").stdout
+    )
+    assert (found["target_tensor"], found["weights"], found["score_tensor"]) == ("maps", "gradient", "scores")
+
+
+def test_drawing_options_change_the_picture(explain, picture):
+    drawn = []
+    for options in ((), ("--colormap", "viridis"), ("--opacity", "0")):
+        explain(picture, "-o", "x.png", *options)
+        drawn.append(cv2.imread("x.png"))
+    assert not np.array_equal(drawn[0], drawn[1])
+    # With an opacity of 0 the overlay is the photo; the panels are 224 wide, 12 apart.
+    photo, overlay = drawn[2][-230:-20, 12:236], drawn[2][-230:-20, 248:472]
+    np.testing.assert_array_equal(photo, overlay)
+
+
+def test_a_blank_heatmap_is_said(explain, here):
+    cv2.imwrite("black.png", np.zeros((16, 16, 3), np.uint8))
+    result = explain("black.png")
+    assert result.exit_code == 0
+    assert "warning: black.png: the heatmap of 'class" in result.stderr
+    assert "zero everywhere" in result.stderr
+
+
+def test_class_names_of_another_model_are_noticed(explain, picture, here):
+    (here / "ten.txt").write_text("\n".join("abcdefghij"), "utf-8")
+    result = explain(picture, "--labels", "ten.txt")
+    assert result.exit_code == 0
+    assert "10 class names for 3 classes" in result.stderr
+
+
+def test_names_from_files_cannot_steer_the_terminal(explain, picture, here):
+    (here / "evil.txt").write_text("\x1b[2Jred\ngreen\nblue", "utf-8")
+    assert "\x1b" not in explain(picture, "--labels", "evil.txt").output

@@ -1,0 +1,221 @@
+"""Whatever cannot be done is said in one sentence, with exit code 1, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_gradcam.cli import sources
+
+from .conftest import refused, small_classifier
+
+
+@pytest.fixture
+def untouched(here):
+    """Assert that the test leaves no file that it did not put there itself before the last call."""
+    state = {}
+    yield lambda: state.update(before=sorted(here.rglob("*")))
+    assert sorted(here.rglob("*")) == state["before"]
+
+
+def no_image_model() -> onnx.ModelProto:
+    weights = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "flat",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        [weights],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def segmenter() -> onnx.ModelProto:
+    model = small_classifier()
+    del model.graph.node[2:]
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("active", TensorProto.FLOAT, ["N", 4, 16, 16]))
+    return model
+
+
+def write_bad_models(folder):
+    whole = small_classifier().SerializeToString()
+    (folder / "truncated.onnx").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.onnx").write_text("This is no model.\n", "utf-8")
+    (folder / "empty.onnx").write_bytes(b"")
+    onnx.save(no_image_model(), folder / "flat.onnx")
+    onnx.save(segmenter(), folder / "segmenter.onnx")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("truncated.onnx", ["truncated.onnx", "not an ONNX model"]),
+        ("text.onnx", ["text.onnx", "not an ONNX model"]),
+        ("empty.onnx", ["empty.onnx", "not an ONNX model"]),
+        ("missing.onnx", ["missing.onnx", "no such file"]),
+        ("flat.onnx", ["no input of rank 4", "'x'"]),
+        ("segmenter.onnx", ["only classifiers can be explained", "'active' [N, 4, 16, 16]"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["explain", "attach"])
+def test_bad_models(call, picture, here, untouched, command, model, words):
+    write_bad_models(here)
+    untouched()
+    arguments = [picture, "-o", "o.png", "--preprocess", "none", "--npy"] if command == "explain" else ["-o", "o.onnx"]
+    sentence = refused(call(command, model, *arguments))
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target", "3"], ["class 3 is out of range", "0 to 2"]),
+        (["--target", "-1"], ["class -1 is out of range", "0 to 2"]),
+        (["--target", "gren"], ["'gren'", "did you mean 'green'"]),
+        (["--target", "top0"], ["top0", "top1"]),
+        (["--layer", "actve"], ["no layer 'actve'", "did you mean 'active'"]),
+        (["--layer", "flat"], ["'flat'"]),
+        (["--method", "gradcm"], ["no method 'gradcm'", "did you mean 'gradcam'"]),
+        (["--provider", "cudda"], ["'cudda'", "did you mean 'cuda'", "cpu"]),
+        (["--output", "score"], ["no output 'score'", "did you mean 'scores'"]),
+        (["--input", "pictures"], ["no image input 'pictures'", "did you mean 'picture'"]),
+        (["--colormap", "jett"], ["no colour map 'jett'", "did you mean 'jet'"]),
+        (["--labels", "nobody.txt"], ["'nobody.txt' cannot be read"]),
+        (["--preprocess", "torchvison"], ["'torchvison'", "did you mean 'torchvision'"]),
+        (["--preprocess", '{"sise": [16, 16]}'], ["Unknown key 'sise'", "did you mean 'size'"]),
+        (["--preprocess", '{"size": [17, 17]}'], ["17x17", "16x16"]),
+        (["-o", "o.pgn"], ["'o.pgn' ends in no known kind", "'.png'"]),
+        (["-o", "squares.png"], ["'squares.png' is the picture itself"]),
+        (["-o", "names.txt/o.png"], ["names.txt' is not a folder"]),
+    ],
+)
+def test_bad_choices(explain, picture, labels, untouched, options, words):
+    untouched()
+    sentence = refused(explain("squares.png", "-o", "o.png", "--npy", "--labels", labels, *options))
+    for word in words:
+        assert word in sentence
+
+
+def test_a_picture_that_is_none(explain, here, untouched):
+    (here / "no.jpg").write_text("no picture", "utf-8")
+    untouched()
+    sentence = refused(explain("no.jpg", "-o", "out/x.png", "--npy"))
+    assert "'no.jpg' is no picture" in sentence
+
+
+def test_a_picture_that_is_none_in_json(explain, here, untouched):
+    (here / "no.jpg").write_text("no picture", "utf-8")
+    untouched()
+    result = explain("no.jpg", "--json", "--npy")
+    assert result.exit_code == 1
+    (image,) = json.loads(result.stdout)["images"]
+    assert image["path"] == "no.jpg"
+    assert result.stderr == f"error: {image['error']}\n"
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("nothing/*.png", ["no file matches 'nothing/*.png'"]),
+        ("empty", ["the folder 'empty' holds no picture"]),
+        ("missing.png", ["no picture 'missing.png'"]),
+    ],
+)
+def test_no_picture_found(explain, here, untouched, image, words):
+    (here / "empty").mkdir()
+    untouched()
+    sentence = refused(explain(image, "-o", "o.png"))
+    for word in words:
+        assert word in sentence
+
+
+def test_no_preprocessing_known(call, classifier, picture):
+    sentence = refused(call("explain", classifier, picture))
+    assert "--preprocess" in sentence
+    assert "torchvision" in sentence
+
+
+def test_class_name_without_names(explain, picture):
+    assert "--labels" in refused(explain(picture, "--target", "red"))
+
+
+def test_a_folder_nobody_may_write_to(explain, picture, here, monkeypatch):
+    """Permissions do not bind the superuser, so the system's answer stands in for them."""
+    (here / "locked").mkdir()
+    monkeypatch.setattr(sources.os, "access", lambda path, _mode: not str(path).endswith("locked"))
+    sentence = refused(explain(picture, "-o", "locked/x.png"))
+    assert "locked' cannot be written to" in sentence
+    assert not list((here / "locked").iterdir())
+
+
+def test_an_explained_model_takes_no_other_layer(call, classifier, picture, here):
+    assert call("attach", classifier, "-o", "e.onnx").exit_code == 0
+    sentence = refused(call("explain", "e.onnx", picture, "--preprocess", "none", "--layer", "maps"))
+    assert "explained already" in sentence
+    assert "start from the original model" in sentence
+    assert "explained already" in refused(call("attach", "e.onnx", "-o", "twice.onnx"))
+    assert not (here / "twice.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain"], "MODEL"),
+        (["explain", "m.onnx"], "IMAGES"),
+        (["explain", "m.onnx", "p.png", "--weights", "lineal"], "lineal"),
+        (["explain", "m.onnx", "p.png", "--opacity", "2"], "--opacity"),
+        (["explain", "m.onnx", "p.png", "--output", "o.png"], "-o or --out"),
+        (["explain", "m.onnx", "p.png", "--arrays", "there"], "--npy or --npz"),
+        (["explain", "m.onnx", "p.png", "-o", "-", "--json"], "standard output"),
+        (["explain", "-", "-"], "standard input"),
+        (["explain", "m.onnx", "a.png", "b.png", "-o", "one.png"], "give a folder"),
+        (["attach", "m.onnx"], "--out"),
+        (["attach", "m.onnx", "-o", "m.onnx"], "the model itself"),
+        (["attach", "m.onnx", "-o", "o.onnx", "--target", "1"], "--class-input none"),
+        (["inspct", "m.onnx"], "inspct"),
+    ],
+)
+def test_wrong_usage(call, here, arguments, words):
+    result = call(*arguments)
+    assert words in refused(result, code=2)
+    assert not list(here.iterdir())
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("customvision_cheesecake_opset1.onnx", ["opset 1", "export it again"]),
+        ("mobilenet_v2_missing_external_data.onnx", ["mobilenet_v2_fp32.onnx.data", "is missing"]),
+    ],
+)
+def test_real_negatives(call, real_data, here, untouched, name, words):
+    model, photo = real_data / "models" / "onnx_negative" / name, real_data / "photos" / "classic" / "gradcam_both.png"
+    untouched()
+    for arguments in (
+        ["explain", model, photo, "-o", "o.png", "--preprocess", "torchvision"],
+        ["attach", model, "-o", "o.onnx"],
+    ):
+        sentence = refused(call(*arguments))
+        for word in words:
+            assert word in sentence
+    assert call("inspect", model).exit_code == 1
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["deeplabv3_mnv2_dm05_voc21.onnx", "nanodet_m_416_coco.onnx"])
+def test_real_models_that_are_no_classifiers(call, real_data, here, untouched, name):
+    untouched()
+    model = real_data / "models" / "onnx_native" / name
+    assert "only classifiers" in refused(call("attach", model, "-o", "o.onnx"))
+    result = call("inspect", model)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: no output looks like class scores")
+    inputs = {"deeplabv3_mnv2_dm05_voc21.onnx": "'sub_7'  float32  [1, 257, 257, 3]"}.get(name, "[1, 3, 416, 416]")
+    assert inputs in result.stdout
