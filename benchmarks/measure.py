@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Ratio", "alternate", "machine", "table"]
+__all__ = ["Ratio", "alternate", "line", "machine", "table"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,12 @@ def alternate(
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(line(cells) for cells in (header, ["---"] * len(header), *rows))
+
+
+def line(cells: Sequence[object]) -> str:
+    """One line of a markdown table."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def machine(*packages: str) -> str:

@@ -36,8 +36,9 @@ RULES = "autodiff/rules/"
 ACT, ELE, LIN, RED = (RULES + name for name in ("activation.py", "elementwise.py", "linear.py", "reduction.py"))
 SOFT, NORM, CONV, WIN = (RULES + name for name in ("softmax.py", "normalization.py", "convolution.py", "_windows.py"))
 POOL, SHAPE, SIZE, IND = (RULES + name for name in ("pooling.py", "shape.py", "_sizes.py", "indexing.py"))
-RES, SCAN, EIN, REC = (RULES + name for name in ("resize.py", "scan.py", "einsum.py", "recurrent.py"))
-QUANT, ENGINE, EXPAND = RULES + "quantization.py", "autodiff/backward.py", "autodiff/expand.py"
+RES, CUM, EIN, REC = (RULES + name for name in ("resize.py", "cumulative.py", "einsum.py", "recurrent.py"))
+QUANT, SCAT, LOSS = (RULES + name for name in ("quantization.py", "scatter.py", "loss.py"))
+ENGINE, EXPAND = "autodiff/backward.py", "autodiff/expand.py"
 
 FAULTS = [
     # Signs.
@@ -55,7 +56,7 @@ FAULTS = [
     Fault(ELE, "factor: Mean", "g * (1.0 / len(xs))", "g"),
     Fault(ELE, "operand: Mul", "[lambda: g * b, lambda: g * a]", "[lambda: g * a, lambda: g * b]"),
     Fault(ELE, "operand: Where", 't.op("Where", condition, 0.0, g)', 't.op("Where", condition, g, 0.0)'),
-    Fault(ELE, "domain: Pow of zero", 't.op("Where", nothing, 0.0, g * (wide', "(g * (wide"),
+    Fault(ELE, "exponent: Pow", "(a ** (e - 1.0)) * e", "(a**e) * e"),
     Fault(ACT, "factor: LeakyRelu", "g, g * alpha)]", "g, g)]"),
     Fault(ACT, "term: Elu", "g * (y + alpha)", "g * (y + 1.0)"),
     Fault(ACT, "factor: tanh Gelu", "3.0 * scale * cubic", "scale * cubic"),
@@ -71,9 +72,9 @@ FAULTS = [
     Fault(NORM, "term: mean of LayerNormalization", "s - mean(s, self.axes) if", "s if"),
     Fault(NORM, "mirror: even LRN window", "window_mean(direct * wide / s, after, before)",
           "window_mean(direct * wide / s, before, after)"),
-    Fault(SCAN, "direction: CumSum", 't.op("CumSum", g, axis, exclusive=exclusive, reverse=1 - reverse)',
+    Fault(CUM, "direction: CumSum", 't.op("CumSum", g, axis, exclusive=exclusive, reverse=1 - reverse)',
           't.op("CumSum", g, axis, exclusive=exclusive, reverse=reverse)'),
-    Fault(SCAN, "zeros: CumProd", 't.op("Where", behind, 0.0, before)', "before"),
+    Fault(CUM, "zeros: CumProd", 't.op("Equal", count, t.const(np.int32(1)))', "zero"),
     Fault(QUANT, "mask: saturated numbers", 't.op("Where", inside, g / step, 0.0)', "g / step"),
     Fault(REC, "term: GRU update", "(1.0 - update) * candidate + update * h", "(1.0 - update) * candidate + h"),
     Fault(REC, "gate: LSTM peephole", "peep[2] * c", "peep[0] * c"),
@@ -111,6 +112,13 @@ FAULTS = [
           '    """The gradient passes where the output is positive."""\n    return [t.op("Where", y > 0.0',
           "g: Value, y: Value, x: Value) -> Sequence[Cotangent]:\n"
           '    """The gradient passes where the output is positive."""\n    return [t.op("Where", y >= 0.0'),
+    Fault(SCAT, "tie: scattered maxima", 'g / put(t.cast(ours, g.dtype), t.cast(theirs, g.dtype), "add")', "g"),
+    # Scattered and picked elements.
+    Fault(SCAT, "twice: GatherElements", '(base, values, "add")', '(base, values, "none")'),
+    Fault(SCAT, "zeros: factors that are scattered", 't.op("Where", others < 0.5, rest, 0.0)', "rest"),
+    Fault(SCAT, "offset: Compress", "exclusive=1)", "exclusive=0)"),
+    Fault(LOSS, "sign: losses", "return -(picked * g)", "return picked * g"),
+    Fault(LOSS, "weights: mean of a loss", "g = g / t.sum(picked)", "g = g / t.sum(t.cast(chosen, x.dtype))"),
     # Resize.
     Fault(RES, "mode: repeats where it interpolates", 'if mode == "nearest" and (coordinate', "if (coordinate"),
     Fault(RES, "factor: mean instead of sum", "[mean * float(math.prod(kernel)), None", "[mean, None"),
@@ -130,7 +138,7 @@ TESTS = {
     ENGINE: ["tests/autodiff/test_engine.py"],
     EXPAND: ["tests/autodiff/test_expand.py"],
     WIN: ["tests/autodiff/test_rules_convolution.py", "tests/autodiff/test_rules_pooling.py"],
-    SIZE: ["tests/autodiff/test_rules_shape.py", "tests/autodiff/test_rules_indexing.py"],
+    SIZE: [f"tests/autodiff/test_rules_{name}.py" for name in ("shape", "indexing", "resize")],
 }
 """Where a file's tests are not `tests/autodiff/test_rules_<file>`."""
 
@@ -158,14 +166,11 @@ def noticed(folder: Path, tests: list[str]) -> str | None:
     return lines[0].split(" - ")[0].split(" ", 1)[1]
 
 
-def plant(folder: Path, fault: Fault) -> str:
-    """Put the fault in place; the file's own text, to be put back."""
-    path = folder / "onnx_gradcam" / fault.file
-    text = path.read_text()
+def planted(text: str, fault: Fault) -> str:
+    """`text` with the fault in it."""
     if text.count(fault.old) != 1:
         sys.exit(f"{fault.file}: {fault.what}: the text stands there {text.count(fault.old)} times, not once")
-    path.write_text(text.replace(fault.old, fault.new))
-    return text
+    return text.replace(fault.old, fault.new)
 
 
 def imports_the_copy(folder: Path) -> bool:
@@ -180,6 +185,8 @@ def imports_the_copy(folder: Path) -> bool:
 def main(words: list[str]) -> int:
     chosen = [f for f in FAULTS if not words or any(w in f.file or w in f.what for w in words)]
     survivors = []
+    for fault in chosen:
+        planted((ROOT / "onnx_gradcam" / fault.file).read_text(), fault)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
         copy_project(folder)
@@ -191,13 +198,15 @@ def main(words: list[str]) -> int:
                 sys.exit(f"{failing} fails without any fault")
         for i, fault in enumerate(chosen, 1):
             began = time.perf_counter()
-            original = plant(folder, fault)
+            path = folder / "onnx_gradcam" / fault.file
+            original = path.read_text()
+            path.write_text(planted(original, fault))
             by = noticed(folder, tests_of(fault.file)) or noticed(folder, [CORPUS])
-            (folder / "onnx_gradcam" / fault.file).write_text(original)
+            path.write_text(original)
             verdict = f"killed by {by}" if by else "SURVIVED"
             seconds = time.perf_counter() - began
             print(
-                f"{i:3d}/{len(chosen)} {Path(fault.file).name:18s} {fault.what:36s} {verdict} ({seconds:.0f} s)",
+                f"{i:3d}/{len(chosen)} {path.name:18s} {fault.what:36s} {verdict} ({seconds:.0f} s)",
                 flush=True,
             )
             if by is None:

@@ -324,10 +324,16 @@ def _classes(t: Builder, work: Plan) -> tuple[Value, str]:
         wanted = t.default_input(name, np.array([-1], np.int64))
     one_a_row = t.op("Expand", wanted, t.op("Shape", best), shape=best.shape)
     chosen = t.op("Where", one_a_row < t.const(0, np.int64), best, one_a_row)
-    if score.classes is None:
-        return chosen, name
     # Looking the class up in a table makes a class out of range an error instead of an empty map.
-    return t.op("Gather", t.const(np.arange(score.classes, dtype=np.int64)), chosen, shape=best.shape), name
+    return t.op("Gather", _every_class(t, score), chosen, shape=best.shape), name
+
+
+def _every_class(t: Builder, score: Score) -> Value:
+    """The numbers of all classes, `int64 [K]`."""
+    if score.classes is not None:
+        return t.const(np.arange(score.classes, dtype=np.int64))
+    count = t.op("Squeeze", t.op("Shape", score.tensor, start=score.class_axis, end=score.class_axis + 1))
+    return t.op("Range", t.const(0, np.int64), count, t.const(1, np.int64))
 
 
 def _best_class(t: Builder, score: Score) -> Value:
@@ -335,15 +341,10 @@ def _best_class(t: Builder, score: Score) -> Value:
     batch = score.tensor.shape[0]
     if score.single_logit:
         flat = t.op("Reshape", score.tensor, t.ints(-1), shape=(batch,))
-        threshold = 0.5 if score.activation == "" and _is_probability(score) else 0.0
+        threshold = 0.5 if score.activation == "sigmoid" and score.tensor is score.output else 0.0
         return t.cast(flat > threshold, np.int64)
     best = t.op("ArgMax", score.tensor, axis=score.class_axis, keepdims=0)
     return t.op("Reshape", best, t.ints(-1), shape=(batch,)) if best.rank != 1 else best
-
-
-def _is_probability(score: Score) -> bool:
-    producer = score.tensor.core.producer()
-    return producer is not None and producer.op_type == "Sigmoid"
 
 
 def _cotangent(t: Builder, work: Plan, maps: Value, classes: Value) -> Value:
@@ -366,13 +367,7 @@ def _seed(t: Builder, score: Score, classes: Value, sign: Value | None) -> Value
     """The cotangent of the score: one at the explained class, and for a single logit its sign."""
     if sign is not None:
         return t.reshape_like(t.cast(sign, score.tensor.dtype), score.tensor)
-    size = score.tensor.shape[score.class_axis]
-    if isinstance(size, int):
-        every = t.const(np.arange(size, dtype=np.int64)[None])
-    else:
-        count = t.op("Squeeze", t.op("Shape", score.tensor, start=score.class_axis, end=score.class_axis + 1))
-        every = t.op("Unsqueeze", t.op("Range", t.const(0, np.int64), count, t.const(1, np.int64)), t.ints(0))
-    hot = t.op("Equal", t.op("Unsqueeze", classes, t.ints(1)), every)
+    hot = t.op("Equal", t.op("Unsqueeze", classes, t.ints(1)), _every_class(t, score))
     return t.reshape_like(t.cast(hot, score.tensor.dtype), score.tensor)
 
 

@@ -38,7 +38,8 @@ class Head:
     Attributes:
         pooled: the tensor right behind the average over all places, `[N, C]` or with axes of size one.
         average: whether the pooling divides by the number of places (a sum does not).
-        matrix: the weights of the one linear layer, or `None` where pooled channels are the scores themselves.
+        matrix: the weights of the one linear layer, `[C, K]`, `[K, C]` or `[K, C, 1 ...]`, or `None` where pooled
+            channels are the scores themselves.
         class_axis: the axis of `matrix` along which classes lie.
         scale: constant factors on the pooled channels and on the score, `[C]` or a scalar.
         linear: whether nothing but these lies behind the pooling.
@@ -98,25 +99,27 @@ def _behind(
     t: Builder, pooled: Value, *, average: bool, score: Value, rest: Sequence[ir.Node], channels: int | str | None
 ) -> Head:
     """Read what follows the pooling, as long as it is linear."""
+
+    def curved(why: str) -> Head:
+        return Head(pooled, average, None, 1, np.ones(()), linear=False, why=why)
+
     matrix, class_axis, here = None, 1, pooled
     scale = np.ones(())
     for node in rest:
         where = next((i for i, v in enumerate(node.inputs) if v is here.core), None)
-        factor = None if where is None else _factor(t, node, where, channels if matrix is None else None)
+        if where is None:
+            return curved("several branches read the pooled vector")
+        factor = _factor(t, node, where, channels if matrix is None else None)
         if factor is not None:
             scale = scale * factor
-        elif where == 0 and matrix is None and (found := _matrix(t, node)) is not None:
+        elif where == 0 and matrix is None and (found := _matrix(t, node, channels)) is not None:
             matrix, class_axis, alpha = found
             scale = scale * alpha
         else:
-            return Head(
-                pooled, average, None, 1, scale, linear=False, why=f"{node.op_type} behind the pooling is not linear"
-            )
+            return curved(f"{node.op_type} behind the pooling is not linear")
         here = t.wrap(node.outputs[0])
     if here is not score or not isinstance(channels, int):
-        return Head(
-            pooled, average, None, 1, scale, linear=False, why="the pooling does not lead straight to the score"
-        )
+        return curved("the pooling does not lead straight to the score")
     why = "pooling and one linear layer" if matrix is not None else "pooling alone: its channels are the classes"
     return Head(pooled, average, matrix, class_axis, scale, linear=True, why=why)
 
@@ -145,17 +148,17 @@ def _factor(
     return None
 
 
-def _matrix(t: Builder, node: ir.Node) -> tuple[Value, int, float] | None:
-    """Weights, class axis and factor of a linear layer."""
-    if node.op_type not in {"Gemm", "MatMul"} or node.inputs[1] is None:
+def _matrix(t: Builder, node: ir.Node, channels: int | str | None) -> tuple[Value, int, float] | None:
+    """Weights, class axis and factor of a linear layer over all channels: a product, or a convolution of one place."""
+    if node.op_type not in {"Gemm", "MatMul", "Conv"} or node.inputs[1] is None:
         return None
-    matrix = t.wrap(node.inputs[1])
-    if matrix.core.const_value is None or matrix.rank != 2:
+    matrix, number = t.wrap(node.inputs[1]), node.attributes
+    class_axis = 0 if node.op_type == "Conv" or number.get_int("transB", 0) != 0 else 1
+    if matrix.core.const_value is None or number.get_int("transA", 0) != 0 or matrix.shape[1 - class_axis] != channels:
         return None
-    number = {k: node.attributes[k].value for k in ("alpha", "transA", "transB") if k in node.attributes}
-    if number.get("transA", 0):
+    if math.prod(matrix.dims()[2:]) != 1 or any(number.get_ints("pads", ())):
         return None
-    return matrix, 0 if number.get("transB", 0) else 1, float(number.get("alpha", 1.0))
+    return matrix, class_axis, number.get_float("alpha", 1.0)
 
 
 def linear_cotangent(t: Builder, head: Head, score: Score, target: Value, classes: Value, sign: Value | None) -> Value:
@@ -179,7 +182,7 @@ def linear_cotangent(t: Builder, head: Head, score: Score, target: Value, classe
     else:
         index = t.op("Mul", classes, t.const(np.array(0, np.int64))) if score.single_logit else classes
         row = t.cast(t.op("Gather", head.matrix, index, axis=head.class_axis), np.float32)
-        row = t.transpose(row, [1, 0]) if head.class_axis == 1 else row
+        row = t.transpose(row, [1, 0]) if head.class_axis == 1 else t.op("Reshape", row, t.ints(0, -1))
     row = row if sign is None else row * sign
     if not np.array_equal(head.scale, 1.0):
         row = t.op("Mul", row, t.const(head.scale.astype(np.float32)))

@@ -34,7 +34,7 @@ class Metadata:
         image_input: the input that takes pictures.
         layout: its axes, `NCHW` or `NHWC`.
         scores_output: the model's own output that holds the scores.
-        activation: what lies between score tensor and output: `softmax`, `logsoftmax`, `sigmoid` or nothing.
+        activation: what the output went through last: `softmax`, `logsoftmax`, `sigmoid` or nothing.
         single_logit: one number decides between two classes.
         class_input: name of the input that takes the class; empty where the class is fixed.
         heatmap: name of the heatmap output.

@@ -108,4 +108,93 @@ class Pad(OpRun):
         return (np.pad(x[tuple(kept)], widths, constant_values=fill).astype(x.dtype, copy=False),)
 
 
-WINDOWED = (MaxPool, GlobalMaxPool, GlobalLpPool, Pad)
+class GridSample(OpRun):
+    """Sampling on a grid; the evaluator's own computes positions in float32 whatever it is given."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        grid: Array,
+        align_corners: int | None = None,
+        mode: str | None = None,
+        padding_mode: str | None = None,
+    ) -> tuple[Array]:
+        y = np.zeros((*x.shape[:2], *grid.shape[1:-1]), x.dtype)
+        mode, padding = mode or "linear", padding_mode or "zeros"
+        for n in np.ndindex(*grid.shape[:-1]):
+            value = x[n[0]]
+            for length, position in zip(x.shape[2:], grid[n][::-1], strict=True):
+                value = self._along_first_axis(value, float(position), length, mode, padding, bool(align_corners))
+            np.moveaxis(y, 1, -1)[n] = value
+        return (y,)
+
+    def _along_first_axis(
+        self,
+        image: Array,
+        position: float,
+        length: int,
+        mode: str,
+        padding: str,
+        align: bool,  # noqa: FBT001
+    ) -> Array:
+        """Interpolate `[C, length, ...]` to `[C, ...]`."""
+        v = (position + 1) / 2 * (length - 1) if align else ((position + 1) * length - 1) / 2
+        if mode == "nearest":
+            v = np.rint(v)
+        # Cubic interpolation clamps neighbours only, in ONNX Runtime as in PyTorch.
+        if mode in {"nearest", "linear", "bilinear"} or padding != "border":
+            v = self._inside(v, length, padding, align)
+        first = int(np.floor(v))
+        f = v - first
+        if mode == "nearest":
+            taps = {first: 1.0}
+        elif mode in {"linear", "bilinear"}:
+            taps = {first: 1 - f, first + 1: f}
+        else:
+            taps = {first + k: _cubic(abs(f - k)) for k in (-1, 0, 1, 2)}
+        total = np.zeros_like(image[:, 0])
+        for index, share in taps.items():
+            place = round(self._inside(index, length, padding, align))
+            if padding == "border":
+                place = min(max(place, 0), length - 1)
+            if 0 <= place < length:
+                total = total + share * image[:, place]
+        return total
+
+    @staticmethod
+    def _inside(v: float, length: int, padding: str, align: bool) -> float:  # noqa: FBT001
+        low, high = (0.0, length - 1.0) if align else (-0.5, length - 0.5)
+        if low <= v <= high or padding == "zeros":
+            return v
+        if padding == "border":
+            return min(max(v, 0.0), length - 1.0)
+        while not low <= v <= high:
+            v = 2 * low - v if v < low else 2 * high - v
+        return v
+
+
+class AffineGrid(OpRun):
+    """A grid of positions, transformed; the evaluator's own computes in float32 whatever it is given."""
+
+    op_domain = ""
+
+    def _run(self, theta: Array, size: Array, align_corners: int | None = None) -> tuple[Array]:
+        axes = []
+        for n in size[2:]:
+            centres = np.arange(n, dtype=theta.dtype)
+            axes.append(centres * 2 / max(n - 1, 1) - 1 if align_corners else (2 * centres + 1) / n - 1)
+        columns = np.meshgrid(*axes, indexing="ij")[::-1]
+        plain = np.stack([*columns, np.ones_like(columns[0])], axis=-1)
+        return (np.einsum("...j,nij->n...i", plain, theta),)
+
+
+def _cubic(z: float, a: float = -0.75) -> float:
+    """The convolution kernel of Keys 1981."""
+    if z <= 1:
+        return ((a + 2) * z - (a + 3)) * z * z + 1
+    return ((a * z - 5 * a) * z + 8 * a) * z - 4 * a
+
+
+WINDOWED = (MaxPool, GlobalMaxPool, GlobalLpPool, GridSample, AffineGrid, Pad)

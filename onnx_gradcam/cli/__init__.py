@@ -90,7 +90,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        app()
+        app(prog_name="onnx-gradcam")
     except MemoryError:
         complain("there is not enough memory for this; try a smaller --batch-size or picture")
         sys.exit(1)

@@ -16,7 +16,8 @@ from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
-from onnx_gradcam.runtime.explainer import find_label, fit_preprocessing
+from onnx_gradcam.runtime.classes import find_class
+from onnx_gradcam.runtime.explainer import fit_preprocessing
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.runtime.verify import Precision, check_agreement, random_feeds
 
@@ -82,12 +83,10 @@ def run(
 
 def _class_index(target: str, source: Path | bytes, names: Sequence[str] | None) -> int:
     """The class that is fixed in the graph; the range is checked where it is built in."""
-    if target.isdecimal():
-        return int(target)
     if names is None:
         proto, _ = read_proto(source)
         names = Carried.from_props({p.key: p.value for p in proto.metadata_props}).labels
-    return find_label(target, names)
+    return find_class(target, names)
 
 
 def _check_preprocessing(explained: Explained) -> None:

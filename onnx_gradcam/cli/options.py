@@ -123,4 +123,6 @@ def chosen(**options: Any) -> dict[str, Any]:
 
 def model_source(model: str) -> Path | bytes:
     """The model's path, or its bytes where it comes from standard input."""
+    if not model:
+        raise typer.BadParameter("the name is empty.", param_hint="MODEL")
     return sys.stdin.buffer.read() if model == "-" else Path(model)

@@ -38,10 +38,13 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
     """Folders and patterns replaced by the pictures in them, in the order of their names; `-` stays.
 
     Raises:
-        ImageError: a folder without pictures, or a pattern that no file matches.
+        ImageError: a folder without pictures, a pattern that no file matches, or an empty name.
     """
     found: list[str] = []
     for argument in arguments:
+        if not argument:
+            # An empty path means the current folder, but it comes from a shell variable that is not set.
+            raise ImageError("the name of a picture is empty: check the command")
         if argument == "-":
             if "-" in found:
                 raise ImageError("standard input holds one picture only: give '-' once")

@@ -44,7 +44,8 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
     else:
         path = Path(source)
         if not path.is_file():
-            raise ModelError(f"{path}: no such file; give the path of an .onnx model")
+            what = "no such file, this is a folder" if path.is_dir() else "no such file"
+            raise ModelError(f"{path}: {what}; give the path of an .onnx model")
         try:
             data = path.read_bytes()
         except OSError as exc:

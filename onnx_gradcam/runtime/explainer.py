@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, PreprocessingError, TargetError, near_matches
+from onnx_gradcam.errors import ImageError, PreprocessingError, TargetError
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 
+from .classes import Top, expanded, find_class, parse_top
 from .image import Placement, prepare, read_image
 from .render import overlay, save_image, sheet
 from .session import Session
@@ -29,9 +29,6 @@ __all__ = ["ClassMap", "Explainer", "Explanation", "Picture", "Target"]
 Array = npt.NDArray[Any]
 Wanted = int | str | Sequence[int | str] | None
 Source = str | Path | bytes | Array
-
-_TOP = re.compile(r"top([0-9]{1,9})")
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -280,10 +277,10 @@ class Explainer:
     def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | ImageError]:
         jobs = [self._job(source) for source in sources]
         good = [job for job in jobs if isinstance(job, _Job)]
-        wanted = [_Top(1)] if target is None else self._wanted(target)
+        wanted = [Top(1)] if target is None else self._wanted(target)
         first = wanted[0]
-        self._explain(good, [[-1 if isinstance(first, _Top) else first]] * len(good), most)
-        self._explain(good, [_expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in good], most)
+        self._explain(good, [[-1 if isinstance(first, Top) else first]] * len(good), most)
+        self._explain(good, [expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in good], most)
         return [job if isinstance(job, ImageError) else job.finished(self.labels) for job in jobs]
 
     def _job(self, source: Source) -> _Job | ImageError:
@@ -321,11 +318,11 @@ class Explainer:
         complement = 1 - scores if self.metadata.activation == "sigmoid" else -scores
         return np.concatenate([complement, scores])
 
-    def _wanted(self, target: int | str | Sequence[int | str]) -> list[int | _Top]:
+    def _wanted(self, target: int | str | Sequence[int | str]) -> list[int | Top]:
         several = [target] if isinstance(target, (int, str, np.integer)) else list(target)
         if not several:
             raise TargetError("no class was asked for; give one, or None for the class with the highest score")
-        wanted = [_top(one) or self._index(one) for one in several]
+        wanted = [parse_top(one) or self._index(one) for one in several]
         if not self.metadata.class_input:
             raise TargetError("the class is fixed in this model; start from the original model to choose another")
         return wanted
@@ -337,10 +334,7 @@ class Explainer:
             TargetError: no such class; the message has near matches.
         """
         count = self._class_count()
-        if isinstance(wanted, str) and not _NUMBER.fullmatch(wanted):
-            index = find_label(wanted, self.labels)
-        else:
-            index = int(wanted)
+        index = find_class(wanted, self.labels)
         if index < 0 or (count is not None and index >= count):
             upto = f" (the model has classes 0 to {count - 1})" if count is not None else ""
             raise TargetError(f"class {index} is out of range{upto}")
@@ -391,65 +385,6 @@ class _Job:
 
     def finished(self, labels: Sequence[str] | None) -> Explanation:
         return Explanation(self.image, self.placement, self.scores, labels, self.maps)
-
-
-def find_label(name: str, labels: Sequence[str] | None) -> int:
-    """The index of the class called `name`; case and underscores do not matter, nor do synonyms after a comma.
-
-    Raises:
-        TargetError: no such class, or several.
-    """
-    if labels is None:
-        raise TargetError(f"class {name!r} cannot be looked up without class names; give them with --labels")
-
-    def plain(text: str) -> str:
-        return " ".join(text.casefold().replace("_", " ").split())
-
-    for same in (
-        lambda label: label == name,
-        lambda label: plain(label) == plain(name),
-        lambda label: plain(name) in [plain(part) for part in label.split(",")],
-    ):
-        found = [i for i, label in enumerate(labels) if same(label)]
-        if len(found) > 1:
-            raise TargetError(f"several classes are called {name!r} ({', '.join(map(str, found))}); give the number")
-        if found:
-            return found[0]
-    raise TargetError(f"no class is called {name!r}{near_matches(plain(name), map(plain, labels))}")
-
-
-@dataclass(frozen=True)
-class _Top:
-    """As many classes as `count`, those with the highest scores."""
-
-    count: int
-
-
-def _top(wanted: int | str) -> _Top | None:
-    match = _TOP.fullmatch(wanted) if isinstance(wanted, str) else None
-    if match is None:
-        return None
-    if int(match.group(1)) == 0:
-        raise TargetError("top0 asks for no class; ask for top1 or more")
-    return _Top(int(match.group(1)))
-
-
-def _expanded(wanted: Sequence[int | _Top], scores: Array, best: int) -> list[int]:
-    """The classes to explain, in the order asked for; those of the highest scores that are there already once only.
-
-    Args:
-        wanted: what was asked for.
-        scores: one a class.
-        best: the class that the model itself holds for the best: among equals it is the first.
-    """
-    order = np.argsort(-scores.astype(np.float64), kind="stable").tolist()
-    if isinstance(wanted[0], _Top):
-        order.remove(best)
-        order.insert(0, best)
-    classes: list[int] = []
-    for one in wanted:
-        classes += [c for c in order[: one.count] if c not in classes] if isinstance(one, _Top) else [one]
-    return classes
 
 
 def _target(index: int, scores: Array, labels: Sequence[str] | None) -> Target:

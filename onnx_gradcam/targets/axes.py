@@ -308,8 +308,8 @@ def _regroup(sources: Sequence[Axis | None], sizes: Sequence[int], targets: Sequ
     factors: list[Factor] = []
     for axis, size in zip(sources, sizes, strict=True):
         factors.extend(axis.parts if axis is not None and axis.parts else [(axis, size)])
-    # Sizes of one come and go without a meaning; what remains decides.
-    factors = [f for f in factors if f[1] != 1]
+    # Sizes of one come and go without a meaning, but for a batch that is fixed at one; what remains decides.
+    factors = [f for f in factors if f[1] != 1 or f[0] == BATCH]
     result: list[Axis | None] = []
     for target in targets:
         taken = _take(factors, target)
@@ -322,6 +322,8 @@ def _regroup(sources: Sequence[Axis | None], sizes: Sequence[int], targets: Sequ
 def _take(factors: list[Factor], size: int) -> list[Factor] | None:
     """Remove factors of the product `size` from the front; channels and a grid of tokens can be split for it."""
     taken: list[Factor] = []
+    if size == 1 and factors and factors[0][1] == 1:
+        taken.append(factors.pop(0))
     while size != 1:
         axis, width = factors[0]
         kind = axis.kind if axis is not None else ""
@@ -341,7 +343,7 @@ def _take(factors: list[Factor], size: int) -> list[Factor] | None:
 
 def _merged(factors: Sequence[Factor]) -> Axis | None:
     kinds = {axis.kind if axis is not None else "" for axis, _ in factors}
-    if len(factors) < 2:
+    if len(factors) < 2 or kinds == {""}:
         return factors[0][0] if factors else None
     if kinds <= {"C", "c"}:
         return CHANNEL

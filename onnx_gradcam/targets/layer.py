@@ -123,6 +123,11 @@ def find_layer(
         chosen, reason = _automatic(t, candidates, score) if singled is None else (singled, _singled_out(singled))
     else:
         chosen, reason = _named(t, layer, names or {}, candidates, alive, layouts)
+    if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
+        raise TargetError(
+            f"how the tokens of {chosen.tensor.name!r} lie depends on the picture's size, which the model leaves open; "
+            "export it with a fixed size"
+        )
     return Layer(chosen, reason, candidates)
 
 

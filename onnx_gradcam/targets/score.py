@@ -31,7 +31,8 @@ class Score:
         class_axis: the axis of `tensor` along which classes lie.
         classes: how many classes there are to choose from; `None` where the model does not say.
         single_logit: one number decides between two classes: 1 is the number, 0 its complement.
-        activation: the activation between `tensor` and `output`, empty where there is none.
+        activation: the activation that `output` went through last, empty where there is none; `tensor` lies before
+            it unless the output itself is explained.
         reason: why this output and this tensor, in words.
     """
 
@@ -98,7 +99,6 @@ def _before_activation(t: Builder, output: Value, kind: str, why: str) -> Score:
         if not output.is_float:
             raise TargetError(f"output {output.name!r} is {output.dtype}, which has no gradient; use --score logit")
         tensor, why = output, f"{why}; the output itself is explained, as asked"
-        activation = ""
     elif tensor is not output:
         left = f"the {activation} before it" if activation else "its quantisation"
         why = f"{why}; {left} is left out, so that the logit {tensor.name!r} is explained"

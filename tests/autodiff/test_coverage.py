@@ -78,6 +78,9 @@ def plain(value):
 
 STANDARD = sorted(op_type for domain, op_type in rules() if domain == "")
 
+RENAMED = [("GridSample", "mode", "bilinear")]
+"""(operator, attribute, default) that means the same under an older name; the rule's default is the newer one."""
+
 
 @pytest.mark.parametrize("op_type", STANDARD)
 def test_a_rule_has_the_attributes_and_defaults_of_every_schema_since_opset_18(op_type):
@@ -94,6 +97,8 @@ def test_a_rule_has_the_attributes_and_defaults_of_every_schema_since_opset_18(o
             assert name in keywords, f"{op_type} has the attribute {name!r} at opset {opset}"
             if attribute.default_value.type and not attribute.required:
                 expected = plain(onnx.helper.get_attribute_value(attribute.default_value))
+                if (op_type, name, expected) in RENAMED:
+                    continue
                 given = list(keywords[name]) if isinstance(keywords[name], tuple) else keywords[name]
                 assert given == pytest.approx(expected) if isinstance(expected, float) else given == expected, (
                     f"{op_type}.{name} is {expected!r} by default at opset {opset}, not {given!r}"

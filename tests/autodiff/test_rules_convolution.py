@@ -94,3 +94,18 @@ def test_conv_transpose(case):
     check_node("ConvTranspose", inputs, dynamic=False, **attributes)
     check_node("ConvTranspose", inputs, dynamic=True, **{"kernel_shape": weight[2:], **attributes})
     check_node("ConvTranspose", inputs, wrt=["x"], dynamic=True, constants=["w", "b"], **attributes)
+
+
+COLUMNS = {
+    "plain": ((2, 12, 12), (4, 5), (2, 2), {}),
+    "strides and pads": ((1, 8, 9), (5, 6), (2, 2), {"strides": [2, 3], "pads": [1, 1, 0, 1]}),
+    "dilations": ((1, 12, 8), (5, 6), (3, 2), {"dilations": [1, 2], "pads": [0, 0, 0, 0], "strides": [2, 1]}),
+    "three dimensions": ((1, 8, 12), (3, 4, 3), (2, 2, 2), {}),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_col2im(case):
+    shape, image, block, attributes = COLUMNS[case]
+    inputs = {"x": floats(np.random.default_rng(0), *shape), "image": np.array(image), "block": np.array(block)}
+    check_node("Col2Im", inputs, constants=["image", "block"], **attributes)

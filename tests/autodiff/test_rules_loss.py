@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
-from helpers import check_node
+from helpers import check_model, check_node
 
 SHAPES = {"classes": (4, 3), "segments": (2, 3, 4), "images": (2, 3, 2, 2)}
 WEIGHT = np.array([0.4, 1.3, 0.7], np.float32)
@@ -46,3 +47,13 @@ def test_ignored_label_outside_the_classes(op_type):
 def test_log_probabilities_as_an_output(output):
     given = inputs("SoftmaxCrossEntropyLoss", (2, 3, 4), weight=False)
     check_node("SoftmaxCrossEntropyLoss", given, wrt=["x"], outputs=2, output=output)
+
+
+def test_loss_and_log_probabilities_into_one_score():
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 18]>
+        m (float[4,3] x, int64[4] labels) => (float[4,3] y) {
+            loss, log_prob = SoftmaxCrossEntropyLoss(x, labels)
+            y = Mul(log_prob, loss)
+        }""")
+    given = inputs("SoftmaxCrossEntropyLoss", (4, 3), weight=False)
+    check_model(model, {"x": given["x"], "labels": given["labels"]}, ["x"])

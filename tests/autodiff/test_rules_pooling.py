@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx
 import pytest
 from helpers import check_node, node_model, quiet_session
+from onnx import helper
 
 from onnx_gradcam.autodiff.check import gradient_model
 
@@ -188,3 +190,26 @@ def test_max_pool_emits_no_indices_and_no_scatter():
     model = node_model("MaxPool", {"x": np.zeros((1, 2, 8, 8), np.float32)}, kernel_shape=[3, 3], strides=[2, 2])
     nodes = gradient_model(model, ["x"]).to_proto().graph.node
     assert all(len(n.output) == 1 and "Scatter" not in n.op_type for n in nodes)
+
+
+def test_max_unpool():
+    inputs = {
+        "x": distinct(np.random.default_rng(0), 1, 2, 2, 2),
+        "indices": np.array([5, 7, 8, 15, 16, 22, 29, 31]).reshape(1, 2, 2, 2),
+    }
+    check_node("MaxUnpool", inputs, kernel_shape=[2, 2], strides=[2, 2])
+
+
+def test_max_unpool_to_a_shape():
+    """The evaluator and ONNX Runtime count the indices differently; the gradient follows whichever runs it."""
+    x = distinct(np.random.default_rng(0), 1, 1, 2, 2)
+    inputs = {"x": x, "indices": np.array([[[[5, 7], [13, 15]]]]), "shape": np.array([1, 1, 5, 5])}
+    options = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    model = node_model("MaxUnpool", inputs, constants=["shape"], **options)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 1, 5, 5]))
+    feeds = {k: v for k, v in inputs.items() if k != "shape"}
+    y = quiet_session(model).run(None, feeds)[0]
+    g = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+    (gradient,) = quiet_session(gradient_model(model, ["x"]).to_proto()).run(None, feeds | {"cotangent": g})
+    for value, back in zip(x.ravel(), gradient.ravel(), strict=True):
+        assert back == g[y == value]

@@ -127,7 +127,7 @@ def test_computed_targets():
 def test_other_ranks():
     check(floats(2, 3, 6), scales=[1, 1, 2])
     check(floats(4, 6), lengths=[3, 9], mode="linear")
-    check(floats(1, 1, 3, 4, 2), scales=[1, 1, 2, 1.5, 2], mode="linear")
+    check(floats(2, 3, 3, 4, 2), scales=[1, 1, 2, 1.5, 2], mode="linear")
     check(floats(1, 2, 3, 2, 2), scales=[1, 1, 2, 3, 2])
 
 

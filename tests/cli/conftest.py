@@ -93,8 +93,8 @@ def pictures(here) -> Path:
 
 
 @pytest.fixture
-def call() -> Callable:
-    """Run a command: `call("inspect", path)`."""
+def call(here) -> Callable:
+    """Run a command in an empty folder: `call("inspect", path)`."""
 
     def run(*arguments: object, stdin: bytes | None = None):
         return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)

@@ -58,6 +58,7 @@ def write_bad_models(folder):
         ("text.onnx", ["text.onnx", "not an ONNX model"]),
         ("empty.onnx", ["empty.onnx", "not an ONNX model"]),
         ("missing.onnx", ["missing.onnx", "no such file"]),
+        (".", ["this is a folder"]),
         ("flat.onnx", ["no input of rank 4", "'x'"]),
         ("segmenter.onnx", ["only classifiers can be explained", "'active' [N, 4, 16, 16]"]),
     ],
@@ -125,6 +126,7 @@ def test_a_picture_that_is_none_in_json(explain, here, untouched):
         ("nothing/*.png", ["no file matches 'nothing/*.png'"]),
         ("empty", ["the folder 'empty' holds no picture"]),
         ("missing.png", ["no picture 'missing.png'"]),
+        ("", ["name of a picture is empty"]),
     ],
 )
 def test_no_picture_found(explain, here, untouched, image, words):
@@ -167,6 +169,7 @@ def test_an_explained_model_takes_no_other_layer(call, classifier, picture, here
     ("arguments", "words"),
     [
         (["explain"], "MODEL"),
+        (["inspect", ""], "MODEL"),
         (["explain", "m.onnx"], "IMAGES"),
         (["explain", "m.onnx", "p.png", "--weights", "lineal"], "lineal"),
         (["explain", "m.onnx", "p.png", "--opacity", "2"], "--opacity"),

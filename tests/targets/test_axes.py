@@ -38,6 +38,7 @@ def layouts(body: str, *, batch: str = "N", **constants) -> dict[str, str]:
 
 
 TOKENS = "m = Reshape(a, merged) k = Transpose<perm=[0, 2, 1]>(m)"
+SPLICED = "c = Concat<axis=1>(cls, k) f = Slice(c, zero, one, one) r = Slice(c, one, end, one)"
 MERGED = [0, 6, 16]
 
 
@@ -112,11 +113,7 @@ def test_follow(body, expected, batch):
         ("t = Concat<axis=1>(cls, k, register)", "N T4x4+1-2 C"),
         ("c = Concat<axis=1>(cls, k) d = Add(c, position) t = Relu(d)", "N T4x4+1 C"),
         # Registers come between the class token and the patches.
-        (
-            "c = Concat<axis=1>(cls, k) f = Slice(c, zero, one, one) r = Slice(c, one, end, one)"
-            " t = Concat<axis=1>(f, register, r)",
-            "N T4x4+3 C",
-        ),
+        (f"{SPLICED} t = Concat<axis=1>(f, register, r)", "N T4x4+3 C"),
         ("c = Concat<axis=1>(cls, k) t = Slice(c, one, end, one)", "N T4x4 C"),
         ("c = Concat<axis=1>(cls, k) t = Slice(c, minus, end, one)", "N T4x4 C"),
         ("c = Concat<axis=1>(cls, k) t = Slice(c, zero, one, one)", "N _ C"),
@@ -164,7 +161,7 @@ def test_what_a_pool_reads_is_channels_first_whatever_made_it():
         ("N,3,8,8", "c = Conv(x, K)", "N C S S"),
         ("N,8,8,3", "n = Transpose<perm=[0, 3, 1, 2]>(x) c = Conv(n, K)", "N S S C"),
         ("1,8,8,3", "n = Transpose<perm=[0, 3, 1, 2]>(x) c = Conv(n, K)", "N S S C"),
-        ("N,8,8,3", "s = Mul(x, half) n = Transpose<perm=[0, 3, 1, 2]>(s) p = Pad(n, pads) c = Conv(p, K)", "N S S C"),
+        ("N,8,8,3", "m = Mul(x, half) n = Transpose<perm=[0, 3, 1, 2]>(m) p = Pad(n, pads) c = Conv(p, K)", "N S S C"),
         ("N,8,8,1", "n = Reshape(x, one_channel) c = Conv(n, K1)", "N S S C"),
         ("N,3,8,8", "b = BatchNormalization(x, s, s, s, s) c = Flatten(b)", "N C S S"),
         ("N,8,8,3", "n = Transpose<perm=[0, 3, 1, 2]>(x) c = MaxPool<kernel_shape=[2, 2]>(n)", "N S S C"),

@@ -98,7 +98,7 @@ def test_quantised_output_behind_a_softmax():
 
 def test_output_itself():
     score = find_score(scored("y = Softmax(l)"), kind="output")
-    assert (score.tensor.name, score.activation) == ("y", "")
+    assert (score.tensor.name, score.activation) == ("y", "softmax")
     assert "as asked" in score.reason
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnx_gradcam.autodiff.registry import Cotangent, vjp
+from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 
 from ._sizes import Size, cut, pad, reshape, sizes
@@ -143,3 +147,35 @@ def _correlate(t: Builder, image: Value, small: Value, w: Value, over: Windows, 
     )
     taps = cut(t, taps, axes, [Size(t, 0)] * over.rank, sizes(t, w, axes))
     return t.transpose(taps, [1, 0, *axes])
+
+
+@vjp("Col2Im")
+def col2im(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    image_shape: Value,
+    block_shape: Value,
+    *,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:
+    """The columns of the cotangent: a convolution whose every kernel holds a single one."""
+    block = block_shape.array()
+    if block is None:
+        raise UnsupportedError(
+            f"the VJP rule of Col2Im needs a constant block_shape, but {block_shape.name!r} is computed; "
+            "choose a later layer"
+        )
+    kernel = [int(k) for k in block]
+    count = math.prod(kernel)
+
+    def columns() -> Value:
+        image = reshape(t, g, [-1, 1, *sizes(t, g)[2:]])
+        weight = t.const(np.eye(count).reshape(count, 1, *kernel), x.dtype)
+        cut_out = t.op("Conv", image, weight, strides=strides, dilations=dilations, pads=pads)
+        return t.reshape_like(cut_out, x)
+
+    return [columns, None, None]

@@ -24,8 +24,8 @@ def cum_prod(
 ) -> Sequence[Cotangent]:
     """Products of the other elements, summed over the outputs that hold them; nothing is divided by zero.
 
-    Before the first zero that is `sum(g y) / x`. At the first zero it is `sum(g y')`, the products being those of the
-    other elements. Behind it every product holds that zero.
+    At the first zero it is `sum(g y')`, the products being those of the other elements. Elsewhere it is `sum(g y) / x`:
+    behind that zero all products are zero.
     """
 
     def back(v: Value) -> Value:
@@ -36,5 +36,4 @@ def cum_prod(
     first = t.op("And", zero, t.op("Equal", count, t.const(np.int32(1))))
     others = t.op("CumProd", t.op("Where", first, 1.0, x), axis, exclusive=exclusive, reverse=reverse)
     before = back(g * y) / t.op("Where", zero, 1.0, x)
-    behind = t.op("Greater", count, t.const(np.int32(0)))
-    return [t.op("Where", first, back(g * others), t.op("Where", behind, 0.0, before)), None]
+    return [t.op("Where", first, back(g * others), before), None]

@@ -70,7 +70,7 @@ def batch_normalization(
         axes = [a for a in range(x.rank) if a != 1]
         own = _Standardised(t, _wide(t, x), axes, epsilon)
         return [
-            t.cast(own.cotangent(wide * factor), x.dtype),
+            lambda: t.cast(own.cotangent(wide * factor), x.dtype),
             lambda: _to_channels(t, wide * own.value, scale),
             lambda: _to_channels(t, wide, bias),
             lambda: t.full_like(mean, 0.0),
@@ -82,12 +82,23 @@ def batch_normalization(
         return (_wide(t, x) - _per_channel(t, mean, x.rank, dtype)) / std
 
     return [
-        lambda: g * t.cast(factor / std, x.dtype),
+        lambda: g * _slope(t, x, scale, var, epsilon),
         lambda: _to_channels(t, wide * standardised(), scale),
         lambda: _to_channels(t, wide, bias),
         lambda: _to_channels(t, -(wide * (factor / std)), mean),
         lambda: _to_channels(t, wide * standardised() * (factor * -0.5 / (std * std)), var),
     ]
+
+
+def _slope(t: Builder, x: Value, scale: Value, var: Value, epsilon: float) -> Value:
+    """`scale / sqrt(var + epsilon)`, one number a channel; a constant where both are."""
+    a, v = scale.array(), var.array()
+    if a is not None and v is not None:
+        slope = a.astype(np.float64) / np.sqrt(v.astype(np.float64) + epsilon)
+        return t.const(slope.reshape(-1, *[1] * (x.rank - 2)), x.dtype)
+    dtype = _wide(t, x).dtype
+    std = t.op("Sqrt", _per_channel(t, var, x.rank, dtype) + epsilon)
+    return t.cast(_per_channel(t, scale, x.rank, dtype) / std, x.dtype)
 
 
 @vjp("LayerNormalization", broadcasts=True)

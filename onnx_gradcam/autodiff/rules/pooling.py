@@ -271,3 +271,38 @@ def global_max_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotang
     top = t.op("Equal", x, y)
     count = t.sum(t.cast(top, x.dtype), range(2, x.rank))
     return [lambda: t.op("Where", top, g / count, 0.0)]
+
+
+@vjp("MaxUnpool")
+def max_unpool(
+    t: Builder,
+    g: Value,
+    y: Value,
+    x: Value,
+    indices: Value,
+    output_shape: Value | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:
+    """What lies at the places that the elements went to.
+
+    Runtimes disagree on what the indices count where an output shape is given, so the running operator is asked:
+    it unpools the numbers of the elements.
+    """
+
+    def at_indices() -> Value:
+        return t.op("Gather", t.op("Reshape", g, t.ints(-1)), indices, shape=x.shape)
+
+    def at_numbers() -> Value:
+        count = t.op("Size", x)
+        order = t.op("Range", t.const(np.int64(1)), count + 1, t.const(np.int64(1)))
+        named = t.reshape_like(t.cast(order, x.dtype), x)
+        found = t.op("MaxUnpool", named, indices, output_shape, kernel_shape=kernel_shape, pads=pads, strides=strides)
+        places = t.cast(t.op("Reshape", found, t.ints(-1)), np.int64)
+        row = t.op("Expand", t.const(0, g.dtype), t.op("Reshape", count + 1, t.ints(1)))
+        filled = t.op("ScatterElements", row, places, t.op("Reshape", g, t.ints(-1)), axis=0)
+        return t.reshape_like(t.op("Slice", filled, t.ints(1), t.ints(np.iinfo(np.int64).max), t.ints(0)), x)
+
+    return [at_indices if output_shape is None else at_numbers, None, None]

@@ -7,7 +7,6 @@ those operators do the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,126 +15,9 @@ from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 
+from ._cells import GRU, GRU_LINEAR, LSTM, RNN, Activations, Kind, activation, split
 from ._index import index_along
 from ._scan import flipped, scan_vjp
-
-Weights = Mapping[str, Sequence[Value]]
-"""R, B (its recurrent half) and P, each in the pieces that the step uses; an omitted input has none."""
-
-Activations = Sequence[Callable[[Builder, Value], Value]]
-Step = Callable[[Builder, Value, Sequence[Value], Weights, Activations], "list[Value]"]
-"""(builder, X W^T + B of the step, states, weights, activations) -> next states, the hidden one first."""
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What distinguishes the three layers.
-
-    Attributes:
-        gates: how many rows of `hidden_size` the weights have.
-        pieces: the gates that each piece of R and B covers.
-        activations: the default ones.
-        step: one step.
-    """
-
-    gates: int
-    pieces: tuple[int, ...]
-    activations: tuple[str, ...]
-    step: Step
-
-
-# ----- the steps -----------------------------------------------------------------
-
-
-def _recur(t: Builder, h: Value, w: Weights, piece: int = 0) -> Value:
-    """`h R^T + B` for one piece of R and B."""
-    return t.op("Gemm", h, w["R"][piece], w["B"][piece] if w["B"] else None, transB=1)
-
-
-def _split(t: Builder, x: Value, parts: int, axis: int) -> tuple[Value, ...]:
-    return (x,) if parts == 1 else t.ops("Split", x, outputs=parts, axis=axis, num_outputs=parts)
-
-
-def _rnn_step(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
-    return [act[0](t, z + _recur(t, states[0], w))]
-
-
-def _gru_step(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
-    """`linear_before_reset=0`: the candidate sees the state after the reset."""
-    h = states[0]
-    update, reset, candidate = _gru_gates(t, z, h, w, act)
-    return [_mixed(update, act[1](t, candidate + _recur(t, reset * h, w, 1)), h)]
-
-
-def _gru_step_linear(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
-    """`linear_before_reset=1`: the reset applies to the state's linear map, as in cuDNN, PyTorch and Keras."""
-    h = states[0]
-    update, reset, candidate = _gru_gates(t, z, h, w, act)
-    return [_mixed(update, act[1](t, candidate + reset * _recur(t, h, w, 1)), h)]
-
-
-def _gru_gates(t: Builder, z: Value, h: Value, w: Weights, act: Activations) -> tuple[Value, Value, Value]:
-    zu, zr, candidate = _split(t, z, 3, -1)
-    hu, hr = _split(t, _recur(t, h, w), 2, -1)
-    return act[0](t, zu + hu), act[0](t, zr + hr), candidate
-
-
-def _mixed(update: Value, candidate: Value, h: Value) -> Value:
-    return (1.0 - update) * candidate + update * h
-
-
-def _lstm_step(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
-    h, c = states
-    i, o, f, candidate = _split(t, z + _recur(t, h, w), 4, -1)
-    peep = w["P"]
-    if peep:
-        i, f = i + peep[0] * c, f + peep[2] * c
-    after = act[0](t, f) * c + act[0](t, i) * act[1](t, candidate)
-    if peep:
-        o = o + peep[1] * after
-    return [act[0](t, o) * act[2](t, after), after]
-
-
-_RNN = _Kind(1, (1,), ("Tanh",), _rnn_step)
-_GRU = _Kind(3, (2, 1), ("Sigmoid", "Tanh"), _gru_step)
-_GRU_LINEAR = _Kind(3, (2, 1), ("Sigmoid", "Tanh"), _gru_step_linear)
-_LSTM = _Kind(4, (4,), ("Sigmoid", "Tanh", "Tanh"), _lstm_step)
-
-# Attributes that each activation takes, with their defaults; none where ONNX gives no default.
-_ACTIVATIONS: dict[str, dict[str, float | None]] = {
-    "Affine": {"alpha": None, "beta": None},
-    "Elu": {"alpha": 1.0},
-    "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
-    "LeakyRelu": {"alpha": 0.01},
-    "Relu": {},
-    "ScaledTanh": {"alpha": None, "beta": None},
-    "Sigmoid": {},
-    "Softplus": {},
-    "Softsign": {},
-    "Tanh": {},
-    "ThresholdedRelu": {"alpha": 1.0},
-}
-
-
-def _activation(name: str, given: Mapping[str, list[float]]) -> Callable[[Builder, Value], Value]:
-    """An activation; it takes its parameters off the lists of those that remain."""
-    found = {n.lower(): n for n in _ACTIVATIONS}.get(name.lower())
-    if found is None:
-        raise UnsupportedError(f"the recurrent activation {name!r} is not one that ONNX lists; use one of its own")
-    values: dict[str, Any] = {}
-    for key, default in _ACTIVATIONS[found].items():
-        values[key] = given[key].pop(0) if given[key] else default
-        if values[key] is None:
-            raise UnsupportedError(
-                f"the recurrent activation {found} has no activation_{key}; export the model with it"
-            )
-    if found in {"Affine", "ScaledTanh"}:
-        alpha, beta = values["alpha"], values["beta"]
-        return lambda t, x: x * alpha + beta if found == "Affine" else t.op("Tanh", x * beta) * alpha
-    return lambda t, x: t.op(found, x, **values)
-
-
-# ----- the layer -----------------------------------------------------------------
 
 
 class _Layer:
@@ -144,7 +26,7 @@ class _Layer:
     def __init__(
         self,
         t: Builder,
-        kind: _Kind,
+        kind: Kind,
         gs: Sequence[Value | None],
         x: Value,
         w: Value,
@@ -179,7 +61,7 @@ class _Layer:
         count = len(self.kind.activations)
         names = list(attributes["activations"] or self.kind.activations * len(self.backwards))
         given = {key: list(attributes[f"activation_{key}"] or ()) for key in ("alpha", "beta")}
-        made = [_activation(name, given) for name in names[: count * len(self.backwards)]]
+        made = [activation(name, given) for name in names[: count * len(self.backwards)]]
         return [made[i * count : (i + 1) * count] for i in range(len(self.backwards))]
 
     def _swapped(self, v: Value | None) -> Value | None:
@@ -204,7 +86,7 @@ class _Layer:
         r, b, p = (None if v is None else self._direction(v, d) for v in (self.r, self.b, self.p))
         return {
             "R": pieces(r, self.kind.pieces) if r is not None else [],
-            "B": pieces(_split(t, b, 2, 0)[1], self.kind.pieces) if b is not None else [],
+            "B": pieces(split(t, b, 2, 0)[1], self.kind.pieces) if b is not None else [],
             "P": pieces(p, (1, 1, 1)) if p is not None else [],
         }
 
@@ -247,7 +129,7 @@ class _Layer:
         weights = self._weights(d)
         z = t.op("MatMul", self._steps(d), t.transpose(self._direction(self.w, d), [1, 0]))
         if self.b is not None:
-            z = z + _split(t, self._direction(self.b, d), 2, 0)[0]
+            z = z + split(t, self._direction(self.b, d), 2, 0)[0]
 
         def body(inner: Builder, states: list[Value], slices: list[Value]) -> tuple[list[Value], list[Value]]:
             own = {key: [inner.wrap(v.core) for v in pieces] for key, pieces in weights.items()}
@@ -351,7 +233,7 @@ def rnn(
         "layout": layout,
     }
     _check("RNN", attributes)
-    layer = _Layer(t, _RNN, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
+    layer = _Layer(t, RNN, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
     return [
         layer.data,
         layer.input_weights,
@@ -394,7 +276,7 @@ def gru(
         "layout": layout,
     }
     _check("GRU", attributes)
-    kind = _GRU_LINEAR if linear_before_reset else _GRU
+    kind = GRU_LINEAR if linear_before_reset else GRU
     layer = _Layer(t, kind, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
     return [
         layer.data,
@@ -441,7 +323,7 @@ def lstm(
         "layout": layout,
     }
     _check("LSTM", attributes)
-    layer = _Layer(t, _LSTM, gs, x, w, r, b, p, sequence_lens, [initial_h, initial_c], attributes)
+    layer = _Layer(t, LSTM, gs, x, w, r, b, p, sequence_lens, [initial_h, initial_c], attributes)
     return [
         layer.data,
         layer.input_weights,

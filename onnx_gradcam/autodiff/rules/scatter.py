@@ -30,13 +30,15 @@ def reducing(t: Builder, put: Put) -> Put:
     return wide
 
 
+def scatter_add(t: Builder, base: Value, indices: Value, values: Value, axis: int) -> Value:
+    """`base` with `values` added at `indices` along `axis`."""
+    return reducing(t, _put_elements(t, indices, axis))(base, values, "add")
+
+
 @vjp("GatherElements")
-def gather_elements(
-    t: Builder, g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0
-) -> Sequence[Cotangent]:
+def gather_elements(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Sequence[Cotangent]:
     """Added up where an element was picked."""
-    put = reducing(t, _put_elements(t, indices, axis))
-    return [lambda: put(t.full_like(x, 0.0), g, "add"), None]
+    return [lambda: scatter_add(t, t.full_like(x, 0.0), indices, g, axis % x.rank), None]
 
 
 @vjp("GatherND")
@@ -61,9 +63,18 @@ def gather_nd(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, batch
 
 @vjp("ScatterElements")
 def scatter_elements(
-    t: Builder, g: Value, y: Value, data: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none"
+    t: Builder,
+    g: Value,
+    y: Value,
+    data: Value,
+    indices: Value,
+    updates: Value,
+    *,
+    axis: int = 0,
+    reduction: str = "none",
 ) -> Sequence[Cotangent]:
     """See `_scatter`."""
+    axis %= data.rank
 
     def pick(v: Value) -> Value:
         return t.op("GatherElements", v, indices, axis=axis)
@@ -173,7 +184,7 @@ def top_k(
     g, indices = gs[0], ys[1]
     if g is None:
         return [None, None]
-    return [lambda: _put_elements(t, indices, axis)(t.full_like(x, 0.0), g, "none"), None]
+    return [lambda: _put_elements(t, indices, axis % x.rank)(t.full_like(x, 0.0), g, "none"), None]
 
 
 @vjp("Compress")

@@ -1,0 +1,138 @@
+"""Every measuring script runs, on sizes that say nothing about speed, and reports what it should."""
+
+import importlib
+import json
+import re
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+
+def test_latency_measures_both_sides(capsys):
+    importlib.import_module("latency").main(["--quick", "--no-torch"])
+    text = capsys.readouterr().out
+    rows = re.findall(r"\| squeezenet1_1 \| (\d) \| linear \| ([\d.]+) \(", text)
+    assert [batch for batch, _ in rows] == ["1", "2"]
+    assert all(float(ratio) > 0 for _, ratio in rows)
+    assert re.search(r"attach ResNet-50 from a file \| \d\.\d\d s", text)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, torchvision's and the tools' own
+def test_latency_compares_with_pytorchs_tools_and_their_maps_agree(capsys):
+    for package in ("torch", "captum"):
+        pytest.importorskip(package)
+    importlib.import_module("latency").main(["--quick"])
+    rows = re.findall(r"\| squeezenet1_1 .* \| ([\d.]+) \| ([\d.]+) \| (\S+) \|\n", capsys.readouterr().out)
+    if not rows:
+        pytest.skip("one of PyTorch's tools is not installed")
+    assert all(float(difference) < 1e-4 for *_, difference in rows)
+
+
+def test_a_large_model_keeps_its_weights_beside_it_and_runs_from_both_places(tmp_path, capsys):
+    script = importlib.import_module("large_model")
+    script.main(["--gigabytes", "0.0005", "--width", "32", "--folder", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert re.search(r"\| attach \| \d+\.\d\d s \| \d+ MB \|", text)
+    runs = re.findall(r"\| the \S+ folder \| (\S+) \| \[1, 224, 224\] \| (\S+) \|", text)
+    assert len(runs) == 2
+    assert all(float(difference) < 1e-5 and 0.5 < float(top) <= 1 for difference, top in runs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_large_models_weights_lie_outside_of_it(tmp_path):
+    size = importlib.import_module("large_model").write_model(tmp_path / "m.onnx", 0.0005, 32)
+    assert (tmp_path / "m.data").stat().st_size == size >= 0.0005 * 2**30
+    assert (tmp_path / "m.onnx").stat().st_size < 20_000
+    onnx.checker.check_model(tmp_path / "m.onnx", full_check=True)
+
+
+# ----- the pointing game -----------------------------------------------------
+
+
+@pytest.fixture
+def corner_model(tmp_path):
+    """A classifier whose class 1 is how red, class 0 how blue the picture is, at a resolution of 8x8."""
+    weights = np.zeros((2, 3, 8, 8), np.float32)
+    weights[0, 2], weights[1, 0] = 1, 1
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "w"], ["maps"], strides=[8, 8]),
+            onnx.helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
+            onnx.helper.make_node("Flatten", ["pooled"], ["y"]),
+        ],
+        "corner",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 64, 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 2])],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    path = tmp_path / "corner.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def boxes(tmp_path):
+    """A picture of 128x64 with a red patch in its upper right corner, and boxes that are right and wrong of it."""
+    picture = np.zeros((64, 128, 3), np.uint8)
+    picture[0:16, 112:128, 2] = 255  # OpenCV writes blue first
+    cv2.imwrite(str(tmp_path / "red.png"), picture)
+    objects = {
+        "right": {"boxes": [[100, 0, 127, 20]], "imagenet_candidates": [1]},
+        "wrong": {"boxes": [[0, 40, 30, 63], [60, 28, 70, 36]], "imagenet_candidates": [1]},
+        "unranked": {"boxes": [[100, 0, 127, 20]], "imagenet_candidates": [0]},
+        "person": {"boxes": [[0, 0, 127, 63]], "imagenet_candidates": []},
+    }
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"images": {"red": {"file": "red.png", "objects": objects}}}))
+    return path
+
+
+def test_the_pointing_game_counts_hits_chance_and_the_middle(corner_model, boxes, tmp_path, capsys):
+    preprocess = '{"size": [64, 64], "resize": "stretch", "scale": 0.00392156862745098}'
+    arguments = [str(corner_model), "--boxes", str(boxes), "--images", str(tmp_path), "--preprocess", preprocess]
+    importlib.import_module("pointing_game").main([*arguments, "--rank", "1"])
+    (all_objects,) = re.findall(r"\| all \| (.*) \|", capsys.readouterr().out)
+    count, hits, area, middle, _, blank = all_objects.split(" | ")
+    assert (count, hits, middle, blank) == ("2", "50.0% (1)", "50.0% (1)", "0")
+    pixels = 28 * 21, 31 * 24 + 11 * 9
+    assert area == f"{sum(pixels) / 2 / (64 * 128):.1%}"
+
+
+def test_the_maximum_of_a_flat_border_is_its_middle():
+    point = importlib.import_module("pointing_game").point
+    heatmap = np.zeros((9, 9), np.float32)
+    heatmap[0:3, 4:9] = 1
+    assert point(heatmap) == (1, 6)
+
+
+# ----- the models ------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_the_page_of_trained_models_says_what_was_checked(real_data, tmp_path, capsys):
+    page = tmp_path / "models.md"
+    names = ["resnet20_cifar10_torchscript", "mnist8_cntk"]
+    code = importlib.import_module("model_zoo").main([str(real_data), "--write", str(page), "--only", *names])
+    text = page.read_text()
+    assert code == 0
+    assert text.strip() == capsys.readouterr().out.strip()
+    assert "2 of 2 pass" in text
+    linear, finite = re.search(r"`resnet20.* \| 3 of 3 \| \S+ \| (\S+) \| (\S+) \|", text).groups()
+    assert float(linear) < 1e-4
+    assert float(finite) < 1e-2
+    assert re.search(r"`mnist8_cntk` \| .* \| gradient \| 3 of 3 \| \S+ \| – \| – \|", text)
+
+
+@pytest.mark.real
+def test_a_model_whose_recorded_class_is_another_is_reported(real_data):
+    script = importlib.import_module("model_zoo")
+    manifest = json.loads((real_data / "MANIFEST.json").read_text())
+    entry = next(e for e in manifest["models"] if e["name"] == "mnist8_cntk")
+    for classes in entry["top3"].values():
+        classes[0][0] = 9
+    found = script.check(entry, real_data)
+    assert found.right == 0
+    assert "top-1 of 3 photographs is another" in found.trouble

@@ -1,0 +1,148 @@
+"""What an explained model says of itself, and how it is read without parsing the model."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+from graphs import graph
+
+from onnx_gradcam import __version__
+from onnx_gradcam.attach import attach
+from onnx_gradcam.errors import ModelError
+from onnx_gradcam.metadata import PREFIX, Carried, Metadata, peek
+
+PREPROCESSING = {"size": [8, 8], "resize": "stretch", "color": "rgb", "scale": 0.5}
+
+
+def model() -> onnx.ModelProto:
+    return graph(
+        "c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) l = Gemm(f, W) y = Softmax(l)",
+        K=(6, 3, 3, 3),
+        W=(6, 4),
+    )
+
+
+def props(proto: onnx.ModelProto) -> dict[str, str]:
+    return {p.key: p.value for p in proto.metadata_props}
+
+
+def test_what_is_said():
+    explained = attach(model(), labels=["cat", "Katze", "猫", 'a "b"'], preprocessing=PREPROCESSING)
+    said = props(explained.to_proto())
+    assert {k.removeprefix(PREFIX): v for k, v in said.items() if k.startswith(PREFIX)} == {
+        "version": __version__,
+        "method": "gradcam",
+        "preset": "default",
+        "weights": "linear",
+        "derivative": "exact",
+        "target_tensor": "a",
+        "score_tensor": "l",
+        "image_input": "x",
+        "layout": "NCHW",
+        "scores_output": "y",
+        "activation": "softmax",
+        "single_logit": "false",
+        "class_input": "target_class",
+        "heatmap": "heatmap",
+        "cam": "cam",
+        "heatmap_class": "heatmap_class",
+        "labels": '["cat", "Katze", "猫", "a \\"b\\""]',
+        "preprocessing": json.dumps(PREPROCESSING),
+        "disabled_optimizers": "[]",
+    }
+
+
+def test_round_trip():
+    explained = attach(model(), labels=["a", "b", "c", "d"], preprocessing=PREPROCESSING)
+    assert Metadata.from_props(props(explained.to_proto())) == explained.metadata
+    bare = attach(model())
+    assert Metadata.from_props(props(bare.to_proto())) == bare.metadata
+    assert bare.metadata.labels is None
+
+
+def test_a_model_that_is_not_explained():
+    assert Metadata.from_props({}) is None
+    assert Metadata.from_props({"author": "x", PREFIX + "labels": "[]"}) is None
+
+
+def test_labels_and_preprocessing_that_the_model_carries_are_kept():
+    source = model()
+    onnx.helper.set_model_props(
+        source, {PREFIX + "labels": '["a", "b", "c", "d"]', PREFIX + "preprocessing": json.dumps(PREPROCESSING)}
+    )
+    metadata = attach(source).metadata
+    assert metadata.labels == ["a", "b", "c", "d"]
+    assert metadata.preprocessing == PREPROCESSING
+    assert attach(source, labels=["1", "2", "3", "4"]).metadata.labels == ["1", "2", "3", "4"]
+
+
+def test_framework_layer_names_that_the_model_carries():
+    source = model()
+    onnx.helper.set_model_props(source, {PREFIX + "layers": '{"features.1": "a", "features.0": "c"}'})
+    assert attach(source, layer="features.0").metadata.target_tensor == "c"
+    assert Carried.from_props(props(source)).layers == {"features.1": "a", "features.0": "c"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"labels": "not json"}, "'onnx_gradcam.labels' is not valid JSON"),
+        ({"labels": '{"a": 1}'}, "'onnx_gradcam.labels' is not a JSON list"),
+        ({"preprocessing": "[1]"}, "'onnx_gradcam.preprocessing' is not a JSON dict"),
+        ({"layers": "[1]"}, "'onnx_gradcam.layers' is not a JSON dict"),
+    ],
+)
+def test_damaged_entries_of_a_model_that_is_not_explained(entry, message):
+    source = model()
+    onnx.helper.set_model_props(source, {PREFIX + k: v for k, v in entry.items()})
+    with pytest.raises(ModelError, match=message):
+        attach(source)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda said: said.pop(PREFIX + "target_tensor"),
+        lambda said: said.update({PREFIX + "labels": "["}),
+        lambda said: said.update({PREFIX + "single_logit": "maybe"}),
+    ],
+)
+def test_damaged_entries_of_an_explained_model(damage):
+    said = props(attach(model()).to_proto())
+    damage(said)
+    with pytest.raises(ModelError, match=r"explanation metadata is damaged.*attach the model again"):
+        Metadata.from_props(said)
+
+
+# ----- peek ------------------------------------------------------------------
+
+
+def test_peek_reads_the_entries_of_bytes_and_files(tmp_path):
+    explained = attach(model(), labels=["ä", "b", "c", "d"])
+    explained.save(tmp_path / "m.onnx")
+    said = props(explained.to_proto())
+    assert peek(explained.to_proto().SerializeToString()) == said
+    assert peek(tmp_path / "m.onnx") == said
+    assert peek(str(tmp_path / "m.onnx")) == said
+
+
+def test_peek_skips_the_graph(tmp_path):
+    """Entries behind a graph that no parser would take."""
+    entry = onnx.StringStringEntryProto(key="k", value="v" * 300).SerializeToString()
+    head = b"\x08\x0a" + b"\x3a\x05" + b"\xff" * 5
+    data = head + b"\x72" + bytes([len(entry) & 0x7F | 0x80, len(entry) >> 7]) + entry
+    assert peek(data) == {"k": "v" * 300}
+
+
+def test_peek_of_files_that_are_no_models(tmp_path):
+    assert peek(tmp_path / "absent.onnx") == {}
+    assert peek(tmp_path) == {}
+    assert peek(b"") == {}
+    whole = attach(model()).to_proto().SerializeToString()
+    for cut in (*range(1, 40), len(whole) // 2, len(whole) - 1):
+        peek(whole[:cut])
+        peek(whole[-cut:])
+    assert peek(b"\xff" * 64) == {}
+    assert isinstance(peek(b"plain text, and nothing but text"), dict)
