@@ -25,6 +25,7 @@ from .inspect import inspect
 from .methods import methods
 from .ops import ops
 from .output import complain, say
+from .verify import verify
 
 __all__ = ["app", "main"]
 
@@ -44,6 +45,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     explain: "Pictures that show what a classifier looks at.",
     attach: "A model that gives its heatmap itself.",
     inspect: "What of a model would be explained, and why.",
+    verify: "The gradient of an explanation, checked by small changes.",
     methods: "The methods there are.",
     ops: "The operators a gradient can cross.",
     doctor: "Versions, execution providers, what is missing.",

@@ -11,7 +11,7 @@ import time
 import pytest
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2", "rich")
-COMMANDS = ("explain", "attach", "inspect", "methods", "ops", "doctor")
+COMMANDS = ("explain", "attach", "inspect", "verify", "methods", "ops", "doctor")
 
 
 def python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:

@@ -1,0 +1,39 @@
+"""`verify`: both numbers, and what it says where they differ."""
+
+from __future__ import annotations
+
+import json
+
+from onnx_gradcam.autodiff.registry import RULES, Rule, rules
+
+from .conftest import PREPROCESS, refused
+
+
+def test_agreement_on_random_numbers_and_on_a_picture(call, classifier, picture):
+    for extra in ((), (picture, "--preprocess", PREPROCESS)):
+        result = call("verify", classifier, *extra)
+        assert result.exit_code == 0, result.output
+        lines = dict(line.strip().split(":") for line in result.stdout.splitlines()[1:])
+        given, numeric = float(lines["as explained"]), float(lines["by finite differences"])
+        assert abs(given) > 1e-4
+        assert abs(given - numeric) <= 1e-3 * abs(given)
+
+
+def test_json_and_disagreement(call, classifier, monkeypatch):
+    assert json.loads(call("verify", classifier, "--weights", "gradient", "--json").stdout)["agrees"] is True
+    rules()
+    right = RULES["", "GlobalAveragePool"].function
+    monkeypatch.setitem(RULES, ("", "GlobalAveragePool"), Rule(lambda *given: [right(*given)[0]() * 1.1]))
+    wrong = call("verify", classifier, "--weights", "gradient", "--json")
+    assert wrong.exit_code == 1
+    found = json.loads(wrong.stdout)
+    assert found["agrees"] is False
+    assert found["analytic"] / found["numeric"] > 1.05
+    spoken = call("verify", classifier, "--weights", "gradient")
+    assert spoken.exit_code == 1
+    assert "try another --seed" in spoken.stderr
+
+
+def test_a_bad_picture_is_refused(call, classifier, here):
+    (here / "no.png").write_text("no picture", "utf-8")
+    assert "no.png" in refused(call("verify", classifier, "no.png", "--preprocess", PREPROCESS))

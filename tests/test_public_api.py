@@ -1,0 +1,52 @@
+"""What is visible is what is meant to be."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import types
+
+import pytest
+
+import onnx_gradcam
+
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(onnx_gradcam.__path__, "onnx_gradcam.") if not m.name.endswith("__main__")
+)
+
+
+def test_public_names():
+    assert sorted(onnx_gradcam.__all__) == [
+        "ExplainError",
+        "Explained",
+        "Explainer",
+        "Explanation",
+        "__version__",
+        "attach",
+        "check_gradients",
+    ]
+    for name in onnx_gradcam.__all__:
+        assert getattr(onnx_gradcam, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'explain'"):
+        _ = onnx_gradcam.explain  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_listed_name_is_there_once(name):
+    module = importlib.import_module(name)
+    listed = getattr(module, "__all__", [])
+    assert len(set(listed)) == len(listed)
+    assert not [n for n in listed if not hasattr(module, n)]
+
+
+def test_nothing_else_is_visible():
+    """But for submodules that have been imported, and what the lazy import itself is made of."""
+    tools = {"TYPE_CHECKING", "Any", "annotations", "importlib"}
+    visible = {n for n, value in vars(onnx_gradcam).items() if not isinstance(value, types.ModuleType)} - tools
+    assert {n for n in visible if not n.startswith("_")} <= set(onnx_gradcam.__all__)
+
+
+def test_every_public_thing_says_what_it_is():
+    for name in onnx_gradcam.__all__:
+        if not name.startswith("__"):
+            assert getattr(onnx_gradcam, name).__doc__
