@@ -51,17 +51,6 @@ finally:
     assert [name for name in HEAVY if name in loaded] == []
 
 
-def test_help_takes_less_than_a_third_of_a_second():
-    # Processor time, the best of three: a busy machine must not fail this.
-    def cost() -> float:
-        before = os.times()
-        main("--help")
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(cost() for _ in range(3)) < 0.3
-
-
 def test_help_lists_every_command():
     lines = main("--help").stdout.splitlines()
     listed = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :] if line.strip()]
