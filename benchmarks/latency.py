@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     conditions = f"{options.threads} threads, {options.runs} pairs of runs, {options.size}x{options.size}"
     print(f"{machine(*packages)}; {conditions}\n")
     header = ["network", "batch", "weights", "explained / plain", "fastest / fastest", "bar"]
-    header += ["pytorch-grad-cam / plain torch", "captum / plain torch", "largest difference from captum's map"]
+    header += ["pytorch-grad-cam / plain torch", "captum / plain torch", "cam's difference from captum's"]
     print(table(header, []))
     for name in options.networks:
         for row in measure(name, options):

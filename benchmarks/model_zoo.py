@@ -38,6 +38,7 @@ FOLDERS = ("models/onnx_native", "models/onnx_derived")
 OUTPUT_BARS = {"float32": 1e-5, "float16": 2e-3}
 WEIGHT_BARS = {"linear": 1e-4, "finite": 1e-2}
 WEIGHTS_OUTPUT = "channel_weights"
+LONGEST_NAME = 48
 SPARE_PHOTO = "photos/classic/omnixai_cat.jpg"
 
 INTRODUCTION = """# Trained models
@@ -53,6 +54,9 @@ part of this project. Columns:
   largest weight; bar 1e-4 and 1e-2. A dash where the head does not allow them: both
   need an average over all places right behind the layer, `linear` nothing but one linear layer behind that, `finite`
   no rounding.
+
+A model passes when it misses none of these bars. Of a head with two dashes this page says only that the model's own
+outputs are left as they were; the gradient through it is checked by the rules' own tests.
 """
 
 
@@ -175,6 +179,11 @@ def one_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.1e}"
 
 
+def code(name: str) -> str:
+    """A name in type, without the middle where it is long."""
+    return f"`{name}`" if len(name) <= LONGEST_NAME else f"`{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}`"
+
+
 def row(found: Finding) -> list[object]:
     """A model's line of the table."""
     entry, work = found.entry, found.work
@@ -182,8 +191,8 @@ def row(found: Finding) -> list[object]:
         return [f"`{entry['name']}`", *["–"] * 7]
     return [
         f"`{entry['name']}`",
-        f"`{work.layer.chosen.tensor.name}` {'x'.join(map(str, work.layer.chosen.grid))}",
-        f"`{work.score.tensor.name}`" + (f" before {work.score.activation}" if work.score.activation else ""),
+        f"{code(work.layer.chosen.tensor.name)} {'x'.join(map(str, work.layer.chosen.grid))}",
+        code(work.score.tensor.name) + (f" before {work.score.activation}" if work.score.activation else ""),
         work.weights,
         f"{found.right} of {found.photographs}" if found.photographs else "none recorded",
         one_dash(found.outputs),

@@ -36,7 +36,7 @@ RULES = "autodiff/rules/"
 ACT, ELE, LIN, RED = (RULES + name for name in ("activation.py", "elementwise.py", "linear.py", "reduction.py"))
 SOFT, NORM, CONV, WIN = (RULES + name for name in ("softmax.py", "normalization.py", "convolution.py", "_windows.py"))
 POOL, SHAPE, SIZE, IND = (RULES + name for name in ("pooling.py", "shape.py", "_sizes.py", "indexing.py"))
-RES, CUM, EIN, REC = (RULES + name for name in ("resize.py", "cumulative.py", "einsum.py", "recurrent.py"))
+RES, CUM, EIN, CELL = (RULES + name for name in ("resize.py", "cumulative.py", "einsum.py", "_cells.py"))
 QUANT, SCAT, LOSS = (RULES + name for name in ("quantization.py", "scatter.py", "loss.py"))
 ENGINE, EXPAND = "autodiff/backward.py", "autodiff/expand.py"
 
@@ -76,8 +76,8 @@ FAULTS = [
           't.op("CumSum", g, axis, exclusive=exclusive, reverse=reverse)'),
     Fault(CUM, "zeros: CumProd", 't.op("Equal", count, t.const(np.int32(1)))', "zero"),
     Fault(QUANT, "mask: saturated numbers", 't.op("Where", inside, g / step, 0.0)', "g / step"),
-    Fault(REC, "term: GRU update", "(1.0 - update) * candidate + update * h", "(1.0 - update) * candidate + h"),
-    Fault(REC, "gate: LSTM peephole", "peep[2] * c", "peep[0] * c"),
+    Fault(CELL, "term: GRU update", "(1.0 - update) * candidate + update * h", "(1.0 - update) * candidate + h"),
+    Fault(CELL, "gate: LSTM peephole", "peep[2] * c", "peep[0] * c"),
     # Axes and permutations.
     Fault(SOFT, "axis: LogSoftmax", "t.sum(g, [axis])", "t.sum(g, [-1])"),
     Fault(SHAPE, "axis: Transpose", "np.argsort(order)", "np.asarray(order)"),
@@ -138,6 +138,7 @@ TESTS = {
     ENGINE: ["tests/autodiff/test_engine.py"],
     EXPAND: ["tests/autodiff/test_expand.py"],
     WIN: ["tests/autodiff/test_rules_convolution.py", "tests/autodiff/test_rules_pooling.py"],
+    CELL: ["tests/autodiff/test_rules_recurrent.py"],
     SIZE: [f"tests/autodiff/test_rules_{name}.py" for name in ("shape", "indexing", "resize")],
 }
 """Where a file's tests are not `tests/autodiff/test_rules_<file>`."""

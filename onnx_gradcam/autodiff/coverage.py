@@ -1,7 +1,8 @@
 """Which operators a gradient can cross, by which input and how: read from the installed ONNX schemas and the registry.
 
-A row says `rule`, `expansion` (through the operator's function body), `zero` (the derivative is known to be zero or the
-input is declared to carry none) or `none` (a model that needs it is refused).
+A row says `rule`, `decomposition` (the operator is written in standard operators when a model is loaded; scales and
+zero points count as constants), `expansion` (through the operator's function body), `zero` (the derivative is known to
+be zero or the input is declared to carry none) or `none` (a model that needs it is refused).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 import onnx
 from onnx.defs import OpSchema
 
+from onnx_gradcam.graph.decompose import decomposition_table
 from onnx_gradcam.graph.read import MIN_OPSET
 
 from .expand import has_body, newest_body
@@ -21,7 +23,7 @@ from .registry import ZERO, Key, rules
 
 __all__ = ["Row", "Support", "coverage"]
 
-Support = Literal["rule", "expansion", "zero", "none"]
+Support = Literal["rule", "decomposition", "expansion", "zero", "none"]
 
 _DIFFERENTIABLE = OpSchema.DifferentiationCategory.Differentiable
 _NO_GRADIENT_NEEDED = {"Constant", "Range"}
@@ -30,7 +32,7 @@ _FLOATS = {"tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(doubl
 
 @dataclass(frozen=True)
 class Row:
-    """One floating-point input of one operator.
+    """One input of one operator: a floating-point one, or any of an operator that is decomposed.
 
     Attributes:
         domain: of the operator; empty for the default one.
@@ -52,25 +54,30 @@ class Row:
 
 
 def coverage() -> list[Row]:
-    """One row for every floating-point input of every operator, by name; contrib operators with a rule at the end."""
+    """One row for every floating-point input of every operator, by name; those of other domains at the end."""
     schemas = [s for s in onnx.defs.get_all_schemas() if s.domain == "" and not s.deprecated]
     rows = [row for schema in sorted(schemas, key=lambda s: s.name) for row in _standard(schema)]
-    return rows + [row for key in sorted(rules()) if key[0] for row in _contrib(key)]
+    return rows + [row for key in sorted({*rules(), *decomposition_table()}) if key[0] for row in _contrib(key)]
 
 
 def _standard(schema: OpSchema) -> Iterator[Row]:
+    decomposed = ("", schema.name) in decomposition_table()
     for index, parameter in enumerate(schema.inputs):
-        if parameter.types & _FLOATS:
+        if decomposed or parameter.types & _FLOATS:
             differentiable = parameter.differentiation_category == _DIFFERENTIABLE
-            support = _support(schema.name, index)
+            support = "decomposition" if decomposed else _support(schema.name, index)
             yield Row("", schema.name, schema.since_version, index, parameter.name, differentiable, support)
 
 
 def _contrib(key: Key) -> Iterator[Row]:
-    parameters = inspect.signature(rules()[key].function).parameters.values()
+    """Operators of other domains have no schema here; their inputs are what the function that serves them takes."""
+    rule = rules().get(key)
+    function = decomposition_table()[key] if rule is None else rule.function
+    parameters = inspect.signature(function).parameters.values()
     positional = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL}]
-    for index, name in enumerate(positional[3:]):
-        support: Support = "zero" if index in rules()[key].stops else "rule"
+    # A decomposition has the builder in front of its inputs, a rule the cotangent and the output as well.
+    for index, name in enumerate(positional[1 if rule is None else 3 :]):
+        support: Support = "decomposition" if rule is None else "zero" if index in rule.stops else "rule"
         yield Row(*key, 1, index, name, differentiable=False, support=support)
 
 

@@ -118,11 +118,15 @@ def find_layer(
         for o in node.outputs
         if o in alive and (layout := layouts.get(o)) is not None and _has_places(t, t.wrap(o), layout, batch)
     ]
-    if layer == "auto":
-        singled = _class_token_target(t, image, candidates, path, carries)
-        chosen, reason = _automatic(t, candidates, score) if singled is None else (singled, _singled_out(singled))
-    else:
+    head = _class_token_head(t, candidates, path)
+    if layer != "auto":
         chosen, reason = _named(t, layer, names or {}, candidates, alive, layouts)
+        if head is not None:
+            _refuse_behind_attention(t, head, chosen, carries)
+    elif head is not None:
+        chosen, reason = _feeding(t, image, head, candidates, carries)
+    else:
+        chosen, reason = _automatic(t, candidates, score)
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
         raise TargetError(
             f"how the tokens of {chosen.tensor.name!r} lie depends on the picture's size, which the model leaves open; "
@@ -143,13 +147,6 @@ def _has_places(t: Builder, value: Value, layout: Layout, batch: int) -> bool:
         return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
     sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
     return bool(sizes) and any(d != 1 for d in sizes)
-
-
-def _singled_out(chosen: Candidate) -> str:
-    return (
-        "the head reads the class token only, so this is the last normalised grid of "
-        f"{'x'.join(map(str, chosen.grid))} tokens that the last attention reads"
-    )
 
 
 def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tuple[Candidate, str]:
@@ -188,32 +185,60 @@ def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Can
     return chosen
 
 
-def _class_token_target(
-    t: Builder, image: Value, candidates: Sequence[Candidate], path: Sequence[ir.Node], carries: Carries
-) -> Candidate | None:
-    """For heads that read the class token alone: the token grid that feeds the last attention.
+@dataclass(frozen=True)
+class _ClassTokenHead:
+    """A head that reads class and register tokens alone.
 
-    Behind the last attention the patch tokens no longer reach the score, so their gradient is zero there.
-
-    Raises:
-        TargetError: there is such a head, but no attention that is fed by a token grid.
+    Attributes:
+        last: the tokens it reads from.
+        mixers: the attentions (any product of two activations) in front of it, in graph order; behind the last one
+            the patch tokens no longer reach the score, so their gradient is zero there.
     """
+
+    last: Candidate
+    mixers: Sequence[ir.Node]
+
+
+def _class_token_head(t: Builder, candidates: Sequence[Candidate], path: Sequence[ir.Node]) -> _ClassTokenHead | None:
     tokens = {c.tensor.core: c for c in candidates if c.tokens is not None}
     readers = {v: [n for n in path if v in n.inputs] for v in tokens}
     read = [v for v in tokens if readers[v] and all(_reads_prefix(t, n, tokens[v]) for n in readers[v])]
     if not read:
         return None
-    last, alive = tokens[read[-1]], {o for n in path for o in n.outputs}
+    alive = {o for n in path for o in n.outputs}
     before = path[: path.index(readers[read[-1]][0])]
     mixers = [n for n in before if n.op_type in _ATTENTION or (n.op_type in _PRODUCTS and alive.issuperset(n.inputs))]
-    chain = dominators(t.nodes, image.core, mixers[-1].outputs[0], carries)[:-1] if mixers else []
-    feeding = [tokens[v] for v in chain if v in tokens and tokens[v].channels == last.channels]
+    return _ClassTokenHead(tokens[read[-1]], mixers)
+
+
+def _feeding(
+    t: Builder, image: Value, head: _ClassTokenHead, candidates: Sequence[Candidate], carries: Carries
+) -> tuple[Candidate, str]:
+    """The token grid that feeds the last attention."""
+    chain = dominators(t.nodes, image.core, head.mixers[-1].outputs[0], carries)[:-1] if head.mixers else []
+    feeding = [
+        c for c in candidates if c.tensor.core in chain and c.tokens is not None and c.channels == head.last.channels
+    ]
     if not feeding:
         raise TargetError(
-            f"the head reads the class token of {last.tensor.name!r} only, and which token grid feeds the last "
+            f"the head reads the class token of {head.last.tensor.name!r} only, and which token grid feeds the last "
             "attention cannot be told; name a layer in front of it with --layer"
         )
-    return _unviewed(t, feeding[-1], feeding)
+    chosen = _unviewed(t, feeding[-1], feeding)
+    grid = "x".join(map(str, chosen.grid))
+    return chosen, (
+        f"the head reads the class token only, so this is the last normalised grid of {grid} tokens "
+        "that the last attention reads"
+    )
+
+
+def _refuse_behind_attention(t: Builder, head: _ClassTokenHead, chosen: Candidate, carries: Carries) -> None:
+    mixed = [n.outputs[0] for n in head.mixers]
+    if chosen.tokens is not None and not between(t.nodes, [chosen.tensor.core], mixed, carries)[0]:
+        raise TargetError(
+            f"behind the last attention only the class token reaches the score, so the patch tokens of "
+            f"{chosen.tensor.name!r} have no gradient; choose a layer in front of it, or auto"
+        )
 
 
 def _reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
@@ -263,7 +288,8 @@ def _named(
     layout = layouts.get(value.core)
     if value.core not in alive:
         raise TargetError(f"the score does not depend on layer {layer!r}; inspect lists the layers on its path")
-    if layout is not None and None not in layout:
+    kinds = {axis.kind if axis is not None else "" for axis in layout or (None,)}
+    if kinds.isdisjoint({"", "c", "*"}):
         raise TargetError(
             f"layer {layer!r} of shape {list(value.shape)} has a single place, so there is nothing to point at"
         )

@@ -10,6 +10,7 @@ from autodiff.corpus import operators
 
 from onnx_gradcam.autodiff.coverage import coverage
 from onnx_gradcam.autodiff.registry import ZERO, rules
+from onnx_gradcam.graph.decompose import decomposition_table
 
 NOT_YET: dict[tuple[str, str], str] = {}
 """(operator, input) that the schema calls differentiable and that is not served, with the reason."""
@@ -49,13 +50,23 @@ def test_zeros_among_the_differentiable_inputs_are_deliberate():
 def test_support_follows_the_registry():
     for row in coverage():
         rule = rules().get((row.domain, row.operator))
-        if row.support == "rule":
+        if row.support == "decomposition":
+            assert (row.domain, row.operator) in decomposition_table()
+        elif row.support == "rule":
             assert rule is not None
             assert row.index not in rule.stops
         elif row.support == "expansion":
             assert rule is None
         elif row.support == "zero":
             assert (row.domain, row.operator) in ZERO or row.index in rule.stops
+
+
+def test_operators_of_other_domains_have_rows():
+    rows = [r for r in coverage() if r.domain == "com.microsoft"]
+    served = {r.operator for r in rows}
+    assert {"FusedConv", "Gelu", "SkipLayerNormalization", "QLinearAdd"} <= served
+    assert [r.index for r in rows if r.operator == "Gelu"] == [0]
+    assert {r.support for r in coverage() if (r.domain, r.operator) == ("", "QLinearConv")} == {"decomposition"}
 
 
 def test_an_integer_input_has_no_row():

@@ -150,3 +150,9 @@ def test_upsample_of_an_old_model_becomes_resize(real_data):
     kinds = {n.op_type for n in model.core.graph}
     assert "Resize" in kinds
     assert "Upsample" not in kinds
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_a_whole_factor_repeats_elements_in_nearest_mode_alone(mode):
+    check(floats(1, 2, 3, 4), scales=[1, 1, 2, 3], mode=mode)
+    check(floats(1, 2, 3, 4), lengths=[1, 2, 6, 8], mode=mode)

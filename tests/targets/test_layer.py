@@ -163,6 +163,24 @@ def test_heads_that_read_the_patch_tokens_get_the_last_tokens(head, name, before
     assert (chosen.tokens.grid, chosen.tokens.before) == ((4, 4), before)
 
 
+@pytest.mark.parametrize("layer", ["r1", "p1", "t2", "z"])
+def test_tokens_behind_the_last_attention_are_refused_under_a_class_token_head(layer):
+    """Their patches have no gradient: the map would be blank."""
+    with pytest.raises(TargetError, match=f"patch tokens of '{layer}' have no gradient; choose a layer in front of it"):
+        choose(vit(), layer)
+    assert choose(vit(head="mean"), layer).chosen.tensor.name == layer
+
+
+@pytest.mark.parametrize("layer", ["a", "k", "t0", "n0", "t1", "n1"])
+def test_tokens_in_front_of_the_last_attention_may_be_named(layer):
+    assert choose(vit(), layer).chosen.tensor.name == layer
+
+
+def test_heads_of_an_attention_are_no_layer():
+    with pytest.raises(TargetError, match=r"which axes of layer 'b0_j' .* are places cannot be told"):
+        choose(vit(), "b0_j")
+
+
 def test_a_class_token_that_no_attention_feeds_is_refused():
     body = (
         "a = Conv<strides=[2, 2]>(x, K2) m = Reshape(a, merged) k = Transpose<perm=[0, 2, 1]>(m)"
