@@ -322,8 +322,9 @@ def _classes(t: Builder, work: Plan) -> tuple[Value, str]:
         wanted = t.input(name, np.int64, (score.tensor.shape[0],))
     else:
         wanted = t.default_input(name, np.array([-1], np.int64))
-    one_a_row = t.op("Expand", wanted, t.op("Shape", best), shape=best.shape)
-    chosen = t.op("Where", one_a_row < t.const(0, np.int64), best, one_a_row)
+    chosen = t.op("Where", wanted < t.const(0, np.int64), best, wanted)
+    # Broadcasting takes several classes for one picture as well: the reshape refuses them.
+    chosen = t.op("Reshape", chosen, t.shape_of(best), shape=best.shape)
     # Looking the class up in a table makes a class out of range an error instead of an empty map.
     return t.op("Gather", _every_class(t, score), chosen, shape=best.shape), name
 

@@ -335,7 +335,8 @@ class Builder:
 
     def output(self, value: Value, name: str) -> Value:
         """Make an appended value a graph output called `name`."""
-        result = self.op("Identity", value, shape=value.known_shape)
+        mine = value.core.producer() in self._appended and not value.core.is_graph_output()
+        result = value if mine else self.op("Identity", value, shape=value.known_shape)
         types, shapes = self.model.types, self.model.shapes
         types[name] = types.pop(result.name, 0)
         if result.name in shapes:

@@ -1,4 +1,3 @@
-# ruff: noqa: ARG005 - every derivative has the same parameters
 """Arithmetic, elementary functions and what passes a tensor through; the backward pass undoes broadcasting."""
 
 from __future__ import annotations
