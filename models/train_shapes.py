@@ -46,8 +46,8 @@ PREPROCESSING: dict[str, Any] = {
 }
 EXAMPLE_SIDE = 256
 EXAMPLES = {  # file stem: the seed and the two shapes, back to front
-    "circle_and_star": (102, ["circle", "star"]),
-    "square_and_ring": (110, ["square", "ring"]),
+    "circle_and_star": (115, ["circle", "star"]),
+    "square_and_ring": (109, ["square", "ring"]),
     "triangle_and_cross": (112, ["triangle", "cross"]),
 }
 
@@ -55,8 +55,8 @@ EXAMPLES = {  # file stem: the seed and the two shapes, back to front
 class ShapeNet(nn.Module):
     """Seven convolutions, global average pooling and one linear layer; the last activation maps are 12 x 12.
 
-    A cell of those maps sees 78 x 78 pixels, more than the largest shape: with a view as small as the shapes, circles
-    are told by their rims, and the heatmap lights up around the shape instead of on it.
+    A cell of those maps sees 78 x 78 pixels. With 46 x 46, about the size of the largest shape, circles were told by
+    their rims alone, and half of their heatmaps peaked outside them.
     """
 
     def __init__(self) -> None:
@@ -132,6 +132,7 @@ class Figures(NamedTuple):
     top: float
     pointing: float
     inside: float
+    pointing_by_class: tuple[float, ...]
 
 
 @torch.inference_mode()
@@ -148,7 +149,8 @@ def look(model: ShapeNet, images: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 def measure(model: ShapeNet, pictures: list[Picture]) -> Figures:
     """What the network knows of `pictures`, drawn at 96 x 96, and where it looks."""
-    exact, answers, top, pointing, inside = [], [], [], [], []
+    exact, answers, top, inside = [], [], [], []
+    hits: list[list[bool]] = [[] for _ in LABELS]
     for start in range(0, len(pictures), 100):
         chunk = pictures[start : start + 100]
         logits, heatmaps = look(model, preprocess([picture.pixels for picture in chunk]))
@@ -162,9 +164,10 @@ def measure(model: ShapeNet, pictures: list[Picture]) -> Figures:
                 x0, y0, x1, y1 = shape.box
                 heatmap = maps[shape.index]
                 y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
-                pointing.append(x0 <= x < x1 and y0 <= y < y1)
+                hits[shape.index].append(bool(x0 <= x < x1 and y0 <= y < y1))
                 inside.append(heatmap[y0:y1, x0:x1].sum() / max(heatmap.sum(), 1e-12))
-    return Figures(*(float(np.mean(values)) for values in (exact, answers, top, pointing, inside)))
+    means = (float(np.mean(values)) for values in (exact, answers, top, np.concatenate(hits), inside))
+    return Figures(*means, tuple(float(np.mean(of_class)) for of_class in hits))
 
 
 def export(model: ShapeNet) -> None:
@@ -215,7 +218,10 @@ def tidy(proto: onnx.ModelProto) -> None:
 
 
 def check_export(model: ShapeNet) -> float:
-    """The largest difference of ONNX Runtime's logits from PyTorch's, at batch sizes 1 and 3."""
+    """The largest difference of the stored models' logits from the trained network's, as a share of the largest logit.
+
+    Both files are run at batch sizes 1 and 3.
+    """
     session = onnxruntime.InferenceSession(FOLDER / "shapes.onnx", providers=["CPUExecutionProvider"])
     program = torch.export.load(FOLDER / "shapes.pt2").module()
     worst = 0.0
@@ -225,7 +231,8 @@ def check_export(model: ShapeNet) -> float:
             wanted = model(images)
             again = program(images)
         (logits,) = session.run(["logits"], {"image": images.numpy()})
-        worst = max(worst, float(np.abs(logits - wanted.numpy()).max()), float((again - wanted).abs().max()))
+        for found in (torch.from_numpy(logits), again):
+            worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
     assert worst < 1e-5, f"the exported models differ from the trained one by {worst:.1e}"
     return worst
 
@@ -264,7 +271,11 @@ def write_figures(single: Figures, several: Figures, difference: float) -> None:
     ]
     lines = ["| measured | one shape | two or three shapes |", "|---|---|---|"]
     lines += [f"| {name} | {getattr(single, key):.2%} | {getattr(several, key):.2%} |" for name, key in rows]
-    lines += ["", f"Largest difference of `shapes.onnx` and `shapes.pt2` from the trained network: {difference:.0e}."]
+    by_class = zip(LABELS, several.pointing_by_class, strict=True)
+    lines += ["", f"Pointing game by class, second column: {', '.join(f'{k} {v:.0%}' for k, v in by_class)}."]
+    lines += [
+        f"The stored models' logits differ from the trained network's by at most {difference:.0e} of the largest."
+    ]
     readme = FOLDER / "README.md"
     before, rest = readme.read_text().split("<!-- figures -->")
     _, after = rest.split("<!-- end of figures -->")

@@ -105,6 +105,10 @@ def test_linear_heads(tail, rows, weights):
         (f"{FLAT} h = Sub(f, f) y = MatMul(h, W)", "Sub behind the pooling is not linear"),
         (f"{FLAT} h = Softmax(f) y = MatMul(h, W)", "Softmax behind the pooling is not linear"),
         (f"{FLAT} h = MatMul(f, W) k = MatMul(f, W) y = Add(h, k)", "several branches read the pooled vector"),
+        (
+            f"{GAP} m = Conv<pads=[1, 1, 1, 1]>(p, K4) q = GlobalAveragePool(m) y = Flatten(q)",
+            "Conv behind the pooling is not linear",
+        ),
         # A matrix over a part of the channels, several times.
         (
             f"{FLAT} s = Reshape(f, split) m = MatMul(s, W3) y = ReduceSum<keepdims=0>(m, one)",
@@ -113,13 +117,13 @@ def test_linear_heads(tail, rows, weights):
     ],
 )
 def test_heads_that_are_not_proved_linear(tail, why):
-    work = plan(model(tail, one=[1]))
+    work = plan(model(tail, one=[1]), Options(layer="a"))
     assert work.head is not None
     assert not work.head.linear
     assert work.head.why == why
     assert work.weights == "gradient"
     with pytest.raises(UnsupportedError, match=f"--weights linear is not possible: {why}"):
-        attach(model(tail, one=[1]), weights="linear")
+        attach(model(tail, one=[1]), layer="a", weights="linear")
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,16 @@ def test_quantised_pairs_count_as_one_tensor():
     assert layer.grid == (6, 6)
 
 
+def test_maps_whose_rows_are_no_pictures_are_passed_over():
+    """Two crops a picture: their convolution's batch is not the picture's."""
+    body = (
+        "r = Reshape(x, crops) c = Conv(r, K) z = Relu(c) h = GlobalAveragePool(z) f = Flatten(h) l = Gemm(f, W)"
+        " q = Reshape(l, back) y = ReduceMean<keepdims=0>(q, one)"
+    )
+    with pytest.raises(TargetError, match="no tensor with places to point at"):
+        chosen(body, inputs="float[N,6,8,8] x", crops=[-1, 3, 8, 8], back=[-1, 2, 4], one=[1])
+
+
 def test_no_place_to_point_at():
     with pytest.raises(TargetError, match="no tensor with places to point at lies on every path to the score 'y'"):
         chosen("p = GlobalAveragePool(x) f = Flatten(p) y = Gemm(f, W3)", W3=(3, 4))
