@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attach import Explained, attach
+    from .attachment import Explained, attach
     from .autodiff.check import check_gradients
     from .errors import ExplainError
     from .runtime.explainer import Explainer, Explanation
@@ -25,10 +25,10 @@ __all__ = [
 
 _HOMES = {
     "ExplainError": "errors",
-    "Explained": "attach",
+    "Explained": "attachment",
     "Explainer": "runtime.explainer",
     "Explanation": "runtime.explainer",
-    "attach": "attach",
+    "attach": "attachment",
     "check_gradients": "autodiff.check",
 }
 

@@ -64,5 +64,6 @@ class RuntimeProviderError(ExplainError):
 
 def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
     """Say which of `known` look like `wanted`: the tail of an error message, empty when nothing does."""
-    close = difflib.get_close_matches(wanted, list(known), n=limit, cutoff=0.5)
+    names = {name.casefold(): name for name in known}
+    close = [names[name] for name in difflib.get_close_matches(wanted.casefold(), list(names), n=limit, cutoff=0.5)]
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

@@ -9,8 +9,9 @@ from cam_oracle import numeric_grad_cam
 from graphs import graph, pictures, run, vit, weight
 from onnx import helper, numpy_helper
 
-from onnx_gradcam.attach import Options, attach, plan
+from onnx_gradcam.attachment import attach
 from onnx_gradcam.errors import ModelError, TargetError, UnsupportedError
+from onnx_gradcam.plan import Options, plan
 from onnx_gradcam.runtime.session import Session
 
 BODY = "c = Conv(x, K) a = Relu(c)"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from graphs import graph, pictures, run, weight
 
-from onnx_gradcam.attach import Options, attach, plan
+from onnx_gradcam.attachment import attach
 from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.plan import Options, plan
 
 BODY = "c = Conv(x, K) a = Relu(c)"
 GAP = "p = GlobalAveragePool(a)"

@@ -9,7 +9,7 @@ import pytest
 from graphs import graph
 
 from onnx_gradcam import __version__
-from onnx_gradcam.attach import attach
+from onnx_gradcam.attachment import attach
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.metadata import PREFIX, Carried, Metadata, peek
 

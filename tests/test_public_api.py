@@ -39,6 +39,12 @@ def test_every_listed_name_is_there_once(name):
     assert not [n for n in listed if not hasattr(module, n)]
 
 
+def test_no_submodule_hides_a_public_name():
+    """Importing a submodule binds its name in the package, whatever the package means by that name."""
+    submodules = {m.name for m in pkgutil.iter_modules(onnx_gradcam.__path__)}
+    assert not submodules & set(onnx_gradcam.__all__)
+
+
 def test_nothing_else_is_visible():
     """But for submodules that have been imported, and what the lazy import itself is made of."""
     tools = {"TYPE_CHECKING", "Any", "annotations", "importlib"}

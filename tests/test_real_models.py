@@ -11,7 +11,8 @@ import onnx
 import pytest
 from cam_oracle import numeric_grad_cam
 
-from onnx_gradcam.attach import attach, plan
+from onnx_gradcam.attachment import attach
+from onnx_gradcam.plan import plan
 from onnx_gradcam.preprocessing import parse_preprocessing
 from onnx_gradcam.runtime.explainer import Explainer
 from onnx_gradcam.runtime.image import prepare, read_image

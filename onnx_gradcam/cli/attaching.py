@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx
 
-from onnx_gradcam.attach import Explained
-from onnx_gradcam.attach import attach as attach_to
+from onnx_gradcam.attachment import Explained
+from onnx_gradcam.attachment import attach as attach_to
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, Metadata
@@ -48,7 +48,7 @@ def run(
         check: whether to compare with the original; `None` where the weights are not too large.
         labels: file of class names.
         preprocess: how pictures become the model's input.
-        choices: fields of `onnx_gradcam.attach.Options`.
+        choices: fields of `onnx_gradcam.plan.Options`.
 
     Raises:
         ExplainError: the model cannot be explained this way, or its own outputs changed; nothing is written.

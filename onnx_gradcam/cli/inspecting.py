@@ -10,12 +10,12 @@ from typing import Any
 import onnx
 import typer
 
-from onnx_gradcam.attach import Options, Plan, plan
 from onnx_gradcam.errors import ExplainError, TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.model import load
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, Metadata
+from onnx_gradcam.plan import Options, Plan, plan
 from onnx_gradcam.targets.layer import Candidate
 from onnx_gradcam.targets.score import Score, find_score
 
@@ -53,7 +53,7 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
 
     Args:
         source: path or bytes of the model.
-        choices: fields of `onnx_gradcam.attach.Options`.
+        choices: fields of `onnx_gradcam.plan.Options`.
 
     Raises:
         ModelError: the file is no usable model.

@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from onnx_gradcam.attach import Options
 from onnx_gradcam.evaluate.gradient import check_explanation
+from onnx_gradcam.plan import Options
 from onnx_gradcam.runtime.explainer import Explainer
 from onnx_gradcam.runtime.image import prepare, read_image
 

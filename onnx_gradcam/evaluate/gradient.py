@@ -13,12 +13,13 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_gradcam.attach import Options, Plan, append_cotangent, plan
+from onnx_gradcam.attachment import append_cotangent
 from onnx_gradcam.autodiff.check import GradientCheck
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.paths import node_inputs
+from onnx_gradcam.plan import Options, Plan, plan
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.targets.layer import Candidate
 

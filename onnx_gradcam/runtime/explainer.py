@@ -135,7 +135,7 @@ class Explainer:
             carries.
         provider: execution provider, `cpu`, `cuda` ...
         threads: threads within an operator.
-        choices: fields of `onnx_gradcam.attach.Options`, for a model that is not explained yet.
+        choices: fields of `onnx_gradcam.plan.Options`, for a model that is not explained yet.
 
     Raises:
         ExplainError: the model, the choices or the provider cannot be used; see `onnx_gradcam.errors`.
@@ -190,7 +190,7 @@ class Explainer:
                         f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
                     )
                 return metadata, model, None
-        from onnx_gradcam.attach import attach  # noqa: PLC0415 - explained models run without graph code
+        from onnx_gradcam.attachment import attach  # noqa: PLC0415 - explained models run without graph code
 
         explained = attach(model, **choices)
         self.warnings.extend(explained.warnings)

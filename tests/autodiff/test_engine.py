@@ -175,13 +175,13 @@ def test_one_model_serves_sizes_that_broadcast_and_sizes_that_do_not():
 def test_nothing_is_emitted_where_shapes_agree():
     source = model("g (float[N,3] a, float[N,3] b) => (float[N,3] y) { y = Add(a, b) }")
     ops = {n.op_type for n in gradient_model(source, ["a", "b"]).core.graph}
-    assert ops == {"Identity"}
+    assert ops <= {"Identity"}
 
 
 def test_a_known_one_is_summed_without_shape_arithmetic():
     source = model("g (float[N,3] a, float[1,3] b) => (float[N,3] y) { y = Add(a, b) }")
-    ops = sorted(n.op_type for n in gradient_model(source, ["b"]).core.graph)
-    assert ops == ["Identity", "ReduceSum"]
+    ops = [n.op_type for n in gradient_model(source, ["b"]).core.graph]
+    assert [op for op in ops if op != "Identity"] == ["ReduceSum"]
 
 
 def test_unbroadcast_refuses_a_cotangent_of_lower_rank():

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnx_gradcam.attach import Options
 from onnx_gradcam.autodiff.registry import RULES, Rule, rules
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.evaluate.gradient import check_explanation
+from onnx_gradcam.plan import Options
 
 RNG = np.random.default_rng(4)
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from graphs import graph, run, weight
 
-from onnx_gradcam.attach import attach
+from onnx_gradcam.attachment import attach
 from onnx_gradcam.errors import ImageError, PreprocessingError, RuntimeProviderError, TargetError
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
 from onnx_gradcam.runtime.image import prepare
@@ -224,7 +224,7 @@ def test_an_explained_model_runs_without_graph_code(tmp_path):
         from onnx_gradcam import Explainer
         explanation = Explainer(sys.argv[1])(np.zeros((12, 16, 3), np.uint8), "cat")
         assert explanation.target.index == 3
-        print(sorted({"onnx", "onnx_ir", "onnx_gradcam.attach"} & set(sys.modules)))
+        print(sorted({"onnx", "onnx_ir", "onnx_gradcam.attachment"} & set(sys.modules)))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "explained.onnx")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
