@@ -41,25 +41,24 @@ def light_model(name: str, seed: int = 0) -> onnx.ModelProto:
     model = onnx.load(DATA / "light" / f"light_{name}.onnx")
     graph = model.graph
     by = 1 if name == "shufflenet" else NARROW
-    shapes = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    uses = {x: (node, i) for node in graph.node for i, x in enumerate(node.input)}
+    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    filled = {n.output[0]: stored[n.input[0]] for n in graph.node if n.op_type == "ConstantOfShape"}
+    kept = [n for n in graph.node if n.op_type != "ConstantOfShape"]
+    uses = {x: (node, i) for node in kept for i, x in enumerate(node.input)}
     residual = _residual_scales(graph)
     rng = np.random.default_rng(seed)
-    weights: dict[str, Array] = {}
-    for node in graph.node:
-        if node.op_type == "ConstantOfShape":
-            shape = [_narrow(d, by) if i < 2 else int(d) for i, d in enumerate(shapes[node.input[0]])]
-            (weight,) = node.output
-            values = _values(*uses[weight], uses, shape, rng)
-            weights[weight] = values * _RESIDUAL if weight in residual else values
-        elif node.op_type == "Reshape" and by > 1:
-            target = shapes[node.input[1]]
-            weights[node.input[1]] = np.array([*target[:-1], _narrow(target[-1], by)] if target.ndim else target)
-    kept = [n for n in graph.node if n.op_type != "ConstantOfShape"]
-    read = {x for n in kept for x in n.input}
-    constants = [t for t in graph.initializer if t.name in read and t.name not in weights]
-    constants += [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
-    inputs = [i for i in graph.input if i.name not in shapes]
+    constants = []
+    for name, (node, index) in uses.items():
+        values = stored.get(name)
+        if name in filled or (values is not None and values.dtype == np.float32):
+            published = filled[name] if name in filled else np.shape(values)
+            shape = [_narrow(d, by) for d in published]
+            values = _values(node, index, uses, shape, rng) * np.float32(_RESIDUAL if name in residual else 1)
+        elif values is not None and node.op_type == "Reshape":
+            values = np.array([_narrow(d, by) for d in values])
+        if values is not None:
+            constants.append(numpy_helper.from_array(values, name))
+    inputs = [i for i in graph.input if i.name not in stored]
     for info in graph.output:
         dims = info.type.tensor_type.shape.dim
         dims[1].dim_value = _narrow(dims[1].dim_value, by)
@@ -109,17 +108,42 @@ def logits(model: onnx.ModelProto) -> str:
 
 @dataclass(frozen=True)
 class Converted:
-    """A model made by PyTorch's first exporter and values for its inputs."""
+    """A model made by PyTorch's first exporter, values for its inputs, and its weights."""
 
     name: str
     model: onnx.ModelProto
     feeds: dict[str, Array]
+    weights: dict[str, Array]
 
 
 def converted(collection: str) -> Iterator[Converted]:
-    """The models of `pytorch-converted` or `pytorch-operator`, with the inputs that lie beside them."""
+    """The models of `pytorch-converted` or `pytorch-operator`, with the inputs that lie beside them, in float32.
+
+    Some of those inputs were never initialised; numbers drawn here stand in for them.
+    """
     for folder in sorted((DATA / collection).iterdir()):
-        model = onnx.load(folder / "model.onnx")
-        names = [i.name for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}]
+        model = _as_float(onnx.load(folder / "model.onnx"))
+        weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        names = [i.name for i in model.graph.input if i.name not in weights]
         tensors = [onnx.load_tensor(folder / "test_data_set_0" / f"input_{i}.pb") for i in range(len(names))]
-        yield Converted(folder.name, model, dict(zip(names, map(numpy_helper.to_array, tensors), strict=True)))
+        feeds = {k: _plausible(numpy_helper.to_array(t)) for k, t in zip(names, tensors, strict=True)}
+        yield Converted(folder.name, model, feeds, weights)
+
+
+def _plausible(array: Array) -> Array:
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    drawn = np.random.default_rng(0).uniform(0.5, 1.5, array.shape)
+    return np.where((np.abs(array) > 1e6) | (np.abs(array) < 1e-12), drawn, array).astype(np.float32)
+
+
+def _as_float(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in float32: a handful are in float64, for no reason of their own."""
+    for info in (*model.graph.input, *model.graph.output):
+        if info.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
+            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    tensors = [a.t for n in model.graph.node for a in n.attribute if a.type == onnx.AttributeProto.TENSOR]
+    for tensor in (*tensors, *model.graph.initializer):
+        if tensor.data_type == onnx.TensorProto.DOUBLE:
+            tensor.CopyFrom(numpy_helper.from_array(_plausible(numpy_helper.to_array(tensor)), tensor.name))
+    return model

@@ -222,4 +222,4 @@ def test_flatten_of_a_batch_needs_no_shape_arithmetic():
         g (float[batch, 3, 4, 4] x) => (float[batch, 48] y) { y = Flatten (x) }
     """)
     nodes = gradient_model(model, ["x"]).to_proto().graph.node
-    assert [n.op_type for n in nodes] == ["Reshape", "Identity"]
+    assert [n.op_type for n in nodes] == ["Reshape"]

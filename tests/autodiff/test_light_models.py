@@ -1,0 +1,111 @@
+"""Whole models from the ONNX package: nine classifiers, and the 117 that PyTorch's first exporter wrote.
+
+The classifiers keep their depth, geometry and input size of 224; their weights are drawn anew, and the layers are an
+eighth as wide, which makes differences in float64 affordable.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from autodiff.light import ARCHITECTURES, converted, light_model, logits
+from helpers import check_model, quiet_session
+
+from onnx_gradcam.autodiff.check import gradient_model
+from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
+from onnx_gradcam.graph.model import load
+
+STEPS = (1e-6, 1e-7, 1e-8)
+"""Of the differences: with millions of rectifiers a step crosses some kink now and then, a smaller one does not."""
+
+SLOPE_IN_THE_CONVERTER = "PRelu of opset 6 with a slope a channel: ONNX's converter leaves an invalid node"
+EXCLUDED = {
+    "test_PReLU_1d_multiparam": SLOPE_IN_THE_CONVERTER,
+    "test_PReLU_2d_multiparam": SLOPE_IN_THE_CONVERTER,
+    "test_PReLU_3d_multiparam": SLOPE_IN_THE_CONVERTER,
+    "test_operator_non_float_params": "integers only",
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_input_gradient_of_a_classifier(name):
+    model = light_model(name)
+    x, output = model.graph.input[0].name, logits(model)
+    runtime = quiet_session(gradient_model(model, [x], output).to_proto())
+    double = as_double(load(model).to_proto())
+    forward, backward = evaluator(double), evaluator(gradient_model(double, [x], output).to_proto())
+    differences = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        image = rng.standard_normal((1, 3, 224, 224)).astype(np.float32)
+        wide = image.astype(np.float64)
+        (scores,) = evaluate(forward, {x: wide}, [output])
+        cotangent = np.zeros(scores.shape, np.float32)
+        cotangent.flat[best := int(scores.argmax())] = 1
+        (gradient,) = evaluate(backward, {x: wide, "cotangent": cotangent.astype(np.float64)})
+        if seed == 0:
+            check_along_a_direction(forward, {x: wide}, gradient, (output, best), rng)
+            check_forward(model, image, output, scores)
+        (narrow,) = runtime.run(None, {x: image, "cotangent": cotangent})
+        differences.append(float(np.abs(narrow - gradient).max() / np.abs(gradient).max()))
+        if differences[-1] <= 1e-5:
+            return
+        # A rectifier's input so near zero that float32 has its sign wrong: another picture has none.
+    pytest.fail(f"ONNX Runtime's gradient differs on every picture: {differences}")
+
+
+def check_along_a_direction(forward, feeds, gradient, logit, rng):
+    """The derivative of one logit along a random direction of the picture, against central differences."""
+    output, index = logit
+    ((x, image),) = feeds.items()
+    u = rng.standard_normal(image.shape)
+
+    def score(offset):
+        return evaluate(forward, {x: image + offset * u}, [output])[0].flat[index]
+
+    analytic = float(np.vdot(gradient, u))
+    errors = [abs((score(h) - score(-h)) / (2 * h) / analytic - 1) for h in STEPS]
+    assert min(errors) < 1e-5, f"analytic {analytic:.9g}, relative errors {errors} at {STEPS}"
+
+
+def check_forward(model, image, output, expected):
+    """The shipped model, of opset 9, computes in ONNX Runtime what the one raised to opset 18 does in the reference."""
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    if all(o.name != output for o in shown.graph.output):
+        shown.graph.output.append(onnx.ValueInfoProto(name=output))
+    (scores,) = quiet_session(shown).run([output], {shown.graph.input[0].name: image})
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(scores, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("collection", "size"), [("pytorch-converted", 82), ("pytorch-operator", 35)])
+def test_gradients_of_models_that_pytorch_wrote(collection, size, capsys):
+    counts, failures, pairs = Counter(), [], 0
+    for case in converted(collection):
+        if case.name in EXCLUDED:
+            counts[f"excluded ({EXCLUDED[case.name]})"] += 1
+            continue
+        try:
+            pairs += check_converted(case)
+            counts["passed"] += 1
+        except Exception as exc:  # noqa: BLE001 - one line for each that fails
+            counts["failed"] += 1
+            failures.append(f"{case.name}: {type(exc).__name__}: {exc}")
+    with capsys.disabled():
+        listed = ", ".join(f"{n} {what}" for what, n in sorted(counts.items(), reverse=True))
+        print(f"\n{collection}: {counts.total()} models: {listed}; {pairs} (model, tensor) pairs")
+    assert not failures, "\n".join(failures)
+    assert counts.total() == size
+
+
+def check_converted(case):
+    """Differentiate by every floating-point input, weights included; returns how many there were."""
+    values = {**case.feeds, **case.weights}
+    wrt = [k for k, v in values.items() if np.issubdtype(v.dtype, np.floating)]
+    assert wrt
+    check_model(load(case.model).to_proto(), values, wrt, step=1e-6)
+    return len(wrt)
