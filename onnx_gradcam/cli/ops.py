@@ -15,7 +15,8 @@ def ops(*, as_json: Json = False) -> None:
     """List the operators that a gradient can cross, input by input.
 
     A gradient crosses an input by a `rule` of its own, by an `expansion` of the operator into simpler ones, or not
-    because it is `zero` everywhere. A model whose gradient would have to cross an input marked `none` is refused.
+    because it is `zero` everywhere; a `decomposition` writes the operator in standard ones when the model is loaded.
+    A model whose gradient would have to cross an input marked `none` is refused.
 
     \b
     Example:

@@ -1,0 +1,66 @@
+"""Writes the pages that a registry knows the truth of: `python docs/generate.py` after a rule or method was added."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+import onnx
+
+from onnx_gradcam.autodiff.coverage import Row, coverage
+from onnx_gradcam.methods.registry import methods
+
+FOLDER = Path(__file__).parent
+
+
+def operators_page() -> str:
+    """The coverage table: every operator of ONNX and every other one that is served."""
+    rows = coverage()
+    asked = [row for row in rows if row.differentiable]
+    served = sum(row.support != "none" for row in asked)
+    lines = [
+        "# Operators that a gradient can cross",
+        "",
+        f"Written by `docs/generate.py` from the schemas of onnx {onnx.__version__}; `onnx-gradcam ops` prints the same "
+        "for the installed version.",
+        "",
+        f"**{served} of the {len(asked)}** inputs that ONNX calls differentiable are served. A gradient crosses an input",
+        "by a *rule* of its own; by *expansion* of the operator into the simpler ones of its ONNX function body; or not,",
+        "because its derivative is *zero* everywhere. A *decomposition* writes an operator in standard ones when the model",
+        "is loaded. A model whose gradient would have to cross an input marked *none* is refused, in one sentence.",
+        "",
+        "| operator | since opset | inputs |",
+        "| --- | --- | --- |",
+    ]
+    for (domain, operator, since), group in groupby(rows, key=lambda r: (r.domain, r.operator, r.since_version)):
+        name = f"{domain}.{operator}" if domain else operator
+        lines.append(f"| {name} | {since} | {_inputs(list(group))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _inputs(rows: list[Row]) -> str:
+    """`rule: X, W` for each kind of support, in the order of the inputs."""
+    kinds = dict.fromkeys(row.support for row in rows)
+    return "; ".join(f"*{kind}*: {', '.join(r.input for r in rows if r.support == kind)}" for kind in kinds)
+
+
+def methods_page() -> str:
+    """The table of methods."""
+    lines = [
+        "# Methods",
+        "",
+        "Written by `docs/generate.py` from the registry; `onnx-gradcam methods` prints the same.",
+        "",
+        "| method | name | reference |",
+        "| --- | --- | --- |",
+        *(f"| `{m.name}` | {m.title} | {m.reference} |" for m in methods().values()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"operators.md": operators_page, "methods.md": methods_page}
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")
