@@ -18,9 +18,6 @@ from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.graph.model import load
 
-STEPS = (1e-6, 1e-7, 1e-8)
-"""Of the differences: with millions of rectifiers a step crosses some kink now and then, a smaller one does not."""
-
 SLOPE_IN_THE_CONVERTER = "PRelu of opset 6 with a slope a channel: ONNX's converter leaves an invalid node"
 EXCLUDED = {
     "test_PReLU_1d_multiparam": SLOPE_IN_THE_CONVERTER,
@@ -37,28 +34,32 @@ def test_input_gradient_of_a_classifier(name):
     runtime = quiet_session(gradient_model(model, [x], output).to_proto())
     double = as_double(load(model).to_proto())
     forward, backward = evaluator(double), evaluator(gradient_model(double, [x], output).to_proto())
-    differences = []
+    found = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
         image = rng.standard_normal((1, 3, 224, 224)).astype(np.float32)
         wide = image.astype(np.float64)
         (scores,) = evaluate(forward, {x: wide}, [output])
+        check_forward(model, image, output, scores)
         cotangent = np.zeros(scores.shape, np.float32)
         cotangent.flat[best := int(scores.argmax())] = 1
         (gradient,) = evaluate(backward, {x: wide, "cotangent": cotangent.astype(np.float64)})
-        if seed == 0:
-            check_along_a_direction(forward, {x: wide}, gradient, (output, best), rng)
-            check_forward(model, image, output, scores)
         (narrow,) = runtime.run(None, {x: image, "cotangent": cotangent})
-        differences.append(float(np.abs(narrow - gradient).max() / np.abs(gradient).max()))
-        if differences[-1] <= 1e-5:
+        slope = error_along_a_direction(forward, {x: wide}, gradient, (output, best), rng)
+        float32 = float(np.abs(narrow - gradient).max() / np.abs(gradient).max())
+        if slope < 1e-5 and float32 < 1e-5:
             return
-        # A rectifier's input so near zero that float32 has its sign wrong: another picture has none.
-    pytest.fail(f"ONNX Runtime's gradient differs on every picture: {differences}")
+        # A rectifier's input so near zero that a difference crosses it, or that float32 has its sign wrong: of
+        # millions there is one now and then. Another picture has none.
+        found.append(f"{slope:.2g} from differences, {float32:.2g} in float32")
+    pytest.fail(f"the gradient is off on every picture: {found}")
 
 
-def check_along_a_direction(forward, feeds, gradient, logit, rng):
-    """The derivative of one logit along a random direction of the picture, against central differences."""
+def error_along_a_direction(forward, feeds, gradient, logit, rng):
+    """The derivative of one logit along a random direction of the picture, relative to central differences.
+
+    The smallest over several steps: a smaller one crosses fewer kinks.
+    """
     output, index = logit
     ((x, image),) = feeds.items()
     u = rng.standard_normal(image.shape)
@@ -67,8 +68,7 @@ def check_along_a_direction(forward, feeds, gradient, logit, rng):
         return evaluate(forward, {x: image + offset * u}, [output])[0].flat[index]
 
     analytic = float(np.vdot(gradient, u))
-    errors = [abs((score(h) - score(-h)) / (2 * h) / analytic - 1) for h in STEPS]
-    assert min(errors) < 1e-5, f"analytic {analytic:.9g}, relative errors {errors} at {STEPS}"
+    return min(abs((score(h) - score(-h)) / (2 * h) / analytic - 1) for h in (1e-6, 1e-7))
 
 
 def check_forward(model, image, output, expected):
