@@ -6,7 +6,7 @@ Here alone the backward pass and the methods meet. `plan` has decided what is ex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
     Args:
         source: path, bytes or proto of the model.
         options: what to explain and how.
-        choices: fields of `Options`, instead of `options`.
+        choices: fields of `Options`, in place of those of `options`.
 
     Raises:
         ModelError: the file is not a usable model.
@@ -69,7 +69,7 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
 
         attach("model.onnx", layer="auto").save("explained.onnx")
     """
-    work = plan(source, options or Options(**choices))
+    work = plan(source, replace(options or Options(), **choices))
     if work.refusal is not None:
         raise UnsupportedError(work.refusal)
     t, score = work.t, work.score
