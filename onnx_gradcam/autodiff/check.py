@@ -111,7 +111,7 @@ def check_gradients(
         One result for each tensor of `wrt`.
     """
     rng = np.random.default_rng(seed)
-    double = as_double(model)
+    double = as_double(load(model).to_proto())
     feeds = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in inputs.items()}
     wrt = [k for k, v in feeds.items() if v.dtype == np.float64] if wrt is None else list(wrt)
     output = output or str(double.graph.output[0].name)

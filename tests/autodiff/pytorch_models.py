@@ -188,16 +188,17 @@ def network(name: str) -> Any:
                 weight.uniform_(0.2, 1)
             elif not weight.any():
                 weight.normal_(0, 0.1)
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.2, 0.2)
+            norm.momentum = 1.0  # the statistics are those of the one batch below
         if norms:
-            for norm in norms:
-                norm.momentum = 1.0  # the statistics are those of the one batch below
             made.train()(torch.from_numpy(np.concatenate([picture(size, seed) for seed in range(90, 98)])))
         for norm in norms:
-            norm.running_mean.add_(0.2 * torch.randn_like(norm.running_mean))
             # A channel that is all but constant would be blown up beyond what a trained network does.
             norm.running_var.clamp_(min=norm.running_var.mean().item())
-            norm.running_var.mul_(0.5 + torch.rand_like(norm.running_var))
-            norm.weight.uniform_(0.5, 1.5)
+            norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.9, 1.3))
+            norm.running_mean.add_(0.1 * torch.randn_like(norm.running_mean))
     return made.eval()
 
 

@@ -30,14 +30,15 @@ POSITIVE = {"test_operator_pow", "test_operator_sqrt"}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_input_gradient_of_a_classifier(name):
+def test_input_gradient_of_a_classifier(name, capsys):
     model = light_model(name)
     x, output = model.graph.input[0].name, logits(model)
-    runtime = quiet_session(gradient_model(model, [x], output).to_proto())
+    emitted = gradient_model(model, [x], output).to_proto()
+    runtime = quiet_session(emitted)
     double = as_double(load(model).to_proto())
     forward, backward = evaluator(double), evaluator(gradient_model(double, [x], output).to_proto())
     found = []
-    for seed in range(3):
+    for seed in range(4):
         rng = np.random.default_rng(seed)
         image = rng.standard_normal((1, 3, 224, 224)).astype(np.float32)
         wide = image.astype(np.float64)
@@ -47,9 +48,12 @@ def test_input_gradient_of_a_classifier(name):
         cotangent.flat[best := int(scores.argmax())] = 1
         (gradient,) = evaluate(backward, {x: wide, "cotangent": cotangent.astype(np.float64)})
         (narrow,) = runtime.run(None, {x: image, "cotangent": cotangent})
-        slope = error_along_a_direction(forward, {x: wide}, gradient, (output, best), rng)
         float32 = float(np.abs(narrow - gradient).max() / np.abs(gradient).max())
-        if slope < 1e-5 and float32 < 1e-5:
+        slope = error_along_a_direction(forward, {x: wide}, gradient, (output, best), rng) if float32 < 1e-5 else np.nan
+        if slope < 1e-5:
+            row = f"| {name} | {len(model.graph.node)} | {len(emitted.graph.node)} | {slope:.1e} | {float32:.1e} |"
+            with capsys.disabled():
+                print(f"\n{row}", end="")  # noqa: T201 - the table in docs/gradients.md
             return
         # A rectifier's input so near zero that a difference crosses it, or that float32 has its sign wrong: of
         # millions there is one now and then. Another picture has none.
@@ -58,10 +62,7 @@ def test_input_gradient_of_a_classifier(name):
 
 
 def error_along_a_direction(forward, feeds, gradient, logit, rng):
-    """The derivative of one logit along a random direction of the picture, relative to central differences.
-
-    The smallest over several steps: a smaller one crosses fewer kinks.
-    """
+    """The derivative of one logit along a random direction of the picture, relative to a central difference."""
     output, index = logit
     ((x, image),) = feeds.items()
     u = rng.standard_normal(image.shape)
@@ -69,8 +70,8 @@ def error_along_a_direction(forward, feeds, gradient, logit, rng):
     def score(offset):
         return evaluate(forward, {x: image + offset * u}, [output])[0].flat[index]
 
-    analytic = float(np.vdot(gradient, u))
-    return min(abs((score(h) - score(-h)) / (2 * h) / analytic - 1) for h in (1e-6, 1e-7))
+    h = 1e-7  # small, so as to cross few kinks
+    return abs((score(h) - score(-h)) / (2 * h) / float(np.vdot(gradient, u)) - 1)
 
 
 def check_forward(model, image, output, expected):
