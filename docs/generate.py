@@ -30,6 +30,10 @@ def operators_page() -> str:
         "ones when the model is loaded. A model whose gradient would have to cross an input marked *none* is refused,",
         "in one sentence.",
         "",
+        "An If has no floating-point input and so no row: the gradient crosses it by what its branches read from",
+        "outside, as it does a Scan. A Loop is written out where its trip count and condition are known; it is refused",
+        "where they are not, or where it is too long.",
+        "",
         "| operator | since opset | inputs |",
         "| --- | --- | --- |",
     ]

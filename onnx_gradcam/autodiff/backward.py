@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
 from onnx_gradcam.errors import ShapeError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import Carries, between, node_inputs
+from onnx_gradcam.graph.inline import loop_iterations
+from onnx_gradcam.graph.paths import Carries, between, captured, node_inputs
 
-from .registry import ZERO, Cotangent, Rule, attributes, rules
+from .registry import ZERO, Cotangent, Rule, Table, attributes, rules
 
-__all__ = ["backward", "carries_gradient", "missing_rules"]
-
-Table = Mapping[tuple[str, str], Rule]
+__all__ = ["backward", "carries_gradient", "cotangents_or_zero", "missing_rules"]
 
 _CASTS = {"Cast", "CastLike"}
 
@@ -25,7 +25,8 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
     Wide integers and Booleans carry none (axes, indices, masks, shapes); small integers stand for the real numbers they
     quantise, and their cotangents are floating-point. None is carried by the inputs that a rule declares as
     stops, nor operators of zero derivative. An operator without a rule counts as differentiable, and so does a tensor
-    of unknown type or one that a subgraph captures: on the path they are refused, never skipped.
+    of unknown type or one that a subgraph captures where no rule follows it: on the path they are refused, never
+    skipped.
     """
     table = rules() if table is None else table
 
@@ -37,9 +38,9 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
         if node.op_type in _CASTS and tensor.is_float and not t.wrap(node.outputs[0]).is_float:
             return False  # cutting off decimals is a step function
         rule = table.get(key)
-        if rule is None or value not in node.inputs:
+        if rule is None or any(v is value and i not in rule.stops for i, v in enumerate(node.inputs)):
             return True
-        return any(v is value and i not in rule.stops for i, v in enumerate(node.inputs))
+        return any(v is value for v in captured(node))
 
     return carries
 
@@ -57,14 +58,25 @@ def _problem(t: Builder, node: ir.Node, table: Table, alive: Container[ir.Value]
     where = f"node {node.name!r} producing {node.outputs[0].name!r}, opset {t.opset}"
     rule = table.get((node.domain, node.op_type))
     if rule is None:
+        if (node.domain, node.op_type) == ("", "Loop"):
+            return _loop_problem(t, node) or f"a Loop has not been written out ({where})"
         domain = f"{node.domain}." if node.domain else ""
         return f"no VJP rule for {domain}{node.op_type} ({where})"
     unknown = rule.unknown_attributes(node)
     if unknown:
         return f"the VJP rule of {node.op_type} does not know the attribute {unknown[0]!r} ({where})"
-    for x in node_inputs(node):
-        if x in alive and x not in node.inputs:
+    for x in () if rule.subgraphs else captured(node):
+        if x in alive:
             return f"{node.op_type} reads {x.name!r} inside of a subgraph, where no gradient follows it ({where})"
+    return None
+
+
+def _loop_problem(t: Builder, node: ir.Node) -> str | None:
+    """Why a Loop cannot be written out."""
+    try:
+        loop_iterations(t, node)
+    except UnsupportedError as exc:
+        return str(exc)
     return None
 
 
@@ -103,12 +115,14 @@ def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], tab
         if all(g is None for g in gs):
             continue
         rule = table[node.domain, node.op_type]
-        cotangents = _cotangents(t, rule, node, gs)
-        if len(cotangents) < len(node.inputs):
+        inside = [x for x in dict.fromkeys(captured(node)) if x in alive and carries(node, x)]
+        inputs = [*node.inputs, *inside]
+        cotangents = _cotangents(t, rule, node, gs, {"captured": [t.wrap(x) for x in inside], "table": table})
+        if len(cotangents) < len(inputs):
             raise ShapeError(
-                f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(node.inputs)} inputs"
+                f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(inputs)} inputs"
             )
-        for i, (x, g) in enumerate(zip(node.inputs, cotangents, strict=False)):
+        for i, (x, g) in enumerate(zip(inputs, cotangents, strict=False)):
             if x is None or x not in alive or i in rule.stops or not carries(node, x):
                 continue
             if g is None:
@@ -125,16 +139,29 @@ def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], tab
     return [total for total in totals if total is not None]
 
 
-def _cotangents(t: Builder, rule: Rule, node: ir.Node, gs: list[Value | None]) -> Sequence[Cotangent]:
+def cotangents_or_zero(
+    t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], table: Table | None = None
+) -> list[Value]:
+    """The cotangents of `wrt`, as `backward` gives them; zero for what the seeds do not depend on."""
+    _, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries_gradient(t, table))
+    reached = [v for v in wrt if v.core in alive]
+    found = dict(zip(reached, backward(t, seeds, reached, table), strict=True))
+    return [found[v] if v in found else t.full_like(v, 0.0) for v in wrt]
+
+
+def _cotangents(
+    t: Builder, rule: Rule, node: ir.Node, gs: list[Value | None], within: Mapping[str, Any]
+) -> Sequence[Cotangent]:
     inputs = [None if i is None else t.wrap(i) for i in node.inputs]
     outputs = [t.wrap(o) for o in node.outputs]
+    options = {**attributes(node), **(within if rule.subgraphs else {})}
     if rule.all_outputs:
-        return rule.function(t, tuple(gs), tuple(outputs), *inputs, **attributes(node))
+        return rule.function(t, tuple(gs), tuple(outputs), *inputs, **options)
     if any(g is not None for g in gs[1:]):
         raise UnsupportedError(
             f"the VJP rule of {node.op_type} serves its first output only (node {node.name!r}); choose a later layer"
         )
-    return rule.function(t, gs[0], outputs[0], *inputs, **attributes(node))
+    return rule.function(t, gs[0], outputs[0], *inputs, **options)
 
 
 def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) -> Value | None:

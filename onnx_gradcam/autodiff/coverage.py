@@ -1,8 +1,9 @@
 """Which operators a gradient can cross, by which input and how: read from the installed ONNX schemas and the registry.
 
 A row says `rule`, `decomposition` (the operator is written in standard operators when a model is loaded; scales and
-zero points count as constants), `expansion` (through the operator's function body), `zero` (the derivative is known to
-be zero or the input is declared to carry none) or `none` (a model that needs it is refused).
+zero points count as constants), `expansion` (through the operator's function body; a Loop is written out, where its
+length is known), `zero` (the derivative is known to be zero or the input is declared to carry none) or `none` (a model
+that needs it is refused).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _support(op_type: str, index: int) -> Support:
         return "zero" if index in rule.stops else "rule"
     if ("", op_type) in ZERO:
         return "zero"
-    return "expansion" if _expands(op_type) else "none"
+    return "expansion" if op_type == "Loop" or _expands(op_type) else "none"
 
 
 def _expands(op_type: str) -> bool:

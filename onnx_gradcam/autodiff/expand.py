@@ -13,13 +13,14 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnx_gradcam.errors import TargetError
+from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.inline import unroll
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import between
 
-from .backward import Table, carries_gradient
-from .registry import ZERO, rules
+from .backward import carries_gradient
+from .registry import ZERO, Table, rules
 
 __all__ = ["expand_missing", "has_body", "newest_body"]
 
@@ -43,8 +44,9 @@ def has_body(op_type: str, opset: int, domain: str = "") -> bool:
 def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], table: Table | None = None) -> list[str]:
     """Expand, in place, every node without a rule between `wrt` and `scores` that has a body at the model's opset.
 
-    Bodies may hold operators with bodies: this goes on until every node left has a rule or no body. Tensors of the
-    model keep their names and values. Call it before a `Builder` is made for the model.
+    A Loop whose length is known is written out. Bodies may hold operators with bodies: this goes on until every node
+    left has a rule or no body. Tensors of the model keep their names and values. Call it before a `Builder` is made for
+    the model.
 
     Args:
         model: changed in place, its types and shapes inferred again.
@@ -61,12 +63,17 @@ def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], tabl
     table = rules() if table is None else table
     expanded: list[str] = []
     while True:
-        bodies = {}
-        for node in _without_rule(model, scores, wrt, table):
+        bodies, loops = {}, []
+        t = Builder(model)
+        for node in _without_rule(t, scores, wrt, table):
             body = _body(model, node)
             if body is not None:
                 bodies[node] = body
-        if not bodies:
+            elif _unrolled(t, node):
+                loops.append(f"Loop {node.outputs[0].name!r}")
+        t.finish()
+        expanded += loops
+        if not bodies and not loops:
             return expanded
         for i, (node, body) in enumerate(bodies.items()):
             expanded.append(f"{node.op_type} {node.outputs[0].name!r}")
@@ -76,8 +83,18 @@ def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], tabl
         model.infer()
 
 
-def _without_rule(model: Model, scores: Sequence[str], wrt: Sequence[str], table: Table) -> list[ir.Node]:
-    t = Builder(model)
+def _unrolled(t: Builder, node: ir.Node) -> bool:
+    """Write out a Loop where that can be done."""
+    if (node.domain, node.op_type) != ("", "Loop"):
+        return False
+    try:
+        unroll(t, node)
+    except UnsupportedError:
+        return False  # on the path the backward pass says why
+    return True
+
+
+def _without_rule(t: Builder, scores: Sequence[str], wrt: Sequence[str], table: Table) -> list[ir.Node]:
     found = {name: t.find(name) for name in (*scores, *wrt)}
     ends = {name: value.core for name, value in found.items() if value is not None}
     missing = [name for name in found if name not in ends]

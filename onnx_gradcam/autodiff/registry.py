@@ -5,6 +5,10 @@ cotangent of the output `y`, the inputs come in ONNX order and the attributes as
 so that an attribute nobody thought of is an error and never a wrong map. A cotangent may be a function without
 arguments: it is called only when that input lies on the path. `None` says that the rule cannot serve this input.
 
+A rule of an operator with subgraphs also gets, as `captured`, the tensors that these read from outside and that lie on
+the path, and, as `table`, the rules to differentiate the subgraphs with; the cotangents of the captured tensors follow
+those of the inputs.
+
 The backward pass undoes broadcasting, adds up cotangents and checks their shapes; rules do none of that.
 """
 
@@ -13,7 +17,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +25,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Value
 
-__all__ = ["RULES", "ZERO", "Cotangent", "Rule", "RuleFunction", "rules", "vjp", "zero_gradient"]
+__all__ = ["RULES", "ZERO", "Cotangent", "Rule", "RuleFunction", "Table", "rules", "vjp", "zero_gradient"]
 
 Cotangent = Value | Callable[[], Value] | None
 RuleFunction = Callable[..., Sequence[Cotangent]]
@@ -38,12 +42,14 @@ class Rule:
         broadcasts: the operator broadcasts its inputs; cotangents are summed back to each input's shape.
         stops: inputs that carry no gradient although they may hold floating-point numbers, by position.
         all_outputs: `g` and `y` are tuples over all outputs (`None` for an output without a cotangent).
+        subgraphs: the rule differentiates the operator's subgraphs, for the tensors that they capture as well.
     """
 
     function: RuleFunction
     broadcasts: bool = False
     stops: frozenset[int] = frozenset()
     all_outputs: bool = False
+    subgraphs: bool = False
 
     def unknown_attributes(self, node: ir.Node) -> list[str]:
         """Attributes of `node` that the rule does not know."""
@@ -53,6 +59,8 @@ class Rule:
         known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         return sorted(set(node.attributes) - known)
 
+
+Table = Mapping[Key, Rule]
 
 RULES: dict[Key, Rule] = {}
 """Every rule, by domain and operator."""
@@ -67,6 +75,7 @@ def vjp(
     broadcasts: bool = False,
     stops: Iterable[int] = (),
     all_outputs: bool = False,
+    subgraphs: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register the VJP rule of `op_types`; see `Rule` for the options."""
 
@@ -75,7 +84,7 @@ def vjp(
             key = domain, op_type
             if key in RULES or key in ZERO:
                 raise ValueError(f"{op_type} is registered already")
-            RULES[key] = Rule(function, broadcasts, frozenset(stops), all_outputs)
+            RULES[key] = Rule(function, broadcasts, frozenset(stops), all_outputs, subgraphs)
         return function
 
     return register

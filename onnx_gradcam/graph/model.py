@@ -122,6 +122,8 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
     name = str(source) if isinstance(source, (str, Path)) else "the model"
     loaded = Model(model, folder, inferred.types, inferred.shapes, inferred.example, name)
     from .decompose import decompose  # noqa: PLC0415
+    from .inline import inline_known_branches  # noqa: PLC0415
 
+    inline_known_branches(loaded)
     decompose(loaded)
     return loaded

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-__all__ = ["Carries", "between", "dominators", "node_inputs"]
+__all__ = ["Carries", "between", "captured", "dominators", "node_inputs"]
 
 Carries = Callable[[ir.Node, ir.Value], bool]
 """Whether something flows from this input of this node to its outputs."""
@@ -19,6 +19,11 @@ Carries = Callable[[ir.Node, ir.Value], bool]
 def node_inputs(node: ir.Node) -> Iterator[ir.Value]:
     """The tensors a node reads, those its subgraphs capture from outside included."""
     yield from (i for i in node.inputs if i is not None)
+    yield from captured(node)
+
+
+def captured(node: ir.Node) -> Iterator[ir.Value]:
+    """The tensors that the subgraphs of a node read from outside; some may come several times."""
     for attribute in node.attributes.values():
         if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
             yield from _captured(attribute.as_graph())

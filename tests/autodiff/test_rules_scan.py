@@ -96,18 +96,41 @@ def test_captured_constants_are_used():
     check_model(parse(CAPTURING), feeds, ["h", "x"])
 
 
-def test_captured_tensors_on_the_path_are_refused():
-    with pytest.raises(UnsupportedError, match="Scan reads 'k' inside of a subgraph"):
-        gradient_model(parse(CAPTURING), ["x", "k"])
+def test_captured_tensors_have_gradients():
+    feeds = {"k": normal(3, seed=73), "h": normal(3), "x": normal(4, 3, seed=72)}
+    check_model(parse(CAPTURING), feeds, ["k", "h", "x"])
 
 
-def test_control_flow_inside_is_refused():
-    model = parse("""m (bool b, float[3] h, float[t,3] x) => (float[3] y) {
+def test_a_tensor_that_is_an_input_and_captured():
+    model = parse("""m (float[3] k, float[t,3] x) => (float[3] y) {
         y = Scan<num_scan_inputs = 1, body = step (float[3] c, float[3] s) => (float[3] c1) {
-            p = If (b) <then_branch = one () => (float[3] u) { u = Neg(s) },
-                        else_branch = two () => (float[3] v) { v = Identity(s) }>
+            p = Mul(k, s)
+            c1 = Mul(c, p)
+        }>(k, x)
+    }""")
+    check_model(model, {"k": 1 + normal(3) / 4, "x": 1 + normal(4, 3, seed=72) / 4}, ["k", "x"])
+
+
+@pytest.mark.parametrize("b", [True, False])
+def test_a_branch_inside(b):
+    model = parse("""m (bool b, float[3] h, float[3] k, float[t,3] x) => (float[3] y) {
+        y = Scan<num_scan_inputs = 1, body = step (float[3] c, float[3] s) => (float[3] c1) {
+            p = If (b) <then_branch = one () => (float[3] u) { u = Mul(s, k) },
+                        else_branch = two () => (float[3] v) { v = Sin(c) }>
             c1 = Add(c, p)
         }>(h, x)
     }""")
-    with pytest.raises(UnsupportedError, match="no VJP rule for Scan with If inside"):
-        gradient_model(model, ["x"])
+    feeds = {"b": np.array(b), "h": normal(3), "k": normal(3, seed=74), "x": normal(4, 3, seed=72)}
+    check_model(model, feeds, ["h", "k", "x"])
+
+
+def test_a_scan_inside_is_refused():
+    model = parse("""m (float[3] h, float[t,3] x) => (float[3] y) {
+        y = Scan<num_scan_inputs = 1, body = step (float[3] c, float[3] s) => (float[3] c1) {
+            c1 = Scan<num_scan_inputs = 1, body = inner (float[3] d, float[3] e) => (float[3] d1) {
+                d1 = Mul(d, e)
+            }>(c, x)
+        }>(h, x)
+    }""")
+    with pytest.raises(UnsupportedError, match="no VJP rule for Scan inside of a subgraph"):
+        gradient_model(model, ["h"])

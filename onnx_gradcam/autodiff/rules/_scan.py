@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_gradcam.autodiff.backward import backward, carries_gradient
+from onnx_gradcam.autodiff.backward import cotangents_or_zero
+from onnx_gradcam.autodiff.registry import Table
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import between
 from onnx_gradcam.graph.scan import Body, scan
 
 __all__ = ["flipped", "scan_vjp"]
@@ -28,6 +28,7 @@ def scan_vjp(
     g_states: Sequence[Value | None],
     g_stacked: Sequence[Value | None],
     captured: Sequence[Value] = (),
+    table: Table | None = None,
 ) -> tuple[list[Value], list[Value], list[Value]]:
     """Run a Scan again to have the states before every step, then backwards, one step's backward pass a step.
 
@@ -39,6 +40,7 @@ def scan_vjp(
         g_states: cotangents of the last states.
         g_stacked: cotangents of the stacked outputs.
         captured: outer tensors that the body uses and whose cotangents are wanted.
+        table: rules for the body, instead of the registered ones.
 
     Returns:
         The cotangents of the first states and of the sequences, integers left out, and of the captured tensors.
@@ -68,7 +70,7 @@ def scan_vjp(
         for end, g in zip(ends, (*ins[:k], *slices[m + n :]), strict=True):
             seeds[end] = seeds[end] + g if end in seeds else g
         wanted = [previous[i] for i in real_states] + [xs[i] for i in real_sequences]
-        found = _cotangents(inner, seeds, [*wanted, *(inner.wrap(v.core) for v in captured)])
+        found = cotangents_or_zero(inner, seeds, [*wanted, *(inner.wrap(v.core) for v in captured)], table)
         totals = [total + new for total, new in zip(ins[k:], found[len(wanted) :], strict=True)]
         return [*found[:k], *totals], found[k : len(wanted)]
 
@@ -76,11 +78,3 @@ def scan_vjp(
     zeros = [t.full_like(v, 0.0) for v in captured]
     final, made = scan(t, [*last, *zeros], [flipped(t, v) for v in (*sequences, *before, *given.values())], back)
     return final[:k], [flipped(t, v) for v in made], final[k:]
-
-
-def _cotangents(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value]) -> list[Value]:
-    """The cotangents of `wrt`; zero for what the seeds do not depend on."""
-    _, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries_gradient(t))
-    reached = [v for v in wrt if v.core in alive]
-    found = dict(zip(reached, backward(t, seeds, reached), strict=True))
-    return [found[v] if v in found else t.full_like(v, 0.0) for v in wrt]

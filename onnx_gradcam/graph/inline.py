@@ -1,0 +1,172 @@
+"""Control flow that is decided already: the branch of an If whose condition is known, and Loops written out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_gradcam.errors import UnsupportedError
+
+from .builder import Builder
+from .constants import Array, constant
+from .model import Model
+
+__all__ = ["MOST_ITERATIONS", "MOST_NODES", "inline_known_branches", "loop_iterations", "unroll"]
+
+MOST_ITERATIONS = 1000
+"""Iterations of the longest Loop that is written out."""
+
+MOST_NODES = 20_000
+"""Nodes of the largest model that writing out a Loop may give."""
+
+
+def inline_known_branches(model: Model) -> None:
+    """Replace, in place, every If of the main graph whose condition follows from constants and fixed sizes.
+
+    Tensors of the branch keep their names where these are free.
+    """
+    while any(_is(node, "If") for node in model.core.graph):
+        t = Builder(model)
+        decided = []
+        for node in t.nodes:
+            condition = _scalar(t, node.inputs[0]) if _is(node, "If") else None
+            if condition is not None:
+                decided.append((node, "then_branch" if condition else "else_branch"))
+        if not decided:
+            return
+        names = _names(model)
+        for node, branch in decided:
+            _inline(t, node, branch, names)
+        # A sharper shape may decide the next condition.
+        model.infer()
+
+
+def _inline(t: Builder, node: ir.Node, branch: str, names: Mapping[str, int]) -> None:
+    outside = set(t.graph)
+    graph = node.attributes[branch].as_graph()
+    outputs = _splice(t, graph, [], node, lambda name: name if names[name] == 1 else t.unique(name))
+    _replace(t, node, outputs, outside)
+
+
+def loop_iterations(t: Builder, node: ir.Node) -> int:
+    """How often a Loop runs.
+
+    Raises:
+        UnsupportedError: its trip count or condition is not constant, it never runs, or it is too long to be written
+            out.
+    """
+    where = f"node {node.name!r} producing {node.outputs[0].name!r}"
+    trips, condition = node.inputs[0], node.inputs[1]
+    body = node.attributes["body"].as_graph()
+    goes_on = _scalar(t, body.outputs[0], {body.inputs[1]: np.ones((), np.bool_)})
+    if not goes_on or not (condition is None or _scalar(t, condition)):
+        raise UnsupportedError(f"the condition of a Loop is not constant ({where}), so it cannot be differentiated")
+    count = _scalar(t, trips)
+    if count is None:
+        raise UnsupportedError(f"the trip count of a Loop is not constant ({where}), so it cannot be differentiated")
+    size = t.graph.num_nodes() + count * sum(1 for _ in body.all_nodes())
+    if count > MOST_ITERATIONS or size > MOST_NODES:
+        raise UnsupportedError(
+            f"a Loop of {count} iterations is too long to be written out ({where}): at most {MOST_ITERATIONS} "
+            f"iterations and {MOST_NODES} nodes"
+        )
+    if count < 1:
+        raise UnsupportedError(f"a Loop never runs ({where}), so nothing of it can be differentiated")
+    return count
+
+
+def unroll(t: Builder, node: ir.Node) -> None:
+    """Write out a Loop, in place: one copy of its body an iteration; its outputs keep their names.
+
+    Raises:
+        UnsupportedError: see `loop_iterations`.
+    """
+    body = node.attributes["body"].as_graph()
+    count, carried = loop_iterations(t, node), len(body.inputs) - 2
+    outside = set(t.graph)
+    states: Sequence[ir.Value | None] = node.inputs[2:]
+    steps: list[Sequence[ir.Value]] = []
+    for i in range(count):
+        copy = body.clone(allow_outer_scope_values=True)
+        ins = [t.const(i, np.int64).core, t.const(1, np.bool_).core, *states]
+        _, *outputs = _splice(t, copy, ins, node, t.unique)
+        states = outputs[:carried]
+        steps.append(outputs[carried:])
+    stacked = [_stack(t, made, node) for made in zip(*steps, strict=True)]
+    _replace(t, node, [*(s for s in states if s is not None), *stacked], outside)
+
+
+def _is(node: ir.Node, op_type: str) -> bool:
+    return node.domain == "" and node.op_type == op_type
+
+
+def _scalar(t: Builder, value: ir.Value | None, known: Mapping[ir.Value, Array] | None = None) -> int | None:
+    """The content of a constant of one element."""
+    content = None if value is None else constant(t, value, known)
+    return int(content.item()) if content is not None and content.size == 1 else None
+
+
+def _names(model: Model) -> Counter[str]:
+    """How often each name is given in the model: subgraphs may share names, but not with the graph around them."""
+    main = model.core.graph
+    graphs = [main, *main.subgraphs()]
+    values = [v for g in graphs for v in (*g.inputs, *g.initializers.values())]
+    return Counter(str(v.name) for v in (*values, *(o for g in graphs for node in g for o in node.outputs)))
+
+
+def _splice(
+    t: Builder, body: ir.Graph, inputs: Sequence[ir.Value | None], before: ir.Node, named: Callable[[str], str]
+) -> list[ir.Value]:
+    """Move what a subgraph holds into the main graph; returns what its outputs are there."""
+    ins = dict(zip(body.inputs, inputs, strict=True))
+    outputs = [new if (new := ins.get(o)) is not None else o for o in body.outputs]
+    body.outputs.clear()
+    for old, new in ins.items():
+        if new is not None:
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    for value in list(body.initializers.values()):
+        body.initializers.pop(str(value.name))
+        value.name = named(str(value.name))
+        t.graph.register_initializer(value)
+    nodes = list(body)
+    body.remove(nodes)
+    for node in nodes:
+        node.name = t.unique(node.name or node.op_type)
+        for value in node.outputs:
+            # What a symbol means inside of a subgraph it need not mean outside.
+            value.name, value.shape = named(value.name) if value.name else "", None
+    t.graph.insert_before(before, nodes)
+    return outputs
+
+
+def _stack(t: Builder, values: Sequence[ir.Value], before: ir.Node) -> ir.Value:
+    """The values one behind the other along a new first dimension."""
+    axis = t.ints(0).core
+    rows = [ir.node("Unsqueeze", [v, axis], name=t.unique("Unsqueeze")) for v in values]
+    whole = ir.node("Concat", [r.outputs[0] for r in rows], {"axis": 0}, name=t.unique("Concat"))
+    for made in (*rows, whole):
+        made.outputs[0].name = made.name
+    t.graph.insert_before(before, [*rows, whole])
+    return whole.outputs[0]
+
+
+def _replace(t: Builder, node: ir.Node, outputs: Sequence[ir.Value], outside: Container[ir.Node]) -> None:
+    """Let `outputs` take the places and the names of the outputs of `node`, and drop it."""
+    named: set[ir.Value] = set()
+    for old, new in zip(node.outputs, outputs, strict=True):
+        if not old.name:
+            continue
+        name, producer = old.name, new.producer()
+        old.name = t.unique("replaced")
+        # A tensor from outside, and one that is two outputs at once, has a name already.
+        if new in named or producer is None or producer in outside:
+            copy = ir.node("Identity", [new], name=t.unique("Identity"))
+            t.graph.insert_before(node, copy)
+            new = copy.outputs[0]  # noqa: PLW2901
+        named.add(new)
+        new.name, new.type, new.shape = name, old.type or new.type, old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    t.graph.remove(node, safe=True)

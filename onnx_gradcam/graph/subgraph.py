@@ -1,0 +1,105 @@
+"""Subgraphs written with a Builder of their own, and the nodes of a subgraph written once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from onnx_gradcam.errors import UnsupportedError
+
+from .builder import Builder, Value
+from .model import Model
+
+__all__ = ["Inner", "copied", "either"]
+
+
+class Inner(Builder):
+    """A builder for a new subgraph: names are unique in the whole model, types of outer tensors are known."""
+
+    def __init__(self, outer: Builder) -> None:
+        core = ir.Model(ir.Graph([], [], nodes=[], name=outer.unique("body")), ir_version=outer.model.core.ir_version)
+        core.opset_imports.update(outer.model.core.opset_imports)
+        model = outer.model
+        super().__init__(Model(core, model.folder, model.types, model.shapes, model.example, model.name))
+        self._outer = outer
+
+    def unique(self, stem: str) -> str:
+        """A name that nothing in the whole model bears."""
+        return self._outer.unique(stem)
+
+    def parameter(self, like: Value, drop: int) -> Value:
+        """Add an input of the type of `like` and of its shape without the first `drop` dimensions."""
+        value = ir.Value(name=self.unique("body_input"))
+        kind = self.model.types[like.name]
+        self._register(value, kind, like.shape[drop:])
+        self.graph.inputs.append(value)
+        return self.wrap(value)
+
+    def close(self, outputs: Sequence[Value]) -> ir.Graph:
+        """Make `outputs` the outputs of the subgraph and give it away."""
+        for value in outputs:
+            # Identity: an output must be made in the body, and only once.
+            self.graph.outputs.append(self.op("Identity", value, shape=value.known_shape).core)
+        self.finish()
+        return self.graph
+
+
+def either(t: Builder, condition: Value, branches: Sequence[Callable[[Inner], Sequence[Value]]]) -> list[Value]:
+    """Append an If.
+
+    Args:
+        t: where it is appended.
+        condition: one Boolean.
+        branches: what writes the branch for a true and for a false condition; both give tensors of the same types.
+
+    Returns:
+        Its outputs.
+    """
+    made = []
+    for write in branches:
+        inner = Inner(t)
+        made.append(inner.close(write(inner)))
+    then, otherwise = made
+    return list(t.ops("If", condition, outputs=len(then.outputs), then_branch=then, else_branch=otherwise))
+
+
+def copied(t: Builder, body: ir.Graph, inputs: Sequence[Value] = ()) -> list[Value]:
+    """The nodes of `body` appended once more, with `inputs` for its inputs; the copies of its outputs."""
+    return _copied(t, body, {old: new.core for old, new in zip(body.inputs, inputs, strict=True)})
+
+
+def _copied(t: Builder, body: ir.Graph, outer: Mapping[ir.Value, ir.Value]) -> list[Value]:
+    known = dict(outer)
+    for value in body.initializers.values():
+        if value.const_value is not None:
+            known[value] = t.const(value.const_value.numpy()).core
+    for node in body:
+        args = [None if i is None else t.wrap(known.get(i, i)) for i in node.inputs]
+        attributes = {
+            name: _copied_graph(t, node, a.as_graph(), known) if a.type == ir.AttributeType.GRAPH else a.value
+            for name, a in node.attributes.items()
+        }
+        if any(a is not None and a.dtype is None for a in args):
+            raise _refused(node)  # sequences
+        try:
+            made = t.ops(node.op_type, *args, outputs=len(node.outputs), domain=node.domain, **attributes)
+        except onnx.defs.SchemaError as exc:
+            raise _refused(node) from exc
+        known |= {old: new.core for old, new in zip(node.outputs, made, strict=True)}
+    return [t.wrap(known.get(o, o)) for o in body.outputs]
+
+
+def _copied_graph(t: Builder, node: ir.Node, body: ir.Graph, known: Mapping[ir.Value, ir.Value]) -> ir.Graph:
+    """A subgraph inside of a subgraph: only branches, whose types follow from the tensors they read."""
+    if body.inputs:
+        raise _refused(node)
+    inner = Inner(t)
+    return inner.close(_copied(inner, body, known))
+
+
+def _refused(node: ir.Node) -> UnsupportedError:
+    return UnsupportedError(
+        f"no VJP rule for {node.op_type} inside of a subgraph (node {node.name!r}); choose a later layer"
+    )
