@@ -31,7 +31,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from measure import Ratio, alternate, line, machine, table
-from networks import NETWORKS, TORCH_LAYERS, build, photo_like, torch_network
+from networks import TORCH_LAYERS, build, photo_like, torch_network
 
 from onnx_gradcam.attachment import Explained, attach
 
@@ -165,7 +165,7 @@ def help_seconds() -> float | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What an explanation costs.")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=BARS, default=list(BARS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--runs", type=int, default=40, help="pairs of runs")
     parser.add_argument("--threads", type=int, default=2)

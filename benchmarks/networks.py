@@ -1,8 +1,8 @@
 """Classifiers with seeded random weights: what a speed measurement needs, without a download and without a framework.
 
-`build` writes ResNet-50, MobileNetV2, SqueezeNet 1.1 and VGG16 as ONNX with batch normalisation kept and a dynamic
-batch. Weights carry the names of torchvision's state dictionaries, so `torch_network` gives the very same network in
-PyTorch where torchvision is installed.
+`build` writes ResNet-50, MobileNetV2, SqueezeNet 1.1, VGG16 and ViT-S/16 as ONNX with batch normalisation kept and a
+dynamic batch. Weights carry the names of torchvision's state dictionaries, so `torch_network` gives the very same
+network in PyTorch where torchvision is installed.
 
 Run by hand, it writes one of them to a file::
 
@@ -27,6 +27,8 @@ __all__ = ["NETWORKS", "build", "photo_like", "torch_network"]
 OPSET = 18
 IR_VERSION = 10
 CLASSES = 1000
+TRANSPOSED = ".T"
+"""What is added to the name of a weight that torchvision stores transposed."""
 
 Scaled = Callable[[int], int]
 
@@ -83,12 +85,25 @@ class Writer:
         }
         return self.op("BatchNormalization", x, *(self.weight(f"{name}.{k}", v) for k, v in values.items()))
 
+    def scalar(self, name: str, number: float) -> str:
+        """A constant number, stored once."""
+        return name if any(w.name == name for w in self.weights) else self.weight(name, np.array(number))
+
+    def index(self, number: int) -> str:
+        """A constant index, stored once."""
+        name = f"index_{number}"
+        if all(w.name != name for w in self.weights):
+            self.weights.append(numpy_helper.from_array(np.array(number, np.int64), name))
+        return name
+
     def relu6(self, x: str) -> str:
         """Clip to 0..6."""
-        for name, bound in (("zero", 0.0), ("six", 6.0)):
-            if all(w.name != name for w in self.weights):
-                self.weight(name, np.array(bound))
-        return self.op("Clip", x, "zero", "six")
+        return self.op("Clip", x, self.scalar("zero", 0.0), self.scalar("six", 6.0))
+
+    def gelu(self, x: str) -> str:
+        """GELU, as it is written below opset 20."""
+        erf = self.op("Erf", self.op("Mul", x, self.scalar("sqrt_half", 0.5**0.5)))
+        return self.op("Mul", self.op("Mul", x, self.op("Add", erf, self.scalar("one", 1.0))), self.scalar("half", 0.5))
 
     def max_pool(self, x: str, kernel: int, stride: int, *, pad: int = 0, ceil_mode: int = 0) -> str:
         """A max pooling."""
@@ -103,6 +118,27 @@ class Writer:
         bias = 0.05 * self.rng.standard_normal(width)
         weights = self.weight(f"{name}.weight", matrix), self.weight(f"{name}.bias", bias)
         return self.op("Gemm", x, *weights, channels=width, transB=1)
+
+    def dense(self, x: str, name: str, width: int) -> str:
+        """A dense layer on tokens `[N, T, C]`, as exporters write it: the matrix transposed beforehand."""
+        inputs = self.channels[x]
+        matrix = np.sqrt(1 / inputs) * self.rng.standard_normal((inputs, width), np.float32)
+        product = self.op("MatMul", x, self.weight(f"{name}weight{TRANSPOSED}", matrix), channels=width)
+        return self.op("Add", product, self.weight(f"{name}bias", 0.05 * self.rng.standard_normal(width)))
+
+    def layer_norm(self, x: str, name: str) -> str:
+        """A layer normalisation over the channels of tokens."""
+        width = self.channels[x]
+        scale = self.weight(f"{name}.weight", self.rng.uniform(0.5, 1.5, width))
+        bias = self.weight(f"{name}.bias", self.rng.uniform(-0.2, 0.2, width))
+        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-6)
+
+    def shape(self, *numbers: int) -> str:
+        """A constant vector of sizes or axes."""
+        name = "sizes_" + "_".join(map(str, numbers))
+        if all(w.name != name for w in self.weights):
+            self.weights.append(numpy_helper.from_array(np.array(numbers, np.int64), name))
+        return name
 
     def model(self, name: str) -> onnx.ModelProto:
         """The whole model, its batch dynamic; the layer that was appended last gives the logits."""
@@ -188,11 +224,39 @@ def _vgg16(w: Writer, scaled: Scaled) -> None:
     w.linear(x, "classifier.6", CLASSES)
 
 
+def _vit_small(w: Writer, scaled: Scaled) -> None:
+    heads, head, patch = 6, max(8, scaled(384) // 6), 16
+    width, tokens = heads * head, (w.size // patch) ** 2 + 1
+    x = w.conv("input", "conv_proj", width, patch, stride=patch, bias=True)
+    x = w.op("Transpose", w.op("Reshape", x, w.shape(0, width, tokens - 1)), perm=[0, 2, 1])
+    batch = w.op("Shape", "input", start=0, end=1)
+    size = w.op("Concat", batch, w.shape(1, width), axis=0)
+    token = w.op("Expand", w.weight("class_token", 0.1 * w.rng.standard_normal((1, 1, width))), size, channels=width)
+    x = w.op("Concat", token, x, axis=1)
+    position = w.weight("encoder.pos_embedding", 0.1 * w.rng.standard_normal((1, tokens, width)))
+    x = w.op("Add", x, position)
+    for layer in range(12):
+        at = f"encoder.layers.encoder_layer_{layer}"
+        y = w.dense(w.layer_norm(x, f"{at}.ln_1"), f"{at}.self_attention.in_proj_", 3 * width)
+        y = w.op("Transpose", w.op("Reshape", y, w.shape(0, tokens, 3, heads, head)), perm=[2, 0, 3, 1, 4])
+        query, key, value = (w.op("Gather", y, w.index(i), axis=0) for i in range(3))
+        score = w.op("MatMul", query, w.op("Transpose", key, perm=[0, 1, 3, 2]))
+        score = w.op("Softmax", w.op("Mul", score, w.scalar("scale", head**-0.5)), axis=-1)
+        y = w.op("Transpose", w.op("MatMul", score, value), perm=[0, 2, 1, 3])
+        y = w.op("Reshape", y, w.shape(0, tokens, width), channels=width)
+        x = w.op("Add", x, w.dense(y, f"{at}.self_attention.out_proj.", width))
+        y = w.gelu(w.dense(w.layer_norm(x, f"{at}.ln_2"), f"{at}.mlp.0.", 4 * width))
+        x = w.op("Add", x, w.dense(y, f"{at}.mlp.3.", width))
+    x = w.op("Gather", w.layer_norm(x, "encoder.ln"), w.index(0), axis=1)
+    w.linear(x, "heads.head", CLASSES)
+
+
 NETWORKS = {
     "resnet50": _resnet50,
     "mobilenet_v2": _mobilenet_v2,
     "squeezenet1_1": _squeezenet1_1,
     "vgg16": _vgg16,
+    "vit_small": _vit_small,
 }
 """Name -> the function that writes the network; the names are torchvision's."""
 
@@ -232,8 +296,18 @@ def torch_network(name: str, model: onnx.ModelProto) -> Any:
     """
     import torch  # noqa: PLC0415 - optional
 
-    network = getattr(_torchvision().models, name)(weights=None).eval()
-    state = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in model.graph.initializer if t.dims}
+    models = _torchvision().models
+    if name == "vit_small":  # torchvision's transformer in a size that it gives no name
+        size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+        network = models.VisionTransformer(size, 16, 12, 6, 384, 4 * 384, num_classes=CLASSES).eval()
+    else:
+        network = getattr(models, name)(weights=None).eval()
+    state = {}
+    for tensor in model.graph.initializer:
+        if tensor.dims and tensor.data_type == TensorProto.FLOAT:
+            values = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+            turned = tensor.name.endswith(TRANSPOSED)
+            state[tensor.name.removesuffix(TRANSPOSED)] = values.T if turned else values
     lacking, unknown = network.load_state_dict(state, strict=False)
     left = [k for k in lacking if not k.endswith("num_batches_tracked")]
     if left or unknown:

@@ -15,6 +15,7 @@ import onnx
 
 from . import __version__
 from .autodiff.backward import backward
+from .autodiff.profiles import PROFILES
 from .errors import TargetError, UnsupportedError
 from .graph.builder import Builder, Value
 from .graph.model import Model
@@ -159,7 +160,8 @@ def _cotangent(t: Builder, work: Plan, maps: Value, classes: Value) -> Value:
     seed = _seed(t, score, classes, sign)
     if work.weights == "finite" and head is not None:
         return finite_cotangent(t, head, score, maps, seed, work.path)
-    (gradient,) = backward(t, {score.tensor: seed}, [work.layer.chosen.tensor])
+    table = PROFILES[work.options.profile]()
+    (gradient,) = backward(t, {score.tensor: seed}, [work.layer.chosen.tensor], table)
     return t.cast(work.layer.chosen.canonical(t, gradient), np.float32)
 
 
@@ -205,6 +207,7 @@ def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadat
         class_input=class_input,
         labels=list(options.labels) if options.labels is not None else carried.labels,
         preprocessing=dict(options.preprocessing) if options.preprocessing is not None else carried.preprocessing,
+        profile=options.profile,
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
         **names,
     )

@@ -42,6 +42,7 @@ class Metadata:
         heatmap_class: name of the output that says which class was explained.
         labels: class names, or `None`.
         preprocessing: how pictures become the model's input, or `None`.
+        profile: which of several equal lowerings a gradient is written in.
         disabled_optimizers: optimisations of ONNX Runtime that would give this model wrong results.
     """
 
@@ -63,6 +64,7 @@ class Metadata:
     heatmap_class: str
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
+    profile: str = "portable"
     disabled_optimizers: list[str] = dataclasses.field(default_factory=list)
 
     def to_props(self) -> dict[str, str]:

@@ -27,6 +27,7 @@ from .targets.score import Score, find_score, image_inputs
 __all__ = ["Options", "Plan", "plan"]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
+Profile = Literal["portable", "cpu"]
 ClassInput = Literal["optional", "required", "none"]
 
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
@@ -49,6 +50,8 @@ class Options:
         expose_activation: add the activation maps to the outputs.
         labels: class names; those that the model carries by default.
         preprocessing: how pictures become the model's input; what the model carries by default.
+        profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
+            ONNX Runtime's CPU provider.
     """
 
     layer: str = "auto"
@@ -62,6 +65,7 @@ class Options:
     expose_activation: bool = False
     labels: Sequence[str] | None = None
     preprocessing: Mapping[str, Any] | None = None
+    profile: Profile = "portable"
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,7 @@ def test_what_is_said():
         "heatmap_class": "heatmap_class",
         "labels": '["cat", "Katze", "猫", "a \\"b\\""]',
         "preprocessing": json.dumps(PREPROCESSING),
+        "profile": "portable",
         "disabled_optimizers": "[]",
     }
 

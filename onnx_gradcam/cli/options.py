@@ -18,6 +18,8 @@ __all__ = [
     "ModelFile",
     "Output",
     "Preprocess",
+    "Profile",
+    "ProfileKind",
     "Score",
     "ScoreKind",
     "WeightKind",
@@ -36,6 +38,13 @@ class WeightKind(str, Enum):
     LINEAR = "linear"
     GRADIENT = "gradient"
     FINITE = "finite"
+
+
+class ProfileKind(str, Enum):
+    """Which runtime a gradient is written for."""
+
+    PORTABLE = "portable"
+    CPU = "cpu"
 
 
 class ScoreKind(str, Enum):
@@ -74,6 +83,14 @@ Weights = Annotated[
         help="How the importance of each activation map is had: `linear` in closed form where the model ends in "
         "pooling and one linear layer, `gradient` by the chain rule, `finite` by small changes where an operator "
         "has no rule. They agree where they apply. [default: auto, the first that applies]"
+    ),
+]
+Profile = Annotated[
+    ProfileKind | None,
+    typer.Option(
+        help="How a gradient is written into the model: `portable` for every runtime, `cpu` for speed in ONNX "
+        "Runtime on the CPU, with mirrored weights stored a second time. The results are the same. "
+        "[default: portable]"
     ),
 ]
 Score = Annotated[

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from helpers import quiet_session
 
-NAMES = ("resnet50", "mobilenet_v2", "squeezenet1_1", "vgg16")
+NAMES = ("resnet50", "mobilenet_v2", "squeezenet1_1", "vgg16", "vit_small")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,7 +39,7 @@ def test_full_width_has_the_published_number_of_parameters():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "vit_small"])
 @pytest.mark.filterwarnings("ignore")  # PyTorch's and torchvision's own
 def test_pytorch_computes_the_same_network(name):
     torch = pytest.importorskip("torch")

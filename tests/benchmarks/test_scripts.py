@@ -31,6 +31,15 @@ def test_latency_compares_with_pytorchs_tools_and_their_maps_agree(capsys):
     assert all(float(difference) < 1e-4 for *_, difference in rows)
 
 
+def test_input_gradients_of_every_profile_are_measured_and_agree(capsys):
+    importlib.import_module("input_gradient").main(["--quick", "--no-torch", "--operators"])
+    text = capsys.readouterr().out
+    rows = dict(re.findall(r"\| mobilenet_v2 \| (portable|cpu) \| [\d.]+ \(.* \| (\S+) \|\n", text))
+    assert rows["portable"] == "0e+00"
+    assert float(rows["cpu"]) < 1e-4
+    assert re.search(r"\| mobilenet_v2 \| cpu \| \d+\.\d ms \| .*HardSigmoid \(backward\)", text)
+
+
 def test_a_large_model_keeps_its_weights_beside_it_and_runs_from_both_places(tmp_path, capsys):
     script = importlib.import_module("large_model")
     script.main(["--gigabytes", "0.0005", "--width", "32", "--folder", str(tmp_path)])

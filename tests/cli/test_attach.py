@@ -38,6 +38,16 @@ def test_writes_a_model_with_the_original_outputs_and_says_what_it_did(call, cla
     assert lines[4].startswith("Its own outputs agree with the original's on a random input")
 
 
+def test_the_profile_is_written_down_and_the_map_is_the_same(call, classifier, here):
+    cams = []
+    for profile in ("portable", "cpu"):
+        result = call("attach", classifier, "-o", "e.onnx", "--weights", "gradient", "--profile", profile)
+        assert result.exit_code == 0, result.stderr
+        assert peek("e.onnx")["onnx_gradcam.profile"] == profile
+        cams.append(session("e.onnx").run(["cam"], feeds())[0])
+    np.testing.assert_allclose(cams[0], cams[1], rtol=1e-5, atol=1e-6)
+
+
 def test_class_that_is_fixed_by_name(call, classifier, labels):
     result = call("attach", classifier, "-o", "e.onnx", "--class-input", "none", "--target", "Blue", "--labels", labels)
     assert "class 2 is explained" in result.stdout
