@@ -23,6 +23,7 @@ from .heatmap import finish
 from .linearize import finite_cotangent, linear_cotangent
 from .metadata import Carried, Metadata
 from .plan import Options, Plan, plan
+from .targets.axes import letters
 from .targets.score import Score
 
 __all__ = ["Explained", "append_cotangent", "attach"]
@@ -189,8 +190,6 @@ def _free_name(t: Builder, name: str) -> str:
 def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
     carried, options = Carried.from_props(work.t.model.metadata), work.options
     assert work.layout is not None  # noqa: S101 - `plan` refuses a model without one
-    spatial = iter("HW")
-    layout = "".join(axis.kind if axis and axis.kind != "S" else next(spatial) for axis in work.layout)
     return Metadata(
         version=__version__,
         method=work.method.name,
@@ -200,7 +199,7 @@ def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadat
         target_tensor=work.layer.chosen.tensor.name,
         score_tensor=work.score.tensor.name,
         image_input=work.image.name,
-        layout=layout,
+        layout=letters(work.layout),
         scores_output=work.score.output.name,
         activation=work.score.activation,
         single_logit=work.score.single_logit,

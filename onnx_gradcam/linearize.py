@@ -15,13 +15,12 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import ShapeError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.views import RESHAPES, VIEWS, keeps_order
 from onnx_gradcam.targets.layer import Candidate
 from onnx_gradcam.targets.score import Score
 
 __all__ = ["Head", "finite_cotangent", "linear_cotangent", "read_head"]
 
-_VIEWS = {"Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
-_RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 
 _STEP = 2.0**-6
 """Half the distance of the two evaluations, relative to the root mean square of the pooled vector.
@@ -109,7 +108,9 @@ def _behind(
         where = next((i for i, v in enumerate(node.inputs) if v is here.core), None)
         if where is None:
             return curved("several branches read the pooled vector")
-        factor = _factor(t, node, where, channels if matrix is None else None)
+        # What permutes or spreads the vector is left to the backward pass.
+        kept = keeps_order(t, node, where)
+        factor = _factor(t, node, where, channels if matrix is None else None) if kept else None
         if factor is not None:
             scale = scale * factor
         elif where == 0 and matrix is None and (found := _matrix(t, node, channels)) is not None:
@@ -128,7 +129,7 @@ def _factor(
     t: Builder, node: ir.Node, where: int, channels: int | str | None
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
     """The constant that `node` multiplies the vector by: `[C]` or a scalar; `None` where it does something else."""
-    if node.op_type in _VIEWS and where == 0:
+    if node.op_type in VIEWS and where == 0:
         return np.ones(())
     others = [t.wrap(v).array() for i, v in enumerate(node.inputs) if i != where and v is not None]
     if any(o is None for o in others):
@@ -259,7 +260,7 @@ def _evaluate(t: Builder, nodes: Sequence[ir.Node], pooled: Value, start: Value,
     try:
         for node in nodes:
             inputs = [None if i is None else copies.get(i, t.wrap(i)) for i in node.inputs]
-            if node.op_type in _RESHAPES and node.inputs[0] in copies:
+            if node.op_type in RESHAPES and node.inputs[0] in copies:
                 tail = t.wrap(node.outputs[0]).dims_behind_batch()
                 outputs = [t.op("Reshape", inputs[0], t.ints(-1, *tail))]
             else:

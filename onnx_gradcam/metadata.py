@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +17,37 @@ __all__ = ["PREFIX", "Carried", "Metadata", "peek"]
 PREFIX = "onnx_gradcam."
 
 _JSON_FIELDS = ("labels", "preprocessing", "single_logit", "disabled_optimizers")
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "labels": (_is_strings, "list of strings"),
+    "preprocessing": (lambda value: isinstance(value, dict), "object"),
+    "layers": (lambda value: isinstance(value, dict) and _is_strings(list(value.values())), "object of strings"),
+    "single_logit": (lambda value: isinstance(value, bool), "true or false"),
+    "disabled_optimizers": (_is_strings, "list of strings"),
+}
+"""What each entry in JSON has to be."""
+
+
+def _decoded(name: str, text: str) -> Any:
+    """The value of an entry in JSON.
+
+    Raises:
+        ModelError: it is not what it has to be.
+    """
+    entry = f"the model's metadata entry {PREFIX + name!r}"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ModelError(f"{entry} is not valid JSON ({exc}); write it again or take it out") from exc
+    right, kind = _KINDS[name]
+    if not right(value):
+        raise ModelError(f"{entry} is not a JSON {kind}; write it again or take it out")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +117,17 @@ class Metadata:
         mine = {k[len(PREFIX) :]: v for k, v in props.items() if k.startswith(PREFIX)}
         if "heatmap" not in mine:
             return None
-        try:
-            values: dict[str, Any] = {
-                f.name: json.loads(mine[f.name]) if f.name in _JSON_FIELDS else mine[f.name]
-                for f in dataclasses.fields(cls)
-                if f.name in mine
-            }
-            return cls(**values)
-        except (TypeError, ValueError) as exc:
-            raise ModelError(f"the model's explanation metadata is damaged ({exc}); attach the model again") from exc
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name in mine:
+                text = mine[field.name]
+                values[field.name] = _decoded(field.name, text) if field.name in _JSON_FIELDS else text
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ModelError(
+                    f"the model's explanation metadata is damaged ({PREFIX + field.name!r} is missing); start from "
+                    "the original model"
+                )
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +151,8 @@ class Carried:
         Raises:
             ModelError: an entry is not valid JSON of the right kind.
         """
-        found: dict[str, Any] = {}
-        for name, kind in (("labels", list), ("preprocessing", dict), ("layers", dict)):
-            text = props.get(PREFIX + name)
-            if text is None:
-                continue
-            try:
-                found[name] = json.loads(text)
-            except ValueError as exc:
-                raise ModelError(f"the model's metadata entry {PREFIX + name!r} is not valid JSON ({exc})") from exc
-            if not isinstance(found[name], kind):
-                raise ModelError(f"the model's metadata entry {PREFIX + name!r} is not a JSON {kind.__name__}")
-        return cls(**found)
+        names = (f.name for f in dataclasses.fields(cls))
+        return cls(**{name: _decoded(name, props[PREFIX + name]) for name in names if PREFIX + name in props})
 
 
 def peek(source: str | Path | bytes) -> dict[str, str]:

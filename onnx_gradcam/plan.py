@@ -20,7 +20,7 @@ from .graph.paths import between
 from .linearize import Head, read_head
 from .metadata import Carried, Metadata
 from .methods.registry import Method, find_method
-from .targets.axes import Layout, label_input
+from .targets.axes import Layout, label_input, letters
 from .targets.layer import Layer, find_layer
 from .targets.score import Score, find_score, image_inputs
 
@@ -138,8 +138,8 @@ class Plan:
     def spatial_axes(self) -> tuple[int, int]:
         """Where the picture's height and width are among the axes of the input."""
         assert self.layout is not None  # noqa: S101 - `plan` refuses a model without one
-        first, second = (i for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S")
-        return first, second
+        shown = letters(self.layout)
+        return shown.index("H"), shown.index("W")
 
 
 def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None = None) -> Plan:
@@ -187,6 +187,17 @@ def _plan(t: Builder, options: Options) -> Plan:
         raise TargetError(
             f"which axes of the input {image.name!r} are height and width cannot be told: "
             "no convolution or pooling reads it; export the model from pictures of layout NCHW or NHWC"
+        )
+    if letters(layout) not in {"NCHW", "NHWC"}:
+        raise TargetError(
+            f"the axes of the input {image.name!r} are {letters(layout)}, but pictures are given as NCHW or NHWC; "
+            "export the model with its height before its width"
+        )
+    batches = {t.model.example[v.name][0] for v in (image, score.tensor) if v.name in t.model.example}
+    if len(batches) > 1:
+        raise TargetError(
+            f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "
+            f"input {image.name!r}; name another output with --output"
         )
     return Plan(options, t, image, layout, score, layer, path, head, weights, problems, _padded_pools(t), method)
 

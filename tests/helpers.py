@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import helper
 
 from onnx_gradcam.autodiff.check import check_gradients, gradient_model
@@ -183,6 +185,21 @@ def check_gradients_inputs(
     wanted = {i.name for i in graph.graph.input}
     given = {k: v for k, v in {**wide, "cotangent": cotangent.astype(np.float64)}.items() if k in wanted}
     return Expected(cotangent, evaluate(evaluator(graph), given))
+
+
+@functools.cache
+def runs_opset(opset: int) -> bool:
+    """Whether the installed ONNX Runtime runs models of this opset."""
+    try:
+        quiet_session(node_model("Relu", {"x": np.zeros(1, np.float32)}, opset=opset))
+    except Exception:  # noqa: BLE001 - ONNX Runtime's errors have no common base
+        return False
+    return True
+
+
+def needs_opset(opset: int) -> pytest.MarkDecorator:
+    """Skip a test where the installed ONNX Runtime is older than the opset."""
+    return pytest.mark.skipif(not runs_opset(opset), reason=f"this ONNX Runtime does not run opset {opset}")
 
 
 def quiet_session(model: onnx.ModelProto) -> ort.InferenceSession:

@@ -113,7 +113,7 @@ def test_linear_heads(tail, rows, weights):
         # A matrix over a part of the channels, several times.
         (
             f"{FLAT} s = Reshape(f, split) m = MatMul(s, W3) y = ReduceSum<keepdims=0>(m, one)",
-            "MatMul behind the pooling is not linear",
+            "Reshape behind the pooling is not linear",
         ),
     ],
 )

@@ -90,9 +90,11 @@ def test_framework_layer_names_that_the_model_carries():
     ("entry", "message"),
     [
         ({"labels": "not json"}, "'onnx_gradcam.labels' is not valid JSON"),
-        ({"labels": '{"a": 1}'}, "'onnx_gradcam.labels' is not a JSON list"),
-        ({"preprocessing": "[1]"}, "'onnx_gradcam.preprocessing' is not a JSON dict"),
-        ({"layers": "[1]"}, "'onnx_gradcam.layers' is not a JSON dict"),
+        ({"labels": '{"a": 1}'}, "'onnx_gradcam.labels' is not a JSON list of strings"),
+        ({"labels": '["a", null, {}]'}, "'onnx_gradcam.labels' is not a JSON list of strings"),
+        ({"preprocessing": "[1]"}, "'onnx_gradcam.preprocessing' is not a JSON object"),
+        ({"layers": "[1]"}, "'onnx_gradcam.layers' is not a JSON object of strings"),
+        ({"layers": '{"a": 1}'}, "'onnx_gradcam.layers' is not a JSON object of strings"),
     ],
 )
 def test_damaged_entries_of_a_model_that_is_not_explained(entry, message):
@@ -103,18 +105,30 @@ def test_damaged_entries_of_a_model_that_is_not_explained(entry, message):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("entry", "message"),
     [
-        lambda said: said.pop(PREFIX + "target_tensor"),
-        lambda said: said.update({PREFIX + "labels": "["}),
-        lambda said: said.update({PREFIX + "single_logit": "maybe"}),
+        ({"labels": "["}, "'onnx_gradcam.labels' is not valid JSON"),
+        ({"labels": "[1]"}, "'onnx_gradcam.labels' is not a JSON list of strings"),
+        ({"preprocessing": "7"}, "'onnx_gradcam.preprocessing' is not a JSON object"),
+        ({"single_logit": "maybe"}, "'onnx_gradcam.single_logit' is not valid JSON"),
+        ({"single_logit": "2"}, "'onnx_gradcam.single_logit' is not a JSON true or false"),
+        ({"disabled_optimizers": "{}"}, "'onnx_gradcam.disabled_optimizers' is not a JSON list of strings"),
     ],
 )
-def test_damaged_entries_of_an_explained_model(damage):
+def test_damaged_entries_of_an_explained_model(entry, message):
     said = props(attach(model()).to_proto())
-    damage(said)
-    with pytest.raises(ModelError, match=r"explanation metadata is damaged.*attach the model again"):
+    with pytest.raises(ModelError, match=message):
+        Metadata.from_props(said | {PREFIX + k: v for k, v in entry.items()})
+
+
+def test_a_missing_entry_of_an_explained_model():
+    said = props(attach(model()).to_proto())
+    del said[PREFIX + "target_tensor"]
+    with pytest.raises(ModelError, match=r"damaged \('onnx_gradcam.target_tensor' is missing\); start from"):
         Metadata.from_props(said)
+    with pytest.raises(ModelError) as caught:
+        Metadata.from_props({PREFIX + "heatmap": "heatmap"})
+    assert len(str(caught.value)) < 150
 
 
 # ----- peek ------------------------------------------------------------------

@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-from .backward import Table
-from .registry import Cotangent, RuleFunction, rules
+from .registry import Cotangent, RuleFunction, Table, rules
 
 __all__ = ["PROFILES", "cpu"]
 

@@ -99,16 +99,25 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; closing it again at exit must not complain either.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough.
+        _abandon_output()
         sys.exit(1)
     except Exception as exc:
         if os.environ.get(_DEBUG, "") not in {"", "0"}:
             raise
+        if isinstance(exc, OSError):
+            _abandon_output()
+            complain(f"the system cannot read or write here ({exc}); make room, or write somewhere else")
+            sys.exit(1)
         what = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
         complain(
             f"this should not have happened ({what}); please report it with what "
             f"`{_DEBUG}=1 onnx-gradcam ...` prints for the same command"
         )
         sys.exit(1)
+
+
+def _abandon_output() -> None:
+    """Let standard output go nowhere: what it still holds must not fail again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

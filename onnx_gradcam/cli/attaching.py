@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.attachment import Explained
@@ -24,6 +25,9 @@ from onnx_gradcam.runtime.verify import Precision, check_agreement, random_feeds
 from .output import say, shape, warn
 
 __all__ = ["run"]
+
+Array = npt.NDArray[Any]
+_Named = dict[str, Array]
 
 _LARGEST_CHECKED = 10**9
 """Bytes of weights above which running both models is left to those who ask for it."""
@@ -109,21 +113,30 @@ def _compare(source: Path | bytes, explained: Explained) -> float:
     Raises:
         ModelError: they differ, or one of the two models does not run.
     """
-    disabled = explained.metadata.disabled_optimizers
-    proto = explained.to_proto().SerializeToString()
+    # One after the other: both at once would hold the weights twice.
     try:
-        # One after the other: both at once would hold the weights twice.
-        session = Session(proto, folder=explained.model.folder, disabled_optimizers=disabled)
-        feeds = random_feeds(session.inputs, _input_shapes(session, explained))
-        results = session.run(feeds)
-        session = Session(source, disabled_optimizers=disabled)
-        original = session.run({i.name: feeds[i.name] for i in session.inputs})
+        feeds, original = _random_run(source, explained, {})
+    except ModelError as exc:
+        raise ModelError(
+            f"the original itself does not run: {exc}; nothing was written (--no-check writes it all the same)"
+        ) from exc
+    try:
+        _, results = _random_run(explained.to_proto().SerializeToString(), explained, feeds)
         return check_agreement(original, results, _precision(explained))
     except ModelError as exc:
         raise ModelError(
             f"the explained model does not hold against the original: {exc}; nothing was written (--no-check writes "
             "it all the same)"
         ) from exc
+
+
+def _random_run(model: Path | bytes, explained: Explained, given: Mapping[str, Array]) -> tuple[_Named, _Named]:
+    """What one of the two models is fed, beyond `given` at random, and what it gives."""
+    folder = explained.model.folder if isinstance(model, bytes) else None
+    session = Session(model, folder=folder, disabled_optimizers=explained.metadata.disabled_optimizers)
+    wanted = [i for i in session.inputs if i.name not in given]
+    feeds = {**given, **random_feeds(wanted, _input_shapes(session, explained))}
+    return feeds, session.run(feeds)
 
 
 def _input_shapes(session: Session, explained: Explained) -> Mapping[str, Sequence[int]]:
@@ -151,6 +164,7 @@ def _to_stdout(proto: onnx.ModelProto) -> None:
             "the model's weights lie in another file, which standard output has no place for; give -o a file"
         )
     sys.stdout.buffer.write(proto.SerializeToString())
+    sys.stdout.buffer.flush()
 
 
 def _say(out: Path, explained: Explained, compared: float | None, target: int | None) -> None:

@@ -115,7 +115,7 @@ def run(request: Request, **choices: Any) -> None:
             }
         )
     elif not request.quiet and any("error" not in report for report in reports):
-        say(f"layer {facts.target_tensor}, method {facts.method}, weights {facts.weights}")
+        say(f"layer {facts.target_tensor!r}, method {facts.method}, weights {facts.weights}")
     if any("error" in report for report in reports):
         raise typer.Exit(1)
 
@@ -165,6 +165,7 @@ def _draw(sheet: Picture, path: Path) -> None:
         draft = Path(scratch) / "sheet.png"
         sheet.save(draft)
         sys.stdout.buffer.write(draft.read_bytes())
+        sys.stdout.buffer.flush()
 
 
 def _save_array(base: Path, end: str, write: Callable[[Any], None]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from onnx_gradcam.graph.model import load
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.plan import Options, Plan, plan
+from onnx_gradcam.targets.axes import letters
 from onnx_gradcam.targets.layer import Candidate
 from onnx_gradcam.targets.score import Score, find_score
 
@@ -87,7 +87,7 @@ def _planned(work: Plan) -> dict[str, Any]:
     layer = work.layer
     return {
         "image_input": work.image.name,
-        "image_layout": "".join(_letters(work)),
+        "image_layout": letters(work.layout or ()),
         "score": _score(work.score),
         "head": _head(work),
         "layer": {**_candidate(layer.chosen), "reason": layer.reason},
@@ -98,12 +98,6 @@ def _planned(work: Plan) -> dict[str, Any]:
         "warnings": work.warnings,
         "refusal": work.refusal,
     }
-
-
-def _letters(work: Plan) -> Iterable[str]:
-    spatial = iter("HW")
-    for axis in work.layout or ():
-        yield "?" if axis is None else next(spatial) if axis.kind == "S" else axis.kind
 
 
 def _head(work: Plan) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from onnx_gradcam.errors import ModelError
 from onnx_gradcam.evaluate.gradient import check_explanation
 from onnx_gradcam.plan import Options
 from onnx_gradcam.runtime.explainer import Explainer
@@ -34,6 +36,10 @@ def run(
         explainer = Explainer(source, preprocess=preprocess, **choices)
         tensor = prepare(read_image(picture), explainer.preprocessing)[0][None]
     check = check_explanation(source, tensor, Options(**choices), seed=seed)
+    if not math.isfinite(check.analytic) and not math.isfinite(check.numeric):
+        raise ModelError(
+            "the model gives NaN for this input, so there is nothing to compare; check --preprocess and its weights"
+        )
     agrees = check.relative <= _TOLERANCE
     if as_json:
         numbers = {k: finite(getattr(check, k)) for k in ("analytic", "numeric", "relative")}

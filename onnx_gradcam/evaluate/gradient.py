@@ -44,7 +44,7 @@ def check_explanation(
 
     Args:
         source: a model that is not explained yet.
-        picture: the model's input, one sample; random numbers by default.
+        picture: the model's input, one sample, which fills a batch of fixed size; random numbers by default.
         options: what to explain and how; the class with the highest score by default.
         seed: of the random numbers.
         step: half the distance of the two points, relative to the root mean square of the activation maps.
@@ -63,9 +63,14 @@ def check_explanation(
     target = work.layer.chosen
     head, sides = _head(work)
     picture = _random_picture(work.image, rng) if picture is None else picture
+    rows = work.image.shape[0]
+    if isinstance(rows, int) and len(picture) == 1:
+        picture = np.repeat(picture, rows, axis=0)
     maps, *given, places, cotangent, chosen = _run(work, [target.tensor, *sides], picture)
     # Zeros behind a ReLU stay: pools over windows of zeros have a kink there.
     direction = rng.standard_normal(places.shape) * (places != 0)
+    # The score is read for the first row of the batch.
+    direction[1:] = 0
     scale = step * (math.sqrt(float(np.mean(np.square(maps, dtype=np.float64)))) or 1.0)
     feeds = {v.name: _wide(a) for v, a in zip(sides, given, strict=True)}
     moved = scale * _uncanonical(target, direction, maps.shape)
@@ -119,7 +124,7 @@ def _run(work: Plan, values: Sequence[Value], picture: Array) -> list[Array]:
 def _random_picture(image: Value, rng: np.random.Generator) -> Array:
     shape = [d if isinstance(d, int) else 1 if axis == 0 else 224 for axis, d in enumerate(image.shape)]
     dtype = np.dtype(image.dtype or np.float32)
-    if dtype.kind == "f":
+    if image.is_float:
         return rng.standard_normal(shape).astype(dtype)
     limits = np.iinfo(dtype)
     return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
@@ -135,13 +140,12 @@ def _score_of(work: Plan, scores: Array, index: int) -> float:
 
 def _uncanonical(target: Candidate, direction: Array, shape: tuple[int, ...]) -> Array:
     """A direction `[N, C, *spatial]` in the target tensor's own layout; zero at class and register tokens."""
-    kinds = [axis.kind for axis in target.layout if axis is not None]
     tokens = target.tokens
     if tokens is not None:
         direction = direction.reshape(*direction.shape[:2], -1)
         direction = np.pad(direction, ((0, 0), (0, 0), (tokens.before, tokens.after)))
-    places = iter(range(2, direction.ndim))
-    order = [0 if kind == "N" else 1 if kind == "C" else next(places) for kind in kinds]
+    axes = [axis for axis in target.layout if axis is not None]
+    order = [0 if a.kind == "N" else 1 if a.kind == "C" else 2 + a.place for a in axes]
     return np.transpose(direction, order).reshape(shape)
 
 

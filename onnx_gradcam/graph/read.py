@@ -51,6 +51,8 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
         except OSError as exc:
             raise ModelError(f"{path}: cannot be read ({exc.strerror}); check who may read it") from exc
         proto, folder, name = _parse(data, str(path)), path.resolve().parent, str(path)
+    if not proto.graph.node and proto.graph.output:
+        raise ModelError(f"{name}: its graph has no nodes, so there is nothing to explain; is it the right file?")
     if not proto.graph.node:
         raise ModelError(f"{name}: not an ONNX model (it holds no graph); is it the right file, and complete?")
     _check_external_data(proto, folder, name)
@@ -90,24 +92,34 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str)
         stat = resolved.stat()
         if stat.st_nlink > 1:
             raise ModelError(f"{name}: the weights file {info.location!r} is a hard link; copy it instead")
-        length = _bytes_of(tensor) if info.length is None else info.length
-        if length < _bytes_of(tensor) or (info.offset or 0) + length > stat.st_size:
+        size = _bytes_of(tensor, name)
+        length = size if info.length is None else info.length
+        if length < size or (info.offset or 0) + length > stat.st_size:
             raise ModelError(f"{name}: the weights file {info.location!r} is truncated; fetch it again")
 
 
 def _check_inner_data(proto: onnx.ModelProto, name: str) -> None:
     """Weights in the file itself must have the bytes that their shapes promise; the checker never sees large ones."""
     for tensor in proto.graph.initializer:
-        if tensor.HasField("raw_data") and tensor.ByteSize() < _bytes_of(tensor):
-            raise ModelError(f"{name}: weight {tensor.name!r} is shorter than its shape says; fetch the file again")
+        if tensor.data_type == TensorProto.STRING and not tensor.HasField("raw_data"):
+            continue
+        size = _bytes_of(tensor, name)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+            raise ModelError(
+                f"{name}: weight {tensor.name!r} has {len(tensor.raw_data)} bytes where its shape and type say {size}; "
+                "fetch the file again"
+            )
 
 
-def _bytes_of(tensor: TensorProto) -> int:
+def _bytes_of(tensor: TensorProto, name: str) -> int:
     """The size of the content of `tensor` by its shape and type."""
     try:
         bits = int(ir.DataType(tensor.data_type).bitwidth)
-    except (TypeError, ValueError):
-        return 0
+    except (TypeError, ValueError) as exc:
+        raise ModelError(
+            f"{name}: weight {tensor.name!r} is of type {tensor.data_type}, which is none of fixed size; "
+            "export the model again"
+        ) from exc
     return (math.prod(int(d) for d in tensor.dims) * bits + 7) // 8
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, PreprocessingError, TargetError
+from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, TargetError
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 
@@ -225,6 +225,7 @@ class Explainer:
         Raises:
             ImageError: the picture cannot be read.
             TargetError: there is no such class.
+            ModelError: the model does not run, or gives NaN.
         """
         (result,) = self.stream([image], target)
         if isinstance(result, ImageError):
@@ -307,8 +308,11 @@ class Explainer:
             index = int(results[names.heatmap_class][i])
             if index >= len(job.scores):
                 raise TargetError(f"class {index} is out of range (the model has classes 0 to {len(job.scores) - 1})")
-            target = _target(index, job.scores, self.labels)
-            job.maps.append(ClassMap(target, results[names.heatmap][i], results[names.cam][i]))
+            heatmap, cam = results[names.heatmap][i], results[names.cam][i]
+            # A score may well be minus infinity: the logarithm of no chance.
+            if np.isnan(job.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
+                raise ModelError("the model gives NaN for this picture; check --preprocess, and the model's weights")
+            job.maps.append(ClassMap(_target(index, job.scores, self.labels), heatmap, cam))
 
     def _scores(self, row: Array) -> Array:
         """One score a class; a single logit speaks for its complement as well."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ _SHORT_NAMES = {
     "webgpu": "WebGpuExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
+
+_SOURCE_PLACE = re.compile(r"(?:/\S*?|\w+)\.(?:cc|cpp|cu|h):\d+ ")
+_SIGNATURE = re.compile(r"[^()]*?::[^()]*\(")
 
 _FATAL_ONLY = 4
 _WARNINGS_TOO = 2
@@ -166,4 +170,21 @@ def _info(node: Any) -> InputInfo:
 def _reason(exc: Exception) -> str:
     """The part of ONNX Runtime's message that says something: neither its error codes nor its source lines."""
     text = " ".join(str(exc).split())
-    return text.split(" : ", 2)[-1][:400] if text.startswith("[ONNXRuntimeError]") else text[:400]
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 2)[-1]
+    while place := _SOURCE_PLACE.search(text):
+        text = text[: place.start()] + _without_function(text[place.end() :])
+    return text[:400]
+
+
+def _without_function(text: str) -> str:
+    """What follows the C++ function, a bare name or a whole signature, that `text` begins with."""
+    signature = _SIGNATURE.match(text)
+    if signature is None:
+        return text.partition(" ")[2]
+    depth = 1
+    for at in range(signature.end(), len(text)):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if depth == 0:
+            return " " + text[at + 1 :].removeprefix(" const").lstrip()
+    return ""

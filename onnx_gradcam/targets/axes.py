@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["Axis", "Layout", "channels_first", "follow", "label_input", "window"]
+__all__ = ["Axis", "Layout", "channels_first", "follow", "label_input", "letters", "window"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Axis:
         grid: for tokens, the sizes of the grid (in the example binding of free dimensions).
         before: for tokens, how many class or register tokens come before the grid.
         after: how many come after it.
+        place: for a spatial dimension, which of the picture's it is: 0 the height, 1 the width.
         parts: for a product, its factors and their sizes.
     """
 
@@ -36,6 +37,7 @@ class Axis:
     grid: tuple[int, ...] = ()
     before: int = 0
     after: int = 0
+    place: int = 0
     parts: tuple[Factor, ...] = ()
 
 
@@ -45,7 +47,7 @@ Factor = tuple["Axis | None", int]
 Layout = tuple["Axis | None", ...]
 """The meaning of every axis of a tensor; `None` where it is not known."""
 
-BATCH, CHANNEL, HEAD, SPATIAL = Axis("N"), Axis("C"), Axis("c"), Axis("S")
+BATCH, CHANNEL, HEAD = Axis("N"), Axis("C"), Axis("c")
 
 _CHANNELS_FIRST = {
     "Conv",
@@ -110,14 +112,19 @@ def label_input(t: Builder, image: Value) -> Layout | None:
 
 def channels_first(rank: int) -> Layout:
     """The layout of convolutions, pools and most normalisations."""
-    return (BATCH, CHANNEL, *(SPATIAL,) * (rank - 2))
+    return (BATCH, CHANNEL, *(Axis("S", place=i) for i in range(rank - 2)))
+
+
+def letters(layout: Layout) -> str:
+    """A layout in the usual letters, e.g. `NCHW`, `NHWC` or `NTC`; `?` for what is not known."""
+    names = {2: "HW", 3: "DHW"}.get(sum(axis is not None and axis.kind == "S" for axis in layout), "WWW")
+    return "".join("?" if a is None else names[a.place] if a.kind == "S" else a.kind for a in layout)
 
 
 def _after(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout | None:
     """The layout of the node's outputs, from those of its inputs."""
     if node.op_type in _CHANNELS_FIRST:
-        shape = t.wrap(node.outputs[0]).known_shape
-        return None if shape is None or len(shape) < 3 else channels_first(len(shape))
+        return _convolved(t, node, layouts)
     known = [layouts.get(i) if i is not None else None for i in node.inputs]
     if not any(known):
         return None
@@ -129,6 +136,17 @@ def _after(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout
     if node.op_type in _RESHAPES:
         return _reshape(t, node, known[0])
     return _elementwise(t, node, known)
+
+
+def _convolved(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout | None:
+    """Channels first; height and width that have changed places before stay as they are."""
+    shape, x = t.wrap(node.outputs[0]).known_shape, node.inputs[0]
+    if shape is None or len(shape) < 3:
+        return None
+    before = layouts.get(x) if x is not None else None
+    if before is not None and len(before) == len(shape) and all(a and a.kind == "S" for a in before[2:]):
+        return (BATCH, CHANNEL, *before[2:])
+    return channels_first(len(shape))
 
 
 def _elementwise(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
@@ -335,7 +353,7 @@ def _take(factors: list[Factor], size: int) -> list[Factor] | None:
             factors[0] = HEAD, width // size
             size = 1
         elif axis is not None and kind == "T" and not axis.before and not axis.after:
-            factors[:1] = [(SPATIAL, side) for side in axis.grid if side != 1]
+            factors[:1] = [(Axis("S", place=i), side) for i, side in enumerate(axis.grid) if side != 1]
         else:
             return None
     return taken
@@ -347,7 +365,10 @@ def _merged(factors: Sequence[Factor]) -> Axis | None:
         return factors[0][0] if factors else None
     if kinds <= {"C", "c"}:
         return CHANNEL
-    return Axis("T", tuple(size for _, size in factors)) if kinds == {"S"} else Axis("*", parts=tuple(factors))
+    places = [axis.place for axis, _ in factors if axis is not None]
+    if kinds == {"S"} and places == sorted(places):
+        return Axis("T", tuple(size for _, size in factors))
+    return Axis("*", parts=tuple(factors))
 
 
 def _replaced(layout: Layout, where: int, axis: Axis | None) -> Layout:

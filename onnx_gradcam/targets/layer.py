@@ -11,14 +11,13 @@ import onnx_ir as ir
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import Carries, between, dominators
+from onnx_gradcam.graph.views import QUANTISATION, VIEWS
 
-from .axes import Axis, Layout, follow, window
+from .axes import Axis, Layout, follow, letters, window
 
 __all__ = ["Candidate", "Layer", "find_layer"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
-_VIEWS = {"Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
-_QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 _PRODUCTS = {"MatMul", "Einsum"}
 
@@ -52,20 +51,24 @@ class Candidate:
         """The spatial sizes."""
         if self.tokens is not None:
             return self.tokens.grid
-        return tuple(d for d, axis in zip(self.tensor.shape, self.layout, strict=True) if axis and axis.kind == "S")
+        return tuple(self.tensor.shape[i] for i in self.spatial)
+
+    @property
+    def spatial(self) -> list[int]:
+        """The spatial axes, height first."""
+        found = [(axis.place, i) for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S"]
+        return [i for _, i in sorted(found)]
 
     def describe(self) -> str:
         """Layout in the usual letters, e.g. `NCHW`, `NHWC` or `NTC`."""
-        spatial = iter("HW" if len(self.grid) == 2 else "DHW" if len(self.grid) == 3 else "W")
-        return "".join("?" if a is None else next(spatial) if a.kind == "S" else a.kind for a in self.layout)
+        return letters(self.layout)
 
     def canonical(self, t: Builder, value: Value) -> Value:
         """`value`, which has the target tensor's axes, as `[N, C, *spatial]` without class and register tokens."""
         tokens = self.tokens
         where = {axis.kind: i for i, axis in enumerate(self.layout) if axis is not None}
         if tokens is None:
-            spatial = [i for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S"]
-            return t.transpose(value, [where["N"], where["C"], *spatial])
+            return t.transpose(value, [where["N"], where["C"], *self.spatial])
         if tokens.before or tokens.after:
             count = math.prod(tokens.grid)
             starts, ends = t.ints(tokens.before), t.ints(tokens.before + count)
@@ -146,7 +149,7 @@ def _has_places(t: Builder, value: Value, layout: Layout, batch: int) -> bool:
     if tokens is not None:
         return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
     sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
-    return bool(sizes) and any(d != 1 for d in sizes)
+    return len(sizes) == 2 and any(d != 1 for d in sizes)
 
 
 def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tuple[Candidate, str]:
@@ -166,7 +169,7 @@ def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tup
 def _is_pooled(value: ir.Value) -> bool:
     """Whether a tensor is a pooling result, or a view of one."""
     node = value.producer()
-    while node is not None and node.op_type in _VIEWS | _QUANTISATION and node.inputs[0] is not None:
+    while node is not None and node.op_type in VIEWS | QUANTISATION and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node is not None and node.op_type in _POOLS
 
@@ -175,11 +178,11 @@ def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Can
     """The tensor that `chosen` is only a view of (transposed, reshaped, quantised and back)."""
     node = chosen.tensor.core.producer()
     by_value = {c.tensor.core: c for c in useful}
-    while node is not None and node.op_type in _VIEWS | _QUANTISATION:
+    while node is not None and node.op_type in VIEWS | QUANTISATION:
         source = node.inputs[0]
         if source is None:
             break
-        if source in by_value and node.op_type not in _QUANTISATION:
+        if source in by_value and node.op_type not in QUANTISATION:
             chosen = by_value[source]
         node = source.producer() if source in by_value or not t.wrap(source).is_float else None
     return chosen

@@ -10,15 +10,13 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.views import QUANTISATION, RESHAPES, VIEWS, keeps_order
 
 __all__ = ["Score", "find_score", "image_inputs"]
 
 Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
 
 _ACTIVATIONS: dict[str, Activation] = {"Softmax": "softmax", "LogSoftmax": "logsoftmax", "Sigmoid": "sigmoid"}
-_RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
-_MOVEMENT = {*_RESHAPES, "Identity", "Dropout", "Cast", "Transpose"}
-_QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +124,7 @@ def _walk_back(t: Builder, output: Value) -> tuple[Value, Activation]:
             if node.op_type == "Sigmoid" or _along_classes(t, node, before):
                 return _unmoved(t, before), _ACTIVATIONS[node.op_type]
             break
-        if node.op_type not in _MOVEMENT | _QUANTISATION:
+        if not _is_view(t, node):
             break
         value = t.wrap(x)
     return _float_source(t, output), ""
@@ -145,17 +143,17 @@ def _along_classes(t: Builder, node: ir.Node, before: Value) -> bool:
 def _unmoved(t: Builder, value: Value) -> Value:
     """The tensor that Reshapes made `value` from, as long as it still reads as class scores: it has a better name."""
     node = value.core.producer()
-    x = node.inputs[0] if node is not None and node.op_type in _RESHAPES else None
-    if x is None or _class_axis(t.wrap(x)) is None:
+    if node is None or node.op_type not in RESHAPES or not keeps_order(t, node) or node.inputs[0] is None:
         return value
-    return _unmoved(t, t.wrap(x))
+    return _unmoved(t, t.wrap(node.inputs[0]))
 
 
 def _origin(t: Builder, value: Value) -> Value:
     """What `value` is only a copy or a view of."""
     node = value.core.producer()
-    x = node.inputs[0] if node is not None and node.op_type in _MOVEMENT else None
-    return value if x is None else _origin(t, t.wrap(x))
+    if node is None or node.op_type not in VIEWS or not keeps_order(t, node) or node.inputs[0] is None:
+        return value
+    return _origin(t, t.wrap(node.inputs[0]))
 
 
 def _float_source(t: Builder, value: Value) -> Value:
@@ -164,10 +162,15 @@ def _float_source(t: Builder, value: Value) -> Value:
     x = node.inputs[0] if node is not None and node.inputs else None
     if node is None or x is None or (value.is_float and node.op_type != "DequantizeLinear"):
         return value
-    if node.op_type not in _MOVEMENT | _QUANTISATION:
+    if not _is_view(t, node):
         return value
     source = _float_source(t, t.wrap(x))
     return source if source.is_float and _class_axis(source) is not None else value
+
+
+def _is_view(t: Builder, node: ir.Node) -> bool:
+    """Whether a node only shows scores in another shape or type, every class where it was."""
+    return node.op_type in VIEWS | QUANTISATION and keeps_order(t, node)
 
 
 def _class_axis(value: Value) -> int | None:

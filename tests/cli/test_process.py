@@ -110,7 +110,9 @@ def test_interrupt_is_quiet():
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_real_interrupt_is_quiet():
-    code = BROKEN.format(what="Slow()").replace(
+    # A job in the background of a shell begins with this signal ignored.
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + BROKEN.format(what="Slow()")
+    code = code.replace(
         "def coverage",
         "import time\nclass Slow(Exception):\n    def __init__(self):\n"
         "        print('ready', flush=True)\n        time.sleep(60)\ndef coverage",
@@ -130,6 +132,18 @@ def test_a_closed_pipe_is_quiet():
     assert result.stdout == "[\n"
     assert result.stderr == ""
     assert result.returncode in {0, 1}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", [["methods"], ["ops", "--json"], ["--version"]])
+def test_a_full_disk_is_one_sentence(command):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "onnx_gradcam", *command], check=False, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: the system cannot read or write here ([Errno 28]")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_plain_output_without_a_terminal():

@@ -261,7 +261,7 @@ def test_values_are_those_of_the_original(op_type, domain, inputs, attributes, s
     if op_type == "QLinearSoftmax":
         model.graph.node[0].attribute.append(helper.make_attribute("opset", 13))
     feeds = {k: v for k, v in inputs.items() if k not in constants}
-    expected = quiet_session(model).run(None, feeds)[0]
+    expected = _original(model, feeds)
     model.graph.output[0].CopyFrom(typed("y", expected))
     plain = load(model)
     assert not {(n.domain, n.op_type) for n in plain.core.graph} & {(domain, op_type)} or domain == ""
@@ -274,6 +274,14 @@ def test_values_are_those_of_the_original(op_type, domain, inputs, attributes, s
         assert len(np.unique(expected)) > 3
     else:
         np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-5)
+
+
+def _original(model, feeds):
+    """What the operator itself gives, where this ONNX Runtime has a kernel for it."""
+    try:
+        return quiet_session(model).run(None, feeds)[0]
+    except NotImplemented as exc:
+        pytest.skip(f"this ONNX Runtime has no such kernel: {exc}")
 
 
 def typed(name, value):
@@ -312,7 +320,7 @@ def test_integer_products_become_real_where_only_a_cast_reads_them(integer):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     plain = load(model)
     assert integer not in {n.op_type for n in plain.core.graph}
-    expected = quiet_session(model).run(None, {"x": inputs["x"]})[0]
+    expected = _original(model, {"x": inputs["x"]})
     np.testing.assert_array_equal(_unoptimised(plain.to_proto()).run(None, {"x": inputs["x"]})[0], expected)
 
 
