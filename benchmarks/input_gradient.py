@@ -36,7 +36,7 @@ from networks import CLASSES, build, photo_like, torch_network
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.profiles import PROFILES
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 ARCHITECTURES = ("resnet50", "vgg16", "mobilenet_v2", "vit_small")
 BAR = 2.5

@@ -15,7 +15,7 @@ from .autodiff.backward import carries_gradient, missing_rules
 from .autodiff.expand import expand_missing
 from .errors import TargetError, near_matches
 from .graph.builder import Builder, Value
-from .graph.model import load
+from .graph.load import load
 from .graph.paths import between
 from .linearize import Head, read_head
 from .metadata import Carried, Metadata

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 from onnx_gradcam.plan import Options, plan
 from onnx_gradcam.runtime.session import Session
 

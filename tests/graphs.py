@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from onnx_gradcam.autodiff.backward import carries_gradient
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.targets.layer import Layer, find_layer
 from onnx_gradcam.targets.score import find_score, image_inputs

@@ -7,7 +7,7 @@ import pytest
 from graphs import graph, run
 
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 from onnx_gradcam.heatmap import finish
 
 

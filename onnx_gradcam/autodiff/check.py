@@ -18,7 +18,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import Model, load
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.model import Model
 
 from .backward import backward
 from .expand import expand_missing

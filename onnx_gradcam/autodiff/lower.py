@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.model import Model, load
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.model import Model
 
 from .backward import backward
 from .expand import expand_missing

@@ -11,7 +11,7 @@ import typer
 
 from onnx_gradcam.errors import ExplainError, TargetError
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.plan import Options, Plan, plan

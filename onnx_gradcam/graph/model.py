@@ -1,4 +1,4 @@
-"""Load, save and check a model."""
+"""A normalised model: what is known of its tensors, how it is checked and saved."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import ModelError
 
-from .read import normalise, read_proto, skeleton
+from .read import skeleton
 from .shapes import Shape, infer_shapes
 
-__all__ = ["Model", "load"]
+__all__ = ["Model"]
 
 
 @dataclass(eq=False)
@@ -99,31 +99,3 @@ class Model:
                 os.replace(draft, path)  # noqa: PTH105
         except OSError as exc:
             raise ModelError(f"{path}: cannot be written ({exc.strerror or exc})") from exc
-
-
-def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
-    """Read and normalise a model without reading its external weights.
-
-    Raises:
-        ModelError: the file is missing, damaged, unsafe or cannot be raised to opset 18.
-    """
-    proto, folder = read_proto(source)
-    small, weights = normalise(proto)
-    inferred = infer_shapes(small)
-    model = ir.from_proto(small)
-    graph = model.graph
-    for value in [v for v in graph.inputs if v.name in weights]:
-        graph.inputs.remove(value)
-        tensor = ir.serde.deserialize_tensor(weights[str(value.name)], base_path=str(folder or ""))
-        value.const_value = tensor
-        value.shape = ir.Shape(tensor.shape.numpy())
-        value.dtype = tensor.dtype
-        graph.register_initializer(value)
-    name = str(source) if isinstance(source, (str, Path)) else "the model"
-    loaded = Model(model, folder, inferred.types, inferred.shapes, inferred.example, name)
-    from .decompose import decompose  # noqa: PLC0415
-    from .inline import inline_known_branches  # noqa: PLC0415
-
-    inline_known_branches(loaded)
-    decompose(loaded)
-    return loaded

@@ -23,7 +23,7 @@ from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.expand import expand_missing
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.errors import UnsupportedError
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 Array = np.ndarray[Any, Any]
 RUNTIME_OPSET = 26

@@ -15,7 +15,7 @@ from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.registry import Rule, attributes, rules, vjp
 from onnx_gradcam.errors import ShapeError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 HEADER = '<ir_version: 10, opset_import: ["": 18, "com.example": 1]>\n'
 

@@ -17,7 +17,7 @@ from onnx_gradcam.autodiff.reference import evaluate, evaluator
 from onnx_gradcam.autodiff.registry import rules
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 BODIES = [
     "Attention", "CausalConvWithState", "Celu", "CenterCropPad", "Clip", "DepthToSpace", "Elu", "Gelu",

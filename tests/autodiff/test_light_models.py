@@ -16,7 +16,7 @@ from helpers import check_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 SLOPE_IN_THE_CONVERTER = "PRelu of opset 6 with a slope a channel: ONNX's converter leaves an invalid node"
 EXCLUDED = {

@@ -10,7 +10,7 @@ from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.modifiers import MODIFIERS, RECTIFIERS
 from onnx_gradcam.autodiff.registry import rules
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 X = np.array([[-3.0, -0.5, 0.5, 3.0], [-3.0, -0.5, 0.5, 3.0]], np.float32)
 COTANGENT = np.array([[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, -3.0, -4.0]], np.float32)

@@ -14,7 +14,7 @@ from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.profiles import PROFILES, _unscaled
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 PORTABLE = {
     "Add", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Expand", "Gemm", "Greater", "Less", "MatMul", "MaxPool",

@@ -15,7 +15,7 @@ from onnx_gradcam.autodiff.modifiers import guided
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.inline import MOST_ITERATIONS, MOST_NODES
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 CONDITIONS = pytest.mark.parametrize("c", [True, False])
 

@@ -8,7 +8,7 @@ from helpers import check_node, node_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.errors import UnsupportedError
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 COORDINATES = ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"]
 NEAREST = ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]

@@ -139,7 +139,11 @@ def test_a_closed_pipe_is_quiet():
 def test_a_full_disk_is_one_sentence(command):
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "onnx_gradcam", *command], check=False, stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "onnx_gradcam", *command],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert result.returncode == 1
     assert result.stderr.startswith("error: the system cannot read or write here ([Errno 28]")

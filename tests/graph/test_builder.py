@@ -11,7 +11,7 @@ from onnx import parser
 
 from onnx_gradcam.errors import ShapeError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 
 def builder(text, opset=18):

@@ -11,7 +11,7 @@ from onnx import helper
 
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.decompose import MICROSOFT, decomposition_table
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 RNG = np.random.default_rng(3)
 

@@ -9,7 +9,7 @@ from graphs import graph
 from onnx import TensorProto, helper
 
 from onnx_gradcam.graph.fold import complete_shapes
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 
 def completed(body: str, **kwargs) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from helpers import quiet_session
 
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 X = np.random.default_rng(5).standard_normal((2, 3)).astype(np.float32)
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.builder import Builder
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 
 W = np.random.default_rng(0).standard_normal((3, 400)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)

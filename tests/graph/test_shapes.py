@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnx_gradcam.graph.model import load
+from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.shapes import infer_shapes
 
 

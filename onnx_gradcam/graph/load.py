@@ -1,0 +1,41 @@
+"""From a file to a model that the rest of the package can work with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from .decompose import decompose
+from .inline import inline_known_branches
+from .model import Model
+from .read import normalise, read_proto
+from .shapes import infer_shapes
+
+__all__ = ["load"]
+
+
+def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
+    """Read and normalise a model without reading its external weights.
+
+    Raises:
+        ModelError: the file is missing, damaged, unsafe or cannot be raised to opset 18.
+    """
+    proto, folder = read_proto(source)
+    small, weights = normalise(proto)
+    inferred = infer_shapes(small)
+    model = ir.from_proto(small)
+    graph = model.graph
+    for value in [v for v in graph.inputs if v.name in weights]:
+        graph.inputs.remove(value)
+        tensor = ir.serde.deserialize_tensor(weights[str(value.name)], base_path=str(folder or ""))
+        value.const_value = tensor
+        value.shape = ir.Shape(tensor.shape.numpy())
+        value.dtype = tensor.dtype
+        graph.register_initializer(value)
+    name = str(source) if isinstance(source, (str, Path)) else "the model"
+    loaded = Model(model, folder, inferred.types, inferred.shapes, inferred.example, name)
+    inline_known_branches(loaded)
+    decompose(loaded)
+    return loaded
