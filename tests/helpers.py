@@ -127,9 +127,11 @@ def check_model(
     rng = np.random.default_rng(1)
     session_model = gradient_model(model, list(wrt), output).to_proto()
     double = check_gradients_inputs(model, feeds, wrt, output, rng)
-    session = quiet_session(session_model)
-    wanted = {i.name for i in session.get_inputs()}
-    got = session.run(None, {k: v for k, v in {**feeds, "cotangent": double.cotangent}.items() if k in wanted})
+    try:
+        got = _run(session_model, {**feeds, "cotangent": double.cotangent})
+    except Exception:
+        skip_unless_it_runs(model, feeds)
+        raise
     for name, actual, expected in zip(wrt, got, double.gradients, strict=True):
         scale = max(1.0, float(np.abs(expected).max(initial=0)))
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5 * scale, err_msg=f"ONNX Runtime, {name}")
@@ -185,6 +187,19 @@ def check_gradients_inputs(
     wanted = {i.name for i in graph.graph.input}
     given = {k: v for k, v in {**wide, "cotangent": cotangent.astype(np.float64)}.items() if k in wanted}
     return Expected(cotangent, evaluate(evaluator(graph), given))
+
+
+def _run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
+    session = quiet_session(model)
+    return session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})
+
+
+def skip_unless_it_runs(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
+    """Skip the test where the installed ONNX Runtime is too old for the operator itself."""
+    try:
+        _run(model, feeds)
+    except Exception as exc:  # noqa: BLE001 - ONNX Runtime's errors have no common base
+        pytest.skip(f"this ONNX Runtime does not run the operator itself: {' '.join(str(exc).split())[:120]}")
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from ._reference_ops import WINDOWED
 
 __all__ = ["as_double", "evaluate", "evaluator"]
 
-_FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+_NARROW, _DOUBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16), onnx.TensorProto.DOUBLE
 
 
 class ConvTranspose(OpRun):
@@ -188,7 +188,7 @@ def as_double(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _retype_graph(graph: onnx.GraphProto) -> None:
     for info in (*graph.input, *graph.output, *graph.value_info):
-        if info.type.tensor_type.elem_type == _FLOAT:
+        if info.type.tensor_type.elem_type in _NARROW:
             info.type.tensor_type.elem_type = _DOUBLE
     for tensor in graph.initializer:
         _retype_tensor(tensor)
@@ -200,7 +200,7 @@ def _retype_node(node: onnx.NodeProto) -> None:
     if node.op_type == "ConstantOfShape" and not node.attribute:
         node.attribute.append(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(np.zeros(1))))
     for attribute in node.attribute:
-        if attribute.name in {"to", "dtype"} and attribute.i == _FLOAT:
+        if attribute.name in {"to", "dtype"} and attribute.i in _NARROW:
             attribute.i = _DOUBLE
         elif attribute.type == onnx.AttributeProto.TENSOR:
             _retype_tensor(attribute.t)
@@ -212,6 +212,6 @@ def _retype_node(node: onnx.NodeProto) -> None:
 
 
 def _retype_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type == _FLOAT:
+    if tensor.data_type in _NARROW:
         array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))

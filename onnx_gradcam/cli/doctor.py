@@ -38,7 +38,9 @@ def doctor(*, as_json: Json = False) -> None:
         say(f"{name} cannot be imported: {failure}")
     if found["opsets"]:
         low, high = found["opsets"]["raised_to"], found["opsets"]["newest"]
-        say(f"opsets: up to {high} are understood; models below {low} are raised to {low} when they are explained")
+        runs = found["opsets"]["runs"]
+        limit = "" if runs is None else f", and this ONNX Runtime runs them up to {runs}"
+        say(f"opsets: up to {high} are understood{limit}; models below {low} are raised to it when they are explained")
 
 
 def _examine() -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _examine() -> dict[str, Any]:
         "failures": failures,
         "providers": [] if {"onnx", "onnxruntime"} & failures.keys() else _providers(),
         **_pictures(failures),
-        "opsets": {} if "onnx" in failures else _opsets(),
+        "opsets": {} if "onnx" in failures else _opsets(failures),
     }
 
 
@@ -67,24 +69,27 @@ def _import(name: str) -> tuple[str | None, str]:
 
 def _providers() -> list[dict[str, Any]]:
     """Every execution provider, and whether a session with a model of one node starts on it."""
+    from onnx_gradcam.runtime.session import available_providers  # noqa: PLC0415 - --help must not wait for it
+
+    reasons = {name: _failure(18, name) for name in available_providers()}
+    return [{"name": name, "starts": reason is None, "reason": reason} for name, reason in reasons.items()]
+
+
+def _failure(opset: int, provider: str = "cpu") -> str | None:
+    """Why a model of one node does not start; `None` where it does."""
     from onnx import TensorProto, helper  # noqa: PLC0415 - --help must not wait for it
 
     from onnx_gradcam.errors import ExplainError  # noqa: PLC0415
-    from onnx_gradcam.runtime.session import Session, available_providers  # noqa: PLC0415
+    from onnx_gradcam.runtime.session import Session  # noqa: PLC0415
 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one_node", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
-
-    def failure(provider: str) -> str | None:
-        try:
-            Session(model, provider=provider)
-        except ExplainError as exc:
-            return str(exc)
-        return None
-
-    reasons = {name: failure(name) for name in available_providers()}
-    return [{"name": name, "starts": reason is None, "reason": reason} for name, reason in reasons.items()]
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    try:
+        Session(model.SerializeToString(), provider=provider)
+    except ExplainError as exc:
+        return str(exc)
+    return None
 
 
 def _pictures(failures: dict[str, str]) -> dict[str, Any]:
@@ -94,9 +99,13 @@ def _pictures(failures: dict[str, str]) -> dict[str, Any]:
     return {"pictures": False, "pictures_reason": f"cv2 cannot be imported ({failures['cv2']}); {remedy}"}
 
 
-def _opsets() -> dict[str, int]:
+def _opsets(failures: dict[str, str]) -> dict[str, int | None]:
+    """The opset models are raised to, the newest that onnx understands, and the newest that ONNX Runtime runs."""
     import onnx  # noqa: PLC0415 - --help must not wait for it
 
     from onnx_gradcam.graph.read import MIN_OPSET  # noqa: PLC0415
 
-    return {"raised_to": MIN_OPSET, "newest": onnx.defs.onnx_opset_version()}
+    newest = onnx.defs.onnx_opset_version()
+    tried = () if "onnxruntime" in failures else range(newest, MIN_OPSET - 1, -1)
+    runs = next((opset for opset in tried if _failure(opset) is None), None)
+    return {"raised_to": MIN_OPSET, "newest": newest, "runs": runs}

@@ -171,9 +171,9 @@ def _reason(exc: Exception) -> str:
     """The part of ONNX Runtime's message that says something: neither its error codes nor its source lines."""
     text = " ".join(str(exc).split())
     if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 2)[-1]
+        text = text.split(" : ", 3)[-1]
     while place := _SOURCE_PLACE.search(text):
-        text = text[: place.start()] + _without_function(text[place.end() :])
+        text = f"{text[: place.start()].rstrip()} {_without_function(text[place.end() :])}".lstrip()
     return text[:400]
 
 
@@ -186,5 +186,5 @@ def _without_function(text: str) -> str:
     for at in range(signature.end(), len(text)):
         depth += {"(": 1, ")": -1}.get(text[at], 0)
         if depth == 0:
-            return " " + text[at + 1 :].removeprefix(" const").lstrip()
+            return text[at + 1 :].removeprefix(" const").lstrip()
     return ""

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-from helpers import quiet_session
+from helpers import quiet_session, runs_opset
 from onnx import TensorProto, defs
 from onnx.backend.test.case.node import collect_testcases
 
@@ -26,8 +26,8 @@ from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.load import load
 
 Array = np.ndarray[Any, Any]
-RUNTIME_OPSET = 26
-RUNTIME_IR = 13
+RUNTIME_OPSET = max(filter(runs_opset, range(18, 27)))
+RUNTIME_IR = 13 if RUNTIME_OPSET == 26 else 11
 DIFFERENTIABLE = defs.OpSchema.DifferentiationCategory.Differentiable
 FLOAT32_IN_THE_REFERENCE = {
     "CausalConvWithState",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import node_model, quiet_session
+from helpers import needs_opset, node_model, quiet_session
 
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.modifiers import MODIFIERS, RECTIFIERS
@@ -15,6 +15,9 @@ from onnx_gradcam.graph.load import load
 X = np.array([[-3.0, -0.5, 0.5, 3.0], [-3.0, -0.5, 0.5, 3.0]], np.float32)
 COTANGENT = np.array([[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, -3.0, -4.0]], np.float32)
 OPSETS = {"Gelu": 20, "Swish": 24}
+EVERY_RECTIFIER = pytest.mark.parametrize(
+    "op_type", [pytest.param(kind, marks=needs_opset(OPSETS.get(kind, 18))) for kind in RECTIFIERS]
+)
 
 
 def gradient(op_type, table):
@@ -33,7 +36,7 @@ def gradient(op_type, table):
     return quiet_session(model.to_proto()).run(["gradient"], {"x": X, "cotangent": COTANGENT})[0]
 
 
-@pytest.mark.parametrize("op_type", RECTIFIERS)
+@EVERY_RECTIFIER
 def test_guided_passes_positive_cotangents_through_the_own_derivative(op_type):
     if ("", op_type) not in rules():
         pytest.fail(f"{op_type} is a rectifier without a rule")
@@ -42,7 +45,7 @@ def test_guided_passes_positive_cotangents_through_the_own_derivative(op_type):
     np.testing.assert_allclose(gradient(op_type, MODIFIERS["guided"]()), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("op_type", RECTIFIERS)
+@EVERY_RECTIFIER
 def test_deconvnet_looks_at_the_cotangent_alone(op_type):
     got = gradient(op_type, MODIFIERS["deconvnet"]())
     np.testing.assert_array_equal(got, np.maximum(COTANGENT, 0))

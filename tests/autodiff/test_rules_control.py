@@ -7,7 +7,7 @@ import re
 import numpy as np
 import onnx
 import pytest
-from helpers import check_in_runtime, check_model, quiet_session
+from helpers import check_in_runtime, check_model, needs_opset, quiet_session
 
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.check import gradient_model
@@ -49,7 +49,7 @@ BRANCHES = """m (bool c, float[N,3] x, float[3] z, float[N,1] w) => (float[N,3] 
 
 
 @CONDITIONS
-@pytest.mark.parametrize("opset", [18, 26])
+@pytest.mark.parametrize("opset", [18, pytest.param(26, marks=needs_opset(26))])
 def test_captured_tensors_of_either_branch(c, opset):
     feeds = {"c": np.array(c), "x": normal(2, 3), "z": normal(3, seed=72), "w": normal(2, 1, seed=73)}
     check_model(parse(BRANCHES, opset), feeds, ["x", "z", "w"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from helpers import check_in_runtime, check_model, check_node, node_model
 
@@ -130,6 +131,8 @@ CUSTOM = {
 @pytest.mark.parametrize("case", CUSTOM)
 def test_activations(case):
     # The reference evaluator knows none of these: the differences are ONNX Runtime's own, in float32.
+    if case == "RNN both ways" and ort.__version__.startswith("1.23."):
+        pytest.skip("ONNX Runtime 1.23 aborts")
     op_type, attributes = CUSTOM[case]
     given = inputs(op_type, 2 if "direction" in attributes else 1)
     feeds = {k: v for k, v in given.items() if v is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import check_node, node_model, quiet_session
+from helpers import check_node, needs_opset, node_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 
@@ -91,6 +91,7 @@ def test_extremes_share_among_ties():
     np.testing.assert_array_equal(updates, [4, 0, 3])
 
 
+@needs_opset(24)
 @pytest.mark.parametrize("mode", ["linear", "circular"])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_tensor_scatter(mode, indexed):

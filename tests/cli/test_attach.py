@@ -128,6 +128,21 @@ def test_a_model_whose_outputs_changed_is_not_written(call, classifier, here, mo
     assert (here / "e.onnx").exists()
 
 
+def test_an_original_that_does_not_run_is_said_to_be_the_one(call, here):
+    model = small_classifier()
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Unknown", "com.acme"
+    model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
+    active = onnx.helper.make_tensor_value_info("active", onnx.TensorProto.FLOAT, ["N", 4, 16, 16])
+    model.graph.value_info.append(active)
+    onnx.save(model, here / "m.onnx")
+    sentence = refused(call("attach", "m.onnx", "-o", "e.onnx"))
+    assert sentence.startswith("error: the original itself does not run: ONNX Runtime cannot load the model: ")
+    assert "com.acme" in sentence
+    assert sentence.endswith("nothing was written (--no-check writes it all the same)\n")
+    assert not (here / "e.onnx").exists()
+    assert call("attach", "m.onnx", "-o", "e.onnx", "--no-check").exit_code == 0
+
+
 def test_large_weights_are_checked_on_request_only(call, classifier, here, monkeypatch):
     monkeypatch.setattr(attaching, "_LARGEST_CHECKED", 100)
     monkeypatch.setattr(attaching, "Session", Wrong)

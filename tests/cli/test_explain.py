@@ -27,7 +27,7 @@ def test_default_picture_lies_in_the_current_folder(explain, picture, labels, he
     assert lines[0] == f"{picture} -> squares_gradcam.png"
     assert lines[2].split()[:3] == ["*", "0", "red"]
     assert lines[3].split()[:2] == ["2", "blue"]
-    assert lines[-1] == "layer active, method gradcam, weights linear"
+    assert lines[-1] == "layer 'active', method gradcam, weights linear"
 
 
 def test_sheet_has_the_photo_and_one_panel_a_class(explain, picture, labels, here):

@@ -8,6 +8,7 @@ import platform
 
 import onnx
 import onnxruntime
+from helpers import runs_opset
 
 import onnx_gradcam
 from onnx_gradcam.autodiff.registry import ZERO, rules
@@ -57,8 +58,12 @@ def test_doctor(call):
     assert cpu == {"name": "cpu", "starts": True, "reason": None}
     for provider in found["providers"]:
         assert provider["starts"] is (provider["reason"] is None)
-    assert found["opsets"] == {"raised_to": 18, "newest": onnx.defs.onnx_opset_version()}
+    newest, runs = onnx.defs.onnx_opset_version(), found["opsets"]["runs"]
+    assert found["opsets"] == {"raised_to": 18, "newest": newest, "runs": runs}
+    assert runs_opset(runs)
+    assert runs == newest or not runs_opset(runs + 1)
     result = call("doctor")
+    assert f"opsets: up to {newest} are understood, and this ONNX Runtime runs them up to {runs};" in result.stdout
     assert result.exit_code == 0
     assert "  cpu: starts" in result.stdout.splitlines()
     assert "pictures: can be read and drawn" in result.stdout

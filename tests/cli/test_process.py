@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2", "rich")
+FULL = Path("/dev/full")
 COMMANDS = ("explain", "attach", "inspect", "verify", "methods", "ops", "doctor")
 
 
@@ -134,10 +136,10 @@ def test_a_closed_pipe_is_quiet():
     assert result.returncode in {0, 1}
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", [["methods"], ["ops", "--json"], ["--version"]])
 def test_a_full_disk_is_one_sentence(command):
-    with open("/dev/full", "w") as full:
+    with FULL.open("w") as full:
         result = subprocess.run(
             [sys.executable, "-m", "onnx_gradcam", *command],
             check=False,

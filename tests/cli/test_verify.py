@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import onnx
+
 from onnx_gradcam.autodiff.registry import RULES, Rule, rules
 
-from .conftest import PREPROCESS, refused
+from .conftest import PREPROCESS, refused, small_classifier
 
 
 def test_agreement_on_random_numbers_and_on_a_picture(call, classifier, picture):
@@ -37,3 +40,12 @@ def test_json_and_disagreement(call, classifier, monkeypatch):
 def test_a_bad_picture_is_refused(call, classifier, here):
     (here / "no.png").write_text("no picture", "utf-8")
     assert "no.png" in refused(call("verify", classifier, "no.png", "--preprocess", PREPROCESS))
+
+
+def test_a_model_that_gives_nan(call, here):
+    model = small_classifier()
+    kernel = model.graph.initializer[0]
+    kernel.raw_data = np.full(kernel.dims, np.nan, np.float32).tobytes()
+    onnx.save(model, here / "nan.onnx")
+    for extra in ((), ("--json",)):
+        assert "the model gives NaN for this input" in refused(call("verify", "nan.onnx", *extra))

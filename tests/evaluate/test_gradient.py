@@ -11,7 +11,9 @@ from onnx import parser
 
 from onnx_gradcam.autodiff.registry import RULES, Rule, rules
 from onnx_gradcam.errors import UnsupportedError
-from onnx_gradcam.evaluate.gradient import check_explanation
+from onnx_gradcam.evaluate.gradient import _random_picture, check_explanation
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.load import load
 from onnx_gradcam.plan import Options
 
 RNG = np.random.default_rng(4)
@@ -47,6 +49,42 @@ def test_right_gradients_agree(head, target):
     check = check_explanation(proto, options=Options(target=target))
     assert check.relative < 1e-4, str(check)
     assert abs(check.analytic) > 1e-4
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_fixed_batch_is_judged_by_its_first_row(head, given):
+    proto = model(head, 1 if head == "single" else 3)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    picture = RNG.standard_normal((1, 3, 6, 6)).astype(np.float32) if given else None
+    check = check_explanation(proto, picture, Options(target=1))
+    assert check.relative < 1e-4, str(check)
+    assert abs(check.analytic) > 1e-4
+    assert len(check.gradient) == 4
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_in_half_precision(head):
+    proto = model(head, 1 if head == "single" else 3)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for tensor in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), tensor.name))
+    check = check_explanation(proto, options=Options(target=1))
+    assert check.relative < 1e-2, str(check)
+    assert abs(check.analytic) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["float", "float16", "double", "bfloat16"])
+def test_random_pictures_of_every_float_type(name):
+    text = f'<ir_version: 8, opset_import: ["" : 18]> g ({name}[2,3,6,6] x) => ({name}[2,3,6,6] y) {{ y = Neg(x) }}'
+    t = Builder(load(parser.parse_model(text)))
+    picture = _random_picture(t.find("x"), np.random.default_rng(0))
+    assert picture.dtype == t.find("x").dtype
+    assert 0.8 < picture.astype(np.float32).std() < 1.2
 
 
 def test_a_wrong_rule_is_found(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from graphs import graph, run, weight
 
 from onnx_gradcam.attachment import attach
-from onnx_gradcam.errors import ImageError, PreprocessingError, RuntimeProviderError, TargetError
+from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, RuntimeProviderError, TargetError
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
 from onnx_gradcam.runtime.image import prepare
 from onnx_gradcam.runtime.render import save_image
@@ -266,3 +266,13 @@ def test_warnings_of_attaching_are_handed_on():
     explainer = Explainer(padded, preprocess=PREPROCESS)
     assert len(explainer.warnings) == 1
     assert "Pad_Fusion" in explainer.warnings[0]
+
+
+def test_a_model_that_gives_nan(explainer):
+    spoilt = model()
+    kernel = next(t for t in spoilt.graph.initializer if t.name == "K")
+    kernel.CopyFrom(onnx.numpy_helper.from_array(np.full((6, 3, 3, 3), np.nan, np.float32), "K"))
+    stream = Explainer(spoilt, preprocess=PREPROCESS).stream(pictures(3))
+    with pytest.raises(ModelError, match="the model gives NaN for this picture; check --preprocess"):
+        next(stream)
+    assert isinstance(explainer(pictures(1)[0]), Explanation)

@@ -13,7 +13,7 @@ import pytest
 from graphs import graph, pictures
 
 from onnx_gradcam.errors import ModelError, RuntimeProviderError
-from onnx_gradcam.runtime.session import Session, available_providers, resolve_provider
+from onnx_gradcam.runtime.session import Session, _reason, available_providers, resolve_provider
 
 MODEL = graph("y = Relu(x)", outputs="float[N,3,8,8] y")
 CUDA_LISTED = "CUDAExecutionProvider" in ort.get_available_providers()
@@ -138,3 +138,30 @@ def test_an_optimisation_is_off_when_asked():
     right = Session(model.SerializeToString(), disabled_optimizers=["Pad_Fusion"]).run({"x": x})["y"]
     assert right[0, 0, 0].tolist() == [0, 0, 0, 0, 0]
     assert right[0, 0, 1].tolist() == [0, -1, -1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : No kernel for Conv(22)", "No kernel for Conv(22)"),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : It failed:/src/a.h:46 void ort::Check(std::map<int, int>&, int (*)()) Old",
+            "It failed: Old",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Weight w failed.endian_utils.cc:66 CopyBytes buffer size mismatch",
+            "Weight w failed. buffer size mismatch",
+        ),
+        ("Required inputs (['x']) are missing", "Required inputs (['x']) are missing"),
+    ],
+)
+def test_reasons_are_without_codes_and_signatures(text, reason):
+    assert _reason(RuntimeError(text)) == reason
+
+
+def test_an_opset_above_the_limit():
+    model = graph("y = Relu(x)", outputs="float[N,3,8,8] y")
+    model.opset_import[0].version = 99
+    with pytest.raises(ModelError, match=r"ONNX Runtime only .*guarantees") as caught:
+        Session(model.SerializeToString())
+    assert "::" not in str(caught.value)

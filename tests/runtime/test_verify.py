@@ -110,3 +110,9 @@ def test_random_feeds_are_of_the_right_kind_and_repeat():
     assert not feeds["i"].any()
     again = random_feeds(inputs, shapes)
     assert all(np.array_equal(feeds[k], again[k]) for k in feeds)
+
+
+@pytest.mark.parametrize("dtype", ["string", "bfloat16", "seq(tensor(float)"])
+def test_what_there_are_no_random_numbers_for(dtype):
+    with pytest.raises(ModelError, match=r"the input 's' takes .*, for which there are no random numbers"):
+        random_feeds([InputInfo("s", dtype, (1,))], {"s": [1]})
