@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 from autodiff.corpus import cases, examine, operators
+from helpers import OLD_RUNTIME
 
 EXCLUDED: dict[str, tuple[str, ...]] = {
     "training mode is random": ("test_training_dropout*/y/x",),
@@ -36,6 +37,8 @@ def excused(finding) -> str | None:
 
 @pytest.mark.parametrize("op_type", operators())
 def test_gradients_of_the_node_cases(op_type, record_property):
+    if OLD_RUNTIME and op_type in {"AveragePool", "LpPool"}:
+        pytest.skip("this ONNX Runtime computes some padded pools otherwise")
     findings = [finding for case in cases().get(op_type, []) for finding in examine(case)]
     verdicts: Counter[str] = Counter()
     wrong = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import check_model, quiet_session
+from helpers import OLD_RUNTIME, check_model, quiet_session
 from onnx import parser
 
 from onnx_gradcam.autodiff.backward import backward, missing_rules, unbroadcast
@@ -138,6 +138,9 @@ SHAPES = [
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "symbolic"])
 @pytest.mark.parametrize(("a", "b"), SHAPES, ids=str)
 def test_broadcasting_is_undone(a, b, dynamic):
+    if OLD_RUNTIME and 0 in (*a, *b):
+        pytest.skip("this ONNX Runtime fails on reductions over nothing")
+
     def declared(name, shape):
         dims = ",".join(f"{name}{i}" if dynamic else str(d) for i, d in enumerate(shape))
         return f"float[{dims}] {name}" if shape else f"float {name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import check_model, check_node, node_model
+from helpers import OLD_RUNTIME, check_model, check_node, node_model
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.reference import evaluate, evaluator
@@ -54,6 +54,7 @@ def test_constant_axes(op_type, axes, keepdims):
     check_node(op_type, inputs, constants=[] if axes is None else ["axes"], keepdims=keepdims)
 
 
+@pytest.mark.skipif(OLD_RUNTIME, reason="this ONNX Runtime fails on reductions over nothing")
 @pytest.mark.parametrize("axes", [None, int64()], ids=["omitted", "empty"])
 @pytest.mark.parametrize("op_type", [r for r in REDUCTIONS if r != "ReduceSumSquare"])
 def test_axes_that_reduce_nothing(op_type, axes):
