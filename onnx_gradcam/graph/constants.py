@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .builder import Builder, Value
+from .fold import evaluate_node
 from .shapes import Shape
 
 __all__ = ["Array", "constant"]
@@ -97,15 +98,10 @@ def _pick(found: dict[ir.Value, Array], y: ir.Value, shape: Shape, indices: Arra
 
 
 def _evaluated(t: Builder, node: ir.Node, known: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
-    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - most models need none of this
-
     if node.domain or node.op_type not in _ARITHMETIC:
         return {}
-    evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": t.opset})
-    try:
-        with np.errstate(all="ignore"):
-            results = evaluator.run(None, {str(i.name): known[i] for i in node.inputs if i is not None})
-    except Exception:  # noqa: BLE001 - what cannot be computed is merely unknown
+    feeds = {str(i.name): known[i] for i in node.inputs if i is not None}
+    results = evaluate_node(ir.to_proto(node), feeds, {"": t.opset})
+    if results is None:
         return {}
-    arrays = zip(node.outputs, map(np.asarray, results), strict=True)
-    return {output: array for output, array in arrays if array.size <= _LARGEST}
+    return {o: array for o, array in zip(node.outputs, results, strict=True) if array.size <= _LARGEST}

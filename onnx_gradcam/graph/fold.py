@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["complete_shapes"]
+__all__ = ["complete_shapes", "evaluate_node"]
 
 _LARGEST = 1000
 """Elements of the largest tensor that is computed."""
@@ -89,8 +89,6 @@ def _evaluate(
     imports: list[onnx.OperatorSetIdProto],
 ) -> dict[str, npt.NDArray[Any]]:
     """The node's outputs, where they are small and follow from shapes and constants."""
-    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - most models need none of this
-
     sizes = [_dims(types.get(o)) for o in node.output if o]
     if node.domain or any(s is None or math.prod(s) > _LARGEST for s in sizes):
         return {}
@@ -106,10 +104,20 @@ def _evaluate(
         feeds = {i: data[i] for i in node.input if i}
     else:
         return {}
-    evaluator = ReferenceEvaluator(node, opsets={o.domain: o.version for o in imports})
+    results = evaluate_node(node, feeds, {o.domain: o.version for o in imports})
+    return {} if results is None else dict(zip(node.output, results, strict=True))
+
+
+def evaluate_node(
+    node: onnx.NodeProto, feeds: Mapping[str, npt.NDArray[Any]], opsets: Mapping[str, int]
+) -> list[npt.NDArray[Any]] | None:
+    """What a single node computes; `None` where ONNX's reference evaluator cannot run it on these inputs."""
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - most models need none of this
+
+    evaluator = ReferenceEvaluator(node, opsets=dict(opsets))
     try:
         with np.errstate(all="ignore"):
-            results = evaluator.run(None, feeds)
+            results = evaluator.run(None, dict(feeds))
     except Exception:  # noqa: BLE001 - what cannot be computed is merely unknown
-        return {}
-    return dict(zip(node.output, map(np.asarray, results), strict=True))
+        return None
+    return [np.asarray(r) for r in results]

@@ -150,6 +150,17 @@ class _Layer:
 
     # ----- cotangents of the node's inputs -----
 
+    def cotangents(self) -> list[Cotangent]:
+        """Those of the inputs that every recurrent operator has, in ONNX order; lengths carry none."""
+        return [
+            self.data,
+            self.input_weights,
+            lambda: self.weights("R"),
+            self.bias,
+            None,
+            lambda: self.initial_state(0),
+        ]
+
     def data(self) -> Value:
         """The cotangent of X."""
         parts = []
@@ -234,14 +245,7 @@ def rnn(
     }
     _check("RNN", attributes)
     layer = _Layer(t, RNN, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
-    return [
-        layer.data,
-        layer.input_weights,
-        lambda: layer.weights("R"),
-        layer.bias,
-        None,
-        lambda: layer.initial_state(0),
-    ]
+    return layer.cotangents()
 
 
 @vjp("GRU", all_outputs=True)
@@ -278,14 +282,7 @@ def gru(
     _check("GRU", attributes)
     kind = GRU_LINEAR if linear_before_reset else GRU
     layer = _Layer(t, kind, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
-    return [
-        layer.data,
-        layer.input_weights,
-        lambda: layer.weights("R"),
-        layer.bias,
-        None,
-        lambda: layer.initial_state(0),
-    ]
+    return layer.cotangents()
 
 
 @vjp("LSTM", all_outputs=True)
@@ -324,13 +321,4 @@ def lstm(
     }
     _check("LSTM", attributes)
     layer = _Layer(t, LSTM, gs, x, w, r, b, p, sequence_lens, [initial_h, initial_c], attributes)
-    return [
-        layer.data,
-        layer.input_weights,
-        lambda: layer.weights("R"),
-        layer.bias,
-        None,
-        lambda: layer.initial_state(0),
-        lambda: layer.initial_state(1),
-        lambda: layer.weights("P"),
-    ]
+    return [*layer.cotangents(), lambda: layer.initial_state(1), lambda: layer.weights("P")]

@@ -6,7 +6,7 @@ then Log. The same formulas hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -44,36 +44,42 @@ class _Reduction:
         return [int(a) for a in axes]
 
 
-@vjp("ReduceSum")
-def reduce_sum(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+Derivative = Callable[[Builder, _Reduction, Value, Value, Value], Value]
+"""(t, the reduction, g, y, x) -> the cotangent of `x`."""
+
+
+def _reduction(*op_types: str) -> Callable[[Derivative], Derivative]:
+    """Register the derivative of reductions, which all have the same inputs and attributes."""
+
+    def register(derivative: Derivative) -> Derivative:
+        @vjp(*op_types)
+        def rule(
+            t: Builder,
+            g: Value,
+            y: Value,
+            x: Value,
+            axes: Value | None = None,
+            *,
+            keepdims: int = 1,
+            noop_with_empty_axes: int = 0,
+        ) -> Sequence[Cotangent]:
+            return [derivative(t, _Reduction(t, x, axes, keepdims, noop_with_empty_axes), g, y, x), None]
+
+        return derivative
+
+    return register
+
+
+@_reduction("ReduceSum")
+def reduce_sum(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """The cotangent, spread."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
-    return [t.expand_like(r.kept(g), x), None]
+    return t.expand_like(r.kept(g), x)
 
 
-@vjp("ReduceMean")
-def reduce_mean(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceMean")
+def reduce_mean(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """The cotangent, shared out evenly."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
-    return [t.expand_like(r.kept(g) * _one_over_count(t, x, y), x), None]
+    return t.expand_like(r.kept(g) * _one_over_count(t, x, y), x)
 
 
 def _one_over_count(t: Builder, x: Value, y: Value) -> Value | float:
@@ -89,120 +95,50 @@ def _one_over_count(t: Builder, x: Value, y: Value) -> Value | float:
     return t.cast(t.op("Reciprocal", t.cast(count, wide)), x.dtype)
 
 
-@vjp("ReduceMax", "ReduceMin")
-def reduce_extremum(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceMax", "ReduceMin")
+def reduce_extremum(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """Tied elements share the cotangent evenly, as in PyTorch's `amax`, TensorFlow and JAX."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
     hit = t.cast(t.op("Equal", x, r.kept(y)), x.dtype)
-    return [r.kept(g) / r.again("ReduceSum", hit) * hit, None]
+    return r.kept(g) / r.again("ReduceSum", hit) * hit
 
 
-@vjp("ReduceProd")
-def reduce_prod(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceProd")
+def reduce_prod(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """The product of the other elements, also where some are zero: counted, so that nothing is divided by zero."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
     zero = t.op("Equal", x, 0.0)
     ones = t.op("Where", zero, 1.0, x)
     count = t.cast(zero, x.dtype)
     others = r.again("ReduceSum", count) - count
     product = r.again("ReduceProd", ones) / ones
-    return [t.op("Where", others > 0.0, 0.0, r.kept(g) * product), None]
+    return t.op("Where", others > 0.0, 0.0, r.kept(g) * product)
 
 
-@vjp("ReduceL1")
-def reduce_l1(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceL1")
+def reduce_l1(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """The sign."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
-    return [r.kept(g) * t.op("Sign", x), None]
+    return r.kept(g) * t.op("Sign", x)
 
 
-@vjp("ReduceL2")
-def reduce_l2(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceL2")
+def reduce_l2(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """The unit vector x / y, and zero where the norm is, as in PyTorch."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
     norm = r.kept(y)
-    return [x * (r.kept(g) / t.op("Where", t.op("Equal", norm, 0.0), 1.0, norm)), None]
+    return x * (r.kept(g) / t.op("Where", t.op("Equal", norm, 0.0), 1.0, norm))
 
 
-@vjp("ReduceLogSum")
-def reduce_log_sum(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceLogSum")
+def reduce_log_sum(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """One over the sum, which is e^y."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
-    return [t.expand_like(r.kept(g * t.op("Exp", -y)), x), None]
+    return t.expand_like(r.kept(g * t.op("Exp", -y)), x)
 
 
-@vjp("ReduceLogSumExp")
-def reduce_log_sum_exp(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceLogSumExp")
+def reduce_log_sum_exp(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """The softmax, e^(x - y)."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
-    return [r.kept(g) * t.op("Exp", x - r.kept(y)), None]
+    return r.kept(g) * t.op("Exp", x - r.kept(y))
 
 
-@vjp("ReduceSumSquare")
-def reduce_sum_square(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    axes: Value | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Sequence[Cotangent]:
+@_reduction("ReduceSumSquare")
+def reduce_sum_square(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """Twice the input."""
-    r = _Reduction(t, x, axes, keepdims, noop_with_empty_axes)
-    return [r.kept(g) * 2.0 * x, None]
+    return r.kept(g) * 2.0 * x
