@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from .errors import ModelError
 
-__all__ = ["PREFIX", "Carried", "Metadata", "peek"]
+__all__ = ["PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
 PREFIX = "onnx_gradcam."
 
@@ -23,10 +23,19 @@ def _is_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
+def _is_layers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in ("tensor", "kind", "layout"))
+        and isinstance(entry.get("shape"), list)
+        for entry in value.values()
+    )
+
+
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "labels": (_is_strings, "list of strings"),
     "preprocessing": (lambda value: isinstance(value, dict), "object"),
-    "layers": (lambda value: isinstance(value, dict) and _is_strings(list(value.values())), "object of strings"),
+    "layers": (_is_layers, "object of layers, each with tensor, kind, shape and layout"),
     "single_logit": (lambda value: isinstance(value, bool), "true or false"),
     "disabled_optimizers": (_is_strings, "list of strings"),
 }
@@ -131,18 +140,53 @@ class Metadata:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CarriedLayer:
+    """A layer of the framework that a model comes from.
+
+    Attributes:
+        tensor: the tensor that it became, on the path from the picture to the score.
+        kind: the framework's class of the layer.
+        shape: of the tensor; symbols where a size is free.
+        layout: axes of the tensor, `NCHW` for maps; the framework's own order may be another. Empty where unknown.
+    """
+
+    tensor: str
+    kind: str = ""
+    shape: list[int | str | None] = dataclasses.field(default_factory=list)
+    layout: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Carried:
     """What a model carries for its users, explained or not.
 
     Attributes:
         labels: class names.
         preprocessing: how pictures become the model's input.
-        layers: the framework's layer names and the tensors they became.
+        layers: the framework's layers by name.
+        framework: that the model was exported from.
+        framework_version: of it, where known.
     """
 
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
-    layers: dict[str, str] = dataclasses.field(default_factory=dict)
+    layers: dict[str, CarriedLayer] = dataclasses.field(default_factory=dict)
+    framework: str = ""
+    framework_version: str = ""
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """The tensor of each framework layer."""
+        return {name: layer.tensor for name, layer in self.layers.items()}
+
+    def to_props(self) -> dict[str, str]:
+        """The entries for `metadata_props`; those that say nothing are left out."""
+        entries = dataclasses.asdict(self)
+        return {
+            PREFIX + name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in entries.items()
+            if value
+        }
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Carried:
@@ -151,8 +195,16 @@ class Carried:
         Raises:
             ModelError: an entry is not valid JSON of the right kind.
         """
-        names = (f.name for f in dataclasses.fields(cls))
-        return cls(**{name: _decoded(name, props[PREFIX + name]) for name in names if PREFIX + name in props})
+        given = {f.name: props[PREFIX + f.name] for f in dataclasses.fields(cls) if PREFIX + f.name in props}
+        values: dict[str, Any] = {
+            name: _decoded(name, text) if name in _KINDS else text for name, text in given.items()
+        }
+        fields = {f.name for f in dataclasses.fields(CarriedLayer)}
+        layers = {
+            name: CarriedLayer(**{key: value for key, value in entry.items() if key in fields})
+            for name, entry in values.pop("layers", {}).items()
+        }
+        return cls(layers=layers, **values)
 
 
 def peek(source: str | Path | bytes) -> dict[str, str]:

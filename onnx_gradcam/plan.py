@@ -172,7 +172,7 @@ def _plan(t: Builder, options: Options) -> Plan:
     score = find_score(t, options.output, options.score)
     carries = carries_gradient(t)
     carried = Carried.from_props(t.model.metadata)
-    layer = find_layer(t, image, score.tensor, carries, options.layer, carried.layers)
+    layer = find_layer(t, image, score.tensor, carries, options.layer, carried.tensors)
     target = layer.chosen.tensor
     path, _ = between(t.nodes, [target.core], [score.tensor.core], carries)
     head = read_head(t, layer.chosen, score.tensor, path)

@@ -27,6 +27,7 @@ ALLOWED = {
     "linearize": {"errors", "graph", "targets"},
     "plan": {"errors", "graph", "autodiff", "methods", "targets", "linearize", "metadata"},
     "attachment": {"errors", "graph", "autodiff", "methods", "targets", "heatmap", "linearize", "metadata", "plan"},
+    "export": {"errors", "graph", "targets", "autodiff", "metadata", "preprocessing"},
     "runtime.session": {"errors"},
     "runtime.image": {"errors", "preprocessing"},
     "runtime": {"errors", "preprocessing", "metadata", "attachment"},

@@ -11,7 +11,7 @@ from graphs import graph
 from onnx_gradcam import __version__
 from onnx_gradcam.attachment import attach
 from onnx_gradcam.errors import ModelError
-from onnx_gradcam.metadata import PREFIX, Carried, Metadata, peek
+from onnx_gradcam.metadata import PREFIX, Carried, CarriedLayer, Metadata, peek
 
 PREPROCESSING = {"size": [8, 8], "resize": "stretch", "color": "rgb", "scale": 0.5}
 
@@ -81,9 +81,16 @@ def test_labels_and_preprocessing_that_the_model_carries_are_kept():
 
 def test_framework_layer_names_that_the_model_carries():
     source = model()
-    onnx.helper.set_model_props(source, {PREFIX + "layers": '{"features.1": "a", "features.0": "c"}'})
+    carried = Carried(
+        layers={
+            "features.1": CarriedLayer(tensor="a", kind="ReLU", shape=["batch", 4, 8, 8], layout="NCHW"),
+            "features.0": CarriedLayer(tensor="c", kind="Conv2d"),
+        },
+        framework="pytorch",
+    )
+    onnx.helper.set_model_props(source, carried.to_props())
     assert attach(source, layer="features.0").metadata.target_tensor == "c"
-    assert Carried.from_props(props(source)).layers == {"features.1": "a", "features.0": "c"}
+    assert Carried.from_props(props(source)) == carried
 
 
 @pytest.mark.parametrize(
@@ -93,8 +100,8 @@ def test_framework_layer_names_that_the_model_carries():
         ({"labels": '{"a": 1}'}, "'onnx_gradcam.labels' is not a JSON list of strings"),
         ({"labels": '["a", null, {}]'}, "'onnx_gradcam.labels' is not a JSON list of strings"),
         ({"preprocessing": "[1]"}, "'onnx_gradcam.preprocessing' is not a JSON object"),
-        ({"layers": "[1]"}, "'onnx_gradcam.layers' is not a JSON object of strings"),
-        ({"layers": '{"a": 1}'}, "'onnx_gradcam.layers' is not a JSON object of strings"),
+        ({"layers": "[1]"}, "'onnx_gradcam.layers' is not a JSON object of layers"),
+        ({"layers": '{"a": 1}'}, "'onnx_gradcam.layers' is not a JSON object of layers"),
     ],
 )
 def test_damaged_entries_of_a_model_that_is_not_explained(entry, message):

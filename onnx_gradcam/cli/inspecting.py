@@ -70,7 +70,7 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
         "outputs": [_tensor(info) for info in proto.graph.output],
         "labels": carried.labels,
         "preprocessing": carried.preprocessing,
-        "layers": carried.layers,
+        "layers": {name: asdict(layer) for name, layer in carried.layers.items()},
         "explained": None if explained is None else asdict(explained),
         "refusal": None,
     }
