@@ -6,6 +6,7 @@
     ├── ModelError               the file is no usable ONNX model (damaged, unsafe, missing weights)
     ├── TargetError              the score, layer or class asked for is not in the model
     ├── UnsupportedError         the model is fine, but a gradient through one of its nodes cannot be had
+    ├── ExportError              a framework's file that cannot be converted, or what converting it takes is missing
     ├── ShapeError               two shapes that have to agree do not
     ├── PreprocessingError       a preprocessing description or label file that makes no sense
     ├── ImageError               a picture that cannot be read, or is too large
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ExplainError",
+    "ExportError",
     "ImageError",
     "ModelError",
     "PreprocessingError",
@@ -44,6 +46,10 @@ class TargetError(ExplainError):
 
 class UnsupportedError(ExplainError):
     """A gradient through a node of the model cannot be had."""
+
+
+class ExportError(ExplainError):
+    """A framework's file cannot be converted, or what converting it takes is not installed."""
 
 
 class ShapeError(ExplainError):

@@ -166,6 +166,8 @@ class Carried:
         layers: the framework's layers by name.
         framework: that the model was exported from.
         framework_version: of it, where known.
+        target_layer: the layer that the model was exported with, where one was asked for.
+        score_kind: what the scores went through last: `softmax`, `logsoftmax`, `sigmoid`, or `logit` for nothing.
     """
 
     labels: list[str] | None = None
@@ -173,6 +175,8 @@ class Carried:
     layers: dict[str, CarriedLayer] = dataclasses.field(default_factory=dict)
     framework: str = ""
     framework_version: str = ""
+    target_layer: str = ""
+    score_kind: str = ""
 
     @property
     def tensors(self) -> dict[str, str]:

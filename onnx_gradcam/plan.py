@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from .autodiff.backward import carries_gradient, missing_rules
 from .autodiff.expand import expand_missing
-from .errors import TargetError, near_matches
+from .errors import TargetError
 from .graph.builder import Builder, Value
 from .graph.load import load
+from .graph.padding import padded_pools
 from .graph.paths import between
 from .linearize import Head, read_head
 from .metadata import Carried, Metadata
 from .methods.registry import Method, find_method
 from .targets.axes import Layout, label_input, letters
 from .targets.layer import Layer, find_layer
-from .targets.score import Score, find_score, image_inputs
+from .targets.score import Score, find_image, find_score
 
 __all__ = ["Options", "Plan", "plan"]
 
@@ -38,7 +38,8 @@ class Options:
     """What to explain and how.
 
     Attributes:
-        layer: tensor, node or framework layer name, or `auto`.
+        layer: tensor, node or framework layer name, or `auto`: the layer that the model was exported with, if any, else
+            the last one with places to point at that every path to the score crosses.
         method: identifier of the method.
         weights: how the cotangent is had; `auto` takes the first of `linear`, `gradient` and `finite` that applies.
         score: `logit` explains the tensor before a trailing activation, `output` the output itself.
@@ -168,11 +169,14 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
 
 def _plan(t: Builder, options: Options) -> Plan:
     method = find_method(options.method)
-    image = _image(t, options.image)
+    image = find_image(t, options.image)
     score = find_score(t, options.output, options.score)
     carries = carries_gradient(t)
     carried = Carried.from_props(t.model.metadata)
-    layer = find_layer(t, image, score.tensor, carries, options.layer, carried.tensors)
+    exported = carried.target_layer if options.layer == "auto" else ""
+    layer = find_layer(t, image, score.tensor, carries, exported or options.layer, carried.tensors)
+    if exported:
+        layer = replace(layer, reason=f"layer {exported!r}, which the model was exported with")
     target = layer.chosen.tensor
     path, _ = between(t.nodes, [target.core], [score.tensor.core], carries)
     head = read_head(t, layer.chosen, score.tensor, path)
@@ -199,39 +203,5 @@ def _plan(t: Builder, options: Options) -> Plan:
             f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "
             f"input {image.name!r}; name another output with --output"
         )
-    return Plan(options, t, image, layout, score, layer, path, head, weights, problems, _padded_pools(t), method)
-
-
-def _image(t: Builder, name: str | None) -> Value:
-    candidates = image_inputs(t)
-    inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
-    if name is not None:
-        found = next((v for v in candidates if v.name == name), None)
-        if found is None:
-            known = [v.name for v in candidates]
-            raise TargetError(f"the model has no image input {name!r}{near_matches(name, known)} (inputs: {inputs})")
-        return found
-    if len(candidates) != 1:
-        what = (
-            "no input of rank 4 that could take a picture"
-            if not candidates
-            else "several inputs that could take a picture"
-        )
-        raise TargetError(f"the model has {what} (inputs: {inputs}); name one with --input")
-    return candidates[0]
-
-
-def _padded_pools(t: Builder) -> list[str]:
-    """Zero Pads right before a MaxPool: ONNX Runtime folds them into the pool, which pads with minus infinity."""
-    found = []
-    for node in t.nodes:
-        pad = node.inputs[0].producer() if node.op_type == "MaxPool" and node.inputs[0] is not None else None
-        if pad is None or pad.op_type != "Pad":
-            continue
-        mode = pad.attributes.get("mode")
-        fill = pad.inputs[2] if len(pad.inputs) > 2 else None
-        value = np.zeros(()) if fill is None else t.wrap(fill).array()
-        negative_zero = value is not None and bool(np.signbit(value).all()) and not np.any(value)
-        if (mode is None or mode.as_string() == "constant") and not negative_zero:
-            found.append(str(pad.name or pad.outputs[0].name))
-    return found
+    hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
+    return Plan(options, t, image, layout, score, layer, path, head, weights, problems, hazards, method)

@@ -17,10 +17,11 @@ class Product:
     """A model as an exporter made it, and what its framework knew of it.
 
     Attributes:
-        model: the graph, its batch free.
+        model: the graph, its batch free, its outputs those of the framework's model alone.
         framework: `keras`, `mxnet`, `pytorch`, `tflite` or `onnx`.
         version: of the framework that wrote the file, where the file says it.
-        layers: the framework's layers by name, in the order in which they run.
+        layers: the framework's layers by name, in the order in which they run; the tensor may be a view that nothing
+            reads of the one on the path to the score.
         labels: class names, where the framework knows them.
         preprocessing: how pictures become the model's input, where the framework knows it.
         warnings: what the user should know.

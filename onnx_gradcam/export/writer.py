@@ -52,11 +52,7 @@ class Writer(Builder):
             UnsupportedError: the name is taken.
         """
         self._claim(name)
-        types, shapes = self.model.types, self.model.shapes
-        types[name] = types.pop(value.name, 0)
-        if value.name in shapes:
-            shapes[name] = shapes.pop(value.name)
-        value.core.name = name
+        super().rename(value, name)
         node = value.core.producer()
         if node is not None and value.core is node.outputs[0]:
             node.name = name

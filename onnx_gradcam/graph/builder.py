@@ -337,14 +337,21 @@ class Builder:
         """Make an appended value a graph output called `name`."""
         mine = value.core.producer() in self._appended and not value.core.is_graph_output()
         result = value if mine else self.op("Identity", value, shape=value.known_shape)
-        types, shapes = self.model.types, self.model.shapes
-        types[name] = types.pop(result.name, 0)
-        if result.name in shapes:
-            shapes[name] = shapes.pop(result.name)
-        result.core.name = name
-        self._names.add(name)
+        self.rename(result, name)
         self.graph.outputs.append(result.core)
         return result
+
+    def rename(self, value: Value, name: str) -> Value:
+        """Call a tensor `name`, which nothing else in the graph may be called; what reads it follows."""
+        model, old = self.model, value.name
+        model.types[name] = model.types.pop(old, 0)
+        if old in model.shapes:
+            model.shapes[name] = model.shapes.pop(old)
+        if old in model.example:
+            model.example[name] = model.example.pop(old)
+        value.core.name = name
+        self._names.add(name)
+        return value
 
     def expose(self, value: Value) -> None:
         """Make a tensor of the graph an output of its own name."""

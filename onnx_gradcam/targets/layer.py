@@ -15,7 +15,7 @@ from onnx_gradcam.graph.views import QUANTISATION, VIEWS
 
 from .axes import Axis, Layout, follow, letters, window
 
-__all__ = ["Candidate", "Layer", "find_layer"]
+__all__ = ["Candidate", "Layer", "find_layer", "on_path"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
@@ -284,7 +284,7 @@ def _named(
         value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as asked"
     elif layer in names:
         how = f"layer {layer!r}, as asked"
-    value = _on_path(t, value, alive)
+    value = on_path(t, value, alive)
     for candidate in candidates:
         if candidate.tensor is value:
             return candidate, how
@@ -301,8 +301,18 @@ def _named(
     )
 
 
-def _on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
-    """What a dead-end output is a view of: exporters expose layers as copies that nothing reads."""
+def on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
+    """What a dead-end output is a view of: exporters expose layers as copies that nothing reads.
+
+    Args:
+        t: the graph.
+        value: a tensor.
+        alive: the tensors on the path to the score.
+
+    Returns:
+        The first tensor in `alive` that Transpose, Identity and Cast made `value` of, `value` itself included; the last
+        one seen where there is none.
+    """
     while value.core not in alive:
         node = value.core.producer()
         if node is None or node.op_type not in {"Transpose", "Identity", "Cast"} or node.inputs[0] is None:

@@ -12,7 +12,7 @@ from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.views import QUANTISATION, RESHAPES, VIEWS, keeps_order
 
-__all__ = ["Score", "find_score", "image_inputs"]
+__all__ = ["Score", "find_image", "find_score", "image_inputs"]
 
 Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
 
@@ -46,6 +46,34 @@ class Score:
 def image_inputs(t: Builder) -> list[Value]:
     """The graph inputs that may hold pictures: rank 4, numbers rather than indices."""
     return [v for v in map(t.wrap, t.graph.inputs) if v.known_shape is not None and v.rank == 4]
+
+
+def find_image(t: Builder, name: str | None = None) -> Value:
+    """The graph input that takes pictures.
+
+    Args:
+        t: the graph.
+        name: its name, where several would do.
+
+    Raises:
+        TargetError: no input looks like pictures, or several do.
+    """
+    candidates = image_inputs(t)
+    inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
+    if name is not None:
+        found = next((v for v in candidates if v.name == name), None)
+        if found is None:
+            known = [v.name for v in candidates]
+            raise TargetError(f"the model has no image input {name!r}{near_matches(name, known)} (inputs: {inputs})")
+        return found
+    if len(candidates) != 1:
+        what = (
+            "no input of rank 4 that could take a picture"
+            if not candidates
+            else "several inputs that could take a picture"
+        )
+        raise TargetError(f"the model has {what} (inputs: {inputs}); name one with --input")
+    return candidates[0]
 
 
 def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "output"] = "logit") -> Score:
