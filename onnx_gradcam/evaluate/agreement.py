@@ -1,0 +1,205 @@
+"""How far two explanations of one picture agree: of their scores, and of their heatmaps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ShapeError
+
+__all__ = ["MapAgreement", "compare_maps", "kl_divergence", "probabilities", "ssim"]
+
+Array = npt.NDArray[Any]
+Wide = npt.NDArray[np.float64]
+
+_LEAST_PROBABILITY: Final = 1e-12
+"""Smaller ones count as this, so that a class that one model excludes gives a large divergence and no infinity."""
+_TOP_PART: Final = 0.2
+_SAME: Final = 1e-5
+"""What rounding alone may make of a heatmap: ranks and hottest pixels must not hang on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapAgreement:
+    """Two heatmaps ``[H, W]`` in [0, 1] against each other.
+
+    Where a map is blank (zero everywhere), correlations are not defined. By convention two blank maps agree fully, and
+    a blank map agrees with another in nothing; the same holds for maps that are constant, of the correlations alone.
+
+    Attributes:
+        difference: largest absolute difference of two pixels, 0 to 1; 0 is best.
+        cosine: of the angle between the maps as vectors, 0 to 1.
+        pearson: correlation of the values, -1 to 1.
+        spearman: correlation of the ranks, -1 to 1; values equal when rounded to 1e-5 share the mean of theirs.
+        ssim: mean structural similarity, -1 to 1; see `ssim`.
+        overlap: intersection over union of the hottest 20 % of the pixels, 0 to 1. Pixels of value zero are never hot;
+            of equal ones at the limit all are.
+        shift: distance between the hottest pixels, in pixels; of equal ones the first in reading order counts.
+        shift_part: the same in parts of the diagonal, 0 to 1.
+        blank: whether the first and the second map are blank.
+    """
+
+    difference: float
+    cosine: float
+    pearson: float
+    spearman: float
+    ssim: float
+    overlap: float
+    shift: float
+    shift_part: float
+    blank: tuple[bool, bool]
+
+
+def compare_maps(first: Array, second: Array) -> MapAgreement:
+    """Compare two heatmaps ``[H, W]`` in [0, 1] on one grid of pixels.
+
+    Raises:
+        ShapeError: the two differ in shape, are not of rank 2, or hold NaN or infinities.
+    """
+    if first.shape != second.shape or first.ndim != 2 or first.size == 0:
+        raise ShapeError(
+            f"only heatmaps of one shape [height, width] can be compared, not {list(first.shape)} and "
+            f"{list(second.shape)}: lay both on the picture first"
+        )
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ShapeError("a heatmap with NaN or infinite values cannot be compared: mend what it comes from")
+    diagonal = math.hypot(*a.shape)
+    blank = not a.any(), not b.any()
+    difference = float(np.abs(a - b).max())
+    similarity = ssim(a, b)
+    if any(blank):
+        same = float(all(blank))
+        apart = 1.0 - same
+        return MapAgreement(
+            difference=difference,
+            cosine=same,
+            pearson=same,
+            spearman=same,
+            ssim=similarity,
+            overlap=same,
+            shift=apart * diagonal,
+            shift_part=apart,
+            blank=blank,
+        )
+    shift = math.dist(_hottest(a), _hottest(b))
+    return MapAgreement(
+        difference=difference,
+        cosine=_cosine(a, b),
+        pearson=_correlation(a, b),
+        spearman=_correlation(_ranks(a), _ranks(b)),
+        ssim=similarity,
+        overlap=_overlap(a, b),
+        shift=shift,
+        shift_part=shift / diagonal,
+        blank=blank,
+    )
+
+
+def ssim(first: Array, second: Array) -> float:
+    """Mean structural similarity of two maps ``[H, W]`` of range 1.
+
+    Wang, Bovik, Sheikh and Simoncelli 2004 (Image quality assessment: from error visibility to structural similarity),
+    eq. 13, with the paper's constants (0.01, 0.03) and its Gaussian window of 11x11 pixels and deviation 1.5; averaged
+    over the places where the whole window lies on the map. A map narrower than the window takes one of its own size.
+    """
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    mean_a, mean_b = _blurred(a), _blurred(b)
+    var_a = _blurred(a * a) - mean_a**2
+    var_b = _blurred(b * b) - mean_b**2
+    covariance = _blurred(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    alike = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return float(np.mean(alike / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
+
+
+def probabilities(scores: Array, activation: str, *, single_logit: bool = False) -> Wide | None:
+    """The distribution over classes that a model's scores stand for.
+
+    Args:
+        scores: one a class, `float [C]`.
+        activation: what they went through last: `softmax`, `logsoftmax`, `sigmoid`, or nothing.
+        single_logit: the scores of two classes come from one logit, class 0 being its complement.
+
+    Returns:
+        `float64 [C]` with sum 1. Sigmoids of many classes are brought back to logits before the softmax. `None` for
+        integers, which are quantised scores of unknown scale.
+    """
+    if scores.dtype.kind != "f":
+        return None
+    values = scores.astype(np.float64)
+    # What a graph calls nothing may be probabilities all the same; logits do not add up to one by chance.
+    finished = values.min() >= 0 and abs(values.sum() - 1) < 1e-3
+    if activation == "softmax" or (finished and (single_logit or not activation)):
+        return np.asarray(values / values.sum())
+    if single_logit:
+        values = values / 2
+    elif activation == "sigmoid":
+        inside = np.clip(values, _LEAST_PROBABILITY, 1 - 1e-7)
+        values = np.log(inside) - np.log1p(-inside)
+    exponentials = np.exp(values - values.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def kl_divergence(reference: Wide, other: Wide) -> float:
+    """Kullback-Leibler divergence of `other` from `reference`, in nats; 0 where they are equal.
+
+    Probabilities below 1e-12 count as that, so that the result is never above 27.7.
+    """
+    p, q = (np.maximum(x, _LEAST_PROBABILITY) for x in (reference, other))
+    return max(0.0, float(np.sum(reference * np.log(p / q))))
+
+
+def _blurred(values: Wide) -> Wide:
+    """Gaussian-weighted means of the windows that lie wholly on `values`."""
+    return np.asarray(_along_rows(_along_rows(values).T).T)
+
+
+def _along_rows(values: Wide) -> Wide:
+    radius = min(5, (len(values) - 1) // 2)
+    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 1.5) ** 2)
+    places = len(values) - 2 * radius
+    total = np.zeros((places, values.shape[1]))
+    for start, weight in enumerate(window / window.sum()):
+        total += weight * values[start : start + places]
+    return total
+
+
+def _cosine(a: Wide, b: Wide) -> float:
+    return min(1.0, float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))))
+
+
+def _correlation(a: Wide, b: Wide) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    flat = [float(np.abs(x).max()) < _SAME for x in (a, b)]
+    if any(flat):
+        return float(all(flat))
+    return max(-1.0, min(1.0, float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))))
+
+
+def _ranks(values: Wide) -> Wide:
+    """The rank of every pixel; equal values share the mean of theirs."""
+    levels = np.rint(values / _SAME).astype(np.int64)
+    _, which, counts = np.unique(levels, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[which].reshape(values.shape))
+
+
+def _overlap(a: Wide, b: Wide) -> float:
+    hot_a, hot_b = _hot(a), _hot(b)
+    return float(np.sum(hot_a & hot_b) / np.sum(hot_a | hot_b))
+
+
+def _hot(values: Wide) -> npt.NDArray[np.bool_]:
+    count = math.ceil(_TOP_PART * values.size)
+    limit = np.partition(values, -count, axis=None)[-count]
+    return np.asarray((values >= limit) & (values > 0))
+
+
+def _hottest(values: Wide) -> tuple[int, int]:
+    index = int(np.argmax(values >= values.max() - _SAME))
+    row, column = divmod(index, int(values.shape[1]))
+    return row, column
