@@ -56,9 +56,12 @@ def methods_page() -> str:
         "",
         "Written by `docs/generate.py` from the registry; `onnx-gradcam methods` prints the same.",
         "",
-        "| method | name | reference |",
-        "| --- | --- | --- |",
-        *(f"| `{m.name}` | {m.title} | {m.reference} |" for m in methods().values()),
+        "A method of the family `cam` weighs the maps of a layer; one of the family `attribution` gives every value of",
+        "the picture a number, in the output `attribution`.",
+        "",
+        "| method | name | family | cost | reference |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| `{m.name}` | {m.title} | {m.family} | {m.cost} | {m.reference} |" for m in methods().values()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ __all__ = ["PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
 PREFIX = "onnx_gradcam."
 
-_JSON_FIELDS = ("labels", "preprocessing", "single_logit", "disabled_optimizers")
+_JSON_FIELDS = ("labels", "preprocessing", "single_logit", "disabled_optimizers", "target_tensors")
 
 
 def _is_strings(value: Any) -> bool:
@@ -38,6 +38,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layers": (_is_layers, "object of layers, each with tensor, kind, shape and layout"),
     "single_logit": (lambda value: isinstance(value, bool), "true or false"),
     "disabled_optimizers": (_is_strings, "list of strings"),
+    "target_tensors": (_is_strings, "list of strings"),
 }
 """What each entry in JSON has to be."""
 
@@ -67,9 +68,11 @@ class Metadata:
         version: of the package that attached the explanation.
         method: identifier of the method.
         preset: name of the finishing conventions.
-        weights: how the cotangent is had: `linear`, `gradient` or `finite`.
+        modifier: how cotangents were changed on their way back: `guided`, `deconvnet`, or empty.
+        weights: how the cotangent is had: `linear`, `gradient` or `finite`; `none` where the method has no use for it.
         derivative: `exact`, or `straight-through` where quantised numbers lie on the way.
-        target_tensor: the activation maps.
+        target_tensor: the activation maps of the (first) layer; the picture for methods that look at it alone.
+        target_tensors: the activation maps of all layers.
         score_tensor: the tensor that is differentiated.
         image_input: the input that takes pictures.
         layout: its axes, `NCHW` or `NHWC`.
@@ -79,6 +82,7 @@ class Metadata:
         class_input: name of the input that takes the class; empty where the class is fixed.
         heatmap: name of the heatmap output.
         cam: name of the raw map output.
+        attribution: name of the output with a number for every value of the picture; empty where there is none.
         heatmap_class: name of the output that says which class was explained.
         labels: class names, or `None`.
         preprocessing: how pictures become the model's input, or `None`.
@@ -102,6 +106,9 @@ class Metadata:
     heatmap: str
     cam: str
     heatmap_class: str
+    attribution: str = ""
+    modifier: str = ""
+    target_tensors: list[str] = dataclasses.field(default_factory=list)
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
     profile: str = "portable"

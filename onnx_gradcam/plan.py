@@ -12,16 +12,20 @@ import onnx_ir as ir
 
 from .autodiff.backward import carries_gradient, missing_rules
 from .autodiff.expand import expand_missing
+from .autodiff.modifiers import MODIFIERS
+from .autodiff.profiles import PROFILES
+from .autodiff.registry import Table
 from .errors import TargetError
 from .graph.builder import Builder, Value
 from .graph.load import load
 from .graph.padding import padded_pools
-from .graph.paths import between
+from .graph.paths import Carries, between
 from .linearize import Head, read_head
 from .metadata import Carried, Metadata
 from .methods.registry import Method, find_method
+from .presets import Preset, find_preset
 from .targets.axes import Layout, label_input, letters
-from .targets.layer import Layer, find_layer
+from .targets.layer import Candidate, Layer, find_layer
 from .targets.score import Score, find_image, find_score
 
 __all__ = ["Options", "Plan", "plan"]
@@ -39,10 +43,16 @@ class Options:
 
     Attributes:
         layer: tensor, node or framework layer name, or `auto`: the layer that the model was exported with, if any, else
-            the last one with places to point at that every path to the score crosses.
+            the last one with places to point at that every path to the score crosses; several for one map of several
+            layers.
         method: identifier of the method.
+        preset: whose conventions the score, the cotangent and the heatmap follow.
+        modifier: change cotangents on their way back: `guided` or `deconvnet`; by default what method and preset say.
+        channels: how the channels of an attribution become one map: `max` or `sum`; by default the maximum where the
+            sign does not matter, and the sum where it does.
         weights: how the cotangent is had; `auto` takes the first of `linear`, `gradient` and `finite` that applies.
-        score: `logit` explains the tensor before a trailing activation, `output` the output itself.
+        score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default what
+            the preset says.
         output: the output that holds the scores, where several would do.
         image: the input that takes pictures, where several would do.
         class_input: `optional` for an overridable initializer, `required` for an ordinary input, `none` to fix the
@@ -55,10 +65,13 @@ class Options:
             ONNX Runtime's CPU provider.
     """
 
-    layer: str = "auto"
+    layer: str | Sequence[str] = "auto"
     method: str = "gradcam"
+    preset: str = "default"
+    modifier: Literal["guided", "deconvnet"] | None = None
+    channels: Literal["max", "sum"] | None = None
     weights: Weights = "auto"
-    score: Literal["logit", "output"] = "logit"
+    score: Literal["logit", "output"] | None = None
     output: str | None = None
     image: str | None = None
     class_input: ClassInput = "optional"
@@ -77,35 +90,65 @@ class Plan:
         options: what was asked for.
         t: the builder over the normalised model.
         image: the picture.
-        layout: the meaning of its axes; `None` where no convolution or pool tells.
+        layout: the meaning of its axes.
         score: what is differentiated.
-        layer: the target tensor and the other candidates.
-        path: the nodes between target tensor and score.
+        layers: the target tensors and the other candidates; the picture itself for methods that look at it alone.
+        path: the nodes between the target tensors and the score.
         head: the head behind global pooling, where there is one.
-        weights: how the cotangent is had.
+        weights: how the cotangent is had; `none` where no cotangent is asked for.
         problems: nodes on the path that have no rule.
         hazards: nodes that an optimisation of ONNX Runtime would compute wrongly.
         method: the method.
+        preset: the conventions.
     """
 
     options: Options
     t: Builder
     image: Value
-    layout: Layout | None
+    layout: Layout
     score: Score
-    layer: Layer
+    layers: tuple[Layer, ...]
     path: Sequence[ir.Node]
     head: Head | None
-    weights: Literal["linear", "gradient", "finite"]
+    weights: Literal["linear", "gradient", "finite", "none"]
     problems: Sequence[str]
     hazards: Sequence[str]
     method: Method
+    preset: Preset
+
+    @property
+    def layer(self) -> Layer:
+        """The (first) target tensor."""
+        return self.layers[0]
+
+    @property
+    def targets(self) -> list[Value]:
+        """The target tensors."""
+        return [layer.chosen.tensor for layer in self.layers]
+
+    @property
+    def picture(self) -> Candidate:
+        """The picture, read like a layer."""
+        return Candidate(self.image, self.layout, every_path=True)
+
+    @property
+    def modifier(self) -> str | None:
+        """How cotangents are changed on their way back."""
+        return self.options.modifier or self.method.modifier or self.preset.modifier
+
+    def table(self, modifier: str | None) -> Table:
+        """The rules of the backward pass."""
+        return PROFILES[self.options.profile]() if modifier is None else MODIFIERS[modifier]()
 
     @property
     def refusal(self) -> str | None:
         """Why the plan cannot be carried out; `None` where it can."""
         if self.weights == "gradient" and self.problems:
             return f"{self.problems[0]}; choose a later layer with --layer"
+        if self.weights in {"linear", "finite"} and self.modifier is not None:
+            return (
+                f"--weights {self.weights} has no rectifier to change as {self.modifier} says; use --weights gradient"
+            )
         if self.weights in {"linear", "finite"} and self.head is None:
             return (
                 f"--weights {self.weights} needs global average pooling right behind the layer; use --weights gradient"
@@ -138,7 +181,6 @@ class Plan:
     @property
     def spatial_axes(self) -> tuple[int, int]:
         """Where the picture's height and width are among the axes of the input."""
-        assert self.layout is not None  # noqa: S101 - `plan` refuses a model without one
         shown = letters(self.layout)
         return shown.index("H"), shown.index("W")
 
@@ -159,33 +201,77 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
             "start from the original model to explain it in another way"
         )
     work = _plan(Builder(model), options)
-    target = work.layer.chosen.tensor.name
-    if work.problems and work.weights != "linear" and expand_missing(model, [work.score.tensor.name], [target]):
+    targets = [value.name for value in work.targets]
+    wanted = [work.image.name] if "gx" in work.method.needs else targets
+    if work.problems and work.weights != "linear" and expand_missing(model, [work.score.tensor.name], wanted):
         # Bodies of operators hold tensors that look like layers, so the choice stands as it was made before.
-        again = _plan(Builder(model), replace(options, layer=target))
-        return replace(again, options=options, layer=replace(again.layer, reason=work.layer.reason))
+        again = _plan(Builder(model), replace(options, layer=targets))
+        pairs = zip(again.layers, work.layers, strict=True)
+        layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
+        return replace(again, options=options, layers=layers)
     return work
 
 
 def _plan(t: Builder, options: Options) -> Plan:
-    method = find_method(options.method)
+    method, preset = find_method(options.method), find_preset(options.preset)
     image = find_image(t, options.image)
-    score = find_score(t, options.output, options.score)
+    score = find_score(t, options.output, options.score or preset.score)
     carries = carries_gradient(t)
+    layout = _picture_layout(t, image)
+    layers = _layers(t, image, score, carries, method, layout, options)
+    targets = [layer.chosen.tensor for layer in layers]
+    path, _ = between(t.nodes, [v.core for v in targets], [score.tensor.core], carries)
+    alone = len(layers) == 1 and method.needs_layer
+    head = read_head(t, layers[0].chosen, score.tensor, path) if alone else None
+    problems = missing_rules(t, score.tensor, [image] if "gx" in method.needs else targets)
+    modified = (options.modifier or method.modifier or preset.modifier) is not None
+    weights = _weights(options, method, None if modified else head, problems)
+    batches = {t.model.example[v.name][0] for v in (image, score.tensor) if v.name in t.model.example}
+    if len(batches) > 1:
+        raise TargetError(
+            f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "
+            f"input {image.name!r}; name another output with --output"
+        )
+    hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
+    return Plan(options, t, image, layout, score, layers, path, head, weights, problems, hazards, method, preset)
+
+
+def _layers(
+    t: Builder, image: Value, score: Score, carries: Carries, method: Method, layout: Layout, options: Options
+) -> tuple[Layer, ...]:
+    """The target tensors, each once."""
+    if not method.needs_layer:
+        return (Layer(Candidate(image, layout, every_path=True), f"{method.title} looks at the picture itself", ()),)
     carried = Carried.from_props(t.model.metadata)
-    exported = carried.target_layer if options.layer == "auto" else ""
-    layer = find_layer(t, image, score.tensor, carries, exported or options.layer, carried.tensors)
-    if exported:
-        layer = replace(layer, reason=f"layer {exported!r}, which the model was exported with")
-    target = layer.chosen.tensor
-    path, _ = between(t.nodes, [target.core], [score.tensor.core], carries)
-    head = read_head(t, layer.chosen, score.tensor, path)
-    problems = missing_rules(t, score.tensor, [target])
-    weights = options.weights
-    if weights == "auto":
-        weights = "linear" if head is not None and head.linear else "gradient"
-        if weights == "gradient" and problems and head is not None:
-            weights = "finite"
+    asked = [options.layer] if isinstance(options.layer, str) else list(options.layer)
+    if not asked:
+        raise TargetError("no layer was asked for; name one, or auto for the last that has places to point at")
+    found: dict[str, Layer] = {}
+    for name in asked:
+        exported = carried.target_layer if name == "auto" else ""
+        layer = find_layer(t, image, score.tensor, carries, exported or name, carried.tensors)
+        if exported:
+            layer = replace(layer, reason=f"layer {exported!r}, which the model was exported with")
+        found.setdefault(layer.chosen.tensor.name, layer)
+    return tuple(found.values())
+
+
+def _weights(
+    options: Options, method: Method, head: Head | None, problems: Sequence[str]
+) -> Literal["linear", "gradient", "finite", "none"]:
+    """How the cotangent is had: the first way that applies, where the user does not say."""
+    if {"G", "gx"}.isdisjoint(method.needs):
+        return "none"
+    if options.weights != "auto":
+        return options.weights
+    if "gx" in method.needs or head is None:
+        return "gradient"
+    if head.linear:
+        return "linear"
+    return "finite" if problems else "gradient"
+
+
+def _picture_layout(t: Builder, image: Value) -> Layout:
     layout = label_input(t, image)
     if layout is None:
         raise TargetError(
@@ -197,11 +283,4 @@ def _plan(t: Builder, options: Options) -> Plan:
             f"the axes of the input {image.name!r} are {letters(layout)}, but pictures are given as NCHW or NHWC; "
             "export the model with its height before its width"
         )
-    batches = {t.model.example[v.name][0] for v in (image, score.tensor) if v.name in t.model.example}
-    if len(batches) > 1:
-        raise TargetError(
-            f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "
-            f"input {image.name!r}; name another output with --output"
-        )
-    hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
-    return Plan(options, t, image, layout, score, layer, path, head, weights, problems, hazards, method)
+    return layout

@@ -507,5 +507,5 @@ def test_the_picture_can_be_named():
 
 
 def test_an_unknown_method():
-    with pytest.raises(TargetError, match=r"no method 'gradcan'; did you mean 'gradcam'\?"):
+    with pytest.raises(TargetError, match=r"no method 'gradcan'; did you mean 'gradcam'"):
         attach(model(), method="gradcan")

@@ -17,7 +17,7 @@ def heatmap(cam: np.ndarray, height: int, width: int, *, fixed: bool = False) ->
     t = Builder(load(model))
     source = t.find("cam")
     assert source is not None
-    t.output(finish(t, source, t.ints(height, width)), "heatmap")
+    t.output(finish(t, [source], t.ints(height, width)), "heatmap")
     t.finish()
     t.model.check()
     return run(t.model.to_proto(), cam=cam)["heatmap"]

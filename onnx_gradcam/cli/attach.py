@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from .options import (
+    Channels,
     Image,
     Labels,
     Layer,
     Method,
     ModelFile,
+    Modifier,
     Output,
     Preprocess,
+    Preset,
     Profile,
     Score,
     Weights,
@@ -49,6 +52,9 @@ def attach(
     ],
     layer: Layer = None,
     method: Method = None,
+    preset: Preset = None,
+    modifier: Modifier = None,
+    channels: Channels = None,
     weights: Weights = None,
     profile: Profile = None,
     score: Score = None,
@@ -118,6 +124,9 @@ def attach(
         **chosen(
             layer=layer,
             method=method,
+            preset=preset,
+            modifier=modifier,
+            channels=channels,
             weights=weights,
             profile=profile,
             score=score,

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from .options import Image, Json, Layer, Method, ModelFile, Output, Score, Weights, chosen, model_source
+from .options import (
+    Channels,
+    Image,
+    Json,
+    Layer,
+    Method,
+    ModelFile,
+    Modifier,
+    Output,
+    Preset,
+    Score,
+    Weights,
+    chosen,
+    model_source,
+)
 
 __all__ = ["inspect"]
 
@@ -12,6 +26,9 @@ def inspect(
     *,
     layer: Layer = None,
     method: Method = None,
+    preset: Preset = None,
+    modifier: Modifier = None,
+    channels: Channels = None,
     weights: Weights = None,
     score: Score = None,
     output: Output = None,
@@ -35,5 +52,15 @@ def inspect(
         model_source(model),
         model,
         as_json=as_json,
-        **chosen(layer=layer, method=method, weights=weights, score=score, output=output, image=image_input),
+        **chosen(
+            layer=layer,
+            method=method,
+            preset=preset,
+            modifier=modifier,
+            channels=channels,
+            weights=weights,
+            score=score,
+            output=output,
+            image=image_input,
+        ),
     )

@@ -87,7 +87,7 @@ def _planned(work: Plan) -> dict[str, Any]:
     layer = work.layer
     return {
         "image_input": work.image.name,
-        "image_layout": letters(work.layout or ()),
+        "image_layout": letters(work.layout),
         "score": _score(work.score),
         "head": _head(work),
         "layer": {**_candidate(layer.chosen), "reason": layer.reason},

@@ -10,14 +10,19 @@ from typing import Annotated, Any
 import typer
 
 __all__ = [
+    "ChannelKind",
+    "Channels",
     "Image",
     "Json",
     "Labels",
     "Layer",
     "Method",
     "ModelFile",
+    "Modifier",
+    "ModifierKind",
     "Output",
     "Preprocess",
+    "Preset",
     "Profile",
     "ProfileKind",
     "Score",
@@ -47,6 +52,20 @@ class ProfileKind(str, Enum):
     CPU = "cpu"
 
 
+class ModifierKind(str, Enum):
+    """How the gradient is changed on its way back."""
+
+    GUIDED = "guided"
+    DECONVNET = "deconvnet"
+
+
+class ChannelKind(str, Enum):
+    """How channels become one map."""
+
+    MAX = "max"
+    SUM = "sum"
+
+
 class ScoreKind(str, Enum):
     """Which score of the class is explained."""
 
@@ -67,15 +86,37 @@ ModelFile = Annotated[
     str, typer.Argument(metavar="MODEL", help="The .onnx file; - reads it from standard input.", show_default=False)
 ]
 Layer = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="NAME",
         help="Where in the model to look: the name of a tensor or a node, as `inspect` lists them. By default the "
-        "last place in the model that still has a height and a width.",
+        "last place in the model that still has a height and a width. Several make one map of several layers.",
     ),
 ]
 Method = Annotated[
     str | None, typer.Option(metavar="NAME", help="How the heatmap is made; `methods` lists them. [default: gradcam]")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Follow the conventions of another library, from the score to the picture; `methods --presets` lists "
+        "them. [default: default]",
+    ),
+]
+Modifier = Annotated[
+    ModifierKind | None,
+    typer.Option(
+        help="Change the gradient on its way back through ReLUs and the like: `guided` backpropagation or `deconvnet`. "
+        "[default: what method and preset say]"
+    ),
+]
+Channels = Annotated[
+    ChannelKind | None,
+    typer.Option(
+        help="How the colour channels of an attribution become one map. [default: max where the sign does not matter, "
+        "else sum]"
+    ),
 ]
 Weights = Annotated[
     WeightKind | None,
@@ -96,7 +137,8 @@ Profile = Annotated[
 Score = Annotated[
     ScoreKind | None,
     typer.Option(
-        help="Explain the class's `logit`, before a final softmax or sigmoid, or the `output` itself. [default: logit]"
+        help="Explain the class's `logit`, before a final softmax or sigmoid, or the `output` itself. [default: logit, "
+        "unless the preset says otherwise]"
     ),
 ]
 Output = Annotated[
@@ -134,7 +176,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for
 def chosen(**options: Any) -> dict[str, Any]:
     """Those options that were given, enumerations as plain text."""
     return {
-        name: value.value if isinstance(value, Enum) else value for name, value in options.items() if value is not None
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in options.items()
+        if value is not None and value != []
     }
 
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_gradcam.attachment import append_cotangent
 from onnx_gradcam.autodiff.check import GradientCheck
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.paths import node_inputs
 from onnx_gradcam.plan import Options, Plan, plan
+from onnx_gradcam.quantities import Quantities
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.targets.layer import Candidate
 
@@ -60,6 +60,12 @@ def check_explanation(
         raise UnsupportedError(
             "the gradient through quantised numbers is a surrogate and no derivative: nothing can be compared with it"
         )
+    if work.modifier is not None:
+        raise UnsupportedError(
+            f"cotangents changed by {work.modifier} are no derivative on purpose: nothing can be compared with them"
+        )
+    if len(work.layers) > 1:
+        raise UnsupportedError("the gradient of one layer is checked at a time; name one with --layer")
     target = work.layer.chosen
     head, sides = _head(work)
     picture = _random_picture(work.image, rng) if picture is None else picture
@@ -109,12 +115,13 @@ def _head(work: Plan) -> tuple[onnx.ModelProto, list[Value]]:
 def _run(work: Plan, values: Sequence[Value], picture: Array) -> list[Array]:
     """What `values` are for `picture`, then the activation maps as the method sees them, cotangent and class."""
     t = work.t
-    classes, _, maps, cotangent = append_cotangent(work)
+    asked = Quantities(work)
+    (maps,), (cotangent,) = asked.maps, asked.cotangents
     names = [v.name for v in values]
     for value in values:
         if not value.core.is_graph_output():
             t.graph.outputs.append(value.core)
-    names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, classes)]
+    names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, asked.classes)]
     t.finish()
     session = Session(t.model.to_proto().SerializeToString(), folder=t.model.folder)
     results = session.run({work.image.name: picture})

@@ -1,61 +1,98 @@
-"""Which CAM methods there are.
+"""Which methods there are.
 
-A method is a pure function `method(t, A, G)` of the builder, the activation maps `A`, `float32 [N, C, *spatial]`, and
-their cotangent `G`, which has the shape of `A` or, where it is the same at every place, size one along the spatial
-axes. It returns the raw signed map, `[N, *spatial]`. Adding a method is adding one function.
-"""
+A method is a pure function of the builder and of what it asks for by the names of its parameters:
+
+| name | what | type, shape |
+| --- | --- | --- |
+| `A` | activation maps of the target layer | float32 `[N, C, *spatial]` |
+| `G` | their cotangent: the derivative of the explained score | as `A`, or of size one along the spatial axes where it is the same at every place |
+| `score` | the explained score | float32 `[N]` |
+| `x` | the picture as the model gets it | float32 `[N, C, H, W]` |
+| `gx` | its cotangent | as `x` |
+
+A method of the family `cam` returns the raw signed map, `[N, *spatial]`; one of the family `attribution` a number for
+every value of the picture, `[N, C, H, W]`. Adding a method is adding one function.
+"""  # noqa: E501 - a row of the table is one line
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from onnx_gradcam.errors import TargetError, near_matches
-from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["METHODS", "Method", "find_method", "method", "methods"]
+__all__ = ["METHODS", "Family", "Method", "find_method", "method", "methods"]
 
-Function = Callable[[Builder, Value, Value], Value]
+Family = Literal["cam", "attribution"]
+Modifier = Literal["guided", "deconvnet"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """A CAM method.
+    """A method.
 
     Attributes:
         name: its identifier.
         title: its name in the literature.
         reference: paper and equation.
         function: the method itself.
+        family: what it gives: `cam` a map of the layer, `attribution` a number for every value of the picture.
+        modifier: how the cotangent of the picture is changed on its way back: `guided`, `deconvnet` or not.
+        absolute: the sign of an attribution does not matter, so that its heatmap shows absolute values.
     """
 
     name: str
     title: str
     reference: str
-    function: Function
+    function: Callable[..., Any]
+    family: Family = "cam"
+    modifier: Modifier | None = None
+    absolute: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it asks for: the names of its parameters behind the builder."""
+        return tuple(inspect.signature(self.function).parameters)[1:]
+
+    @property
+    def needs_layer(self) -> bool:
+        """Whether it looks at a layer, and not at the picture alone."""
+        return not {"A", "G"}.isdisjoint(self.needs)
+
+    @property
+    def cost(self) -> str:
+        """What it costs, in words."""
+        if "gx" in self.needs:
+            return "one forward and one backward pass"
+        return "one forward pass and the gradient of the head" if "G" in self.needs else "one forward pass"
 
 
 METHODS: dict[str, Method] = {}
 
+_Function = Callable[..., Any]
 
-def method(name: str, *, title: str, reference: str) -> Callable[[Function], Function]:
-    """Register a method."""
 
-    def register(function: Function) -> Function:
-        METHODS[name] = Method(name, title, reference, function)
+def method(name: str, **facts: Any) -> Callable[[_Function], _Function]:
+    """Register a method; `facts` are the other fields of `Method`."""
+
+    def register(function: _Function) -> _Function:
+        METHODS[name] = Method(name=name, function=function, **facts)
         return function
 
     return register
 
 
 def methods() -> dict[str, Method]:
-    """The table of all methods; their files are imported on the first call."""
+    """The table of all methods, family by family; their files are imported on the first call."""
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return METHODS
+    families = get_args(Family)
+    return {name: METHODS[name] for name in sorted(METHODS, key=lambda name: families.index(METHODS[name].family))}
 
 
 def find_method(name: str) -> Method:

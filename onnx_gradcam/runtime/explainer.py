@@ -51,11 +51,14 @@ class ClassMap:
         target: the class.
         heatmap: `float32 [H, W]` in [0, 1], over the model's input.
         cam: `float32 [h, w]`, the raw signed map at the layer's resolution.
+        attribution: a number for every value of the model's input, with the input's axes; `None` for methods that
+            look at a layer.
     """
 
     target: Target
     heatmap: npt.NDArray[np.float32]
     cam: npt.NDArray[np.float32]
+    attribution: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,10 +312,11 @@ class Explainer:
             if index >= len(job.scores):
                 raise TargetError(f"class {index} is out of range (the model has classes 0 to {len(job.scores) - 1})")
             heatmap, cam = results[names.heatmap][i], results[names.cam][i]
+            attribution = results[names.attribution][i] if names.attribution else None
             # A score may well be minus infinity: the logarithm of no chance.
             if np.isnan(job.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
                 raise ModelError("the model gives NaN for this picture; check --preprocess, and the model's weights")
-            job.maps.append(ClassMap(_target(index, job.scores, self.labels), heatmap, cam))
+            job.maps.append(ClassMap(_target(index, job.scores, self.labels), heatmap, cam, attribution))
 
     def _scores(self, row: Array) -> Array:
         """One score a class; a single logit speaks for its complement as well."""

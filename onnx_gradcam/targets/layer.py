@@ -76,6 +76,13 @@ class Candidate:
         value = t.transpose(value, [where["N"], where["C"], where["T"]])
         return t.op("Reshape", value, t.ints(0, 0, *tokens.grid))
 
+    def restored(self, t: Builder, value: Value) -> Value:
+        """`value`, `[N, C, *spatial]`, with the axes of the target tensor: `canonical` undone, but for tokens."""
+        kinds = [axis.kind if axis is not None else "" for axis in self.layout]
+        return t.transpose(
+            value, ["NC".index(k) if k in "NC" else 2 + self.spatial.index(i) for i, k in enumerate(kinds)]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:

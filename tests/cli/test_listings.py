@@ -17,11 +17,11 @@ from onnx_gradcam.autodiff.registry import ZERO, rules
 def test_methods(call):
     result = call("methods")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0].split() == ["method", "title", "reference"]
+    assert result.stdout.splitlines()[0].split() == ["method", "title", "family", "cost", "reference"]
     assert any(line.startswith("gradcam ") and "Selvaraju" in line for line in result.stdout.splitlines())
     found = json.loads(call("methods", "--json").stdout)
     assert {"method": "gradcam", "title": "Grad-CAM"}.items() <= found[0].items()
-    assert sorted(found[0]) == ["method", "reference", "title"]
+    assert sorted(found[0]) == ["cost", "family", "method", "reference", "title"]
 
 
 def test_ops_say_what_the_registry_says(call):

@@ -1,0 +1,152 @@
+"""What methods ask for, appended to the graph: activation maps, their cotangents, the score, the picture.
+
+Here alone the backward pass and the methods meet.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from .autodiff.backward import backward
+from .errors import TargetError
+from .graph.builder import Builder, Value
+from .linearize import finite_cotangent, linear_cotangent
+from .plan import Plan
+from .targets.score import Score
+
+__all__ = ["Quantities", "free_name"]
+
+
+class Quantities:
+    """What the methods of a plan ask for; each is appended at most once, and only if it is asked for.
+
+    Attributes:
+        classes: the explained class of every sample, `int64 [N]`.
+        class_input: the name of the input that chooses it, empty where it is fixed.
+    """
+
+    def __init__(self, work: Plan) -> None:
+        self.work = work
+        self.classes, self.class_input = _classes(work.t, work)
+
+    def of(self, layer: int) -> dict[str, Value]:
+        """What the method asks for by the names of its parameters, for one of the layers."""
+        makers = {
+            "A": lambda: self.maps[layer],
+            "G": lambda: self._shaped(layer),
+            "score": lambda: self.score,
+            "x": lambda: self.picture,
+            "gx": lambda: self.picture_cotangent,
+        }
+        return {name: makers[name]() for name in self.work.method.needs}
+
+    @cached_property
+    def maps(self) -> list[Value]:
+        """The activation maps of every layer, `float32 [N, C, *spatial]`."""
+        t = self.work.t
+        return [t.cast(layer.chosen.canonical(t, layer.chosen.tensor), np.float32) for layer in self.work.layers]
+
+    @cached_property
+    def cotangents(self) -> list[Value]:
+        """The cotangents of the maps; of size one along spatial axes where they are the same at every place."""
+        work, t = self.work, self.work.t
+        if work.weights == "linear" and work.head is not None:
+            return [linear_cotangent(t, work.head, work.score, self.maps[0], self.classes, self._sign)]
+        if work.weights == "finite" and work.head is not None:
+            return [finite_cotangent(t, work.head, work.score, self.maps[0], self.seed, work.path)]
+        own = work.modifier if "gx" not in work.method.needs else work.options.modifier
+        gradients = backward(t, {work.score.tensor: self.seed}, work.targets, work.table(own))
+        pairs = zip(work.layers, gradients, strict=True)
+        return [t.cast(layer.chosen.canonical(t, g), np.float32) for layer, g in pairs]
+
+    def _shaped(self, layer: int) -> Value:
+        """The cotangent as the method sees it."""
+        change, maps, gradient = self.work.preset.cotangent, self.maps[layer], self.cotangents[layer]
+        return gradient if change is None else change(self.work.t, maps, gradient)
+
+    @cached_property
+    def picture(self) -> Value:
+        """The picture, `float32 [N, C, H, W]`."""
+        t = self.work.t
+        return t.cast(self.work.picture.canonical(t, self.work.image), np.float32)
+
+    @cached_property
+    def picture_cotangent(self) -> Value:
+        """The cotangent of the picture, `float32 [N, C, H, W]`."""
+        work, t = self.work, self.work.t
+        (gradient,) = backward(t, {work.score.tensor: self.seed}, [work.image], work.table(work.modifier))
+        return t.cast(work.picture.canonical(t, gradient), np.float32)
+
+    @cached_property
+    def score(self) -> Value:
+        """The explained score, `float32 [N]`."""
+        t, tensor = self.work.t, self.work.score.tensor
+        axes = range(1, tensor.rank)
+        return t.cast(t.sum(t.op("Mul", tensor, self.seed), axes, keepdims=False), np.float32)
+
+    @cached_property
+    def seed(self) -> Value:
+        """The cotangent of the score tensor: one at the explained class, and for a single logit its sign."""
+        t, score = self.work.t, self.work.score
+        if self._sign is not None:
+            return t.reshape_like(t.cast(self._sign, score.tensor.dtype), score.tensor)
+        hot = t.op("Equal", t.op("Unsqueeze", self.classes, t.ints(1)), _every_class(t, score))
+        return t.reshape_like(t.cast(hot, score.tensor.dtype), score.tensor)
+
+    @cached_property
+    def _sign(self) -> Value | None:
+        """For a single logit, +1 or -1 a sample, `float32 [N, 1]`."""
+        t = self.work.t
+        if not self.work.score.single_logit:
+            return None
+        return t.cast(t.op("Unsqueeze", self.classes, t.ints(1)), np.float32) * 2.0 - 1.0
+
+
+def _classes(t: Builder, work: Plan) -> tuple[Value, str]:
+    """The explained class of every sample, `int64 [N]`, and the name of the input that chooses it."""
+    score, options = work.score, work.options
+    best = _best_class(t, score)
+    if options.class_input == "none":
+        if options.target is None:
+            return best, ""
+        if score.classes is not None and not 0 <= options.target < score.classes:
+            raise TargetError(f"class {options.target} is out of range; the model has classes 0 to {score.classes - 1}")
+        return t.op("Expand", t.ints(options.target), t.op("Shape", best), shape=best.shape), ""
+    name = free_name(t, "target_class")
+    if options.class_input == "required":
+        wanted = t.input(name, np.int64, (score.tensor.shape[0],))
+    else:
+        wanted = t.default_input(name, np.array([-1], np.int64))
+    chosen = t.op("Where", wanted < t.const(0, np.int64), best, wanted)
+    # Broadcasting takes several classes for one picture as well: the reshape refuses them.
+    chosen = t.op("Reshape", chosen, t.shape_of(best), shape=best.shape)
+    # Looking the class up in a table makes a class out of range an error instead of an empty map.
+    return t.op("Gather", _every_class(t, score), chosen, shape=best.shape), name
+
+
+def _every_class(t: Builder, score: Score) -> Value:
+    """The numbers of all classes, `int64 [K]`."""
+    if score.classes is not None:
+        return t.const(np.arange(score.classes, dtype=np.int64))
+    count = t.op("Squeeze", t.op("Shape", score.tensor, start=score.class_axis, end=score.class_axis + 1))
+    return t.op("Range", t.const(0, np.int64), count, t.const(1, np.int64))
+
+
+def _best_class(t: Builder, score: Score) -> Value:
+    """The class with the highest score, `int64 [N]`."""
+    batch = score.tensor.shape[0]
+    if score.single_logit:
+        flat = t.op("Reshape", score.tensor, t.ints(-1), shape=(batch,))
+        threshold = 0.5 if score.activation == "sigmoid" and score.tensor is score.output else 0.0
+        return t.cast(flat > threshold, np.int64)
+    best = t.op("ArgMax", score.tensor, axis=score.class_axis, keepdims=0)
+    return t.op("Reshape", best, t.ints(-1), shape=(batch,)) if best.rank != 1 else best
+
+
+def free_name(t: Builder, name: str) -> str:
+    """`name`, or with a prefix where the model has a tensor of that name already."""
+    while t.taken(name):
+        name = f"gradcam_{name}"
+    return name
