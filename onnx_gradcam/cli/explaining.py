@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnx_gradcam.errors import ImageError, near_matches
 from onnx_gradcam.runtime.explainer import Explainer, Explanation, Picture, Target, Wanted
 from onnx_gradcam.runtime.render import COLORMAPS, SUFFIXES
 
 from .output import complain, finite, say, say_json, table, warn
+from .progress import progress
 from .sources import Place, find_pictures, places
+from .writing import make_folder, write_whole
 
 __all__ = ["Request", "run"]
 
@@ -89,7 +87,7 @@ def run(request: Request, **choices: Any) -> None:
         wanted = request.target[0] if len(request.target) == 1 else list(request.target)
     results = explainer.stream(sources, wanted, batch_size=request.batch_size)
     reports = []
-    with _progress(len(pictures)) as advance:
+    with progress("explaining", len(pictures)) as advance:
         for picture, place, result in zip(pictures, targets, results, strict=True):
             if isinstance(result, ImageError):
                 complain(str(result))
@@ -158,7 +156,7 @@ def _write(explanation: Explanation, place: Place, request: Request) -> list[str
 
 def _draw(sheet: Picture, path: Path) -> None:
     if str(path) != "-":
-        _make_folder(path.parent)
+        make_folder(path.parent)
         sheet.save(path)
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -171,23 +169,8 @@ def _draw(sheet: Picture, path: Path) -> None:
 def _save_array(base: Path, end: str, write: Callable[[Any], None]) -> str:
     """Write an array file, which appears whole or not at all; its path."""
     path = base.with_name(base.name + end)
-    _make_folder(path.parent)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-gradcam-") as scratch:
-            draft = Path(scratch) / path.name
-            with draft.open("wb") as file:
-                write(file)
-            draft.replace(path)
-    except OSError as exc:
-        raise ImageError(f"{str(path)!r} cannot be written ({exc.strerror})") from exc
+    write_whole(path, write)
     return str(path)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ImageError(f"the folder {str(folder)!r} cannot be made ({exc.strerror})") from exc
 
 
 def _report(picture: str, explanation: Explanation, files: Sequence[str | None]) -> dict[str, Any]:
@@ -226,17 +209,3 @@ def _say_short(picture: str, explanation: Explanation, drawn: Path | None) -> No
     """The result for one picture of many, on one line."""
     classes = ", ".join(f"{m.target.label} {m.target.score:.4g}" for m in explanation.maps)
     say(f"{picture}: {classes}" + (f" -> {drawn}" if drawn else ""))
-
-
-@contextlib.contextmanager
-def _progress(count: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr while many pictures are worked on at a terminal."""
-    if count < 2 or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Lines on stdout are lifted above the bar only where both end up on the same terminal.
-    together = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=together) as bar:
-        task = bar.add_task("explaining", total=count)
-        yield lambda: bar.advance(task)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from onnx_gradcam.errors import ImageError, ShapeError, near_matches
 from onnx_gradcam.runtime.image import QUIET, Image, _cv2, check_picture, resized
 
-__all__ = ["COLORMAPS", "SUFFIXES", "colorize", "overlay", "save_image", "sheet"]
+__all__ = ["COLORMAPS", "SUFFIXES", "colorize", "encode_image", "overlay", "save_image", "sheet"]
 
 COLORMAPS: Final = (
     "jet",
@@ -137,7 +137,6 @@ def save_image(image: Image, path: str | Path) -> None:
     Raises:
         ImageError: an unknown suffix, a picture the format cannot hold, or a place that cannot be written to.
     """
-    check_picture(image)
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -145,6 +144,25 @@ def save_image(image: Image, path: str | Path) -> None:
             f"{str(path)!r} ends in no known kind of picture{near_matches(suffix, SUFFIXES)}; "
             f"known: {', '.join(SUFFIXES)}."
         )
+    encoded = encode_image(image, suffix)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            temporary.write_bytes(encoded)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ImageError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+
+
+def encode_image(image: Image, suffix: str) -> bytes:
+    """The bytes of a picture file, of uint8 RGB ``[H, W, 3]``, in the format that `suffix`, one of `SUFFIXES`, names.
+
+    Raises:
+        ImageError: no picture, or one that the format cannot hold.
+    """
+    check_picture(image)
     cv2 = _cv2()
     try:
         with QUIET:
@@ -156,15 +174,7 @@ def save_image(image: Image, path: str | Path) -> None:
             f"A picture of {image.shape[0]}x{image.shape[1]} (height x width) cannot be saved as {suffix}: "
             "save it as .png."
         )
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        try:
-            temporary.write_bytes(encoded.tobytes())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ImageError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+    return bytes(encoded.tobytes())
 
 
 def _check_same_size(heatmap: npt.NDArray[Any], image: Image, what: str) -> None:
