@@ -1,0 +1,176 @@
+"""MXNet's `.params`: named arrays, mapped from the file and read when they are used.
+
+Format: MXNet `src/ndarray/ndarray.cc` (NDArray::Save, NDArray::Load, LegacyLoad); little endian::
+
+    u64 0x112, u64 reserved, u64 n, n arrays, u64 m (n or 0), m x (u64 length, name)
+
+MXNet 2 writes NumPy's `.npz` instead.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ModelError
+
+__all__ = ["Parameters", "read_parameters"]
+
+_LIST_MAGIC = 0x112
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+_DENSE = 0
+_MOST_DIMENSIONS = 32
+_LEAST_ARRAY_BYTES = 4
+_DTYPES = {0: "<f4", 1: "<f8", 2: "<f2", 3: "u1", 4: "<i4", 5: "i1", 6: "<i8", 7: "?"}
+_ZIP_MAGIC = b"PK\x03\x04"
+
+Parameters = dict[str, "npt.NDArray[Any]"]
+"""Arrays by name, with the prefixes `arg:` and `aux:` that `export` and Module write."""
+
+
+def read_parameters(path: str | Path) -> Parameters:
+    """The arrays of a `.params` file; none of them is read yet, except from an `.npz`.
+
+    Raises:
+        ModelError: no such file, another format, or a length in it that is not true.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, io.SEEK_END)
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{path}: cannot be read ({exc}); give the path of a .params file") from exc
+    if data[: len(_ZIP_MAGIC)] == _ZIP_MAGIC:
+        return _npz(path, size)
+    return _Reader(memoryview(data), path).arrays()
+
+
+class _Reader:
+    """Walks over the file; every length is held against what is left before anything is made of it."""
+
+    def __init__(self, data: memoryview, path: Path) -> None:
+        self._data = data
+        self._at = 0
+        self._path = path
+
+    def _fail(self, what: str) -> ModelError:
+        return ModelError(f"{self._path}: {what}; copy the .params file again, or save it again with MXNet")
+
+    def _take(self, count: int, what: str) -> memoryview:
+        if count > len(self._data) - self._at:
+            raise self._fail(
+                f"{what} needs {count} bytes at {self._at}, but the file ends after {len(self._data) - self._at}"
+            )
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def _numbers(self, layout: str, what: str) -> tuple[int, ...]:
+        return struct.unpack(f"<{layout}", self._take(struct.calcsize(f"<{layout}"), what))
+
+    def arrays(self) -> Parameters:
+        head = bytes(self._data[:8])
+        if len(head) < 8 or struct.unpack("<Q", head)[0] != _LIST_MAGIC:
+            raise ModelError(
+                f"{self._path}: not a parameter file of MXNet (it starts with {head!r}); give the .params that "
+                "belongs to the -symbol.json"
+            )
+        _, _, count = self._numbers("3Q", "the header")
+        if count > (len(self._data) - self._at) // _LEAST_ARRAY_BYTES:
+            raise self._fail(f"it claims to hold {count} arrays, more than fit into its {len(self._data)} bytes")
+        arrays = [self._array(index) for index in range(count)]
+        names = self._names(count)
+        if self._at != len(self._data):
+            raise self._fail(f"{len(self._data) - self._at} bytes follow the last name")
+        return {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
+
+    def _names(self, count: int) -> list[str]:
+        (named,) = self._numbers("Q", "the number of names")
+        if named != count:
+            raise self._fail(f"it holds {count} arrays, but {named} names")
+        names = []
+        for index in range(count):
+            (length,) = self._numbers("Q", f"the length of name {index}")
+            try:
+                names.append(bytes(self._take(length, f"name {index}")).decode())
+            except UnicodeDecodeError as exc:
+                raise self._fail(f"name {index} is not UTF-8") from exc
+        if len(set(names)) != count:
+            raise self._fail("two arrays bear the same name")
+        return names
+
+    def _array(self, index: int) -> npt.NDArray[Any] | None:
+        what = f"array {index}"
+        (magic,) = self._numbers("I", what)
+        if magic in (_V2, _V3):
+            (storage,) = self._numbers("i", what)
+            if storage != _DENSE:
+                raise self._fail(f"{what} is stored sparse (kind {storage}), which only MXNet reads; make it dense")
+        shape = self._shape(magic, what)
+        if shape is None:
+            return None
+        _, _, kind = self._numbers("3i", what)
+        if kind not in _DTYPES:
+            raise self._fail(f"{what} is of an unknown element type ({kind})")
+        dtype = np.dtype(_DTYPES[kind])
+        count = math.prod(shape)
+        data = self._take(count * dtype.itemsize, f"{what} of shape {shape}")
+        return np.frombuffer(data, dtype, count).reshape(shape)
+
+    def _shape(self, magic: int, what: str) -> tuple[int, ...] | None:
+        """The shape; `None` for an array that was never filled."""
+        rank, layout = magic, "I"
+        if magic in (_V1, _V2, _V3):
+            ((rank,), layout) = self._numbers("i", what), "q"
+        if rank > _MOST_DIMENSIONS:
+            raise self._fail(f"{what} is of no known version, or has {rank} dimensions")
+        if rank < 0 or (rank == 0 and magic != _V3):
+            return None
+        shape = self._numbers(f"{rank}{layout}", what) if rank else ()
+        if any(dim < 0 for dim in shape):
+            raise self._fail(f"{what} has the impossible shape {shape}")
+        return shape
+
+
+def _npz(path: Path, size: int) -> Parameters:
+    """The arrays of an uncompressed `.npz`."""
+    arrays: Parameters = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ModelError(f"{path}: is compressed, which MXNet does not write; save it with numpy.savez")
+            if sum(entry.file_size for entry in entries) > size:
+                raise ModelError(f"{path}: its entries claim more bytes than the file has; copy it again")
+            for entry in entries:
+                name = entry.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise ModelError(f"{path}: two arrays are called {name!r}; save it again")
+                arrays[name] = _npy(archive.read(entry), f"{path}: array {name!r}")
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, struct.error) as exc:
+        raise ModelError(f"{path}: a damaged .npz archive ({exc}); copy it again") from exc
+    return arrays
+
+
+def _npy(content: bytes, what: str) -> npt.NDArray[Any]:
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as exc:
+        raise ModelError(f"{what} is no NumPy array ({exc}); save it with numpy.savez") from exc
+    if dtype.kind not in "fiub":
+        raise ModelError(f"{what} has elements of type {dtype}, where numbers have to stand; save it again")
+    count, left = math.prod(shape), len(content) - stream.tell()
+    if min(shape, default=0) < 0 or count * dtype.itemsize != left:
+        raise ModelError(f"{what} of shape {shape} needs {count * dtype.itemsize} bytes, but has {left}; copy it again")
+    return np.frombuffer(content, dtype, count, stream.tell()).reshape(shape, order="F" if fortran else "C")
