@@ -18,6 +18,7 @@ import typer
 from onnx_gradcam import __version__
 
 from .attach import attach
+from .compare import compare
 from .doctor import doctor
 from .explain import explain
 from .group import Commands
@@ -45,6 +46,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     explain: "Pictures that show what a classifier looks at.",
     attach: "A model that gives its heatmap itself.",
     inspect: "What of a model would be explained, and why.",
+    compare: "Whether models agree, and for the same reason.",
     verify: "The gradient of an explanation, checked by small changes.",
     methods: "The methods there are.",
     ops: "The operators a gradient can cross.",

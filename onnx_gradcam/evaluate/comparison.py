@@ -63,9 +63,9 @@ METRICS: Final = {
         ),
         Metric(
             "shift_part",
-            "shift (part)",
+            "shift / diagonal",
             rising=False,
-            meaning="the same in parts of the compared area's diagonal, 0 to 1",
+            meaning="the same, in parts of the diagonal of what was compared, 0 to 1",
         ),
         Metric(
             "divergence",
