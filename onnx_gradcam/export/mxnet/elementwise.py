@@ -89,7 +89,11 @@ def softmax_activation(t: Writer, data: Value, *, mode: str = "instance") -> Val
     """MXNet `src/operator/nn/softmax_activation.cc`."""
     if mode not in ("instance", "channel"):
         raise UnsupportedError(f"its mode is {mode}; known are instance and channel")
-    return t.op("Softmax", data, axis=1) if mode == "channel" else _over_rows(t, data)
+    if mode == "instance" and data.rank != 2:
+        raise UnsupportedError(
+            f"its mode is instance on {data.rank} dimensions, over which MXNet's own devices do not agree; use softmax"
+        )
+    return t.op("Softmax", data, axis=1)
 
 
 def _softmax(kind: str, sign: float) -> Rule[Value]:

@@ -9,11 +9,13 @@ from onnx_gradcam.export.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
 from .registry import mxnet_operator
+from .sizes import fixed
 
 __all__: list[str] = []
 
 
-def _check_vectors(size: int | str | None, *vectors: Value) -> None:
+def _check_vectors(dim: int | str | None, *vectors: Value) -> None:
+    size = fixed(dim, "the number of its weights")
     for vector in vectors:
         if vector.shape != (size,):
             raise ShapeError(

@@ -241,6 +241,10 @@ class _Translation:
                 self._translate(index, self._symbol.nodes[index])
         for entry in dict.fromkeys(self._symbol.heads):
             self._output(entry)
+        for weight in self._weights.values():
+            # A gamma that is fixed at one, slopes that were reshaped.
+            if not weight.core.uses():
+                self.writer.graph.initializers.pop(weight.name)
 
     def _dtype(self) -> npt.DTypeLike:
         nodes = self._symbol.nodes

@@ -22,7 +22,7 @@ from onnx_gradcam.graph.builder import Value
 __all__ = ["OPERATORS", "Ints", "Operator", "SparseInts", "mxnet_operator"]
 
 Ints = tuple[int, ...]
-SparseInts = tuple["int | None", ...]
+SparseInts = tuple[int | None, ...]
 Result = TypeVar("Result", bound="Value | tuple[Value, ...]")
 Rule = Callable[..., Result]
 Layout = Literal["kept", "lost", "made"]
