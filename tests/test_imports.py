@@ -30,11 +30,12 @@ ALLOWED = {
     "plan": {"errors", "graph", "autodiff", "methods", "presets", "targets", "linearize", "metadata"},
     "quantities": {"errors", "graph", "autodiff", "targets", "linearize", "plan"},
     "attachment": {"errors", "graph", "targets", "metadata", "plan", "quantities"},
-    "export": {"errors", "graph", "targets", "autodiff", "metadata", "preprocessing"},
+    "export": {"errors", "graph", "targets", "autodiff", "metadata", "preprocessing", "runtime.session"},
     "runtime.session": {"errors"},
     "runtime.image": {"errors", "preprocessing"},
     "runtime": {"errors", "preprocessing", "metadata", "attachment"},
     "evaluate": {"errors", "graph", "targets", "autodiff", "plan", "quantities", "attachment", "runtime"},
+    "serve": {"errors", "metadata", "preprocessing", "runtime", "graph", "attachment", "plan"},
 }
 ANYTHING = {"cli", "__main__", "__init__"}
 """What nothing imports may import everything."""
