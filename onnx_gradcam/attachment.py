@@ -97,7 +97,8 @@ def _append_outputs(work: Plan, asked: Quantities) -> dict[str, str]:
     else:
         cams = [work.method.function(t, **asked.of(i)) for i in range(len(work.layers))]
         grid = work.layer.chosen.grid
-    heatmap = work.preset.finish(t, cams, _picture_size(t, work.image, work.spatial_axes, sizes))
+    combine = work.options.combine or work.method.combine
+    heatmap = work.preset.finish(t, cams, _picture_size(t, work.image, work.spatial_axes, sizes), combine)
     found["heatmap"] = t.refine(heatmap, (batch, *sizes))
     found["cam"] = t.refine(cams[0], (batch, *grid))
     found["heatmap_class"] = t.refine(asked.classes, (batch,))

@@ -162,7 +162,16 @@ def _matrix(t: Builder, node: ir.Node, channels: int | str | None) -> tuple[Valu
     return matrix, class_axis, number.get_float("alpha", 1.0)
 
 
-def linear_cotangent(t: Builder, head: Head, score: Score, target: Value, classes: Value, sign: Value | None) -> Value:
+def linear_cotangent(
+    t: Builder,
+    head: Head,
+    score: Score,
+    target: Value,
+    classes: Value,
+    *,
+    sign: Value | None,
+    seed: Value | None = None,
+) -> Value:
     """The cotangent of the target tensor in closed form: a row of the head's weights over the number of places.
 
     Args:
@@ -172,11 +181,14 @@ def linear_cotangent(t: Builder, head: Head, score: Score, target: Value, classe
         target: the activation maps as `[N, C, *spatial]`.
         classes: the explained classes, `int64 [N]`.
         sign: for a single logit, +1 or -1 a sample, `float32 [N, 1]`.
+        seed: the cotangent of the score, `float32 [N, K]`, where it is not one at the class and zero elsewhere.
 
     Returns:
         `float32 [N, C, 1 ...]`: the same at every place.
     """
-    if head.matrix is None:
+    if seed is not None:
+        row = seed if head.matrix is None else _times_matrix(t, seed, head, head.matrix)
+    elif head.matrix is None:
         width = target.shape[1]
         places = t.const(np.arange(int(width or 0), dtype=np.int64).reshape(1, -1))
         row = t.cast(t.op("Equal", t.op("Unsqueeze", classes, t.ints(1)), places), np.float32)
@@ -188,6 +200,13 @@ def linear_cotangent(t: Builder, head: Head, score: Score, target: Value, classe
     if not np.array_equal(head.scale, 1.0):
         row = t.op("Mul", row, t.const(head.scale.astype(np.float32)))
     return _over_places(t, row, head, target)
+
+
+def _times_matrix(t: Builder, seed: Value, head: Head, matrix: Value) -> Value:
+    """`[N, K]` times the weights of the linear layer, `[N, C]`."""
+    flat = t.op("Reshape", matrix, t.ints(*matrix.dims()[:2])) if matrix.rank > 2 else matrix
+    weights = t.cast(flat, np.float32)
+    return seed @ (weights if head.class_axis == 0 else t.transpose(weights, [1, 0]))
 
 
 def _over_places(t: Builder, row: Value, head: Head, target: Value) -> Value:

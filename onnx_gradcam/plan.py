@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from .methods.registry import Method, find_method
 from .presets import Preset, find_preset
 from .targets.axes import Layout, label_input, letters
 from .targets.layer import Candidate, Layer, find_layer
+from .targets.objective import OBJECTIVES, Objective, against
 from .targets.score import Score, find_image, find_score
 
 __all__ = ["Options", "Plan", "plan"]
@@ -50,6 +51,9 @@ class Options:
         modifier: change cotangents on their way back: `guided` or `deconvnet`; by default what method and preset say.
         channels: how the channels of an attribution become one map: `max` or `sum`; by default the maximum where the
             sign does not matter, and the sum where it does.
+        combine: how the heatmaps of several layers become one: `mean`, `max` or `product`; by default what method and
+            preset say.
+        against: explain how far the class is ahead of this one, or of the `runner-up`, rather than its score.
         weights: how the cotangent is had; `auto` takes the first of `linear`, `gradient` and `finite` that applies.
         score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default what
             the preset says.
@@ -70,6 +74,8 @@ class Options:
     preset: str = "default"
     modifier: Literal["guided", "deconvnet"] | None = None
     channels: Literal["max", "sum"] | None = None
+    combine: Literal["mean", "max", "product"] | None = None
+    against: int | Literal["runner-up"] | None = None
     weights: Weights = "auto"
     score: Literal["logit", "output"] | None = None
     output: str | None = None
@@ -136,6 +142,14 @@ class Plan:
         """How cotangents are changed on their way back."""
         return self.options.modifier or self.method.modifier or self.preset.modifier
 
+    @property
+    def objective(self) -> Objective | None:
+        """What is differentiated, where it is not the score of one class."""
+        other = self.options.against
+        if other is None:
+            return None if self.method.objective == "class" else OBJECTIVES[self.method.objective]
+        return against(other) if isinstance(other, int) else OBJECTIVES[other]
+
     def table(self, modifier: str | None) -> Table:
         """The rules of the backward pass."""
         return PROFILES[self.options.profile]() if modifier is None else MODIFIERS[modifier]()
@@ -143,24 +157,32 @@ class Plan:
     @property
     def refusal(self) -> str | None:
         """Why the plan cannot be carried out; `None` where it can."""
-        if self.weights == "gradient" and self.problems:
-            return f"{self.problems[0]}; choose a later layer with --layer"
-        if self.weights in {"linear", "finite"} and self.modifier is not None:
-            return (
-                f"--weights {self.weights} has no rectifier to change as {self.modifier} says; use --weights gradient"
+        return next(self._refusals(), None)
+
+    def _refusals(self) -> Iterator[str]:
+        title, head = self.method.title, self.head
+        if self.method.linear_head and self.weights != "linear":
+            yield (
+                f"{title} is defined for models that end in pooling and one linear layer; "
+                "use --method gradcam, which gives the same map there and serves every head"
             )
-        if self.weights in {"linear", "finite"} and self.head is None:
-            return (
+        if self.weights == "gradient" and self.problems:
+            yield f"{self.problems[0]}; choose a later layer with --layer"
+        if self.weights == "finite" and "HA" in self.method.needs:
+            yield f"{title} needs derivatives of derivatives; use --weights gradient"
+        if self.weights in {"linear", "finite"} and self.modifier is not None:
+            yield f"--weights {self.weights} has no rectifier to change as {self.modifier} says; use --weights gradient"
+        if self.weights in {"linear", "finite"} and head is None:
+            yield (
                 f"--weights {self.weights} needs global average pooling right behind the layer; use --weights gradient"
             )
         if self.weights == "finite" and self.quantised is not None:
-            return (
+            yield (
                 f"--weights finite sees nothing through the rounding of {self.quantised.op_type} "
                 f"({self.quantised.outputs[0].name!r}); use --weights gradient"
             )
-        if self.weights == "linear" and self.head is not None and not self.head.linear:
-            return f"--weights linear is not possible: {self.head.why}; use --weights gradient"
-        return None
+        if self.weights == "linear" and head is not None and not head.linear:
+            yield f"--weights linear is not possible: {head.why}; use --weights gradient"
 
     @property
     def warnings(self) -> list[str]:
@@ -232,8 +254,26 @@ def _plan(t: Builder, options: Options) -> Plan:
             f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "
             f"input {image.name!r}; name another output with --output"
         )
+    _check_other_class(score, options, method)
     hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
     return Plan(options, t, image, layout, score, layers, path, head, weights, problems, hazards, method, preset)
+
+
+def _check_other_class(score: Score, options: Options, method: Method) -> None:
+    """A comparison of classes needs classes to compare.
+
+    Raises:
+        TargetError: there is only one, or the other one does not exist.
+    """
+    if options.against is None and method.objective == "class":
+        return
+    if score.single_logit:
+        raise TargetError("with a single logit each class is the other's opposite already; leave the comparison out")
+    other = options.against
+    if isinstance(other, int) and not 0 <= other < (score.classes or other + 1):
+        raise TargetError(
+            f"class {other} to compare with is out of range; the model has classes 0 to {(score.classes or 0) - 1}"
+        )
 
 
 def _layers(

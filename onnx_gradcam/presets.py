@@ -6,14 +6,15 @@ become a heatmap. Adding one is adding one entry to `PRESETS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 
-from .heatmap import Finish, finish
+from .heatmap import Combine, Finish, by_range, combined, finish
+from .resizing import bilinear
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
 
@@ -41,9 +42,22 @@ class Preset:
     cotangent: Callable[[Builder, Value, Value], Value] | None = None
 
 
+def _pytorch_grad_cam(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | None = None) -> Value:
+    shown = [bilinear(t, by_range(t, t.op("Relu", cam), 1e-7), size) for cam in cams]
+    return by_range(t, combined(t, shown, combine or "mean"), 1e-7)
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
-    for preset in (Preset(name="default", title="onnx-gradcam", source="onnx_gradcam/heatmap.py", finish=finish),)
+    for preset in (
+        Preset(name="default", title="onnx-gradcam", source="onnx_gradcam/heatmap.py", finish=finish),
+        Preset(
+            name="pytorch-grad-cam",
+            title="pytorch-grad-cam 1.5.7",
+            source="base_cam.py, utils/image.py",
+            finish=_pytorch_grad_cam,
+        ),
+    )
 }
 """Presets by name."""
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .autodiff.backward import backward
+from .autodiff.backward import backward, cotangents_or_zero
 from .errors import TargetError
 from .graph.builder import Builder, Value
 from .linearize import finite_cotangent, linear_cotangent
@@ -36,6 +36,7 @@ class Quantities:
         makers = {
             "A": lambda: self.maps[layer],
             "G": lambda: self._shaped(layer),
+            "HA": lambda: self.curvatures[layer],
             "score": lambda: self.score,
             "x": lambda: self.picture,
             "gx": lambda: self.picture_cotangent,
@@ -53,7 +54,11 @@ class Quantities:
         """The cotangents of the maps; of size one along spatial axes where they are the same at every place."""
         work, t = self.work, self.work.t
         if work.weights == "linear" and work.head is not None:
-            return [linear_cotangent(t, work.head, work.score, self.maps[0], self.classes, self._sign)]
+            return [
+                linear_cotangent(
+                    t, work.head, work.score, self.maps[0], self.classes, sign=self._sign, seed=self._flat_seed
+                )
+            ]
         if work.weights == "finite" and work.head is not None:
             return [finite_cotangent(t, work.head, work.score, self.maps[0], self.seed, work.path)]
         own = work.modifier if "gx" not in work.method.needs else work.options.modifier
@@ -87,9 +92,37 @@ class Quantities:
         return t.cast(t.sum(t.op("Mul", tensor, self.seed), axes, keepdims=False), np.float32)
 
     @cached_property
+    def curvatures(self) -> list[Value]:
+        """The Hessian of the score with respect to the maps of every layer, times these maps: of their shape."""
+        work, t = self.work, self.work.t
+        if work.weights == "linear":
+            return [t.full_like(maps, 0.0) for maps in self.maps]
+        t.adopt()
+        found = []
+        for layer, maps, gradient in zip(work.layers, self.maps, self.cotangents, strict=True):
+            tensor = layer.chosen.tensor
+            (product,) = cotangents_or_zero(t, {gradient: maps}, [tensor], work.table(work.modifier))
+            found.append(t.cast(layer.chosen.canonical(t, product), np.float32))
+        return found
+
+    @cached_property
+    def _flat_seed(self) -> Value | None:
+        """The cotangent of the scores, `float32 [N, K]`, where it is not one at the class and zero elsewhere."""
+        t, work = self.work.t, self.work
+        if work.objective is None:
+            return None
+        scores = t.cast(t.op("Reshape", work.score.tensor, t.ints(0, -1)), np.float32)
+        value = work.objective(t, scores, self.classes)
+        t.adopt()
+        (gradient,) = backward(t, {value: t.full_like(value, 1.0)}, [scores])
+        return gradient
+
+    @cached_property
     def seed(self) -> Value:
         """The cotangent of the score tensor: one at the explained class, and for a single logit its sign."""
         t, score = self.work.t, self.work.score
+        if self._flat_seed is not None:
+            return t.reshape_like(t.cast(self._flat_seed, score.tensor.dtype), score.tensor)
         if self._sign is not None:
             return t.reshape_like(t.cast(self._sign, score.tensor.dtype), score.tensor)
         hot = t.op("Equal", t.op("Unsqueeze", self.classes, t.ints(1)), _every_class(t, score))

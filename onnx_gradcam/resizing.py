@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["Matrix", "bilinear", "half_pixel", "resize"]
+__all__ = ["Matrix", "bilinear", "half_pixel", "places", "resize"]
 
 Matrix = Callable[[int, int], npt.NDArray[np.float32]]
 """`(cells, pixels)` -> interpolation along one axis, `float32 [pixels, cells]`."""
@@ -51,6 +51,12 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
     batch = t.op("Shape", channel, start=0, end=2) if not isinstance(maps.shape[0], int) else t.ints(maps.shape[0], 1)
     target = t.op("Concat", batch, size, axis=0)
     return t.op("Squeeze", t.op("Resize", channel, None, None, target, **attributes), t.ints(1))
+
+
+def places(t: Builder, maps: Value) -> Value:
+    """Height and width of `[N, C, H, W]`, `int64 [2]`: a constant where they are known."""
+    sizes = [d for d in maps.shape[2:] if isinstance(d, int)]
+    return t.ints(*sizes) if len(sizes) == 2 else t.op("Shape", maps, start=2)
 
 
 def half_pixel(cells: int, pixels: int) -> npt.NDArray[np.float32]:

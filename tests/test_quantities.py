@@ -88,3 +88,28 @@ def test_refusals():
         attach(deep(), layer=[])
     with pytest.raises(TargetError, match="there is no preset 'keras'"):
         attach(deep(), preset="keras")
+
+
+def test_the_difference_of_two_classes_is_the_difference_of_their_maps():
+    x = pictures(2)
+    for weights in ("linear", "gradient"):
+        one, other = (explained(x, [index], weights=weights)["cam"] for index in (1, 3))
+        cam = explained(x, [1], against=3, weights=weights)["cam"]
+        np.testing.assert_allclose(cam, one - other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_runner_up_is_the_best_other_class():
+    x = pictures(3)
+    results = explained(x, [-1], against="runner-up")
+    order = np.argsort(-results["y"], axis=1)
+    np.testing.assert_array_equal(results["heatmap_class"], order[:, 0])
+    both = [explained(x, order[:, i])["cam"] for i in (0, 1)]
+    np.testing.assert_allclose(results["cam"], both[0] - both[1], rtol=1e-4, atol=1e-6)
+
+
+def test_comparisons_that_make_no_sense():
+    with pytest.raises(TargetError, match=r"class 4 to compare with is out of range.*0 to 3"):
+        attach(deep(), against=4)
+    single = graph(DEEP.replace("Gemm(f, W)", "Gemm(f, S)"), **SIZES, S=(5, 1), outputs="float[N,1] y")
+    with pytest.raises(TargetError, match="each class is the other's opposite"):
+        attach(single, against=0)

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from .options import (
+    Against,
     Channels,
+    Combine,
     Image,
     Labels,
     Layer,
@@ -55,6 +57,8 @@ def attach(
     preset: Preset = None,
     modifier: Modifier = None,
     channels: Channels = None,
+    combine: Combine = None,
+    against: Against = None,
     weights: Weights = None,
     profile: Profile = None,
     score: Score = None,
@@ -127,6 +131,8 @@ def attach(
             preset=preset,
             modifier=modifier,
             channels=channels,
+            combine=combine,
+            against=against,
             weights=weights,
             profile=profile,
             score=score,

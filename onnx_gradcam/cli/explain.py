@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from .options import (
+    Against,
     Channels,
+    Combine,
     Image,
     Json,
     Labels,
@@ -66,6 +68,8 @@ def explain(
     preset: Preset = None,
     modifier: Modifier = None,
     channels: Channels = None,
+    combine: Combine = None,
+    against: Against = None,
     weights: Weights = None,
     profile: Profile = None,
     score: Score = None,
@@ -152,6 +156,8 @@ def explain(
             preset=preset,
             modifier=modifier,
             channels=channels,
+            combine=combine,
+            against=against,
             weights=weights,
             profile=profile,
             score=score,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .options import (
+    Against,
     Channels,
+    Combine,
     Image,
     Json,
     Layer,
@@ -29,6 +31,8 @@ def inspect(
     preset: Preset = None,
     modifier: Modifier = None,
     channels: Channels = None,
+    combine: Combine = None,
+    against: Against = None,
     weights: Weights = None,
     score: Score = None,
     output: Output = None,
@@ -58,6 +62,8 @@ def inspect(
             preset=preset,
             modifier=modifier,
             channels=channels,
+            combine=combine,
+            against=against,
             weights=weights,
             score=score,
             output=output,

@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import typer
 
 __all__ = [
+    "Against",
     "ChannelKind",
     "Channels",
+    "Combine",
+    "CombineKind",
     "Image",
     "Json",
     "Labels",
@@ -66,6 +69,14 @@ class ChannelKind(str, Enum):
     SUM = "sum"
 
 
+class CombineKind(str, Enum):
+    """How several layers become one map."""
+
+    MEAN = "mean"
+    MAX = "max"
+    PRODUCT = "product"
+
+
 class ScoreKind(str, Enum):
     """Which score of the class is explained."""
 
@@ -80,6 +91,14 @@ def _no_file(value: str | None) -> str | None:
             "the file to write is given with -o or --out."
         )
     return value
+
+
+def _other_class(value: str | None) -> Any:
+    if value is None or value == "runner-up":
+        return value
+    if not value.isdecimal():
+        raise typer.BadParameter(f"{value!r} is neither the number of a class nor runner-up.")
+    return int(value)
 
 
 ModelFile = Annotated[
@@ -116,6 +135,21 @@ Channels = Annotated[
     typer.Option(
         help="How the colour channels of an attribution become one map. [default: max where the sign does not matter, "
         "else sum]"
+    ),
+]
+Combine = Annotated[
+    CombineKind | None,
+    typer.Option(
+        help="With several layers: how their heatmaps become one. [default: what method and preset say, mostly mean]"
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLASS|runner-up",
+        callback=_other_class,
+        help="Explain how far the class is ahead of this one, given by its number, or of the `runner-up`, rather than "
+        "its score.",
     ),
 ]
 Weights = Annotated[

@@ -368,6 +368,10 @@ class Builder:
         old.name, new.core.name = dead, name
         self._register(new.core, kind, shape)
 
+    def adopt(self) -> None:
+        """Count the nodes appended so far among those that a backward pass may cross."""
+        self.nodes = tuple(self.graph)
+
     def finish(self) -> None:
         """Drop every appended node and constant that no output of the graph reaches."""
         for node in reversed(self._appended):

@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.resizing import bilinear, places
 
+from .gradient import mean_over_places, weighted_sum
 from .registry import method
 
 
 @method(
-    "gradient",
-    title="Gradient",
-    reference="Simonyan et al. 2013, section 3, signed",
+    "guided-backprop",
+    title="Guided backpropagation",
+    reference="Springenberg et al. 2015, section 3.4, signed",
     family="attribution",
+    modifier="guided",
 )
+@method(
+    "deconvnet",
+    title="Deconvolutional network",
+    reference="Zeiler and Fergus 2014, section 2.1, signed",
+    family="attribution",
+    modifier="deconvnet",
+)
+@method("gradient", title="Gradient", reference="Simonyan et al. 2013, section 3, signed", family="attribution")
 def gradient(t: Builder, gx: Value) -> Value:  # noqa: ARG001 - every method takes the builder
     """dS/dx, with its sign."""
     return gx
 
 
 @method(
-    "saliency",
-    title="Saliency",
-    reference="Simonyan et al. 2013, section 3.1",
-    family="attribution",
-    absolute=True,
+    "saliency", title="Saliency", reference="Simonyan et al. 2013, section 3.1", family="attribution", absolute=True
 )
 def saliency(t: Builder, gx: Value) -> Value:
     """|dS/dx|."""
     return t.op("Abs", gx)
+
+
+@method(
+    "input-x-gradient", title="Input x gradient", reference="Shrikumar et al. 2016, section 2", family="attribution"
+)
+def input_x_gradient(t: Builder, x: Value, gx: Value) -> Value:
+    """X dS/dx."""
+    return t.op("Mul", x, gx)
+
+
+@method(
+    "guided-gradcam",
+    title="Guided Grad-CAM",
+    reference="Selvaraju et al. 2017, section 3.2",
+    family="attribution",
+    modifier="guided",
+)
+def guided_grad_cam(t: Builder, A: Value, G: Value, x: Value, gx: Value) -> Value:
+    """The guided gradient of the picture, times the Grad-CAM heatmap spread over the picture."""
+    cam = t.op("Relu", weighted_sum(t, A, mean_over_places(t, G)))
+    spread = bilinear(t, cam, places(t, x))
+    return t.op("Mul", gx, t.op("Unsqueeze", spread, t.ints(1)))

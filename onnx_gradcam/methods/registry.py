@@ -6,6 +6,7 @@ A method is a pure function of the builder and of what it asks for by the names 
 | --- | --- | --- |
 | `A` | activation maps of the target layer | float32 `[N, C, *spatial]` |
 | `G` | their cotangent: the derivative of the explained score | as `A`, or of size one along the spatial axes where it is the same at every place |
+| `HA` | the Hessian of the explained score with respect to `A`, times `A` | as `A` |
 | `score` | the explained score | float32 `[N]` |
 | `x` | the picture as the model gets it | float32 `[N, C, H, W]` |
 | `gx` | its cotangent | as `x` |
@@ -29,6 +30,7 @@ __all__ = ["METHODS", "Family", "Method", "find_method", "method", "methods"]
 
 Family = Literal["cam", "attribution"]
 Modifier = Literal["guided", "deconvnet"]
+Combine = Literal["mean", "max", "product"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,9 @@ class Method:
         function: the method itself.
         family: what it gives: `cam` a map of the layer, `attribution` a number for every value of the picture.
         modifier: how the cotangent of the picture is changed on its way back: `guided`, `deconvnet` or not.
+        objective: what is differentiated, by its name in `onnx_gradcam.targets.objective`.
+        combine: how the heatmaps of several layers become one, where it is not what the preset says.
+        linear_head: it is defined for pooling and one linear layer behind the activation maps alone.
         absolute: the sign of an attribution does not matter, so that its heatmap shows absolute values.
     """
 
@@ -51,6 +56,9 @@ class Method:
     function: Callable[..., Any]
     family: Family = "cam"
     modifier: Modifier | None = None
+    objective: str = "class"
+    combine: Combine | None = None
+    linear_head: bool = False
     absolute: bool = False
 
     @property
@@ -66,6 +74,8 @@ class Method:
     @property
     def cost(self) -> str:
         """What it costs, in words."""
+        if "HA" in self.needs:
+            return "one forward pass, the gradient of the head and the gradient of that"
         if "gx" in self.needs:
             return "one forward and one backward pass"
         return "one forward pass and the gradient of the head" if "G" in self.needs else "one forward pass"
