@@ -2,20 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import onnx
 
 from onnx_gradcam.errors import ModelError
 
+from .product import Product
+
 __all__ = ["as_onnx"]
 
+_SYMBOL = "-symbol.json"
 
-def as_onnx(path: str | Path) -> Path | bytes:
+
+def as_onnx(path: str | Path, layer: str | None = None) -> Path | onnx.ModelProto:
     """What ONNX code can read of a model file, by the end of its name.
 
     `.keras`, `.h5` and `.hdf5` are Keras models, `NAME-symbol.json` is an MXNet model with its `NAME-*.params` beside
-    it, `.pt2` an exported PyTorch program. Everything else is left as it is: ONNX, and who loads it says so if not.
+    it, `.pt2` an exported PyTorch program, `.tflite` a TFLite model. Everything else is left as it is: it is ONNX, or
+    who loads it says that it is not.
+
+    Args:
+        path: of the file.
+        layer: the layer to explain, by the framework's name.
 
     Raises:
         ExplainError: the file cannot be exported.
     """
-    return Path(path)
+    path = Path(path)
+    read = next((reader for ending, reader in _READERS.items() if path.name.lower().endswith(ending)), None)
+    if read is None:
+        return path
+    from .finishing import finish_export  # noqa: PLC0415 - not needed for ONNX files
+
+    return finish_export(read(path, layer), layer).to_proto()
+
+
+def _keras(path: Path, _: str | None) -> Product:
+    from .keras import read_keras  # noqa: PLC0415 - one reader is needed at most
+
+    return read_keras(path)
+
+
+def _mxnet(path: Path, _: str | None) -> Product:
+    from .mxnet import read_mxnet  # noqa: PLC0415 - as above
+
+    name = path.name[: -len(_SYMBOL)]
+    beside = sorted(p.name for p in path.parent.iterdir() if p.name.startswith(f"{name}-") and p.suffix == ".params")
+    if len(beside) != 1:
+        found = f"there are {len(beside)} ({', '.join(beside[:5])})" if beside else "there is none"
+        raise ModelError(f"{path.name} needs its weights in one file {name}-0000.params beside it, but {found}")
+    return read_mxnet(path, path.parent / beside[0])
+
+
+def _pytorch(path: Path, layer: str | None) -> Product:
+    from .pytorch import export_pytorch  # noqa: PLC0415 - as above
+
+    return export_pytorch(path, layer=layer)
+
+
+def _tflite(path: Path, _: str | None) -> Product:
+    from .tflite import read_tflite  # noqa: PLC0415 - as above
+
+    return read_tflite(path)
+
+
+_READERS: dict[str, Callable[[Path, str | None], Product]] = {
+    ".keras": _keras,
+    ".h5": _keras,
+    ".hdf5": _keras,
+    _SYMBOL: _mxnet,
+    ".pt2": _pytorch,
+    ".tflite": _tflite,
+}
