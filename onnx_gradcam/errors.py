@@ -10,7 +10,8 @@
     ├── ShapeError               two shapes that have to agree do not
     ├── PreprocessingError       a preprocessing description or label file that makes no sense
     ├── ImageError               a picture that cannot be read, or is too large
-    └── RuntimeProviderError     an execution provider that is not there, or a session that fails
+    ├── RuntimeProviderError     an execution provider that is not there, or a session that fails
+    └── RequestError             a request to a server that is malformed, too large, too many or too late
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "ImageError",
     "ModelError",
     "PreprocessingError",
+    "RequestError",
     "RuntimeProviderError",
     "ShapeError",
     "TargetError",
@@ -66,6 +68,18 @@ class ImageError(ExplainError):
 
 class RuntimeProviderError(ExplainError):
     """An execution provider that is not there, or a session that fails."""
+
+
+class RequestError(ExplainError):
+    """A request to a server that is refused.
+
+    Attributes:
+        status: the HTTP status that says why: 400 malformed, 413 too large, 429 too many, 504 too late ...
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:

@@ -21,11 +21,13 @@ from .attach import attach
 from .compare import compare
 from .doctor import doctor
 from .explain import explain
+from .export import export
 from .group import Commands
 from .inspect import inspect
 from .methods import methods
 from .ops import ops
 from .output import complain, say
+from .serve import serve
 from .verify import verify
 
 __all__ = ["app", "main"]
@@ -47,6 +49,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     attach: "A model that gives its heatmap itself.",
     inspect: "What of a model would be explained, and why.",
     compare: "Whether models agree, and for the same reason.",
+    serve: "A model and its heatmaps on a server, over REST and gRPC.",
     verify: "The gradient of an explanation, checked by small changes.",
     methods: "The methods there are.",
     ops: "The operators a gradient can cross.",
@@ -54,6 +57,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
 }
 for _command, _summary in _COMMANDS.items():
     app.command(short_help=_summary)(_command)
+app.add_typer(export, short_help="A framework's model as ONNX, its layers by their names.")
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - called with the option's value alone
@@ -87,14 +91,18 @@ def root(
         os.environ[_DEBUG] = "1"
 
 
-def main() -> None:
-    """Run the command line; what goes wrong is said in one sentence, without a traceback."""
+def main(*command: str) -> None:
+    """Run the command line; what goes wrong is said in one sentence, without a traceback.
+
+    Args:
+        command: words that stand before those of the command line: scripts that are one command put it here.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A class name that the terminal cannot show must not end the run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        app(prog_name="onnx-gradcam")
+        app([*command, *sys.argv[1:]], prog_name="onnx-gradcam")
     except MemoryError:
         complain("there is not enough memory for this; try a smaller --batch-size or picture")
         sys.exit(1)

@@ -19,7 +19,7 @@ from onnx_gradcam.graph.paths import between
 from onnx_gradcam.graph.shapes import Shape
 from onnx_gradcam.metadata import PREFIX, Carried, CarriedLayer
 from onnx_gradcam.preprocessing import parse_preprocessing
-from onnx_gradcam.targets.axes import follow, letters
+from onnx_gradcam.targets.axes import follow, label_input, letters
 from onnx_gradcam.targets.layer import find_layer, on_path
 from onnx_gradcam.targets.score import Score, find_image, find_score
 
@@ -39,6 +39,10 @@ class Exported:
         layout: its axes, e.g. `NCHW`.
         reason: why this layer, in words.
         score: name of the output that holds the scores.
+        image: name of the input that takes pictures.
+        image_layout: its axes, e.g. `NCHW`; empty where they cannot be told.
+        image_shape: of it.
+        image_dtype: its NumPy type.
         carried: what the model says of itself in its metadata.
         warnings: what the user should know.
     """
@@ -49,6 +53,10 @@ class Exported:
     layout: str
     reason: str
     score: str
+    image: str
+    image_layout: str
+    image_shape: Shape
+    image_dtype: str
     carried: Carried
     warnings: list[str] = field(default_factory=list)
 
@@ -75,7 +83,8 @@ def finish_export(
 ) -> Exported:
     """Expose the target layer and write down what the framework knew; nothing in the model is computed otherwise.
 
-    The target is the tensor on the path to the score, not a copy of it, and bears the layer's name where that is free.
+    The target is the tensor on the path to the score, not a copy of it. It and the tensors of all other layers bear the
+    layers' names where these are free.
     The model of `product` is changed in place.
 
     Args:
@@ -104,7 +113,7 @@ def finish_export(
     tensors = _resolved(t, names, alive)
     _drop_unread(t)
     target = chosen.chosen.tensor
-    _name_after_layer(t, target, layer, tensors)
+    _name_after_layers(t, target, layer, tensors)
     t.expose(target)
     t.finish()
     carried = Carried(
@@ -128,6 +137,10 @@ def finish_export(
         layout=chosen.chosen.describe(),
         reason=chosen.reason,
         score=score.output.name,
+        image=image.name,
+        image_layout=letters(label_input(Builder(model), image) or ()),
+        image_shape=image.shape,
+        image_dtype=str(image.dtype),
         carried=carried,
         warnings=warnings,
     )
@@ -167,16 +180,27 @@ def _drop_unread(t: Builder) -> None:
             t.graph.initializers.pop(str(value.name))
 
 
-def _name_after_layer(t: Builder, target: Value, layer: str | None, tensors: Mapping[str, Value]) -> None:
-    """Give the target the name of its layer, where that is free; an output of the model keeps its own."""
-    mine = [name for name, value in tensors.items() if value is target]
-    wanted = layer or (None if target.name in mine else min(mine, key=len, default=None))
-    if wanted is None and target.name.isdecimal():
+def _name_after_layers(t: Builder, target: Value, layer: str | None, tensors: Mapping[str, Value]) -> None:
+    """Give tensors the names of their layers, the target first; inputs and outputs keep theirs, and so do taken names.
+
+    Of a tensor's several names (a module is what its last part is) the one asked for is taken, or the shortest.
+    """
+    names: dict[Value, list[str]] = {target: [layer] if layer else []}
+    for name, value in tensors.items():
+        names.setdefault(value, []).append(name)
+    if not names[target] and target.name.isdecimal():
         # Numbers change with every export; nodes are named after modules.
         node = target.core.producer()
-        wanted = None if node is None else node.name
-    if wanted and wanted.isprintable() and not target.core.is_graph_output() and wanted not in _tensor_names(t):
-        t.rename(target, wanted)
+        names[target] = [] if node is None else [str(node.name)]
+    taken = _tensor_names(t)
+    for value, mine in names.items():
+        wanted = layer if value is target and layer else min(mine, key=len, default="")
+        if value.name in mine and wanted != layer:
+            continue
+        fixed = value.core.is_graph_input() or value.core.is_graph_output()
+        if wanted and wanted.isprintable() and wanted not in taken and not fixed:
+            t.rename(value, wanted)
+            taken.add(wanted)
 
 
 def _tensor_names(t: Builder) -> set[str]:

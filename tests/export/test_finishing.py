@@ -81,8 +81,8 @@ def test_the_table_holds_tensors_on_the_path_alone():
     made = finish_export(product(), "block1")
     assert {name: entry.tensor for name, entry in made.carried.layers.items()} == {
         "block1": "block1",
-        "block2": "t4",
-        "pool": "p",
+        "block2": "block2",
+        "pool": "pool",
         "predictions": "y",
     }
     names = {o for n in made.to_proto().graph.node for o in n.output}
@@ -91,7 +91,7 @@ def test_the_table_holds_tensors_on_the_path_alone():
 
 def test_what_follows_knows_the_layers_by_name():
     proto = finish_export(product(), "block1").to_proto()
-    assert attach(proto, layer="block2").metadata.target_tensor == "t4"
+    assert attach(proto, layer="block2").metadata.target_tensor == "block2"
     explained = attach(proto)
     assert explained.metadata.target_tensor == "block1"
     assert explained.reason == "layer 'block1', which the model was exported with"
@@ -128,6 +128,13 @@ def test_a_name_that_is_taken_leaves_the_tensor_its_own():
 def test_the_shortest_of_several_names_is_taken():
     made = finish_export(product(layers={"features.1.act": "t4", "features": "t4", "features.1": "t4"}))
     assert outputs(made.to_proto()) == ["y", "features"]
+
+
+def test_inputs_and_outputs_keep_their_names():
+    made = finish_export(product(layers={"input_1": "x", "block1": "t2", "predictions": "y"}), "block1")
+    proto = made.to_proto()
+    assert ([i.name for i in proto.graph.input], outputs(proto)) == (["x"], ["y", "block1"])
+    assert made.carried.layers["input_1"].tensor == "x"
 
 
 def test_a_number_gives_way_to_the_name_of_the_node():
