@@ -1,0 +1,195 @@
+"""The REST side: a request's body is read within limits, parsed off the event loop, and every refusal is one sentence.
+
+MLServer's own endpoint reads bodies of any size, unpacks gzip without a bound, checks JSON with pydantic, which makes
+one error for each of a million wrong entries, and carries tensors as Python lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+from mlserver.errors import MLServerError
+from mlserver.handlers import DataPlane
+from mlserver.types import InferenceRequest
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from onnx_gradcam.errors import RequestError
+
+from .mlserver import ExplainRuntime
+from .query import Query, Result, Tensor
+
+__all__ = ["inference_routes"]
+
+_LOG: Final = logging.getLogger("mlserver.onnx_gradcam")
+_MOST_CONTAINERS: Final = 1 << 18
+"""Lists and objects in a body: each costs fifty times its two bytes once it is parsed."""
+_REFUSED: Final = (
+    "/v2/repository/index",
+    "/v2/repository/models/{model_name}/load",
+    "/v2/repository/models/{model_name}/unload",
+)
+
+
+def inference_routes(data_plane: DataPlane, runtime: ExplainRuntime) -> list[BaseRoute]:
+    """Routes that take the place of MLServer's: inference, and a refusal of loading and unloading models."""
+
+    async def infer(request: Request) -> Response:
+        return await _Exchange(data_plane, runtime, request).response()
+
+    async def refuse(_request: Request) -> Response:
+        return _error("this server serves one model, which is neither loaded nor unloaded by request", 403)
+
+    paths = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
+    return [Route(path, infer, methods=["POST"]) for path in paths] + [
+        Route(path, refuse, methods=["POST"]) for path in _REFUSED
+    ]
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, data_plane: DataPlane, runtime: ExplainRuntime, request: Request) -> None:
+        self._data_plane = data_plane
+        self._runtime = runtime
+        self._request = request
+
+    async def response(self) -> Response:
+        try:
+            return await self._infer()
+        except RequestError as error:
+            self._runtime.count_refusal(error.status)
+            return _error(str(error), error.status)
+        except MLServerError as error:  # counted where it arose
+            return _error(str(error), error.status_code)
+        except Exception:  # noqa: BLE001 - a bug must not end the server
+            self._runtime.count_refusal(500)
+            _LOG.exception("a request failed")
+            return _error("this should not have happened; the server's log says more", 500)
+
+    async def _infer(self) -> Response:
+        name, version = self._request.path_params["model_name"], self._request.path_params.get("model_version")
+        # Before anything else: MLServer keeps a metric for every name that it is asked to infer with.
+        await self._data_plane.model_ready(name, version)
+        loop = asyncio.get_running_loop()
+        with self._runtime.admitted():
+            body = await self._body()
+            identity, query = await loop.run_in_executor(None, _parsed, body)
+            del body
+            payload = InferenceRequest.model_construct(id=identity, parameters=None, inputs=query)
+            answer = await self._data_plane.infer(payload, name, version)
+            content = await loop.run_in_executor(None, _written, answer)
+        return Response(content, media_type="application/json")
+
+    async def _body(self) -> bytes:
+        """The request's body.
+
+        Raises:
+            RequestError: it is too large, encoded, or does not come.
+        """
+        try:
+            return await asyncio.wait_for(self._read(), self._runtime.limits.seconds)
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise RequestError("the body did not come in time", 408) from error
+        except ClientDisconnect as error:
+            raise RequestError("the connection was closed before the body was there") from error
+
+    async def _read(self) -> bytes:
+        headers, most = self._request.headers, self._runtime.limits.request_bytes
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError("a body with a Content-Encoding is not taken; send it as it is", 415)
+        if "inference-header-content-length" in headers:
+            raise RequestError("the binary tensor extension is not spoken over HTTP; send raw tensors over gRPC")
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and int(length[:20]) > most:
+            raise RequestError(f"the body has {length[:20]} bytes; {most} are allowed", 413)
+        body = bytearray()
+        async for chunk in self._request.stream():
+            body += chunk
+            if len(body) > most:
+                raise RequestError(f"the body has more than the {most} bytes that are allowed", 413)
+        return bytes(body)
+
+
+def _error(message: str, status: int) -> Response:
+    return Response(orjson.dumps({"error": message}), status, media_type="application/json")
+
+
+def _parsed(body: bytes) -> tuple[str | None, Query]:
+    """Identifier and query of a JSON body.
+
+    Raises:
+        RequestError: no JSON, or not what the protocol says.
+    """
+    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
+        raise RequestError(f"the body has more than {_MOST_CONTAINERS} lists and objects; send flat lists")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is no JSON ({str(error)[:120]})") from error
+    if not isinstance(document, dict):
+        raise RequestError("the body has to be a JSON object with 'inputs'")
+    identity = _member(document, "id", str, None)
+    outputs = [_named(one, "outputs") for one in _member(document, "outputs", list, [])]
+    tensors = [_tensor(one) for one in _member(document, "inputs", list)]
+    return identity, Query(tensors, _member(document, "parameters", dict, {}), outputs)
+
+
+def _tensor(entry: Any) -> Tensor:
+    name = _named(entry, "inputs")
+    parameters = _member(entry, "parameters", dict, {})
+    return Tensor(
+        name,
+        _member(entry, "datatype", str),
+        _member(entry, "shape", list),
+        _member(entry, "data", list),
+        _member(parameters, "content_type", str, ""),
+    )
+
+
+def _named(entry: Any, where: str) -> str:
+    if not isinstance(entry, dict):
+        raise RequestError(f"each of {where!r} has to be an object with a 'name'")
+    name: str = _member(entry, "name", str)
+    return name
+
+
+_REQUIRED: Final = object()
+_WORDS: Final[Mapping[type, str]] = {str: "text", list: "a list", dict: "an object"}
+
+
+def _member(entry: Mapping[str, Any], key: str, kind: type, default: Any = _REQUIRED) -> Any:
+    value = entry.get(key)
+    if value is None and default is not _REQUIRED:
+        return default
+    if not isinstance(value, kind):
+        raise RequestError(f"{key!r} {'is missing' if value is None else f'has to be {_WORDS[kind]}'}")
+    return value
+
+
+def _written(answer: Any) -> bytes:
+    """The JSON of a response; byte strings become base64."""
+    document = {
+        "model_name": answer.model_name,
+        "model_version": answer.model_version,
+        "id": answer.id,
+        "outputs": [_output(result) for result in answer.outputs],
+    }
+    present = {key: value for key, value in document.items() if value is not None}
+    return bytes(orjson.dumps(present, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def _output(result: Result) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": result.name, "datatype": result.datatype, "shape": result.shape}
+    if not isinstance(result.data, list):
+        return {**entry, "data": result.data.reshape(-1)}
+    values = [base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in result.data]
+    if any(isinstance(one, bytes) for one in result.data):
+        entry["parameters"] = {"content_type": "base64"}
+    return {**entry, "data": values}

@@ -1,0 +1,139 @@
+"""A server, started once by the command that users type, and ways to ask it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnx_gradcam import Explainer, attach
+from onnx_gradcam.runtime.image import prepare, read_image
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Server:
+    """A running `onnx-gradcam serve`."""
+
+    def __init__(self, model: Path, *options: str, name: str = "shapes", log: Path) -> None:
+        self.http, self.grpc, self.metrics_port = free_ports(3)
+        self.name = name
+        self.log = log
+        ports = [f"--port={self.http}", f"--grpc-port={self.grpc}", f"--metrics-port={self.metrics_port}"]
+        command = [sys.executable, "-m", "onnx_gradcam", "serve", str(model), "--name", name, *ports, *options]
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=log.parent)
+        for _ in range(300):
+            if self.process.poll() is not None:
+                raise RuntimeError(log.read_text("utf-8"))
+            with contextlib.suppress(OSError):
+                if self.get("/v2/health/ready")[0] == 200:
+                    return
+            time.sleep(0.1)
+        raise RuntimeError("the server did not become ready: " + log.read_text("utf-8"))
+
+    def request(self, path: str, body: bytes | None = None, headers=(), port: int | None = None) -> tuple[int, bytes]:
+        url = f"http://127.0.0.1:{port or self.http}{path}"
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json", **dict(headers)})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    def get(self, path: str, **options) -> tuple[int, bytes]:
+        return self.request(path, **options)
+
+    def infer(self, document: object, **options) -> tuple[int, dict]:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        status, answer = self.request(f"/v2/models/{self.name}/infer", body, **options)
+        return status, json.loads(answer)
+
+    def outputs(self, document: object) -> dict[str, np.ndarray | list[str]]:
+        """The outputs of a request that has to succeed."""
+        status, answer = self.infer(document)
+        assert status == 200, answer
+        found = {}
+        for one in answer["outputs"]:
+            numeric = one["datatype"] != "BYTES"
+            dtype = {"FP32": np.float32, "INT64": np.int64}.get(one["datatype"])
+            found[one["name"]] = np.array(one["data"], dtype).reshape(one["shape"]) if numeric else one["data"]
+        return found
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        text = self.get("/metrics", port=self.metrics_port)[1].decode()
+        lines = [line for line in text.splitlines() if line.startswith((name + "{", name + " "))]
+        assert lines, f"{name} is not in /metrics"
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def megabytes(self) -> float:
+        """Resident memory."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text("ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def close(self) -> int:
+        self.process.terminate()
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+@pytest.fixture(scope="session")
+def explained(repository, tmp_path_factory) -> Path:
+    """The demo classifier with its explanation."""
+    path = tmp_path_factory.mktemp("explained") / "explained.onnx"
+    attach(repository / "models" / "shapes.onnx").save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def explainer(explained) -> Explainer:
+    return Explainer(explained, threads=1)
+
+
+@pytest.fixture(scope="session")
+def rows(repository, explainer) -> np.ndarray:
+    """Five inputs of the model, `float32 [5, 3, 96, 96]`: drawn pictures with some noise."""
+    rng = np.random.default_rng(0)
+    names = ["circle_and_star", "square_and_ring", "triangle_and_cross", "circle_and_star", "square_and_ring"]
+    pictures = [read_image(repository / "models" / f"{name}.png") for name in names]
+    inputs = np.stack([prepare(one, explainer.preprocessing)[0] for one in pictures])
+    return inputs + 0.02 * rng.standard_normal(inputs.shape).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def photo(repository) -> bytes:
+    return (repository / "models" / "circle_and_star.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server(explained, tmp_path_factory):
+    # Not imported here: MLServer and tritonclient register the same messages, one process holds one of them.
+    if importlib.util.find_spec("mlserver") is None:
+        pytest.skip("onnx-gradcam[serve] is not installed")
+    started = Server(explained, "--threads=1", log=tmp_path_factory.mktemp("server") / "log.txt")
+    yield started
+    assert started.process.poll() is None, started.log.read_text("utf-8")
+    assert started.close() == 0
+    assert "Traceback" not in started.log.read_text("utf-8")
