@@ -43,6 +43,16 @@ def statistics(x):
     return S.mean(x, axis=(2, 3), keepdims=True)
 
 
+def gated(x):
+    parts = S.SliceChannel(x, num_outputs=2, axis=1, name="parts")
+    return S.broadcast_mul(parts[0], S.tanh(parts[1]), name="y")
+
+
+def first_and_third(x):
+    parts = S.SliceChannel(x, num_outputs=4, axis=1, squeeze_axis=True)
+    return parts[0] + 2 * parts[2]
+
+
 def per_case():
     """Input and network of each case; the layer under test is called `y`."""
     yield (
@@ -231,18 +241,8 @@ def per_case():
     yield "concat", "map", lambda x: S.Concat(x, S.tanh(x), S.broadcast_add(statistics(x), x), dim=1, name="y")
     yield "concat_last", "map", lambda x: S.Concat(x, S.tanh(x), dim=-1, name="y")
     yield "stack", "row", lambda x: S.stack(x, S.tanh(x), axis=1, name="y")
-    yield (
-        "split",
-        "map",
-        lambda x: (lambda parts: S.broadcast_mul(parts[0], S.tanh(parts[1]), name="y"))(
-            S.SliceChannel(x, num_outputs=2, axis=1, name="parts")
-        ),
-    )
-    yield (
-        "split_squeezed",
-        "map",
-        lambda x: (lambda parts: parts[0] + 2 * parts[2])(S.SliceChannel(x, num_outputs=4, axis=1, squeeze_axis=True)),
-    )
+    yield "split", "map", gated
+    yield "split_squeezed", "map", first_and_third
     yield "slice", "map", lambda x: S.slice(x, begin=(None, 1, 0, -4), end=(None, 3, None, -1), name="y")
     yield (
         "slice_steps",
@@ -331,7 +331,6 @@ def main() -> None:
         + ",\n".join(lines)
         + "\n}}\n"
     )
-    print(len(cases), "cases,", OUT.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,13 @@ def _channels(x: Value, rank: int) -> int:
     return channels
 
 
+def _check_reach(x: Value, extents: list[int], pads: list[int]) -> None:
+    """ONNX's inference lets a kernel reach over the picture; MXNet and ONNX Runtime do not."""
+    for size, extent, pad in zip(x.shape[2:], extents, pads, strict=True):
+        if isinstance(size, int) and extent > size + 2 * pad:
+            raise ShapeError(f"its kernel reaches over {extent} places, but its input has {size}; pass input_shape")
+
+
 @mxnet_operator("Convolution", "Convolution_v1", ignored=_PERFORMANCE, layout="made")
 def convolution(
     t: Writer,
@@ -78,15 +85,18 @@ def convolution(
     if num_group < 1 or channels % num_group:
         raise ShapeError(f"its {channels} input channels do not split into {num_group} groups; pass input_shape")
     _check_weight(weight, (num_filter, channels // num_group, *kernel), bias, num_filter)
+    strides, dilations = _spatial(stride, rank, 1, "stride"), _spatial(dilate, rank, 1, "dilate")
+    pads = _spatial(pad, rank, 0, "pad")
+    _check_reach(data, [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)], pads)
     return t.op(
         "Conv",
         data,
         weight,
         bias,
         kernel_shape=list(kernel),
-        strides=_spatial(stride, rank, 1, "stride"),
-        dilations=_spatial(dilate, rank, 1, "dilate"),
-        pads=_spatial(pad, rank, 0, "pad") * 2,
+        strides=strides,
+        dilations=dilations,
+        pads=pads * 2,
         group=num_group,
     )
 
@@ -176,6 +186,7 @@ def pooling(
     _channels(data, rank)
     _spatial(kernel, rank, 1, "kernel")
     strides, pads = _spatial(stride, rank, 1, "stride"), _spatial(pad, rank, 0, "pad")
+    _check_reach(data, list(kernel), pads)
     if pooling_convention not in ("valid", "full"):
         raise UnsupportedError(f"its pooling_convention is {pooling_convention}; known are valid and full")
     full = pooling_convention == "full"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,9 +67,8 @@ def read_mxnet(
     shape, warnings = network.sample_shape(input_shape), []
     try:
         translation = network.translated(shape)
-    except FreeSizeError:
-        side, warning = network.side(shape)
-        translation = network.translated((shape[0], side, side))
+    except FreeSizeError as refusal:
+        translation, warning = network.sized(shape, refusal)
         warnings.append(warning)
     model = translation.writer.finished()
     architecture = network.zoo_architecture()
@@ -182,26 +182,29 @@ class _Network:
             "input_shape=(channels, height, width)"
         )
 
-    def side(self, shape: Shape) -> tuple[int, str]:
-        """The side of a square picture where a layer fixes it, and what to tell the user.
+    def sized(self, shape: Shape, refusal: FreeSizeError) -> tuple[_Translation, str]:
+        """The network for the square picture that it wants, and what to tell the user.
 
         Raises:
-            FreeSizeError: the weights do not tell it.
+            FreeSizeError: nothing tells the size; the refusal that was met without one.
         """
-        remedy = "pass input_shape for another size"
+
+        def translated(side: int) -> _Translation:
+            return self.translated((shape[0], side, side))
+
         if tuple(shape[1:]) != ("height", "width"):
-            self.translated(shape)
-        side = fitting_side(lambda side: self.translated((shape[0], side, side)))
-        if side is not None:
-            return side, f"the weights want pictures of about {side} by {side}, which is now the input's size; {remedy}"
+            raise refusal
+        remedy = "pass input_shape for another size"
         architecture = self.zoo_architecture()
-        if architecture is None:
-            self.translated(shape)
-        side = _GLUON_SIDES.get(architecture or "", _GLUON_SIDE)
-        return (
-            side,
-            f"the output depends on the size of the picture, now {side} by {side} as in the model zoo; {remedy}",
-        )
+        if architecture is not None:
+            side = _GLUON_SIDES.get(architecture, _GLUON_SIDE)
+            # Trained at another size than the zoo's, the weights do not fit, but may tell.
+            with contextlib.suppress(ShapeError):
+                return translated(side), f"the size of the picture is now {side} by {side}, the model zoo's; {remedy}"
+        found = fitting_side(translated)
+        if found is None:
+            raise refusal
+        return translated(found), f"the size of the picture is now {found} by {found}, which fits the weights; {remedy}"
 
     def zoo_architecture(self) -> str | None:
         """The name of gluon's architecture, where every node's name starts with it."""

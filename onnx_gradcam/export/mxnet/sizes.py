@@ -52,7 +52,7 @@ def fixed_sizes(x: Value, what: str) -> tuple[int, ...]:
 def fitting_side(attempt: Callable[[int], object]) -> int | None:
     """The side of a square picture that fits the weights; `None` where they do not tell.
 
-    Pooling and strides round, so that several sides may fit: the usual ones are preferred, then multiples of 8.
+    Pooling and strides round, so that several sides may fit: a usual one is preferred, then a multiple of 8.
 
     Args:
         attempt: writes the network for a picture of that side.
@@ -72,24 +72,17 @@ def fitting_side(attempt: Callable[[int], object]) -> int | None:
             return -1
         return 0
 
-    if excess(_LARGEST_SIDE) <= 0:
+    low, high = 1, _LARGEST_SIDE  # what is below low is too small, what is from high on too large
+    if excess(high) <= 0:
         return None
-    smallest = _smallest(lambda side: excess(side) >= 0)
-    if excess(smallest) != 0:
-        return None
-    beyond = _smallest(lambda side: excess(side) > 0)
-    fitting = range(smallest, beyond)
-    usual = [side for side in _USUAL_SIDES if side in fitting]
-    return (usual + [side for side in fitting if side % 8 == 0] + [smallest])[0]
-
-
-def _smallest(holds: Callable[[int], bool]) -> int:
-    """The smallest side for which a monotonous condition holds."""
-    low, high = 1, _LARGEST_SIDE
+    for side in _USUAL_SIDES:
+        if low <= side < high:
+            difference = excess(side)
+            if difference == 0:
+                return side
+            low, high = (side + 1, high) if difference < 0 else (low, side)
     while low < high:
         middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+        low, high = (middle + 1, high) if excess(middle) < 0 else (low, middle)
+    round_side = -(-low // 8) * 8
+    return next((side for side in (round_side, low) if excess(side) == 0), None)

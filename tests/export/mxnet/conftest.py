@@ -44,7 +44,7 @@ class Case:
         params.write_bytes(self.params)
         return symbol, params
 
-    def check(self, model: Any, *, batch: int | None = None) -> None:
+    def check(self, model: Any) -> None:
         """The exported model gives what MXNet gave."""
         got = Session(model.to_proto().SerializeToString()).run({"data": self.x})
         assert set(got) == set(self.outputs)
