@@ -70,6 +70,7 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
         "outputs": [_tensor(info) for info in proto.graph.output],
         "labels": carried.labels,
         "preprocessing": carried.preprocessing,
+        "framework": " ".join(filter(None, (carried.framework, carried.framework_version))),
         "layers": {name: asdict(layer) for name, layer in carried.layers.items()},
         "explained": None if explained is None else asdict(explained),
         "refusal": None,
@@ -162,8 +163,8 @@ def _say(name: str, found: dict[str, Any]) -> None:
         say(table([(repr(v["name"]), v["dtype"], shape(v["shape"])) for v in found[kind]]))
     say(f"class names: {_labels(found['labels'])}")
     say(f"preprocessing: {found['preprocessing'] or 'none carried'}")
-    if found["layers"]:
-        say("layer names carried: " + ", ".join(found["layers"]))
+    if found["framework"]:
+        say(f"exported from {found['framework']}")
     if found["explained"] is not None:
         _say_explained(found["explained"])
     if "score" in found:
@@ -200,23 +201,53 @@ def _say_plan(found: dict[str, Any]) -> None:
     say(f"  {layer['reason']}")
     say(f"head: {found['head']}")
     say(f"method: {found['method']}, weights {found['weights']}")
-    candidates = found["candidates"]
-    hidden = len(candidates) - _SHOWN_CANDIDATES
-    say("layers to choose from with --layer, the last first" + (f" ({hidden} more with --json)" if hidden > 0 else ""))
-    rows = [
+    named = _named_rows(found)
+    if named:
+        _say_choices(named, f"layers of the {found['framework'].split()[0]} model")
+    if not any(row[0] == "*" for row in named):
+        _say_choices(_candidate_rows(found), "tensors" if named else "layers")
+    say("operators on the way without a rule:" + ("" if found["missing_rules"] else " none"))
+    for line in found["missing_rules"]:
+        say(f"  {line}")
+    for line in found["warnings"]:
+        say(f"warning: {line}")
+
+
+def _say_choices(rows: list[tuple[str, ...]], what: str) -> None:
+    """Layers to choose from, the last first and not too many of them, but the chosen one always."""
+    shown = [row for i, row in enumerate(rows) if i < _SHOWN_CANDIDATES or row[0] == "*"]
+    hidden = len(rows) - len(shown)
+    say(f"{what} to choose from with --layer, the last first" + (f" ({hidden} more with --json)" if hidden else ""))
+    say(table(shown))
+
+
+def _candidate_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
         (
-            "*" if c["tensor"] == layer["tensor"] else " ",
+            "*" if c["tensor"] == found["layer"]["tensor"] else " ",
             repr(c["tensor"]),
             c["operator"] or "input",
             shape(c["shape"]),
             c["layout"],
             "every path" if c["every_path"] else "a branch",
         )
-        for c in reversed(candidates[-_SHOWN_CANDIDATES:])
+        for c in reversed(found["candidates"])
     ]
-    say(table(rows))
-    say("operators on the way without a rule:" + ("" if found["missing_rules"] else " none"))
-    for line in found["missing_rules"]:
-        say(f"  {line}")
-    for line in found["warnings"]:
-        say(f"warning: {line}")
+
+
+def _named_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Those layers of the framework that have places: name, class, shape, and the tensor where its name is another."""
+    candidates = {c["tensor"]: c for c in found["candidates"]}
+    return [
+        (
+            "*" if layer["tensor"] == found["layer"]["tensor"] else " ",
+            repr(name),
+            layer["kind"],
+            shape(candidates[layer["tensor"]]["shape"]),
+            candidates[layer["tensor"]]["layout"],
+            "every path" if candidates[layer["tensor"]]["every_path"] else "a branch",
+            "" if name == layer["tensor"] else f"tensor {layer['tensor']!r}",
+        )
+        for name, layer in reversed(found["layers"].items())
+        if layer["tensor"] in candidates
+    ]
