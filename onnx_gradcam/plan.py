@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -18,74 +18,23 @@ from .autodiff.registry import Table
 from .errors import TargetError
 from .graph.builder import Builder, Value
 from .graph.load import load
+from .graph.model import Model
 from .graph.padding import padded_pools
 from .graph.paths import Carries, between
 from .linearize import Head, read_head
 from .metadata import Carried, Metadata
 from .methods.registry import Method, find_method
+from .options import Options
 from .presets import Preset, find_preset
 from .targets.axes import Layout, label_input, letters
 from .targets.layer import Candidate, Layer, find_layer
 from .targets.objective import OBJECTIVES, Objective, against
 from .targets.score import Score, find_image, find_score
+from .targets.task import SCORES, detection, segmentation, similarity
 
 __all__ = ["Options", "Plan", "plan"]
 
-Weights = Literal["auto", "linear", "gradient", "finite"]
-Profile = Literal["portable", "cpu"]
-ClassInput = Literal["optional", "required", "none"]
-
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to explain and how.
-
-    Attributes:
-        layer: tensor, node or framework layer name, or `auto`: the layer that the model was exported with, if any, else
-            the last one with places to point at that every path to the score crosses; several for one map of several
-            layers.
-        method: identifier of the method.
-        preset: whose conventions the score, the cotangent and the heatmap follow.
-        modifier: change cotangents on their way back: `guided` or `deconvnet`; by default what method and preset say.
-        channels: how the channels of an attribution become one map: `max` or `sum`; by default the maximum where the
-            sign does not matter, and the sum where it does.
-        combine: how the heatmaps of several layers become one: `mean`, `max` or `product`; by default what method and
-            preset say.
-        against: explain how far the class is ahead of this one, or of the `runner-up`, rather than its score.
-        weights: how the cotangent is had; `auto` takes the first of `linear`, `gradient` and `finite` that applies.
-        score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default what
-            the preset says.
-        output: the output that holds the scores, where several would do.
-        image: the input that takes pictures, where several would do.
-        class_input: `optional` for an overridable initializer, `required` for an ordinary input, `none` to fix the
-            class in the graph.
-        target: the class to explain with `class_input="none"`; `None` for the one with the highest score.
-        expose_activation: add the activation maps to the outputs.
-        labels: class names; those that the model carries by default.
-        preprocessing: how pictures become the model's input; what the model carries by default.
-        profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
-            ONNX Runtime's CPU provider.
-    """
-
-    layer: str | Sequence[str] = "auto"
-    method: str = "gradcam"
-    preset: str = "default"
-    modifier: Literal["guided", "deconvnet"] | None = None
-    channels: Literal["max", "sum"] | None = None
-    combine: Literal["mean", "max", "product"] | None = None
-    against: int | Literal["runner-up"] | None = None
-    weights: Weights = "auto"
-    score: Literal["logit", "output"] | None = None
-    output: str | None = None
-    image: str | None = None
-    class_input: ClassInput = "optional"
-    target: int | None = None
-    expose_activation: bool = False
-    labels: Sequence[str] | None = None
-    preprocessing: Mapping[str, Any] | None = None
-    profile: Profile = "portable"
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +171,7 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
             f"the model is explained already (layer {said.target_tensor!r}, method {said.method}); "
             "start from the original model to explain it in another way"
         )
+    options = _with_class_scores(model, options)
     work = _plan(Builder(model), options)
     targets = [value.name for value in work.targets]
     wanted = [work.image.name] if "gx" in work.method.needs else targets
@@ -234,10 +184,36 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
     return work
 
 
+def _with_class_scores(model: Model, options: Options) -> Options:
+    """Append one score a class for a task that has none; the options that explain these."""
+    outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
+    one = outputs[0] if outputs else None
+    if len(outputs) > 1 and options.task != "detection":
+        raise TargetError(
+            f"--output was given {len(outputs)} times, but only a detector's scores lie in several outputs"
+        )
+    if options.task in {"classification", "regression"}:
+        return replace(options, output=one)
+    t = Builder(model)
+    if options.task == "segmentation":
+        segmentation(t, one, options.mask)
+    elif options.task == "detection":
+        detection(t, outputs, options.boxes, rank=options.box_rank, index=options.box)
+    elif options.reference is None:
+        raise TargetError("the similarity of embeddings needs a reference to be similar to; give one with --reference")
+    else:
+        similarity(t, one, options.reference)
+    t.finish()
+    return replace(options, output=SCORES)
+
+
 def _plan(t: Builder, options: Options) -> Plan:
     method, preset = find_method(options.method), find_preset(options.preset)
     image = find_image(t, options.image)
+    assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `_with_class_scores` leaves one
     score = find_score(t, options.output, options.score or preset.score)
+    if options.task in {"regression", "embedding"}:
+        score = _one_value(score)
     carries = carries_gradient(t)
     layout = _picture_layout(t, image)
     layers = _layers(t, image, score, carries, method, layout, options)
@@ -257,6 +233,18 @@ def _plan(t: Builder, options: Options) -> Plan:
     _check_other_class(score, options, method)
     hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
     return Plan(options, t, image, layout, score, layers, path, head, weights, problems, hazards, method, preset)
+
+
+def _one_value(score: Score) -> Score:
+    """A single number that decides nothing: one class, the number itself.
+
+    Raises:
+        TargetError: there are several numbers.
+    """
+    if not score.single_logit:
+        raise TargetError(f"the output {score.output.name!r} holds {score.classes} numbers, but a regression has one")
+    reason = score.reason.replace("class 1 is the number itself, class 0 its complement", "it is explained itself")
+    return replace(score, single_logit=False, classes=1, reason=reason)
 
 
 def _check_other_class(score: Score, options: Options, method: Method) -> None:
@@ -286,10 +274,12 @@ def _layers(
     asked = [options.layer] if isinstance(options.layer, str) else list(options.layer)
     if not asked:
         raise TargetError("no layer was asked for; name one, or auto for the last that has places to point at")
+    # The maps of a segmentation are its answer already: what they are made from is looked at.
+    classes = score.classes if options.task == "segmentation" else None
     found: dict[str, Layer] = {}
     for name in asked:
         exported = carried.target_layer if name == "auto" else ""
-        layer = find_layer(t, image, score.tensor, carries, exported or name, carried.tensors)
+        layer = find_layer(t, image, score.tensor, carries, exported or name, carried.tensors, classes)
         if exported:
             layer = replace(layer, reason=f"layer {exported!r}, which the model was exported with")
         found.setdefault(layer.chosen.tensor.name, layer)

@@ -100,7 +100,13 @@ class Layer:
 
 
 def find_layer(
-    t: Builder, image: Value, score: Value, carries: Carries, layer: str = "auto", names: dict[str, str] | None = None
+    t: Builder,
+    image: Value,
+    score: Value,
+    carries: Carries,
+    layer: str = "auto",
+    names: dict[str, str] | None = None,
+    classes: int | None = None,
 ) -> Layer:
     """Choose the target tensor.
 
@@ -111,6 +117,7 @@ def find_layer(
         carries: which edges a gradient can cross.
         layer: a tensor name, a node name, a framework's layer name, or `auto`.
         names: framework layer name -> tensor name.
+        classes: how many channels a tensor has that is an answer rather than a layer; `auto` does not choose it.
 
     Raises:
         TargetError: no such layer, it has no places to point at, or the score does not depend on it.
@@ -136,7 +143,7 @@ def find_layer(
     elif head is not None:
         chosen, reason = _feeding(t, image, head, candidates, carries)
     else:
-        chosen, reason = _automatic(t, candidates, score)
+        chosen, reason = _automatic(t, [c for c in candidates if classes is None or c.channels != classes], score)
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
         raise TargetError(
             f"how the tokens of {chosen.tensor.name!r} lie depends on the picture's size, which the model leaves open; "
