@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.errors import ExportError, ModelError
+from onnx_gradcam.errors import ModelError
 from onnx_gradcam.export.finishing import Exported, finish_export
 from onnx_gradcam.export.product import Product
 from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
@@ -32,14 +31,14 @@ def export_keras(
 
     def read() -> Product:
         if via == "reader":
-            from onnx_gradcam.export.keras import read_keras  # noqa: PLC0415 - needs h5py
+            from onnx_gradcam.export.keras import read_keras  # noqa: PLC0415 - one reader is needed
 
             return read_keras(source)
         from onnx_gradcam.export.keras_fallback import read_keras_with  # noqa: PLC0415
 
         return read_keras_with("tf" if via == "tf" else "torch", source, custom=custom, trust=trust, python=python)
 
-    _export(read, [source], out, {"h5py": "h5py"}, **choices)
+    _export(read, [source], out, **choices)
 
 
 def export_mxnet(symbol: Path, params: Path, out: Path, *, shape: tuple[int, ...] | None, **choices: Any) -> None:
@@ -50,7 +49,7 @@ def export_mxnet(symbol: Path, params: Path, out: Path, *, shape: tuple[int, ...
     """
     from onnx_gradcam.export.mxnet import read_mxnet  # noqa: PLC0415 - no other framework's code is loaded
 
-    _export(lambda: read_mxnet(symbol, params, input_shape=shape), [symbol, params], out, {}, **choices)
+    _export(lambda: read_mxnet(symbol, params, input_shape=shape), [symbol, params], out, **choices)
 
 
 def export_pytorch(source: str, out: Path, *, layer: str | None, **how: Any) -> None:
@@ -62,13 +61,11 @@ def export_pytorch(source: str, out: Path, *, layer: str | None, **how: Any) -> 
     reading = {key: how.pop(key) for key in ("weights", "call", "size", "exporter", "trust")}
 
     def read() -> Product:
-        from onnx_gradcam.export import pytorch  # noqa: PLC0415 - needs torch
+        from onnx_gradcam.export import pytorch  # noqa: PLC0415 - may take torch
 
         return pytorch.export_pytorch(source, layer=layer, **reading)
 
-    packages = {"torch": "torch onnxscript", "onnxscript": "onnxscript"}
-    packages |= {name: name for name in ("torchvision", "timm", "transformers", "safetensors")}
-    _export(read, [source, reading["weights"] or source], out, packages, layer=layer, **how)
+    _export(read, [source, reading["weights"] or source], out, layer=layer, **how)
 
 
 def export_tflite(source: Path, out: Path, *, python: Path | None, **choices: Any) -> None:
@@ -79,7 +76,7 @@ def export_tflite(source: Path, out: Path, *, python: Path | None, **choices: An
     """
     from onnx_gradcam.export.tflite import read_tflite  # noqa: PLC0415
 
-    _export(lambda: read_tflite(source, python=python), [source], out, {}, **choices)
+    _export(lambda: read_tflite(source, python=python), [source], out, **choices)
 
 
 def export_onnx(source: Path, out: Path, **choices: Any) -> None:
@@ -90,14 +87,13 @@ def export_onnx(source: Path, out: Path, **choices: Any) -> None:
     """
     from onnx_gradcam.export.onnx_file import read_onnx  # noqa: PLC0415
 
-    _export(lambda: read_onnx(source), [source], out, {}, **choices)
+    _export(lambda: read_onnx(source), [source], out, **choices)
 
 
 def _export(
     read: Callable[[], Product],
     sources: Sequence[str | Path],
     out: Path,
-    packages: dict[str, str],
     *,
     layer: str | None,
     output: str | None = None,
@@ -111,7 +107,6 @@ def _export(
         read: the exporter.
         sources: the files that it reads.
         out: where the model goes.
-        packages: what `pip install` wants for the modules that the exporter may miss.
         layer: name of the target layer.
         output: the output that holds the scores.
         labels: file of class names.
@@ -122,8 +117,7 @@ def _export(
     names = None if labels is None else read_labels(labels)
     described = None if preprocess is None else json.loads(parse_preprocessing(preprocess).to_json())
     with stages(f"reading {sources[0]}", "exposing the layer", f"writing {out}") as begin_next:
-        with _missing_explained(packages):
-            product = read()
+        product = read()
         begin_next()
         made = finish_export(product, layer, output=output, labels=names, preprocessing=described)
         _check_preprocessing(made)
@@ -148,23 +142,6 @@ def _check_place(out: Path, sources: Sequence[str | Path]) -> None:
     if out.is_dir() or not out.resolve().parent.is_dir():
         what = "is a folder; give the name of a file in it" if out.is_dir() else "lies in a folder that is not there"
         raise ModelError(f"{out}: {what}")
-
-
-@contextmanager
-def _missing_explained(packages: dict[str, str]) -> Iterator[None]:
-    """Say which package to install, in place of a failed import.
-
-    Raises:
-        ExportError: one of `packages` is missing.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        if exc.name not in packages:
-            raise
-        raise ExportError(
-            f"this takes the Python module {exc.name!r}, which is not installed; run `pip install {packages[exc.name]}`"
-        ) from exc
 
 
 def _check_preprocessing(made: Exported) -> None:
