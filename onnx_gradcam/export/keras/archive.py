@@ -1,0 +1,254 @@
+"""Opening `.keras` and `.h5` files that nobody vouched for.
+
+A `.keras` file is a ZIP archive of `config.json`, `metadata.json` and `model.weights.h5`; only these three are ever
+read, none is extracted. An `.h5` file holds the configuration in attributes. Weights stay in the file until they are
+asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from onnx_gradcam.errors import ModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["REMEDY", "Archive", "open_archive"]
+
+REMEDY = "export with --via tf or --via torch, which run the framework itself"
+
+_LARGEST_JSON = 2**26
+_LARGEST_RATIO = 100
+"""Weights hardly compress; what unpacks to more than this many times its size is no model."""
+_CHUNK = 2**20
+_WEIGHTS = "model.weights.h5"
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Archive:
+    """What a model file holds.
+
+    Attributes:
+        name: the file's, for messages.
+        config: the model's configuration, as Keras wrote it.
+        weights: the HDF5 group below which the variables lie.
+        version: of the Keras that wrote the file.
+        legacy: whether the variables are listed by layer name, as in `.h5` files.
+    """
+
+    name: str
+    config: dict[str, Any]
+    weights: h5py.Group
+    version: str
+    legacy: bool
+
+    @property
+    def major(self) -> int:
+        """The first number of the version."""
+        return int(self.version.split(".")[0])
+
+
+def open_archive(path: str | Path) -> Archive:
+    """Open a `.keras` or `.h5` file; its weights are not read yet.
+
+    Raises:
+        ModelError: no such file, damaged, or no model that Keras saved whole.
+        UnsupportedError: h5py is not installed, or the file is of a kind that only the framework itself reads.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UnsupportedError(f"{path}: is a folder; if it is a SavedModel, export it with --via tf")
+    try:
+        file = path.open("rb")
+    except OSError as exc:
+        raise ModelError(f"{path}: cannot be read ({exc.strerror}); give the path of a .keras or .h5 model") from exc
+    start = file.read(8)
+    if start.startswith(b"PK"):
+        with file:
+            return _open_zip(file, str(path))
+    if start != _HDF5_SIGNATURE:
+        file.close()
+        raise ModelError(f"{path}: neither a .keras archive nor an HDF5 file; is it the right file, and complete?")
+    return _open_h5(file, str(path))
+
+
+# ----- .keras ----------------------------------------------------------------
+
+
+def _open_zip(file: BinaryIO, name: str) -> Archive:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_names(archive, name)
+            config = _json_member(archive, "config.json", name)
+            metadata = _json_member(archive, "metadata.json", name)
+            weights = _weights_stream(archive, file, name)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, struct.error) as exc:
+        # RuntimeError is what zipfile raises for a member that is encrypted.
+        raise ModelError(f"{name}: the archive is damaged ({exc}); fetch or save the file again") from exc
+    group = _hdf5(weights, name)
+    return Archive(
+        name=name,
+        config=config,
+        weights=group,
+        version=_version(metadata.get("keras_version"), name),
+        legacy=False,
+    )
+
+
+def _check_names(archive: zipfile.ZipFile, name: str) -> None:
+    seen = set()
+    for entry in archive.namelist():
+        windows = PureWindowsPath(entry)
+        if PurePosixPath(entry).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+            raise ModelError(f"{name}: the archive's entry {entry!r} points outside of the archive; refused")
+        if entry in seen:
+            raise ModelError(f"{name}: the archive holds {entry!r} twice; save the model again")
+        seen.add(entry)
+
+
+def _json_member(archive: zipfile.ZipFile, member: str, name: str) -> dict[str, Any]:
+    if member not in archive.namelist():
+        raise ModelError(f"{name}: the archive holds no {member}; save the whole model with model.save('name.keras')")
+    if archive.getinfo(member).file_size > _LARGEST_JSON:
+        raise ModelError(f"{name}: {member} is larger than {_LARGEST_JSON} bytes, which no model needs; refused")
+    with archive.open(member) as stream:
+        return _parsed(stream.read(_LARGEST_JSON), member, name)
+
+
+def _parsed(text: str | bytes, member: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ModelError(f"{name}: {member} is not valid JSON ({exc}); save the model again") from exc
+    if not isinstance(value, dict):
+        raise ModelError(f"{name}: {member} is not a JSON object; save the model again")
+    return value
+
+
+def _weights_stream(archive: zipfile.ZipFile, file: BinaryIO, name: str) -> BinaryIO:
+    """The archive's weights as a file one can seek in: a view where they are stored plain, else unpacked to disk."""
+    if _WEIGHTS not in archive.namelist():
+        sharded = any(entry.endswith(".weights.json") for entry in archive.namelist())
+        if sharded:
+            raise UnsupportedError(f"{name}: the weights are split into shards; save the model without sharding")
+        raise ModelError(f"{name}: the archive holds no {_WEIGHTS}; save the whole model with model.save('name.keras')")
+    info = archive.getinfo(_WEIGHTS)
+    if info.file_size > _LARGEST_RATIO * info.compress_size + _CHUNK:
+        raise ModelError(
+            f"{name}: {_WEIGHTS} would unpack from {info.compress_size} to {info.file_size} bytes; refused"
+        )
+    plain = info.compress_type == zipfile.ZIP_STORED
+    unpacked = io.BytesIO() if plain else cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - lives with the weights
+    with archive.open(info) as stream:  # reading to the end compares the checksum
+        while chunk := stream.read(_CHUNK):
+            if not plain:
+                unpacked.write(chunk)
+    if not plain:
+        return unpacked
+    file.seek(info.header_offset)
+    header = struct.unpack("<4s22xHH", file.read(30))
+    return cast("BinaryIO", _Section(Path(name), info.header_offset + 30 + header[1] + header[2], info.file_size))
+
+
+class _Section(io.RawIOBase):
+    """A part of a file, as a file that can be read."""
+
+    def __init__(self, path: Path, start: int, length: int) -> None:
+        super().__init__()
+        self._file = path.open("rb")
+        self._start, self._length, self._at = start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(view)
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+# ----- .h5 -------------------------------------------------------------------
+
+
+def _open_h5(stream: BinaryIO, name: str) -> Archive:
+    root = _hdf5(stream, name)
+    with _damage(name):
+        config = _attribute(root, "model_config", name)
+        if config is None or "model_weights" not in root:
+            raise ModelError(
+                f"{name}: holds no model configuration (weights alone?); save the whole model with model.save()"
+            )
+        version = _attribute(root, "keras_version", name) or _attribute(root["model_weights"], "keras_version", name)
+        return Archive(
+            name=name,
+            config=_parsed(config, "model_config", name),
+            weights=root["model_weights"],
+            version=_version(version, name),
+            legacy=True,
+        )
+
+
+def _hdf5(stream: BinaryIO, name: str) -> h5py.File:
+    try:
+        import h5py  # noqa: PLC0415 - an optional dependency
+    except ImportError as exc:
+        raise UnsupportedError("reading Keras files needs h5py; run pip install 'onnx-gradcam[keras]'") from exc
+    with _damage(name):
+        return h5py.File(stream, "r")
+
+
+@contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """Say of h5py's errors which file they are about."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as exc:
+        reason = " ".join(str(exc).split())
+        raise ModelError(f"{name}: the HDF5 data is damaged ({reason}); fetch or save the file again") from exc
+
+
+def _attribute(group: h5py.Group, key: str, name: str) -> str | None:
+    if key not in group.attrs:
+        return None
+    if group.attrs.get_id(key).get_storage_size() > _LARGEST_JSON:
+        raise ModelError(f"{name}: its attribute {key!r} is larger than {_LARGEST_JSON} bytes; refused")
+    value = group.attrs[key]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value)
+
+
+def _version(value: object, name: str) -> str:
+    if not isinstance(value, str) or not re.match(r"\d{1,4}\.", value):
+        raise ModelError(f"{name}: does not say which version of Keras wrote it; save the model again")
+    if value.startswith(("0.", "1.")):
+        raise UnsupportedError(f"{name}: was written by Keras {value}; load and save it with Keras 2 first")
+    return value

@@ -1,0 +1,349 @@
+"""The layers of a configuration, each with its variables, and what happens when they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from onnx_gradcam.errors import ModelError, ShapeError, UnsupportedError
+from onnx_gradcam.export.writer import Writer
+
+from . import layers as _registered  # noqa: F401 - fills the registry
+from .archive import REMEDY
+from .call import Call, Layer, Tensor
+from .nodes import Arguments, Reference, arguments, flat_references, references
+from .registry import OPERATIONS, TF_FUNCTIONS, rule_of, written
+from .weights import Source
+
+__all__ = ["Container", "Context", "built", "count_variables"]
+
+_MODELS = frozenset({"Functional", "Model", "Sequential"})
+_MODEL_MODULES = ("keras", "tf_keras", "tensorflow.keras")
+_DEEPEST = 32
+_DTYPES = frozenset({"float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"})
+_DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
+"""What a layer's function raises on a configuration that makes no sense."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Context:
+    """What all layers of a model share.
+
+    Attributes:
+        writer: the graph.
+        major: first number of the version of Keras that wrote the file.
+        channels_last: whether the model's maps are `[N, H, W, C]` in Keras.
+        layers: the tensor and the class of each layer, by name, in the order in which they run.
+    """
+
+    writer: Writer
+    major: int
+    channels_last: bool
+    layers: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    _named: set[str] = field(default_factory=set)
+
+    def call(self, layer: Layer) -> Call:
+        """A call of `layer`."""
+        return Call(layer=layer, writer=self.writer, major=self.major, channels_last=self.channels_last)
+
+    def guarded(self, layer: Layer, write: Callable[[Call], Tensor], path: str) -> Tensor:
+        """Let a layer write its nodes and name what comes out after it."""
+        try:
+            y = write(self.call(layer))
+        except ShapeError as exc:
+            raise UnsupportedError(f"{layer}: {exc}; {REMEDY}") from exc
+        except _DAMAGE as exc:
+            raise ModelError(f"{layer}: its configuration makes no sense ({exc!r}); save the model again") from exc
+        return self.named(y, path, layer.kind)
+
+    def named(self, y: Tensor, path: str, kind: str) -> Tensor:
+        """Give a tensor the name of the layer that it is the output of; one that has a name is copied."""
+        if y.value.name in self._named or y.value.core.producer() is None:
+            y = Tensor(self.writer.op("Identity", y.value), y.moved)
+        self.writer.rename(y.value, path)
+        self.known(y, path, kind)
+        return y
+
+    def known(self, y: Tensor, path: str, kind: str) -> None:
+        """Enter a layer into the table."""
+        self._named.add(y.value.name)
+        self.layers[path] = (y, kind)
+
+
+class Part(Protocol):
+    """A layer, operation or model inside the model."""
+
+    first: int
+    """The number of its first call as `keras_history` counts."""
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        """Write one call.
+
+        Args:
+            context: what all layers share.
+            given: tensors and constants that it is called with.
+            path: the call's name.
+        """
+
+
+def _tensors(given: Arguments, layer: Layer) -> list[Tensor]:
+    """The tensors that a layer is called with; anything else it is told must be without effect."""
+
+    def flat(value: Any) -> Iterator[Any]:
+        if isinstance(value, (list, tuple)):
+            for inner in value:
+                yield from flat(inner)
+        else:
+            yield value
+
+    for key, value in given.kwargs.items():
+        if value is not None and not (key == "training" and value is False) and key != "name":
+            raise UnsupportedError(f"{layer}: it is called with {key} = {value!r}; {REMEDY}")
+    tensors = []
+    for value in flat(given.args):
+        if not isinstance(value, Tensor):
+            raise UnsupportedError(f"{layer}: it is called with the constant {value!r}; {REMEDY}")
+        tensors.append(value)
+    return tensors
+
+
+class _Leaf:
+    """A layer with a rule."""
+
+    first = 0
+
+    def __init__(self, entry: Mapping[str, Any], source: Source, path: str, major: int) -> None:
+        config = entry["config"]
+        self._layer = Layer(path=path, kind=str(entry["class_name"]))
+        self._rule = rule_of(entry, self._layer)
+        self._options = self._rule.options(config, self._layer)
+        slots = self._rule.slots_of(config, major)
+        stored = source.variables(slots, str(self._layer), self._rule.inner)
+        self._layer.variables = {slot.name: found for slot, found in zip(slots, stored, strict=True)}
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        xs = _tensors(given, self._layer)
+        return [context.guarded(self._layer, lambda call: written(self._rule, call, xs, self._options), path)]
+
+
+class _Operation:
+    """An operation of Keras 3 or a function of TensorFlow."""
+
+    first = 0
+
+    def __init__(self, entry: Mapping[str, Any], path: str) -> None:
+        kind, config = str(entry["class_name"]), dict(entry["config"])
+        self._is_tf = kind == "TFOpLambda"
+        name = str(config.pop("function", "")) if self._is_tf else kind
+        self._layer = Layer(path=path, kind=f"{kind} {name}" if self._is_tf else kind)
+        found = (TF_FUNCTIONS if self._is_tf else OPERATIONS).get(name)
+        if found is None:
+            raise UnsupportedError(f"{self._layer}: this operation is not supported; {REMEDY}")
+        self._write = found
+        self._options = {k: v for k, v in config.items() if k not in {"name", "dtype", "trainable"}}
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        kwargs = dict(given.kwargs)
+        if self._is_tf:
+            kwargs = {{"y": "x2", "values": "xs", "shape": "newshape"}.get(k, k): v for k, v in kwargs.items()}
+            kwargs = {k: v for k, v in kwargs.items() if k != "name"}
+        options = {**self._options, **kwargs}
+        return [context.guarded(self._layer, lambda call: self._write(call, *given.args, **options), path)]
+
+
+class Container:
+    """A functional or sequential model.
+
+    Args:
+        entry: its configuration.
+        source: its variables.
+        prefix: what stands before the names of its layers.
+        major: first number of the version of Keras.
+        depth: how many models it lies in.
+    """
+
+    def __init__(self, entry: Mapping[str, Any], source: Source, prefix: str, major: int, depth: int = 0) -> None:
+        self.kind = str(entry.get("class_name"))
+        self.first = 1 if self.kind != "Sequential" or major < 3 else 0
+        if depth > _DEEPEST:
+            raise ModelError(f"model {prefix!r} lies in more than {_DEEPEST} others; refused")
+        self.entries = layer_entries(entry)
+        self.name = prefix.rstrip("/")
+        self.parts: dict[str, Part | None] = {}
+        for inner in self.entries:
+            name = str(inner["config"]["name"])
+            if "/" in name and not name.strip("/"):
+                raise ModelError(f"a layer is called {name!r}; rename it")
+            if name in self.parts:
+                raise ModelError(f"two layers are called {prefix + name!r}; save the model again")
+            self.parts[name] = built(inner, source, prefix + name, major, depth)
+        config = entry["config"]
+        if self.kind == "Sequential":
+            self.inputs, self.outputs, self._calls = self._chained()
+        else:
+            self.inputs, self.outputs = (flat_references(config.get(key)) for key in ("input_layers", "output_layers"))
+            self._calls = list(self._nodes())
+
+    def _chained(self) -> tuple[list[Reference], list[Reference], list[tuple[str, int, Arguments]]]:
+        names = list(self.parts)
+        start = names[0] if self.parts[names[0]] is None else ""
+        last, calls = Reference(start, 0, 0), []
+        for name in names:
+            part = self.parts[name]
+            if part is not None:
+                calls.append((name, 0, Arguments([last], {})))
+                last = Reference(name, part.first, 0)
+        return [Reference(start, 0, 0)], [last], calls
+
+    def _nodes(self) -> Iterator[tuple[str, int, Arguments]]:
+        for entry in self.entries:
+            name = str(entry["config"]["name"])
+            nodes = entry.get("inbound_nodes") or []
+            if not isinstance(nodes, list):
+                raise ModelError(f"the calls of layer {name!r} are {nodes!r}; save the model again")
+            if self.parts[name] is not None:
+                for number, node in enumerate(nodes):
+                    yield name, number, arguments(node, self.parts)
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        """See `Part`."""
+        xs = _tensors(given, Layer(path=path, kind=self.kind))
+        if len(xs) != len(self.inputs):
+            raise ModelError(f"model {path!r} is called with {len(xs)} tensors, but has {len(self.inputs)} inputs")
+        prefix = f"{path}/" if path else ""
+        for reference, x in zip(self.inputs, xs, strict=True):
+            if reference.layer:
+                context.known(x, prefix + reference.layer, "InputLayer")
+        values = dict(zip(self.inputs, xs, strict=True))
+        waiting = self._calls
+        while waiting:
+            ready = [call for call in waiting if all(r in values for r in references(call[2]))]
+            if not ready:
+                name, _, args = waiting[0]
+                missing = next(r for r in references(args) if r not in values)
+                raise ModelError(
+                    f"layer {prefix + name!r} is called with output {missing.output} of call {missing.node} of layer "
+                    f"{missing.layer!r}, which is not there; save the model again"
+                )
+            for call in ready:
+                self._run(context, call, values, prefix)
+            done = {(name, number) for name, number, _ in ready}
+            waiting = [call for call in waiting if call[:2] not in done]
+        outputs = []
+        for reference in self.outputs:
+            if reference not in values:
+                raise ModelError(f"the output {reference.layer!r} of model {path!r} is not there; save the model again")
+            outputs.append(values[reference])
+        if path and outputs:
+            context.known(outputs[0], path, self.kind)
+        return outputs
+
+    def _run(
+        self, context: Context, call: tuple[str, int, Arguments], values: dict[Reference, Tensor], prefix: str
+    ) -> None:
+        name, number, given = call
+        part = self.parts[name]
+        if part is None:
+            return
+        path = prefix + name + (f":{number}" if number else "")
+        for output, tensor in enumerate(part(context, _substituted(given, values), path)):
+            values[Reference(name, part.first + number, output)] = tensor
+
+
+def _substituted(given: Any, values: Mapping[Reference, Tensor]) -> Any:
+    """The structure with tensors in place of references."""
+    if isinstance(given, Arguments):
+        return Arguments(_substituted(given.args, values), _substituted(given.kwargs, values))
+    if isinstance(given, Reference):
+        return values[given]
+    if isinstance(given, list):
+        return [_substituted(value, values) for value in given]
+    if isinstance(given, dict):
+        return {key: _substituted(value, values) for key, value in given.items()}
+    return given
+
+
+def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The layers of a model's configuration.
+
+    Raises:
+        UnsupportedError: the model is of a class of the user's own.
+        ModelError: the configuration is damaged.
+    """
+    config = entry.get("config")
+    if entry.get("class_name") not in _MODELS or not _is_keras(entry.get("module")):
+        raise UnsupportedError(
+            f"the model is of class {entry.get('class_name')!r} of {entry.get('module') or 'no module'}, neither "
+            f"Functional nor Sequential; {REMEDY}"
+        )
+    found = config.get("layers") if isinstance(config, Mapping) else config
+    if not isinstance(found, list) or not found:
+        raise ModelError(
+            f"the configuration of model {entry.get('class_name')!r} lists no layers; save the model again"
+        )
+    for inner in found:
+        if (
+            not isinstance(inner, dict)
+            or not isinstance(inner.get("config"), Mapping | list)
+            or not isinstance(inner.get("class_name"), str)
+        ):
+            raise ModelError(f"the configuration has a layer {str(inner)[:60]!r}; save the model again")
+        if isinstance(inner["config"], list):
+            inner["config"] = {"layers": inner["config"], "name": inner.get("name", "sequential")}
+        inner["config"].setdefault("name", inner.get("name"))
+        if not isinstance(inner["config"]["name"], str) or not inner["config"]["name"]:
+            raise ModelError(f"a layer of class {inner['class_name']} has no name; save the model again")
+    return found
+
+
+def _is_keras(module: object) -> bool:
+    return module is None or (isinstance(module, str) and module.split(".")[0] in _MODEL_MODULES)
+
+
+def _is_operation(entry: Mapping[str, Any]) -> bool:
+    module = entry.get("module")
+    return entry["class_name"] == "TFOpLambda" or (isinstance(module, str) and module.startswith("keras.src.ops."))
+
+
+def built(entry: Mapping[str, Any], source: Source, path: str, major: int, depth: int) -> Part | None:
+    """A layer with its variables; `None` for an input."""
+    if entry["class_name"] == "InputLayer":
+        return None
+    if _is_operation(entry):
+        return _Operation(entry, path)
+    own = source.child(entry)
+    policy_of(entry, path)
+    if entry["class_name"] in _MODELS and _is_keras(entry.get("module")):
+        return Container(entry, own, f"{path}/", major, depth + 1)
+    return _Leaf(entry, own, path, major)
+
+
+def policy_of(entry: Mapping[str, Any], path: str) -> str:
+    """The name of a layer's dtype policy.
+
+    Raises:
+        UnsupportedError: it is quantised, or no floating-point type.
+    """
+    dtype = entry["config"].get("dtype")
+    if isinstance(dtype, Mapping):
+        config = dtype.get("config")
+        dtype = config.get("name") if isinstance(config, Mapping) else None
+    name = "float32" if dtype is None else str(dtype)
+    if name not in _DTYPES:
+        raise UnsupportedError(f"layer {path!r} of class {entry['class_name']}: it computes in {name!r}; {REMEDY}")
+    return name
+
+
+def count_variables(entry: Mapping[str, Any], major: int, *, frozen: bool = False) -> tuple[int, int]:
+    """How many trained and how many other variables a layer has, those of a model's layers included."""
+    frozen = frozen or entry["config"].get("trainable") is False
+    if entry["class_name"] == "InputLayer" or _is_operation(entry):
+        return 0, 0
+    if entry["class_name"] in _MODELS and _is_keras(entry.get("module")):
+        counts = [count_variables(inner, major, frozen=frozen) for inner in layer_entries(entry)]
+        return sum(c[0] for c in counts), sum(c[1] for c in counts)
+    name = str(entry["config"]["name"])
+    slots = rule_of(entry, Layer(path=name, kind=str(entry["class_name"]))).slots_of(entry["config"], major)
+    trained = 0 if frozen else sum(slot.trained for slot in slots)
+    return trained, len(slots) - trained

@@ -1,0 +1,171 @@
+"""Keras models to ONNX without Keras: every layer's output becomes a tensor of the layer's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_gradcam.errors import ModelError, UnsupportedError
+from onnx_gradcam.export.product import Product
+from onnx_gradcam.export.writer import BATCH, Writer
+from onnx_gradcam.metadata import CarriedLayer
+
+from .applications import preprocessing_of
+from .archive import REMEDY, Archive, open_archive
+from .call import Layer, Tensor
+from .nodes import Arguments
+from .parts import Container, Context, count_variables, layer_entries, policy_of
+from .weights import ByPath, LayerList, Source
+
+__all__ = ["read_keras"]
+
+_LAYOUTS = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
+_FREE = {4: (BATCH, "height", "width", "channels")}
+
+
+def read_keras(path: str | Path) -> Product:
+    """Read a `.keras` file of Keras 3 or 2, or an `.h5` file that holds a whole model.
+
+    Needs h5py and neither Keras nor TensorFlow. Weights are read when the product's model is saved; until then the
+    file must stay where it is. A functional or sequential model of Keras's own layers is written at opset 18:
+
+    * The tensor of each layer bears the layer's name, `inner/layer` for a layer of a model inside the model, and
+      `layer:1`, `layer:2` ... for the further calls of a shared layer. A model inside the model stands for its output.
+    * Maps are `[N, C, H, W]`, also where they are `[N, H, W, C]` in Keras. So are inputs of four axes; inputs of
+      another number of axes, and outputs, keep Keras's order. An output of four axes is therefore a transposed copy
+      of the layer's tensor, called `layer/channels_last`.
+    * All computation is in float32, also where the model was trained in mixed precision.
+
+    Raises:
+        ModelError: no such file, or it is damaged or no Keras model.
+        UnsupportedError: a layer, or something in its configuration, is not supported; the sentence says which.
+    """
+    archive = open_archive(path)
+    try:
+        return _product(archive)
+    except RecursionError as exc:
+        raise ModelError(f"{archive.name}: its configuration is nested too deeply; refused") from exc
+    except (ModelError, UnsupportedError) as exc:
+        if str(exc).startswith(archive.name):
+            raise
+        raise type(exc)(f"{archive.name}: {exc}") from exc
+
+
+def _product(archive: Archive) -> Product:
+    config = archive.config
+    source: Source
+    if archive.legacy:
+        source = LayerList(archive.weights, lambda entry: count_variables(entry, archive.major))
+    else:
+        source = ByPath(archive.weights)
+    if isinstance(config.get("config"), list):  # sequential models of Keras below 2.2.3
+        config = {**config, "config": {"layers": config["config"]}}
+    model = Container(config, source, "", archive.major)
+    writer = Writer(str(_name(config)))
+    channels_last = not any(c.get("data_format") == "channels_first" for c, _ in _configs(config))
+    context = Context(writer=writer, major=archive.major, channels_last=channels_last)
+    warnings = list(_warnings(config))
+    outputs = model(context, Arguments(_inputs(context, model, config), {}), "")
+    for tensor in outputs:
+        if tensor.moved:
+            copied = context.call(Layer(path=tensor.value.name, kind="output")).plain(tensor)
+            writer.output(copied.value, f"{tensor.value.name}/channels_last")
+        else:
+            writer.expose(tensor.value)
+    finished = writer.finished()
+    kept = {o.name for node in finished.core.graph for o in node.outputs} | {i.name for i in finished.core.graph.inputs}
+    layers = {
+        name: CarriedLayer(
+            tensor=tensor.value.name,
+            kind=kind,
+            shape=list(finished.shapes.get(tensor.value.name, ())),
+            layout=_layout(tensor, channels_last=channels_last),
+        )
+        for name, (tensor, kind) in context.layers.items()
+        if tensor.value.name in kept
+    }
+    return Product(
+        model=finished,
+        framework="keras",
+        version=archive.version,
+        layers=layers,
+        preprocessing=preprocessing_of(config),
+        warnings=warnings,
+    )
+
+
+def _layout(tensor: Tensor, *, channels_last: bool) -> str:
+    return _LAYOUTS.get(tensor.rank, "") if tensor.moved or (tensor.rank > 3 and not channels_last) else ""
+
+
+def _name(config: Mapping[str, Any]) -> object:
+    inner = config.get("config")
+    return (inner.get("name") if isinstance(inner, Mapping) else None) or "keras"
+
+
+def _configs(entry: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Configuration and entry of every layer, those of inner models included."""
+    config = entry.get("config")
+    for inner in layer_entries(entry) if isinstance(config, Mapping) and "layers" in config else ():
+        yield inner["config"], inner
+        yield from _configs(inner)
+
+
+def _inputs(context: Context, model: Container, config: Mapping[str, Any]) -> list[Tensor]:
+    """The inputs of the graph."""
+    if model.kind == "Sequential":
+        first = model.entries[0]
+        name = model.inputs[0].layer or "input"
+        shape = _batch_shape(first["config"]) or config["config"].get("build_input_shape")
+        if shape is None and isinstance(build := config.get("build_config"), Mapping):
+            shape = build.get("input_shape")
+        return [_input(context, name, shape, first["config"].get("dtype") if model.inputs[0].layer else None)]
+    entries = {str(entry["config"]["name"]): entry for entry in model.entries}
+    tensors = []
+    for reference in model.inputs:
+        entry = entries.get(reference.layer)
+        if entry is None or entry["class_name"] != "InputLayer":
+            raise ModelError(f"the input {reference.layer!r} is no InputLayer; save the model again")
+        tensors.append(_input(context, reference.layer, _batch_shape(entry["config"]), entry["config"].get("dtype")))
+    return tensors
+
+
+def _batch_shape(config: Mapping[str, Any]) -> Any:
+    return config.get("batch_shape") or config.get("batch_input_shape")
+
+
+def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
+    if not isinstance(shape, list) or not all(
+        d is None or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in shape
+    ):
+        raise ModelError(f"the shape of input {name!r} is {shape!r}; build the model before it is saved")
+    if dtype not in {None, "float32", "float16", "bfloat16", "float64", "uint8"}:
+        raise UnsupportedError(f"input {name!r} is of type {dtype!r}, which is no picture; {REMEDY}")
+    rank = len(shape)
+    free = _FREE.get(rank, (BATCH, *(f"{name}_{i}" for i in range(1, rank))))
+    if context.writer.graph.inputs and rank == 4:
+        free = (BATCH, *(f"{name}_{axis}" for axis in free[1:]))
+    if rank == 4 and not context.channels_last:
+        free = (free[0], free[3], free[1], free[2])
+    sizes = [BATCH, *(symbol if size is None else size for size, symbol in zip(shape[1:], free[1:], strict=True))]
+    moved = rank == 4 and context.channels_last
+    if moved:
+        sizes = [sizes[0], sizes[3], sizes[1], sizes[2]]
+    return Tensor(context.writer.input(name, np.float32, tuple(sizes)), moved)
+
+
+def _warnings(config: Mapping[str, Any]) -> Iterator[str]:
+    policies = {policy_of(entry, str(inner["name"])) for inner, entry in _configs(config) if _computes(entry)}
+    rounded = sorted(policies - {"float32"})
+    if rounded:
+        yield f"the model's precision is {', '.join(rounded)} in Keras; here everything is computed in float32"
+    for inner, entry in _configs(config):
+        if entry["class_name"] == "InputLayer" and inner.get("dtype") == "uint8":
+            yield f"input {inner['name']!r} takes uint8 in Keras and the same numbers as float32 here"
+
+
+def _computes(entry: Mapping[str, Any]) -> bool:
+    return entry["class_name"] not in {"InputLayer", "Functional", "Model", "Sequential", "TFOpLambda"}

@@ -1,0 +1,164 @@
+"""The table of layer classes: a layer is one function whose keyword arguments are its configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_gradcam.errors import ModelError, UnsupportedError, near_matches
+
+from .archive import REMEDY
+from .call import Call, Layer, Tensor
+from .weights import Slot
+
+__all__ = ["LAYERS", "OPERATIONS", "TF_FUNCTIONS", "LayerRule", "keras_layer", "operation", "rule_of"]
+
+_PUBLIC = ("keras.layers", "keras.layers.experimental.preprocessing", "tf_keras.layers", "tensorflow.keras.layers")
+"""Where the classes that everybody can import live."""
+
+_NEUTRAL = frozenset(
+    {"name", "trainable", "dtype", "batch_input_shape", "batch_shape", "input_shape", "input_dtype", "build_config"}
+)
+"""Configuration keys that change nothing in what a trained layer computes."""
+
+_NEUTRAL_ENDS = ("_initializer", "_regularizer", "_constraint")
+
+_OFF = frozenset({"quantization_config", "lora_rank", "lora_alpha", "sparse", "ragged", "virtual_batch_size"})
+"""Configuration keys of features that must be switched off."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerRule:
+    """How a layer class is written in ONNX.
+
+    Attributes:
+        write: the function: call, tensors, configuration.
+        slots: the class's variables.
+        inner: the attribute of the layer that owns them, where it is not the layer itself.
+        neutral: further configuration keys that change nothing.
+        modules: where the class lives.
+        parameters: the configuration keys that the function takes, with their defaults.
+    """
+
+    write: Callable[..., Tensor]
+    slots: tuple[Slot, ...]
+    inner: str
+    neutral: frozenset[str]
+    modules: tuple[str, ...]
+    parameters: Mapping[str, Any]
+
+    def slots_of(self, config: Mapping[str, Any], major: int) -> list[Slot]:
+        """The variables that a layer of this configuration has."""
+        return [slot for slot in self.slots if self._has(slot.when, config, major)]
+
+    def _has(self, when: str, config: Mapping[str, Any], major: int) -> bool:
+        if when.startswith("keras"):
+            return major == int(when.removeprefix("keras"))
+        if when.startswith("no "):
+            return config.get(when.removeprefix("no ")) is None
+        return not when or bool(config.get(when, self.parameters.get(when, True)))
+
+    def options(self, config: Mapping[str, Any], layer: Layer) -> dict[str, Any]:
+        """The function's keyword arguments.
+
+        Raises:
+            UnsupportedError: the configuration has a key that nobody here knows the meaning of.
+            ModelError: it lacks a key.
+        """
+        options = {}
+        for key, value in config.items():
+            if key in self.parameters:
+                options[key] = value
+            elif key in _NEUTRAL or key in self.neutral or "*" in self.neutral or key.endswith(_NEUTRAL_ENDS):
+                continue
+            elif key not in _OFF or value not in (None, False):
+                raise UnsupportedError(f"{layer}: its configuration has {key} = {value!r}, which is unknown; {REMEDY}")
+        for key, default in self.parameters.items():
+            if default is inspect.Parameter.empty and key not in options:
+                raise ModelError(f"{layer}: its configuration lacks {key!r}; save the model again")
+        return options
+
+
+LAYERS: dict[str, LayerRule] = {}
+"""The layer classes by name."""
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {}
+"""The classes of `keras.ops`, which Keras 3 puts into a model for `x + 3.0` and its like."""
+
+TF_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
+"""The functions of TensorFlow that Keras 2 does the same with."""
+
+
+def keras_layer(
+    *names: str,
+    weights: Sequence[Slot] = (),
+    inner: str = "",
+    neutral: Sequence[str] = (),
+    modules: Sequence[str] = _PUBLIC,
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the function that writes layers of the classes `names`.
+
+    Its positional parameters after the call are the tensors that the layer takes, its keyword parameters the keys of
+    the layer's configuration; a key without default has to be there, and any other key is refused.
+
+    Args:
+        names: of the classes.
+        weights: the variables in the order of their creation.
+        inner: the attribute of the layer that owns them, where it is not the layer itself.
+        neutral: configuration keys that change nothing in a trained model; `*` for all.
+        modules: where Keras says that the classes live.
+    """
+
+    def register(write: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        signature = inspect.signature(write).parameters.values()
+        rule = LayerRule(
+            write=write,
+            slots=tuple(weights),
+            inner=inner,
+            neutral=frozenset(neutral),
+            modules=tuple(modules),
+            parameters={p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY},
+        )
+        LAYERS.update(dict.fromkeys(names, rule))
+        return write
+
+    return register
+
+
+def operation(*names: str, tf: Sequence[str] = ()) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the function that writes operations: classes `names` of Keras 3, functions `tf` of TensorFlow."""
+
+    def register(write: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        OPERATIONS.update(dict.fromkeys(names, write))
+        TF_FUNCTIONS.update(dict.fromkeys(tf, write))
+        return write
+
+    return register
+
+
+def rule_of(entry: Mapping[str, Any], layer: Layer) -> LayerRule:
+    """The rule of a layer in the configuration.
+
+    Raises:
+        UnsupportedError: there is none, or the class is somebody's own of the same name.
+    """
+    rule = LAYERS.get(layer.kind)
+    module, registered = entry.get("module"), entry.get("registered_name")
+    if rule is None:
+        own = f" of {module}" if module and module not in _PUBLIC else ""
+        raise UnsupportedError(f"{layer}{own}: this class is not supported{near_matches(layer.kind, LAYERS)}; {REMEDY}")
+    custom = registered not in {None, layer.kind} or (registered is not None and module in _PUBLIC)
+    if (module is not None and module not in rule.modules) or (custom and module not in rule.modules):
+        raise UnsupportedError(f"{layer}: this is a class of {module or registered!r}, not Keras's own; {REMEDY}")
+    return rule
+
+
+def written(rule: LayerRule, call: Call, xs: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:
+    """Run a rule, with the number of tensors checked."""
+    try:
+        inspect.signature(rule.write).bind(call, *xs, **options)
+    except TypeError:
+        call.refuse(f"it is called with {len(xs)} tensors")
+    return rule.write(call, *xs, **options)

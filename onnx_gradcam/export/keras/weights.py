@@ -1,0 +1,242 @@
+"""Where a layer's variables lie in the file, and reading them no sooner than the model is saved."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_gradcam.errors import ModelError
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["ByOrder", "ByPath", "LayerList", "Slot", "Source", "Stored"]
+
+_LARGEST_RATIO = 1100
+"""Deflate packs no more than 1032 to 1: a dataset of more bytes than this for each stored one is a lie."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A variable of a layer class, in the order in which the layer creates them.
+
+    Attributes:
+        name: of the variable.
+        when: the configuration key that says whether the layer has it; every layer has it where this is empty.
+        trained: whether it is a weight; statistics are not.
+    """
+
+    name: str
+    when: str = ""
+    trained: bool = True
+
+
+class Stored:
+    """A variable in the file."""
+
+    def __init__(self, dataset: h5py.Dataset, label: str) -> None:
+        self._dataset, self._label = dataset, label
+        self.shape: tuple[int, ...] = tuple(dataset.shape)
+        kind = dataset.dtype
+        self._is_bfloat16 = kind.itemsize == 2 and kind.kind in "Vu" and dataset.attrs.get("dtype") == "bfloat16"
+        if kind.kind not in "fiu" and not self._is_bfloat16:
+            raise ModelError(f"{label} is of type {kind}, not a number; save the model again")
+        size = math.prod(self.shape) * int(kind.itemsize)
+        if dataset.external or dataset.is_virtual:
+            raise ModelError(f"{label} lies in another file; save the model again")
+        if size > _LARGEST_RATIO * dataset.id.get_storage_size():
+            raise ModelError(f"{label} is said to have the shape {self.shape}, but so much is not stored; refused")
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """The content, in float32.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        try:
+            content = self._dataset[()]
+        except (OSError, ValueError) as exc:
+            raise ModelError(f"{self._label} cannot be read ({exc}); fetch or save the file again") from exc
+        if self._is_bfloat16:
+            wide = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint16).astype(np.uint32) << 16
+            return wide.view(np.float32).reshape(self.shape)
+        return np.asarray(content, np.float32)
+
+    def arranged(self, perm: Sequence[int] | None, shape: Sequence[int] | None) -> ir.LazyTensor:
+        """A tensor that is read when it is saved: transposed by `perm`, then given the `shape`."""
+        order = tuple(range(len(self.shape))) if perm is None else tuple(perm)
+        final = tuple(self.shape[i] for i in order) if shape is None else tuple(shape)
+
+        def read() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(self.read().transpose(order).reshape(final)))
+
+        return ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(final))
+
+
+class Source(Protocol):
+    """The variables of a layer, or of a model and its layers."""
+
+    def child(self, entry: Mapping[str, Any]) -> Source:
+        """The source of the next layer of a model, in the order of the configuration."""
+
+    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+        """The variables of a layer.
+
+        Args:
+            slots: what the layer should have.
+            label: what to call the layer in messages.
+            inner: the attribute of the layer that owns the variables, where it is not the layer itself.
+
+        Raises:
+            ModelError: the file holds another number of them, or is damaged.
+        """
+
+
+def _member(group: h5py.Group, path: str, label: str) -> Any:
+    """An object below a group, found without following links that may lead out of the file."""
+    import h5py  # noqa: PLC0415 - an optional dependency
+
+    found: Any = group
+    for part in path.split("/"):
+        try:
+            link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+            if link is not None and not isinstance(link, h5py.HardLink):
+                raise ModelError(f"{label}: {path!r} is a link to another place; save the model again")
+            found = None if link is None else found[part]
+        except (OSError, KeyError, RuntimeError, ValueError) as exc:
+            raise ModelError(f"{label}: {path!r} cannot be read ({exc}); fetch or save the file again") from exc
+        if found is None:
+            return None
+    return found
+
+
+def _stored(found: Any, label: str) -> Stored:
+    import h5py  # noqa: PLC0415 - an optional dependency
+
+    if not isinstance(found, h5py.Dataset):
+        raise ModelError(f"{label} is missing in the file; save the model again")
+    try:
+        return Stored(found, label)
+    except (OSError, RuntimeError, TypeError, ValueError) as exc:
+        raise ModelError(f"{label} cannot be read ({exc}); fetch or save the file again") from exc
+
+
+def _check_count(found: int, slots: Sequence[Slot], label: str) -> None:
+    if found != len(slots):
+        names = ", ".join(slot.name for slot in slots) or "none"
+        raise ModelError(f"{label} should have {len(slots)} variables ({names}), but the file holds {found}")
+
+
+class ByPath:
+    """The `.keras` format: `layers/<class>_<n>/vars/<i>`, the layers of each class counted in their model.
+
+    Source: `keras/src/saving/saving_lib.py`, `_save_container_state` and `Layer.save_own_variables`. Keras 2 writes
+    `_layer_checkpoint_dependencies` for `layers`.
+    """
+
+    _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+
+    def __init__(self, group: h5py.Group | None) -> None:
+        self._group = group
+        self._counter: Counter[str] = Counter()
+
+    def child(self, entry: Mapping[str, Any]) -> ByPath:
+        """See `Source`."""
+        kind = _snake_case(str(entry.get("class_name")))
+        number = self._counter[kind]
+        self._counter[kind] += 1
+        key = f"{kind}_{number}" if number else kind
+        if self._group is None:
+            return ByPath(None)
+        places = (_member(self._group, f"{container}/{key}", key) for container in self._CONTAINERS)
+        return ByPath(next((place for place in places if place is not None), None))
+
+    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+        """See `Source`."""
+        group = self._group
+        if group is not None and inner:
+            group = _member(group, inner, label)
+        held = None if group is None else _member(group, "vars", label)
+        _check_count(0 if held is None else len(held), slots, label)
+        return [
+            _stored(_member(held, str(i), label), f"variable {slot.name!r} of {label}") for i, slot in enumerate(slots)
+        ]
+
+
+def _snake_case(name: str) -> str:
+    """The name of a class as Keras writes it in paths (`keras/src/utils/naming.py`, `to_snake_case`)."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _listed(group: h5py.Group, label: str) -> list[str]:
+    """The names in the attribute `weight_names`, which is written in parts where it is long."""
+    names: list[Any] = []
+    try:
+        keys = ["weight_names"] if "weight_names" in group.attrs else []
+        while f"weight_names{len(keys)}" in group.attrs:
+            keys.append(f"weight_names{len(keys)}")
+        for key in keys:
+            names.extend(group.attrs[key])
+    except (OSError, RuntimeError, TypeError, ValueError) as exc:
+        raise ModelError(f"{label}: its list of variables is damaged ({exc}); save the model again") from exc
+    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
+
+
+class LayerList:
+    """The `.h5` format: one group a layer, under the layer's name.
+
+    A model inside the model has one flat list: all trained variables, then all others
+    (`keras/src/legacy/saving/legacy_h5_format.py`, `_legacy_weights`).
+
+    Args:
+        group: `model_weights`.
+        count: how many trained and other variables a layer has, from its configuration; frozen ones are not trained.
+    """
+
+    def __init__(self, group: h5py.Group, count: Any) -> None:
+        self._group, self._count = group, count
+
+    def child(self, entry: Mapping[str, Any]) -> ByOrder:
+        """See `Source`."""
+        name = str(entry["config"]["name"])
+        label = f"layer {name!r}"
+        group = _member(self._group, name, label)
+        names = [] if group is None else _listed(group, label)
+        stored = [_stored(_member(group, path, label), f"variable {path!r} of {label}") for path in names]
+        trained, others = self._count(entry)
+        if len(stored) != trained + others:
+            raise ModelError(f"{label} should have {trained + others} variables, but the file holds {len(stored)}")
+        frozen = entry["config"].get("trainable") is False
+        return ByOrder(deque(stored[:trained]), deque(stored[trained:]), frozen=frozen)
+
+    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+        """See `Source`; the model itself has none."""
+        _check_count(0, slots, label + inner)
+        return []
+
+
+class ByOrder:
+    """The flat list of a layer, or of a model with layers in it: each takes the next ones."""
+
+    def __init__(self, trained: deque[Stored], others: deque[Stored], *, frozen: bool = False) -> None:
+        self._trained, self._others, self._frozen = trained, others, frozen
+
+    def child(self, entry: Mapping[str, Any]) -> ByOrder:
+        """See `Source`."""
+        frozen = self._frozen or entry["config"].get("trainable") is False
+        return ByOrder(self._trained, self._others, frozen=frozen)
+
+    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+        """See `Source`."""
+        del label, inner  # `LayerList` has counted
+        return [(self._trained if slot.trained and not self._frozen else self._others).popleft() for slot in slots]
