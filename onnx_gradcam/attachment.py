@@ -21,7 +21,7 @@ from .plan import Options, Plan, plan
 from .quantities import Quantities, free_name
 from .targets.axes import letters
 
-__all__ = ["Explained", "attach"]
+__all__ = ["Explained", "attach", "describe"]
 
 
 @dataclass(eq=False)
@@ -67,6 +67,11 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
         attach("model.onnx", layer="auto").save("explained.onnx")
     """
     work = plan(source, replace(options or Options(), **choices))
+    if work.method.runs_often:
+        raise UnsupportedError(
+            f"{work.method.title} runs the model many times, so it cannot be written into it; use explain, or another "
+            "method"
+        )
     if work.refusal is not None:
         raise UnsupportedError(work.refusal)
     t = work.t
@@ -77,7 +82,7 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
             t.expose(target)
     t.finish()
     model = t.model
-    metadata = _metadata(work, asked.class_input, names)
+    metadata = describe(work, asked.class_input, names)
     model.metadata.update(metadata.to_props())
     model.check()
     return Explained(model, metadata, work.layer.reason, work.warnings)
@@ -128,7 +133,14 @@ def _picture_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequen
     return t.op("Gather", t.op("Shape", image), t.ints(*axes))
 
 
-def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
+def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
+    """What an explained model says of itself.
+
+    Args:
+        work: the plan.
+        class_input: the input that chooses the class.
+        names: the names of the outputs, by their field of the metadata.
+    """
     carried, options = Carried.from_props(work.t.model.metadata), work.options
     return Metadata(
         version=__version__,

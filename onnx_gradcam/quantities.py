@@ -88,6 +88,8 @@ class Quantities:
     def score(self) -> Value:
         """The explained score, `float32 [N]`."""
         t, tensor = self.work.t, self.work.score.tensor
+        if self.work.objective is not None:
+            return self.work.objective(t, self.class_scores, self.classes)
         axes = range(1, tensor.rank)
         return t.cast(t.sum(t.op("Mul", tensor, self.seed), axes, keepdims=False), np.float32)
 
@@ -106,16 +108,39 @@ class Quantities:
         return found
 
     @cached_property
+    def class_scores(self) -> Value:
+        """The scores of all classes, `float32 [N, K]`."""
+        t = self.work.t
+        return t.cast(t.op("Reshape", self.work.score.tensor, t.ints(0, -1)), np.float32)
+
+    @cached_property
     def _flat_seed(self) -> Value | None:
         """The cotangent of the scores, `float32 [N, K]`, where it is not one at the class and zero elsewhere."""
         t, work = self.work.t, self.work
         if work.objective is None:
             return None
-        scores = t.cast(t.op("Reshape", work.score.tensor, t.ints(0, -1)), np.float32)
-        value = work.objective(t, scores, self.classes)
+        value = self.score
         t.adopt()
-        (gradient,) = backward(t, {value: t.full_like(value, 1.0)}, [scores])
+        (gradient,) = backward(t, {value: t.full_like(value, 1.0)}, [self.class_scores])
         return gradient
+
+    @cached_property
+    def probability(self) -> Value:
+        """The probability of the explained class, `float32 [N]`."""
+        t, score = self.work.t, self.work.score
+        if self._sign is not None:
+            own = t.cast(t.op("Reshape", score.tensor, t.ints(0, -1)), np.float32)
+            spread = own if self._is_probability else t.op("Sigmoid", own)
+            # The complement of a probability is one minus it.
+            return t.op("Squeeze", self._sign * (spread - 0.5) + 0.5, t.ints(1))
+        spread = self.class_scores if self._is_probability else t.op("Softmax", self.class_scores, axis=1)
+        picked = t.op("GatherElements", spread, t.op("Unsqueeze", self.classes, t.ints(1)), axis=1)
+        return t.op("Squeeze", picked, t.ints(1))
+
+    @property
+    def _is_probability(self) -> bool:
+        """Whether the explained tensor is what a Softmax or Sigmoid gave already."""
+        return self.work.score.activation in {"softmax", "sigmoid"} and self.work.score.tensor is self.work.score.output
 
     @cached_property
     def seed(self) -> Value:

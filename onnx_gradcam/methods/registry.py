@@ -12,7 +12,12 @@ A method is a pure function of the builder and of what it asks for by the names 
 | `gx` | its cotangent | as `x` |
 
 A method of the family `cam` returns the raw signed map, `[N, *spatial]`; one of the family `attribution` a number for
-every value of the picture, `[N, C, H, W]`. Adding a method is adding one function.
+every value of the picture, `[N, C, H, W]`. Both are written into the model.
+
+Methods that run the model many times are no part of a model: `sampling` differentiates at many pictures, `perturbation`
+watches the score change. They are functions of a `Probe`, and say what of the above they use. They return a number for
+every value of the picture, `[C, H, W]`, or a map of the layer's or the picture's size, `[h, w]`. Adding a method is
+adding one function.
 """  # noqa: E501 - a row of the table is one line
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from onnx_gradcam.errors import TargetError, near_matches
 
 __all__ = ["METHODS", "Family", "Method", "find_method", "method", "methods"]
 
-Family = Literal["cam", "attribution"]
+Family = Literal["cam", "attribution", "sampling", "perturbation"]
 Modifier = Literal["guided", "deconvnet"]
 Combine = Literal["mean", "max", "product"]
 
@@ -42,7 +47,9 @@ class Method:
         title: its name in the literature.
         reference: paper and equation.
         function: the method itself.
-        family: what it gives: `cam` a map of the layer, `attribution` a number for every value of the picture.
+        family: see above.
+        uses: what it uses where its function does not say by its parameters; `head` is the model behind the layer.
+        passes: what it costs, in words, where that does not follow.
         modifier: how the cotangent of the picture is changed on its way back: `guided`, `deconvnet` or not.
         objective: what is differentiated, by its name in `onnx_gradcam.targets.objective`.
         combine: how the heatmaps of several layers become one, where it is not what the preset says.
@@ -55,6 +62,8 @@ class Method:
     reference: str
     function: Callable[..., Any]
     family: Family = "cam"
+    uses: tuple[str, ...] = ()
+    passes: str = ""
     modifier: Modifier | None = None
     objective: str = "class"
     combine: Combine | None = None
@@ -63,8 +72,13 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it asks for: the names of its parameters behind the builder."""
-        return tuple(inspect.signature(self.function).parameters)[1:]
+        """What it asks for: the names of its parameters behind the builder, or what it says it uses."""
+        return self.uses if self.runs_often else tuple(inspect.signature(self.function).parameters)[1:]
+
+    @property
+    def runs_often(self) -> bool:
+        """Whether it runs the model many times, so that it cannot be a part of it."""
+        return self.family in {"sampling", "perturbation"}
 
     @property
     def needs_layer(self) -> bool:
@@ -74,6 +88,8 @@ class Method:
     @property
     def cost(self) -> str:
         """What it costs, in words."""
+        if self.passes:
+            return self.passes
         if "HA" in self.needs:
             return "one forward pass, the gradient of the head and the gradient of that"
         if "gx" in self.needs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, Targ
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 
+from .batches import fixed_size, in_batches
 from .classes import Top, expanded, find_class, parse_top
+from .explanation import ClassMap, Explanation, Picture, Target, class_of
 from .image import Placement, prepare, read_image
-from .render import overlay, save_image, sheet
 from .session import Session
 
 if TYPE_CHECKING:
@@ -24,108 +25,15 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from onnx_gradcam.options import Options
+
+    from .prober import Prober
+
 __all__ = ["ClassMap", "Explainer", "Explanation", "Picture", "Target"]
 
 Array = npt.NDArray[Any]
 Wanted = int | str | Sequence[int | str] | None
 Source = str | Path | bytes | Array
-
-
-@dataclass(frozen=True)
-class Target:
-    """A class: its index, its name and the model's score for it.
-
-    The score is what the model itself puts out: a logit, a probability, whatever its last operator gives.
-    """
-
-    index: int
-    label: str
-    score: float
-
-
-@dataclass(frozen=True, eq=False)
-class ClassMap:
-    """The explanation of one class.
-
-    Attributes:
-        target: the class.
-        heatmap: `float32 [H, W]` in [0, 1], over the model's input.
-        cam: `float32 [h, w]`, the raw signed map at the layer's resolution.
-        attribution: a number for every value of the model's input, with the input's axes; `None` for methods that
-            look at a layer.
-    """
-
-    target: Target
-    heatmap: npt.NDArray[np.float32]
-    cam: npt.NDArray[np.float32]
-    attribution: Array | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """An RGB picture, `uint8 [H, W, 3]`."""
-
-    pixels: npt.NDArray[np.uint8]
-
-    def save(self, path: str | Path) -> None:
-        """Write it in the format of the path's suffix.
-
-        Raises:
-            ImageError: an unknown suffix, or a folder that cannot be written.
-        """
-        save_image(self.pixels, path)
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """What a model looked at in one picture.
-
-    Attributes:
-        image: the picture, `uint8 [H, W, 3]` RGB, as it was read.
-        placement: which part of it the model saw.
-        scores: the model's scores, one a class.
-        labels: class names, or `None`.
-        maps: one map for each explained class.
-    """
-
-    image: npt.NDArray[np.uint8]
-    placement: Placement
-    scores: Array
-    labels: Sequence[str] | None
-    maps: Sequence[ClassMap]
-
-    @property
-    def heatmap(self) -> npt.NDArray[np.float32]:
-        """The (first) heatmap, over the model's input."""
-        return self.maps[0].heatmap
-
-    @property
-    def cam(self) -> npt.NDArray[np.float32]:
-        """The (first) raw map."""
-        return self.maps[0].cam
-
-    @property
-    def target(self) -> Target:
-        """The (first) explained class."""
-        return self.maps[0].target
-
-    def top(self, count: int = 5) -> list[Target]:
-        """The classes with the highest scores."""
-        best = np.argsort(-self.scores.astype(np.float64), kind="stable")[:count]
-        return [_target(int(i), self.scores, self.labels) for i in best]
-
-    def heatmap_on_image(self, which: int = 0) -> npt.NDArray[np.float32]:
-        """A heatmap laid on the whole picture: zero where the model did not look, as in the cut-off margins."""
-        return self.placement.project(self.maps[which].heatmap)
-
-    def overlay(self, which: int = 0, *, colormap: str = "jet", opacity: float = 0.5) -> Picture:
-        """The picture with a heatmap over it."""
-        return Picture(overlay(self.image, self.heatmap_on_image(which), colormap=colormap, opacity=opacity))
-
-    def sheet(self, *, colormap: str = "jet", opacity: float = 0.5) -> Picture:
-        """The picture, and beside it one overlay for each explained class with its name and score."""
-        panels = [(f"{m.target.label} {m.target.score:.3g}", self.heatmap_on_image(i)) for i, m in enumerate(self.maps)]
-        return Picture(sheet(self.image, panels, colormap=colormap, opacity=opacity))
 
 
 class Explainer:
@@ -138,6 +46,9 @@ class Explainer:
             carries.
         provider: execution provider, `cpu`, `cuda` ...
         threads: threads within an operator.
+        seed: of the random numbers of methods that use some.
+        batch_size: rows to run at once, for methods that run the model many times.
+        progress: called with `(done, total)` by these while they work on a picture.
         choices: fields of `onnx_gradcam.plan.Options`, for a model that is not explained yet.
 
     Raises:
@@ -158,20 +69,18 @@ class Explainer:
         preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
         provider: str = "cpu",
         threads: int | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
         **choices: Any,
     ) -> None:
         self.warnings: list[str] = []
-        self.metadata, runnable, folder = self._explained(model, choices)
+        self._prober: Prober | None = None
+        runs = {"seed": seed, "batch_size": batch_size, "progress": progress}
+        self.metadata, self.session = self._explained(model, choices, runs, {"provider": provider, "threads": threads})
         self.labels = self._labels(labels)
         asked = preprocess if preprocess is not None else self.metadata.preprocessing
         described = parse_preprocessing(asked) if asked is not None else None
-        self.session = Session(
-            runnable,
-            provider=provider,
-            folder=folder,
-            disabled_optimizers=self.metadata.disabled_optimizers,
-            threads=threads,
-        )
         self._input = next(i for i in self.session.inputs if i.name == self.metadata.image_input)
         self.preprocessing = self._fitted(described)
         count = self._class_count()
@@ -181,8 +90,12 @@ class Explainer:
             )
 
     def _explained(
-        self, model: str | Path | bytes | onnx.ModelProto, choices: dict[str, Any]
-    ) -> tuple[Metadata, str | Path | bytes, Path | None]:
+        self,
+        model: str | Path | bytes | onnx.ModelProto,
+        choices: dict[str, Any],
+        runs: dict[str, Any],
+        where: dict[str, Any],
+    ) -> tuple[Metadata, Session]:
         """Metadata and what to run; a model that is explained already needs nothing but ONNX Runtime."""
         if isinstance(model, (str, Path, bytes)):
             metadata = Metadata.from_props(peek(model))
@@ -192,12 +105,38 @@ class Explainer:
                         f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
                         f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
                     )
-                return metadata, model, None
-        from onnx_gradcam.attachment import attach  # noqa: PLC0415 - explained models run without graph code
+                return metadata, Session(model, disabled_optimizers=metadata.disabled_optimizers, **where)
+        from onnx_gradcam.methods.registry import find_method  # noqa: PLC0415 - explained models run without graph code
+        from onnx_gradcam.options import Options  # noqa: PLC0415
 
-        explained = attach(model, **choices)
+        options = Options(**choices)
+        if find_method(options.method).runs_often:
+            self._prober = self._probing(model, options, runs, where)
+            return self._prober.metadata, self._prober.session
+        from onnx_gradcam.attachment import attach  # noqa: PLC0415
+
+        explained = attach(model, options)
         self.warnings.extend(explained.warnings)
-        return explained.metadata, explained.to_proto().SerializeToString(), explained.model.folder
+        facts, proto = explained.metadata, explained.to_proto()
+        folder = explained.model.folder
+        return facts, Session(
+            proto.SerializeToString(), folder=folder, disabled_optimizers=facts.disabled_optimizers, **where
+        )
+
+    def _probing(
+        self,
+        model: str | Path | bytes | onnx.ModelProto,
+        options: Options,
+        runs: dict[str, Any],
+        where: dict[str, Any],
+    ) -> Prober:
+        from onnx_gradcam.probing import probed  # noqa: PLC0415 - explained models run without graph code
+
+        from .prober import Prober  # noqa: PLC0415
+
+        models = probed(model, options)
+        self.warnings.extend(models.warnings)
+        return Prober(models, channels=options.channels, **runs, **where)
 
     def _labels(self, labels: str | Path | Sequence[str] | None) -> list[str] | None:
         if labels is None:
@@ -215,8 +154,7 @@ class Explainer:
     @property
     def fixed_batch(self) -> int | None:
         """The batch size, where the model allows only one."""
-        size = self._input.shape[0]
-        return size if isinstance(size, int) and size > 0 else None
+        return fixed_size(self._input)
 
     def __call__(self, image: Source, target: Wanted = None) -> Explanation:
         """Explain one picture.
@@ -261,16 +199,9 @@ class Explainer:
         Returns:
             All outputs by name, one row a sample.
         """
-        size = self.fixed_batch
-        if size is None or size == len(batch):
-            return self._run(batch, classes)
-        parts = []
-        for start in range(0, len(batch), size):
-            rows, wanted = batch[start : start + size], list(classes[start : start + size])
-            missing = size - len(rows)
-            padded = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-            parts.append({k: v[: len(rows)] for k, v in self._run(padded, wanted + wanted[-1:] * missing).items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if self._prober is not None:
+            return self._prober.run(batch, classes)
+        return in_batches(self._run, batch, classes, self.fixed_batch)
 
     def _run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
         feeds = {self.metadata.image_input: batch}
@@ -316,7 +247,7 @@ class Explainer:
             # A score may well be minus infinity: the logarithm of no chance.
             if np.isnan(job.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
                 raise ModelError("the model gives NaN for this picture; check --preprocess, and the model's weights")
-            job.maps.append(ClassMap(_target(index, job.scores, self.labels), heatmap, cam, attribution))
+            job.maps.append(ClassMap(class_of(index, job.scores, self.labels), heatmap, cam, attribution))
 
     def _scores(self, row: Array) -> Array:
         """One score a class; a single logit speaks for its complement as well."""
@@ -393,8 +324,3 @@ class _Job:
 
     def finished(self, labels: Sequence[str] | None) -> Explanation:
         return Explanation(self.image, self.placement, self.scores, labels, self.maps)
-
-
-def _target(index: int, scores: Array, labels: Sequence[str] | None) -> Target:
-    label = labels[index] if labels is not None and index < len(labels) else f"class {index}"
-    return Target(index, label, float(scores[index]))

@@ -133,17 +133,27 @@ class Session:
         """The model's `metadata_props`."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run the model; all outputs by name.
+    def run(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            feeds: inputs by name.
+            outputs: those that are wanted; nothing is computed that no other needs. All of them by default.
+
+        Returns:
+            Outputs by name.
 
         Raises:
             ModelError: the run failed; the message is ONNX Runtime's.
         """
         try:
-            results = self._session.run(None, dict(feeds))
+            results = self._session.run(None if outputs is None else list(outputs), dict(feeds))
         except Exception as exc:
             raise ModelError(f"ONNX Runtime cannot run the model: {_reason(exc)}") from exc
-        return {o.name: np.asarray(r) for o, r in zip(self.outputs, results, strict=True)}
+        names = [o.name for o in self.outputs] if outputs is None else outputs
+        return {name: np.asarray(r) for name, r in zip(names, results, strict=True)}
 
 
 @contextlib.contextmanager

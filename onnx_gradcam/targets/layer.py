@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnx_gradcam.errors import TargetError, near_matches
+from onnx_gradcam.errors import TargetError, UnsupportedError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import Carries, between, dominators
 from onnx_gradcam.graph.views import QUANTISATION, VIEWS
@@ -77,8 +77,20 @@ class Candidate:
         return t.op("Reshape", value, t.ints(0, 0, *tokens.grid))
 
     def restored(self, t: Builder, value: Value) -> Value:
-        """`value`, `[N, C, *spatial]`, with the axes of the target tensor: `canonical` undone, but for tokens."""
+        """`value`, `[N, C, *spatial]`, with the axes of the target tensor: `canonical` undone.
+
+        Raises:
+            UnsupportedError: the target tensor holds class or register tokens, of which `value` says nothing.
+        """
         kinds = [axis.kind if axis is not None else "" for axis in self.layout]
+        if self.tokens is not None:
+            if self.tokens.before or self.tokens.after:
+                raise UnsupportedError(
+                    f"layer {self.tensor.name!r} holds class tokens besides its places, which "
+                    "maps alone do not tell; choose a method that does not run the head again"
+                )
+            flat = t.op("Reshape", value, t.ints(0, 0, -1))
+            return t.transpose(flat, ["NCT".index(k) for k in kinds])
         return t.transpose(
             value, ["NC".index(k) if k in "NC" else 2 + self.spatial.index(i) for i, k in enumerate(kinds)]
         )

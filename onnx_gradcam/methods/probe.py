@@ -1,0 +1,62 @@
+"""What methods that run the model many times see of it: NumPy in, NumPy out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Array", "Probe", "chunks"]
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+class Probe(Protocol):
+    """One picture, one class, and a model that answers questions about them.
+
+    Pictures are `float32 [M, C, H, W]` as the model gets them, whatever its own layout; every method runs at most
+    `batch_size` rows at once, so a method hands over chunks and never all of its pictures together.
+
+    Attributes:
+        x: the picture, `float32 [C, H, W]`.
+        maps: its activation maps, `float32 [C, h, w]`.
+        size: height and width of the picture.
+        rng: the source of random numbers; its seed is the user's.
+        batch_size: rows to run at once.
+    """
+
+    x: Array
+    size: tuple[int, int]
+    rng: np.random.Generator
+    batch_size: int
+
+    @property
+    def maps(self) -> Array: ...  # noqa: D102 - see the class
+
+    def scores(self, pictures: Array) -> Array:
+        """The explained score of each picture, `[M]`."""
+
+    def probabilities(self, pictures: Array) -> Array:
+        """The probability of the class for each picture, `[M]`: the softmax, or the sigmoid, of the scores."""
+
+    def head(self, maps: Array) -> Array:
+        """The explained score for activation maps `[M, C, h, w]` in place of the picture's own, `[M]`."""
+
+    def gradients(self, pictures: Array) -> Array:
+        """The cotangent of each picture, `[M, C, H, W]`."""
+
+    def maps_and_cotangents(self, pictures: Array) -> tuple[Array, Array]:
+        """The activation maps of each picture and their cotangents, `[M, C, h, w]` each."""
+
+    def enlarged(self, maps: Array) -> Array:
+        """Maps `[M, h, w]` at the picture's size, bilinearly with half-pixel centres, `[M, H, W]`."""
+
+    def steps(self, total: int) -> Iterator[range]:
+        """The numbers below `total` in chunks of `batch_size`; a progress bar moves with them."""
+
+
+def chunks(numbers: Sequence[int] | range, size: int) -> Iterable[Sequence[int]]:
+    """`numbers` in pieces of at most `size`."""
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
