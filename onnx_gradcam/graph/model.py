@@ -18,6 +18,8 @@ from .shapes import Shape, infer_shapes
 
 __all__ = ["Model"]
 
+_SMALL_BYTES = 1000
+
 
 @dataclass(eq=False)
 class Model:
@@ -60,9 +62,22 @@ class Model:
         """The model as a proto; external weights stay references."""
         return ir.to_proto(self.core)
 
+    def _skeleton(self) -> onnx.ModelProto:
+        """The model without its larger weights, none of which is read or copied on the way."""
+        weights = {v: w for v in self._initializers() if (w := v.const_value) is not None and w.nbytes > _SMALL_BYTES}
+        for value, weight in weights.items():
+            value.const_value = ir.ExternalTensor(
+                "unread", 0, weight.nbytes, weight.dtype, shape=ir.Shape(weight.shape.numpy()), name=str(weight.name)
+            )
+        try:
+            return skeleton(ir.to_proto(self.core))
+        finally:
+            for value, weight in weights.items():
+                value.const_value = weight
+
     def infer(self) -> None:
         """Infer types and shapes again, after nodes of the graph have been replaced."""
-        inferred = infer_shapes(skeleton(self.to_proto()))
+        inferred = infer_shapes(self._skeleton())
         self.types, self.shapes, self.example = inferred.types, inferred.shapes, inferred.example
 
     def check(self) -> None:
@@ -72,7 +87,7 @@ class Model:
             ModelError: the graph is not valid; the message is the checker's.
         """
         try:
-            onnx.checker.check_model(skeleton(self.to_proto()), full_check=True)
+            onnx.checker.check_model(self._skeleton(), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
             raise ModelError(f"{self.name}: the graph is not valid ONNX: {' '.join(str(exc).split())}") from exc
 
