@@ -151,7 +151,7 @@ def _distinct(paths: Sequence[str]) -> list[str]:
 def _explainer(name: str, path: str, choices: Mapping[str, str]) -> Explainer:
     """Load a model; what goes wrong is said with its name."""
     try:
-        explainer = Explainer(as_onnx(path), **choices)  # type: ignore[arg-type]
+        explainer = Explainer(as_onnx(path, choices.get("layer")), **choices)  # type: ignore[arg-type]
     except ExplainError as exc:
         raise type(exc)(f"{name}: {exc}") from exc
     for warning in explainer.warnings:

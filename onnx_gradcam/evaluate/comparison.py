@@ -245,7 +245,7 @@ class _Comparison:
                 )
             )
         for name, maps in self.natives.items():
-            laid.append(Laid(maps.heatmap(picture), mine.placement, None))
+            laid.append(Laid(_resized(maps.heatmap(picture), *mine.heatmap.shape), mine.placement, None))
             common = _on_common_ground(reference, laid[-1])
             agreements.append(Agreement(side=name, same_top=None, divergence=None, maps=common, target=None))
         return Compared(picture, mine.target, agreements, image, laid)
@@ -291,6 +291,13 @@ def _class_numbers(first: str, mine: Explanation, second: str, theirs: Explanati
             f"several classes of {first} have the same name in {second}; give one --labels for all, each name once"
         )
     return numbers
+
+
+def _resized(heatmap: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    """A heatmap at the model's input, as models resize their own: in one step to the picture it would differ."""
+    rows, columns = heatmap.shape
+    whole = Laid(heatmap, Placement((0.0, 0.0, columns, rows), rows, columns), None)
+    return whole.on(height, width)
 
 
 def _on_common_ground(first: Laid, second: Laid) -> MapAgreement:

@@ -49,7 +49,7 @@ def _mxnet(path: Path, _: str | None) -> Product:
     from .mxnet import read_mxnet  # noqa: PLC0415 - as above
 
     name = path.name[: -len(_SYMBOL)]
-    beside = sorted(p.name for p in path.parent.iterdir() if p.name.startswith(f"{name}-") and p.suffix == ".params")
+    beside = sorted(p.name for p in path.parent.glob("*.params") if p.name.startswith(f"{name}-"))
     if len(beside) != 1:
         found = f"there are {len(beside)} ({', '.join(beside[:5])})" if beside else "there is none"
         raise ModelError(f"{path.name} needs its weights in one file {name}-0000.params beside it, but {found}")

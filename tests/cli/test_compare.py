@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_gradcam import Explainer
+from onnx_gradcam.runtime.session import available_providers
 
 from .conftest import LABELS, PREPROCESS, refused, small_classifier
 
@@ -233,8 +236,7 @@ def test_a_report_that_cannot_be_written(compare, swapped, picture, here):
     assert "cannot be" in refused(compare(swapped, "--images", picture, "--report", "file/page.html"))
 
 
-def test_a_framework_file_is_exported_on_the_fly(compare, picture, here, monkeypatch):
-    """Which reader is taken, by the end of the name; the readers have tests of their own."""
+def test_weights_beside_a_symbol(compare, picture, here):
     (here / "net-symbol.json").write_text("{}", "utf-8")
     said = refused(compare("net-symbol.json", "--images", picture))
     assert "net-symbol.json needs its weights in one file net-0000.params beside it, but there is none" in said
@@ -242,3 +244,42 @@ def test_a_framework_file_is_exported_on_the_fly(compare, picture, here, monkeyp
         (here / f"net-{epoch}.params").write_bytes(b"")
     said = refused(compare("net-symbol.json", "--images", picture))
     assert "there are 2 (net-0001.params, net-0002.params)" in said
+
+
+@pytest.mark.real
+def test_a_keras_file_against_its_onnx(real_data):
+    """Two exports of one checkpoint, a file of Keras read on the fly and tf2onnx's; and the same in 8 bits."""
+    pytest.importorskip("h5py", reason="h5py is not installed")
+    models = real_data / "models"
+    name = "st_mobilenetv1_050_224_flowers"
+    files = (
+        models / "onnx_derived" / f"{name}.onnx",
+        models / "keras" / f"{name}.h5",
+        models / "onnx_derived" / f"{name}_uint8in_qdq.onnx",
+    )
+    preprocess = [option for one in ("keras-tf", "keras-tf", "none") for option in ("--preprocess", one)]
+    arguments = ["--images", real_data / "photos" / "leaves", "--json", "--fail-below", "0.95"]
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_gradcam", "compare", *files, *preprocess, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    keras, quantised = json.loads(done.stdout)["summary"]
+    assert keras["same_top"] == 1
+    assert keras["difference"]["worst"] < 1e-4
+    assert keras["divergence"]["worst"] < 1e-6
+    assert 0.98 < quantised["pearson"]["mean"] < 1
+    assert quantised["same_top"] > 0.8
+
+
+@pytest.mark.gpu
+def test_cpu_against_cuda(call, classifier, pictures):
+    if "cuda" not in available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider")
+    options = ("--provider", "cpu", "--provider", "cuda", "--preprocess", PREPROCESS)
+    result = call("compare", classifier, classifier, "--images", pictures, *options, "--fail-below", 0.999)
+    if "did not start" in result.stderr:
+        pytest.skip("there is no CUDA device")
+    assert result.exit_code == 0, result.stderr
