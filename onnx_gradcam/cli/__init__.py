@@ -24,10 +24,12 @@ from .explain import explain
 from .export import export
 from .group import Commands
 from .inspect import inspect
+from .kserve import kserve
 from .methods import methods
 from .ops import ops
 from .output import complain, say
 from .serve import serve
+from .triton import triton
 from .verify import verify
 
 __all__ = ["app", "main"]
@@ -50,6 +52,8 @@ _COMMANDS: dict[Callable[..., None], str] = {
     inspect: "What of a model would be explained, and why.",
     compare: "Whether models agree, and for the same reason.",
     serve: "A model and its heatmaps on a server, over REST and gRPC.",
+    triton: "A model repository for Triton.",
+    kserve: "A manifest for KServe.",
     verify: "The gradient of an explanation, checked by small changes.",
     methods: "The methods there are.",
     ops: "The operators a gradient can cross.",

@@ -11,14 +11,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, RequestError, near_matches
+from onnx_gradcam.errors import RequestError, near_matches
 from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation
-from onnx_gradcam.runtime.image import Placement, read_image, resized
-from onnx_gradcam.runtime.image_header import HeaderError, stored_size
+from onnx_gradcam.runtime.image import Placement, resized
 from onnx_gradcam.runtime.render import COLORMAPS, encode_image, overlay
 
 from .batching import BatchingExplainer, remaining
+from .decoding import decode_picture
 from .limits import Limits
 from .query import Query, Result, Tensor, files, numbers
 
@@ -44,9 +44,7 @@ _USUAL: Final = ("scores", "picture", "heatmap_class", "label", "score", "overla
 
 _PROTOCOL_PARAMETERS: Final = frozenset({"binary_data_output", "content_type", "headers", "priority", "timeout"})
 """Parameters of clients and servers that have no bearing on an explanation."""
-_KINDS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 _LONGEST_TARGET: Final = 256
-_LARGEST_RATIO: Final = 32
 _OVERLAY_SIDE: Final = 1024
 
 
@@ -153,7 +151,9 @@ class Answerer:
         self._check_rows(len(sources), sum(top.count if top else 1 for top in tops))
         maps, scores = [], []
         for number, source in enumerate(sources):
-            explanation = self.explainer(self._decoded(source), several)
+            remaining()
+            pixels = decode_picture(source, self.limits, free_size=self.explainer.preprocessing.size is None)
+            explanation = self.explainer(pixels, several)
             scores.append(explanation.scores.astype(np.float32))
             maps += [_Map(number, explanation, which) for which in range(len(explanation.maps))]
         make: dict[str, Callable[[], Result]] = {
@@ -193,36 +193,6 @@ class Answerer:
                 f"the input has {pixels} pixels, more than the {self.limits.input_pixels} that one request may have",
                 413,
             )
-
-    def _decoded(self, source: bytes) -> Array:
-        """The pixels of a picture file, seen to be small enough before they are decoded."""
-        remaining()
-        limits = self.limits
-        if len(source) > limits.image_bytes:
-            raise RequestError(f"the picture has {len(source)} bytes; {limits.image_bytes} are allowed", 413)
-        if not source.startswith(_KINDS):
-            raise RequestError("what was sent is no picture of a kind that is served: JPEG, PNG or WebP")
-        try:
-            size = stored_size(source)
-        except HeaderError as error:
-            raise RequestError(f"the picture is damaged: {error}") from error
-        if size is None or 0 in size:
-            raise RequestError("the picture's header says no size; it is damaged")
-        height, width = size
-        if height * width > limits.image_pixels:
-            raise RequestError(
-                f"the picture is {height}x{width} (height x width), above the limit of {limits.image_pixels} pixels",
-                413,
-            )
-        if max(size) > _LARGEST_RATIO * min(size):
-            raise RequestError(f"the picture is {height}x{width}, too narrow: 1 to {_LARGEST_RATIO} is the most")
-        described = self.explainer.preprocessing
-        if described.size is None and height * width > limits.input_pixels:
-            raise RequestError(f"the picture is {height}x{width}, larger than the model may be given here", 413)
-        try:
-            return read_image(source, max_pixels=limits.image_pixels)
-        except ImageError as error:
-            raise RequestError(f"the picture cannot be read: {error}") from error
 
 
 def _targets(given: Any) -> list[int | str]:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from serve_ports import free_ports
 
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.runtime.image import prepare, read_image
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Server:

@@ -1,0 +1,62 @@
+"""The step of a Triton ensemble that makes a model's input of picture files.
+
+Triton's Python backend runs it; it needs NumPy, OpenCV and this package, not ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnx_gradcam.errors import ExplainError, RequestError
+from onnx_gradcam.preprocessing import Preprocessing
+from onnx_gradcam.runtime.image import prepare
+
+from .decoding import decode_picture
+from .limits import Limits
+
+__all__ = ["PictureStep"]
+
+
+class PictureStep:
+    """Decodes and prepares: `image_bytes` [N, 1] and `target_class` [N, 1], where it is given, become the inputs."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the model's configuration: how pictures become the input, and the limits."""
+        config = json.loads(args["model_config"])
+        said = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self.preprocessing = Preprocessing.from_json(said["preprocessing"])
+        self.limits = Limits.from_settings(json.loads(said["limits"]))
+        self.batching = config["max_batch_size"] > 0
+        names = [output["name"] for output in config["output"]]
+        self.image, self.target = names[0], names[1] if len(names) > 1 else None
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer each request, or say in one sentence why not."""
+        import triton_python_backend_utils as triton  # noqa: PLC0415 - it exists inside Triton alone
+
+        return [self._answer(triton, request) for request in requests]
+
+    def _answer(self, triton: Any, request: Any) -> Any:
+        try:
+            tensors = self._tensors(triton, request)
+        except ExplainError as error:
+            return triton.InferenceResponse(error=triton.TritonError(str(error), triton.TritonError.INVALID_ARG))
+        return triton.InferenceResponse([triton.Tensor(name, values) for name, values in tensors.items()])
+
+    def _tensors(self, triton: Any, request: Any) -> dict[str, Any]:
+        files = triton.get_input_tensor_by_name(request, "image_bytes").as_numpy().reshape(-1)
+        free = self.preprocessing.size is None
+        rows = [prepare(decode_picture(bytes(f), self.limits, free_size=free), self.preprocessing)[0] for f in files]
+        if len({row.shape for row in rows}) > 1:
+            raise RequestError("the pictures give inputs of several sizes, which is no tensor; send one at a time")
+        tensors: dict[str, Any] = {self.image: np.stack(rows)}
+        if self.target is not None:
+            given = triton.get_input_tensor_by_name(request, "target_class")
+            shape = (len(rows), 1) if self.batching else (len(rows),)
+            classes = np.full(shape, -1, np.int64) if given is None else given.as_numpy()
+            tensors[self.target] = np.ascontiguousarray(np.broadcast_to(classes.reshape(-1, *shape[1:]), shape))
+        return tensors
