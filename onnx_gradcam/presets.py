@@ -10,13 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 
 from .heatmap import Combine, Finish, by_range, combined, finish
-from .resizing import bilinear
+from .resizing import bicubic, bilinear, corner_bilinear, nearest, spline
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
+
+Normalise = Callable[[Builder, Value], Value]
+Resize = Callable[[Builder, Value, Value], Value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +47,65 @@ class Preset:
     cotangent: Callable[[Builder, Value, Value], Value] | None = None
 
 
-def _pytorch_grad_cam(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | None = None) -> Value:
-    shown = [bilinear(t, by_range(t, t.op("Relu", cam), 1e-7), size) for cam in cams]
-    return by_range(t, combined(t, shown, combine or "mean"), 1e-7)
+# ----- how cotangents are changed ----------------------------------------------
 
+
+def _over_maximum(t: Builder, A: Value, G: Value) -> Value:  # noqa: ARG001 - the signature of a change
+    """keras-vis: divided by the largest value of the sample; where none is positive this turns the signs around."""
+    return G / (t.reduce("ReduceMax", G, range(1, G.rank)) + 1e-7)
+
+
+def _gated(t: Builder, A: Value, G: Value) -> Value:
+    """tf-explain: only positive cotangents, and only where the activation is positive."""
+    return t.op("Mul", t.op("Relu", G), t.cast(A > 0.0, G.dtype))
+
+
+# ----- from raw maps to the heatmap --------------------------------------------
+
+
+def _finished(
+    *,
+    rectify: bool = True,
+    start: float = 0.0,
+    before: Normalise | None = None,
+    resized: Resize = bilinear,
+    after: Normalise | None = None,
+    combine: Combine = "mean",
+) -> Finish:
+    """A finishing of five steps.
+
+    Args:
+        rectify: cut off negative values.
+        start: what the sum over channels starts with.
+        before: normalises the map of each layer at its own size.
+        resized: to the picture.
+        after: normalises at the picture's size, once several layers are one.
+        combine: how these become one where the user does not say.
+    """
+
+    def finish_layer(t: Builder, cam: Value, size: Value) -> Value:
+        raised = cam + start if start else cam
+        positive = t.op("Relu", raised) if rectify else raised
+        return resized(t, before(t, positive) if before is not None else positive, size)
+
+    def finish_all(t: Builder, cams: Sequence[Value], size: Value, wanted: Combine | None = None) -> Value:
+        together = combined(t, [finish_layer(t, cam, size) for cam in cams], wanted or combine)
+        return after(t, together) if after is not None else together
+
+    return finish_all
+
+
+def _range(epsilon: float) -> Normalise:
+    return lambda t, maps: by_range(t, maps, epsilon)
+
+
+def _levels(t: Builder, maps: Value) -> Value:
+    """MXNet: minimum to maximum as whole numbers up to 255, decimals cut off."""
+    return t.op("Floor", by_range(t, maps, _TINY) * 255.0) / 255.0
+
+
+_TINY = float(np.finfo(np.float32).tiny)
+"""What divides a blank map in place of the zero that makes other libraries give NaN."""
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -55,7 +115,75 @@ PRESETS: dict[str, Preset] = {
             name="pytorch-grad-cam",
             title="pytorch-grad-cam 1.5.7",
             source="base_cam.py, utils/image.py",
-            finish=_pytorch_grad_cam,
+            finish=_finished(before=_range(1e-7), after=_range(1e-7)),
+        ),
+        Preset(
+            name="keras-vis",
+            title="keras-vis 0.4.1, visualize_cam",
+            source="vis/visualization/saliency.py, vis/optimizer.py",
+            score="output",
+            cotangent=_over_maximum,
+            finish=_finished(resized=spline, after=_range(1e-7)),
+        ),
+        Preset(
+            name="chollet-1e",
+            title="Chollet, Deep Learning with Python, 1st edition, section 5.4",
+            source="5.4-visualizing-what-convnets-learn.ipynb",
+            score="output",
+            finish=finish,
+        ),
+        Preset(
+            name="chollet-2e",
+            title="Chollet, Deep Learning with Python, 2nd and 3rd edition",
+            source="chapter09_part03_interpreting-what-convnets-learn.ipynb",
+            score="output",
+            finish=finish,
+        ),
+        Preset(name="keras-io", title="keras.io, Grad-CAM example", source="grad_cam.py", finish=finish),
+        Preset(
+            name="mxnet",
+            title="MXNet 1.9.1, Grad-CAM tutorial",
+            source="docs/tutorial_utils/vision/cnn_visualization/gradcam.py",
+            finish=_finished(start=1.0, before=_levels),
+        ),
+        Preset(
+            name="tf-keras-vis",
+            title="tf-keras-vis 0.8.7, Gradcam",
+            source="tf_keras_vis/gradcam.py",
+            score="output",
+            finish=_finished(resized=corner_bilinear, after=_range(1e-7)),
+        ),
+        Preset(
+            name="torch-cam",
+            title="torch-cam 0.5.0",
+            source="torchcam/methods/core.py",
+            finish=_finished(before=_range(1e-8), combine="max"),
+        ),
+        Preset(
+            name="captum",
+            title="captum 0.9.0, LayerGradCam with LayerAttribution.interpolate",
+            source="captum/attr/_core/layer/grad_cam.py",
+            finish=_finished(rectify=False, resized=nearest, after=_range(_TINY)),
+        ),
+        Preset(
+            name="tf-explain",
+            title="tf-explain 0.3.1, GradCAM",
+            source="tf_explain/core/grad_cam.py",
+            score="output",
+            cotangent=_gated,
+            finish=_finished(rectify=False, after=_range(_TINY)),
+        ),
+        Preset(
+            name="xplique",
+            title="xplique 1.4, GradCAM",
+            source="xplique/attributions/grad_cam.py",
+            finish=_finished(resized=bicubic, after=_range(_TINY)),
+        ),
+        Preset(
+            name="openvino-xai",
+            title="OpenVINO XAI 1.1, ReciproCAM",
+            source="openvino_xai/methods/white_box/recipro_cam.py",
+            finish=_finished(rectify=False, before=_range(1e-12), after=_range(_TINY)),
         ),
     )
 }

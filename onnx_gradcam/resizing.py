@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["Matrix", "bilinear", "half_pixel", "places", "resize"]
+__all__ = ["Matrix", "bicubic", "bilinear", "corner_bilinear", "half_pixel", "nearest", "places", "resize", "spline"]
 
 Matrix = Callable[[int, int], npt.NDArray[np.float32]]
 """`(cells, pixels)` -> interpolation along one axis, `float32 [pixels, cells]`."""
@@ -28,6 +29,37 @@ def bilinear(t: Builder, maps: Value, size: Value) -> Value:
         `float32 [N, H, W]`.
     """
     return resize(t, maps, size, half_pixel, mode="linear", coordinate_transformation_mode="half_pixel")
+
+
+def corner_bilinear(t: Builder, maps: Value, size: Value) -> Value:
+    """Bilinear with the corners on each other, as SciPy's `zoom` of order 1 and `align_corners=True` have it."""
+    return resize(t, maps, size, _corner, mode="linear", coordinate_transformation_mode="align_corners")
+
+
+def nearest(t: Builder, maps: Value, size: Value) -> Value:
+    """The nearest cell, as PyTorch's `interpolate` has it."""
+    attributes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return resize(t, maps, size, _nearest, mode="nearest", **attributes)
+
+
+def bicubic(t: Builder, maps: Value, size: Value) -> Value:
+    """Cubic convolution of Keys (a = -1/2) with half-pixel centres, as TensorFlow's `tf.image.resize` has it."""
+    attributes = {"cubic_coeff_a": -0.5, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
+    return resize(t, maps, size, _cubic, mode="cubic", **attributes)
+
+
+def spline(t: Builder, maps: Value, size: Value) -> Value:
+    """Cubic B-spline with the corners on each other, as SciPy's `zoom` has it by default.
+
+    Raises:
+        UnsupportedError: a size is free: a spline runs through all cells, and no operator of ONNX does that.
+    """
+    if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
+        raise UnsupportedError(
+            "a spline needs fixed sizes of layer and picture; export the model with a fixed size, or choose another "
+            "preset"
+        )
+    return resize(t, maps, size, _spline)
 
 
 def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: Any) -> Value:
@@ -61,10 +93,61 @@ def places(t: Builder, maps: Value) -> Value:
 
 def half_pixel(cells: int, pixels: int) -> npt.NDArray[np.float32]:
     """Bilinear interpolation along one axis with half-pixel centres."""
-    place = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
-    low = np.minimum(place.astype(np.int64), max(cells - 2, 0))
+    return _between(np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1), cells)
+
+
+def _at_corners(cells: int, pixels: int) -> npt.NDArray[np.float64]:
+    """Where the pixels lie among the cells when the first and the last of both coincide."""
+    return np.arange(pixels) * (cells - 1) / max(pixels - 1, 1)
+
+
+def _between(place: npt.NDArray[np.float64], cells: int) -> npt.NDArray[np.float32]:
+    """Linear interpolation at places among the cells."""
+    low = np.clip(place.astype(np.int64), 0, max(cells - 2, 0))
     part = (place - low).astype(np.float32)
-    matrix = np.zeros((pixels, cells), np.float32)
-    matrix[np.arange(pixels), low] = 1 - part
-    matrix[np.arange(pixels), np.minimum(low + 1, cells - 1)] += part
+    matrix = np.zeros((len(place), cells), np.float32)
+    rows = np.arange(len(place))
+    matrix[rows, low] = 1 - part
+    matrix[rows, np.minimum(low + 1, cells - 1)] += part
     return matrix
+
+
+def _corner(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    return _between(_at_corners(cells, pixels), cells)
+
+
+def _nearest(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    matrix: npt.NDArray[np.float32] = np.eye(cells, dtype=np.float32)[np.arange(pixels) * cells // pixels]
+    return matrix
+
+
+def _cubic(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    """Keys 1981, eq. 15; weights of cells that are not there are left out and the others scaled up."""
+    place = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
+    distance = np.abs(place[:, None] - np.arange(cells))
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _spline(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    """The cubic B-spline through all cells, mirrored at the ends (Unser 1999, box 1 and 2), at corner places."""
+    if cells == 1:
+        return np.ones((pixels, 1), np.float32)
+
+    def weights(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Of the coefficients, one row a place."""
+        matrix = np.zeros((len(place), cells))
+        for row, x in enumerate(place):
+            for knot in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
+                away = abs(x - knot)
+                weight = 2 / 3 - away**2 + away**3 / 2 if away < 1 else max(2 - away, 0) ** 3 / 6
+                mirrored = abs(knot)
+                mirrored = 2 * (cells - 1) - mirrored if mirrored > cells - 1 else mirrored
+                matrix[row, mirrored] += weight
+        return matrix
+
+    through = weights(np.arange(cells, dtype=np.float64))
+    matrix: npt.NDArray[np.floating] = np.linalg.solve(through.T, weights(_at_corners(cells, pixels)).T).T
+    return matrix.astype(np.float32)

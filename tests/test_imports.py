@@ -21,7 +21,7 @@ ALLOWED = {
     "metadata": {"errors"},
     "graph": {"errors"},
     "autodiff": {"errors", "graph"},
-    "resizing": {"graph"},
+    "resizing": {"errors", "graph"},
     "methods": {"errors", "graph", "resizing"},
     "targets": {"errors", "graph"},
     "heatmap": {"errors", "graph", "resizing"},
