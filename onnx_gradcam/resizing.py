@@ -128,7 +128,8 @@ def _cubic(cells: int, pixels: int) -> npt.NDArray[np.float32]:
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    matrix: npt.NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return matrix
 
 
 def _spline(cells: int, pixels: int) -> npt.NDArray[np.float32]:
