@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-__all__ = ["NETWORKS", "export", "gradient", "network", "picture"]
+__all__ = ["NETWORKS", "export", "gradient", "network", "picture", "randomised", "vision"]
 
 Array = np.ndarray[Any, Any]
 CLASSES = 10
@@ -23,7 +23,7 @@ def _torch() -> Any:
     return importlib.import_module("torch")
 
 
-def _vision() -> Any:
+def vision() -> Any:
     """`torchvision.models`, also where its compiled operators do not fit the installed PyTorch: none is needed."""
     try:
         return importlib.import_module("torchvision.models")
@@ -37,12 +37,12 @@ def _vision() -> Any:
 
 
 def _published(name: str, **arguments: Any) -> Callable[[], Any]:
-    return lambda: getattr(_vision(), name)(num_classes=CLASSES, **arguments)
+    return lambda: getattr(vision(), name)(num_classes=CLASSES, **arguments)
 
 
 def _vgg() -> Any:
     """VGG11 with batch normalisation, a quarter as wide, for pictures of 64."""
-    models, nn = _vision(), _torch().nn
+    models, nn = vision(), _torch().nn
     widths = [16, "M", 32, "M", 64, 64, "M", 128, 128, "M", 128, 128, "M"]
     made = models.VGG(models.vgg.make_layers(widths, batch_norm=True), num_classes=CLASSES, init_weights=False)
     made.avgpool = nn.Identity()
@@ -51,18 +51,18 @@ def _vgg() -> Any:
 
 
 def _convnext() -> Any:
-    models = _vision()
+    models = vision()
     block = models.convnext.CNBlockConfig
     return models.ConvNeXt([block(32, 64, 2), block(64, 96, 2), block(96, None, 2)], num_classes=CLASSES)
 
 
 def _vit() -> Any:
     size = {"image_size": 64, "patch_size": 16, "num_layers": 3, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128}
-    return _vision().VisionTransformer(**size, num_classes=CLASSES)
+    return vision().VisionTransformer(**size, num_classes=CLASSES)
 
 
 def _swin() -> Any:
-    models = _vision()
+    models = vision()
     size = {"patch_size": [4, 4], "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
     return models.SwinTransformer(**size, num_classes=CLASSES)
 
@@ -175,10 +175,14 @@ def picture(size: int, seed: int) -> Array:
 
 def network(name: str) -> Any:
     """A network in evaluation mode, its weights and its batch-norm statistics random, none of them trivial."""
-    torch = _torch()
-    torch.manual_seed(0)
+    _torch().manual_seed(0)
     make, size = NETWORKS[name]
-    made = make()
+    return randomised(make(), size)
+
+
+def randomised(made: Any, size: int) -> Any:
+    """The network in evaluation mode, its weights and its batch-norm statistics random, none of them trivial."""
+    torch = _torch()
     norms = [m for m in made.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         for key, weight in made.named_parameters():

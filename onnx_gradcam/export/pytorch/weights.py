@@ -20,6 +20,7 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
+_COUNTER = "num_batches_tracked"
 _CLASS = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -89,8 +90,10 @@ def fit(network: torch.nn.Module, state: Mapping[str, Any], where: str | Path) -
     Raises:
         UnsupportedError: names are missing or left over, or shapes differ.
     """
-    own = network.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    # How many batches a normalisation has seen is of no use any more.
+    own = {key: value for key, value in network.state_dict().items() if not key.endswith(_COUNTER)}
+    state = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
     if missing or unknown:
         lacks = f"lacks {_some(missing)}" if missing else ""
