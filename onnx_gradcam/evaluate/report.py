@@ -143,7 +143,7 @@ class Report:
             spread = spreads(self._of(side))[self.metric]
             if spread is None:
                 continue
-            sentences += [_name(side), f" against {first}: mean {metric.title} {spread.mean:.3f}"]
+            sentences += [_name(side), " against ", _name(first), f": mean {metric.title} {spread.mean:.3f}"]
             if self.limit is not None:
                 passed = spread.mean >= self.limit
                 verdict = f"{'at least' if passed else 'below'} {self.limit:g}"
@@ -177,9 +177,11 @@ class Report:
             if spread is not None:
                 cells = [_number(name, value) for value in (spread.mean, spread.median, spread.worst)]
                 rows.append([_explained(METRICS[name].title, METRICS[name].meaning), *cells])
-        title = f"{side} against {next(iter(self.sides))}"
+        first = next(iter(self.sides))
         columns = ["agreement", "mean", "median", "worst"]
-        return _element("h3", title), _table(title, columns, rows, numbers=(1, 2, 3))
+        return _element("h3", _name(side), " against ", _name(first)), _table(
+            f"{side} against {first}", columns, rows, numbers=(1, 2, 3)
+        )
 
     def _worst_cards(self) -> list[_Html]:
         count = len(self._cards)
@@ -234,7 +236,7 @@ class Report:
             seen = _image(overlay(photo, heatmap), _in_words(side, name, laid, heatmap))
             caption: list[str] = [_element("strong", _name(side))]
             if laid.target is not None:
-                caption.append(f"{laid.target.label}, score {laid.target.score:.4g}")
+                caption += [_name(laid.target.label), f", score {laid.target.score:.4g}"]
             details = [_details(result.agreements[i - 1])] if i else []
             figures.append(_element("figure", seen, _element("figcaption", *caption, *details)))
         title = f"t{number}"
