@@ -9,6 +9,7 @@ MXNet 2 writes NumPy's `.npz` instead.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import mmap
@@ -19,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnx_gradcam.errors import ModelError
 
-__all__ = ["Parameters", "read_parameters"]
+__all__ = ["Parameters", "lazy", "read_parameters"]
 
 _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -52,6 +54,23 @@ def read_parameters(path: str | Path) -> Parameters:
     if data[: len(_ZIP_MAGIC)] == _ZIP_MAGIC:
         return _npz(path, size)
     return _Reader(memoryview(data), path).arrays()
+
+
+def lazy(name: str, array: npt.NDArray[Any]) -> ir.LazyTensor:
+    """An array of a file as a weight that is copied when the model is written, and stays in no one's memory."""
+    dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+    return ir.LazyTensor(functools.partial(_copied, array), dtype=dtype, shape=shape, name=name, cache=False)
+
+
+def _copied(array: npt.NDArray[Any]) -> ir.TensorProtocol:
+    content = np.array(array)
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    mapped = owner.obj if isinstance(owner, memoryview) else owner
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # Else every page that was read counts as used memory.
+    return ir.Tensor(content)
 
 
 class _Reader:

@@ -22,7 +22,7 @@ from onnx_gradcam.preprocessing import PRESETS
 
 # Their rules register themselves.
 from . import convolution, elementwise, linear, normalization, shaping  # noqa: F401
-from .parameters import Parameters, read_parameters
+from .parameters import Parameters, lazy, read_parameters
 from .registry import LABEL, OPERATORS, Operator
 from .sizes import FreeSizeError, fitting_side
 from .symbol import VARIABLE, Entry, Node, Symbol, read_symbol
@@ -305,7 +305,7 @@ class _Translation:
         if name not in self._weights:
             if name not in self._network.weights:
                 raise ModelError(f"the parameter file holds no {name!r}; give the .params that belongs to the symbol")
-            self._weights[name] = self.writer.weight(name, self._network.weights[name])
+            self._weights[name] = self.writer.weight(name, lazy(name, self._network.weights[name]))
         return self._weights[name]
 
     def _output(self, entry: Entry) -> None:

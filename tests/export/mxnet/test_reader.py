@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import onnx
@@ -14,7 +18,7 @@ from onnx_gradcam.preprocessing import PRESETS, parse_preprocessing
 from onnx_gradcam.runtime.session import Session
 
 from .conftest import Case
-from .networks import Network, variable
+from .networks import V2, Network, variable
 
 
 def old_form(case: Case, key: str) -> None:
@@ -293,6 +297,33 @@ def test_a_thousand_nodes_on_each_other(tmp_path):
     product = read_mxnet(*net.write(x), input_shape=(2,))
     assert len(product.layers) == 1000
     onnx.checker.check_model(product.model.to_proto(), full_check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory of a process, as Linux shows it")
+def test_weights_are_not_read_before_they_are_written(tmp_path):
+    """200 MB of weights, in a file with a hole in their place."""
+    net = Network(tmp_path, "")
+    net.weights["arg:w"] = np.zeros((1, 1), np.float32)
+    symbol, params = net.write(net.node("FullyConnected", "y", "data", "w", num_hidden="50000", no_bias="True"))
+    head = struct.pack("<3Q", 0x112, 0, 1) + struct.pack("<Iii2q3i", V2, 0, 2, 50_000, 1000, 1, 0, 0)
+    with params.open("wb") as stream:
+        stream.write(head)
+        stream.seek(len(head) + 200_000_000)
+        stream.write(struct.pack("<2Q", 1, 5) + b"arg:w")
+    script = f"""
+        import resource
+        from onnx_gradcam.export.mxnet import read_mxnet
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        model = read_mxnet({str(symbol)!r}, {str(params)!r}, input_shape=(1000,)).model
+        model.check()
+        print(model.core.graph.initializers["w"].const_value.nbytes)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    size, grown = map(int, done.stdout.split())
+    assert size == 200_000_000
+    assert grown < 50
 
 
 def test_nothing_is_written(case, tmp_path):
