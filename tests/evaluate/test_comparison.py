@@ -160,6 +160,21 @@ def test_only_what_a_model_saw_is_compared(tmp_path):
     assert result.agreements[0].maps.pearson == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-6)
 
 
+def test_what_one_model_alone_saw_counts(tmp_path):
+    """One cuts the margins off, the other stretches: all that either saw is compared, nothing beyond."""
+    pixels = np.full((32, 320, 3), 40, np.uint8)
+    pixels[4:12, 20:60] = 255, 40, 40
+    pixels[4:12, 148:156] = 255, 40, 40
+    path = str(tmp_path / "wide.png")
+    cv2.imwrite(path, pixels[:, :, ::-1])
+    middle = explainer(preprocess={**PREPROCESS, "resize": "short_crop", "short": 16})
+    models = {"middle": middle, "whole": explainer()}
+    for names in (("middle", "whole"), ("whole", "middle")):
+        (result,) = compare_models({name: models[name] for name in names}, [path], target=0)
+        a, b = (laid.on(32, 320) for laid in result.laid)
+        assert result.agreements[0].maps.pearson == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-6)
+
+
 def test_large_pictures_are_compared_on_a_grid(tmp_path):
     """A picture of 1200x1800 costs no more than one of 512, and the shift is in its own pixels."""
     pixels = np.full((1200, 1800, 3), 40, np.uint8)

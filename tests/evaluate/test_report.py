@@ -133,6 +133,15 @@ def test_a_page_is_bounded():
     assert len(text) < 3e6
 
 
+def test_only_what_is_shown_is_drawn(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Report, "_card", lambda *given: drawn.append(given[2]) or "")
+    report = Report({"a": {}, "b": {}}, "pearson")
+    for i in range(40):
+        report.add(result(f"{i}.png", 3 - 3 * i / 40))
+    assert drawn == list(range(24))
+
+
 def test_blank_and_native_maps_are_named():
     text = page([result("a.png", 2, blank=True, native=True)])
     assert "Heatmap of b over a.png: blank" in text
@@ -146,6 +155,8 @@ def test_the_limit_is_held_against_the_mean():
     assert '<span class="good">at least 0.9</span>' in good
     assert '<span class="bad">below 0.9</span>' in bad
     assert "0.9</span>" not in page([result("a.png", 0)])
+    # Two of three agree fully: the median is 1, the mean is not.
+    assert '<span class="bad">below 0.9</span>' in page([result(f"{s}.png", s) for s in (0, 0, 6)], limit=0.9)
 
 
 def test_paths_are_shown_less_their_folder():
