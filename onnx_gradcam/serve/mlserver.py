@@ -7,6 +7,7 @@ parsed. Under plain `mlserver start` it does the same work, but bodies are limit
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import contextvars
 import functools
@@ -24,6 +25,7 @@ from mlserver.types import (
     InferenceRequest,
     InferenceResponse,
     MetadataTensor,
+    Parameters,
     ResponseOutput,
     TensorData,
 )
@@ -192,10 +194,15 @@ def _query(payload: InferenceRequest) -> Query:
 
 
 def _listed(result: Result) -> ResponseOutput:
-    """An output as MLServer's own transports take it."""
+    """An output as MLServer's own transports take it; byte strings as base64, for JSON has no place for them."""
     values = result.data if isinstance(result.data, list) else result.data.reshape(-1).tolist()
+    binary = any(isinstance(one, bytes) for one in values)
     return ResponseOutput(
-        name=result.name, datatype=Datatype(result.datatype), shape=result.shape, data=TensorData(root=values)
+        name=result.name,
+        datatype=Datatype(result.datatype),
+        shape=result.shape,
+        data=TensorData(root=[base64.b64encode(one).decode() for one in values] if binary else values),
+        parameters=Parameters(content_type="base64") if binary else None,
     )
 
 

@@ -120,12 +120,24 @@ def photo(repository) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def server(explained, tmp_path_factory):
+def start_server(tmp_path_factory):
+    """Start servers; at the end each has to be alive, to stop when told, and to have logged no failure."""
     # Not imported here: MLServer and tritonclient register the same messages, one process holds one of them.
     if importlib.util.find_spec("mlserver") is None:
         pytest.skip("onnx-gradcam[serve] is not installed")
-    started = Server(explained, "--threads=1", log=tmp_path_factory.mktemp("server") / "log.txt")
-    yield started
-    assert started.process.poll() is None, started.log.read_text("utf-8")
-    assert started.close() == 0
-    assert "Traceback" not in started.log.read_text("utf-8")
+    started: list[Server] = []
+
+    def start(model: Path, *options: str) -> Server:
+        started.append(Server(model, *options, log=tmp_path_factory.mktemp("server") / "log.txt"))
+        return started[-1]
+
+    yield start
+    for one in started:
+        assert one.process.poll() is None, one.log.read_text("utf-8")
+        assert one.close() == 0
+        assert "Traceback" not in one.log.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def server(explained, start_server) -> Server:
+    return start_server(explained, "--threads=1")

@@ -1,0 +1,53 @@
+"""The unexplained model on the same server: what explaining costs is the difference.
+
+Run by `serving.py`, with the arguments of `onnx-gradcam serve`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_gradcam.cli import main
+from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.runtime.image import prepare
+from onnx_gradcam.runtime.session import Session
+from onnx_gradcam.serve import server
+from onnx_gradcam.serve.answering import PICTURES
+from onnx_gradcam.serve.decoding import decode_picture
+from onnx_gradcam.serve.mlserver import ExplainRuntime
+from onnx_gradcam.serve.query import Query, Result, files, numbers
+
+
+class PlainRuntime(ExplainRuntime):
+    """Answers with the scores of the model beside the explained one, `plain.onnx`."""
+
+    async def load(self) -> bool:
+        """Make the session of the plain model too."""
+        await super().load()
+        explained = Path(self.settings.parameters.uri)
+        self._facts = Metadata.from_props(peek(explained))
+        self._plain = Session(explained.with_name("plain.onnx"), threads=2)
+        self._answerer.answer = self._scores
+        return True
+
+    def _scores(self, query: Query) -> tuple[list[Result], str, int]:
+        (tensor,) = query.tensors
+        described = self._answerer.explainer.preprocessing
+        if tensor.name == PICTURES:
+            pixels = [decode_picture(one, self.limits, free_size=False) for one in files(tensor)]
+            batch: Any = np.stack([prepare(one, described)[0] for one in pixels])
+        else:
+            info = self._plain.inputs[0]
+            batch = numbers(tensor, info.dtype, info.shape)
+        scores = self._plain.run({self._facts.image_input: batch})[self._facts.scores_output]
+        return [Result.of("scores", scores)], "tensor", 0
+
+
+if __name__ == "__main__":
+    server._IMPLEMENTATION = "serving_plain.PlainRuntime"  # noqa: SLF001 - the one thing that differs
+    sys.argv[1:1] = ["serve"]
+    main()
