@@ -7,7 +7,7 @@ has the same derivative, so one number a channel says it all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnx_gradcam.graph.views import RESHAPES, VIEWS, keeps_order
 from onnx_gradcam.targets.layer import Candidate
 from onnx_gradcam.targets.score import Score
 
-__all__ = ["Head", "finite_cotangent", "linear_cotangent", "read_head"]
+__all__ = ["Head", "evaluate_behind", "finite_cotangent", "linear_cotangent", "read_head"]
 
 
 _STEP = 2.0**-6
@@ -263,7 +263,7 @@ def finite_cotangent(
     tail = [d if isinstance(d, int) else -1 for d in head.pooled.shape[1:]]
     start = t.op("Reshape", moved, t.ints(-1, *tail), shape=(None, *tail))
     behind = path[[n.outputs[0] for n in path].index(head.pooled.core) + 1 :]
-    scores = _evaluate(t, behind, head.pooled, start, score.tensor)
+    scores = evaluate_behind(t, behind, head.pooled, start, score.tensor)
     total = math.prod(score.tensor.dims_behind_batch())
     flat = t.op("Reshape", scores, t.ints(-1, 2 * width, total))
     wanted = t.op("Reshape", seed, t.ints(-1, 1, total))
@@ -273,9 +273,23 @@ def finite_cotangent(
     return _over_places(t, t.cast(slope, np.float32), head, target)
 
 
-def _evaluate(t: Builder, nodes: Sequence[ir.Node], pooled: Value, start: Value, score: Value) -> Value:
-    """A copy of the head, run on `start` in place of `pooled`, whose batch may be of any size."""
-    copies: dict[ir.Value, Value] = {pooled.core: start}
+def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Value, score: Value) -> Value:
+    """A copy of the nodes between two tensors, run on a batch of any size.
+
+    Args:
+        t: the builder.
+        nodes: those between `old` and `score`, in order.
+        old: where they begin.
+        start: what the copy begins with in place of `old`: of its shape but for the batch.
+        score: where they end.
+
+    Returns:
+        What the copy makes of `score`.
+
+    Raises:
+        UnsupportedError: they cannot be run on a batch of another size, or read more of the picture than `old`.
+    """
+    copies: dict[ir.Value, Value] = {old.core: start}
     try:
         for node in nodes:
             inputs = [None if i is None else copies.get(i, t.wrap(i)) for i in node.inputs]
@@ -283,11 +297,22 @@ def _evaluate(t: Builder, nodes: Sequence[ir.Node], pooled: Value, start: Value,
                 tail = t.wrap(node.outputs[0]).dims_behind_batch()
                 outputs = [t.op("Reshape", inputs[0], t.ints(-1, *tail))]
             else:
+                _refuse_other_inputs(t, node, copies)
                 attributes = {k: a.value for k, a in node.attributes.items()}
                 outputs = list(
                     t.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes)
                 )
             copies.update(zip(node.outputs, outputs, strict=True))
     except ShapeError as exc:
-        raise UnsupportedError(f"the head cannot be evaluated on a larger batch for finite weights: {exc}") from exc
+        raise UnsupportedError(f"the head cannot be evaluated on a larger batch: {exc}") from exc
     return copies[score.core]
+
+
+def _refuse_other_inputs(t: Builder, node: ir.Node, copies: Container[ir.Value]) -> None:
+    """Rows of the copy have no rows of another tensor to go with."""
+    for value in node.inputs:
+        if value is not None and value not in copies and t.wrap(value).array() is None:
+            raise UnsupportedError(
+                f"{node.op_type} (node {node.name!r}) behind the layer reads {value.name!r} as well, so the head "
+                "cannot be run again for other activation maps; choose a layer on every path, or another method"
+            )

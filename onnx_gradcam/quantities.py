@@ -5,14 +5,17 @@ Here alone the backward pass and the methods meet.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from .autodiff.backward import backward, cotangents_or_zero
 from .errors import TargetError
 from .graph.builder import Builder, Value
-from .linearize import finite_cotangent, linear_cotangent
+from .linearize import evaluate_behind, finite_cotangent, linear_cotangent
 from .plan import Plan
 from .targets.score import Score
 
@@ -31,17 +34,39 @@ class Quantities:
         self.work = work
         self.classes, self.class_input = _classes(work.t, work)
 
-    def of(self, layer: int) -> dict[str, Value]:
+    def of(self, layer: int) -> dict[str, Any]:
         """What the method asks for by the names of its parameters, for one of the layers."""
-        makers = {
+        makers: dict[str, Callable[[], Any]] = {
             "A": lambda: self.maps[layer],
             "G": lambda: self._shaped(layer),
             "HA": lambda: self.curvatures[layer],
+            "head": lambda: self.head,
             "score": lambda: self.score,
             "x": lambda: self.picture,
             "gx": lambda: self.picture_cotangent,
         }
         return {name: makers[name]() for name in self.work.method.needs}
+
+    def head(self, maps: Value, copies: int) -> Value:
+        """The explained score for other activation maps, as often as there are copies of each sample.
+
+        Args:
+            maps: `float32 [N * copies, C, *spatial]`, the copies of a sample one behind the other.
+            copies: how many there are.
+
+        Returns:
+            `float32 [N, copies]`.
+
+        Raises:
+            UnsupportedError: the head cannot be run again.
+        """
+        work, t = self.work, self.work.t
+        layer, score = work.layer.chosen, work.score.tensor
+        start = t.cast(layer.restored(t, maps), layer.tensor.dtype)
+        scores = evaluate_behind(t, work.path, layer.tensor, start, score)
+        flat = t.cast(t.op("Reshape", scores, t.ints(-1, copies, math.prod(score.dims_behind_batch()))), np.float32)
+        wanted = t.cast(t.op("Reshape", self.seed, t.ints(0, 1, -1)), np.float32)
+        return t.sum(t.op("Mul", flat, wanted), [2], keepdims=False)
 
     @cached_property
     def maps(self) -> list[Value]:

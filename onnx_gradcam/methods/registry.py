@@ -7,6 +7,7 @@ A method is a pure function of the builder and of what it asks for by the names 
 | `A` | activation maps of the target layer | float32 `[N, C, *spatial]` |
 | `G` | their cotangent: the derivative of the explained score | as `A`, or of size one along the spatial axes where it is the same at every place |
 | `HA` | the Hessian of the explained score with respect to `A`, times `A` | as `A` |
+| `head` | a function `(maps [N * n, C, *spatial], n) -> [N, n]`: the explained score for n other maps a sample | |
 | `score` | the explained score | float32 `[N]` |
 | `x` | the picture as the model gets it | float32 `[N, C, H, W]` |
 | `gx` | its cotangent | as `x` |
@@ -83,7 +84,7 @@ class Method:
     @property
     def needs_layer(self) -> bool:
         """Whether it looks at a layer, and not at the picture alone."""
-        return not {"A", "G"}.isdisjoint(self.needs)
+        return not {"A", "G", "head"}.isdisjoint(self.needs)
 
     @property
     def cost(self) -> str:

@@ -79,6 +79,10 @@ def test_height_and_width_may_be_free(name):
         **SIZES,
         V=(7, 7),
     )
+    if "head" in EVERY[name].needs:
+        with pytest.raises(UnsupportedError, match="fixed"):
+            attach(source, method=name)
+        return
     proto = attach(source, method=name).to_proto()
     for shape in ((1, 3, 8, 8), (2, 3, 12, 10)):
         results = run(proto, x=pictures(*shape), target_class=np.array([1], np.int64))
@@ -113,3 +117,22 @@ def test_an_operator_that_no_gradient_crosses_is_refused(name):
     )
     with pytest.raises(UnsupportedError, match=r"Sequence|linear layer"):
         attach(source, method=name)
+
+
+def test_recipro_cam_is_the_score_of_what_is_left():
+    x = pictures(2)
+    source = flat()
+    maps = run(attach(source, expose_activation=True).to_proto(), x=x)["b"]
+    cam = explained(source, x, [3, 1], method="reciprocam")["cam"]
+    V, W = (next(weight for weight in source.graph.initializer if weight.name == name) for name in "VW")
+    V, W = onnx.numpy_helper.to_array(V), onnx.numpy_helper.to_array(W)
+    kernel = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+    for sample, index in enumerate([3, 1]):
+        expected = np.zeros((4, 4))
+        for row in range(4):
+            for column in range(4):
+                mask = np.zeros((6, 6))
+                mask[row : row + 3, column : column + 3] = kernel
+                left = (maps[sample] * mask[1:-1, 1:-1]).reshape(-1)
+                expected[row, column] = (np.maximum(left @ V, 0) @ W)[index]
+        np.testing.assert_allclose(cam[sample], expected - expected.min(), rtol=1e-3, atol=1e-5)
