@@ -15,6 +15,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,13 @@ def work(served: Served, stop: threading.Event, counts: dict[str, int], seed: in
             counts["tensors"] += 1
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the clients, and watch the server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=4)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     counts = {"tensors": 0, "pictures": 0, "malformed": 0}
     with Served(arguments.model, "--threads=1") as served:
         stop = threading.Event()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Image, Labels, Layer, Method, Output, Preprocess, Profile, Score, Weights, chosen
+from .options import Image, Labels, Layer, Method, Output, Preprocess, Preset, Profile, Score, Weights, chosen
 
 __all__ = ["serve"]
 
@@ -47,6 +47,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="The most time for a request.")] = 30.0,
     layer: Layer = None,
     method: Method = None,
+    preset: Preset = None,
     weights: Weights = None,
     profile: Profile = None,
     score: Score = None,
@@ -86,6 +87,7 @@ def serve(
             threads=threads,
             layer=layer,
             method=method,
+            preset=preset,
             weights=weights,
             profile=profile,
             score=score,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Image, Labels, Layer, Method, Output, Preprocess, Score, Weights, chosen
+from .options import Image, Labels, Layer, Method, Output, Preprocess, Preset, Profile, Score, Weights, chosen
 
 __all__ = ["triton"]
 
@@ -35,7 +35,9 @@ def triton(
     preprocess: Preprocess = None,
     layer: Layer = None,
     method: Method = None,
+    preset: Preset = None,
     weights: Weights = None,
+    profile: Profile = None,
     score: Score = None,
     output: Output = None,
     image_input: Image = None,
@@ -60,5 +62,14 @@ def triton(
         ensemble=ensemble,
         labels=labels,
         preprocess=preprocess,
-        **chosen(layer=layer, method=method, weights=weights, score=score, output=output, image=image_input),
+        **chosen(
+            layer=layer,
+            method=method,
+            preset=preset,
+            weights=weights,
+            profile=profile,
+            score=score,
+            output=output,
+            image=image_input,
+        ),
     )

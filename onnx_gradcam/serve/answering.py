@@ -111,7 +111,8 @@ class Answerer:
         self._check_rows(image.shape[0] if image.shape else 0, 1)
         info = self._shapes[facts.image_input]
         batch = numbers(image, info.dtype, info.shape)
-        self._check_input_pixels(batch.shape)
+        sizes = dict(zip(facts.layout, batch.shape, strict=True))
+        self._check_input_pixels(len(batch), (sizes["H"], sizes["W"]))
         classes = self._classes(tensors.get(facts.class_input), query, len(batch))
         outputs = self.explainer.run(batch, classes)
         for name in (facts.heatmap, facts.cam):
@@ -148,11 +149,14 @@ class Answerer:
         tops = [parse_top(one) for one in several or ["top1"]]
         colormap, opacity = _drawing(query.parameters)
         sources = files(tensors[PICTURES])
-        self._check_rows(len(sources), sum(top.count if top else 1 for top in tops))
+        classes = sum(top.count if top else 1 for top in tops)
+        self._check_rows(len(sources), classes)
         maps, scores = [], []
         for number, source in enumerate(sources):
             remaining()
-            pixels = decode_picture(source, self.limits, free_size=self.explainer.preprocessing.size is None)
+            size = self.explainer.preprocessing.size
+            pixels = decode_picture(source, self.limits, free_size=size is None)
+            self._check_input_pixels(len(sources) * classes, size or pixels.shape[:2])
             explanation = self.explainer(pixels, several)
             scores.append(explanation.scores.astype(np.float32))
             maps += [_Map(number, explanation, which) for which in range(len(explanation.maps))]
@@ -185,12 +189,12 @@ class Answerer:
                 413,
             )
 
-    def _check_input_pixels(self, shape: Sequence[int]) -> None:
-        sizes = dict(zip(self.explainer.metadata.layout, shape, strict=True))
-        pixels = sizes["N"] * sizes["H"] * sizes["W"]
+    def _check_input_pixels(self, rows: int, size: tuple[int, int]) -> None:
+        pixels = rows * size[0] * size[1]
         if pixels > self.limits.input_pixels:
             raise RequestError(
-                f"the input has {pixels} pixels, more than the {self.limits.input_pixels} that one request may have",
+                f"the model's input has {pixels} pixels in {rows} rows, more than the {self.limits.input_pixels} that "
+                "one request may have",
                 413,
             )
 

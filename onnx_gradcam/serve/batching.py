@@ -57,15 +57,22 @@ class BatchingExplainer(Explainer):
     Args:
         arguments: those of `Explainer`.
         batch: rows that run at once.
+        pixels: of those rows together; a single row runs whatever its size.
         on_batch: called with the number of rows of every batch.
         options: those of `Explainer`.
     """
 
     def __init__(
-        self, *arguments: Any, batch: int, on_batch: Callable[[int], object] = lambda _rows: None, **options: Any
+        self,
+        *arguments: Any,
+        batch: int,
+        pixels: int = 1 << 22,
+        on_batch: Callable[[int], object] = lambda _rows: None,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
-        self._most = batch
+        self._batch_rows = batch
+        self._batch_pixels = pixels
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
         self._there = threading.Condition()
@@ -97,13 +104,19 @@ class BatchingExplainer(Explainer):
             RequestError: the request's time is over.
         """
         parts = []
-        for start in range(0, len(batch), self._most):
-            item = _Item(batch[start : start + self._most], list(classes[start : start + self._most]))
+        most = self._most(batch)
+        for start in range(0, len(batch), most):
+            item = _Item(batch[start : start + most], list(classes[start : start + most]))
             with self._there:
                 self._queue.append(item)
                 self._there.notify()
             parts.append(self._wait(item))
         return parts[0] if len(parts) == 1 else {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+    def _most(self, rows: Array) -> int:
+        """How many rows of this size run at once."""
+        sizes: dict[str, int] = dict(zip(self.metadata.layout, rows.shape, strict=True))
+        return max(1, min(self._batch_rows, self._batch_pixels // (sizes["H"] * sizes["W"])))
 
     @staticmethod
     def _wait(item: _Item) -> Outputs:
@@ -130,7 +143,7 @@ class BatchingExplainer(Explainer):
         """The first item that waits, and those that fit beside it: of the same shape, up to the size of a batch."""
         items: list[_Item] = []
         passed: deque[_Item] = deque()
-        room = self._most
+        room = self._most(self._queue[0].rows)
         while self._queue and room > 0:
             item = self._queue.popleft()
             fits = not items or (item.rows.shape[1:] == items[0].rows.shape[1:] and len(item.rows) <= room)

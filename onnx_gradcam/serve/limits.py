@@ -20,7 +20,8 @@ class Limits:
         request_bytes: of a request's body or message.
         image_bytes: of one picture file.
         image_pixels: of one picture, read from its header before it is decoded.
-        input_pixels: of all rows of a request together, at the model's input; bounds models of free picture size.
+        input_pixels: of all rows of a request, and of all that run at once, at the model's input; bounds models of free
+            picture size.
         rows: pictures times classes in one request.
         batch: rows that run at once.
         workers: requests that are decoded, run and encoded at once.
@@ -31,7 +32,7 @@ class Limits:
     request_bytes: int = 32 << 20
     image_bytes: int = 20 << 20
     image_pixels: int = 24_000_000
-    input_pixels: int = 1 << 23
+    input_pixels: int = 1 << 22
     rows: int = 32
     batch: int = 8
     workers: int = 8

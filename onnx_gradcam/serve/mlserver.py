@@ -81,6 +81,7 @@ class ExplainRuntime(MLModel):
             BatchingExplainer,
             path,
             batch=self.limits.batch,
+            pixels=self.limits.input_pixels,
             on_batch=self._metrics.batch_rows.labels(self.name).observe,
             **extra,
         )
@@ -185,12 +186,19 @@ def _query(payload: InferenceRequest) -> Query:
             one.name,
             str(getattr(one.datatype, "value", one.datatype)),
             list(one.shape),
-            list(one.data),
+            _values(one.data),
             (one.parameters.content_type if one.parameters else None) or "",
         )
         for one in payload.inputs
     ]
     return Query(tensors, given, [one.name for one in payload.outputs or []])
+
+
+def _values(data: Any) -> list[Any]:
+    values = getattr(data, "root", data)
+    if not isinstance(values, list):
+        raise RequestError("'data' has to be a list")
+    return values
 
 
 def _listed(result: Result) -> ResponseOutput:
@@ -201,7 +209,9 @@ def _listed(result: Result) -> ResponseOutput:
         name=result.name,
         datatype=Datatype(result.datatype),
         shape=result.shape,
-        data=TensorData(root=[base64.b64encode(one).decode() for one in values] if binary else values),
+        data=TensorData(
+            root=[base64.b64encode(one).decode() for one in values if isinstance(one, bytes)] if binary else values
+        ),
         parameters=Parameters(content_type="base64") if binary else None,
     )
 

@@ -115,7 +115,8 @@ class _Server(MLServer):
     def _guard(self, runtime: ExplainRuntime) -> None:
         """Put this package's transports in the place of MLServer's for whatever takes a body."""
         router = self._rest_server._app.router  # noqa: SLF001 - MLServer has no hook for this
-        kept = [route for route in router.routes if "POST" not in (getattr(route, "methods", None) or ())]
+        # Of MLServer's pages of documentation, which tell of its own contract, a browser would load parts elsewhere.
+        kept = [r for r in router.routes if "POST" not in (getattr(r, "methods", None) or ()) and "/docs" not in r.path]
         router.routes[:] = inference_routes(self._data_plane, runtime) + kept
         grpc_server = self._grpc_server
         address, limits = self._served.address, self._served.limits
@@ -132,7 +133,8 @@ class _Server(MLServer):
                 maximum_concurrent_rpcs=2 * limits.pending,
             )
             add_GRPCInferenceServiceServicer_to_server(ExplainServicer(self._data_plane, runtime), server)
-            server.add_insecure_port(f"{address.host}:{address.grpc}")
+            host = f"[{address.host}]" if ":" in address.host else address.host
+            server.add_insecure_port(f"{host}:{address.grpc}")
             grpc_server._server = server  # noqa: SLF001 - as MLServer's own method does
             return server
 

@@ -73,7 +73,7 @@ def write_repository(
         max_batch: rows that Triton may run at once; 0 for a model that takes whole batches as they come.
         tensorrt: run on TensorRT, on a GPU.
         ensemble: also write `NAME_pictures`, which takes picture files.
-        choices: fields of `onnx_gradcam.plan.Options`, for a model that is not explained yet.
+        choices: fields of `onnx_gradcam.options.Options`, for a model that is not explained yet.
 
     Returns:
         The folders written.

@@ -29,17 +29,19 @@ def batching(explained, batches):
     made.close()
 
 
-def held(monkeypatch, seconds: float = 0.0) -> threading.Event:
-    """Make every run of the model wait for an event."""
-    go, run = threading.Event(), Explainer.run
+class Held:
+    """Every run of the model waits for an event, and says that it has begun."""
 
-    def slow(self, batch, classes):
-        assert go.wait(20)
-        time.sleep(seconds)
-        return run(self, batch, classes)
+    def __init__(self, monkeypatch) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        run = Explainer.run
 
-    monkeypatch.setattr(Explainer, "run", slow)
-    return go
+        def slow(explainer, batch, classes):
+            self.begun.set()
+            assert self.go.wait(20)
+            return run(explainer, batch, classes)
+
+        monkeypatch.setattr(Explainer, "run", slow)
 
 
 def waiting(batching: BatchingExplainer, count: int) -> None:
@@ -52,15 +54,17 @@ def waiting(batching: BatchingExplainer, count: int) -> None:
 
 def test_rows_that_wait_run_together_and_each_gets_its_own(batching, batches, explainer, rows, monkeypatch):
     expected = explainer.run(rows, [0, 1, 2, 3, -1])
-    go = held(monkeypatch)
+    held = Held(monkeypatch)
     with ThreadPoolExecutor(5) as pool:
-        asked = [pool.submit(batching.run, rows[i : i + 1], [c]) for i, c in enumerate([0, 1, 2, 3, -1])]
+        asked = [pool.submit(batching.run, rows[:1], [0])]
+        assert held.begun.wait(20)
+        asked += [pool.submit(batching.run, rows[i : i + 1], [c]) for i, c in ((1, 1), (2, 2), (3, 3), (4, -1))]
         waiting(batching, 4)
-        go.set()
+        held.go.set()
         for i, one in enumerate(asked):
             for name, values in one.result(20).items():
                 np.testing.assert_allclose(values, expected[name][i : i + 1], atol=1e-5, rtol=1e-5)
-    assert sorted(batches) == [1, 4]
+    assert batches == [1, 4]
 
 
 def test_a_request_larger_than_a_batch_runs_in_parts(batching, batches, explainer, rows):
@@ -70,15 +74,22 @@ def test_a_request_larger_than_a_batch_runs_in_parts(batching, batches, explaine
     np.testing.assert_allclose(got["heatmap"], explainer.run(many, [1] * 10)["heatmap"], atol=1e-5)
 
 
+def test_large_rows_run_one_by_one(explained, batches, rows):
+    made = BatchingExplainer(explained, batch=4, pixels=2 * 96 * 96, on_batch=batches.append, threads=1)
+    made.run(rows, [0] * 5)
+    made.close()
+    assert batches == [2, 2, 1]
+
+
 def test_a_failure_is_that_of_one_request(batching, explainer, rows, monkeypatch):
     """Class 99 makes ONNX Runtime refuse the whole batch."""
-    go = held(monkeypatch)
+    held = Held(monkeypatch)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(batching.run, rows[:1], [0])
-        time.sleep(0.05)
+        assert held.begun.wait(20)
         asked = [pool.submit(batching.run, rows[i : i + 1], [c]) for i, c in enumerate([1, 99, 2])]
         waiting(batching, 3)
-        go.set()
+        held.go.set()
         first.result(20)
         np.testing.assert_allclose(asked[0].result(20)["heatmap"], explainer.run(rows[:1], [1])["heatmap"], atol=1e-5)
         with pytest.raises(ModelError):
@@ -87,10 +98,10 @@ def test_a_failure_is_that_of_one_request(batching, explainer, rows, monkeypatch
 
 
 def test_time_that_is_over_is_said_and_the_rows_do_not_run(batching, batches, rows, monkeypatch):
-    go = held(monkeypatch)
+    held = Held(monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(batching.run, rows[:1], [0])
-        time.sleep(0.05)
+        assert held.begun.wait(20)
 
         def late() -> object:
             DEADLINE.set(time.monotonic() + 0.1)
@@ -101,7 +112,7 @@ def test_time_that_is_over_is_said_and_the_rows_do_not_run(batching, batches, ro
             pool.submit(late).result(20)
         assert caught.value.status == 504
         assert time.monotonic() - start < 2
-        go.set()
+        held.go.set()
         first.result(20)
     batching.run(rows[2:3], [0])
     assert batches == [1, 1], "what nobody waits for ran"
@@ -133,7 +144,7 @@ def test_tensors_with_classes_of_all_kinds(answerer, explainer, rows):
     ("limits", "status", "says"),
     [
         (Limits(rows=1), 413, "more than the 1 maps"),
-        (Limits(input_pixels=1000), 413, "pixels, more than the 1000"),
+        (Limits(input_pixels=1000), 413, "more than the 1000"),
     ],
 )
 def test_limits_on_tensors(batching, rows, limits, status, says):
@@ -147,6 +158,7 @@ def test_limits_on_tensors(batching, rows, limits, status, says):
     [
         (Limits(image_bytes=100), "100 are allowed"),
         (Limits(image_pixels=100), "above the limit of 100 pixels"),
+        (Limits(input_pixels=2 * 96 * 96), "27648 pixels in 3 rows, more than the 18432"),
         (Limits(rows=2), "more than the 2 maps"),
     ],
 )
