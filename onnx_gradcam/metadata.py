@@ -174,6 +174,7 @@ class Carried:
         framework: that the model was exported from.
         framework_version: of it, where known.
         target_layer: the layer that the model was exported with, where one was asked for.
+        parity: how the values compare with the framework's, as its exporter measured it; empty where it did not.
         score_kind: what the scores went through last: `softmax`, `logsoftmax`, `sigmoid`, or `logit` for nothing.
     """
 
@@ -183,6 +184,7 @@ class Carried:
     framework: str = ""
     framework_version: str = ""
     target_layer: str = ""
+    parity: str = ""
     score_kind: str = ""
 
     @property

@@ -166,6 +166,7 @@ def _facts(made: Exported, out: Path) -> dict[str, Any]:
         "layers": {name: asdict(layer) for name, layer in carried.layers.items()},
         "labels": carried.labels,
         "preprocessing": carried.preprocessing,
+        "parity": carried.parity,
         "warnings": made.warnings,
     }
 
@@ -176,6 +177,8 @@ def _say(made: Exported, out: Path) -> None:
     say(f"{out}: from {origin}, with the output {made.target!r} {shape(made.shape)} {made.layout}.")
     say(f"Layer: {made.reason}.")
     say(f"Scores: {made.score!r} ({carried.score_kind}).")
+    if carried.parity:
+        say(f"Compared with {carried.framework}: {carried.parity}.")
     if carried.layers:
         say(f"{len(carried.layers)} layers can be named with --layer; `onnx-gradcam inspect {out}` lists them.")
     known = [

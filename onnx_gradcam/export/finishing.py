@@ -123,6 +123,7 @@ def finish_export(
         framework=product.framework,
         framework_version=product.version,
         target_layer=layer or "",
+        parity=product.parity,
         score_kind=score.activation or "logit",
     )
     model = t.model

@@ -36,4 +36,5 @@ def read_onnx(path: str | Path) -> Product:
         layers=carried.layers,
         labels=carried.labels,
         preprocessing=carried.preprocessing,
+        parity=carried.parity,
     )

@@ -24,6 +24,7 @@ class Product:
             reads of the one on the path to the score.
         labels: class names, where the framework knows them.
         preprocessing: how pictures become the model's input, where the framework knows it.
+        parity: how the graph's values compare with the framework's; empty where that was not looked at.
         warnings: what the user should know.
     """
 
@@ -33,4 +34,5 @@ class Product:
     layers: Mapping[str, CarriedLayer]
     labels: Sequence[str] | None = None
     preprocessing: Mapping[str, Any] | None = None
+    parity: str = ""
     warnings: list[str] = field(default_factory=list)

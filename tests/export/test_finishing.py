@@ -201,7 +201,8 @@ def test_other_padding_stays():
 
 def test_the_facts_are_written_down(tmp_path):
     described = {"scale": 1 / 255, "mean": [0.5, 0.5, 0.5]}
-    made = finish_export(product(labels=list("abcd"), preprocessing=described), "block1")
+    facts = {"labels": list("abcd"), "preprocessing": described, "parity": "within 1e-6"}
+    made = finish_export(product(**facts), "block1")
     path = tmp_path / "m.onnx"
     made.save(path)
     proto, _ = read_proto(path)
@@ -210,7 +211,7 @@ def test_the_facts_are_written_down(tmp_path):
     assert carried == made.carried
     assert (carried.framework, carried.framework_version) == ("keras", "3.15.1")
     assert (carried.labels, carried.preprocessing) == (list("abcd"), described)
-    assert (carried.target_layer, carried.score_kind) == ("block1", "softmax")
+    assert (carried.target_layer, carried.score_kind, carried.parity) == ("block1", "softmax", "within 1e-6")
 
 
 def test_a_score_without_an_activation_is_a_logit():

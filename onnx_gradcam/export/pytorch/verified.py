@@ -16,7 +16,7 @@ from onnx_gradcam.metadata import CarriedLayer
 
 from .capture import TARGET, Array, Captured, module_outputs, submodule
 from .conversion import Exporter, convert
-from .layers import match, name_after_modules, on_path, take_target
+from .layers import match, name_after_modules, on_path, strip_notes, take_target
 from .parity import compare, run
 from .scripts import scripted_layers
 from .sources import Source
@@ -99,10 +99,8 @@ class Verified:
         if 2 in free:
             self._difference(model, self.batches[-1], self.other)
         layers = self._layers(model)
-        warnings = [
-            f"exported by PyTorch's {way} exporter, within {worst:.0e} of PyTorch's values at batch "
-            + " and ".join(map(str, self.batches))
-        ]
+        batches = " and ".join(map(str, self.batches))
+        warnings = []
         if way == "torchscript" and failures:
             warnings.append(f"the torchscript exporter was taken because of this: {failures[0]}")
         if self.source.batch is not None:
@@ -114,6 +112,7 @@ class Verified:
             layers=layers,
             labels=self.source.labels,
             preprocessing=self._preprocessing(),
+            parity=f"{way} exporter; within {worst:.0e} of PyTorch's values, relative, at batch {batches}",
             warnings=warnings,
         )
 
@@ -164,6 +163,7 @@ class Verified:
             if self.layer is not None and target is not None:
                 found[self.layer] = target
         name_after_modules(model, found)
+        strip_notes(model)
         kinds = self.source.kinds
         return {path: CarriedLayer(tensor=str(t.name), kind=kinds.get(path, "")) for path, t in found.items()}
 

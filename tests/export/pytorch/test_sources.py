@@ -145,8 +145,8 @@ def test_auto_takes_the_other_exporter_and_says_so(torch, monkeypatch):
 
     monkeypatch.setitem(conversion._DO, "dynamo", fail)
     product = export_pytorch(small(torch), size=16)
-    assert "torchscript" in product.warnings[0]
-    assert "no decomposition" in product.warnings[1]
+    assert product.parity.startswith("torchscript exporter; within ")
+    assert "no decomposition" in product.warnings[0]
     with pytest.raises(UnsupportedError, match="dynamo exporter cannot export the network: no decomposition"):
         export_pytorch(small(torch), size=16, exporter="dynamo")
 
@@ -263,6 +263,9 @@ def test_a_program_needs_no_code(torch, tmp_path):
     product = export_pytorch(tmp_path / "small.pt2", layer="second", exporter="dynamo")
     assert product.layers["second"].kind == "Conv2d"
     assert product.model.shapes["input"] == ("batch", 3, 16, 16)
+    assert (
+        b"pkg." not in product.model.to_proto().SerializeToString()
+    )  # the exporter's notes, places of files among them
     check(torch, product, network, 16, batch=7)
 
 
