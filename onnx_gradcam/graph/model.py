@@ -19,6 +19,8 @@ from .shapes import Shape, infer_shapes
 __all__ = ["Model"]
 
 _SMALL_BYTES = 1000
+_LARGEST_FILE = 2**31 - 2**24
+"""Bytes of weights that the file itself may hold: protobuf encodes no two gigabytes."""
 
 
 @dataclass(eq=False)
@@ -95,7 +97,7 @@ class Model:
         """Write the model; the file appears complete or not at all.
 
         External weights stay where they are when `path` lies in the model's own folder, and are copied to
-        `<name>.data` beside `path` otherwise.
+        `<name>.data` beside `path` otherwise. So are all weights where they are too many for one file.
 
         Raises:
             ModelError: the folder cannot be written.
@@ -103,7 +105,9 @@ class Model:
         path = Path(path)
         if path.is_dir():
             raise ModelError(f"{path}: is a folder; give the name of a file in it")
-        moved = self._external and path.resolve().parent != self.folder
+        tensors = [v.const_value for v in self._initializers() if v.const_value is not None]
+        inside = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
+        moved = inside > _LARGEST_FILE or (self._external and path.resolve().parent != self.folder)
         try:
             with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as scratch:
                 draft = Path(scratch) / path.name

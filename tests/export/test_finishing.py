@@ -238,3 +238,14 @@ def test_facts_of_an_earlier_export_do_not_survive():
     again = finish_export(product(first.to_proto(), {"a": "block1"}), "a")
     assert again.carried.labels is None
     assert Carried.from_props(again.model.metadata) == again.carried
+
+
+def test_weights_too_many_for_one_file_go_beside_it(tmp_path, monkeypatch):
+    made = finish_export(product(), "block1")
+    before = run(made.to_proto(), x=pictures())
+    monkeypatch.setattr("onnx_gradcam.graph.model._LARGEST_FILE", 500)
+    made.save(tmp_path / "m.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    after = run(onnx.load(tmp_path / "m.onnx"), x=pictures())
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert attach(tmp_path / "m.onnx").metadata.target_tensor == "block1"
