@@ -15,7 +15,7 @@ from .capture import Array
 from .conversion import SCOPES
 from .parity import difference
 
-__all__ = ["match", "name_after_modules", "on_path", "take_target"]
+__all__ = ["match", "name_after_modules", "on_path", "strip_notes", "take_target"]
 
 CLOSE = 1e-5
 """The largest difference, relative to the largest value, within which a tensor is taken for a module's output."""
@@ -81,6 +81,13 @@ def _scopes(tensor: ir.Value) -> Iterable[str]:
     node = tensor.producer()
     text = node.metadata_props.get(SCOPES, "[]") if node is not None else "[]"
     return [str(scope).removeprefix("network.") for scope in ast.literal_eval(text)]
+
+
+def strip_notes(model: Model) -> None:
+    """Take off what PyTorch's exporter noted on nodes and tensors for itself."""
+    graph = model.core.graph
+    for part in (*graph, *graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)):
+        part.metadata_props.clear()
 
 
 def name_after_modules(model: Model, tensors: Mapping[str, ir.Value]) -> None:
