@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -17,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from onnx_gradcam.errors import ModelError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 
 if TYPE_CHECKING:
     import h5py
@@ -64,24 +66,23 @@ def open_archive(path: str | Path) -> Archive:
     """Open a `.keras` or `.h5` file; its weights are not read yet.
 
     Raises:
-        ModelError: no such file, damaged, or no model that Keras saved whole.
-        UnsupportedError: h5py is not installed, or the file is of a kind that only the framework itself reads.
+        ExportError: no such file, damaged, or no model that Keras saved whole.
+        ExportError: h5py is not installed, or the file is of a kind that only the framework itself reads.
     """
     path = Path(path)
     if path.is_dir():
-        raise UnsupportedError(f"{path}: is a folder; if it is a SavedModel, export it with --via tf")
+        raise ExportError(f"{path}: is a folder; if it is a SavedModel, export it with --via tf")
     try:
         file = path.open("rb")
     except OSError as exc:
-        raise ModelError(f"{path}: cannot be read ({exc.strerror}); give the path of a .keras or .h5 model") from exc
-    start = file.read(8)
-    if start.startswith(b"PK"):
-        with file:
+        raise ExportError(f"{path}: cannot be read ({exc.strerror}); give the path of a .keras or .h5 model") from exc
+    with file:
+        start = file.read(8)
+        if start.startswith(b"PK"):
             return _open_zip(file, str(path))
-    if start != _HDF5_SIGNATURE:
-        file.close()
-        raise ModelError(f"{path}: neither a .keras archive nor an HDF5 file; is it the right file, and complete?")
-    return _open_h5(file, str(path))
+        if start == _HDF5_SIGNATURE:
+            return _open_h5(_Section(file, 0, path.stat().st_size), str(path))
+    raise ExportError(f"{path}: neither a .keras archive nor an HDF5 file; is it the right file, and complete?")
 
 
 # ----- .keras ----------------------------------------------------------------
@@ -96,7 +97,7 @@ def _open_zip(file: BinaryIO, name: str) -> Archive:
             weights = _weights_stream(archive, file, name)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, struct.error) as exc:
         # RuntimeError is what zipfile raises for a member that is encrypted.
-        raise ModelError(f"{name}: the archive is damaged ({exc}); fetch or save the file again") from exc
+        raise ExportError(f"{name}: the archive is damaged ({exc}); fetch or save the file again") from exc
     group = _hdf5(weights, name)
     return Archive(
         name=name,
@@ -112,17 +113,17 @@ def _check_names(archive: zipfile.ZipFile, name: str) -> None:
     for entry in archive.namelist():
         windows = PureWindowsPath(entry)
         if PurePosixPath(entry).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-            raise ModelError(f"{name}: the archive's entry {entry!r} points outside of the archive; refused")
+            raise ExportError(f"{name}: the archive's entry {entry!r} points outside of the archive; refused")
         if entry in seen:
-            raise ModelError(f"{name}: the archive holds {entry!r} twice; save the model again")
+            raise ExportError(f"{name}: the archive holds {entry!r} twice; save the model again")
         seen.add(entry)
 
 
 def _json_member(archive: zipfile.ZipFile, member: str, name: str) -> dict[str, Any]:
     if member not in archive.namelist():
-        raise ModelError(f"{name}: the archive holds no {member}; save the whole model with model.save('name.keras')")
+        raise ExportError(f"{name}: the archive holds no {member}; save the whole model with model.save('name.keras')")
     if archive.getinfo(member).file_size > _LARGEST_JSON:
-        raise ModelError(f"{name}: {member} is larger than {_LARGEST_JSON} bytes, which no model needs; refused")
+        raise ExportError(f"{name}: {member} is larger than {_LARGEST_JSON} bytes, which no model needs; refused")
     with archive.open(member) as stream:
         return _parsed(stream.read(_LARGEST_JSON), member, name)
 
@@ -131,43 +132,46 @@ def _parsed(text: str | bytes, member: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise ModelError(f"{name}: {member} is not valid JSON ({exc}); save the model again") from exc
+        raise ExportError(f"{name}: {member} is not valid JSON ({exc}); save the model again") from exc
     if not isinstance(value, dict):
-        raise ModelError(f"{name}: {member} is not a JSON object; save the model again")
+        raise ExportError(f"{name}: {member} is not a JSON object; save the model again")
     return value
 
 
-def _weights_stream(archive: zipfile.ZipFile, file: BinaryIO, name: str) -> BinaryIO:
-    """The archive's weights as a file one can seek in: a view where they are stored plain, else unpacked to disk."""
+def _weights_stream(archive: zipfile.ZipFile, file: BinaryIO, name: str) -> _Section:
+    """The archive's weights as a file one can seek in: a part of it where they are stored plain, else unpacked."""
     if _WEIGHTS not in archive.namelist():
-        sharded = any(entry.endswith(".weights.json") for entry in archive.namelist())
-        if sharded:
-            raise UnsupportedError(f"{name}: the weights are split into shards; save the model without sharding")
-        raise ModelError(f"{name}: the archive holds no {_WEIGHTS}; save the whole model with model.save('name.keras')")
+        if any(entry.endswith(".weights.json") for entry in archive.namelist()):
+            raise ExportError(f"{name}: the weights are split into shards; save the model without sharding")
+        raise ExportError(f"{name}: the archive holds no {_WEIGHTS}; save the whole model to a .keras file")
     info = archive.getinfo(_WEIGHTS)
     if info.file_size > _LARGEST_RATIO * info.compress_size + _CHUNK:
-        raise ModelError(
+        raise ExportError(
             f"{name}: {_WEIGHTS} would unpack from {info.compress_size} to {info.file_size} bytes; refused"
         )
-    plain = info.compress_type == zipfile.ZIP_STORED
-    unpacked = io.BytesIO() if plain else cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - lives with the weights
     with archive.open(info) as stream:  # reading to the end compares the checksum
-        while chunk := stream.read(_CHUNK):
-            if not plain:
-                unpacked.write(chunk)
-    if not plain:
-        return unpacked
+        if info.compress_type != zipfile.ZIP_STORED:
+            with tempfile.TemporaryFile() as unpacked:
+                shutil.copyfileobj(stream, unpacked, _CHUNK)
+                unpacked.flush()
+                return _Section(unpacked, 0, info.file_size)
+        while stream.read(_CHUNK):
+            pass
     file.seek(info.header_offset)
-    header = struct.unpack("<4s22xHH", file.read(30))
-    return cast("BinaryIO", _Section(Path(name), info.header_offset + 30 + header[1] + header[2], info.file_size))
+    name_length, extra_length = struct.unpack("<26xHH", file.read(30))
+    return _Section(file, info.header_offset + 30 + name_length + extra_length, info.file_size)
 
 
 class _Section(io.RawIOBase):
-    """A part of a file, as a file that can be read."""
+    """A part of an open file, as a file that can be read and that outlives the other.
 
-    def __init__(self, path: Path, start: int, length: int) -> None:
+    It closes when nobody needs it any more: weights are read when the exported model is saved.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         super().__init__()
-        self._file = path.open("rb")
+        self._descriptor = os.dup(file.fileno())
+        self._file = io.FileIO(self._descriptor, closefd=False)
         self._start, self._length, self._at = start, length, 0
 
     def readable(self) -> bool:
@@ -191,19 +195,20 @@ class _Section(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        self._file.close()
+        if not self.closed:
+            os.close(self._descriptor)
         super().close()
 
 
 # ----- .h5 -------------------------------------------------------------------
 
 
-def _open_h5(stream: BinaryIO, name: str) -> Archive:
+def _open_h5(stream: _Section, name: str) -> Archive:
     root = _hdf5(stream, name)
     with _damage(name):
         config = _attribute(root, "model_config", name)
         if config is None or "model_weights" not in root:
-            raise ModelError(
+            raise ExportError(
                 f"{name}: holds no model configuration (weights alone?); save the whole model with model.save()"
             )
         version = _attribute(root, "keras_version", name) or _attribute(root["model_weights"], "keras_version", name)
@@ -216,11 +221,11 @@ def _open_h5(stream: BinaryIO, name: str) -> Archive:
         )
 
 
-def _hdf5(stream: BinaryIO, name: str) -> h5py.File:
+def _hdf5(stream: _Section, name: str) -> h5py.File:
     try:
         import h5py  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
-        raise UnsupportedError("reading Keras files needs h5py; run pip install 'onnx-gradcam[keras]'") from exc
+        raise ExportError("reading Keras files needs h5py; run pip install 'onnx-gradcam[keras]'") from exc
     with _damage(name):
         return h5py.File(stream, "r")
 
@@ -232,14 +237,14 @@ def _damage(name: str) -> Iterator[None]:
         yield
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as exc:
         reason = " ".join(str(exc).split())
-        raise ModelError(f"{name}: the HDF5 data is damaged ({reason}); fetch or save the file again") from exc
+        raise ExportError(f"{name}: the HDF5 data is damaged ({reason}); fetch or save the file again") from exc
 
 
 def _attribute(group: h5py.Group, key: str, name: str) -> str | None:
     if key not in group.attrs:
         return None
     if group.attrs.get_id(key).get_storage_size() > _LARGEST_JSON:
-        raise ModelError(f"{name}: its attribute {key!r} is larger than {_LARGEST_JSON} bytes; refused")
+        raise ExportError(f"{name}: its attribute {key!r} is larger than {_LARGEST_JSON} bytes; refused")
     value = group.attrs[key]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -248,7 +253,7 @@ def _attribute(group: h5py.Group, key: str, name: str) -> str | None:
 
 def _version(value: object, name: str) -> str:
     if not isinstance(value, str) or not re.match(r"\d{1,4}\.", value):
-        raise ModelError(f"{name}: does not say which version of Keras wrote it; save the model again")
+        raise ExportError(f"{name}: does not say which version of Keras wrote it; save the model again")
     if value.startswith(("0.", "1.")):
-        raise UnsupportedError(f"{name}: was written by Keras {value}; load and save it with Keras 2 first")
+        raise ExportError(f"{name}: was written by Keras {value}; load and save it with Keras 2 first")
     return value

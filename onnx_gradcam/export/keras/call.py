@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ModelError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.export.writer import Writer
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.shapes import Shape
@@ -91,7 +91,7 @@ class Call:
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise the error that says what about this layer is not supported."""
-        raise UnsupportedError(f"{self.layer}: {reason}; {REMEDY}")
+        raise ExportError(f"{self.layer}: {reason}; {REMEDY}")
 
     # ----- nodes and variables -----------------------------------------------
 
@@ -120,14 +120,14 @@ class Call:
             shape: the shape that it is given thereafter.
 
         Raises:
-            ModelError: it has another shape in the file.
+            ExportError: it has another shape in the file.
         """
         stored = self.layer.variables[slot]
         if len(stored.shape) != len(expected) or any(
             isinstance(want, int) and want != have for want, have in zip(expected, stored.shape, strict=True)
         ):
             wanted = [want if isinstance(want, int) else "?" for want in expected]
-            raise ModelError(
+            raise ExportError(
                 f"{self.layer}: its variable {slot!r} has the shape {list(stored.shape)} where its configuration says "
                 f"{wanted}; save the model again"
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import ExportError
 
 __all__ = ["Arguments", "Reference", "arguments", "flat_references", "references"]
 
@@ -37,7 +37,7 @@ def _reference(value: Any) -> Reference:
         or not isinstance(value[0], str)
         or not all(isinstance(v, int) for v in value[1:3])
     ):
-        raise ModelError(f"the configuration has {value!r} where a layer's output belongs; save the model again")
+        raise ExportError(f"the configuration has {value!r} where a layer's output belongs; save the model again")
     return Reference(value[0], value[1], value[2])
 
 
@@ -60,7 +60,7 @@ def arguments(node: Any, layers: Mapping[str, Any]) -> Arguments:
     if isinstance(node, Mapping):
         return Arguments(_decoded(node.get("args", [])), _decoded(node.get("kwargs", {})))
     if not isinstance(node, list) or not node:
-        raise ModelError(f"the configuration has {node!r} where a call of a layer belongs; save the model again")
+        raise ExportError(f"the configuration has {node!r} where a call of a layer belongs; save the model again")
     entries = [node] if isinstance(node[0], str) else node
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def _decoded(value: Any) -> Any:
 def _decoded_legacy(kwargs: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments as Keras 2 writes them."""
     if not isinstance(kwargs, Mapping):
-        raise ModelError(f"the configuration has {kwargs!r} where keyword arguments belong; save the model again")
+        raise ExportError(f"the configuration has {kwargs!r} where keyword arguments belong; save the model again")
 
     def decoded(value: Any) -> Any:
         if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and value[0] in layers:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from onnx_gradcam.errors import ModelError, ShapeError, UnsupportedError
+from onnx_gradcam.errors import ExportError, ShapeError
 from onnx_gradcam.export.writer import Writer
 
 from . import layers as _registered  # noqa: F401 - fills the registry
@@ -22,6 +22,14 @@ _MODELS = frozenset({"Functional", "Model", "Sequential"})
 _MODEL_MODULES = ("keras", "tf_keras", "tensorflow.keras")
 _DEEPEST = 32
 _DTYPES = frozenset({"float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"})
+_TF_NAMES = {
+    "y": "x2",
+    "shape": "newshape",
+    "clip_value_min": "x_min",
+    "clip_value_max": "x_max",
+}
+"""What TensorFlow calls the arguments of the functions here."""
+
 _DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
 """What a layer's function raises on a configuration that makes no sense."""
 
@@ -52,9 +60,9 @@ class Context:
         try:
             y = write(self.call(layer))
         except ShapeError as exc:
-            raise UnsupportedError(f"{layer}: {exc}; {REMEDY}") from exc
+            raise ExportError(f"{layer}: {exc}; {REMEDY}") from exc
         except _DAMAGE as exc:
-            raise ModelError(f"{layer}: its configuration makes no sense ({exc!r}); save the model again") from exc
+            raise ExportError(f"{layer}: its configuration makes no sense ({exc!r}); save the model again") from exc
         return self.named(y, path, layer.kind)
 
     def named(self, y: Tensor, path: str, kind: str) -> Tensor:
@@ -74,9 +82,6 @@ class Context:
 class Part(Protocol):
     """A layer, operation or model inside the model."""
 
-    first: int
-    """The number of its first call as `keras_history` counts."""
-
     def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
         """Write one call.
 
@@ -87,8 +92,11 @@ class Part(Protocol):
         """
 
 
-def _tensors(given: Arguments, layer: Layer) -> list[Tensor]:
-    """The tensors that a layer is called with; anything else it is told must be without effect."""
+def _tensors(given: Arguments, layer: Layer, major: int) -> list[Tensor]:
+    """The tensors that a layer is called with; anything else it is told must be without effect.
+
+    Keras 3's `predict` tells all layers that it is no training, whatever they were called with; Keras 2's does not.
+    """
 
     def flat(value: Any) -> Iterator[Any]:
         if isinstance(value, (list, tuple)):
@@ -98,20 +106,18 @@ def _tensors(given: Arguments, layer: Layer) -> list[Tensor]:
             yield value
 
     for key, value in given.kwargs.items():
-        if value is not None and not (key == "training" and value is False) and key != "name":
-            raise UnsupportedError(f"{layer}: it is called with {key} = {value!r}; {REMEDY}")
+        if value is not None and not (key == "training" and (major > 2 or value is False)):
+            raise ExportError(f"{layer}: it is called with {key} = {value!r}; {REMEDY}")
     tensors = []
     for value in flat(given.args):
         if not isinstance(value, Tensor):
-            raise UnsupportedError(f"{layer}: it is called with the constant {value!r}; {REMEDY}")
+            raise ExportError(f"{layer}: it is called with the constant {value!r}; {REMEDY}")
         tensors.append(value)
     return tensors
 
 
 class _Leaf:
     """A layer with a rule."""
-
-    first = 0
 
     def __init__(self, entry: Mapping[str, Any], source: Source, path: str, major: int) -> None:
         config = entry["config"]
@@ -123,14 +129,12 @@ class _Leaf:
         self._layer.variables = {slot.name: found for slot, found in zip(slots, stored, strict=True)}
 
     def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
-        xs = _tensors(given, self._layer)
+        xs = _tensors(given, self._layer, context.major)
         return [context.guarded(self._layer, lambda call: written(self._rule, call, xs, self._options), path)]
 
 
 class _Operation:
     """An operation of Keras 3 or a function of TensorFlow."""
-
-    first = 0
 
     def __init__(self, entry: Mapping[str, Any], path: str) -> None:
         kind, config = str(entry["class_name"]), dict(entry["config"])
@@ -139,15 +143,14 @@ class _Operation:
         self._layer = Layer(path=path, kind=f"{kind} {name}" if self._is_tf else kind)
         found = (TF_FUNCTIONS if self._is_tf else OPERATIONS).get(name)
         if found is None:
-            raise UnsupportedError(f"{self._layer}: this operation is not supported; {REMEDY}")
+            raise ExportError(f"{self._layer}: this operation is not supported; {REMEDY}")
         self._write = found
         self._options = {k: v for k, v in config.items() if k not in {"name", "dtype", "trainable"}}
 
     def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
         kwargs = dict(given.kwargs)
         if self._is_tf:
-            kwargs = {{"y": "x2", "values": "xs", "shape": "newshape"}.get(k, k): v for k, v in kwargs.items()}
-            kwargs = {k: v for k, v in kwargs.items() if k != "name"}
+            kwargs = {_TF_NAMES.get(k, k): v for k, v in kwargs.items() if k != "name"}
         options = {**self._options, **kwargs}
         return [context.guarded(self._layer, lambda call: self._write(call, *given.args, **options), path)]
 
@@ -165,24 +168,26 @@ class Container:
 
     def __init__(self, entry: Mapping[str, Any], source: Source, prefix: str, major: int, depth: int = 0) -> None:
         self.kind = str(entry.get("class_name"))
-        self.first = 1 if self.kind != "Sequential" or major < 3 else 0
+        # Keras counts the graph inside a functional model as its call 0; Keras 3's sequential models are none.
+        self.counts_itself = self.kind != "Sequential" or major < 3
         if depth > _DEEPEST:
-            raise ModelError(f"model {prefix!r} lies in more than {_DEEPEST} others; refused")
+            raise ExportError(f"model {prefix!r} lies in more than {_DEEPEST} others; refused")
         self.entries = layer_entries(entry)
         self.name = prefix.rstrip("/")
         self.parts: dict[str, Part | None] = {}
         for inner in self.entries:
             name = str(inner["config"]["name"])
             if "/" in name and not name.strip("/"):
-                raise ModelError(f"a layer is called {name!r}; rename it")
+                raise ExportError(f"a layer is called {name!r}; rename it")
             if name in self.parts:
-                raise ModelError(f"two layers are called {prefix + name!r}; save the model again")
+                raise ExportError(f"two layers are called {prefix + name!r}; save the model again")
             self.parts[name] = built(inner, source, prefix + name, major, depth)
         config = entry["config"]
         if self.kind == "Sequential":
             self.inputs, self.outputs, self._calls = self._chained()
         else:
-            self.inputs, self.outputs = (flat_references(config.get(key)) for key in ("input_layers", "output_layers"))
+            self.inputs = flat_references(config.get("input_layers"))
+            self.outputs = [self._from_zero(r) for r in flat_references(config.get("output_layers"))]
             self._calls = list(self._nodes())
 
     def _chained(self) -> tuple[list[Reference], list[Reference], list[tuple[str, int, Arguments]]]:
@@ -193,7 +198,7 @@ class Container:
             part = self.parts[name]
             if part is not None:
                 calls.append((name, 0, Arguments([last], {})))
-                last = Reference(name, part.first, 0)
+                last = Reference(name, 0, 0)
         return [Reference(start, 0, 0)], [last], calls
 
     def _nodes(self) -> Iterator[tuple[str, int, Arguments]]:
@@ -201,16 +206,24 @@ class Container:
             name = str(entry["config"]["name"])
             nodes = entry.get("inbound_nodes") or []
             if not isinstance(nodes, list):
-                raise ModelError(f"the calls of layer {name!r} are {nodes!r}; save the model again")
+                raise ExportError(f"the calls of layer {name!r} are {nodes!r}; save the model again")
             if self.parts[name] is not None:
                 for number, node in enumerate(nodes):
-                    yield name, number, arguments(node, self.parts)
+                    given = arguments(node, self.parts)
+                    # Keras 3 writes the calls of layers with their numbers from zero.
+                    yield name, number, given if isinstance(node, Mapping) else _replaced(given, self._from_zero)
+
+    def _from_zero(self, reference: Reference) -> Reference:
+        part = self.parts.get(reference.layer)
+        if isinstance(part, Container) and part.counts_itself:
+            return Reference(reference.layer, reference.node - 1, reference.output)
+        return reference
 
     def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
         """See `Part`."""
-        xs = _tensors(given, Layer(path=path, kind=self.kind))
+        xs = _tensors(given, Layer(path=path, kind=self.kind), context.major)
         if len(xs) != len(self.inputs):
-            raise ModelError(f"model {path!r} is called with {len(xs)} tensors, but has {len(self.inputs)} inputs")
+            raise ExportError(f"model {path!r} is called with {len(xs)} tensors, but has {len(self.inputs)} inputs")
         prefix = f"{path}/" if path else ""
         for reference, x in zip(self.inputs, xs, strict=True):
             if reference.layer:
@@ -222,7 +235,7 @@ class Container:
             if not ready:
                 name, _, args = waiting[0]
                 missing = next(r for r in references(args) if r not in values)
-                raise ModelError(
+                raise ExportError(
                     f"layer {prefix + name!r} is called with output {missing.output} of call {missing.node} of layer "
                     f"{missing.layer!r}, which is not there; save the model again"
                 )
@@ -233,7 +246,7 @@ class Container:
         outputs = []
         for reference in self.outputs:
             if reference not in values:
-                raise ModelError(f"the output {reference.layer!r} of model {path!r} is not there; save the model again")
+                raise ExportError(f"the output {reference.layer!r} of model {path!r} is not there; save it again")
             outputs.append(values[reference])
         if path and outputs:
             context.known(outputs[0], path, self.kind)
@@ -247,20 +260,20 @@ class Container:
         if part is None:
             return
         path = prefix + name + (f":{number}" if number else "")
-        for output, tensor in enumerate(part(context, _substituted(given, values), path)):
-            values[Reference(name, part.first + number, output)] = tensor
+        for output, tensor in enumerate(part(context, _replaced(given, values.__getitem__), path)):
+            values[Reference(name, number, output)] = tensor
 
 
-def _substituted(given: Any, values: Mapping[Reference, Tensor]) -> Any:
-    """The structure with tensors in place of references."""
+def _replaced(given: Any, replacement: Callable[[Reference], Any]) -> Any:
+    """The structure with something in place of each reference."""
     if isinstance(given, Arguments):
-        return Arguments(_substituted(given.args, values), _substituted(given.kwargs, values))
+        return Arguments(_replaced(given.args, replacement), _replaced(given.kwargs, replacement))
     if isinstance(given, Reference):
-        return values[given]
+        return replacement(given)
     if isinstance(given, list):
-        return [_substituted(value, values) for value in given]
+        return [_replaced(value, replacement) for value in given]
     if isinstance(given, dict):
-        return {key: _substituted(value, values) for key, value in given.items()}
+        return {key: _replaced(value, replacement) for key, value in given.items()}
     return given
 
 
@@ -268,18 +281,18 @@ def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The layers of a model's configuration.
 
     Raises:
-        UnsupportedError: the model is of a class of the user's own.
-        ModelError: the configuration is damaged.
+        ExportError: the model is of a class of the user's own.
+        ExportError: the configuration is damaged.
     """
     config = entry.get("config")
     if entry.get("class_name") not in _MODELS or not _is_keras(entry.get("module")):
-        raise UnsupportedError(
+        raise ExportError(
             f"the model is of class {entry.get('class_name')!r} of {entry.get('module') or 'no module'}, neither "
             f"Functional nor Sequential; {REMEDY}"
         )
     found = config.get("layers") if isinstance(config, Mapping) else config
     if not isinstance(found, list) or not found:
-        raise ModelError(
+        raise ExportError(
             f"the configuration of model {entry.get('class_name')!r} lists no layers; save the model again"
         )
     for inner in found:
@@ -288,12 +301,12 @@ def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
             or not isinstance(inner.get("config"), Mapping | list)
             or not isinstance(inner.get("class_name"), str)
         ):
-            raise ModelError(f"the configuration has a layer {str(inner)[:60]!r}; save the model again")
+            raise ExportError(f"the configuration has a layer {str(inner)[:60]!r}; save the model again")
         if isinstance(inner["config"], list):
             inner["config"] = {"layers": inner["config"], "name": inner.get("name", "sequential")}
         inner["config"].setdefault("name", inner.get("name"))
         if not isinstance(inner["config"]["name"], str) or not inner["config"]["name"]:
-            raise ModelError(f"a layer of class {inner['class_name']} has no name; save the model again")
+            raise ExportError(f"a layer of class {inner['class_name']} has no name; save the model again")
     return found
 
 
@@ -301,16 +314,19 @@ def _is_keras(module: object) -> bool:
     return module is None or (isinstance(module, str) and module.split(".")[0] in _MODEL_MODULES)
 
 
-def _is_operation(entry: Mapping[str, Any]) -> bool:
+def _is_operation(entry: Mapping[str, Any], major: int) -> bool:
+    """Whether it is an operation; in `.h5` files it is told from a layer of the same name by having no dtype."""
     module = entry.get("module")
-    return entry["class_name"] == "TFOpLambda" or (isinstance(module, str) and module.startswith("keras.src.ops."))
+    if module is None:
+        return entry["class_name"] == "TFOpLambda" or (major > 2 and not {"trainable", "dtype"} & set(entry["config"]))
+    return entry["class_name"] == "TFOpLambda" or str(module).startswith("keras.src.ops.")
 
 
 def built(entry: Mapping[str, Any], source: Source, path: str, major: int, depth: int) -> Part | None:
     """A layer with its variables; `None` for an input."""
     if entry["class_name"] == "InputLayer":
         return None
-    if _is_operation(entry):
+    if _is_operation(entry, major):
         return _Operation(entry, path)
     own = source.child(entry)
     policy_of(entry, path)
@@ -323,7 +339,7 @@ def policy_of(entry: Mapping[str, Any], path: str) -> str:
     """The name of a layer's dtype policy.
 
     Raises:
-        UnsupportedError: it is quantised, or no floating-point type.
+        ExportError: it is quantised, or no floating-point type.
     """
     dtype = entry["config"].get("dtype")
     if isinstance(dtype, Mapping):
@@ -331,14 +347,14 @@ def policy_of(entry: Mapping[str, Any], path: str) -> str:
         dtype = config.get("name") if isinstance(config, Mapping) else None
     name = "float32" if dtype is None else str(dtype)
     if name not in _DTYPES:
-        raise UnsupportedError(f"layer {path!r} of class {entry['class_name']}: it computes in {name!r}; {REMEDY}")
+        raise ExportError(f"layer {path!r} of class {entry['class_name']}: it computes in {name!r}; {REMEDY}")
     return name
 
 
 def count_variables(entry: Mapping[str, Any], major: int, *, frozen: bool = False) -> tuple[int, int]:
     """How many trained and how many other variables a layer has, those of a model's layers included."""
     frozen = frozen or entry["config"].get("trainable") is False
-    if entry["class_name"] == "InputLayer" or _is_operation(entry):
+    if entry["class_name"] == "InputLayer" or _is_operation(entry, major):
         return 0, 0
     if entry["class_name"] in _MODELS and _is_keras(entry.get("module")):
         counts = [count_variables(inner, major, frozen=frozen) for inner in layer_entries(entry)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_gradcam.errors import ModelError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.export.product import Product
 from onnx_gradcam.export.writer import BATCH, Writer
 from onnx_gradcam.metadata import CarriedLayer
@@ -40,15 +40,15 @@ def read_keras(path: str | Path) -> Product:
     * All computation is in float32, also where the model was trained in mixed precision.
 
     Raises:
-        ModelError: no such file, or it is damaged or no Keras model.
-        UnsupportedError: a layer, or something in its configuration, is not supported; the sentence says which.
+        ExportError: no such file, or it is damaged or no Keras model.
+        ExportError: a layer, or something in its configuration, is not supported; the sentence says which.
     """
     archive = open_archive(path)
     try:
         return _product(archive)
     except RecursionError as exc:
-        raise ModelError(f"{archive.name}: its configuration is nested too deeply; refused") from exc
-    except (ModelError, UnsupportedError) as exc:
+        raise ExportError(f"{archive.name}: its configuration is nested too deeply; refused") from exc
+    except ExportError as exc:
         if str(exc).startswith(archive.name):
             raise
         raise type(exc)(f"{archive.name}: {exc}") from exc
@@ -128,7 +128,7 @@ def _inputs(context: Context, model: Container, config: Mapping[str, Any]) -> li
     for reference in model.inputs:
         entry = entries.get(reference.layer)
         if entry is None or entry["class_name"] != "InputLayer":
-            raise ModelError(f"the input {reference.layer!r} is no InputLayer; save the model again")
+            raise ExportError(f"the input {reference.layer!r} is no InputLayer; save the model again")
         tensors.append(_input(context, reference.layer, _batch_shape(entry["config"]), entry["config"].get("dtype")))
     return tensors
 
@@ -141,9 +141,9 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
     if not isinstance(shape, list) or not all(
         d is None or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in shape
     ):
-        raise ModelError(f"the shape of input {name!r} is {shape!r}; build the model before it is saved")
+        raise ExportError(f"the shape of input {name!r} is {shape!r}; build the model before it is saved")
     if dtype not in {None, "float32", "float16", "bfloat16", "float64", "uint8"}:
-        raise UnsupportedError(f"input {name!r} is of type {dtype!r}, which is no picture; {REMEDY}")
+        raise ExportError(f"input {name!r} is of type {dtype!r}, which is no picture; {REMEDY}")
     rank = len(shape)
     free = _FREE.get(rank, (BATCH, *(f"{name}_{i}" for i in range(1, rank))))
     if context.writer.graph.inputs and rank == 4:

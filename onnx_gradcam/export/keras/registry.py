@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_gradcam.errors import ModelError, UnsupportedError, near_matches
+from onnx_gradcam.errors import ExportError, near_matches
 
 from .archive import REMEDY
 from .call import Call, Layer, Tensor
@@ -64,8 +64,8 @@ class LayerRule:
         """The function's keyword arguments.
 
         Raises:
-            UnsupportedError: the configuration has a key that nobody here knows the meaning of.
-            ModelError: it lacks a key.
+            ExportError: the configuration has a key that nobody here knows the meaning of.
+            ExportError: it lacks a key.
         """
         options = {}
         for key, value in config.items():
@@ -74,10 +74,10 @@ class LayerRule:
             elif key in _NEUTRAL or key in self.neutral or "*" in self.neutral or key.endswith(_NEUTRAL_ENDS):
                 continue
             elif key not in _OFF or value not in (None, False):
-                raise UnsupportedError(f"{layer}: its configuration has {key} = {value!r}, which is unknown; {REMEDY}")
+                raise ExportError(f"{layer}: its configuration has {key} = {value!r}, which is unknown; {REMEDY}")
         for key, default in self.parameters.items():
             if default is inspect.Parameter.empty and key not in options:
-                raise ModelError(f"{layer}: its configuration lacks {key!r}; save the model again")
+                raise ExportError(f"{layer}: its configuration lacks {key!r}; save the model again")
         return options
 
 
@@ -142,16 +142,16 @@ def rule_of(entry: Mapping[str, Any], layer: Layer) -> LayerRule:
     """The rule of a layer in the configuration.
 
     Raises:
-        UnsupportedError: there is none, or the class is somebody's own of the same name.
+        ExportError: there is none, or the class is somebody's own of the same name.
     """
     rule = LAYERS.get(layer.kind)
     module, registered = entry.get("module"), entry.get("registered_name")
     if rule is None:
         own = f" of {module}" if module and module not in _PUBLIC else ""
-        raise UnsupportedError(f"{layer}{own}: this class is not supported{near_matches(layer.kind, LAYERS)}; {REMEDY}")
+        raise ExportError(f"{layer}{own}: this class is not supported{near_matches(layer.kind, LAYERS)}; {REMEDY}")
     custom = registered not in {None, layer.kind} or (registered is not None and module in _PUBLIC)
     if (module is not None and module not in rule.modules) or (custom and module not in rule.modules):
-        raise UnsupportedError(f"{layer}: this is a class of {module or registered!r}, not Keras's own; {REMEDY}")
+        raise ExportError(f"{layer}: this is a class of {module or registered!r}, not Keras's own; {REMEDY}")
     return rule
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import ExportError
 
 if TYPE_CHECKING:
     import h5py
@@ -48,23 +48,23 @@ class Stored:
         kind = dataset.dtype
         self._is_bfloat16 = kind.itemsize == 2 and kind.kind in "Vu" and dataset.attrs.get("dtype") == "bfloat16"
         if kind.kind not in "fiu" and not self._is_bfloat16:
-            raise ModelError(f"{label} is of type {kind}, not a number; save the model again")
+            raise ExportError(f"{label} is of type {kind}, not a number; save the model again")
         size = math.prod(self.shape) * int(kind.itemsize)
         if dataset.external or dataset.is_virtual:
-            raise ModelError(f"{label} lies in another file; save the model again")
+            raise ExportError(f"{label} lies in another file; save the model again")
         if size > _LARGEST_RATIO * dataset.id.get_storage_size():
-            raise ModelError(f"{label} is said to have the shape {self.shape}, but so much is not stored; refused")
+            raise ExportError(f"{label} is said to have the shape {self.shape}, but so much is not stored; refused")
 
     def read(self) -> npt.NDArray[np.float32]:
         """The content, in float32.
 
         Raises:
-            ModelError: the file is damaged.
+            ExportError: the file is damaged.
         """
         try:
             content = self._dataset[()]
         except (OSError, ValueError) as exc:
-            raise ModelError(f"{self._label} cannot be read ({exc}); fetch or save the file again") from exc
+            raise ExportError(f"{self._label} cannot be read ({exc}); fetch or save the file again") from exc
         if self._is_bfloat16:
             wide = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint16).astype(np.uint32) << 16
             return wide.view(np.float32).reshape(self.shape)
@@ -96,7 +96,7 @@ class Source(Protocol):
             inner: the attribute of the layer that owns the variables, where it is not the layer itself.
 
         Raises:
-            ModelError: the file holds another number of them, or is damaged.
+            ExportError: the file holds another number of them, or is damaged.
         """
 
 
@@ -109,10 +109,10 @@ def _member(group: h5py.Group, path: str, label: str) -> Any:
         try:
             link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
             if link is not None and not isinstance(link, h5py.HardLink):
-                raise ModelError(f"{label}: {path!r} is a link to another place; save the model again")
+                raise ExportError(f"{label}: {path!r} is a link to another place; save the model again")
             found = None if link is None else found[part]
         except (OSError, KeyError, RuntimeError, ValueError) as exc:
-            raise ModelError(f"{label}: {path!r} cannot be read ({exc}); fetch or save the file again") from exc
+            raise ExportError(f"{label}: {path!r} cannot be read ({exc}); fetch or save the file again") from exc
         if found is None:
             return None
     return found
@@ -122,17 +122,17 @@ def _stored(found: Any, label: str) -> Stored:
     import h5py  # noqa: PLC0415 - an optional dependency
 
     if not isinstance(found, h5py.Dataset):
-        raise ModelError(f"{label} is missing in the file; save the model again")
+        raise ExportError(f"{label} is missing in the file; save the model again")
     try:
         return Stored(found, label)
     except (OSError, RuntimeError, TypeError, ValueError) as exc:
-        raise ModelError(f"{label} cannot be read ({exc}); fetch or save the file again") from exc
+        raise ExportError(f"{label} cannot be read ({exc}); fetch or save the file again") from exc
 
 
 def _check_count(found: int, slots: Sequence[Slot], label: str) -> None:
     if found != len(slots):
         names = ", ".join(slot.name for slot in slots) or "none"
-        raise ModelError(f"{label} should have {len(slots)} variables ({names}), but the file holds {found}")
+        raise ExportError(f"{label} should have {len(slots)} variables ({names}), but the file holds {found}")
 
 
 class ByPath:
@@ -188,7 +188,7 @@ def _listed(group: h5py.Group, label: str) -> list[str]:
         for key in keys:
             names.extend(group.attrs[key])
     except (OSError, RuntimeError, TypeError, ValueError) as exc:
-        raise ModelError(f"{label}: its list of variables is damaged ({exc}); save the model again") from exc
+        raise ExportError(f"{label}: its list of variables is damaged ({exc}); save the model again") from exc
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
 
 
@@ -215,7 +215,7 @@ class LayerList:
         stored = [_stored(_member(group, path, label), f"variable {path!r} of {label}") for path in names]
         trained, others = self._count(entry)
         if len(stored) != trained + others:
-            raise ModelError(f"{label} should have {trained + others} variables, but the file holds {len(stored)}")
+            raise ExportError(f"{label} should have {trained + others} variables, but the file holds {len(stored)}")
         frozen = entry["config"].get("trainable") is False
         return ByOrder(deque(stored[:trained]), deque(stored[trained:]), frozen=frozen)
 

@@ -184,9 +184,9 @@ def reshape(call: Call, x: Tensor, newshape: Any) -> Tensor:
 
 
 @operation("Concatenate", tf=["concat"])
-def concatenate(call: Call, xs: Any, axis: Any = -1) -> Tensor:
-    """The tensors side by side along one axis."""
-    values, moved = call.aligned(xs)
+def concatenate(call: Call, *xs: Any, axis: Any = -1) -> Tensor:
+    """The tensors, or those of a list, side by side along one axis."""
+    values, moved = call.aligned(xs[0] if isinstance(xs[0], list) else xs)
     return Tensor(call.op("Concat", *values, axis=Tensor(values[0], moved).axis(axis)), moved)
 
 
