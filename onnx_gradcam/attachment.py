@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from . import __version__
-from .autodiff.backward import backward
+from .autodiff.precision import float32_cotangents
 from .autodiff.profiles import PROFILES
 from .errors import TargetError, UnsupportedError
 from .graph.builder import Builder, Value
@@ -162,8 +162,9 @@ def _cotangent(t: Builder, work: Plan, maps: Value, classes: Value) -> Value:
     if work.weights == "finite" and head is not None:
         return finite_cotangent(t, head, score, maps, seed, work.path)
     table = PROFILES[work.options.profile]()
-    (gradient,) = backward(t, {score.tensor: seed}, [work.layer.chosen.tensor], table)
-    return t.cast(work.layer.chosen.canonical(t, gradient), np.float32)
+    wrt, grad_dtype = [work.layer.chosen.tensor], work.options.grad_dtype
+    (gradient,) = float32_cotangents(t, score.tensor, seed, wrt, table, grad_dtype)
+    return work.layer.chosen.canonical(t, gradient)
 
 
 def _seed(t: Builder, score: Score, classes: Value, sign: Value | None) -> Value:
@@ -207,6 +208,7 @@ def _metadata(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadat
         labels=list(options.labels) if options.labels is not None else carried.labels,
         preprocessing=dict(options.preprocessing) if options.preprocessing is not None else carried.preprocessing,
         profile=options.profile,
+        grad_dtype=options.grad_dtype,
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
         **names,
     )

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from .autodiff.backward import carries_gradient, missing_rules
 from .autodiff.expand import expand_missing
+from .autodiff.precision import GradType
 from .errors import TargetError, near_matches
 from .graph.builder import Builder, Value
 from .graph.load import load
@@ -52,6 +53,7 @@ class Options:
         preprocessing: how pictures become the model's input; what the model carries by default.
         profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
             ONNX Runtime's CPU provider.
+        grad_dtype: what a gradient is computed in: the type of the `model`, or `float32` whatever that is.
     """
 
     layer: str = "auto"
@@ -66,6 +68,7 @@ class Options:
     labels: Sequence[str] | None = None
     preprocessing: Mapping[str, Any] | None = None
     profile: Profile = "portable"
+    grad_dtype: GradType = "model"
 
 
 @dataclass(frozen=True, eq=False)

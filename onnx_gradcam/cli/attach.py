@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    GradDtype,
     Image,
     Labels,
     Layer,
@@ -51,6 +52,7 @@ def attach(
     method: Method = None,
     weights: Weights = None,
     profile: Profile = None,
+    grad_dtype: GradDtype = None,
     score: Score = None,
     output: Output = None,
     image_input: Image = None,
@@ -120,6 +122,7 @@ def attach(
             method=method,
             weights=weights,
             profile=profile,
+            grad_dtype=grad_dtype,
             score=score,
             output=output,
             image=image_input,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    GradDtype,
     Image,
     Json,
     Labels,
@@ -62,6 +63,7 @@ def explain(
     method: Method = None,
     weights: Weights = None,
     profile: Profile = None,
+    grad_dtype: GradDtype = None,
     score: Score = None,
     output: Output = None,
     image_input: Image = None,
@@ -145,6 +147,7 @@ def explain(
             method=method,
             weights=weights,
             profile=profile,
+            grad_dtype=grad_dtype,
             score=score,
             output=output,
             image=image_input,

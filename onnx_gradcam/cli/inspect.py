@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .options import Image, Json, Layer, Method, ModelFile, Output, Score, Weights, chosen, model_source
+from .options import GradDtype, Image, Json, Layer, Method, ModelFile, Output, Score, Weights, chosen, model_source
 
 __all__ = ["inspect"]
 
@@ -13,6 +13,7 @@ def inspect(
     layer: Layer = None,
     method: Method = None,
     weights: Weights = None,
+    grad_dtype: GradDtype = None,
     score: Score = None,
     output: Output = None,
     image_input: Image = None,
@@ -35,5 +36,13 @@ def inspect(
         model_source(model),
         model,
         as_json=as_json,
-        **chosen(layer=layer, method=method, weights=weights, score=score, output=output, image=image_input),
+        **chosen(
+            layer=layer,
+            method=method,
+            weights=weights,
+            grad_dtype=grad_dtype,
+            score=score,
+            output=output,
+            image=image_input,
+        ),
     )
