@@ -24,14 +24,14 @@ __all__ = ["GradType", "float32_cotangents"]
 
 GradType = Literal["model", "float32"]
 
-_SIZE = 6
-"""The exponent that the largest cotangent is brought to.
+_SIZE = 1
+"""The exponent of the seed, and that which the largest cotangent is brought back to.
 
-Up to the next rescaling cotangents may grow a thousandfold (2^16 overflows) and shrink a millionfold at full precision
-(2^-14 is the smallest normal number).
+It is the middle of the normal numbers, 2^-14 to 2^16: up to the next rescaling the largest cotangent may grow or shrink
+30000-fold without losing a digit.
 """
 
-_SPAN = 4
+_SPAN = 3
 """At least so many nodes lie between two rescalings: each is another pass over a tensor."""
 
 
@@ -71,13 +71,13 @@ def float32_cotangents(
 
 
 def _cuts(t: Builder, score: Value, wrt: Sequence[Value], carries: Carries) -> list[Value]:
-    """float16 tensors that everything flows through, from the score on: the first one, then every `_SPAN` nodes."""
+    """float16 tensors that everything flows through, from the score on, `_SPAN` nodes or more apart."""
     ways = [dominators(t.nodes, v.core, score.core, carries) for v in wrt]
     common = set.intersection(*map(set, ways)) - {score.core, *(v.core for v in wrt)}
     path, _ = between(t.nodes, [v.core for v in wrt], [score.core], carries)
     place = {output: i for i, node in enumerate(path) for output in node.outputs}
     cuts: list[Value] = []
-    last = len(path) + _SPAN
+    last = len(path)
     for value in reversed(ways[0]):
         if value in common and t.wrap(value).dtype == np.float16 and last - place[value] >= _SPAN:
             cuts.append(t.wrap(value))

@@ -117,7 +117,7 @@ class LpNormalization(OpRun):
 
     def _run(self, x: npt.NDArray[Any], axis: int = -1, p: int = 2) -> tuple[npt.NDArray[Any]]:
         norm = np.linalg.norm(x, p, axis, keepdims=True)
-        return (x / np.where(norm == 0, 1, norm),)
+        return ((x / np.where(norm == 0, 1, norm)).astype(x.dtype),)
 
 
 class GroupNormalization(OpRun):
