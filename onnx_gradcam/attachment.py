@@ -161,6 +161,7 @@ def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         labels=list(options.labels) if options.labels is not None else carried.labels,
         preprocessing=dict(options.preprocessing) if options.preprocessing is not None else carried.preprocessing,
         profile=options.profile,
+        grad_dtype=options.grad_dtype,
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
         **names,
     )

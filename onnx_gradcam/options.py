@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .autodiff.precision import GradType
 from .targets.task import BoxFormat, Mask, Task
 
 __all__ = ["Options"]
@@ -55,6 +56,7 @@ class Options:
         preprocessing: how pictures become the model's input; what the model carries by default.
         profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
             ONNX Runtime's CPU provider.
+        grad_dtype: what a gradient is computed in: the type of the `model`, or `float32` whatever that is.
     """
 
     layer: str | Sequence[str] = "auto"
@@ -80,3 +82,4 @@ class Options:
     labels: Sequence[str] | None = None
     preprocessing: Mapping[str, Any] | None = None
     profile: Profile = "portable"
+    grad_dtype: GradType = "model"

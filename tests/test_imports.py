@@ -27,7 +27,7 @@ ALLOWED = {
     "heatmap": {"errors", "graph", "resizing"},
     "presets": {"errors", "graph", "heatmap", "resizing"},
     "linearize": {"errors", "graph", "targets"},
-    "options": {"targets"},
+    "options": {"autodiff", "targets"},
     "plan": {"errors", "options", "graph", "autodiff", "methods", "presets", "targets", "linearize", "metadata"},
     "quantities": {"errors", "graph", "autodiff", "targets", "linearize", "plan"},
     "attachment": {"errors", "graph", "options", "targets", "metadata", "plan", "quantities"},

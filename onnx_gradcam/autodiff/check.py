@@ -54,7 +54,12 @@ class GradientCheck:
 
 
 def gradient_model(
-    source: onnx.ModelProto, wrt: Sequence[str], output: str | None = None, *, cotangent: str = "cotangent"
+    source: onnx.ModelProto,
+    wrt: Sequence[str],
+    output: str | None = None,
+    *,
+    cotangent: str = "cotangent",
+    dtype: npt.DTypeLike | None = None,
 ) -> Model:
     """A model whose outputs are the cotangents of `wrt`, called `grad/<name>`.
 
@@ -63,6 +68,7 @@ def gradient_model(
         wrt: tensors to differentiate by.
         output: the tensor to differentiate; the first output by default.
         cotangent: name of the added input, the cotangent of `output`.
+        dtype: the type to compute cotangents in; by default that of each tensor.
 
     Raises:
         TargetError: a name is not in the model.
@@ -79,8 +85,8 @@ def gradient_model(
     y = values[output]
     xs = [value for name in wrt if (value := values[name]) is not None]
     assert y is not None  # noqa: S101 - for the type checker: `missing` is empty
-    seed = t.input(cotangent, y.dtype or np.float32, y.shape)
-    gradients = backward(t, {y: seed}, xs)
+    seed = t.input(cotangent, dtype or y.dtype or np.float32, y.shape)
+    gradients = backward(t, {y: seed}, xs, dtype=dtype)
     model.core.graph.outputs.clear()
     for x, g in zip(xs, gradients, strict=True):
         t.output(g, f"grad/{x.name}")

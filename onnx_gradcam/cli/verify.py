@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Image, Json, Layer, ModelFile, Output, Preprocess, Score, Weights, chosen, model_source
+from .options import GradDtype, Image, Json, Layer, ModelFile, Output, Preprocess, Score, Weights, chosen, model_source
 
 __all__ = ["verify"]
 
@@ -19,6 +19,7 @@ def verify(
     *,
     layer: Layer = None,
     weights: Weights = None,
+    grad_dtype: GradDtype = None,
     score: Score = None,
     output: Output = None,
     image_input: Image = None,
@@ -45,5 +46,5 @@ def verify(
         preprocess=preprocess,
         seed=seed,
         as_json=as_json,
-        **chosen(layer=layer, weights=weights, score=score, output=output, image=image_input),
+        **chosen(layer=layer, weights=weights, grad_dtype=grad_dtype, score=score, output=output, image=image_input),
     )
