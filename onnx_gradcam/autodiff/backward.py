@@ -94,6 +94,7 @@ def backward(
     wrt: Sequence[Value],
     table: Table | None = None,
     dtype: npt.DTypeLike | None = None,
+    nodes: Sequence[ir.Node] | None = None,
 ) -> list[Value]:
     """Append the nodes that compute the cotangents of `wrt` from those of the scores.
 
@@ -104,6 +105,7 @@ def backward(
         table: rules to use instead of the registered ones (guided backpropagation, deconvnet).
         dtype: the floating-point type to compute in, whatever the model's is: rules see the model's tensors cast to
             it, and know of no other.
+        nodes: those of the graph that may lie on the path, in order, where the caller knows.
 
     Returns:
         One cotangent for each tensor of `wrt`, of its shape, and of its type or `dtype`.
@@ -113,7 +115,7 @@ def backward(
     """
     table = rules() if table is None else table
     carries = carries_gradient(t, table)
-    path, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries)
+    path, alive = between(t.nodes if nodes is None else nodes, [v.core for v in wrt], [v.core for v in seeds], carries)
     for node in path:
         problem = _problem(t, node, table, alive) or _untyped(t, node, alive)
         if problem is not None:

@@ -1,18 +1,19 @@
 """The type a gradient is computed in, and how float16 cotangents are kept within its range.
 
 float16 holds numbers from 6e-8 (6e-5 with all its digits) to 65504, and the derivatives of a score lie at its lower
-end: an average over 112 x 112 places alone divides by 12544. A backward pass is linear in its cotangents, so they may
-be multiplied by any factor that the result is divided by again, which is done in float32. As powers of two the factors
-cost no digit. bfloat16 has the range of float32 and needs none.
+end: an average over 112 x 112 places alone divides by 12544. A backward pass is linear in its cotangents (and with
+modified rules still homogeneous), so they may be multiplied by any positive factor that the result is divided by again,
+which is done in float32. As powers of two the factors cost no digit. bfloat16 has the range of float32 and needs none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import Carries, between, dominators
@@ -55,47 +56,54 @@ def float32_cotangents(
     if grad_dtype == "float32":
         return backward(t, {score: t.cast(seed, np.float32)}, wrt, table, np.float32)
     carries = carries_gradient(t, table)
-    _, alive = between(t.nodes, [v.core for v in wrt], [score.core], carries)
+    path, alive = between(t.nodes, [v.core for v in wrt], [score.core], carries)
     if not any(t.wrap(v).dtype == np.float16 for v in alive):
         return [t.cast(g, np.float32) for g in backward(t, {score: seed}, wrt, table)]
-    cuts = _cuts(t, score, wrt, carries)
+    places = {output: i for i, node in enumerate(path) for output in node.outputs}
+    cuts = _cuts(t, score, wrt, carries, places)
     rows = _by_row(score, [score, *cuts, *wrt])
     here, g = score, seed * 2.0**_SIZE
-    factor = t.const([2.0**_SIZE], np.float32)
+    factor = t.const(2.0**_SIZE, np.float32)
     for cut in cuts:
-        (g,) = backward(t, {here: g}, [cut], table)
+        # What lies before a tensor that everything flows through comes before it in order.
+        segment = path[places[cut.core] + 1 : places[here.core] + 1]
+        (g,) = backward(t, {here: g}, [cut], table, nodes=segment)
         g, more = _rescaled(t, g, rows=rows)
         here, factor = cut, factor * more
-    cotangents = backward(t, {here: g}, wrt, table)
-    return [t.cast(g, np.float32) / t.op("Reshape", factor, t.ints(-1, *[1] * (g.rank - 1))) for g in cotangents]
+    cotangents = [t.cast(v, np.float32) for v in backward(t, {here: g}, wrt, table, nodes=path)]
+    if rows:
+        return [v / t.op("Reshape", factor, t.ints(-1, *[1] * (v.rank - 1))) for v in cotangents]
+    return [v / factor for v in cotangents]
 
 
-def _cuts(t: Builder, score: Value, wrt: Sequence[Value], carries: Carries) -> list[Value]:
+def _cuts(
+    t: Builder, score: Value, wrt: Sequence[Value], carries: Carries, places: Mapping[ir.Value, int]
+) -> list[Value]:
     """float16 tensors that everything flows through, from the score on, `_SPAN` nodes or more apart."""
     ways = [dominators(t.nodes, v.core, score.core, carries) for v in wrt]
     common = set.intersection(*map(set, ways)) - {score.core, *(v.core for v in wrt)}
-    path, _ = between(t.nodes, [v.core for v in wrt], [score.core], carries)
-    place = {output: i for i, node in enumerate(path) for output in node.outputs}
     cuts: list[Value] = []
-    last = len(path)
+    last = 1 + max(places.values(), default=0)
     for value in reversed(ways[0]):
-        if value in common and t.wrap(value).dtype == np.float16 and last - place[value] >= _SPAN:
-            cuts.append(t.wrap(value))
-            last = place[value]
+        tensor = t.wrap(value)
+        fits = tensor.dtype == np.float16 and tensor.known_shape is not None
+        if fits and value in common and last - places[value] >= _SPAN:
+            cuts.append(tensor)
+            last = places[value]
     return cuts
 
 
 def _by_row(score: Value, values: Sequence[Value]) -> bool:
     """Whether the first dimension of every tensor is the free batch size, so that each sample has its own factor."""
-    batch = score.shape[0]
-    return isinstance(batch, str) and all(v.shape[0] == batch and v.shape.count(batch) == 1 for v in values)
+    batch = next(iter(score.shape), None)
+    return isinstance(batch, str) and all(v.shape[:1] == (batch,) and v.shape.count(batch) == 1 for v in values)
 
 
 def _rescaled(t: Builder, g: Value, *, rows: bool) -> tuple[Value, Value]:
-    """`g` times a power of two that brings its largest element to `_SIZE`, and the powers in float32: one, or a row."""
+    """`g` times a power of two that brings its largest element to `_SIZE`, and that in float32: one, or one a row."""
     top = t.cast(t.reduce("ReduceMax", t.op("Abs", g), range(int(rows), g.rank)), np.float32)
     exponent = _SIZE - t.op("Floor", t.op("Log", top) * (1 / math.log(2)))
     # Zero gives infinity, which is cut off; what is no number compares as false, and stays what it is.
     limited = t.op("Clip", exponent, t.const(-14.0, np.float32), t.const(15.0, np.float32))
     power = t.cast(t.op("Where", top >= 0.0, t.const(2.0, np.float32) ** limited, 1.0), np.float16)
-    return g * power, t.op("Reshape", t.cast(power, np.float32), t.ints(-1))
+    return g * power, t.op("Reshape", t.cast(power, np.float32), t.ints(-1) if rows else t.ints())
