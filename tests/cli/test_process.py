@@ -13,7 +13,10 @@ import pytest
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2", "rich")
 FULL = Path("/dev/full")
-COMMANDS = ("explain", "attach", "inspect", "compare", "serve", "verify", "methods", "ops", "doctor", "export")
+COMMANDS = (
+    *("explain", "attach", "inspect", "compare", "serve", "triton", "kserve"),
+    *("verify", "methods", "ops", "doctor", "export"),
+)
 
 
 def python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:

@@ -16,6 +16,7 @@ from .sizes import fixed_sizes
 
 __all__: list[str] = []
 
+_LARGEST_SIZE = 2**16
 _PERFORMANCE = ("workspace", "cudnn_tune", "cudnn_off")
 _CHANNELS_FIRST = (None, "NCW", "NCHW", "NCDHW")
 
@@ -47,6 +48,8 @@ def _check_weight(weight: Value, shape: tuple[int, ...], bias: Value | None, fil
 
 
 def _channels(x: Value, rank: int) -> int:
+    if not 1 <= rank <= 3:
+        raise UnsupportedError(f"its kernel has {rank} dimensions; known are 1 to 3")
     if x.rank != rank + 2:
         raise ShapeError(f"its input has {x.rank} dimensions, where its kernel wants {rank + 2}; pass input_shape")
     channels = x.shape[1]
@@ -291,6 +294,11 @@ def bilinear_resize(
     if like is not None:
         height, width = fixed_sizes(like, "its size")
         scales = []
+    if not all(1 <= size <= _LARGEST_SIZE for size in (height, width)) or not all(0 < s <= 64 for s in scales):
+        raise UnsupportedError(
+            f"its height {height}, width {width} and scales {scales} are no sizes; known are 1 to {_LARGEST_SIZE}, and "
+            "scales up to 64"
+        )
     return t.op(
         "Resize",
         data,

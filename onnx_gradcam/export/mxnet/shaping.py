@@ -160,7 +160,10 @@ def squeeze(t: Writer, data: Value, *, axis: Ints | None = None) -> Value:
     if axis is None:
         fixed_sizes(data, "which dimensions are one")
         axis = tuple(i for i, dim in enumerate(data.shape) if dim == 1)
-    return t.op("Squeeze", data, t.ints(*(_axis(i, data.rank) for i in axis)))
+    places = [_axis(i, data.rank) for i in axis]
+    if 0 in places:
+        raise UnsupportedError(f"its axis is {axis}, which drops the batch; save a network that takes several pictures")
+    return t.op("Squeeze", data, t.ints(*places))
 
 
 @mxnet_operator("Concat", "concat", ignored=("num_args",))
@@ -199,9 +202,9 @@ def slice_channel(
 @mxnet_operator("slice", "crop")
 def slice_(t: Writer, data: Value, *, begin: SparseInts, end: SparseInts, step: SparseInts = ()) -> Value:
     """A range of every dimension; None is the open end."""
-    if len(begin) != len(end) or len(begin) > data.rank or len(step) not in (0, len(begin)):
+    if len(begin) != len(end) or len(begin) > data.rank or len(step) not in (0, len(begin)) or 0 in step:
         raise UnsupportedError(f"its begin {begin}, end {end} and step {step} do not belong together; save it again")
-    steps = [number or 1 for number in step] or [1] * len(begin)
+    steps = [1 if number is None else number for number in step] or [1] * len(begin)
     starts = [(0 if s > 0 else _TO_THE_END) if b is None else b for b, s in zip(begin, steps, strict=True)]
     ends = [(_TO_THE_END if s > 0 else -_TO_THE_END) if e is None else e for e, s in zip(end, steps, strict=True)]
     return t.op("Slice", data, t.ints(*starts), t.ints(*ends), t.ints(*range(len(begin))), t.ints(*steps))

@@ -31,6 +31,7 @@ def exported(name: str, folder: Path, x: np.ndarray) -> tuple[Path, Path]:
     """A network of the model zoo as two files, its weights and statistics random."""
     mx = imported()
     net = mx.gluon.model_zoo.vision.get_model(name, classes=10)
+    mx.random.seed(0)
     net.initialize(mx.init.Xavier())
     net.hybridize()
     net(mx.nd.array(x[:1]))

@@ -76,7 +76,7 @@ ZOO = {
     "squeezenet": Entry(_torchvision("squeezenet1_1"), "features.12.expand3x3", exporter=DYNAMO),
     "densenet121": Entry(_torchvision("densenet121"), "features.norm5"),
     "googlenet": Entry(_torchvision("googlenet", aux_logits=False, init_weights=False), "inception5b", 128),
-    "inception_v3": Entry(_torchvision("inception_v3", aux_logits=False, init_weights=False), "Mixed_6e", 96),
+    "inception_v3": Entry(_torchvision("inception_v3", aux_logits=False, init_weights=False), "Mixed_6e", 128),
     "mobilenet_v2": Entry(_torchvision("mobilenet_v2"), "features.17.conv.2", exporter=DYNAMO),
     "mobilenet_v3": Entry(_torchvision("mobilenet_v3_small"), "features.12.1"),
     "mnasnet": Entry(_torchvision("mnasnet0_5"), "layers.15"),
