@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 
 from . import __version__
-from .autodiff.backward import backward
-from .autodiff.profiles import PROFILES
+from .autodiff.profiles import PROVIDERS, conform, differentiate
 from .errors import TargetError, UnsupportedError
 from .graph.builder import Builder, Value
 from .graph.model import Model
@@ -81,9 +80,12 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
     heatmap = finish(t, cam, _picture_size(t, work.image, work.spatial_axes, sizes))
     names = {name: _free_name(t, name) for name in ("heatmap", "cam", "heatmap_class")}
     batch = score.tensor.shape[0]
-    t.output(t.refine(heatmap, (batch, *sizes)), names["heatmap"])
-    t.output(t.refine(cam, (batch, *work.layer.chosen.grid)), names["cam"])
-    t.output(t.refine(classes, (batch,)), names["heatmap_class"])
+    results = [
+        t.output(t.refine(heatmap, (batch, *sizes)), names["heatmap"]),
+        t.output(t.refine(cam, (batch, *work.layer.chosen.grid)), names["cam"]),
+        t.output(t.refine(classes, (batch,)), names["heatmap_class"]),
+    ]
+    left = _beyond(t, results, work.options.profile)
     if work.options.expose_activation:
         t.expose(work.layer.chosen.tensor)
     t.finish()
@@ -91,7 +93,15 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
     metadata = _metadata(work, class_input, names)
     model.metadata.update(metadata.to_props())
     model.check()
-    return Explained(model, metadata, work.layer.reason, work.warnings)
+    return Explained(model, metadata, work.layer.reason, work.warnings + left)
+
+
+def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:
+    """Write the rest, which is no gradient, for the profile's provider too, and say what it will not run."""
+    if profile not in PROVIDERS:
+        return []
+    left = conform(t, PROVIDERS[profile], results, strict=False)[1]
+    return [f"{why} of {profile}, so ONNX Runtime computes it on the CPU" for why in left]
 
 
 def append_cotangent(work: Plan) -> tuple[Value, str, Value, Value]:
@@ -161,8 +171,7 @@ def _cotangent(t: Builder, work: Plan, maps: Value, classes: Value) -> Value:
     seed = _seed(t, score, classes, sign)
     if work.weights == "finite" and head is not None:
         return finite_cotangent(t, head, score, maps, seed, work.path)
-    table = PROFILES[work.options.profile]()
-    (gradient,) = backward(t, {score.tensor: seed}, [work.layer.chosen.tensor], table)
+    (gradient,) = differentiate(t, {score.tensor: seed}, [work.layer.chosen.tensor], work.options.profile)
     return t.cast(work.layer.chosen.canonical(t, gradient), np.float32)
 
 

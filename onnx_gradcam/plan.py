@@ -27,7 +27,7 @@ from .targets.score import Score, find_score, image_inputs
 __all__ = ["Options", "Plan", "plan"]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
-Profile = Literal["portable", "cpu"]
+Profile = Literal["portable", "cpu", "cuda", "tensorrt", "coreml", "webgpu"]
 ClassInput = Literal["optional", "required", "none"]
 
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
@@ -51,7 +51,7 @@ class Options:
         labels: class names; those that the model carries by default.
         preprocessing: how pictures become the model's input; what the model carries by default.
         profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
-            ONNX Runtime's CPU provider.
+            speed on ONNX Runtime's CPU provider, the others in operators that the provider of that name documents.
     """
 
     layer: str = "auto"

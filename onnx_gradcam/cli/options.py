@@ -45,6 +45,10 @@ class ProfileKind(str, Enum):
 
     PORTABLE = "portable"
     CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    COREML = "coreml"
+    WEBGPU = "webgpu"
 
 
 class ScoreKind(str, Enum):
@@ -89,8 +93,8 @@ Profile = Annotated[
     ProfileKind | None,
     typer.Option(
         help="How a gradient is written into the model: `portable` for every runtime, `cpu` for speed in ONNX "
-        "Runtime on the CPU, with mirrored weights stored a second time. The results are the same. "
-        "[default: portable]"
+        "Runtime on the CPU, with mirrored weights stored a second time, the others in operators that the provider "
+        "of that name documents. The results are the same. [default: portable]"
     ),
 ]
 Score = Annotated[

@@ -1,26 +1,25 @@
-"""Equivalent lowerings for one execution provider, as rule tables that are passed to `backward`.
+"""Rules for speed on ONNX Runtime's CPU provider.
 
-`portable` are the registered rules. `cpu` keeps the backward pass in the blocked channel layout (NCHWc) of ONNX
-Runtime's CPU provider: convolutions, pools, Add, Mul, HardSigmoid and nearest Resize stay in it, while Greater, Where
-and ConvTranspose leave it, and every change of layout costs a pass over the tensor.
+They keep the backward pass in its blocked channel layout (NCHWc): convolutions, pools, Add, Mul, HardSigmoid and
+nearest Resize stay in it, while Greater, Where and ConvTranspose leave it, and every change of layout costs a pass over
+the tensor.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.autodiff.registry import Cotangent, RuleFunction, Table, rules
 from onnx_gradcam.graph.builder import Builder, Value
 
-from .registry import Cotangent, RuleFunction, Table, rules
-
-__all__ = ["PROFILES", "cpu"]
+__all__ = ["cpu"]
 
 Array = npt.NDArray[Any]
 
@@ -170,7 +169,3 @@ def _blocked(t: Builder, g: Value | None) -> Value:
     if g.dtype != np.float32 or g.rank != 4 or not isinstance(channels, int) or channels % _BLOCK:
         return g
     return t.op("Conv", g, t.const(np.ones((channels, 1, 1, 1)), g.dtype), group=channels, shape=g.known_shape)
-
-
-PROFILES: dict[str, Callable[[], Table]] = {"portable": rules, "cpu": cpu}
-"""Profiles by name."""
