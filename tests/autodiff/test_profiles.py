@@ -153,6 +153,26 @@ def test_clip_at_both_kinks(high):
     assert set(operators["cpu"]) == {"HardSigmoid", "Mul"}
 
 
+@pytest.mark.parametrize("high", [6.0, 1.0, 0.1, 4.0, 6.3, 20.0])
+def test_clip_at_both_kinks_in_the_blocked_layout(high):
+    high = np.float32(high)
+    below = np.nextafter(high, np.float32(0))
+    special = [-1, 0, SMALLEST, 1e-30, 1e-7, high / 2, np.nextafter(below, np.float32(0)), below, high, high * 2, 3e38]
+    x = np.resize(np.array(special, np.float32), (2, 16, 3, 5))
+    model = graph(
+        "c = Conv<group=16>(x, I) y = Clip(c, low, high)",
+        inputs="float[N,16,3,5] x",
+        outputs="float[N,16,3,5] y",
+        I=np.ones((16, 1, 1, 1), np.float32),
+        low=np.zeros((), np.float32),
+        high=high.reshape(()),
+    )
+    found, operators = both(model, {"x": x})
+    np.testing.assert_array_equal(found["cpu"], found["portable"])
+    assert 0 < np.count_nonzero(found["cpu"]) < x.size
+    assert operators["cpu"].count("Mul") == 1
+
+
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, None), (None, 6.0), (0.0, np.inf), (0.0, 1e-30), (0, -1)])
 def test_other_bounds_keep_the_portable_rule(low, high):
     bounds = {k: None if v is None else np.array(v, np.float32) for k, v in (("min", low), ("max", high))}

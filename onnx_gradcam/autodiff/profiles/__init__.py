@@ -14,7 +14,7 @@ from onnx_gradcam.autodiff.registry import Table, rules
 from onnx_gradcam.graph.builder import Builder, Value
 
 from .coreml import COREML
-from .cpu import cpu
+from .cpu import blocked_rules
 from .cuda import CUDA
 from .pooling import pools_by_convolution
 from .provider import Provider, conform
@@ -25,7 +25,7 @@ __all__ = ["PROFILES", "PROVIDERS", "Provider", "conform", "differentiate"]
 
 PROFILES: dict[str, Callable[[], Table]] = {
     "portable": rules,
-    "cpu": cpu,
+    "cpu": blocked_rules,
     "cuda": rules,
     "tensorrt": rules,
     "coreml": lambda: pools_by_convolution(rules()),
