@@ -15,7 +15,7 @@ from .targets.task import BoxFormat, Mask, Task
 __all__ = ["Options"]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
-Profile = Literal["portable", "cpu"]
+Profile = Literal["portable", "cpu", "cuda", "tensorrt", "coreml", "webgpu"]
 ClassInput = Literal["optional", "required", "none"]
 
 
@@ -55,7 +55,7 @@ class Options:
         labels: class names; those that the model carries by default.
         preprocessing: how pictures become the model's input; what the model carries by default.
         profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
-            ONNX Runtime's CPU provider.
+            speed on ONNX Runtime's CPU provider, the others in operators that the provider of that name documents.
         grad_dtype: what a gradient is computed in: the type of the `model`, or `float32` whatever that is.
     """
 

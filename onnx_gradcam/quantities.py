@@ -14,6 +14,7 @@ import numpy as np
 
 from .autodiff.backward import backward, cotangents_or_zero
 from .autodiff.precision import float32_cotangents
+from .autodiff.profiles import PROVIDERS, conform
 from .errors import TargetError
 from .graph.builder import Builder, Value
 from .linearize import evaluate_behind, finite_cotangent, linear_cotangent
@@ -93,10 +94,11 @@ class Quantities:
 
     def _backward(self, wrt: list[Value], modifier: str | None) -> list[Value]:
         """The cotangents of some tensors, in float32."""
-        work = self.work
-        return float32_cotangents(
-            work.t, work.score.tensor, self.seed, wrt, work.table(modifier), work.options.grad_dtype
-        )
+        work, t = self.work, self.work.t
+        profile, since = work.options.profile, len(t.appended)
+        table, grad_dtype = work.table(modifier), work.options.grad_dtype
+        found = float32_cotangents(t, work.score.tensor, self.seed, wrt, table, grad_dtype)
+        return conform(t, PROVIDERS[profile], found, since)[0] if profile in PROVIDERS else found
 
     def _shaped(self, layer: int) -> Value:
         """The cotangent as the method sees it."""

@@ -30,7 +30,7 @@ ALLOWED = {
     "options": {"autodiff", "targets"},
     "plan": {"errors", "options", "graph", "autodiff", "methods", "presets", "targets", "linearize", "metadata"},
     "quantities": {"errors", "graph", "autodiff", "targets", "linearize", "plan"},
-    "attachment": {"errors", "graph", "options", "targets", "metadata", "plan", "quantities"},
+    "attachment": {"errors", "graph", "autodiff", "options", "targets", "metadata", "plan", "quantities"},
     "export": {"errors", "graph", "targets", "autodiff", "metadata", "preprocessing", "runtime.session"},
     "probing": {"errors", "graph", "metadata", "options", "plan", "presets", "quantities", "attachment"},
     "runtime.session": {"errors"},

@@ -55,6 +55,10 @@ class ProfileKind(str, Enum):
 
     PORTABLE = "portable"
     CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    COREML = "coreml"
+    WEBGPU = "webgpu"
 
 
 class GradDtypeKind(str, Enum):
@@ -173,8 +177,8 @@ Profile = Annotated[
     ProfileKind | None,
     typer.Option(
         help="How a gradient is written into the model: `portable` for every runtime, `cpu` for speed in ONNX "
-        "Runtime on the CPU, with mirrored weights stored a second time. The results are the same. "
-        "[default: portable]"
+        "Runtime on the CPU, with mirrored weights stored a second time, the others in operators that the provider "
+        "of that name documents. The results are the same. [default: portable]"
     ),
 ]
 GradDtype = Annotated[

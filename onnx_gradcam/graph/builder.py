@@ -385,6 +385,21 @@ class Builder:
         """Count the nodes appended so far among those that a backward pass may cross."""
         self.nodes = tuple(self.graph)
 
+    @property
+    def appended(self) -> tuple[ir.Node, ...]:
+        """The nodes that were appended so far, in the order of appending."""
+        return tuple(self._appended)
+
+    def substitute(self, old: ir.Value, new: Value) -> None:
+        """Let whatever reads an appended value read another one; an output of the graph keeps its name.
+
+        The graph is out of order afterwards, until it is sorted.
+        """
+        if old.is_graph_output():
+            self.take_over(old, self.op("Identity", new, shape=new.known_shape))
+        else:
+            ir.convenience.replace_all_uses_with(old, new.core)
+
     def finish(self) -> None:
         """Drop every appended node and constant that no output of the graph reaches."""
         for node in reversed(self._appended):
