@@ -40,6 +40,8 @@ from onnx_gradcam.graph.load import load
 
 ARCHITECTURES = ("resnet50", "vgg16", "mobilenet_v2", "vit_small")
 BAR = 2.5
+SIDES = ("portable", "cpu")
+"""The profiles that are meant for ONNX Runtime on the CPU."""
 Array = npt.NDArray[Any]
 
 
@@ -109,7 +111,7 @@ def measure(name: str, options: argparse.Namespace) -> Iterator[list[object]]:
     plain = session(model, options.threads)
     feeds = {"input": x, "seed": seed}
     sides: dict[str, Callable[[], Array]] = {}
-    for profile in PROFILES:
+    for profile in SIDES:
         run = session(gradient_model(model, profile), options.threads)
         sides[profile] = lambda run=run: np.asarray(run.run(None, feeds)[-1])
     wanted = sides["portable"]()
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print()
         print(table(["network", "profile", "whole", "milliseconds by operator"], []))
         for name in options.networks:
-            for profile in PROFILES:
+            for profile in SIDES:
                 print(line(operators(name, profile, options)), flush=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from . import __version__
+from .autodiff.profiles import PROVIDERS, conform
 from .errors import UnsupportedError
 from .graph.builder import Builder, Value
 from .graph.model import Model
@@ -76,7 +77,7 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
         raise UnsupportedError(work.refusal)
     t = work.t
     asked = Quantities(work)
-    names = _append_outputs(work, asked)
+    names, left = _append_outputs(work, asked)
     if work.options.expose_activation and work.method.needs_layer:
         for target in work.targets:
             t.expose(target)
@@ -85,11 +86,15 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
     metadata = describe(work, asked.class_input, names)
     model.metadata.update(metadata.to_props())
     model.check()
-    return Explained(model, metadata, work.layer.reason, work.warnings)
+    return Explained(model, metadata, work.layer.reason, [*work.warnings, *left])
 
 
-def _append_outputs(work: Plan, asked: Quantities) -> dict[str, str]:
-    """Append the method and what it gives; the names of the outputs, by their field of the metadata."""
+def _append_outputs(work: Plan, asked: Quantities) -> tuple[dict[str, str], list[str]]:
+    """Append the method and what it gives.
+
+    Returns:
+        The names of the outputs, by their field of the metadata; what the profile's provider will not run.
+    """
     t = work.t
     batch = work.score.tensor.shape[0]
     sizes = [work.image.shape[axis] for axis in work.spatial_axes]
@@ -108,9 +113,16 @@ def _append_outputs(work: Plan, asked: Quantities) -> dict[str, str]:
     found["cam"] = t.refine(cams[0], (batch, *grid))
     found["heatmap_class"] = t.refine(asked.classes, (batch,))
     names = {name: free_name(t, name) for name in found}
-    for name, value in found.items():
-        t.output(value, names[name])
-    return names
+    results = [t.output(value, names[name]) for name, value in found.items()]
+    return names, _beyond(t, results, work.options.profile)
+
+
+def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:
+    """Write the rest, which is no gradient, for the profile's provider too, and say what it will not run."""
+    if profile not in PROVIDERS:
+        return []
+    left = conform(t, PROVIDERS[profile], results, strict=False)[1]
+    return [f"{why} of {profile}, so ONNX Runtime computes it on the CPU" for why in left]
 
 
 def _over_channels(work: Plan, attribution: Value) -> Value:
@@ -161,6 +173,7 @@ def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         labels=list(options.labels) if options.labels is not None else carried.labels,
         preprocessing=dict(options.preprocessing) if options.preprocessing is not None else carried.preprocessing,
         profile=options.profile,
+        grad_dtype=options.grad_dtype,
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
         **names,
     )

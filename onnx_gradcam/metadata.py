@@ -87,6 +87,7 @@ class Metadata:
         labels: class names, or `None`.
         preprocessing: how pictures become the model's input, or `None`.
         profile: which of several equal lowerings a gradient is written in.
+        grad_dtype: what a gradient is computed in: the type of the `model`, or `float32`.
         disabled_optimizers: optimisations of ONNX Runtime that would give this model wrong results.
     """
 
@@ -112,6 +113,7 @@ class Metadata:
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
     profile: str = "portable"
+    grad_dtype: str = "model"
     disabled_optimizers: list[str] = dataclasses.field(default_factory=list)
 
     def to_props(self) -> dict[str, str]:

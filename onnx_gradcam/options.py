@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .autodiff.precision import GradType
 from .targets.task import BoxFormat, Mask, Task
 
 __all__ = ["Options"]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
-Profile = Literal["portable", "cpu"]
+Profile = Literal["portable", "cpu", "cuda", "tensorrt", "coreml", "webgpu"]
 ClassInput = Literal["optional", "required", "none"]
 
 
@@ -54,7 +55,8 @@ class Options:
         labels: class names; those that the model carries by default.
         preprocessing: how pictures become the model's input; what the model carries by default.
         profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
-            ONNX Runtime's CPU provider.
+            speed on ONNX Runtime's CPU provider, the others in operators that the provider of that name documents.
+        grad_dtype: what a gradient is computed in: the type of the `model`, or `float32` whatever that is.
     """
 
     layer: str | Sequence[str] = "auto"
@@ -80,3 +82,4 @@ class Options:
     labels: Sequence[str] | None = None
     preprocessing: Mapping[str, Any] | None = None
     profile: Profile = "portable"
+    grad_dtype: GradType = "model"

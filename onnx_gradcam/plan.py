@@ -101,7 +101,8 @@ class Plan:
 
     def table(self, modifier: str | None) -> Table:
         """The rules of the backward pass."""
-        return PROFILES[self.options.profile]() if modifier is None else MODIFIERS[modifier]()
+        table = PROFILES[self.options.profile]()
+        return table if modifier is None else MODIFIERS[modifier](table)
 
     @property
     def refusal(self) -> str | None:

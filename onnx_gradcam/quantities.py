@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from .autodiff.backward import backward, cotangents_or_zero
+from .autodiff.precision import float32_cotangents
+from .autodiff.profiles import PROVIDERS, conform
 from .errors import TargetError
 from .graph.builder import Builder, Value
 from .linearize import evaluate_behind, finite_cotangent, linear_cotangent
@@ -87,9 +89,16 @@ class Quantities:
         if work.weights == "finite" and work.head is not None:
             return [finite_cotangent(t, work.head, work.score, self.maps[0], self.seed, work.path)]
         own = work.modifier if "gx" not in work.method.needs else work.options.modifier
-        gradients = backward(t, {work.score.tensor: self.seed}, work.targets, work.table(own))
-        pairs = zip(work.layers, gradients, strict=True)
-        return [t.cast(layer.chosen.canonical(t, g), np.float32) for layer, g in pairs]
+        pairs = zip(work.layers, self._backward(work.targets, own), strict=True)
+        return [layer.chosen.canonical(t, g) for layer, g in pairs]
+
+    def _backward(self, wrt: list[Value], modifier: str | None) -> list[Value]:
+        """The cotangents of some tensors, in float32."""
+        work, t = self.work, self.work.t
+        profile, since = work.options.profile, len(t.appended)
+        table, grad_dtype = work.table(modifier), work.options.grad_dtype
+        found = float32_cotangents(t, work.score.tensor, self.seed, wrt, table, grad_dtype)
+        return conform(t, PROVIDERS[profile], found, since)[0] if profile in PROVIDERS else found
 
     def _shaped(self, layer: int) -> Value:
         """The cotangent as the method sees it."""
@@ -106,8 +115,8 @@ class Quantities:
     def picture_cotangent(self) -> Value:
         """The cotangent of the picture, `float32 [N, C, H, W]`."""
         work, t = self.work, self.work.t
-        (gradient,) = backward(t, {work.score.tensor: self.seed}, [work.image], work.table(work.modifier))
-        return t.cast(work.picture.canonical(t, gradient), np.float32)
+        (gradient,) = self._backward([work.image], work.modifier)
+        return work.picture.canonical(t, gradient)
 
     @cached_property
     def score(self) -> Value:

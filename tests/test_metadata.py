@@ -54,6 +54,7 @@ def test_what_is_said():
         "labels": '["cat", "Katze", "猫", "a \\"b\\""]',
         "preprocessing": json.dumps(PREPROCESSING),
         "profile": "portable",
+        "grad_dtype": "model",
         "disabled_optimizers": "[]",
     }
 

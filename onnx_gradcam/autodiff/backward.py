@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_gradcam.errors import ShapeError, UnsupportedError
@@ -87,24 +88,34 @@ def _untyped(t: Builder, node: ir.Node, alive: Container[ir.Value]) -> str | Non
     return None
 
 
-def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], table: Table | None = None) -> list[Value]:
+def backward(
+    t: Builder,
+    seeds: Mapping[Value, Value],
+    wrt: Sequence[Value],
+    table: Table | None = None,
+    dtype: npt.DTypeLike | None = None,
+    nodes: Sequence[ir.Node] | None = None,
+) -> list[Value]:
     """Append the nodes that compute the cotangents of `wrt` from those of the scores.
 
     Args:
         t: the builder; only nodes that were in the graph when it was made are differentiated.
-        seeds: score -> its cotangent, of the score's own shape.
+        seeds: score -> its cotangent, of the score's own shape, and of its type or `dtype`.
         wrt: the tensors whose cotangents are wanted.
         table: rules to use instead of the registered ones (guided backpropagation, deconvnet).
+        dtype: the floating-point type to compute in, whatever the model's is: rules see the model's tensors cast to
+            it, and know of no other.
+        nodes: those of the graph that may lie on the path, in order, where the caller knows.
 
     Returns:
-        One cotangent for each tensor of `wrt`, of its shape and type.
+        One cotangent for each tensor of `wrt`, of its shape, and of its type or `dtype`.
 
     Raises:
         UnsupportedError: a node on the path has no rule, or the scores do not depend on a tensor of `wrt`.
     """
     table = rules() if table is None else table
     carries = carries_gradient(t, table)
-    path, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries)
+    path, alive = between(t.nodes if nodes is None else nodes, [v.core for v in wrt], [v.core for v in seeds], carries)
     for node in path:
         problem = _problem(t, node, table, alive) or _untyped(t, node, alive)
         if problem is not None:
@@ -117,7 +128,8 @@ def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], tab
         rule = table[node.domain, node.op_type]
         inside = [x for x in dict.fromkeys(captured(node)) if x in alive and carries(node, x)]
         inputs = [*node.inputs, *inside]
-        cotangents = _cotangents(t, rule, node, gs, {"captured": [t.wrap(x) for x in inside], "table": table})
+        within = {"captured": [t.wrap(x) for x in inside], "table": table, "dtype": dtype}
+        cotangents = _cotangents(t, rule, node, gs, within)
         if len(cotangents) < len(inputs):
             raise ShapeError(
                 f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(inputs)} inputs"
@@ -131,7 +143,7 @@ def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], tab
                     f"(node {node.name!r}); choose a later layer"
                 )
             value = g if isinstance(g, Value) else g()
-            pending.setdefault(x, []).append(_checked(t, rule, node, value, t.wrap(x)))
+            pending.setdefault(x, []).append(_checked(t, rule, node, value, t.wrap(x), dtype))
     totals = [_total(t, pending, v.core) for v in wrt]
     for v, total in zip(wrt, totals, strict=True):
         if total is None:
@@ -140,20 +152,26 @@ def backward(t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], tab
 
 
 def cotangents_or_zero(
-    t: Builder, seeds: Mapping[Value, Value], wrt: Sequence[Value], table: Table | None = None
+    t: Builder,
+    seeds: Mapping[Value, Value],
+    wrt: Sequence[Value],
+    table: Table | None = None,
+    dtype: npt.DTypeLike | None = None,
 ) -> list[Value]:
     """The cotangents of `wrt`, as `backward` gives them; zero for what the seeds do not depend on."""
     _, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries_gradient(t, table))
     reached = [v for v in wrt if v.core in alive]
-    found = dict(zip(reached, backward(t, seeds, reached, table), strict=True))
-    return [found[v] if v in found else t.full_like(v, 0.0) for v in wrt]
+    found = dict(zip(reached, backward(t, seeds, reached, table, dtype), strict=True))
+    return [found[v] if v in found else t.full_like(v, 0.0, dtype) for v in wrt]
 
 
 def _cotangents(
     t: Builder, rule: Rule, node: ir.Node, gs: list[Value | None], within: Mapping[str, Any]
 ) -> Sequence[Cotangent]:
-    inputs = [None if i is None else t.wrap(i) for i in node.inputs]
-    outputs = [t.wrap(o) for o in node.outputs]
+    # Subgraphs run on the model's own tensors, whatever their backward pass computes in.
+    dtype = None if rule.subgraphs else within["dtype"]
+    inputs = [None if i is None else _seen(t, t.wrap(i), dtype) for i in node.inputs]
+    outputs = [_seen(t, t.wrap(o), dtype) for o in node.outputs]
     options = {**attributes(node), **(within if rule.subgraphs else {})}
     if rule.all_outputs:
         return rule.function(t, tuple(gs), tuple(outputs), *inputs, **options)
@@ -162,6 +180,11 @@ def _cotangents(
             f"the VJP rule of {node.op_type} serves its first output only (node {node.name!r}); choose a later layer"
         )
     return rule.function(t, gs[0], outputs[0], *inputs, **options)
+
+
+def _seen(t: Builder, x: Value, dtype: npt.DTypeLike | None) -> Value:
+    """`x` as a rule sees it: floating-point numbers in the type that the pass computes in."""
+    return t.cast(x, dtype) if dtype is not None and x.is_float else x
 
 
 def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) -> Value | None:
@@ -175,12 +198,13 @@ def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) ->
     return parts[0]
 
 
-def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value) -> Value:
-    """`g` as the cotangent of `x`: broadcasting undone, type and shape those of `x`."""
+def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value, dtype: npt.DTypeLike | None) -> Value:
+    """`g` as the cotangent of `x`: broadcasting undone, the shape that of `x`, the type too or `dtype`."""
     if rule.broadcasts:
         g = unbroadcast(t, g, x)
-    if x.is_float and g.dtype != x.dtype:
-        raise ShapeError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {x.dtype}")
+    wanted = x.dtype if dtype is None else dtype
+    if x.is_float and g.dtype != wanted:
+        raise ShapeError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {wanted}")
     if x.known_shape is not None:
         try:
             t.refine(g, x.known_shape)

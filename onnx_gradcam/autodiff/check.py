@@ -21,8 +21,8 @@ from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 
-from .backward import backward
 from .expand import expand_missing
+from .profiles import differentiate
 from .reference import as_double, evaluate, evaluator
 
 __all__ = ["GradientCheck", "check_gradients", "gradient_model"]
@@ -54,7 +54,13 @@ class GradientCheck:
 
 
 def gradient_model(
-    source: onnx.ModelProto, wrt: Sequence[str], output: str | None = None, *, cotangent: str = "cotangent"
+    source: onnx.ModelProto,
+    wrt: Sequence[str],
+    output: str | None = None,
+    *,
+    cotangent: str = "cotangent",
+    dtype: npt.DTypeLike | None = None,
+    profile: str = "portable",
 ) -> Model:
     """A model whose outputs are the cotangents of `wrt`, called `grad/<name>`.
 
@@ -63,10 +69,12 @@ def gradient_model(
         wrt: tensors to differentiate by.
         output: the tensor to differentiate; the first output by default.
         cotangent: name of the added input, the cotangent of `output`.
+        dtype: the type to compute cotangents in; by default that of each tensor.
+        profile: how the gradient is written.
 
     Raises:
         TargetError: a name is not in the model.
-        UnsupportedError: a node on the way has no rule.
+        UnsupportedError: a node on the way has no rule, or none of the profile.
     """
     model = load(source)
     output = output or str(model.core.graph.outputs[0].name)
@@ -79,8 +87,8 @@ def gradient_model(
     y = values[output]
     xs = [value for name in wrt if (value := values[name]) is not None]
     assert y is not None  # noqa: S101 - for the type checker: `missing` is empty
-    seed = t.input(cotangent, y.dtype or np.float32, y.shape)
-    gradients = backward(t, {y: seed}, xs)
+    seed = t.input(cotangent, dtype or y.dtype or np.float32, y.shape)
+    gradients = differentiate(t, {y: seed}, xs, profile, dtype=dtype)
     model.core.graph.outputs.clear()
     for x, g in zip(xs, gradients, strict=True):
         t.output(g, f"grad/{x.name}")

@@ -1,18 +1,19 @@
-"""Alternative rule tables: backward passes that are no derivatives on purpose.
+"""Backward passes that are no derivatives on purpose: functions from a rule table to another.
 
-A table is passed to `backward`; nothing is patched. Both modifiers concern rectifiers only, and all of them.
+A table is passed to `backward`; nothing is patched. So a modifier goes with every profile. Both modifiers concern
+rectifiers only, and all of them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-from .registry import Cotangent, Rule, RuleFunction, rules
+from .registry import Cotangent, RuleFunction, Table
 
 __all__ = ["MODIFIERS", "RECTIFIERS", "deconvnet", "guided"]
 
@@ -22,33 +23,28 @@ RECTIFIERS = (
 )  # fmt: skip
 """Operators that pass positive numbers and hold back negative ones; Clip is ReLU6 in exported models."""
 
-Table = Mapping[tuple[str, str], Rule]
 Modify = Callable[[RuleFunction], RuleFunction]
 
 
-def guided() -> Table:
+def guided(table: Table) -> Table:
     """Guided backpropagation: a rectifier passes positive cotangents only, where its own derivative does.
 
     Springenberg et al. 2015, "Striving for simplicity", section 3.4.
     """
-    return _modified(_guide)
+    return _modified(table, _guide)
 
 
-def deconvnet() -> Table:
+def deconvnet(table: Table) -> Table:
     """The deconvolutional network: a rectifier passes positive cotangents, whatever its input was.
 
     Zeiler and Fergus 2014, section 2.1; "relu" or "rectified" in other libraries.
     """
-    return _modified(_rectify)
+    return _modified(table, _rectify)
 
 
-def _modified(modify: Modify) -> Table:
-    table = dict(rules())
-    for op_type in RECTIFIERS:
-        if ("", op_type) in table:
-            rule = table["", op_type]
-            table["", op_type] = replace(rule, function=modify(rule.function))
-    return table
+def _modified(table: Table, modify: Modify) -> Table:
+    rectifiers = {("", op_type): table["", op_type] for op_type in RECTIFIERS if ("", op_type) in table}
+    return {**table, **{key: replace(rule, function=modify(rule.function)) for key, rule in rectifiers.items()}}
 
 
 def _guide(function: RuleFunction) -> RuleFunction:
@@ -68,5 +64,5 @@ def _rectify(function: RuleFunction) -> RuleFunction:
     return rectified_rule
 
 
-MODIFIERS: dict[str, Callable[[], Table]] = {"guided": guided, "deconvnet": deconvnet}
+MODIFIERS: dict[str, Callable[[Table], Table]] = {"guided": guided, "deconvnet": deconvnet}
 """Modifiers by name."""

@@ -16,7 +16,8 @@ from ._reference_ops import WINDOWED
 
 __all__ = ["as_double", "evaluate", "evaluator"]
 
-_NARROW, _DOUBLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16), onnx.TensorProto.DOUBLE
+_DOUBLE = onnx.TensorProto.DOUBLE
+_NARROW = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 class ConvTranspose(OpRun):
@@ -38,7 +39,9 @@ class ConvTranspose(OpRun):
         pads: list[int] | None = None,
         strides: list[int] | None = None,
     ) -> tuple[npt.NDArray[Any]]:
-        n, kernel = X.ndim - 2, W.shape[2:]
+        n, kernel, kind = X.ndim - 2, W.shape[2:], X.dtype
+        if kind.itemsize < 4:  # NumPy neither multiplies bfloat16 nor adds up float16 as runtimes do
+            X, W, B = X.astype(np.float32), W.astype(np.float32), None if B is None else B.astype(np.float32)
         group, strides, dilations = group or 1, strides or [1] * n, dilations or [1] * n
         extra, pads = output_padding or [0] * n, pads or [0] * (2 * n)
         full = [
@@ -67,7 +70,7 @@ class ConvTranspose(OpRun):
         y = out.reshape(X.shape[0], group * W.shape[1], *full)[(slice(None),) * 2 + inside]
         if B is not None:
             y = y + B.reshape(1, -1, *[1] * n)
-        return (np.ascontiguousarray(y),)
+        return (np.ascontiguousarray(y, kind),)
 
 
 class Erf(OpRun):
@@ -114,7 +117,7 @@ class LpNormalization(OpRun):
 
     def _run(self, x: npt.NDArray[Any], axis: int = -1, p: int = 2) -> tuple[npt.NDArray[Any]]:
         norm = np.linalg.norm(x, p, axis, keepdims=True)
-        return (x / np.where(norm == 0, 1, norm),)
+        return ((x / np.where(norm == 0, 1, norm)).astype(x.dtype),)
 
 
 class GroupNormalization(OpRun):

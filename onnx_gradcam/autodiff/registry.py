@@ -6,8 +6,8 @@ so that an attribute nobody thought of is an error and never a wrong map. A cota
 arguments: it is called only when that input lies on the path. `None` says that the rule cannot serve this input.
 
 A rule of an operator with subgraphs also gets, as `captured`, the tensors that these read from outside and that lie on
-the path, and, as `table`, the rules to differentiate the subgraphs with; the cotangents of the captured tensors follow
-those of the inputs.
+the path, and, as `table` and `dtype`, the rules and the type to differentiate the subgraphs with; the cotangents of the
+captured tensors follow those of the inputs.
 
 The backward pass undoes broadcasting, adds up cotangents and checks their shapes; rules do none of that.
 """

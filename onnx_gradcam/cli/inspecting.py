@@ -95,6 +95,7 @@ def _planned(work: Plan) -> dict[str, Any]:
         "candidates": [_candidate(c) for c in layer.candidates],
         "method": work.method.name,
         "weights": work.weights,
+        "grad_dtype": work.options.grad_dtype,
         "missing_rules": list(work.problems),
         "warnings": work.warnings,
         "refusal": work.refusal,

@@ -15,6 +15,8 @@ __all__ = [
     "Channels",
     "Combine",
     "CombineKind",
+    "GradDtype",
+    "GradDtypeKind",
     "Image",
     "Json",
     "Labels",
@@ -53,6 +55,17 @@ class ProfileKind(str, Enum):
 
     PORTABLE = "portable"
     CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    COREML = "coreml"
+    WEBGPU = "webgpu"
+
+
+class GradDtypeKind(str, Enum):
+    """What a gradient is computed in."""
+
+    MODEL = "model"
+    FLOAT32 = "float32"
 
 
 class ModifierKind(str, Enum):
@@ -164,8 +177,15 @@ Profile = Annotated[
     ProfileKind | None,
     typer.Option(
         help="How a gradient is written into the model: `portable` for every runtime, `cpu` for speed in ONNX "
-        "Runtime on the CPU, with mirrored weights stored a second time. The results are the same. "
-        "[default: portable]"
+        "Runtime on the CPU, with mirrored weights stored a second time, the others in operators that the provider "
+        "of that name documents. The results are the same. [default: portable]"
+    ),
+]
+GradDtype = Annotated[
+    GradDtypeKind | None,
+    typer.Option(
+        help="What a gradient is computed in: the number type of the `model`, kept within its range where that is "
+        "float16, or `float32` whatever the model's is. [default: model]"
     ),
 ]
 Score = Annotated[

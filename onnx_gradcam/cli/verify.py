@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from .options import Image, Json, Layer, ModelFile, Output, Preprocess, Score, Weights, chosen, model_source
+from .options import (
+    GradDtype,
+    Image,
+    Json,
+    Layer,
+    ModelFile,
+    Output,
+    Preprocess,
+    Profile,
+    Score,
+    Weights,
+    chosen,
+    model_source,
+)
 
 __all__ = ["verify"]
 
@@ -19,10 +32,12 @@ def verify(
     *,
     layer: Layer = None,
     weights: Weights = None,
+    grad_dtype: GradDtype = None,
     score: Score = None,
     output: Output = None,
     image_input: Image = None,
     preprocess: Preprocess = None,
+    profile: Profile = None,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of the random direction.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -45,5 +60,13 @@ def verify(
         preprocess=preprocess,
         seed=seed,
         as_json=as_json,
-        **chosen(layer=layer, weights=weights, score=score, output=output, image=image_input),
+        **chosen(
+            layer=layer,
+            weights=weights,
+            grad_dtype=grad_dtype,
+            score=score,
+            output=output,
+            image=image_input,
+            profile=profile,
+        ),
     )

@@ -110,9 +110,15 @@ class Value:
         return tail
 
     def array(self) -> npt.NDArray[Any] | None:
-        """The tensor's content where it is a constant of the graph, else `None`."""
+        """The tensor's content where it is a constant of the graph, or one in another type, else `None`."""
         tensor = ir.convenience.get_const_tensor(self.core)
-        return None if tensor is None else tensor.numpy()
+        if tensor is not None:
+            return tensor.numpy()
+        node = self.core.producer()
+        if node is None or node.op_type != "Cast" or node.domain or node.inputs[0] is None or self.dtype is None:
+            return None
+        narrow = self._builder.wrap(node.inputs[0]).array()
+        return None if narrow is None else narrow.astype(self.dtype)
 
     def __repr__(self) -> str:
         return f"Value({self.name!r}, {self.dtype}, {self.known_shape})"
@@ -173,6 +179,7 @@ class Builder:
         self.nodes: tuple[ir.Node, ...] = tuple(self.graph)
         self._values: dict[ir.Value, Value] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+        self._casts: dict[tuple[ir.Value, np.dtype[Any]], Value] = {}
         self._appended: list[ir.Node] = []
         self._names = {v.name for v in (*self.graph.inputs, *self.graph.initializers.values())}
         self._names |= {o.name for n in self.nodes for o in n.outputs} | {n.name for n in self.nodes}
@@ -268,9 +275,15 @@ class Builder:
         return self.refine(value, shape) if shape is not None else value
 
     def ops(
-        self, op_type: str, *inputs: Value | float | None, outputs: int, domain: str = "", **attributes: Any
+        self,
+        op_type: str,
+        *inputs: Value | float | None,
+        outputs: int,
+        domain: str = "",
+        stem: str | None = None,
+        **attributes: Any,
     ) -> tuple[Value, ...]:
-        """Append a node with several outputs; see `op`."""
+        """Append a node with several outputs, named after its operator or after `stem`; see `op`."""
         args = self._lift(inputs)
         node = ir.node(
             op_type,
@@ -278,7 +291,7 @@ class Builder:
             {k: v for k, v in attributes.items() if v is not None},
             domain=domain,
             num_outputs=outputs,
-            name=self.unique(op_type),
+            name=self.unique(stem or op_type),
         )
         for i, output in enumerate(node.outputs):
             output.name = str(node.name) if i == 0 else self.unique(op_type)
@@ -372,6 +385,21 @@ class Builder:
         """Count the nodes appended so far among those that a backward pass may cross."""
         self.nodes = tuple(self.graph)
 
+    @property
+    def appended(self) -> tuple[ir.Node, ...]:
+        """The nodes that were appended so far, in the order of appending."""
+        return tuple(self._appended)
+
+    def substitute(self, old: ir.Value, new: Value) -> None:
+        """Let whatever reads an appended value read another one; an output of the graph keeps its name.
+
+        The graph is out of order afterwards, until it is sorted.
+        """
+        if old.is_graph_output():
+            self.take_over(old, self.op("Identity", new, shape=new.known_shape))
+        else:
+            ir.convenience.replace_all_uses_with(old, new.core)
+
     def finish(self) -> None:
         """Drop every appended node and constant that no output of the graph reaches."""
         for node in reversed(self._appended):
@@ -411,9 +439,9 @@ class Builder:
                 return self.op("Expand", g, self.ints(*(d for d in kept if isinstance(d, int))), shape=want)
         return self.op("Expand", g, self.shape_of(x), shape=want)
 
-    def full_like(self, x: Value, fill: float) -> Value:
-        """A tensor of the shape and type of `x`, all `fill`."""
-        return self.op("Expand", self.const(fill, x.dtype), self.shape_of(x), shape=x.known_shape)
+    def full_like(self, x: Value, fill: float, dtype: npt.DTypeLike | None = None) -> Value:
+        """A tensor of the shape of `x`, all `fill`; of its type too unless another is given."""
+        return self.op("Expand", self.const(fill, dtype or x.dtype), self.shape_of(x), shape=x.known_shape)
 
     def reduce(self, kind: str, x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = True) -> Value:
         """`ReduceSum`, `ReduceMean`, `ReduceMax` ... of `x` over `axes` (all of them by default)."""
@@ -431,10 +459,15 @@ class Builder:
         return self.reduce("ReduceMean", x, axes, keepdims=keepdims)
 
     def cast(self, x: Value, dtype: npt.DTypeLike | None) -> Value:
-        """`x` in another element type; `x` itself where it has it already."""
+        """`x` in another element type; `x` itself where it has it already. Equal casts are shared."""
         if x.dtype == dtype:
             return x
-        return self.op("Cast", x, to=int(ir.DataType.from_numpy(np.dtype(dtype))))
+        key = x.core, np.dtype(dtype)
+        if key not in self._casts:
+            # Errors that name the result should say which tensor of the model it is.
+            stem = None if x.name.startswith(_PREFIX) else f"Cast/{x.name}"
+            (self._casts[key],) = self.ops("Cast", x, outputs=1, stem=stem, to=int(ir.DataType.from_numpy(key[1])))
+        return self._casts[key]
 
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
         """`x` with its dimensions permuted."""

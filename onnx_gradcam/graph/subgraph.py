@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -77,7 +78,7 @@ def _copied(t: Builder, body: ir.Graph, outer: Mapping[ir.Value, ir.Value]) -> l
             known[value] = t.const(value.const_value.numpy()).core
     for node in body:
         args = [None if i is None else t.wrap(known.get(i, i)) for i in node.inputs]
-        attributes = {
+        attributes: dict[str, Any] = {
             name: _copied_graph(t, node, a.as_graph(), known) if a.type == ir.AttributeType.GRAPH else a.value
             for name, a in node.attributes.items()
         }

@@ -22,6 +22,7 @@ from onnx.backend.test.case.node import collect_testcases
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.expand import expand_missing
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
+from onnx_gradcam.autodiff.registry import rules
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.load import load
 
@@ -95,7 +96,20 @@ def cases() -> dict[str, list[Case]]:
     return found
 
 
-def _usable(raw: Any) -> Case | None:
+@functools.lru_cache(maxsize=1)
+def untagged_cases() -> dict[str, list[Case]]:
+    """Like `cases`, for operators that have a rule although their schemas call no input differentiable."""
+    ruled = {op_type for domain, op_type in rules() if not domain} - set(operators())
+    found: dict[str, list[Case]] = {}
+    for raw in collected():
+        op_type = raw.model.graph.node[0].op_type
+        case = _usable(raw, tagged=False) if op_type in ruled else None
+        if case is not None:
+            found.setdefault(op_type, []).append(case)
+    return found
+
+
+def _usable(raw: Any, *, tagged: bool = True) -> Case | None:
     model = onnx.ModelProto()
     model.CopyFrom(raw.model)
     if model.graph.node[0].domain not in {"", "ai.onnx"}:
@@ -110,7 +124,7 @@ def _usable(raw: Any) -> Case | None:
         name
         for i, name in enumerate(node.input)
         if kinds.get(name) in _FLOATS
-        and schema.inputs[min(i, len(schema.inputs) - 1)].differentiation_category == DIFFERENTIABLE
+        and (not tagged or schema.inputs[min(i, len(schema.inputs) - 1)].differentiation_category == DIFFERENTIABLE)
     ]
     outputs = [name for name in node.output if kinds.get(name) in _FLOATS]
     if not wrt or not outputs:
@@ -161,13 +175,13 @@ def examine(case: Case) -> Iterator[Finding]:
     for output in case.outputs:
         findings = list(_examine(case, output))
         if any(f.verdict == "refused" for f in findings):
-            findings = list(_examine(_with_constants(case), output))
+            findings = list(_examine(with_constants(case), output))
         if any(f.verdict == NOT_SMOOTH for f in findings):
             findings = list(_examine(_beside(case), output))
         yield from findings
 
 
-def _with_constants(case: Case) -> Case:
+def with_constants(case: Case) -> Case:
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     fixed = [name for name in case.feeds if name not in case.wrt]
@@ -212,7 +226,7 @@ def _examine(case: Case, output: str) -> Iterator[Finding]:
         yield Finding(case.name, output, case.wrt[0], verdict, str(exc))
         return
     gradients = evaluate(evaluator(emitted), _given(emitted, wide, v))
-    runtime = _in_runtime(_with_constants(case), output, v)
+    runtime = _in_runtime(with_constants(case), output, v)
     for x, gradient, narrow in zip(case.wrt, gradients, runtime or [None] * len(gradients), strict=True):
         u = rng.standard_normal(wide[x].shape)
 

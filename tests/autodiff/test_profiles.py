@@ -11,7 +11,8 @@ from helpers import node_model, quiet_session
 
 from onnx_gradcam.attachment import attach
 from onnx_gradcam.autodiff.backward import backward
-from onnx_gradcam.autodiff.profiles import PROFILES, _unscaled
+from onnx_gradcam.autodiff.profiles import PROFILES, differentiate
+from onnx_gradcam.autodiff.profiles.cpu import _unscaled
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
@@ -31,7 +32,7 @@ def emitted(model, profile):
     t = Builder(model)
     x, y = t.find("x") or t.wrap(t.graph.inputs[0]), t.wrap(t.graph.outputs[0])
     seed = t.input("cotangent", y.dtype, y.shape)
-    (g,) = backward(t, {y: seed}, [x], PROFILES[profile]())
+    (g,) = differentiate(t, {y: seed}, [x], profile)
     t.output(g, "gradient")
     t.finish()
     nodes = [n for n in model.core.graph if str(n.name).startswith("onnx_gradcam/")]
@@ -41,7 +42,7 @@ def emitted(model, profile):
 def both(model, feeds):
     """The gradients by the profiles for the same cotangent, and the operators of each."""
     found, operators = {}, {}
-    for profile in PROFILES:
+    for profile in ("portable", "cpu"):
         proto, operators[profile], _ = emitted(model, profile)
         session = quiet_session(proto)
         first = session.get_outputs()[0].name
@@ -54,7 +55,8 @@ def both(model, feeds):
 def assert_same(found, tolerance=2e-6):
     scale = np.abs(found["portable"]).max()
     assert scale > 0
-    np.testing.assert_allclose(found["cpu"], found["portable"], rtol=0, atol=tolerance * scale)
+    for profile, gradient in found.items():
+        np.testing.assert_allclose(gradient, found["portable"], rtol=0, atol=tolerance * scale, err_msg=profile)
 
 
 MIRRORED = {
@@ -149,6 +151,26 @@ def test_clip_at_both_kinks(high):
     np.testing.assert_array_equal(found["cpu"], found["portable"])
     assert np.count_nonzero(found["cpu"]) == 4
     assert set(operators["cpu"]) == {"HardSigmoid", "Mul"}
+
+
+@pytest.mark.parametrize("high", [6.0, 1.0, 0.1, 4.0, 6.3, 20.0])
+def test_clip_at_both_kinks_in_the_blocked_layout(high):
+    high = np.float32(high)
+    below = np.nextafter(high, np.float32(0))
+    special = [-1, 0, SMALLEST, 1e-30, 1e-7, high / 2, np.nextafter(below, np.float32(0)), below, high, high * 2, 3e38]
+    x = np.resize(np.array(special, np.float32), (2, 16, 3, 5))
+    model = graph(
+        "c = Conv<group=16>(x, I) y = Clip(c, low, high)",
+        inputs="float[N,16,3,5] x",
+        outputs="float[N,16,3,5] y",
+        I=np.ones((16, 1, 1, 1), np.float32),
+        low=np.zeros((), np.float32),
+        high=high.reshape(()),
+    )
+    found, operators = both(model, {"x": x})
+    np.testing.assert_array_equal(found["cpu"], found["portable"])
+    assert 0 < np.count_nonzero(found["cpu"]) < x.size
+    assert operators["cpu"].count("Mul") == 1
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, None), (None, 6.0), (0.0, np.inf), (0.0, 1e-30), (0, -1)])
@@ -258,6 +280,6 @@ def test_an_explained_model_says_its_profile_and_its_map_is_the_same():
         explained = attach(model, profile=profile, layer="r")
         assert explained.metadata.profile == profile
         proto = explained.to_proto()
-        assert any(n.op_type == "HardSigmoid" for n in proto.graph.node) == (profile == "cpu")
+        assert any(n.op_type == "HardSigmoid" for n in proto.graph.node) == (profile in {"cpu", "coreml"})
         (cams[profile],) = quiet_session(proto).run(["cam"], {"x": x})
     assert_same(cams)

@@ -12,6 +12,7 @@ from helpers import check_in_runtime, check_model, needs_opset, quiet_session
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.modifiers import guided
+from onnx_gradcam.autodiff.registry import rules
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.inline import MOST_ITERATIONS, MOST_NODES
@@ -172,7 +173,7 @@ def test_modifiers_reach_into_subgraphs(node):
     model = load(parse(text))
     t = Builder(model)
     y = t.find("y")
-    (g,) = backward(t, {y: t.full_like(y, 1.0)}, [t.find("x")], guided())
+    (g,) = backward(t, {y: t.full_like(y, 1.0)}, [t.find("x")], guided(rules()))
     t.output(g, "g")
     session = quiet_session(model.to_proto())
     (got,) = session.run(["g"], {"c": np.array(True), "x": np.array([[1, 2, 3, -4]], np.float32)})

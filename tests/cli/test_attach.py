@@ -48,6 +48,13 @@ def test_the_profile_is_written_down_and_the_map_is_the_same(call, classifier, h
     np.testing.assert_allclose(cams[0], cams[1], rtol=1e-5, atol=1e-6)
 
 
+def test_the_type_of_the_gradient_is_written_down(call, classifier, here):
+    for given, said in (((), "model"), (("--grad-dtype", "float32"), "float32")):
+        assert call("attach", classifier, "-o", "e.onnx", *given).exit_code == 0
+        assert peek("e.onnx")["onnx_gradcam.grad_dtype"] == said
+    assert call("attach", classifier, "-o", "e.onnx", "--grad-dtype", "float64").exit_code == 2
+
+
 def test_class_that_is_fixed_by_name(call, classifier, labels):
     result = call("attach", classifier, "-o", "e.onnx", "--class-input", "none", "--target", "Blue", "--labels", labels)
     assert "class 2 is explained" in result.stdout

@@ -65,7 +65,9 @@ def test_choices(call, classifier):
     assert found["layer"]["tensor"] == "maps"
     assert found["layer"]["reason"] == "the output of node 'conv', as asked"
     assert found["score"]["tensor"] == "scores"
-    assert found["weights"] == "gradient"
+    assert (found["weights"], found["grad_dtype"]) == ("gradient", "model")
+    wide = json.loads(call("inspect", classifier, "--grad-dtype", "float32", "--json").stdout)
+    assert wide["grad_dtype"] == "float32"
 
 
 def test_an_explained_model_says_what_it_is(call, classifier, labels):

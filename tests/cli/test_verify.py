@@ -13,7 +13,7 @@ from .conftest import PREPROCESS, refused, small_classifier
 
 
 def test_agreement_on_random_numbers_and_on_a_picture(call, classifier, picture):
-    for extra in ((), (picture, "--preprocess", PREPROCESS)):
+    for extra in ((), (picture, "--preprocess", PREPROCESS), ("--weights", "gradient", "--grad-dtype", "float32")):
         result = call("verify", classifier, *extra)
         assert result.exit_code == 0, result.output
         lines = dict(line.strip().split(":") for line in result.stdout.splitlines()[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_gradcam.autodiff.backward import cotangents_or_zero
 from onnx_gradcam.autodiff.registry import Table
@@ -29,6 +30,7 @@ def scan_vjp(
     g_stacked: Sequence[Value | None],
     captured: Sequence[Value] = (),
     table: Table | None = None,
+    dtype: npt.DTypeLike | None = None,
 ) -> tuple[list[Value], list[Value], list[Value]]:
     """Run a Scan again to have the states before every step, then backwards, one step's backward pass a step.
 
@@ -41,6 +43,7 @@ def scan_vjp(
         g_stacked: cotangents of the stacked outputs.
         captured: outer tensors that the body uses and whose cotangents are wanted.
         table: rules for the body, instead of the registered ones.
+        dtype: the type of all cotangents, where it is not that of their tensors.
 
     Returns:
         The cotangents of the first states and of the sequences, integers left out, and of the captured tensors.
@@ -70,11 +73,11 @@ def scan_vjp(
         for end, g in zip(ends, (*ins[:k], *slices[m + n :]), strict=True):
             seeds[end] = seeds[end] + g if end in seeds else g
         wanted = [previous[i] for i in real_states] + [xs[i] for i in real_sequences]
-        found = cotangents_or_zero(inner, seeds, [*wanted, *(inner.wrap(v.core) for v in captured)], table)
+        found = cotangents_or_zero(inner, seeds, [*wanted, *(inner.wrap(v.core) for v in captured)], table, dtype)
         totals = [total + new for total, new in zip(ins[k:], found[len(wanted) :], strict=True)]
         return [*found[:k], *totals], found[k : len(wanted)]
 
-    last = [g if (g := g_states[i]) is not None else t.full_like(states[i], 0.0) for i in real_states]
-    zeros = [t.full_like(v, 0.0) for v in captured]
+    last = [g if (g := g_states[i]) is not None else t.full_like(states[i], 0.0, dtype) for i in real_states]
+    zeros = [t.full_like(v, 0.0, dtype) for v in captured]
     final, made = scan(t, [*last, *zeros], [flipped(t, v) for v in (*sequences, *before, *given.values())], back)
     return final[:k], [flipped(t, v) for v in made], final[k:]

@@ -147,6 +147,8 @@ def gelu(t: Builder, g: Value, y: Value, x: Value, *, approximate: str = "none")
         density = t.op("Exp", x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
         return [g * (cdf + x * density)]
     scale, cubic = math.sqrt(2.0 / math.pi), 0.044715
+    # Further out the slope is 0 or 1 to the last digit, and squares would overflow in float16.
+    x = t.op("Clip", x, -16.0, 16.0)
     square = x * x
     th = t.op("Tanh", x * (square * (scale * cubic) + scale))
     slope = square * (3.0 * scale * cubic) + scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import cotangents_or_zero
@@ -23,6 +24,7 @@ def if_(
     else_branch: ir.Graph,
     captured: Sequence[Value],
     table: Table,
+    dtype: npt.DTypeLike | None,
 ) -> Sequence[Cotangent]:
     """Each branch computes once more what its own cotangents need; what it does not read has the cotangent zero."""
 
@@ -36,7 +38,7 @@ def if_(
                     # Outside, the shape is what both branches have in common: perhaps not even the rank is known.
                     here = inner.op("Identity", g, shape=output.known_shape)
                     seeds[output] = seeds[output] + here if output in seeds else here
-            return cotangents_or_zero(inner, seeds, [inner.wrap(v.core) for v in captured], table)
+            return cotangents_or_zero(inner, seeds, [inner.wrap(v.core) for v in captured], table, dtype)
 
         return write
 

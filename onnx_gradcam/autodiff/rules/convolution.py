@@ -68,7 +68,7 @@ def conv_transpose(
     elif auto_pad == "VALID":
         over = windows(t, g, kernel_shape or w, dilations=dilations, strides=strides)
     return [
-        lambda: _gather(t, g, w, x, over, group),
+        lambda: gather(t, g, w, x, over, group),
         lambda: _correlate(t, g, x, w, over, group),
         lambda: _bias(t, g),
     ]
@@ -90,7 +90,7 @@ def _bias(t: Builder, g: Value) -> Value:
     return t.sum(g, [0, *range(2, g.rank)], keepdims=False)
 
 
-def _gather(t: Builder, g: Value, w: Value, x: Value, over: Windows, group: int) -> Value:
+def gather(t: Builder, g: Value, w: Value, x: Value, over: Windows, group: int) -> Value:
     """Slide `w` over `g` so that there are as many windows as `x` has elements."""
     heights = sizes(t, x, over.axes)
     missing = [

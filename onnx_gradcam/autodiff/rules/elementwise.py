@@ -23,7 +23,8 @@ _UNARY: dict[str, Derivative] = {
     "Exp": lambda t, g, y, x: g * y,
     "Log": lambda t, g, y, x: g / x,
     "Sqrt": lambda t, g, y, x: g / (y * 2.0),
-    "Reciprocal": lambda t, g, y, x: -(g * (y * y)),
+    # From the left: the square of the output may be beyond float16 where the product is not.
+    "Reciprocal": lambda t, g, y, x: -(g * y * y),
     "Erf": lambda t, g, y, x: g * (t.op("Exp", -(x * x)) * (2.0 / math.sqrt(math.pi))),
     "Sin": lambda t, g, y, x: g * t.op("Cos", x),
     "Cos": lambda t, g, y, x: -(g * t.op("Sin", x)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -38,10 +38,10 @@ def max_pool(
     over = windows(
         t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
     )
-    return [lambda: _route_through(t, g, y, x, _stages(over), auto_pad)]
+    return [lambda: route_through(t, g, y, x, stages(over), auto_pad, _route)]
 
 
-def _stages(over: Windows) -> list[Windows]:
+def stages(over: Windows) -> list[Windows]:
     """All axes at once, or one after the other from the last to the first where that reads far fewer elements."""
     at_once = math.prod(k / s for k, s in zip(over.taps, over.strides, strict=True))
     apart, left = 0.0, 1.0
@@ -51,7 +51,13 @@ def _stages(over: Windows) -> list[Windows]:
     return [over] if at_once < 2 * apart else [over.along(i) for i in reversed(range(over.rank))]
 
 
-def _route_through(t: Builder, g: Value, y: Value, x: Value, stages: Sequence[Windows], auto_pad: str) -> Value:
+Route = Callable[[Builder, Value, Value, Value, Windows], Value]
+
+
+def route_through(
+    t: Builder, g: Value, y: Value, x: Value, stages: Sequence[Windows], auto_pad: str, route: Route
+) -> Value:
+    """Hand `g` back through one stage after the other, each by `route(t, g, y, x, windows)`."""
     images = [x]
     for stage in stages[:-1]:
         pads = stage.pads() if auto_pad == "NOTSET" else None
@@ -68,7 +74,7 @@ def _route_through(t: Builder, g: Value, y: Value, x: Value, stages: Sequence[Wi
             )
         )
     for stage, image in zip(reversed(stages), reversed(images), strict=True):
-        g = _route(t, g, y, image, stage)
+        g = route(t, g, y, image, stage)
         y = image
     return g
 
@@ -242,7 +248,9 @@ def global_lp_pool(t: Builder, g: Value, y: Value, x: Value, *, p: int = 2) -> S
 def _norm_scale(t: Builder, g: Value, y: Value, p: int) -> Value:
     if p == 1:
         return g
-    return t.op("Where", y > 0.0, g / (y if p == 2 else y ** float(p - 1)), 0.0)
+    # Where the norm is zero so is every element, and nothing is infinite on the way.
+    norm = t.op("Where", y > 0.0, y, 1.0)
+    return g / (norm if p == 2 else norm ** float(p - 1))
 
 
 def _signed_power(t: Builder, x: Value, p: int) -> Value:

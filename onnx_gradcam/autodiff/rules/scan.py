@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.registry import Cotangent, Table, vjp
@@ -27,6 +28,7 @@ def scan(
     scan_output_directions: Sequence[int] | None = None,
     captured: Sequence[Value],
     table: Table,
+    dtype: npt.DTypeLike | None,
 ) -> Sequence[Cotangent]:
     """Any number of states and sequences, along any axis, in either direction."""
     n = len(inputs) - num_scan_inputs
@@ -41,7 +43,7 @@ def scan(
         made = copied(inner, body, [*ins, *slices])
         return made[:n], made[n:]
 
-    d_states, d_sequences, d_captured = scan_vjp(t, step, states, leading, gs[:n], stacked, captured, table)
+    d_states, d_sequences, d_captured = scan_vjp(t, step, states, leading, gs[:n], stacked, captured, table, dtype)
     back = [(a, d) for v, a, d in zip(sequences, axes, directions, strict=True) if v.is_float]
     restored = [_restored(t, g, axis, direction) for g, (axis, direction) in zip(d_sequences, back, strict=True)]
     found = iter([*d_states, *restored])

@@ -1,26 +1,25 @@
-"""Equivalent lowerings for one execution provider, as rule tables that are passed to `backward`.
+"""Rules for speed on ONNX Runtime's CPU provider.
 
-`portable` are the registered rules. `cpu` keeps the backward pass in the blocked channel layout (NCHWc) of ONNX
-Runtime's CPU provider: convolutions, pools, Add, Mul, HardSigmoid and nearest Resize stay in it, while Greater, Where
-and ConvTranspose leave it, and every change of layout costs a pass over the tensor.
+They keep the backward pass in its blocked channel layout (NCHWc): convolutions, pools, Add, Mul, HardSigmoid and
+nearest Resize stay in it, while Greater, Where and ConvTranspose leave it, and every change of layout costs a pass over
+the tensor.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.autodiff.registry import Cotangent, RuleFunction, Table, rules
 from onnx_gradcam.graph.builder import Builder, Value
 
-from .registry import Cotangent, RuleFunction, Table, rules
-
-__all__ = ["PROFILES", "cpu"]
+__all__ = ["blocked_rules"]
 
 Array = npt.NDArray[Any]
 
@@ -31,7 +30,7 @@ _BLOCK = 16
 """Channels in the widest block; ONNX Runtime leaves other numbers of them in the plain layout."""
 
 
-def cpu() -> Table:
+def blocked_rules() -> Table:
     """The rules that ONNX Runtime's CPU provider runs fastest; types other than float32 keep the portable ones.
 
     Gradients equal the portable ones to rounding, for finite cotangents and for activations that are no subnormal
@@ -58,7 +57,7 @@ def _relu(portable: RuleFunction) -> RuleFunction:
 
 
 def _clip(portable: RuleFunction) -> RuleFunction:
-    """ReLU6 and the like: one steep ramp up at zero, one down at the upper bound."""
+    """ReLU6 and the like: a mask that is one strictly between the bounds."""
 
     @functools.wraps(portable)
     def clip(
@@ -68,13 +67,26 @@ def _clip(portable: RuleFunction) -> RuleFunction:
         usual = bottom is not None and top is not None and bottom.item() == 0 and 2.0**-64 < top.item() < 2.0**64
         if x.dtype != np.float32 or top is None or not usual:
             return portable(t, g, y, x, low, high)
-        bound = np.float32(top.item())
-        # Times a power of two, and differences of near neighbours: nothing rounds on the way down.
-        steep = 2.0 ** math.ceil(-math.log2(bound - np.nextafter(bound, np.float32(0))))
-        below = t.op("HardSigmoid", y, alpha=-steep, beta=float(bound) * steep)
-        return [g * below * t.op("HardSigmoid", y, alpha=_STEEP, beta=0.0), None, None]
+        return [g * _between(t, y, np.float32(top.item())), None, None]
 
     return clip
+
+
+def _between(t: Builder, y: Value, high: np.float32) -> Value:
+    """One where `y`, which lies in [0, high], is neither of the two, else zero.
+
+    Numbers are scaled by powers of two, and neighbours of the bound subtracted: nothing rounds where the sign changes.
+    """
+    scale = 2.0 ** -math.ceil(math.log2(high))
+    steep = 2.0 ** math.ceil(-math.log2(float(high - np.nextafter(high, np.float32(0))) * scale))
+    above = t.op("HardSigmoid", y, alpha=_STEEP, beta=0.0)
+    channels = y.shape[1] if y.rank == 4 else None
+    if not isinstance(channels, int) or channels % _BLOCK:
+        return above * t.op("HardSigmoid", y, alpha=-steep * scale, beta=float(high) * scale * steep)
+    # Into a convolution ONNX Runtime fuses both the sum and the ramp that follow: one pass over the tensor, not two.
+    weight, bias = np.full((channels, 1, 1, 1), -scale), np.full(channels, float(high) * scale - 1.0)
+    scaled = t.op("Conv", y, t.const(weight, y.dtype), t.const(bias, y.dtype), group=channels, shape=y.shape)
+    return t.op("HardSigmoid", scaled + above, alpha=steep, beta=0.0)
 
 
 def _conv(portable: RuleFunction) -> RuleFunction:
@@ -170,7 +182,3 @@ def _blocked(t: Builder, g: Value | None) -> Value:
     if g.dtype != np.float32 or g.rank != 4 or not isinstance(channels, int) or channels % _BLOCK:
         return g
     return t.op("Conv", g, t.const(np.ones((channels, 1, 1, 1)), g.dtype), group=channels, shape=g.known_shape)
-
-
-PROFILES: dict[str, Callable[[], Table]] = {"portable": rules, "cpu": cpu}
-"""Profiles by name."""
