@@ -27,7 +27,7 @@ class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as unty
 
     Args:
         network: in evaluation mode, of one argument.
-        layer: path of the module; `None` captures nothing.
+        layer: path of the module, which gives a tensor at that call; `None` captures nothing.
         call: which of the module's calls, as a list index.
     """
 
@@ -51,11 +51,6 @@ class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as unty
         outputs = named_outputs(self.network(x))
         if self.layer is None:
             return outputs
-        if not -len(self._calls) <= self.call < len(self._calls):
-            raise TargetError(
-                f"the module {self.layer!r} is called {len(self._calls)} time(s) on the way, so there is no call "
-                f"{self.call}; give another layer or call"
-            )
         return {**outputs, TARGET: self._calls[self.call]}
 
     def release(self) -> None:
@@ -63,13 +58,10 @@ class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as unty
         if self.layer is not None:
             self._hook.remove()
 
-    def _keep(self, module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+    def _keep(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
         tensor, rest = _first_tensor(output)
         if tensor is None:
-            raise TargetError(
-                f"the module {self.layer!r} ({type(module).__name__}) gives a {type(output).__name__} and no tensor; "
-                "give a module inside or behind it"
-            )
+            return output
         self._calls.append(tensor)
         return rest(tensor.clone())
 

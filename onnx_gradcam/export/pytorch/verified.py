@@ -11,6 +11,8 @@ import torch
 
 from onnx_gradcam.errors import TargetError, UnsupportedError, near_matches
 from onnx_gradcam.export.product import Product
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.constants import constant
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.metadata import CarriedLayer
 
@@ -79,18 +81,24 @@ class Verified:
         if self.scripted and "torchscript" not in ways:
             raise UnsupportedError("PyTorch's dynamo exporter takes no TorchScript; take --exporter torchscript")
         ways = ["torchscript"] if self.scripted else ways
-        failures: list[UnsupportedError] = []
+        failures: dict[str, UnsupportedError] = {}
         fixed = (0,) if self.source.batch is None else ()
         for way in ways:
             for free in ((*fixed, 2, 3), fixed) if self.free else (fixed,):
                 self.report(f"exporting with {way}")
                 try:
-                    return self._product(way, free, failures)
+                    product = self._product(way, free)
                 except UnsupportedError as exc:
-                    failures.append(exc)
-        raise failures[-1] if len(ways) == 1 else UnsupportedError("; ".join(dict.fromkeys(map(str, failures))))
+                    failures[way] = exc
+                    continue
+                others = [
+                    f"the {way} exporter was taken because {exc}" for other, exc in failures.items() if other != way
+                ]
+                product.warnings.extend(others)
+                return product
+        raise UnsupportedError("; ".join(map(str, failures.values())))
 
-    def _product(self, way: Exporter, free: Sequence[int], failures: Sequence[UnsupportedError]) -> Product:
+    def _product(self, way: Exporter, free: Sequence[int]) -> Product:
         model = self._graph(way, free)
         if 2 in free and _computes_with_sides(model):
             raise UnsupportedError("the network computes with the height or width of its input")
@@ -101,8 +109,6 @@ class Verified:
         layers = self._layers(model)
         batches = " and ".join(map(str, self.batches))
         warnings = []
-        if way == "torchscript" and failures:
-            warnings.append(f"the torchscript exporter was taken because of this: {failures[0]}")
         if self.source.batch is not None:
             warnings.append(f"the program takes {self.source.batch} picture(s) at a time, and so does the graph")
         return Product(
@@ -239,7 +245,15 @@ def _first_channels(network: torch.nn.Module) -> int:
 
 def _computes_with_sides(model: Model) -> bool:
     """Whether the graph reads the size of anything but a batch."""
+    t = Builder(model)
     return any(
-        node.op_type == "Shape" and node.attributes.get_int("end", 0) != 1
-        for node in ir.traversal.RecursiveGraphIterator(model.core.graph)
+        node.op_type == "Shape"
+        and node.attributes.get_int("end", 0) != 1
+        and not all(_takes_first(t, user) for user, _ in node.outputs[0].uses())
+        for node in t.nodes
     )
+
+
+def _takes_first(t: Builder, node: ir.Node) -> bool:
+    index = constant(t, node.inputs[1]) if node.op_type == "Gather" and node.inputs[1] is not None else None
+    return index is not None and not index.any()

@@ -43,7 +43,7 @@ def small(torch):
 
         def forward(self, x):
             x = self.relu(self.second(self.relu(self.first(x))))
-            return self.head(self.drop(x.mean((2, 3))))
+            return self.head(self.drop(x.mean((2, 3), keepdim=True).view(x.size(0), 12)))
 
     torch.manual_seed(0)
     return randomised(Small(), 32)
@@ -94,9 +94,10 @@ def test_a_module_and_its_call(torch, layer, call, exporter):
     assert np.abs(found[tensor] - seen[call]).max() <= TOLERANCE * np.abs(seen[call]).max()
 
 
-def test_height_and_width_stay_free_where_the_network_allows_it(torch):
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_height_and_width_stay_free_where_the_network_allows_it(torch, exporter):
     network = small(torch)
-    product = export_pytorch(network)
+    product = export_pytorch(network, exporter=exporter)
     assert product.model.shapes["input"] == ("batch", 3, "height", "width")
     check(torch, product, network, 40, batch=5)
     fixed = export_pytorch(network, size=(24, 32), exporter="torchscript")
