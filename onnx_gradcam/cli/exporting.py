@@ -147,6 +147,8 @@ def _check_place(out: Path, sources: Sequence[str | Path]) -> None:
     Raises:
         ModelError: the place is no place for the model.
     """
+    if str(out) == "-":
+        raise ModelError("an export goes to a file, not to standard output; give -o a name")
     if out.resolve() in {Path(source).resolve() for source in sources}:
         raise ModelError(f"{out}: this is the model itself; choose another name with -o")
     if out.is_dir() or not out.resolve().parent.is_dir():
