@@ -15,7 +15,7 @@ from .autodiff.expand import expand_missing
 from .autodiff.modifiers import MODIFIERS
 from .autodiff.profiles import PROFILES
 from .autodiff.registry import Table
-from .errors import TargetError
+from .errors import TargetError, near_matches
 from .graph.builder import Builder, Value
 from .graph.load import load
 from .graph.model import Model
@@ -212,6 +212,8 @@ def _with_class_scores(model: Model, options: Options) -> Options:
 
 def _plan(t: Builder, options: Options) -> Plan:
     method, preset = find_method(options.method), find_preset(options.preset)
+    if options.profile not in PROFILES:
+        raise TargetError(f"there is no profile {options.profile!r}{near_matches(options.profile, PROFILES)}")
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `_with_class_scores` leaves one
     score = find_score(t, options.output, options.score or preset.score)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.errors import ExportError
@@ -28,8 +26,6 @@ from onnx_gradcam.graph.read import read_proto
 from .writer import BATCH
 
 __all__ = ["Converted", "convert_elsewhere"]
-
-Array = npt.NDArray[Any]
 
 _START = Path(__file__).parent / "workers" / "start.py"
 
@@ -47,12 +43,10 @@ class Converted:
     Attributes:
         model: the graph.
         answer: what else it says; its entries are the worker's.
-        reference: what the framework computed, for each batch the tensors by name; the picture's name is empty.
     """
 
     model: Model
     answer: dict[str, Any]
-    reference: dict[int, dict[str, Array]]
 
 
 def convert_elsewhere(
@@ -102,19 +96,8 @@ def convert_elsewhere(
         proto, _ = read_proto(folder / "model.onnx")
         _name_batch(proto)
         model = load(proto)
-        reference = _reference(folder / "reference.npz")
     model.name = str(source)
-    return Converted(model, answer, reference)
-
-
-def _reference(path: Path) -> dict[int, dict[str, Array]]:
-    found: dict[int, dict[str, Array]] = {}
-    if path.exists():
-        with np.load(path) as archive:
-            for key in archive.files:
-                batch, _, name = key.partition(" ")
-                found.setdefault(int(batch), {})[name] = archive[key]
-    return found
+    return Converted(model, answer)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

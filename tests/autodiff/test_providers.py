@@ -15,7 +15,7 @@ from onnx_gradcam.attachment import attach
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.profiles import PROFILES, PROVIDERS
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
-from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 
@@ -160,6 +160,8 @@ LAYERS = {
     "MatMul": "y = MatMul(x, W)",
     "MatMul of two": "z = Transpose<perm=[0,1,3,2]>(x) y = MatMul(x, z)",
     "Gemm": "f = Flatten(x) y = Gemm(f, H)",
+    "Gemm of two": "f = Flatten(x) h = Relu(f) y = Gemm<alpha=2.0, transB=1>(f, h)",
+    "QuantizeLinear": "q = QuantizeLinear(x, eighth, zero) y = DequantizeLinear(q, eighth, zero)",
     "ReduceMean": "y = ReduceMean<keepdims=0>(x, plane)",
     "ReduceMax": "y = ReduceMax<keepdims=0>(x, plane)",
     "ReduceMin": "y = ReduceMin<keepdims=1>(x, plane)",
@@ -189,6 +191,7 @@ CONSTANTS = {
     "m": np.array([0, 0.5, 1, 0], np.float32), "v": np.array([1, 0.5, 2, 3], np.float32),
     "slope": np.array([0.1, 0.2, 0.3, 0.4], np.float32).reshape(4, 1, 1),
     "low": np.array(-0.5, np.float32), "high": np.array(0.8, np.float32), "two": np.array(2, np.float32),
+    "eighth": np.array(1 / 64, np.float32), "zero": np.array(3, np.int8),
     "plane": np.array([2, 3]), "one": np.array([1]), "three": np.array([3]), "seven": np.array([7]),
     "axis2": np.array([2]), "two_i": np.array([2]), "picks": np.array([2, 0]), "scalar": np.array(3),
     "around": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "full": np.array([1, 1, 7, 6]), "twice": np.array([1, 2, 1, 1]),
@@ -223,6 +226,44 @@ def test_layers(name, profile):
 
 def wide(feeds, proto):
     return {i.name: feeds[i.name].astype(np.float64) for i in proto.graph.input}
+
+
+@pytest.mark.parametrize("profile", ["tensorrt", "coreml"])
+def test_pools_over_one_dimension_are_pools_over_a_row(profile):
+    model = node_model(
+        "AveragePool", {"x": np.zeros((2, 3, 9), np.float32)}, kernel_shape=[3], pads=[1, 1], count_include_pad=1
+    )
+    x = np.random.default_rng(0).standard_normal((2, 3, 9)).astype(np.float32)
+    (proto,) = same(model, {"x": x}, "x", "y", profile)
+    assert "AveragePool" in {n.op_type for n in proto.graph.node}
+    assert not beyond(proto, profile)
+
+
+FIXED = dict.fromkeys([("Conv", "coreml"), ("MaxPool", "coreml")], "Slice with the computed input")
+"""Layers that are refused where sizes are free."""
+
+
+@EVERY_PROVIDER
+@pytest.mark.parametrize("name", ["Expand", "GlobalAveragePool", "MaxPool", "Conv", "Slice", "ReduceMean", "Gather"])
+def test_layers_whose_batch_and_size_are_free(name, profile):
+    model = layer(name, ("N", 4, "H", "W") if name not in {"Slice", "Gather"} else ("N", 4, 7, 6))
+    x = np.random.default_rng(5).standard_normal(IMAGE).astype(np.float32)
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
+    (y,) = quiet_session(model).run(None, {"x": x})
+    dims = [f"y{i}" if i != 1 else d for i, d in enumerate(y.shape)]
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, dims))
+    if (name, profile) in FIXED:
+        with pytest.raises(UnsupportedError, match=FIXED[name, profile]):
+            written(model, "x", "y", profile)
+        return
+    proto = written(model, "x", "y", profile)
+    assert not beyond(proto, profile)
+    feeds = {"x": x, "cotangent": np.random.default_rng(6).standard_normal(y.shape).astype(np.float32)}
+    expected, found = (
+        quiet_session(m).run(None, {i.name: feeds[i.name] for i in m.graph.input})[0]
+        for m in (written(model, "x", "y", "portable"), proto)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 # ----- at kinks and ties ---------------------------------------------------------
@@ -351,3 +392,8 @@ def test_all_that_is_appended_is_within_the_list_or_named(body, size, left, prof
 @pytest.mark.parametrize("profile", [p for p in PROFILES if p not in PROVIDERS])
 def test_profiles_without_a_list_have_no_warnings(profile):
     assert attach(graph(CLASSIFIER, **WEIGHTS), profile=profile, layer="r").warnings == []
+
+
+def test_an_unknown_profile_is_refused_whatever_the_weights():
+    with pytest.raises(TargetError, match=r"there is no profile 'webgl'.*webgpu"):
+        attach(graph(POOLED, K=(16, 3, 3, 3), V=(16, 4)), profile="webgl")

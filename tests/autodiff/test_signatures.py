@@ -52,7 +52,7 @@ def test_attributes_are_the_keywords(key):
     assert versions, f"{key[1]} is no operator"
     known = {name for schema in versions for name in schema.attributes}
     # What the backward pass adds for the rule of an operator with subgraphs.
-    added = {"captured", "table"} if RULES[key].subgraphs else set()
+    added = {"captured", "table", "dtype"} if RULES[key].subgraphs else set()
     assert set(keywords) == known | added
     for name, attribute in versions[0].attributes.items():
         given = keywords[name].default

@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import onnx
+import pytest
 
+from onnx_gradcam.autodiff.profiles import PROFILES
 from onnx_gradcam.autodiff.registry import RULES, Rule, rules
 
 from .conftest import PREPROCESS, refused, small_classifier
@@ -20,6 +22,13 @@ def test_agreement_on_random_numbers_and_on_a_picture(call, classifier, picture)
         given, numeric = float(lines["as explained"]), float(lines["by finite differences"])
         assert abs(given) > 1e-4
         assert abs(given - numeric) <= 1e-3 * abs(given)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_agreement_in_every_profile(call, classifier, profile):
+    found = json.loads(call("verify", classifier, "--weights", "gradient", "--profile", profile, "--json").stdout)
+    assert found["agrees"] is True
+    assert abs(found["analytic"]) > 1e-4
 
 
 def test_json_and_disagreement(call, classifier, monkeypatch):

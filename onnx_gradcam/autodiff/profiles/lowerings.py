@@ -1,8 +1,8 @@
 """Operators computed by other operators, exactly: what some execution provider lacks in terms of what it has.
 
-Truth values come in two forms. Where a provider compares (WebGPU), they stay Booleans and only And, Or and Xor are
-computed by way of numbers. Where it does not (CoreML), a comparison becomes a mask, a floating-point tensor of zeros
-and ones, and whatever reads it computes with that.
+Truth values come in two forms. Where a provider compares (WebGPU), they stay Booleans and only And is computed by way
+of numbers. Where it does not (CoreML), a comparison becomes a mask, a floating-point tensor of zeros and ones, and
+whatever reads it computes with that.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def reciprocal(t: Builder, x: Value) -> Value:
     return 1.0 / x
 
 
-@lowering(ARITHMETIC, "ReduceMin")
-def least(t: Builder, x: Value, axes: Value | None = None, **options: Any) -> Value:
-    """The greatest of the negatives."""
-    return t.op("ReduceMax", x * -1.0, axes, **options) * -1.0
+@lowering(ARITHMETIC, "Size")
+def number_of_elements(t: Builder, x: Value) -> Value:
+    """The product of the shape."""
+    return t.op("ReduceProd", t.op("Shape", x), keepdims=0)
 
 
 @lowering(ARITHMETIC, "ReduceL1")
@@ -127,18 +127,6 @@ def space_to_depth(t: Builder, x: Value, *, blocksize: int, mode: str = "DCR") -
 # ----- truth values as Booleans --------------------------------------------------
 
 
-@lowering(BOOLEANS, "Or")
-def either(t: Builder, a: Value, b: Value) -> Value:
-    """The sum of two numbers that are zero or one is zero if both are."""
-    return t.cast(t.cast(a, np.float32) + t.cast(b, np.float32), np.bool_)
-
-
-@lowering(BOOLEANS, "Xor")
-def one_of(t: Builder, a: Value, b: Value) -> Value:
-    """The difference is zero if they are equal."""
-    return t.cast(t.cast(a, np.float32) - t.cast(b, np.float32), np.bool_)
-
-
 @lowering(BOOLEANS, "And")
 def both(t: Builder, a: Value, b: Value) -> Value:
     """The product."""
@@ -152,24 +140,9 @@ def sign(t: Builder, x: Value) -> Value:
 
 
 @lowering(BOOLEANS, "Max")
-def greater(t: Builder, *xs: Value) -> Value:
-    """A Clip at constant numbers, else a choice."""
-    return _extreme(t, xs, "Greater")
-
-
-@lowering(BOOLEANS, "Min")
-def smaller(t: Builder, *xs: Value) -> Value:
-    """As Max."""
-    return _extreme(t, xs, "Less")
-
-
-def _extreme(t: Builder, xs: Sequence[Value], first_if: str) -> Value:
-    def pair(a: Value, b: Value) -> Value:
-        if b.rank == 0 and b.array() is not None:
-            return t.op("Clip", a, b, None) if first_if == "Greater" else t.op("Clip", a, None, b)
-        return t.op("Where", t.op(first_if, a, b), a, b)
-
-    return functools.reduce(pair, xs)
+def at_least(t: Builder, x: Value, bound: Value) -> Value | None:
+    """A Clip at a constant number."""
+    return t.op("Clip", x, bound) if bound.rank == 0 and bound.array() is not None else None
 
 
 # ----- truth values as numbers ---------------------------------------------------
@@ -219,28 +192,10 @@ def mask_equal(t: Builder, a: Value, b: Value) -> Value | None:
     return 1.0 - t.op("Max", step(t, apart), step(t, apart * -1.0))
 
 
-@lowering(MASKS, "Not")
-def mask_not(t: Builder, a: Value) -> Value | None:
-    """One minus the mask."""
-    return 1.0 - a if a.is_float else None
-
-
 @lowering(MASKS, "And")
 def mask_and(t: Builder, a: Value, b: Value) -> Value | None:
     """The product."""
     return a * b if a.is_float and b.is_float else None
-
-
-@lowering(MASKS, "Or")
-def mask_or(t: Builder, a: Value, b: Value) -> Value | None:
-    """The greater."""
-    return t.op("Max", a, b) if a.is_float and b.is_float else None
-
-
-@lowering(MASKS, "Xor")
-def mask_xor(t: Builder, a: Value, b: Value) -> Value | None:
-    """The square of the difference."""
-    return (a - b) * (a - b) if a.is_float and b.is_float else None
 
 
 @lowering(MASKS, "Where")
@@ -270,9 +225,3 @@ def mask_sign(t: Builder, x: Value) -> Value:
 def size(t: Builder, x: Value) -> Value:
     """The greater of the number and its negative."""
     return t.op("Max", x, x * -1.0)
-
-
-@lowering(MASKS, "Min")
-def mask_smaller(t: Builder, *xs: Value) -> Value:
-    """The greatest of the negatives."""
-    return t.op("Max", *(x * -1.0 for x in xs)) * -1.0

@@ -28,9 +28,11 @@ def expand(t: Builder, x: Value, shape: Value) -> Value | None:
     wide = x if x.rank >= rank else reshape(t, x, [1] * (rank - x.rank) + list(sizes(t, x)))
     target = shape.array()
     if target is None:
-        if any(d != 1 for d in wide.shape):
+        if wide.rank > rank:
             return None
-        return t.op("Tile", wide, shape)
+        # One of the two sizes is one, or they are equal.
+        each = t.op("Max", t.op("Shape", wide), t.ints(1))
+        return t.op("Tile", wide, t.op("Max", t.op("Div", shape, each), t.ints(1)))
     repeats = []
     for have, want in zip(wide.shape, [1] * (wide.rank - rank) + [int(d) for d in target], strict=True):
         if have != 1 and want not in {1, have}:

@@ -72,9 +72,7 @@ class Provider:
 
 
 def _is_host(t: Builder, node: ir.Node) -> bool:
-    """Whether a node computes shapes or class numbers: nothing of it is a floating-point tensor, but for a Shape."""
-    if node.op_type in {"Shape", "Size"}:
-        return True
+    """Whether a node computes with shapes or class numbers: nothing of it is a floating-point tensor."""
     return not any(v is not None and t.wrap(v).is_float for v in (*node.inputs, *node.outputs)) and any(
         v is not None and t.wrap(v).dtype == np.int64 for v in (*node.inputs, *node.outputs)
     )
