@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from .autodiff.backward import backward, cotangents_or_zero
 from .autodiff.precision import float32_cotangents
@@ -43,6 +44,7 @@ class Quantities:
             "G": lambda: self._shaped(layer),
             "HA": lambda: self.curvatures[layer],
             "head": lambda: self.head,
+            "biases": lambda: self.bias_terms,
             "score": lambda: self.score,
             "x": lambda: self.picture,
             "gx": lambda: self.picture_cotangent,
@@ -117,6 +119,19 @@ class Quantities:
         work, t = self.work, self.work.t
         (gradient,) = self._backward([work.image], work.modifier)
         return work.picture.canonical(t, gradient)
+
+    @cached_property
+    def bias_terms(self) -> list[Value]:
+        """Every bias of a convolution or batch normalisation times the cotangent of what it is added to.
+
+        Returns:
+            One `float32 [N, C, h, w]` a layer; batch normalisation folded into a convolution before counts the same.
+        """
+        work, t = self.work, self.work.t
+        found = {t.wrap(node.outputs[0]): bias for node in work.path if (bias := _bias(t, node)) is not None}
+        cotangents = self._backward(list(found), work.modifier) if found else []
+        pairs = zip(cotangents, found.values(), strict=True)
+        return [t.op("Mul", g, t.op("Reshape", bias, t.ints(-1, *[1] * (g.rank - 2)))) for g, bias in pairs]
 
     @cached_property
     def score(self) -> Value:
@@ -235,6 +250,18 @@ def _best_class(t: Builder, score: Score) -> Value:
         return t.cast(flat > threshold, np.int64)
     best = t.op("ArgMax", score.tensor, axis=score.class_axis, keepdims=0)
     return t.op("Reshape", best, t.ints(-1), shape=(batch,)) if best.rank != 1 else best
+
+
+def _bias(t: Builder, node: ir.Node) -> Value | None:
+    """What a convolution or batch normalisation adds to each channel, `float32 [C]`; `None` where it adds nothing."""
+    inputs = [None if v is None else t.wrap(v).array() for v in node.inputs]
+    if node.op_type == "Conv" and len(inputs) > 2 and inputs[2] is not None:
+        return t.const(inputs[2].astype(np.float32))
+    if node.op_type != "BatchNormalization" or any(v is None for v in inputs[1:5]):
+        return None
+    scale, shift, mean, variance = (np.asarray(v, np.float64) for v in inputs[1:5])
+    deviation = np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return t.const((shift - mean * scale / deviation).astype(np.float32))
 
 
 def free_name(t: Builder, name: str) -> str:

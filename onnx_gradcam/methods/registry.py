@@ -8,6 +8,7 @@ A method is a pure function of the builder and of what it asks for by the names 
 | `G` | their cotangent: the derivative of the explained score | as `A`, or of size one along the spatial axes where it is the same at every place |
 | `HA` | the Hessian of the explained score with respect to `A`, times `A` | as `A` |
 | `head` | a function `(maps [N * n, C, *spatial], n) -> [N, n]`: the explained score for n other maps a sample | |
+| `biases` | the bias of each layer times the cotangent of what it is added to | a list of `[N, C, h, w]` |
 | `score` | the explained score | float32 `[N]` |
 | `x` | the picture as the model gets it | float32 `[N, C, H, W]` |
 | `gx` | its cotangent | as `x` |

@@ -66,6 +66,10 @@ def test_several_layers(method):
     np.testing.assert_allclose(explained(method, ["a", "c"])["heatmap"], expected, atol=1e-4)
 
 
+def test_full_grad():
+    np.testing.assert_allclose(explained("fullgrad")["heatmap"], ORACLE["heatmap/fullgrad"], atol=1e-4)
+
+
 def test_finer_cam_of_the_best_class():
     np.testing.assert_allclose(explained("finercam", classes=[-1])["heatmap"], ORACLE["heatmap/finercam"], atol=1e-4)
 

@@ -76,6 +76,7 @@ def main():
     both = [network.first, network.second]
     facts["heatmap/gradcam/both"] = library.GradCAM(network, both)(x, targets)
     facts["heatmap/refinecam/both"] = library.RefineCAM(network, both)(x, targets)
+    facts["heatmap/fullgrad"] = library.FullGrad(network, [])(x, targets)
     facts["heatmap/finercam"] = library.FinerCAM(network, [network.second])(x)
     facts["provenance"] = np.array(
         json.dumps({"library": "grad-cam 1.5.7", "torch": torch.__version__, "network": "random weights, seed 3"})
