@@ -305,7 +305,7 @@ def _named(
         if node is None:
             known = [*names, *(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
             raise TargetError(
-                f"the model has no layer {layer!r}{near_matches(layer, known)}; inspect lists what there is"
+                f"the model has no layer {layer!r}{near_matches(layer, known) or '; inspect lists what there is'}"
             )
         value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as asked"
     elif layer in names:

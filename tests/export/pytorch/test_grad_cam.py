@@ -44,7 +44,7 @@ def compare(torch, product, network, layer, x, classes):
     assert found["cam"].shape == wanted.shape
     assert np.abs(wanted).max() > 0
     gap = float(np.abs(found["cam"] - wanted).max() / np.abs(wanted).max())
-    assert gap <= TOLERANCE
+    assert gap <= TOLERANCE, gap
 
 
 @pytest.mark.parametrize("layer", ["layer4", "layer4.2.bn3", "layer3.5.conv2"])
