@@ -44,10 +44,10 @@ class Quantities:
             "G": lambda: self._shaped(layer),
             "HA": lambda: self.curvatures[layer],
             "head": lambda: self.head,
-            "biases": lambda: self.bias_terms,
             "score": lambda: self.score,
             "x": lambda: self.picture,
             "gx": lambda: self.picture_cotangent,
+            "biases": lambda: self.bias_terms,
         }
         return {name: makers[name]() for name in self.work.method.needs}
 
@@ -108,19 +108,6 @@ class Quantities:
         return gradient if change is None else change(self.work.t, maps, gradient)
 
     @cached_property
-    def picture(self) -> Value:
-        """The picture, `float32 [N, C, H, W]`."""
-        t = self.work.t
-        return t.cast(self.work.picture.canonical(t, self.work.image), np.float32)
-
-    @cached_property
-    def picture_cotangent(self) -> Value:
-        """The cotangent of the picture, `float32 [N, C, H, W]`."""
-        work, t = self.work, self.work.t
-        (gradient,) = self._backward([work.image], work.modifier)
-        return work.picture.canonical(t, gradient)
-
-    @cached_property
     def bias_terms(self) -> list[Value]:
         """Every bias of a convolution or batch normalisation times the cotangent of what it is added to.
 
@@ -132,6 +119,19 @@ class Quantities:
         cotangents = self._backward(list(found), work.modifier) if found else []
         pairs = zip(cotangents, found.values(), strict=True)
         return [t.op("Mul", g, t.op("Reshape", bias, t.ints(-1, *[1] * (g.rank - 2)))) for g, bias in pairs]
+
+    @cached_property
+    def picture(self) -> Value:
+        """The picture, `float32 [N, C, H, W]`."""
+        t = self.work.t
+        return t.cast(self.work.picture.canonical(t, self.work.image), np.float32)
+
+    @cached_property
+    def picture_cotangent(self) -> Value:
+        """The cotangent of the picture, `float32 [N, C, H, W]`."""
+        work, t = self.work, self.work.t
+        (gradient,) = self._backward([work.image], work.modifier)
+        return work.picture.canonical(t, gradient)
 
     @cached_property
     def score(self) -> Value:
