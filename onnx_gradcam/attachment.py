@@ -159,6 +159,7 @@ def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         method=work.method.name,
         preset=work.preset.name,
         modifier=work.modifier or "",
+        eigen_smooth=work.options.eigen_smooth,
         weights=work.weights,
         derivative="straight-through" if work.quantised is not None else "exact",
         target_tensor=work.layer.chosen.tensor.name,

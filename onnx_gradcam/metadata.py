@@ -16,7 +16,7 @@ __all__ = ["PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
 PREFIX = "onnx_gradcam."
 
-_JSON_FIELDS = ("labels", "preprocessing", "single_logit", "disabled_optimizers", "target_tensors")
+_JSON_FIELDS = ("labels", "preprocessing", "single_logit", "disabled_optimizers", "target_tensors", "eigen_smooth")
 
 
 def _is_strings(value: Any) -> bool:
@@ -37,6 +37,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "preprocessing": (lambda value: isinstance(value, dict), "object"),
     "layers": (_is_layers, "object of layers, each with tensor, kind, shape and layout"),
     "single_logit": (lambda value: isinstance(value, bool), "true or false"),
+    "eigen_smooth": (lambda value: isinstance(value, bool), "true or false"),
     "disabled_optimizers": (_is_strings, "list of strings"),
     "target_tensors": (_is_strings, "list of strings"),
 }
@@ -69,6 +70,7 @@ class Metadata:
         method: identifier of the method.
         preset: name of the finishing conventions.
         modifier: how cotangents were changed on their way back: `guided`, `deconvnet`, or empty.
+        eigen_smooth: the map is the leading component of the weighed activation maps and not their sum.
         weights: how the cotangent is had: `linear`, `gradient` or `finite`; `none` where the method has no use for it.
         derivative: `exact`, or `straight-through` where quantised numbers lie on the way.
         target_tensor: the activation maps of the (first) layer; the picture for methods that look at it alone.
@@ -109,6 +111,7 @@ class Metadata:
     heatmap_class: str
     attribution: str = ""
     modifier: str = ""
+    eigen_smooth: bool = False
     target_tensors: list[str] = dataclasses.field(default_factory=list)
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None

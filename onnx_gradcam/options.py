@@ -34,6 +34,7 @@ class Options:
             sign does not matter, and the sum where it does.
         combine: how the heatmaps of several layers become one: `mean`, `max` or `product`; by default what method and
             preset say.
+        eigen_smooth: in place of the sum of the weighed activation maps, their leading principal component.
         against: explain how far the class is ahead of this one, or of the `runner-up`, rather than its score.
         weights: how the cotangent is had; `auto` takes the first of `linear`, `gradient` and `finite` that applies.
         score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default what
@@ -65,6 +66,7 @@ class Options:
     modifier: Literal["guided", "deconvnet"] | None = None
     channels: Literal["max", "sum"] | None = None
     combine: Literal["mean", "max", "product"] | None = None
+    eigen_smooth: bool = False
     against: int | Literal["runner-up"] | None = None
     weights: Weights = "auto"
     score: Literal["logit", "output"] | None = None

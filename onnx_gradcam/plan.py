@@ -120,6 +120,8 @@ class Plan:
             yield f"{self.problems[0]}; choose a later layer with --layer"
         if "head" in self.method.needs and (self.objective is not None or len(self.layers) > 1):
             yield f"{title} runs the head of one layer for the score of one class; name one layer, and no comparison"
+        if self.options.eigen_smooth and "total" not in self.method.needs:
+            yield f"eigen smoothing is for methods that add up weighed activation maps, and {title} does not"
         if self.weights == "finite" and "HA" in self.method.needs:
             yield f"{title} needs derivatives of derivatives; use --weights gradient"
         if self.weights in {"linear", "finite"} and self.modifier is not None:

@@ -62,7 +62,10 @@ def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Pr
     head = _head(plan(source, options)) if "head" in uses else None
     t = work.t
     asked = Quantities(work)
-    found = {SCORE: asked.score, PROBABILITY: asked.probability, "heatmap_class": asked.classes}
+    # Only a classifier's scores are spread over classes; a comparison, a box or a value is worth its score.
+    spread = options.task == "classification" and work.objective is None
+    found = {SCORE: asked.score, PROBABILITY: asked.probability if spread else asked.score}
+    found["heatmap_class"] = asked.classes
     if "A" in uses:
         found[MAPS] = asked.maps[0]
     if "G" in uses:

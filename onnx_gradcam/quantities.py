@@ -19,6 +19,8 @@ from .autodiff.profiles import PROVIDERS, conform
 from .errors import TargetError
 from .graph.builder import Builder, Value
 from .linearize import evaluate_behind, finite_cotangent, linear_cotangent
+from .methods.activation import leading_projection
+from .methods.gradient import weighted_sum
 from .plan import Plan
 from .targets.score import Score
 
@@ -44,6 +46,7 @@ class Quantities:
             "G": lambda: self._shaped(layer),
             "HA": lambda: self.curvatures[layer],
             "head": lambda: self.head,
+            "total": lambda: self.total,
             "score": lambda: self.score,
             "x": lambda: self.picture,
             "gx": lambda: self.picture_cotangent,
@@ -71,6 +74,21 @@ class Quantities:
         flat = t.cast(t.op("Reshape", scores, t.ints(-1, copies, math.prod(score.dims_behind_batch()))), np.float32)
         wanted = t.cast(t.op("Reshape", self.seed, t.ints(0, 1, -1)), np.float32)
         return t.sum(t.op("Mul", flat, wanted), [2], keepdims=False)
+
+    def total(self, maps: Value, weights: Value | None = None) -> Value:
+        """The sum over channels of maps times weights, or the leading component of the products.
+
+        Args:
+            maps: `float32 [N, C, *spatial]`.
+            weights: of a shape that broadcasts; `None` for ones.
+
+        Returns:
+            `float32 [N, *spatial]`.
+        """
+        t = self.work.t
+        if self.work.options.eigen_smooth:
+            return leading_projection(t, maps if weights is None else t.op("Mul", maps, weights))
+        return t.sum(maps, [1], keepdims=False) if weights is None else weighted_sum(t, maps, weights)
 
     @cached_property
     def maps(self) -> list[Value]:
@@ -182,7 +200,12 @@ class Quantities:
             spread = own if self._is_probability else t.op("Sigmoid", own)
             # The complement of a probability is one minus it.
             return t.op("Squeeze", self._sign * (spread - 0.5) + 0.5, t.ints(1))
-        spread = self.class_scores if self._is_probability else t.op("Softmax", self.class_scores, axis=1)
+        if self._is_probability:
+            spread = self.class_scores
+        elif score.activation == "sigmoid":
+            spread = t.op("Sigmoid", self.class_scores)
+        else:
+            spread = t.op("Softmax", self.class_scores, axis=1)
         picked = t.op("GatherElements", spread, t.op("Unsqueeze", self.classes, t.ints(1)), axis=1)
         return t.op("Squeeze", picked, t.ints(1))
 

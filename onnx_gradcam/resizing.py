@@ -11,7 +11,18 @@ import numpy.typing as npt
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["Matrix", "bicubic", "bilinear", "corner_bilinear", "half_pixel", "nearest", "places", "resize", "spline"]
+__all__ = [
+    "Matrix",
+    "bicubic",
+    "bilinear",
+    "corner",
+    "corner_bilinear",
+    "half_pixel",
+    "nearest",
+    "places",
+    "resize",
+    "spline",
+]
 
 Matrix = Callable[[int, int], npt.NDArray[np.float32]]
 """`(cells, pixels)` -> interpolation along one axis, `float32 [pixels, cells]`."""
@@ -33,7 +44,7 @@ def bilinear(t: Builder, maps: Value, size: Value) -> Value:
 
 def corner_bilinear(t: Builder, maps: Value, size: Value) -> Value:
     """Bilinear with the corners on each other, as SciPy's `zoom` of order 1 and `align_corners=True` have it."""
-    return resize(t, maps, size, _corner, mode="linear", coordinate_transformation_mode="align_corners")
+    return resize(t, maps, size, corner, mode="linear", coordinate_transformation_mode="align_corners")
 
 
 def nearest(t: Builder, maps: Value, size: Value) -> Value:
@@ -112,7 +123,8 @@ def _between(place: npt.NDArray[np.float64], cells: int) -> npt.NDArray[np.float
     return matrix
 
 
-def _corner(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+def corner(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    """Bilinear interpolation along one axis with the corners on each other."""
     return _between(_at_corners(cells, pixels), cells)
 
 

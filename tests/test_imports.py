@@ -29,7 +29,7 @@ ALLOWED = {
     "linearize": {"errors", "graph", "targets"},
     "options": {"autodiff", "targets"},
     "plan": {"errors", "options", "graph", "autodiff", "methods", "presets", "targets", "linearize", "metadata"},
-    "quantities": {"errors", "graph", "autodiff", "targets", "linearize", "plan"},
+    "quantities": {"errors", "graph", "autodiff", "methods", "targets", "linearize", "plan"},
     "attachment": {"errors", "graph", "autodiff", "options", "targets", "metadata", "plan", "quantities"},
     "export": {"errors", "graph", "targets", "autodiff", "metadata", "preprocessing", "runtime.session"},
     "probing": {"errors", "graph", "metadata", "options", "plan", "presets", "quantities", "attachment"},

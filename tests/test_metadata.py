@@ -38,6 +38,7 @@ def test_what_is_said():
         "weights": "linear",
         "derivative": "exact",
         "modifier": "",
+        "eigen_smooth": "false",
         "attribution": "",
         "target_tensor": "a",
         "target_tensors": '["a"]',

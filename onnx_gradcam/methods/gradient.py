@@ -1,14 +1,19 @@
 """Methods that weigh activation maps by their cotangents.
 
 `G` may be of size one along the spatial axes, where it is the same at every place: products broadcast it, and sums over
-places have to expand it first.
+places have to expand it first. All end with `total`, so that all of them can be smoothed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnx_gradcam.graph.builder import Builder, Value
 
 from .registry import method
+
+Total = Callable[..., Value]
+"""`(maps [N, C, *spatial], weights that broadcast, if any) -> [N, *spatial]`."""
 
 
 @method(
@@ -18,21 +23,21 @@ from .registry import method
     objective="finer",
 )
 @method("gradcam", title="Grad-CAM", reference="Selvaraju et al. 2017, eq. 1 and 2 (the ReLU is the finishing's)")
-def grad_cam(t: Builder, A: Value, G: Value) -> Value:
+def grad_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """sum_k w_k A_k, where w_k is the mean of G_k over all places."""
-    return weighted_sum(t, A, mean_over_places(t, G))
+    return total(A, mean_over_places(t, G))
 
 
 @method("cam", title="CAM", reference="Zhou et al. 2016, eq. 2", linear_head=True)
-def cam(t: Builder, A: Value, G: Value) -> Value:
+def cam(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """sum_k w_k A_k, where w_k is the weight of channel k in the linear layer behind the pooling."""
-    return weighted_sum(t, A, sum_over_places(t, G, A))
+    return total(A, sum_over_places(t, G, A))
 
 
 @method("hirescam", title="HiResCAM", reference="Draelos and Carin 2020, eq. 4")
-def hires_cam(t: Builder, A: Value, G: Value) -> Value:
+def hires_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:  # noqa: ARG001 - every method takes the builder
     """sum_k G_k A_k, place by place."""
-    return t.sum(t.op("Mul", G, A), [1], keepdims=False)
+    return total(A, G)
 
 
 @method(
@@ -40,23 +45,22 @@ def hires_cam(t: Builder, A: Value, G: Value) -> Value:
     title="Element-wise Grad-CAM",
     reference="Pillai and Pirsiavash 2021, section 3; pytorch-grad-cam grad_cam_elementwise.py",
 )
-def elementwise(t: Builder, A: Value, G: Value) -> Value:
+def elementwise(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """sum_k max(G_k A_k, 0), place by place."""
-    return t.sum(t.op("Relu", t.op("Mul", G, A)), [1], keepdims=False)
+    return total(t.op("Relu", t.op("Mul", G, A)))
 
 
 @method("layercam", title="LayerCAM", reference="Jiang et al. 2021, eq. 4 and 5")
-def layer_cam(t: Builder, A: Value, G: Value) -> Value:
+def layer_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """sum_k max(G_k, 0) A_k, place by place."""
-    return t.sum(t.op("Mul", t.op("Relu", G), A), [1], keepdims=False)
+    return total(A, t.op("Relu", G))
 
 
 @method("xgradcam", title="XGrad-CAM", reference="Fu et al. 2020, eq. 8; pytorch-grad-cam xgrad_cam.py for the 1e-7")
-def xgrad_cam(t: Builder, A: Value, G: Value) -> Value:
+def xgrad_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """Grad-CAM with w_k = sum(G_k A_k) / sum(A_k)."""
     places = range(2, A.rank)
-    weights = t.sum(t.op("Mul", G, A), places) / (t.sum(A, places) + 1e-7)
-    return weighted_sum(t, A, weights)
+    return total(A, t.sum(t.op("Mul", G, A), places) / (t.sum(A, places) + 1e-7))
 
 
 @method(
@@ -70,18 +74,18 @@ def xgrad_cam(t: Builder, A: Value, G: Value) -> Value:
     title="Grad-CAM++",
     reference="Chattopadhay et al. 2018, eq. 19 and 7, G for exp(S) G; pytorch-grad-cam grad_cam_plusplus.py",
 )
-def grad_cam_plus_plus(t: Builder, A: Value, G: Value) -> Value:
+def grad_cam_plus_plus(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """Grad-CAM with w_k = sum(alpha_k max(G_k, 0)), alpha = G^2 / (2 G^2 + sum(A) G^3 + 1e-6)."""
     square = t.op("Mul", G, G)
-    total = t.sum(A, range(2, A.rank))
-    alpha = square / (square * 2.0 + t.op("Mul", total, t.op("Mul", square, G)) + 1e-6)
-    return weighted_sum(t, A, sum_over_places(t, t.op("Mul", t.op("Relu", G), alpha), A))
+    filled = t.sum(A, range(2, A.rank))
+    alpha = square / (square * 2.0 + t.op("Mul", filled, t.op("Mul", square, G)) + 1e-6)
+    return total(A, sum_over_places(t, t.op("Mul", t.op("Relu", G), alpha), A))
 
 
 @method("shapleycam", title="ShapleyCAM", reference="Cai 2025, eq. 9; pytorch-grad-cam shapley_cam.py")
-def shapley_cam(t: Builder, A: Value, G: Value, HA: Value) -> Value:
+def shapley_cam(t: Builder, A: Value, G: Value, HA: Value, total: Total) -> Value:
     """Grad-CAM with G - HA / 2 in place of G, where HA is the Hessian of the score times A."""
-    return weighted_sum(t, A, mean_over_places(t, G - HA * 0.5))
+    return total(A, mean_over_places(t, G - HA * 0.5))
 
 
 def mean_over_places(t: Builder, G: Value) -> Value:
@@ -100,7 +104,9 @@ def is_constant(G: Value) -> bool:
 
 
 def weighted_sum(t: Builder, A: Value, weights: Value) -> Value:
-    """sum_k w_k A_k: `[N, C, *spatial]` and `[N, C, 1 ...]` -> `[N, *spatial]`."""
+    """sum_k w_k A_k: `[N, C, *spatial]` and weights that broadcast -> `[N, *spatial]`."""
+    if not is_constant(weights):
+        return t.sum(t.op("Mul", weights, A), [1], keepdims=False)
     # A row times a matrix for each sample is several times faster than a product and a sum over channels.
     row = t.op("Reshape", weights, t.ints(0, 1, -1), shape=(A.shape[0], 1, A.shape[1]))
     return as_map(t, row @ t.op("Reshape", A, t.ints(0, 0, -1)), A)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Probe", "chunks"]
+__all__ = ["Array", "Probe", "chunks", "leading_projection"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -50,11 +50,25 @@ class Probe(Protocol):
     def maps_and_cotangents(self, pictures: Array) -> tuple[Array, Array]:
         """The activation maps of each picture and their cotangents, `[M, C, h, w]` each."""
 
-    def enlarged(self, maps: Array) -> Array:
-        """Maps `[M, h, w]` at the picture's size, bilinearly with half-pixel centres, `[M, H, W]`."""
+    def total(self, maps: Array, weights: Array) -> Array:
+        """The sum over channels of maps `[C, h, w]` times weights `[C]`, `[h, w]`, or their leading component.
+
+        Every method that weighs activation maps ends with it, so that all of them can be smoothed.
+        """
 
     def steps(self, total: int) -> Iterator[range]:
         """The numbers below `total` in chunks of `batch_size`; a progress bar moves with them."""
+
+
+def leading_projection(maps: Array) -> Array:
+    """Maps `[C, h, w]`, one point of C numbers a place, centred, on their leading principal component, `[h, w]`.
+
+    Its sign is the one that makes the value of largest magnitude positive (Chung and Ying 2025, eq. 13).
+    """
+    rows = maps.reshape(len(maps), -1).T.astype(np.float64)
+    left, sizes, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    projection: Array = (left[:, 0] * sizes[0]).reshape(maps.shape[1:])
+    return projection if projection.max() >= -projection.min() else -projection
 
 
 def chunks(numbers: Sequence[int] | range, size: int) -> Iterable[Sequence[int]]:

@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.methods.probe import chunks
+from onnx_gradcam.methods.probe import chunks, leading_projection
 from onnx_gradcam.methods.registry import find_method
 from onnx_gradcam.probing import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
 
 from .batches import fixed_size, in_batches
-from .image import resized
 from .session import Session
 
 __all__ = ["Prober"]
@@ -145,8 +144,11 @@ class _Probe:
     def head(self, maps: Array) -> Array:
         return self._prober.behind(maps, self._index)
 
-    def enlarged(self, maps: Array) -> Array:
-        return np.stack([resized(m.astype(np.float32), *self.size) for m in maps])
+    def total(self, maps: Array, weights: Array) -> Array:
+        if self._prober.metadata.eigen_smooth:
+            return leading_projection(maps * weights[:, None, None])
+        total: Array = np.tensordot(weights, maps, 1)
+        return total
 
     def steps(self, total: int) -> Iterator[range]:
         done = 0

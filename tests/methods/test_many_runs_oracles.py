@@ -1,0 +1,56 @@
+"""Methods that run the model many times, and smoothing, against torch-cam and pytorch-grad-cam.
+
+See tests/oracles/make_torch_cam.py and tests/oracles/make_pytorch_grad_cam_runs.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import run
+from rectified_network import SEED, agree, network, oracle
+
+from onnx_gradcam.attachment import attach
+from onnx_gradcam.methods.registry import find_method
+from onnx_gradcam.options import Options
+from onnx_gradcam.probing import probed
+from onnx_gradcam.runtime.prober import Prober
+
+TORCH_CAM = oracle("torch_cam.npz")
+RUNS = oracle("pytorch_grad_cam_runs.npz")
+
+
+def names(facts, kind):
+    return sorted(name.removeprefix(kind) for name in facts if name.startswith(kind))
+
+
+def explained(facts, method, layer="c", **choices):
+    options = Options(method=method, layer=layer, preset="pytorch-grad-cam", **choices)
+    if find_method(method).runs_often:
+        return Prober(probed(network(facts), options), seed=SEED).run(facts["x"], facts["classes"])
+    return run(attach(network(facts), options).to_proto(), x=facts["x"], target_class=facts["classes"])
+
+
+@pytest.mark.parametrize("method", names(TORCH_CAM, "cam/"))
+def test_torch_cam(method):
+    results = explained(TORCH_CAM, method)
+    np.testing.assert_allclose(results["y"], TORCH_CAM["scores"], rtol=1e-4, atol=1e-4)
+    agree(results["cam"], TORCH_CAM[f"cam/{method}"])
+
+
+@pytest.mark.parametrize("method", names(RUNS, "cam/"))
+def test_pytorch_grad_cam(method):
+    results = explained(RUNS, method, "d" if method == "ablationcam" else "c")
+    agree(results["cam"], RUNS[f"cam/{method}"])
+    np.testing.assert_allclose(results["heatmap"], RUNS[f"heatmap/{method}"], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", names(RUNS, "eigen/"))
+def test_eigen_smoothing(method):
+    expected = RUNS[f"eigen/{method}"]
+    cam = explained(RUNS, method, "d" if method == "ablationcam" else "c", eigen_smooth=True)["cam"]
+    plain = explained(RUNS, method, "d" if method == "ablationcam" else "c")["cam"]
+    # That library leaves the sign of a component to chance.
+    agree(cam * np.sign((cam * expected).sum((1, 2), keepdims=True)), expected)
+    assert (np.abs(cam).max((1, 2)) == cam.max((1, 2))).all()
+    assert not np.allclose(cam, plain, rtol=1e-2)
