@@ -21,7 +21,15 @@ __all__ = ["export_keras", "export_mxnet", "export_onnx", "export_pytorch", "exp
 
 
 def export_keras(
-    source: str, out: Path, *, via: str, custom: str | None, trust: bool, python: Path | None, **choices: Any
+    source: str,
+    out: Path,
+    *,
+    via: str,
+    layer: str | None,
+    custom: str | None,
+    trust: bool,
+    python: Path | None,
+    **choices: Any,
 ) -> None:
     """Export a Keras model; see the options of the command.
 
@@ -36,9 +44,11 @@ def export_keras(
             return read_keras(source)
         from onnx_gradcam.export.keras_fallback import read_keras_with  # noqa: PLC0415
 
-        return read_keras_with("tf" if via == "tf" else "torch", source, custom=custom, trust=trust, python=python)
+        return read_keras_with(
+            "tf" if via == "tf" else "torch", source, layer=layer, custom=custom, trust=trust, python=python
+        )
 
-    _export(read, [source], out, **choices)
+    _export(read, [source], out, layer=layer, **choices)
 
 
 def export_mxnet(symbol: Path, params: Path, out: Path, *, shape: tuple[int, ...] | None, **choices: Any) -> None:
@@ -137,6 +147,8 @@ def _check_place(out: Path, sources: Sequence[str | Path]) -> None:
     Raises:
         ModelError: the place is no place for the model.
     """
+    if str(out) == "-":
+        raise ModelError("an export goes to a file, not to standard output; give -o a name")
     if out.resolve() in {Path(source).resolve() for source in sources}:
         raise ModelError(f"{out}: this is the model itself; choose another name with -o")
     if out.is_dir() or not out.resolve().parent.is_dir():

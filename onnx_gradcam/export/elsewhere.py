@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.errors import ExportError
@@ -26,6 +28,8 @@ from onnx_gradcam.graph.read import read_proto
 from .writer import BATCH
 
 __all__ = ["Converted", "convert_elsewhere"]
+
+Array = npt.NDArray[Any]
 
 _START = Path(__file__).parent / "workers" / "start.py"
 
@@ -43,10 +47,12 @@ class Converted:
     Attributes:
         model: the graph.
         answer: what else it says; its entries are the worker's.
+        reference: what the framework computed, for each batch the tensors by name; the picture's name is empty.
     """
 
     model: Model
     answer: dict[str, Any]
+    reference: dict[int, dict[str, Array]]
 
 
 def convert_elsewhere(
@@ -96,8 +102,19 @@ def convert_elsewhere(
         proto, _ = read_proto(folder / "model.onnx")
         _name_batch(proto)
         model = load(proto)
+        reference = _reference(folder / "reference.npz")
     model.name = str(source)
-    return Converted(model, answer)
+    return Converted(model, answer, reference)
+
+
+def _reference(path: Path) -> dict[int, dict[str, Array]]:
+    found: dict[int, dict[str, Array]] = {}
+    if path.exists():
+        with np.load(path) as archive:
+            for key in archive.files:
+                batch, _, name = key.partition(" ")
+                found.setdefault(int(batch), {})[name] = archive[key]
+    return found
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx_gradcam.errors import ExportError
 from onnx_gradcam.metadata import CarriedLayer
 
-from .elsewhere import convert_elsewhere
+from .elsewhere import Converted, convert_elsewhere
+from .parity import compare, run
 from .product import Product
 
 __all__ = ["Route", "read_keras_with"]
@@ -26,21 +27,30 @@ _SETTINGS = {"tf": {"KERAS_BACKEND": "tensorflow"}, "torch": {"KERAS_BACKEND": "
 
 
 def read_keras_with(
-    route: Route, path: str | Path, *, custom: str | None = None, trust: bool = False, python: Path | None = None
+    route: Route,
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    custom: str | None = None,
+    trust: bool = False,
+    python: Path | None = None,
 ) -> Product:
     """Let Keras load a model and convert it, every layer that gives maps under its name.
 
-    A layer inside another one is called `outer/inner`.
+    A layer inside another one is called `outer/inner`. What the graph computes is compared with Keras at batch 1 and 3,
+    where the model says how large its picture is: the outputs and one layer.
 
     Args:
         route: `tf` or `torch`.
         path: a .keras, .h5 or .hdf5 file; with `tf` also the folder of a SavedModel.
+        layer: the layer to compare; by default the last one.
         custom: the module that defines the model's own classes; takes `trust`.
         trust: let code that comes with the model run: Lambda layers, classes of `custom`, a SavedModel's graph.
         python: the interpreter that has the framework; by default the one that runs this.
 
     Raises:
         ExportError: no such file, it takes `trust`, what converting it takes is missing, or it cannot be converted.
+        UnsupportedError: the graph computes something else than Keras.
     """
     path = Path(path)
     if not path.exists():
@@ -53,10 +63,11 @@ def read_keras_with(
         raise ExportError(
             f"{path}: a SavedModel is a program, which may write files when it is loaded; it takes --trust"
         )
-    request = {"path": str(path.resolve()), "custom": custom, "trust": trust}
+    request = {"path": str(path.resolve()), "layer": layer, "custom": custom, "trust": trust}
     converted = convert_elsewhere(
         f"keras_on_{route}", request, packages=_PACKAGES[route], python=python, **_SETTINGS[route]
     )
+    parity = _compared(converted)
     graph, answer = converted.model.core.graph, converted.answer
     for value in [o for o in graph.outputs if o.name not in answer["outputs"]]:
         graph.outputs.remove(value)
@@ -66,7 +77,22 @@ def read_keras_with(
         for name, kind, tensor in answer["layers"]
         if tensor in made
     }
-    return Product(model=converted.model, framework="keras", version=answer["version"], layers=layers)
+    return Product(model=converted.model, framework="keras", version=answer["version"], layers=layers, parity=parity)
+
+
+def _compared(converted: Converted) -> str:
+    """How far the graph is from what Keras computed; empty where Keras could compute nothing.
+
+    Raises:
+        UnsupportedError: too far.
+    """
+    gaps = []
+    for batch, reference in converted.reference.items():
+        picture = reference.pop("")
+        found = run(converted.model, picture, reference)
+        gaps.append(compare(found, reference, f"batch {batch}", "Keras"))
+    batches = " and ".join(map(str, converted.reference))
+    return f"within {max(gaps):.0e} of Keras's values, relative, at batch {batches}" if gaps else ""
 
 
 def _unmoved(made: Mapping[str, ir.Value], tensor: str) -> str:

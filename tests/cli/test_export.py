@@ -85,6 +85,7 @@ def test_inspect_lists_the_layers_of_the_framework(call, classifier, here):
         (["{model}", "-o", "{model}"], "this is the model itself"),
         (["{model}", "-o", "no/such/folder/m.onnx"], "lies in a folder that is not there"),
         (["{model}", "-o", "."], "is a folder"),
+        (["{model}", "-o", "-"], "goes to a file"),
         (["{model}", "-o", "m.onnx", "--labels", "{labels}", "--output", "maps"], "no output 'maps'"),
         (["{model}", "-o", "m.onnx", "--preprocess", '{"size": [5, 5]}'], "input is 16x16"),
     ],

@@ -11,11 +11,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from graphs import run
+from fake_python import interpreter
+from graphs import graph, pictures, run
 
 from onnx_gradcam import attach
-from onnx_gradcam.errors import ExportError, TargetError
+from onnx_gradcam.errors import ExportError, TargetError, UnsupportedError
 from onnx_gradcam.export.finishing import finish_export
 from onnx_gradcam.export.keras_fallback import read_keras_with
 from onnx_gradcam.export.workers.keras_files import RefusedError, load_model
@@ -65,6 +67,7 @@ def test_values_are_those_of_keras(route, name, custom, trust, models):
     made = finish_export(read_keras_with(route, models / name, custom=custom, trust=trust))
     ref = dict(np.load(models / f"{name.split('.')[0]}.npz"))
     pictures, scores = ref.pop("pictures"), ref.pop("scores")
+    assert made.carried.parity.endswith("of Keras's values, relative, at batch 1 and 3")
     assert made.model.shapes[made.image] == ("batch", 32, 32, 3)
     layers = made.carried.layers
     wanted = {key.replace("__", "/"): value for key, value in ref.items()}
@@ -130,6 +133,35 @@ def test_what_needs_no_keras_to_be_refused(tmp_path):
         read_keras_with("torch", tmp_path, trust=True)
     with pytest.raises(ExportError, match="code runs with --trust alone"):
         read_keras_with("tf", tmp_path, custom="os")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="scripts with a first line")
+@pytest.mark.parametrize("wrong", ["", "y", "layer_0"])
+def test_a_graph_that_computes_something_else_is_refused(wrong, tmp_path):
+    body = "t = Conv(x, w) r = Relu(t) layer_0 = Transpose<perm=[0,2,3,1]>(r) p = GlobalAveragePool(r) f = Flatten(p) "
+    model = graph(body + "y = Gemm(f, d)", outputs="float[N,4] y, float[N,6,6,5] layer_0", w=(5, 3, 3, 3), d=(5, 4))
+    onnx.save(model, tmp_path / "made.onnx")
+    reference = {}
+    for batch in (1, 3):
+        x = pictures(batch)
+        values = {"": x, **run(model, x=x)}
+        reference |= {f"{batch} {name}": value + 0.001 * (name == wrong != "") for name, value in values.items()}
+    np.savez(tmp_path / "reference.npz", **reference)
+    (tmp_path / "m.keras").write_bytes(b"")
+    python = interpreter(
+        tmp_path,
+        f"import shutil; shutil.copy({str(tmp_path / 'made.onnx')!r}, folder / 'model.onnx')\n"
+        f"shutil.copy({str(tmp_path / 'reference.npz')!r}, folder)\n"
+        "answer(version='3.15.1', outputs=['y'], layers=[['relu', 'ReLU', 'layer_0']])",
+    )
+    if wrong:
+        with pytest.raises(UnsupportedError, match=f"at batch 1 its '{wrong}' differs from Keras's by"):
+            read_keras_with("torch", tmp_path / "m.keras", python=python)
+    else:
+        product = read_keras_with("torch", tmp_path / "m.keras", python=python)
+        assert product.parity.startswith("within ")
+        assert [o.name for o in product.model.core.graph.outputs] == ["y"]
+        assert (product.layers["relu"].tensor, product.layers["relu"].kind) == ("r", "ReLU")
 
 
 LAMBDA = {"class_name": "Lambda", "module": "keras.layers", "config": {"name": "evil"}}

@@ -15,6 +15,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _open_zip(file: BinaryIO, name: str) -> Archive:
             config = _json_member(archive, "config.json", name)
             metadata = _json_member(archive, "metadata.json", name)
             weights = _weights_stream(archive, file, name)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, struct.error) as exc:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, struct.error, zlib.error) as exc:
         # RuntimeError is what zipfile raises for a member that is encrypted.
         raise ExportError(f"{name}: the archive is damaged ({exc}); fetch or save the file again") from exc
     group = _hdf5(weights, name)

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
+from onnx_gradcam.export.parity import difference
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import between
 
 from .capture import Array
 from .conversion import SCOPES
-from .parity import difference
 
 __all__ = ["match", "name_after_modules", "on_path", "strip_notes", "take_target"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from onnx_gradcam.export.parity import difference, run
 from onnx_gradcam.graph.model import Model
 
 from .capture import Array
 from .layers import CLOSE, on_path
-from .parity import difference, run
 
 __all__ = ["scripted_layers"]
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from onnx_gradcam.errors import TargetError, UnsupportedError, near_matches
+from onnx_gradcam.export.parity import compare, run
 from onnx_gradcam.export.product import Product
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.constants import constant
@@ -19,7 +20,6 @@ from onnx_gradcam.metadata import CarriedLayer
 from .capture import TARGET, Array, Captured, module_outputs, submodule
 from .conversion import Exporter, convert
 from .layers import match, name_after_modules, on_path, strip_notes, take_target
-from .parity import compare, run
 from .scripts import scripted_layers
 from .sources import Source
 
@@ -149,7 +149,7 @@ class Verified:
             wanted, calls = self._reference(x, self.hooked)
         if self.hooked is not None:
             wanted = {**wanted, TARGET: calls[self.hooked][self.call]}
-        return compare(run(model, x), wanted, f"batch {batch}, {sides[0]} x {sides[1]}")
+        return compare(run(model, x), wanted, f"batch {batch}, {sides[0]} x {sides[1]}", "PyTorch")
 
     def _layers(self, model: Model) -> dict[str, CarriedLayer]:
         """The modules whose tensors survived, the wanted one above all."""

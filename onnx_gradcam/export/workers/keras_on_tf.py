@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .conversation import RefusedError
 from .keras_files import Caught, keras_version, load_model, picture_shape
+from .references import checked_tensor, record
 
 __all__ = ["work"]
 
@@ -24,6 +26,8 @@ class Traced:
         outputs: the model's outputs, tensor by name.
         layers: name, class and tensor of every layer, in the order in which they run.
         version: of Keras, where known.
+        run: gives the outputs and the layers for a picture, in their order, as Keras computes them.
+        shape: of the picture.
     """
 
     graph: Any
@@ -31,6 +35,8 @@ class Traced:
     outputs: dict[str, str]
     layers: list[tuple[str, str, str]]
     version: str
+    run: Callable[[Any], list[Any]]
+    shape: list[int | None]
 
 
 def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -50,11 +56,11 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         output_path=str(folder / "model.onnx"),
     )
     renamed = {tensor: name for name, tensor in traced.outputs.items()}
-    return {
-        "version": traced.version,
-        "outputs": list(traced.outputs),
-        "layers": [[name, kind, renamed.get(tensor, tensor)] for name, kind, tensor in traced.layers],
-    }
+    layers = [[name, kind, renamed.get(tensor, tensor)] for name, kind, tensor in traced.layers]
+    tensors = [*traced.outputs, *(tensor for _, _, tensor in layers)]
+    checked = {*traced.outputs, checked_tensor(layers, request["layer"])}
+    record(folder, traced.shape, lambda picture: dict(zip(tensors, traced.run(picture), strict=True)), checked)
+    return {"version": traced.version, "outputs": list(traced.outputs), "layers": layers}
 
 
 def _keras(tf: Any, request: dict[str, Any]) -> Traced:
@@ -72,7 +78,8 @@ def _keras(tf: Any, request: dict[str, Any]) -> Traced:
         result = model(picture, training=False)
         return [result, list(caught.maps().values())]
 
-    spec = tf.TensorSpec(picture_shape(model), tf.float32, name="input")
+    shape = picture_shape(model)
+    spec = tf.TensorSpec(shape, tf.float32, name="input")
     function = tf.function(run, autograph=False).get_concrete_function(spec)
     graph, tensors = _frozen(tf, function)
     maps = caught.maps()
@@ -82,7 +89,10 @@ def _keras(tf: Any, request: dict[str, Any]) -> Traced:
         names = [f"output_{i}" if i else "output" for i in range(len(own))]
     found = zip(maps, tensors[len(own) :], strict=True)
     layers = [(name, caught.kinds[name], tensor.name) for name, tensor in found]
-    return Traced(graph, "input:0", dict(zip(names, own, strict=True)), layers, version)
+    outputs = dict(zip(names, own, strict=True))
+    return Traced(
+        graph, "input:0", outputs, layers, version, lambda x: tf.nest.flatten(function(tf.constant(x))), shape
+    )
 
 
 def _saved_model(tf: Any, path: str) -> Traced:
@@ -98,10 +108,19 @@ def _saved_model(tf: Any, path: str) -> Traced:
     if len(pictures) != 1:
         raise RefusedError(f"its signature has {len(pictures)} inputs, but explains one picture")
     graph, tensors = _frozen(tf, function)
-    image = next(i.name for i in function.inputs if i.dtype != tf.resource)
+    image = next(i for i in function.inputs if i.dtype != tf.resource)
     # Both are sorted by key.
     outputs = dict(zip(sorted(function.structured_outputs), (t.name for t in tensors), strict=True))
-    return Traced(graph, image, outputs, _scopes(tf, graph), "")
+    layers = _scopes(tf, graph)
+
+    def run(picture: Any) -> list[Any]:
+        own = function(**{next(iter(pictures)): tf.constant(picture)})
+        wanted = [tensor for _, _, tensor in layers]
+        maps = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
+        inside = maps.prune(maps.graph.get_tensor_by_name(image.name), wanted)
+        return [*(own[key] for key in sorted(own)), *inside(tf.constant(picture))]
+
+    return Traced(graph, image.name, outputs, layers, "", run, list(image.shape))
 
 
 def _scopes(tf: Any, graph: Any) -> list[tuple[str, str, str]]:

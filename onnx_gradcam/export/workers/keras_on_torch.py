@@ -7,6 +7,7 @@ from typing import Any
 
 from .conversation import RefusedError
 from .keras_files import Caught, keras_version, load_model, picture_shape
+from .references import checked_tensor, record
 
 __all__ = ["work"]
 
@@ -59,6 +60,14 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     program.save(str(folder / "model.onnx"))
     layers = [[name, caught.kinds[name], f"layer_{i}"] for i, name in enumerate(maps)]
+    tensors = [*names, *(tensor for _, _, tensor in layers)]
+
+    def run(picture: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            values = network(torch.from_numpy(picture))
+        return {tensor: value.numpy() for tensor, value in zip(tensors, values, strict=True)}
+
+    record(folder, shape, run, {*names, checked_tensor(layers, request["layer"])})
     return {"version": keras_version(request["path"]), "outputs": names, "layers": layers}
 
 

@@ -50,7 +50,7 @@ def randomise(model, x, rng):
     for weight in model.weights:
         name = weight.path.split("/")[-1]
         if name in {"gamma", "variance"}:
-            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+            weight.assign(rng.uniform(0.75, 1.25, weight.shape))
         elif name in {"beta", "mean", "bias"}:
             weight.assign(rng.normal(0, 0.1, weight.shape))
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -17,11 +17,11 @@ __all__ = ["numbers", "window_attributes"]
 _BIAS = Slot("bias", when="use_bias")
 
 
-def numbers(value: Any, count: int) -> list[int]:
+def numbers(value: Any, count: int, least: int = 1) -> list[int]:
     """One whole number an axis, as configurations write them: a number for all axes, or a list."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    if len(values) != count or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{value!r} where {count} whole numbers belong")
+    if len(values) != count or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+        raise ValueError(f"{value!r} where {count} whole numbers from {least} on belong")
     return values
 
 
@@ -42,6 +42,9 @@ def window_attributes(
     if padding not in {"same", "valid"}:
         call.refuse(f"its padding {padding!r} is not supported")
     if padding == "valid":
+        for size, span in zip(x.shape[2:], spans, strict=True):
+            if isinstance(size, int) and size < span:
+                call.refuse(f"its window of {span} places does not fit into the {size} there are")
         return attributes
     totals: list[int] = []
     for size, span, stride in zip(x.shape[2:], spans, strides, strict=True):
@@ -199,7 +202,7 @@ def transposed_convolution(
     n = maps.rank - 2
     window, steps, dilations = numbers(kernel_size, n), numbers(strides, n), numbers(dilation_rate, n)
     kernel = call.weight("kernel", [*window, filters, maps.shape[1]], perm=[n + 1, n, *range(n)])
-    extra = None if output_padding is None else numbers(output_padding, n)
+    extra = None if output_padding is None else numbers(output_padding, n, 0)
     spans = [(k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)]
     # Places beyond stride x (input - 1), see keras/src/layers/convolutional and TensorFlow's conv2d_transpose.
     if padding not in {"same", "valid"}:

@@ -30,7 +30,7 @@ def flatten(call: Call, x: Tensor, *, data_format: str | None = None) -> Tensor:
 def reshaped(call: Call, x: Tensor, target: list[int]) -> Tensor:
     """`x` with the axes behind the batch in another shape."""
     plain = call.plain(x)
-    sizes = numbers(target, len(target))
+    sizes = numbers(target, len(target), -1)
     known = plain.shape[1:]
     if -1 in sizes and all(isinstance(d, int) for d in known):
         total = math.prod(d for d in known if isinstance(d, int))
@@ -63,9 +63,9 @@ def _pairs(value: Any, count: int) -> list[list[int]]:
     if count == 1 and isinstance(value, (list, tuple)) and len(value) == 2:
         value = [value]
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    pairs = [numbers(v, 2) for v in values]
-    if len(pairs) != count or any(n < 0 for pair in pairs for n in pair):
-        raise ValueError(f"{value!r} where {count} pairs of numbers above zero belong")
+    pairs = [numbers(v, 2, 0) for v in values]
+    if len(pairs) != count:
+        raise ValueError(f"{value!r} where {count} pairs of numbers belong")
     return pairs
 
 

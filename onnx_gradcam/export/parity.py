@@ -1,17 +1,19 @@
-"""What ONNX Runtime computes with an exported graph, held against what PyTorch computed."""
+"""What ONNX Runtime computes with an exported graph, held against what the framework computed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.runtime.session import Session
 
-from .capture import Array
+Array = npt.NDArray[Any]
 
 __all__ = ["TOLERANCE", "compare", "difference", "run"]
 
@@ -49,17 +51,23 @@ def difference(found: Array, wanted: Array) -> float:
     return worst / scale if scale else worst
 
 
-def compare(found: Mapping[str, Array], wanted: Mapping[str, Array], what: str) -> float:
+def compare(found: Mapping[str, Array], wanted: Mapping[str, Array], what: str, framework: str) -> float:
     """The largest difference over all wanted tensors.
 
+    Args:
+        found: what the graph computes.
+        wanted: what the framework computed.
+        what: of which pictures, in words.
+        framework: its name.
+
     Raises:
-        UnsupportedError: it is above `TOLERANCE`.
+        UnsupportedError: the difference is above `TOLERANCE`.
     """
     gaps = {name: difference(found[name], value) for name, value in wanted.items()}
     name, worst = max(gaps.items(), key=lambda item: np.nan_to_num(item[1], nan=np.inf))
     if not worst <= TOLERANCE:
         raise UnsupportedError(
-            f"the exported graph is not the network: at {what} its {name!r} differs from PyTorch's by {worst:.1e} of "
-            f"the largest value (up to {TOLERANCE:.0e} is rounding); try the other exporter or another PyTorch"
+            f"the exported graph is not the network: at {what} its {name!r} differs from {framework}'s by {worst:.1e} "
+            f"of the largest value (up to {TOLERANCE:.0e} is rounding); try the other exporter or another {framework}"
         )
     return worst
