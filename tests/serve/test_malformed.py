@@ -231,6 +231,7 @@ def grpc_kinds(server, photo: bytes) -> dict[str, Callable[[], Asked]]:
         return values.tobytes()
 
     invalid = pb.ModelInferRequest(model_name="abcd").SerializeToString().replace(b"abcd", b"ab\xff\xfe")
+    huge = pb.ModelInferRequest(model_name=server.name, raw_input_contents=[bytes(100 << 20)]).SerializeToString()
     load = pb.RepositoryModelLoadRequest(model_name="../../etc")
     return {
         "grpc: truncated tensor": lambda: infer([good[:-7]]),
@@ -251,7 +252,7 @@ def grpc_kinds(server, photo: bytes) -> dict[str, Callable[[], Asked]]:
         "grpc: no image": lambda: infer([struct.pack("<I", 3) + b"abc"], "image_bytes", "BYTES", (1,)),
         "grpc: lying length": lambda: infer([struct.pack("<I", 2**31) + photo], "image_bytes", "BYTES", (1,)),
         "grpc: half a length": lambda: infer([b"\x01\x00"], "image_bytes", "BYTES", (1,)),
-        "grpc: message of 100 MB": lambda: infer([bytes(100 << 20)]),
+        "grpc: message of 100 MB": lambda: send(huge, bare),
         "grpc: no protobuf": lambda: send(b"\xff" * 100, bare),
         "grpc: invalid UTF-8": lambda: send(invalid, bare),
         "grpc: readiness of an unknown model": lambda: send(pb.ModelReadyRequest(name="other"), stub.ModelReady),
