@@ -38,6 +38,7 @@ class Served:
 
     def __init__(self, model: Path, *options: str, plain: bool = False) -> None:
         self.http, self.grpc, self.metrics = free_ports(3)
+        self._open = contextlib.ExitStack()
         ports = (f"--port={self.http}", f"--grpc-port={self.grpc}", f"--metrics-port={self.metrics}")
         start = [str(Path(__file__).with_name("serving_plain.py"))] if plain else ["-m", "onnx_gradcam", "serve"]
         command = [sys.executable, *start, str(model), "--name", MODEL, *ports, *options]
@@ -45,7 +46,8 @@ class Served:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         for _ in range(300):
-            with contextlib.suppress(OSError), contextlib.closing(self.connection()) as connection:
+            with contextlib.suppress(OSError):
+                connection = self.connection()
                 connection.request("GET", "/v2/health/ready")
                 if connection.getresponse().status == 200:
                     return
@@ -58,16 +60,18 @@ class Served:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._open.close()
         self._process.terminate()
         self._process.wait(30)
 
     def connection(self) -> http.client.HTTPConnection:
-        """A connection for REST."""
-        return http.client.HTTPConnection("127.0.0.1", self.http, timeout=60)
+        """A connection for REST, closed with the server."""
+        made = http.client.HTTPConnection("127.0.0.1", self.http, timeout=60)
+        return self._open.enter_context(contextlib.closing(made))
 
     def client(self) -> InferenceServerClient:
-        """A client for gRPC."""
-        return InferenceServerClient(f"127.0.0.1:{self.grpc}")
+        """A client for gRPC, closed with the server."""
+        return self._open.enter_context(InferenceServerClient(f"127.0.0.1:{self.grpc}"))
 
     def megabytes(self) -> float:
         """Resident memory of the server."""
