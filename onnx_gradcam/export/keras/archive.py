@@ -67,8 +67,7 @@ def open_archive(path: str | Path) -> Archive:
     """Open a `.keras` or `.h5` file; its weights are not read yet.
 
     Raises:
-        ExportError: no such file, damaged, or no model that Keras saved whole.
-        ExportError: h5py is not installed, or the file is of a kind that only the framework itself reads.
+        ExportError: no such file, damaged, no model that Keras saved whole, or h5py is not installed.
     """
     path = Path(path)
     if path.is_dir():

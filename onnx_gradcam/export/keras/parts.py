@@ -125,7 +125,7 @@ class _Leaf:
         self._rule = rule_of(entry, self._layer)
         self._options = self._rule.options(config, self._layer)
         slots = self._rule.slots_of(config, major)
-        stored = source.variables(slots, str(self._layer), self._rule.inner)
+        stored = source.variables(slots, str(self._layer))
         self._layer.variables = {slot.name: found for slot, found in zip(slots, stored, strict=True)}
 
     def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
@@ -281,8 +281,7 @@ def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The layers of a model's configuration.
 
     Raises:
-        ExportError: the model is of a class of the user's own.
-        ExportError: the configuration is damaged.
+        ExportError: the model is of a class of the user's own, or the configuration is damaged.
     """
     config = entry.get("config")
     if entry.get("class_name") not in _MODELS or not _is_keras(entry.get("module")):

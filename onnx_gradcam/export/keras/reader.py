@@ -40,8 +40,8 @@ def read_keras(path: str | Path) -> Product:
     * All computation is in float32, also where the model was trained in mixed precision.
 
     Raises:
-        ExportError: no such file, or it is damaged or no Keras model.
-        ExportError: a layer, or something in its configuration, is not supported; the sentence says which.
+        ExportError: no such file, it is damaged or no Keras model, or a layer or something in its configuration is not
+            supported; the sentence says which.
     """
     archive = open_archive(path)
     try:

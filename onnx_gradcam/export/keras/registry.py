@@ -36,7 +36,6 @@ class LayerRule:
     Attributes:
         write: the function: call, tensors, configuration.
         slots: the class's variables.
-        inner: the attribute of the layer that owns them, where it is not the layer itself.
         neutral: further configuration keys that change nothing.
         modules: where the class lives.
         parameters: the configuration keys that the function takes, with their defaults.
@@ -44,7 +43,6 @@ class LayerRule:
 
     write: Callable[..., Tensor]
     slots: tuple[Slot, ...]
-    inner: str
     neutral: frozenset[str]
     modules: tuple[str, ...]
     parameters: Mapping[str, Any]
@@ -64,8 +62,7 @@ class LayerRule:
         """The function's keyword arguments.
 
         Raises:
-            ExportError: the configuration has a key that nobody here knows the meaning of.
-            ExportError: it lacks a key.
+            ExportError: the configuration lacks a key, or has one that nobody here knows the meaning of.
         """
         options = {}
         for key, value in config.items():
@@ -94,7 +91,6 @@ TF_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 def keras_layer(
     *names: str,
     weights: Sequence[Slot] = (),
-    inner: str = "",
     neutral: Sequence[str] = (),
     modules: Sequence[str] = _PUBLIC,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -106,7 +102,6 @@ def keras_layer(
     Args:
         names: of the classes.
         weights: the variables in the order of their creation.
-        inner: the attribute of the layer that owns them, where it is not the layer itself.
         neutral: configuration keys that change nothing in a trained model; `*` for all.
         modules: where Keras says that the classes live.
     """
@@ -116,7 +111,6 @@ def keras_layer(
         rule = LayerRule(
             write=write,
             slots=tuple(weights),
-            inner=inner,
             neutral=frozenset(neutral),
             modules=tuple(modules),
             parameters={p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY},

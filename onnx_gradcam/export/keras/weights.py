@@ -87,13 +87,12 @@ class Source(Protocol):
     def child(self, entry: Mapping[str, Any]) -> Source:
         """The source of the next layer of a model, in the order of the configuration."""
 
-    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+    def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
         """The variables of a layer.
 
         Args:
             slots: what the layer should have.
             label: what to call the layer in messages.
-            inner: the attribute of the layer that owns the variables, where it is not the layer itself.
 
         Raises:
             ExportError: the file holds another number of them, or is damaged.
@@ -159,12 +158,9 @@ class ByPath:
         places = (_member(self._group, f"{container}/{key}", key) for container in self._CONTAINERS)
         return ByPath(next((place for place in places if place is not None), None))
 
-    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+    def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
         """See `Source`."""
-        group = self._group
-        if group is not None and inner:
-            group = _member(group, inner, label)
-        held = None if group is None else _member(group, "vars", label)
+        held = None if self._group is None else _member(self._group, "vars", label)
         _check_count(0 if held is None else len(held), slots, label)
         return [
             _stored(_member(held, str(i), label), f"variable {slot.name!r} of {label}") for i, slot in enumerate(slots)
@@ -219,9 +215,9 @@ class LayerList:
         frozen = entry["config"].get("trainable") is False
         return ByOrder(deque(stored[:trained]), deque(stored[trained:]), frozen=frozen)
 
-    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+    def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
         """See `Source`; the model itself has none."""
-        _check_count(0, slots, label + inner)
+        _check_count(0, slots, label)
         return []
 
 
@@ -236,7 +232,7 @@ class ByOrder:
         frozen = self._frozen or entry["config"].get("trainable") is False
         return ByOrder(self._trained, self._others, frozen=frozen)
 
-    def variables(self, slots: Sequence[Slot], label: str, inner: str = "") -> list[Stored]:
+    def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
         """See `Source`."""
-        del label, inner  # `LayerList` has counted
+        del label  # `LayerList` has counted
         return [(self._trained if slot.trained and not self._frozen else self._others).popleft() for slot in slots]

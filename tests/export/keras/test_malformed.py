@@ -223,6 +223,12 @@ def test_dropout_that_is_told_to_work_in_keras_2(target):
     refused(edited(target, change, ORACLES / "tf_keras_structure.keras"), "'drop'", "training = True")
 
 
+@pytest.mark.parametrize("name", ["vgg16", "mobilenet_1.00_224", "efficientnetb0"])
+def test_the_name_of_a_network_alone_says_nothing_of_its_preprocessing(name, target):
+    edited(target, lambda c: c["config"].update(name=name), ORACLES / "keras_wrapped.keras")
+    assert read_keras(target).preprocessing is None
+
+
 def test_models_in_models_without_end(target):
     def change(config):
         inner = json.loads(json.dumps(layer(config, "head")))
