@@ -11,6 +11,7 @@ from .options import (
     Against,
     Channels,
     Combine,
+    EigenSmooth,
     GradDtype,
     Image,
     Json,
@@ -70,6 +71,7 @@ def explain(
     modifier: Modifier = None,
     channels: Channels = None,
     combine: Combine = None,
+    eigen_smooth: EigenSmooth = False,
     against: Against = None,
     weights: Weights = None,
     profile: Profile = None,
@@ -80,7 +82,24 @@ def explain(
     provider: Annotated[
         str, typer.Option(metavar="NAME", help="Where to run: cpu, cuda, tensorrt ...; `doctor` lists what is there.")
     ] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many pictures to run at once.")] = 8,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many pictures to run at once; for methods that run the model many times, how many of its runs.",
+        ),
+    ] = 8,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the random numbers, for methods that use some.")
+    ] = 0,
+    augment: Annotated[
+        bool,
+        typer.Option(
+            "--augment",
+            help="Explain each picture six times, mirrored or not and in three strengths, and show the mean.",
+        ),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processor threads. [default: all cores]")
     ] = None,
@@ -149,6 +168,8 @@ def explain(
             opacity=opacity,
         ),
         provider=provider,
+        seed=seed,
+        augment=augment,
         **chosen(
             labels=labels,
             preprocess=preprocess,
@@ -159,6 +180,7 @@ def explain(
             modifier=modifier,
             channels=channels,
             combine=combine,
+            eigen_smooth=eigen_smooth or None,
             against=against,
             weights=weights,
             profile=profile,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from onnx_gradcam.runtime.explainer import Explainer, Explanation, Picture, Targ
 from onnx_gradcam.runtime.render import COLORMAPS, SUFFIXES
 
 from .output import complain, finite, say, say_json, table, warn
-from .progress import progress
+from .progress import bars
 from .sources import Place, find_pictures, places
 from .writing import make_folder, write_whole
 
@@ -78,28 +78,16 @@ def run(request: Request, **choices: Any) -> None:
     pictures = find_pictures(request.images)
     targets = places(pictures, request.out, request.arrays)
     _check_drawing(request, targets[0])
-    explainer = Explainer(request.model, **choices)
-    for warning in explainer.warnings:
-        warn(warning)
-    sources = (sys.stdin.buffer.read() if p == "-" else p for p in pictures)
-    wanted: Wanted = None
-    if request.target:
-        wanted = request.target[0] if len(request.target) == 1 else list(request.target)
-    results = explainer.stream(sources, wanted, batch_size=request.batch_size)
-    reports = []
-    with progress("explaining", len(pictures)) as advance:
-        for picture, place, result in zip(pictures, targets, results, strict=True):
-            if isinstance(result, ImageError):
-                complain(str(result))
-                reports.append({"path": picture, "error": str(result)})
-            else:
-                files = _write(result, place, request)
-                reports.append(_report(picture, result, files))
-                _warn_of_blank(picture, result)
-                if not request.quiet:
-                    drawn = place.picture if request.draw else None
-                    (_say_short if len(pictures) > 1 else _say_whole)(picture, result, drawn)
-            advance()
+    with bars("explaining", len(pictures)) as shown:
+        runs = shown.within if shown is not None else None
+        explainer = Explainer(request.model, batch_size=request.batch_size, progress=runs, **choices)
+        for warning in explainer.warnings:
+            warn(warning)
+        reports = []
+        for report in _explained(explainer, pictures, targets, request):
+            reports.append(report)
+            if shown is not None:
+                shown.advance()
     facts = explainer.metadata
     if request.as_json:
         say_json(
@@ -116,6 +104,28 @@ def run(request: Request, **choices: Any) -> None:
         say(f"layer {facts.target_tensor!r}, method {facts.method}, weights {facts.weights}")
     if any("error" in report for report in reports):
         raise typer.Exit(1)
+
+
+def _explained(
+    explainer: Explainer, pictures: Sequence[str], targets: Sequence[Place], request: Request
+) -> Iterator[dict[str, Any]]:
+    """Explain the pictures one after the other, write and say what was asked for; the report of each."""
+    sources = (sys.stdin.buffer.read() if p == "-" else p for p in pictures)
+    wanted: Wanted = None
+    if request.target:
+        wanted = request.target[0] if len(request.target) == 1 else list(request.target)
+    results = explainer.stream(sources, wanted, batch_size=request.batch_size)
+    for picture, place, result in zip(pictures, targets, results, strict=True):
+        if isinstance(result, ImageError):
+            complain(str(result))
+            yield {"path": picture, "error": str(result)}
+            continue
+        files = _write(result, place, request)
+        _warn_of_blank(picture, result)
+        if not request.quiet:
+            drawn = place.picture if request.draw else None
+            (_say_short if len(pictures) > 1 else _say_whole)(picture, result, drawn)
+        yield _report(picture, result, files)
 
 
 def _check_drawing(request: Request, place: Place) -> None:

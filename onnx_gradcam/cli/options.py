@@ -15,6 +15,7 @@ __all__ = [
     "Channels",
     "Combine",
     "CombineKind",
+    "EigenSmooth",
     "GradDtype",
     "GradDtypeKind",
     "Image",
@@ -154,6 +155,14 @@ Combine = Annotated[
     CombineKind | None,
     typer.Option(
         help="With several layers: how their heatmaps become one. [default: what method and preset say, mostly mean]"
+    ),
+]
+EigenSmooth = Annotated[
+    bool,
+    typer.Option(
+        "--eigen-smooth",
+        help="Show the leading principal component of the weighed activation maps and not their sum: less noise, and "
+        "a sign that is a guess.",
     ),
 ]
 Against = Annotated[

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .session import InputInfo
 
-__all__ = ["fixed_size", "in_batches"]
+__all__ = ["fixed_size", "in_batches", "in_type"]
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array, Sequence[int]], dict[str, Array]]
@@ -20,6 +20,14 @@ def fixed_size(picture: InputInfo) -> int | None:
     """The batch size, where the model allows only one."""
     size = picture.shape[0]
     return size if isinstance(size, int) and size > 0 else None
+
+
+def in_type(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers in the type of a model's input: where that is whole numbers, rounded and cut off at its ends."""
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(dtype)
 
 
 def in_batches(run: Run, rows: Array, classes: Sequence[int], size: int | None) -> dict[str, Array]:

@@ -14,6 +14,7 @@ from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, Targ
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 
+from .augmentation import augmented
 from .batches import fixed_size, in_batches
 from .classes import Top, expanded, find_class, parse_top
 from .explanation import ClassMap, Explanation, Picture, Target, class_of
@@ -46,6 +47,7 @@ class Explainer:
             carries.
         provider: execution provider, `cpu`, `cuda` ...
         threads: threads within an operator.
+        augment: explain each picture six times, mirrored or not and in three strengths, and give the mean of the maps.
         seed: of the random numbers of methods that use some.
         batch_size: rows to run at once, for methods that run the model many times.
         progress: called with `(done, total)` by these while they work on a picture.
@@ -69,6 +71,7 @@ class Explainer:
         preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
         provider: str = "cpu",
         threads: int | None = None,
+        augment: bool = False,
         seed: int = 0,
         batch_size: int = 16,
         progress: Callable[[int, int], None] | None = None,
@@ -76,6 +79,7 @@ class Explainer:
     ) -> None:
         self.warnings: list[str] = []
         self._prober: Prober | None = None
+        self._augment = augment
         runs = {"seed": seed, "batch_size": batch_size, "progress": progress}
         self.metadata, self.session = self._explained(model, choices, runs, {"provider": provider, "threads": threads})
         self.labels = self._labels(labels)
@@ -199,6 +203,11 @@ class Explainer:
         Returns:
             All outputs by name, one row a sample.
         """
+        if self._augment:
+            return augmented(self._once, self.metadata, batch, classes)
+        return self._once(batch, classes)
+
+    def _once(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
         if self._prober is not None:
             return self._prober.run(batch, classes)
         return in_batches(self._run, batch, classes, self.fixed_batch)

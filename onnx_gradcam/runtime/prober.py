@@ -15,7 +15,7 @@ from onnx_gradcam.methods.probe import chunks, leading_projection
 from onnx_gradcam.methods.registry import find_method
 from onnx_gradcam.probing import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
 
-from .batches import fixed_size, in_batches
+from .batches import fixed_size, in_batches, in_type
 from .session import Session
 
 __all__ = ["Prober"]
@@ -166,11 +166,8 @@ class _Probe:
         return self._run(pictures, [name])[name]
 
     def _run(self, pictures: Array, outputs: Sequence[str]) -> dict[str, Array]:
-        batch = self.as_input(np.asarray(pictures, np.float32))
-        if self._dtype.kind in "iu":
-            limits = np.iinfo(self._dtype)
-            batch = np.clip(np.rint(batch), limits.min, limits.max)
-        return self._prober.answers(batch.astype(self._dtype), [self._index] * len(batch), outputs)
+        batch = in_type(self.as_input(np.asarray(pictures, np.float32)), self._dtype)
+        return self._prober.answers(batch, [self._index] * len(batch), outputs)
 
 
 def _session(model: Model, where: Mapping[str, Any]) -> Session:
