@@ -40,7 +40,7 @@ def parse_top(wanted: int | str) -> Top | None:
 
 
 def expanded(wanted: Sequence[int | Top], scores: npt.NDArray[Any], best: int) -> list[int]:
-    """The classes to explain, in the order asked for; those of the highest scores that are there already once only.
+    """The classes to explain, in the order asked for, each once only.
 
     Args:
         wanted: what was asked for.
@@ -53,7 +53,8 @@ def expanded(wanted: Sequence[int | Top], scores: npt.NDArray[Any], best: int) -
         order.insert(0, best)
     classes: list[int] = []
     for one in wanted:
-        classes += [c for c in order[: one.count] if c not in classes] if isinstance(one, Top) else [one]
+        asked = order[: one.count] if isinstance(one, Top) else [one]
+        classes += [c for c in asked if c not in classes]
     return classes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .image import Placement
-from .render import overlay, save_image, sheet
+from onnx_gradcam.errors import ImageError
 
-__all__ = ["ClassMap", "Explanation", "Picture", "Target", "class_of"]
+from .image import Placement
+from .masks import Look, hot_box, hot_region
+from .render import save_image, sheet
+
+__all__ = ["ClassMap", "Explanation", "Picture", "Target", "class_of", "method_sheet"]
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +53,7 @@ class ClassMap:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An RGB picture, `uint8 [H, W, 3]`."""
+    """An RGB picture, `uint8 [H, W, 3]`, or an RGBA one, `uint8 [H, W, 4]`."""
 
     pixels: npt.NDArray[np.uint8]
 
@@ -105,14 +108,75 @@ class Explanation:
         """A heatmap laid on the whole picture: zero where the model did not look, as in the cut-off margins."""
         return self.placement.project(self.maps[which].heatmap)
 
-    def overlay(self, which: int = 0, *, colormap: str = "jet", opacity: float = 0.5) -> Picture:
-        """The picture with a heatmap over it."""
-        return Picture(overlay(self.image, self.heatmap_on_image(which), colormap=colormap, opacity=opacity))
+    def region(
+        self, which: int = 0, *, threshold: float = 0.5, top_percent: float | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Where the picture is hot, bool `[H, W]`; see `onnx_gradcam.runtime.masks.hot_region`."""
+        return hot_region(self._laid(which, Look()), threshold=threshold, top_percent=top_percent)
 
-    def sheet(self, *, colormap: str = "jet", opacity: float = 0.5) -> Picture:
-        """The picture, and beside it one overlay for each explained class with its name and score."""
-        panels = [(f"{m.target.label} {m.target.score:.3g}", self.heatmap_on_image(i)) for i, m in enumerate(self.maps)]
-        return Picture(sheet(self.image, panels, colormap=colormap, opacity=opacity))
+    def box(
+        self, which: int = 0, *, threshold: float = 0.5, top_percent: float | None = None
+    ) -> tuple[int, int, int, int] | None:
+        """The box (x0, y0, x1, y1) of the largest connected hot region; `None` for a blank heatmap."""
+        return hot_box(self.region(which, threshold=threshold, top_percent=top_percent))
+
+    def overlay(self, which: int = 0, **look: Any) -> Picture:
+        """The picture with a heatmap over it.
+
+        Args:
+            which: of the maps.
+            look: fields of `onnx_gradcam.runtime.masks.Look`: `style`, `colormap`, `opacity`, `threshold`,
+                `top_percent`.
+
+        Raises:
+            ImageError: there is no such style or colour map, or a number is out of its range.
+        """
+        shown = Look(**look)
+        return Picture(shown.draw(self.image, self._laid(which, shown)))
+
+    def sheet(self, **look: Any) -> Picture:
+        """The picture, and beside it one panel for each explained class with its name and score.
+
+        Args:
+            look: as for `overlay`.
+
+        Raises:
+            ImageError: as `overlay`, and for the style `alpha`, which has no photo beside it.
+        """
+        return method_sheet({"": self}, **look)
+
+    def _laid(self, which: int, look: Look) -> npt.NDArray[np.float32]:
+        """What `look` shows of a map, on the whole picture; NaN where the model did not look."""
+        found = self.maps[which]
+        if look.style != "signed":
+            return self.placement.project(found.heatmap, np.nan)
+        largest = float(np.abs(found.cam).max())
+        return self.placement.project(found.cam / largest if largest > 0 else found.cam, np.nan)
+
+
+def method_sheet(explanations: Mapping[str, Explanation], **look: Any) -> Picture:
+    """One picture, and beside it what several methods make of it: one panel for each method and class.
+
+    With several classes each method has a row of its own.
+
+    Args:
+        explanations: of one picture and the same classes, by the names of their methods.
+        look: as for `Explanation.overlay`.
+
+    Raises:
+        ImageError: as `Explanation.sheet`.
+    """
+    shown = Look(**look)
+    if shown.style == "alpha":
+        raise ImageError("a sheet is not transparent: take one overlay, of one class and method, for the style alpha")
+    panels = [
+        (f"{name} {m.target.label} {m.target.score:.3g}".lstrip(), explanation._laid(i, shown))  # noqa: SLF001
+        for name, explanation in explanations.items()
+        for i, m in enumerate(explanation.maps)
+    ]
+    first = next(iter(explanations.values()))
+    row = len(first.maps) if len(explanations) > 1 and len(first.maps) > 1 else None
+    return Picture(sheet(first.image, panels, colormap=shown.colours, draw=shown.draw, ends=shown.ends, row=row))
 
 
 def class_of(index: int, scores: Array, labels: Sequence[str] | None) -> Target:

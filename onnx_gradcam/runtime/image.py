@@ -92,8 +92,8 @@ class Placement:
     height: int
     width: int
 
-    def project(self, heatmap: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Lay a heatmap ``[h, w]`` of any size over `box`: float32 ``[height, width]``, zero outside of the box.
+    def project(self, heatmap: npt.NDArray[Any], outside: float = 0) -> npt.NDArray[np.float32]:
+        """Lay a heatmap ``[h, w]`` of any size over `box`: float32 ``[height, width]``, `outside` around the box.
 
         Bilinear between the centres of the heatmap's cells, as ``cv2.INTER_LINEAR`` and ONNX's ``half_pixel``.
 
@@ -110,7 +110,7 @@ class Placement:
         tall = above + (below - above) * row_part[:, None]
         left, right = tall[:, columns[0]], tall[:, columns[1]]
         laid = left + (right - left) * column_part
-        laid[~(row_inside[:, None] & column_inside)] = 0
+        laid[~(row_inside[:, None] & column_inside)] = outside
         return laid
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,17 @@ import numpy.typing as npt
 from onnx_gradcam.errors import ImageError, ShapeError, near_matches
 from onnx_gradcam.runtime.image import QUIET, Image, _cv2, check_picture, resized
 
-__all__ = ["COLORMAPS", "SUFFIXES", "colorize", "encode_image", "overlay", "save_image", "sheet"]
+__all__ = [
+    "COLORMAPS",
+    "SUFFIXES",
+    "check_colormap",
+    "check_same_size",
+    "colorize",
+    "encode_image",
+    "overlay",
+    "save_image",
+    "sheet",
+]
 
 COLORMAPS: Final = (
     "jet",
@@ -28,8 +38,9 @@ COLORMAPS: Final = (
     "hot",
     "bone",
     "parula",
+    "bwr",
 )
-"""The colour maps by name; each is OpenCV's of that name."""
+"""The colour maps by name; each is OpenCV's of that name, but for `bwr`: blue, white, red, as Matplotlib's."""
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """What a picture can be saved as."""
@@ -37,6 +48,7 @@ SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".
 _SMALLEST_SIDE, _LARGEST_SIDE = 224, 1000  # of a panel in a sheet, the longer side, in pixels
 _LEAST_CELL_HEIGHT, _LEAST_CELL_WIDTH = 40, 160  # so that the colour bar and the captions have room
 _MARGIN, _BAR = 12, 16
+_TRANSPARENT: Final = (".png", ".webp", ".tif", ".tiff")
 _INK = (32, 32, 32)
 
 
@@ -49,13 +61,14 @@ def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
     """
     if heatmap.ndim != 2 or heatmap.size == 0:
         raise ShapeError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
-    if colormap not in COLORMAPS:
-        raise ImageError(
-            f"Unknown colour map {colormap!r}{near_matches(colormap, COLORMAPS)}; known: {', '.join(COLORMAPS)}."
-        )
+    check_colormap(colormap)
     low, high = float(heatmap.min()), float(heatmap.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused too
         raise ImageError(f"The heatmap runs from {low:.4g} to {high:.4g}: bring it to [0, 1] before drawing it.")
+    if colormap == "bwr":
+        rising = np.clip(heatmap[:, :, None] * (2, 2, -2) + (0, 0, 2), 0, 1)
+        rising[:, :, 1] = np.minimum(rising[:, :, 0], rising[:, :, 2])
+        return np.asarray(np.rint(rising * 255).astype(np.uint8))
     cv2 = _cv2()
     levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
     blue_first = cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
@@ -63,12 +76,23 @@ def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
     return colours
 
 
+def check_colormap(name: str) -> None:
+    """Refuse what is not in `COLORMAPS`.
+
+    Raises:
+        ImageError: there is no such colour map.
+    """
+    if name not in COLORMAPS:
+        raise ImageError(f"Unknown colour map {name!r}{near_matches(name, COLORMAPS)}; known: {', '.join(COLORMAPS)}.")
+
+
 def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", opacity: float = 0.5) -> Image:
     """A heatmap over its picture, ``(1 - opacity) * picture + opacity * colours``, as in pytorch-grad-cam.
 
     Args:
         image: uint8 RGB ``[H, W, 3]``.
-        heatmap: ``[H, W]`` in [0, 1], of the picture's size.
+        heatmap: ``[H, W]`` in [0, 1], of the picture's size; NaN where the model did not look: the picture stays as it
+            is there.
         colormap: one of `COLORMAPS`.
         opacity: of the colours, 0 to 1.
 
@@ -79,8 +103,11 @@ def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", o
     check_picture(image)
     if not 0 <= opacity <= 1:
         raise ImageError(f"The opacity is {opacity}: choose one from 0 (picture only) to 1 (colours only).")
-    _check_same_size(heatmap, image, "heatmap")
-    blended: Image = _cv2().addWeighted(image, 1 - opacity, colorize(heatmap, colormap), opacity, 0.0)
+    check_same_size(heatmap, image, "heatmap")
+    unseen = np.isnan(heatmap)
+    colours = colorize(np.where(unseen, 0, heatmap), colormap)
+    blended: Image = _cv2().addWeighted(image, 1 - opacity, colours, opacity, 0.0)
+    blended[unseen] = image[unseen]
     return blended
 
 
@@ -90,7 +117,9 @@ def sheet(
     *,
     title: str = "",
     colormap: str = "jet",
-    opacity: float = 0.5,
+    draw: Callable[[Image, npt.NDArray[Any]], Image] = overlay,
+    ends: tuple[str, str] | None = ("0", "1"),
+    row: int | None = None,
 ) -> Image:
     """The photo and one overlay a panel side by side, each under its caption, a colour bar at the right: uint8 RGB.
 
@@ -102,8 +131,10 @@ def sheet(
         image: uint8 RGB ``[H, W, 3]``.
         panels: caption and heatmap ``[H, W]`` in [0, 1], of the picture's size.
         title: one line above all; none if empty.
-        colormap: one of `COLORMAPS`.
-        opacity: of the colours, 0 to 1.
+        colormap: of the colour bar, one of `COLORMAPS`.
+        draw: makes a panel of the photo and a heatmap of its size, both as large as they are shown.
+        ends: what the lower and the upper end of the colour bar stand for; `None` for no bar.
+        row: how many panels make a row, behind the photo in the first one; by default as many as look well.
 
     Raises:
         ImageError, ShapeError: as `overlay`.
@@ -113,24 +144,29 @@ def sheet(
     height, width = photo.shape[:2]
     cells = [("photo", photo)]
     for caption, heatmap in panels:
-        _check_same_size(heatmap, image, f"heatmap of {caption!r}")
-        fitted = resized(heatmap.astype(np.float32), height, width)
-        cells.append((caption, overlay(photo, fitted, colormap=colormap, opacity=opacity)))
+        check_same_size(heatmap, image, f"heatmap of {caption!r}")
+        cells.append((caption, draw(photo, resized(heatmap.astype(np.float32), height, width))))
     cell = max(height, _LEAST_CELL_HEIGHT), max(width, _LEAST_CELL_WIDTH)
     scale = min(max(cell[1] / 700, 0.5), 1.3)
     tiles = [_tile(caption, picture, cell, scale) for caption, picture in cells]
-    columns = min(len(tiles), max(1, round(4.5 * cell[0] / cell[1])))
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    empty = np.full_like(tiles[0], 255)
+    if row is None:
+        columns = min(len(tiles), max(1, round(4.5 * cell[0] / cell[1])))
+    else:
+        photo_tile, columns = tiles[0], row + 1
+        rows = [tiles[at : at + row] for at in range(1, len(tiles), row)]
+        tiles = [tile for i, mine in enumerate(rows) for tile in (empty if i else photo_tile, *mine)]
+    tiles += [empty] * (-len(tiles) % columns)
     grid = np.vstack([np.hstack(tiles[at : at + columns]) for at in range(0, len(tiles), columns)])
     first_panel = tiles[0].shape[0] - _MARGIN - cell[0]
-    body = np.hstack([grid, _colour_bar(grid.shape[0], first_panel, colormap, scale)])
+    body = grid if ends is None else np.hstack([grid, _colour_bar(grid.shape[0], first_panel, colormap, scale, ends)])
     if title:
         body = np.vstack([_line(title, body.shape[1] - _MARGIN, body.shape[1], scale), body])
     return np.pad(body, ((_MARGIN, 0), (_MARGIN, 0), (0, 0)), constant_values=255)
 
 
 def save_image(image: Image, path: str | Path) -> None:
-    """Write a picture, uint8 RGB ``[H, W, 3]``, in the format that the path's suffix names, one of `SUFFIXES`.
+    """Write a picture, uint8 RGB ``[H, W, 3]`` or RGBA ``[H, W, 4]``, in the format of the suffix, one of `SUFFIXES`.
 
     The file appears whole or not at all; one that is there is replaced.
 
@@ -157,16 +193,24 @@ def save_image(image: Image, path: str | Path) -> None:
 
 
 def encode_image(image: Image, suffix: str) -> bytes:
-    """The bytes of a picture file, of uint8 RGB ``[H, W, 3]``, in the format that `suffix`, one of `SUFFIXES`, names.
+    """The bytes of a picture file, in the format that `suffix`, one of `SUFFIXES`, names.
+
+    Args:
+        image: uint8 RGB ``[H, W, 3]``, or RGBA ``[H, W, 4]``.
+        suffix: of the file.
 
     Raises:
         ImageError: no picture, or one that the format cannot hold.
     """
-    check_picture(image)
+    check_picture(image[:, :, :3])
+    transparent = image.shape[2] == 4
+    if transparent and suffix not in _TRANSPARENT:
+        raise ImageError(f"A {suffix} file holds no transparency: save it as one of {', '.join(_TRANSPARENT)}.")
     cv2 = _cv2()
+    order = cv2.COLOR_RGBA2BGRA if transparent else cv2.COLOR_RGB2BGR
     try:
         with QUIET:
-            done, encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            done, encoded = cv2.imencode(suffix, cv2.cvtColor(image, order))
     except cv2.error:
         done = False
     if not done:
@@ -177,7 +221,12 @@ def encode_image(image: Image, suffix: str) -> bytes:
     return bytes(encoded.tobytes())
 
 
-def _check_same_size(heatmap: npt.NDArray[Any], image: Image, what: str) -> None:
+def check_same_size(heatmap: npt.NDArray[Any], image: Image, what: str) -> None:
+    """Refuse a heatmap that is not of its picture's size.
+
+    Raises:
+        ShapeError: the two differ in height or width.
+    """
     if heatmap.shape != image.shape[:2]:
         raise ShapeError(
             f"The {what} is {list(heatmap.shape)} and the picture {list(image.shape[:2])} (height, width): "
@@ -203,14 +252,14 @@ def _tile(caption: str, picture: Image, cell: tuple[int, int], scale: float) -> 
     return np.vstack([_line(caption, width, width + _MARGIN, scale), panel])
 
 
-def _colour_bar(height: int, top: int, colormap: str, scale: float) -> Image:
-    """The colours from 1 (above) to 0 (below), from `top` to the margin at the end of `height`."""
+def _colour_bar(height: int, top: int, colormap: str, scale: float, ends: tuple[str, str]) -> Image:
+    """The colours from `top` to the margin at the end of `height`, and what the lower and the upper end stand for."""
     cv2 = _cv2()
-    (digit_width, digit_height), _ = cv2.getTextSize("1", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    (digit_width, digit_height), _ = cv2.getTextSize(max(ends, key=len), cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     bar = _white(height, _BAR + 2 * _MARGIN + digit_width)
     end = height - _MARGIN
     bar[top:end, :_BAR] = colorize(np.linspace(1, 0, end - top)[:, None].repeat(_BAR, axis=1), colormap)
-    for digit, baseline in (("1", top + digit_height), ("0", end - 1)):
+    for digit, baseline in ((ends[1], top + digit_height), (ends[0], end - 1)):
         _write(bar, digit, (_BAR + _MARGIN // 2, baseline), scale)
     return bar
 

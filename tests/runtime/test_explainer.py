@@ -78,7 +78,7 @@ def test_an_explanation(explainer):
         # The whole name goes before a synonym.
         ("cat", [3]),
         (["goldfish", 0, "cat"], [2, 0, 3]),
-        ((1, 1), [1, 1]),
+        ((1, 1), [1]),
         ([3], [3]),
     ],
 )

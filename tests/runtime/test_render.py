@@ -35,6 +35,12 @@ class TestColorize:
         assert len({tuple(colour) for colour in colours[0].tolist()}) > 100
         assert np.abs(colours[0, 0] - colours[0, -1]).sum() > 100
 
+    def test_blue_white_red(self):
+        """Matplotlib's bwr: linear from blue to white in the middle, and on to red."""
+        colours = colorize(np.array([[0, 0.25, 0.5, 0.75, 1]]), "bwr")
+        expected = [(0, 0, 255), (128, 128, 255), (255, 255, 255), (255, 128, 128), (255, 0, 0)]
+        assert colours[0].tolist() == [list(colour) for colour in expected]
+
     def test_rounding_noise_is_clipped_anything_else_refused(self):
         assert tuple(colorize(np.array([[1 + 1e-6]]))[0, 0]) == RED
         for wrong in ([[-0.5, 0.2]], [[0.0, 3.5]], [[0.0, np.nan]]):
@@ -54,6 +60,10 @@ class TestOverlay:
         assert blended.tolist() == [[[50, 50, 114], [114, 50, 50]]]
         blended = overlay(gray_picture(1, 2), np.array([[0.0, 1.0]]), opacity=0.25)
         assert blended.tolist() == [[[75, 75, 107], [107, 75, 75]]]
+
+    def test_where_the_model_did_not_look_the_picture_stays(self):
+        blended = overlay(gray_picture(1, 3), np.array([[0.0, np.nan, 1.0]]))
+        assert blended.tolist() == [[[50, 50, 114], [100, 100, 100], [114, 50, 50]]]
 
     def test_the_two_ends_of_opacity(self):
         picture, heatmap = gray_picture(3, 5), np.random.default_rng(0).random((3, 5))
@@ -137,6 +147,26 @@ class TestSheet:
         drawn = sheet(gray_picture(*picture), [("x 0.5", np.zeros(picture))], title="odd")
         assert max(drawn.shape) < 1300
 
+    def test_rows_of_panels_have_the_photo_in_the_first(self):
+        hot = [(str(n), np.ones((224, 224))) for n in range(4)]
+        drawn = sheet(plain_picture(224, 224), hot, row=2)
+        assert solid(drawn, PLAIN)[2:] == (224, 224)
+        _, left, height, width = solid(drawn, HOT)
+        assert left > 224
+        assert 2 * 224 < height < 2 * 224 + 60
+        assert 2 * 224 < width < 2 * 224 + 20
+        below = drawn[-224:, 12:236]
+        assert (below == 255).all()
+
+    def test_ends_of_the_bar_and_none(self, monkeypatch):
+        written = []
+        monkeypatch.setattr(render, "_write", lambda *given: written.append(given[1]))
+        signed = sheet(gray_picture(300, 300), [], colormap="bwr", ends=("-1", "1"))
+        assert written[1:] == ["1", "-1"]
+        top, bottom = solid(signed, (255, 0, 0)), solid(signed, (0, 0, 255))
+        assert top[0] < bottom[0]
+        assert sheet(gray_picture(300, 300), [], ends=None).shape[1] < signed.shape[1]
+
     def test_a_heatmap_of_another_size_is_refused(self):
         with pytest.raises(ShapeError, match=r"heatmap of 'tabby' is \[7, 7\] and the picture \[224, 224\]"):
             sheet(gray_picture(224, 224), [("tabby", np.zeros((7, 7)))])
@@ -190,6 +220,15 @@ class TestSaveImage:
         save_image(picture, tmp_path / f"out{suffix.upper()}")
         back = read_image(tmp_path / f"out{suffix.upper()}")
         assert np.abs(back.astype(int) - picture).mean() < (4 if suffix in (".jpg", ".jpeg", ".webp") else 1e-9)
+
+    def test_transparency_is_kept_or_refused(self, tmp_path):
+        picture = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+        save_image(picture, tmp_path / "a.png")
+        back = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(back[:, :, [2, 1, 0, 3]], picture)
+        with pytest.raises(ImageError, match=r"\.jpg file holds no transparency: save it as one of \.png"):
+            save_image(picture, tmp_path / "a.jpg")
+        assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
     def test_replaces_and_leaves_nothing_else(self, tmp_path):
         file = tmp_path / "out.png"
