@@ -106,7 +106,7 @@ class Answerer:
                 )
         if facts.image_input not in tensors:
             raise RequestError(f"the input {facts.image_input!r} is missing (or {PICTURES!r}, for picture files)")
-        wanted = self._wanted_outputs(query, [o.name for o in self.explainer.session.outputs])
+        wanted = self._wanted_outputs(query, [result.name for result in self.explainer.results])
         image = tensors[facts.image_input]
         self._check_rows(image.shape[0] if image.shape else 0, 1)
         info = self._shapes[facts.image_input]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import ExplainError, RequestError
 from onnx_gradcam.runtime.explainer import Explainer
+from onnx_gradcam.runtime.session import InputInfo
 
 __all__ = ["DEADLINE", "BatchingExplainer", "remaining"]
 
@@ -95,6 +96,22 @@ class BatchingExplainer(Explainer):
         """
         found = self._wanted(list(wanted))
         return [one for one in found if isinstance(one, int)]
+
+    @property
+    def results(self) -> list[InputInfo]:
+        """What `run` gives: the model's outputs, and where the model runs many times, what is made of them."""
+        if self._prober is None:
+            return self.session.outputs
+        facts = self.metadata
+        image = next(i for i in self.session.inputs if i.name == facts.image_input)
+        sizes = dict(zip(facts.layout, image.shape, strict=True))
+        made = {
+            facts.cam: InputInfo(facts.cam, "float32", (sizes["N"], None, None)),
+            facts.heatmap: InputInfo(facts.heatmap, "float32", (sizes["N"], sizes["H"], sizes["W"])),
+            facts.attribution: InputInfo(facts.attribution, image.dtype, image.shape),
+        }
+        own = [o for o in self.session.outputs if o.name in {facts.scores_output, facts.heatmap_class}]
+        return own + [info for name, info in made.items() if name]
 
     def run(self, batch: Array, classes: Sequence[int]) -> Outputs:
         """As `Explainer.run`, together with whoever else runs now.

@@ -168,7 +168,7 @@ class ExplainRuntime(MLModel):
             MetadataTensor(name=PICTURES, datatype=Datatype.BYTES, shape=[_FREE]),
         ]
         ranks = {"scores": 2, "heatmap": 3, "cam": 3}
-        own = [_described(o.name, o.dtype, o.shape) for o in session.outputs]
+        own = [_described(o.name, o.dtype, o.shape) for o in explainer.results]
         self.outputs = own + [
             MetadataTensor(name=name, datatype=Datatype(datatype), shape=[_FREE] * ranks.get(name, 1))
             for name, datatype in PICTURE_OUTPUTS.items()

@@ -140,6 +140,23 @@ def test_tensors_with_classes_of_all_kinds(answerer, explainer, rows):
         np.testing.assert_allclose(results[0].data, explainer.run(rows[:2], classes)["heatmap"], atol=1e-5)
 
 
+def test_a_method_that_runs_the_model_many_times_is_served_alike(repository, rows, photo):
+    model = repository / "models" / "shapes.onnx"
+    batching = BatchingExplainer(model, batch=4, method="ablationcam", threads=1)
+    expected = Explainer(model, method="ablationcam", threads=1)
+    answerer = Answerer(batching, Limits())
+    names = [result.name for result in batching.results]
+    assert sorted(names) == ["cam", "heatmap", "heatmap_class", "logits"]
+    results, _, _ = answerer.answer(Query([image(rows[:2])], {"target": 1}, names))
+    for result in results:
+        np.testing.assert_allclose(result.data, expected.run(rows[:2], [1, 1])[result.name], atol=1e-5, rtol=1e-5)
+    with pytest.raises(RequestError, match="unknown output 'probe_maps'"):
+        answerer.answer(Query([image(rows[:2])], {}, ["probe_maps"]))
+    heatmap = answerer.answer(Query([Tensor("image_bytes", "BYTES", [1], [photo])], {"target": 1}, ["heatmap"]))[0][0]
+    np.testing.assert_allclose(heatmap.data[0], expected(photo, 1).heatmap, atol=1e-5)
+    batching.close()
+
+
 @pytest.mark.parametrize(
     ("limits", "status", "says"),
     [
