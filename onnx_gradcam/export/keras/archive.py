@@ -27,9 +27,12 @@ from onnx_gradcam.errors import ExportError
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["REMEDY", "Archive", "open_archive"]
+__all__ = ["HDF5_DAMAGE", "REMEDY", "Archive", "open_archive"]
 
 REMEDY = "export with --via tf or --via torch, which run the framework itself"
+
+HDF5_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError)
+"""What h5py raises on files that are damaged."""
 
 _LARGEST_JSON = 2**26
 _LARGEST_RATIO = 100
@@ -189,6 +192,8 @@ class _Section(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
+        if not view:
+            return 0
         self._file.seek(self._start + self._at)
         count = self._file.readinto(view)
         self._at += count
@@ -235,7 +240,7 @@ def _damage(name: str) -> Iterator[None]:
     """Say of h5py's errors which file they are about."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as exc:
+    except HDF5_DAMAGE as exc:
         reason = " ".join(str(exc).split())
         raise ExportError(f"{name}: the HDF5 data is damaged ({reason}); fetch or save the file again") from exc
 

@@ -15,6 +15,8 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import ExportError
 
+from .archive import HDF5_DAMAGE
+
 if TYPE_CHECKING:
     import h5py
 
@@ -63,7 +65,7 @@ class Stored:
         """
         try:
             content = self._dataset[()]
-        except (OSError, ValueError) as exc:
+        except HDF5_DAMAGE as exc:
             raise ExportError(f"{self._label} cannot be read ({exc}); fetch or save the file again") from exc
         if self._is_bfloat16:
             wide = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint16).astype(np.uint32) << 16
@@ -110,7 +112,7 @@ def _member(group: h5py.Group, path: str, label: str) -> Any:
             if link is not None and not isinstance(link, h5py.HardLink):
                 raise ExportError(f"{label}: {path!r} is a link to another place; save the model again")
             found = None if link is None else found[part]
-        except (OSError, KeyError, RuntimeError, ValueError) as exc:
+        except HDF5_DAMAGE as exc:
             raise ExportError(f"{label}: {path!r} cannot be read ({exc}); fetch or save the file again") from exc
         if found is None:
             return None
@@ -124,7 +126,7 @@ def _stored(found: Any, label: str) -> Stored:
         raise ExportError(f"{label} is missing in the file; save the model again")
     try:
         return Stored(found, label)
-    except (OSError, RuntimeError, TypeError, ValueError) as exc:
+    except HDF5_DAMAGE as exc:
         raise ExportError(f"{label} cannot be read ({exc}); fetch or save the file again") from exc
 
 
@@ -183,7 +185,7 @@ def _listed(group: h5py.Group, label: str) -> list[str]:
             keys.append(f"weight_names{len(keys)}")
         for key in keys:
             names.extend(group.attrs[key])
-    except (OSError, RuntimeError, TypeError, ValueError) as exc:
+    except HDF5_DAMAGE as exc:
         raise ExportError(f"{label}: its list of variables is damaged ({exc}); save the model again") from exc
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
 

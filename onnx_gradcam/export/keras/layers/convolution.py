@@ -14,13 +14,15 @@ from .activation import activate
 
 __all__ = ["numbers", "window_attributes"]
 
+_TOO_MANY = 2**31
 _BIAS = Slot("bias", when="use_bias")
 
 
 def numbers(value: Any, count: int, least: int = 1) -> list[int]:
     """One whole number an axis, as configurations write them: a number for all axes, or a list."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    if len(values) != count or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and least <= v < _TOO_MANY for v in values)
+    if len(values) != count or not whole:
         raise ValueError(f"{value!r} where {count} whole numbers from {least} on belong")
     return values
 
@@ -84,10 +86,11 @@ def convolution(
     n = maps.rank - 2
     window = numbers(kernel_size, n)
     channels = maps.shape[1]
-    inner = channels // groups if isinstance(channels, int) else None
+    (count,) = numbers(groups, 1)
+    inner = channels // count if isinstance(channels, int) else None
     kernel = call.weight("kernel", [*window, inner, filters], perm=[n + 1, n, *range(n)])
     attributes = window_attributes(call, maps, padding, window, numbers(strides, n), numbers(dilation_rate, n))
-    y = call.op("Conv", maps, kernel, *_bias(call, filters), group=groups, **attributes)
+    y = call.op("Conv", maps, kernel, *_bias(call, filters), group=count, **attributes)
     return activate(call, call.mapped(y, data_format), activation)
 
 
