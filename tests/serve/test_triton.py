@@ -16,6 +16,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -272,8 +273,10 @@ def test_a_live_server_gives_what_the_explainer_gives(client, explainer, rows):
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("target", [None, 1])
-def test_a_live_ensemble_takes_picture_files(client, explainer, photo, target):
+@pytest.mark.parametrize(("suffix", "target"), [(".png", None), (".jpg", 1), (".webp", 1)])
+def test_a_live_ensemble_takes_picture_files(client, explainer, photo, suffix, target):
+    picture = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
+    photo = cv2.imencode(suffix, picture)[1].tobytes()
     inputs = [tensor("image_bytes", np.array([[photo]], dtype=object), "BYTES")]
     if target is not None:
         inputs.append(tensor("target_class", np.array([[target]]), "INT64"))
