@@ -17,7 +17,6 @@ from .options import (
     Json,
     Labels,
     Layer,
-    Method,
     ModelFile,
     Modifier,
     Output,
@@ -25,6 +24,7 @@ from .options import (
     Preset,
     Profile,
     Score,
+    StyleKind,
     Weights,
     chosen,
     model_source,
@@ -66,7 +66,14 @@ def explain(
     labels: Labels = None,
     preprocess: Preprocess = None,
     layer: Layer = None,
-    method: Method = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="How the heatmap is made; `methods` lists them. Several, with commas between, are shown together. "
+            "[default: gradcam]",
+        ),
+    ] = None,
     preset: Preset = None,
     modifier: Modifier = None,
     channels: Channels = None,
@@ -103,11 +110,38 @@ def explain(
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processor threads. [default: all cores]")
     ] = None,
+    style: Annotated[
+        StyleKind,
+        typer.Option(
+            help="How the heatmap is shown: colours over the photo (`overlay`), the rest darkened (`mask`), a line "
+            "around what is hot (`contour`), the `box` of the largest hot region, the colours alone that fade out "
+            "(`alpha`, one transparent picture), or the raw map with its negative values (`signed`)."
+        ),
+    ] = StyleKind.OVERLAY,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0..1",
+            help="For mask, contour and box: hot is what reaches this part of the heatmap's largest value. "
+            "[default: 0.5]",
+        ),
+    ] = None,
+    top_percent: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="For mask, contour and box: so much of the picture is hot instead."),
+    ] = None,
     colormap: Annotated[
-        str, typer.Option(metavar="NAME", help="The heatmap's colours: jet, turbo, viridis, inferno, magma ...")
-    ] = "jet",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The heatmap's colours: jet, turbo, viridis, inferno, magma ... [default: jet; bwr for signed]",
+        ),
+    ] = None,
     opacity: Annotated[
-        float, typer.Option(min=0, max=1, metavar="0..1", help="How strongly the heatmap covers the photo.")
+        float,
+        typer.Option(
+            min=0, max=1, metavar="0..1", help="How strongly the heatmap, or the darkness of a mask, covers the photo."
+        ),
     ] = 0.5,
     npy: Annotated[
         bool,
@@ -138,6 +172,8 @@ def explain(
       onnx-gradcam explain model.onnx photo.jpg -o out.png --preprocess torchvision --labels names.txt
       onnx-gradcam explain model.onnx photo.jpg --target "tabby" --target 243
       onnx-gradcam explain model.onnx photos/ -o heatmaps/ --target top3
+      onnx-gradcam explain model.onnx photo.jpg --method gradcam,hirescam,layercam
+      onnx-gradcam explain model.onnx photo.jpg --style box --top-percent 20
       onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
 
     MODEL may be any ONNX classifier, or one that `attach` has explained already. A picture that cannot be read is
@@ -149,6 +185,15 @@ def explain(
         raise typer.BadParameter("standard output cannot be both the picture and JSON.", param_hint="-o")
     if arrays is not None and not (npy or npz):
         raise typer.BadParameter("it says where arrays go; ask for them with --npy or --npz.", param_hint="--arrays")
+    methods = method.split(",") if method else []
+    if "" in methods or len(set(methods)) < len(methods):
+        raise typer.BadParameter(f"{method!r} has an empty or a repeated name.", param_hint="--method")
+    regions = {"--threshold": threshold, "--top-percent": top_percent}
+    given = [name for name, value in regions.items() if value is not None]
+    if given and style.value not in {"mask", "contour", "box"}:
+        raise typer.BadParameter("it is for the styles mask, contour and box.", param_hint=given[0])
+    if len(given) > 1:
+        raise typer.BadParameter("it takes the place of --threshold; give one of the two.", param_hint=given[1])
     from .explaining import Request, run  # noqa: PLC0415 - --help must not wait for it
 
     run(
@@ -164,8 +209,8 @@ def explain(
             arrays=arrays,
             as_json=as_json,
             batch_size=batch_size,
-            colormap=colormap,
-            opacity=opacity,
+            methods=methods,
+            look=chosen(style=style, colormap=colormap, opacity=opacity, threshold=threshold, top_percent=top_percent),
         ),
         provider=provider,
         seed=seed,
@@ -175,7 +220,6 @@ def explain(
             preprocess=preprocess,
             threads=threads,
             layer=layer,
-            method=method,
             preset=preset,
             modifier=modifier,
             channels=channels,

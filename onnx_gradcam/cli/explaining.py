@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import numpy as np
 import typer
 
 from onnx_gradcam.errors import ImageError, near_matches
+from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import Explainer, Explanation, Picture, Target, Wanted
-from onnx_gradcam.runtime.render import COLORMAPS, SUFFIXES
+from onnx_gradcam.runtime.explanation import method_sheet
+from onnx_gradcam.runtime.masks import Look
+from onnx_gradcam.runtime.render import SUFFIXES, TRANSPARENT
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import bars
@@ -40,8 +44,8 @@ class Request:
         arrays: folder for these.
         as_json: print JSON.
         batch_size: pictures to run at once.
-        colormap: the heatmap's colours.
-        opacity: of the heatmap on the photo, 0 to 1.
+        methods: several to be shown together, or one; none for the default.
+        look: how heatmaps are shown, fields of `Look`.
     """
 
     model: Path | bytes
@@ -55,8 +59,8 @@ class Request:
     arrays: Path | None
     as_json: bool
     batch_size: int
-    colormap: str
-    opacity: float
+    methods: Sequence[str]
+    look: Mapping[str, Any]
 
     @property
     def quiet(self) -> bool:
@@ -80,88 +84,107 @@ def run(request: Request, **choices: Any) -> None:
     _check_drawing(request, targets[0])
     with bars("explaining", len(pictures)) as shown:
         runs = shown.within if shown is not None else None
-        explainer = Explainer(request.model, batch_size=request.batch_size, progress=runs, **choices)
-        for warning in explainer.warnings:
+        choices |= {"batch_size": request.batch_size, "progress": runs}
+        several = {method: {**choices, "method": method} for method in request.methods} or {"": choices}
+        explainers = {method: Explainer(request.model, **mine) for method, mine in several.items()}
+        for warning in dict.fromkeys(warning for explainer in explainers.values() for warning in explainer.warnings):
             warn(warning)
         reports = []
-        for report in _explained(explainer, pictures, targets, request):
+        for report in _explained(explainers, pictures, targets, request):
             reports.append(report)
             if shown is not None:
                 shown.advance()
-    facts = explainer.metadata
     if request.as_json:
-        say_json(
-            {
-                "model": request.name,
-                "target_tensor": facts.target_tensor,
-                "score_tensor": facts.score_tensor,
-                "method": facts.method,
-                "weights": facts.weights,
-                "images": reports,
-            }
-        )
+        facts = [_facts(explainer) for explainer in explainers.values()]
+        how = facts[0] if len(facts) == 1 else {"methods": facts}
+        say_json({"model": request.name, **how, "images": reports})
     elif not request.quiet and any("error" not in report for report in reports):
-        say(f"layer {facts.target_tensor!r}, method {facts.method}, weights {facts.weights}")
+        for explainer in explainers.values():
+            used = explainer.metadata
+            say(f"layer {used.target_tensor!r}, method {used.method}, weights {used.weights}")
     if any("error" in report for report in reports):
         raise typer.Exit(1)
 
 
+def _facts(explainer: Explainer) -> dict[str, str]:
+    return {name: getattr(explainer.metadata, name) for name in ("target_tensor", "score_tensor", "method", "weights")}
+
+
 def _explained(
-    explainer: Explainer, pictures: Sequence[str], targets: Sequence[Place], request: Request
+    explainers: Mapping[str, Explainer], pictures: Sequence[str], targets: Sequence[Place], request: Request
 ) -> Iterator[dict[str, Any]]:
     """Explain the pictures one after the other, write and say what was asked for; the report of each."""
-    sources = (sys.stdin.buffer.read() if p == "-" else p for p in pictures)
+    # Every method reads the pictures anew, and standard input holds its picture only once.
+    stdin = cache(sys.stdin.buffer.read)
     wanted: Wanted = None
     if request.target:
         wanted = request.target[0] if len(request.target) == 1 else list(request.target)
-    results = explainer.stream(sources, wanted, batch_size=request.batch_size)
-    for picture, place, result in zip(pictures, targets, results, strict=True):
-        if isinstance(result, ImageError):
-            complain(str(result))
-            yield {"path": picture, "error": str(result)}
+    streams = [
+        explainer.stream((stdin() if p == "-" else p for p in pictures), wanted, batch_size=request.batch_size)
+        for explainer in explainers.values()
+    ]
+    for picture, place, *results in zip(pictures, targets, *streams, strict=True):
+        failed = next((result for result in results if isinstance(result, ImageError)), None)
+        if failed is not None:
+            complain(str(failed))
+            yield {"path": picture, "error": str(failed)}
             continue
-        files = _write(result, place, request)
-        _warn_of_blank(picture, result)
+        found: dict[str, Explanation] = dict(zip(explainers, results, strict=True))
+        files = _write(found, place, request)
+        _warn_of_blank(picture, found)
         if not request.quiet:
             drawn = place.picture if request.draw else None
-            (_say_short if len(pictures) > 1 else _say_whole)(picture, result, drawn)
-        yield _report(picture, result, files)
+            (_say_short if len(pictures) > 1 else _say_whole)(picture, results[0], drawn)
+        yield _report(picture, found, files, request)
 
 
 def _check_drawing(request: Request, place: Place) -> None:
     """Refuse before the model runs what could not be drawn after it."""
     if not request.draw:
         return
-    if request.colormap not in COLORMAPS:
+    style = Look(**request.look).style
+    suffix = place.picture.suffix
+    if request.out != "-" and suffix.lower() not in SUFFIXES:
         raise ImageError(
-            f"there is no colour map {request.colormap!r}{near_matches(request.colormap, COLORMAPS)} "
-            f"(known: {', '.join(COLORMAPS)})"
-        )
-    if request.out != "-" and place.picture.suffix.lower() not in SUFFIXES:
-        raise ImageError(
-            f"{str(place.picture)!r} ends in no known kind of picture{near_matches(place.picture.suffix, SUFFIXES)} "
+            f"{str(place.picture)!r} ends in no known kind of picture{near_matches(suffix, SUFFIXES)} "
             f"(known: {', '.join(SUFFIXES)})"
         )
+    if style != "alpha":
+        return
+    tops = [parse_top(one) for one in request.target or []]
+    if len(request.methods) > 1 or len(tops) > 1 or any(top is not None and top.count > 1 for top in tops):
+        raise ImageError("the style alpha makes one transparent picture: ask for one class and one method")
+    if request.out != "-" and suffix.lower() not in TRANSPARENT:
+        raise ImageError(f"a {suffix} file holds no transparency: choose one of {', '.join(TRANSPARENT)}")
 
 
-def _write(explanation: Explanation, place: Place, request: Request) -> list[str | None]:
-    """Write what was asked for; the `.npy` file of each class, or `None`."""
+def _write(found: Mapping[str, Explanation], place: Place, request: Request) -> list[str | None]:
+    """Write what was asked for; the `.npy` file of each class, method by method, or `None`."""
     if request.draw:
-        _draw(explanation.sheet(colormap=request.colormap, opacity=request.opacity), place.picture)
-    if request.npz:
-        everything: dict[str, Any] = {
-            "heatmap": np.stack([m.heatmap for m in explanation.maps]),
-            "cam": np.stack([m.cam for m in explanation.maps]),
-            "classes": np.array([m.target.index for m in explanation.maps], np.int64),
-            "scores": np.array([m.target.score for m in explanation.maps], np.float64),
-        }
-        _save_array(place.arrays, ".npz", lambda file: np.savez_compressed(file, **everything))
-    if not request.npy:
-        return [None] * len(explanation.maps)
-    return [
-        _save_array(place.arrays, f"_{m.target.index}.npy", lambda file, m=m: np.save(file, m.heatmap))  # type: ignore[misc]
-        for m in explanation.maps
-    ]
+        (first, *_) = found.values()
+        alone = request.look["style"] == "alpha"
+        _draw(first.overlay(**request.look) if alone else method_sheet(found, **request.look), place.picture)
+    files: list[str | None] = []
+    for method, explanation in found.items():
+        base = place.arrays
+        if len(found) > 1:
+            base = base.with_name(f"{base.name}_{method}")
+        if request.npz:
+            everything: dict[str, Any] = {
+                "heatmap": np.stack([m.heatmap for m in explanation.maps]),
+                "cam": np.stack([m.cam for m in explanation.maps]),
+                "classes": np.array([m.target.index for m in explanation.maps], np.int64),
+                "scores": np.array([m.target.score for m in explanation.maps], np.float64),
+            }
+            _save_array(base, ".npz", lambda file, what=everything: np.savez_compressed(file, **what))  # type: ignore[misc]
+        for m in explanation.maps:
+            end = f"_{m.target.index}.npy"
+            files.append(
+                _save_array(base, end, lambda file, m=m: np.save(file, m.heatmap))  # type: ignore[misc]
+                if request.npy
+                else None
+            )
+    return files
 
 
 def _draw(sheet: Picture, path: Path) -> None:
@@ -183,22 +206,33 @@ def _save_array(base: Path, end: str, write: Callable[[Any], None]) -> str:
     return str(path)
 
 
-def _report(picture: str, explanation: Explanation, files: Sequence[str | None]) -> dict[str, Any]:
-    return {
-        "path": picture,
-        "top": [_class(target) for target in explanation.top()],
-        "explained": [{**_class(m.target), "heatmap": file} for m, file in zip(explanation.maps, files, strict=True)],
-    }
+def _report(
+    picture: str, found: Mapping[str, Explanation], files: Sequence[str | None], request: Request
+) -> dict[str, Any]:
+    explained: list[dict[str, Any]] = []
+    for method, explanation in found.items():
+        for which, m in enumerate(explanation.maps):
+            entry: dict[str, Any] = {"method": method} if len(found) > 1 else {}
+            entry |= {**_class(m.target), "heatmap": files[len(explained)]}
+            if request.look["style"] == "box":
+                regions = {name: request.look[name] for name in ("threshold", "top_percent") if name in request.look}
+                entry["box"] = explanation.box(which, **regions)
+            explained.append(entry)
+    (first, *_) = found.values()
+    return {"path": picture, "top": [_class(target) for target in first.top()], "explained": explained}
 
 
 def _class(target: Target) -> dict[str, Any]:
     return {"index": target.index, "label": target.label, "score": finite(target.score)}
 
 
-def _warn_of_blank(picture: str, explanation: Explanation) -> None:
-    for m in explanation.maps:
-        if not np.any(m.heatmap):
-            warn(f"{picture}: the heatmap of {m.target.label!r} is zero everywhere: nothing here speaks for this class")
+def _warn_of_blank(picture: str, found: Mapping[str, Explanation]) -> None:
+    for method, explanation in found.items():
+        by = f" by {method}" if len(found) > 1 else ""
+        for m in explanation.maps:
+            if not np.any(m.heatmap):
+                name = repr(m.target.label)
+                warn(f"{picture}: the heatmap of {name}{by} is zero everywhere: nothing here speaks for this class")
 
 
 def _say_whole(picture: str, explanation: Explanation, drawn: Path | None) -> None:

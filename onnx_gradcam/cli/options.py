@@ -33,6 +33,7 @@ __all__ = [
     "ProfileKind",
     "Score",
     "ScoreKind",
+    "StyleKind",
     "WeightKind",
     "Weights",
     "chosen",
@@ -89,6 +90,17 @@ class CombineKind(str, Enum):
     MEAN = "mean"
     MAX = "max"
     PRODUCT = "product"
+
+
+class StyleKind(str, Enum):
+    """How a heatmap is shown."""
+
+    OVERLAY = "overlay"
+    MASK = "mask"
+    CONTOUR = "contour"
+    BOX = "box"
+    ALPHA = "alpha"
+    SIGNED = "signed"
 
 
 class ScoreKind(str, Enum):

@@ -18,6 +18,7 @@ from onnx_gradcam.runtime.image import QUIET, Image, _cv2, check_picture, resize
 __all__ = [
     "COLORMAPS",
     "SUFFIXES",
+    "TRANSPARENT",
     "check_colormap",
     "check_same_size",
     "colorize",
@@ -45,10 +46,12 @@ COLORMAPS: Final = (
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """What a picture can be saved as."""
 
+TRANSPARENT: Final = (".png", ".webp", ".tif", ".tiff")
+"""And one with transparency."""
+
 _SMALLEST_SIDE, _LARGEST_SIDE = 224, 1000  # of a panel in a sheet, the longer side, in pixels
 _LEAST_CELL_HEIGHT, _LEAST_CELL_WIDTH = 40, 160  # so that the colour bar and the captions have room
 _MARGIN, _BAR = 12, 16
-_TRANSPARENT: Final = (".png", ".webp", ".tif", ".tiff")
 _INK = (32, 32, 32)
 
 
@@ -83,7 +86,9 @@ def check_colormap(name: str) -> None:
         ImageError: there is no such colour map.
     """
     if name not in COLORMAPS:
-        raise ImageError(f"Unknown colour map {name!r}{near_matches(name, COLORMAPS)}; known: {', '.join(COLORMAPS)}.")
+        raise ImageError(
+            f"there is no colour map {name!r}{near_matches(name, COLORMAPS)} (known: {', '.join(COLORMAPS)})"
+        )
 
 
 def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", opacity: float = 0.5) -> Image:
@@ -204,8 +209,8 @@ def encode_image(image: Image, suffix: str) -> bytes:
     """
     check_picture(image[:, :, :3])
     transparent = image.shape[2] == 4
-    if transparent and suffix not in _TRANSPARENT:
-        raise ImageError(f"A {suffix} file holds no transparency: save it as one of {', '.join(_TRANSPARENT)}.")
+    if transparent and suffix not in TRANSPARENT:
+        raise ImageError(f"A {suffix} file holds no transparency: save it as one of {', '.join(TRANSPARENT)}.")
     cv2 = _cv2()
     order = cv2.COLOR_RGBA2BGRA if transparent else cv2.COLOR_RGB2BGR
     try:

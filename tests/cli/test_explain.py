@@ -12,7 +12,7 @@ import pytest
 
 from onnx_gradcam import Explainer
 
-from .conftest import LABELS, PREPROCESS, small_classifier
+from .conftest import LABELS, PREPROCESS, refused, small_classifier
 
 
 def names(folder):
@@ -264,3 +264,88 @@ def test_class_names_of_another_model_are_noticed(explain, picture, here):
 def test_names_from_files_cannot_steer_the_terminal(explain, picture, here):
     (here / "evil.txt").write_text("\x1b[2Jred\ngreen\nblue", "utf-8")
     assert "\x1b" not in explain(picture, "--labels", "evil.txt").output
+
+
+def test_several_methods_on_one_sheet(explain, classifier, picture, here):
+    result = explain(picture, "-o", "sheet.png", "--method", "gradcam,hirescam,activationmap", "--npy", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [m["method"] for m in found["methods"]] == ["gradcam", "hirescam", "activationmap"]
+    assert [m["weights"] for m in found["methods"]] == ["linear", "linear", "none"]
+    explained = found["images"][0]["explained"]
+    assert [(e["method"], e["index"]) for e in explained] == [("gradcam", 0), ("hirescam", 0), ("activationmap", 0)]
+    for e in explained:
+        expected = Explainer(classifier, preprocess=PREPROCESS, method=e["method"])(picture)
+        np.testing.assert_allclose(np.load(e["heatmap"]), expected.heatmap, atol=1e-6)
+    assert names(here) == sorted(["sheet.png", "squares.png", *(e["heatmap"] for e in explained)])
+
+
+def test_several_methods_of_a_picture_on_standard_input(explain, picture, here):
+    result = explain("-", "--method", "gradcam,layercam", "--npz", stdin=picture.read_bytes())
+    assert result.exit_code == 0, result.stderr
+    assert names(here) == [
+        "squares.png", "stdin_gradcam.png", "stdin_gradcam_gradcam.npz", "stdin_gradcam_layercam.npz"
+    ]  # fmt: skip
+    assert [line.split(", ")[1] for line in result.stdout.splitlines()[-2:]] == ["method gradcam", "method layercam"]
+
+
+def test_one_class_asked_for_twice_is_shown_once(explain, picture, labels):
+    found = json.loads(explain(picture, "--labels", labels, "--target", "blue", "--target", 2, "--json").stdout)
+    assert [e["index"] for e in found["images"][0]["explained"]] == [2]
+
+
+def test_box_of_the_hot_region(explain, picture):
+    """The red square lies at 4 to 12 of 32 pixels; its heatmap of 16x16 cells is enlarged twice."""
+    (image,) = json.loads(explain(picture, "--style", "box", "--threshold", 0.5, "--json").stdout)["images"]
+    (x0, y0, x1, y1) = image["explained"][0]["box"]
+    assert max(abs(x0 - 4), abs(y0 - 4), abs(x1 - 12), abs(y1 - 12)) <= 1
+    (image,) = json.loads(explain(picture, "--style", "box", "--top-percent", 100, "--json").stdout)["images"]
+    assert image["explained"][0]["box"] == [0, 0, 32, 32]
+
+
+def test_alpha_is_one_transparent_picture_of_the_photos_size(explain, picture, here):
+    assert explain(picture, "-o", "a.png", "--style", "alpha", "--opacity", 1).exit_code == 0
+    drawn = cv2.imread("a.png", cv2.IMREAD_UNCHANGED)
+    assert drawn.shape == (32, 32, 4)
+    assert drawn[7, 7, 3] > 200
+    assert drawn[31, 0, 3] < 50
+
+
+@pytest.mark.parametrize("style", ["mask", "contour", "signed"])
+def test_styles_differ_from_the_overlay_in_their_panel_alone(explain, picture, style):
+    for name, options in (("plain.png", ()), ("styled.png", ("--style", style))):
+        assert explain(picture, "-o", name, *options).exit_code == 0
+    plain, styled = cv2.imread("plain.png"), cv2.imread("styled.png")
+    assert (plain[:, :230] == styled[:, :230]).all()
+    assert (plain[:, 240:460] != styled[:, 240:460]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--style", "alpha", "--target", "top2"], "one transparent picture: ask for one class"),
+        (["--style", "alpha", "--method", "gradcam,layercam"], "one transparent picture"),
+        (["--style", "alpha", "-o", "a.jpg"], ".jpg file holds no transparency"),
+        (["--style", "mask", "--threshold", 0], "the threshold is 0"),
+        (["--style", "mask", "--top-percent", 101], "101.0 percent of the pixels"),
+        (["--method", "gradcam,layercm"], "no method 'layercm'"),
+    ],
+)
+def test_styles_that_cannot_be_drawn(explain, picture, here, options, sentence):
+    assert sentence in refused(explain(picture, *options))
+    assert names(here) == ["squares.png"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--threshold", 0.2],
+        ["--style", "signed", "--top-percent", 20],
+        ["--style", "box", "--top-percent", 20, "--threshold", 0.5],
+        ["--method", "gradcam,,layercam"],
+        ["--method", "gradcam,gradcam"],
+        ["--style", "blob"],
+    ],
+)
+def test_options_that_contradict_each_other(explain, picture, options):
+    refused(explain(picture, *options), 2)

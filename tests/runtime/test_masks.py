@@ -107,7 +107,7 @@ class TestStyles:
         ("look", "sentence"),
         [
             ({"style": "contor"}, "there is no style 'contor'; did you mean 'contour'"),
-            ({"colormap": "jett"}, "Unknown colour map 'jett'; did you mean 'jet'"),
+            ({"colormap": "jett"}, "there is no colour map 'jett'; did you mean 'jet'"),
             ({"opacity": 2}, "opacity is 2"),
             ({"threshold": 0}, "threshold is 0"),
             ({"top_percent": 0}, "0 percent of the pixels make no region"),

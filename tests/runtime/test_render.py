@@ -48,7 +48,7 @@ class TestColorize:
                 colorize(np.array(wrong))
 
     def test_refusals(self):
-        with pytest.raises(ImageError, match="Unknown colour map 'virids'; did you mean 'viridis'"):
+        with pytest.raises(ImageError, match="there is no colour map 'virids'; did you mean 'viridis'"):
             colorize(np.zeros((2, 2)), "virids")
         with pytest.raises(ShapeError, match=r"not of shape \[1, 2, 2\]"):
             colorize(np.zeros((1, 2, 2)))
