@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from onnx_gradcam.graph.builder import Builder, Value
 
 from .registry import method
@@ -80,6 +82,49 @@ def grad_cam_plus_plus(t: Builder, A: Value, G: Value, total: Total) -> Value:
     filled = t.sum(A, range(2, A.rank))
     alpha = square / (square * 2.0 + t.op("Mul", filled, t.op("Mul", square, G)) + 1e-6)
     return total(A, sum_over_places(t, t.op("Mul", t.op("Relu", G), alpha), A))
+
+
+@method(
+    "gradcam++-paper",
+    title="Grad-CAM++ of the paper",
+    reference="Chattopadhay et al. 2018, eq. 19 and 7, for the exponential of the score",
+)
+def grad_cam_plus_plus_of_the_paper(t: Builder, A: Value, G: Value, score: Value) -> Value:
+    """Grad-CAM++ of exp(S): G in alpha, exp(S) G in the weights."""
+    weights = t.op("Mul", _exponential(t, score, G), t.op("Mul", t.op("Relu", G), _alpha(t, A, G)))
+    return weighted_sum(t, A, sum_over_places(t, weights, A))
+
+
+@method(
+    "gradcam++-tf-keras-vis",
+    title="Grad-CAM++ of tf-keras-vis",
+    reference="tf-keras-vis 0.8.7 gradcam_plus_plus.py: exp(S) in alpha too, whose sum over places is one",
+)
+def grad_cam_plus_plus_of_tf_keras_vis(t: Builder, A: Value, G: Value, score: Value) -> Value:
+    """Grad-CAM++ of exp(S), alpha divided by its sum over all places."""
+    alpha = _alpha(t, A, t.expand_like(G, A) if is_constant(G) else G)
+    alpha = _divided(t, alpha, t.sum(alpha, range(2, A.rank)))
+    weights = t.op("Mul", _exponential(t, score, G), t.op("Mul", t.op("Relu", G), alpha))
+    return weighted_sum(t, A, sum_over_places(t, weights, A))
+
+
+def _alpha(t: Builder, A: Value, G: Value) -> Value:
+    """Eq. 19: G^2 / (2 G^2 + sum(A) G^3); the factor exp(S) that all terms have is left out."""
+    square = t.op("Mul", G, G)
+    total = t.sum(A, range(2, A.rank))
+    return _divided(t, square, square * 2.0 + t.op("Mul", total, t.op("Mul", square, G)))
+
+
+def _divided(t: Builder, part: Value, whole: Value) -> Value:
+    """As it is where it would be divided by zero."""
+    return part / (whole + t.cast(t.op("Equal", whole, 0.0), np.float32))
+
+
+def _exponential(t: Builder, score: Value, G: Value) -> Value:
+    """exp(S), with the axes of the cotangent; what float32 cannot hold is cut off, which only scales the map."""
+    axes = (1,) * (G.rank - 1)
+    held = t.op("Max", t.op("Min", score, 80.0), -80.0)
+    return t.op("Reshape", t.op("Exp", held), t.ints(-1, *axes), shape=(score.shape[0], *axes))
 
 
 @method("shapleycam", title="ShapleyCAM", reference="Cai 2025, eq. 9; pytorch-grad-cam shapley_cam.py")
