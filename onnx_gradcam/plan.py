@@ -141,6 +141,10 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What the user should know."""
+        return [*self._hazard, *([self.preset.caution] if self.preset.caution else ())]
+
+    @property
+    def _hazard(self) -> list[str]:
         if not self.hazards:
             return []
         hazard = (
