@@ -21,6 +21,7 @@ from .metadata import Carried, Metadata
 from .plan import Options, Plan, plan
 from .quantities import Quantities, free_name
 from .targets.axes import letters
+from .targets.task import MASK
 
 __all__ = ["Explained", "attach", "describe"]
 
@@ -176,5 +177,8 @@ def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         profile=options.profile,
         grad_dtype=options.grad_dtype,
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
+        task=options.task,
+        mask_input=MASK if options.task == "segmentation" and options.mask == "input" else "",
+        all_classes=options.class_input == "all",
         **names,
     )

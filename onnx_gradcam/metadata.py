@@ -16,7 +16,15 @@ __all__ = ["PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
 PREFIX = "onnx_gradcam."
 
-_JSON_FIELDS = ("labels", "preprocessing", "single_logit", "disabled_optimizers", "target_tensors", "eigen_smooth")
+_JSON_FIELDS = (
+    "labels",
+    "preprocessing",
+    "single_logit",
+    "all_classes",
+    "disabled_optimizers",
+    "target_tensors",
+    "eigen_smooth",
+)
 
 
 def _is_strings(value: Any) -> bool:
@@ -37,6 +45,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "preprocessing": (lambda value: isinstance(value, dict), "object"),
     "layers": (_is_layers, "object of layers, each with tensor, kind, shape and layout"),
     "single_logit": (lambda value: isinstance(value, bool), "true or false"),
+    "all_classes": (lambda value: isinstance(value, bool), "true or false"),
     "eigen_smooth": (lambda value: isinstance(value, bool), "true or false"),
     "disabled_optimizers": (_is_strings, "list of strings"),
     "target_tensors": (_is_strings, "list of strings"),
@@ -91,6 +100,9 @@ class Metadata:
         profile: which of several equal lowerings a gradient is written in.
         grad_dtype: what a gradient is computed in: the type of the `model`, or `float32`.
         disabled_optimizers: optimisations of ONNX Runtime that would give this model wrong results.
+        task: what the model does: `classification`, `regression`, `segmentation`, `detection` or `embedding`.
+        mask_input: name of the input that says where a segmentation is explained; empty where there is none.
+        all_classes: heatmap and raw map hold one map a class, in the order of the classes, on axis 1.
     """
 
     version: str
@@ -118,6 +130,9 @@ class Metadata:
     profile: str = "portable"
     grad_dtype: str = "model"
     disabled_optimizers: list[str] = dataclasses.field(default_factory=list)
+    task: str = "classification"
+    mask_input: str = ""
+    all_classes: bool = False
 
     def to_props(self) -> dict[str, str]:
         """The entries for `metadata_props`."""

@@ -27,7 +27,8 @@ class Options:
         layer: tensor, node or framework layer name, or `auto`: the layer that the model was exported with, if any, else
             the last one with places to point at that every path to the score crosses; several for one map of several
             layers.
-        method: identifier of the method.
+        method: identifier of the method; by default `gradcam`, and `hirescam` for segmentations and detectors, whose
+            score depends on each place in its own way, which weights averaged over all places do not see.
         preset: whose conventions the score, the cotangent and the heatmap follow.
         modifier: change cotangents on their way back: `guided` or `deconvnet`; by default what method and preset say.
         channels: how the channels of an attribution become one map: `max` or `sum`; by default the maximum where the
@@ -41,7 +42,7 @@ class Options:
             the preset says.
         output: the output that holds the scores, where several would do; a detector's may lie in several.
         task: what the model does; for all but classification one score a class is made of its outputs, the output
-            `target_scores` (`onnx_gradcam.targets.task` says how). A regression has one class, the value itself.
+            `target_scores` (`onnx_gradcam.targets.task` says how). Each value of a regression counts as a class.
         mask: of a segmentation: sum the logits of a class over its `own` mask, `all` of the picture, or the mask given
             in the new input `target_mask`.
         boxes: how the scores of a detector's boxes lie.
@@ -61,7 +62,7 @@ class Options:
     """
 
     layer: str | Sequence[str] = "auto"
-    method: str = "gradcam"
+    method: str | None = None
     preset: str = "default"
     modifier: Literal["guided", "deconvnet"] | None = None
     channels: Literal["max", "sum"] | None = None
@@ -85,3 +86,8 @@ class Options:
     preprocessing: Mapping[str, Any] | None = None
     profile: Profile = "portable"
     grad_dtype: GradType = "model"
+
+    @property
+    def method_name(self) -> str:
+        """Identifier of the method, the task's own where none was asked for."""
+        return self.method or ("hirescam" if self.task in {"segmentation", "detection"} else "gradcam")

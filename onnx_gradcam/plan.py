@@ -205,7 +205,7 @@ def _with_class_scores(model: Model, options: Options) -> Options:
         return replace(options, output=one)
     t = Builder(model)
     if options.task == "segmentation":
-        segmentation(t, one, options.mask)
+        segmentation(t, one, options.mask, options.score or find_preset(options.preset).score)
     elif options.task == "detection":
         detection(t, outputs, options.boxes, rank=options.box_rank, index=options.box)
     elif options.reference is None:
@@ -217,13 +217,13 @@ def _with_class_scores(model: Model, options: Options) -> Options:
 
 
 def _plan(t: Builder, options: Options) -> Plan:
-    method, preset = find_method(options.method), find_preset(options.preset)
+    method, preset = find_method(options.method_name), find_preset(options.preset)
     if options.profile not in PROFILES:
         raise TargetError(f"there is no profile {options.profile!r}{near_matches(options.profile, PROFILES)}")
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `_with_class_scores` leaves one
     score = find_score(t, options.output, options.score or preset.score)
-    if options.task in {"regression", "embedding"}:
+    if options.task in {"regression", "embedding", "detection"} and score.single_logit:
         score = _one_value(score)
     carries = carries_gradient(t)
     layout = _picture_layout(t, image)
@@ -247,13 +247,7 @@ def _plan(t: Builder, options: Options) -> Plan:
 
 
 def _one_value(score: Score) -> Score:
-    """A single number that decides nothing: one class, the number itself.
-
-    Raises:
-        TargetError: there are several numbers.
-    """
-    if not score.single_logit:
-        raise TargetError(f"the output {score.output.name!r} holds {score.classes} numbers, but a regression has one")
+    """A single number that decides nothing: one class, the number itself."""
     reason = score.reason.replace("class 1 is the number itself, class 0 its complement", "it is explained itself")
     return replace(score, single_logit=False, classes=1, reason=reason)
 
@@ -290,7 +284,8 @@ def _layers(
     found: dict[str, Layer] = {}
     for name in asked:
         exported = carried.target_layer if name == "auto" else ""
-        layer = find_layer(t, image, score.tensor, carries, exported or name, carried.tensors, classes)
+        boxes = options.task == "detection"
+        layer = find_layer(t, image, score.tensor, carries, exported or name, carried.tensors, classes, boxes=boxes)
         if exported:
             layer = replace(layer, reason=f"layer {exported!r}, which the model was exported with")
         found.setdefault(layer.chosen.tensor.name, layer)

@@ -6,6 +6,7 @@ alike. So P times the map at q is how fast the score rises along the direction t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,45 @@ def numeric_grad_cam(model: onnx.ModelProto, x: Array, classes: list[int], step:
     return result.reshape(len(x), *(target.grid if target.tokens is not None else maps.shape[2:]))
 
 
-def _moved(model: onnx.ModelProto, target: str, score: str) -> onnx.ModelProto:
+def numeric_map(
+    model: onnx.ModelProto,
+    target: str,
+    outputs: Sequence[str],
+    score: Callable[[dict[str, Array]], Array],
+    x: Array,
+    *,
+    local: bool,
+    step: float = 4e-3,
+) -> Array:
+    """The raw map of any score of activation maps `[N, C, h, w]`, with no gradient: HiResCAM's, or Grad-CAM's.
+
+    Args:
+        model: the model, not explained.
+        target: name of the activation maps.
+        outputs: the tensors that the score is made of.
+        score: from these to `[N]`.
+        x: the input.
+        local: move each place along its own activations (HiResCAM), rather than all places along them (Grad-CAM).
+        step: how far to move.
+    """
+    session = Session(_moved(model, target, *outputs).SerializeToString(), threads=1)
+
+    def run(delta: Array) -> dict[str, Array]:
+        return session.run({session.inputs[0].name: x, "delta": delta.astype(np.float32)})
+
+    maps = run(np.zeros((1, 1, 1, 1)))["activation"]
+    height, width = maps.shape[2:]
+    result = np.zeros((len(x), height, width))
+    for i, j in np.ndindex(height, width):
+        direction = np.zeros_like(maps)
+        where = (slice(i, i + 1), slice(j, j + 1)) if local else (slice(None), slice(None))
+        direction[:, :, where[0], where[1]] = maps[:, :, i : i + 1, j : j + 1]
+        up, down = (score(run(sign * step * direction)).astype(np.float64) for sign in (1, -1))
+        result[:, i, j] = (up - down) / (2 * step) / (1 if local else height * width)
+    return result
+
+
+def _moved(model: onnx.ModelProto, target: str, *scores: str) -> onnx.ModelProto:
     """The model with an input `delta` that is added to the target tensor."""
     moved = load(model).to_proto()
     nodes = moved.graph.node
@@ -65,6 +104,6 @@ def _moved(model: onnx.ModelProto, target: str, score: str) -> onnx.ModelProto:
     nodes.insert(where + 1, helper.make_node("Identity", [target], ["activation"]))
     moved.graph.input.append(helper.make_tensor_value_info("delta", TensorProto.FLOAT, None))
     del moved.graph.output[:], moved.graph.value_info[:]
-    for name in (score, "activation"):
+    for name in (*scores, "activation"):
         moved.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     return moved

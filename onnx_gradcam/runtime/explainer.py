@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .prober import Prober
 
-__all__ = ["ClassMap", "Explainer", "Explanation", "Picture", "Target"]
+__all__ = ["ClassMap", "Explainer", "Explanation", "Picture", "Prepared", "Target", "Wanted"]
 
 Array = npt.NDArray[Any]
 Wanted = int | str | Sequence[int | str] | None
@@ -114,7 +114,7 @@ class Explainer:
         from onnx_gradcam.options import Options  # noqa: PLC0415
 
         options = Options(**choices)
-        if find_method(options.method).runs_often:
+        if find_method(options.method_name).runs_often:
             self._prober = self._probing(model, options, runs, where)
             return self._prober.metadata, self._prober.session
         from onnx_gradcam.attachment import attach  # noqa: PLC0415
@@ -218,34 +218,47 @@ class Explainer:
             feeds[self.metadata.class_input] = np.array(classes, np.int64)
         return self.session.run(feeds)
 
-    def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | ImageError]:
-        jobs = [self._job(source) for source in sources]
-        good = [job for job in jobs if isinstance(job, _Job)]
-        wanted = [Top(1)] if target is None else self._wanted(target)
-        first = wanted[0]
-        self._explain(good, [[-1 if isinstance(first, Top) else first]] * len(good), most)
-        self._explain(good, [expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in good], most)
-        return [job if isinstance(job, ImageError) else job.finished(self.labels) for job in jobs]
-
-    def _job(self, source: Source) -> _Job | ImageError:
+    def prepared(self, source: Source) -> Prepared | ImageError:
+        """Read a picture and make the model's input of it, or say why not; threads may do so at the same time."""
         try:
             image = read_image(source)
-            return _Job(image, *prepare(image, self.preprocessing))
+            return Prepared(image, *prepare(image, self.preprocessing))
         except ImageError as exc:
             return exc
+
+    def explained(
+        self, pictures: Sequence[Prepared], target: Wanted = None, *, batch_size: int = 8
+    ) -> list[Explanation]:
+        """Explain pictures that are prepared, in order; threads may do so at the same time.
+
+        Raises:
+            TargetError: there is no such class.
+            ModelError: the model does not run, or gives NaN.
+        """
+        jobs = [_Job(picture) for picture in pictures]
+        wanted = [Top(1)] if target is None else self._wanted(target)
+        first = wanted[0]
+        self._explain(jobs, [[-1 if isinstance(first, Top) else first]] * len(jobs), batch_size)
+        self._explain(jobs, [expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in jobs], batch_size)
+        return [job.finished(self.labels) for job in jobs]
+
+    def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | ImageError]:
+        read = [self.prepared(source) for source in sources]
+        found = iter(self.explained([p for p in read if isinstance(p, Prepared)], target, batch_size=most))
+        return [p if isinstance(p, ImageError) else next(found) for p in read]
 
     def _explain(self, jobs: Sequence[_Job], classes: Sequence[Sequence[int]], most: int) -> None:
         """Run one row for each class of each picture, at most `most` rows of one size at once; hand the maps out."""
         by_size: dict[tuple[int, ...], list[tuple[_Job, int]]] = {}
         for job, mine in zip(jobs, classes, strict=True):
-            by_size.setdefault(job.tensor.shape, []).extend((job, c) for c in mine)
+            by_size.setdefault(job.picture.tensor.shape, []).extend((job, c) for c in mine)
         for rows in by_size.values():
             for start in range(0, len(rows), most):
                 self._explain_rows(rows[start : start + most])
 
     def _explain_rows(self, rows: Sequence[tuple[_Job, int]]) -> None:
         names = self.metadata
-        results = self.run(np.stack([job.tensor for job, _ in rows]), [c for _, c in rows])
+        results = self.run(np.stack([job.picture.tensor for job, _ in rows]), [c for _, c in rows])
         for i, (job, _) in enumerate(rows):
             job.scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
@@ -321,15 +334,28 @@ def fit_preprocessing(
     )
 
 
-@dataclass(eq=False)
-class _Job:
-    """One picture on its way through the model."""
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A picture that is ready for the model.
+
+    Attributes:
+        image: the picture, `uint8 [H, W, 3]` RGB.
+        tensor: the model's input made of it, without a batch axis.
+        placement: which part of the picture that is.
+    """
 
     image: npt.NDArray[np.uint8]
     tensor: Array
     placement: Placement
+
+
+@dataclass(eq=False)
+class _Job:
+    """One picture on its way through the model."""
+
+    picture: Prepared
     scores: Array = field(default_factory=lambda: np.zeros(0))
     maps: list[ClassMap] = field(default_factory=list)
 
     def finished(self, labels: Sequence[str] | None) -> Explanation:
-        return Explanation(self.image, self.placement, self.scores, labels, self.maps)
+        return Explanation(self.picture.image, self.picture.placement, self.scores, labels, self.maps)

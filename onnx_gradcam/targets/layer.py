@@ -20,6 +20,7 @@ __all__ = ["Candidate", "Layer", "find_layer", "on_path"]
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 _PRODUCTS = {"MatMul", "Einsum"}
+_LINEAR = {"Conv", "ConvTranspose", "Gemm", *_PRODUCTS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,8 @@ def find_layer(
     layer: str = "auto",
     names: dict[str, str] | None = None,
     classes: int | None = None,
+    *,
+    boxes: bool = False,
 ) -> Layer:
     """Choose the target tensor.
 
@@ -129,7 +132,9 @@ def find_layer(
         carries: which edges a gradient can cross.
         layer: a tensor name, a node name, a framework's layer name, or `auto`.
         names: framework layer name -> tensor name.
-        classes: how many channels a tensor has that is an answer rather than a layer; `auto` does not choose it.
+        classes: how many channels a tensor has that is an answer rather than a layer, which has more than one; `auto`
+            does not choose it.
+        boxes: what lies behind the last convolution or matrix product is an answer as well: a table of boxes.
 
     Raises:
         TargetError: no such layer, it has no places to point at, or the score does not depend on it.
@@ -155,7 +160,7 @@ def find_layer(
     elif head is not None:
         chosen, reason = _feeding(t, image, head, candidates, carries)
     else:
-        chosen, reason = _automatic(t, [c for c in candidates if classes is None or c.channels != classes], score)
+        chosen, reason = _automatic(t, _no_answers(candidates, path, classes, boxes=boxes), score)
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
         raise TargetError(
             f"how the tokens of {chosen.tensor.name!r} lie depends on the picture's size, which the model leaves open; "
@@ -176,6 +181,19 @@ def _has_places(t: Builder, value: Value, layout: Layout, batch: int) -> bool:
         return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
     sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
     return len(sizes) == 2 and any(d != 1 for d in sizes)
+
+
+def _no_answers(
+    candidates: Sequence[Candidate], path: Sequence[ir.Node], classes: int | None, *, boxes: bool
+) -> list[Candidate]:
+    """The candidates without those that hold what the model answers for each place."""
+    if classes is not None:
+        return [c for c in candidates if c.channels not in {1, classes}]
+    if not boxes:
+        return list(candidates)
+    last = max((i for i, node in enumerate(path) if node.op_type in _LINEAR), default=len(path))
+    before = {o for node in path[:last] for o in node.outputs}
+    return [c for c in candidates if c.tensor.core in before]
 
 
 def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tuple[Candidate, str]:
