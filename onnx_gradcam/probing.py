@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .attachment import describe
 from .errors import UnsupportedError
-from .graph.builder import Builder
+from .graph.builder import Builder, Value
 from .graph.model import Model
 from .metadata import Metadata
 from .options import Options
@@ -90,6 +90,7 @@ def _head(work: Plan) -> Model:
     maps = t.input(MAPS, np.float32, (work.image.shape[0], target.channels, *target.grid))
     restored = t.cast(target.restored(t, maps), target.tensor.dtype)
     ir.convenience.replace_all_uses_with(target.tensor.core, restored.core)
+    _ask_for_sizes(t, work.image, maps)
     t.graph.outputs.clear()
     t.output(score, SCORE)
     t.graph.sort()
@@ -102,6 +103,19 @@ def _head(work: Plan) -> Model:
             )
         t.graph.inputs.remove(value)
     return t.model
+
+
+def _ask_for_sizes(t: Builder, image: Value, maps: Value) -> None:
+    """Let the nodes that ask the picture for its batch ask the maps, where all else that they ask for is fixed."""
+    for node in [use.node for use in image.core.uses() if use.node.op_type == "Shape"]:
+        first, behind = (
+            node.attributes.get_int(name, default) for name, default in (("start", 0), ("end", image.rank))
+        )
+        asked = list(enumerate(image.shape))[first:behind]
+        if all(axis == 0 or isinstance(size, int) for axis, size in asked):
+            batch = t.op("Shape", maps, start=0, end=1)
+            parts = [t.ints(size) if axis and isinstance(size, int) else batch for axis, size in asked]
+            ir.convenience.replace_all_uses_with(node.outputs[0], t.op("Concat", *parts, axis=0).core)
 
 
 def finisher(preset: str, grid: Sequence[int], size: Sequence[int]) -> bytes:

@@ -221,6 +221,17 @@ def test_progress_reaches_its_end():
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
+def test_a_head_that_asks_the_picture_for_its_batch():
+    source = graph(
+        f"{BODY.split(' f = ')[0]} s = Shape(x) n = Gather(s, zero) o = Unsqueeze(n, zeros) "
+        "r = Concat<axis=0>(o, five) f = Reshape(p, r) y = Gemm(f, W)",
+        **SIZES | {"zero": 0, "zeros": [0], "five": [5]},
+    )
+    x = pictures(2)
+    found = explained("ablationcam", x, [2, 1], source=source, layer="b")
+    np.testing.assert_allclose(found["cam"], explained("ablationcam", x, [2, 1], layer="b")["cam"], rtol=1e-5)
+
+
 def test_a_head_that_reads_the_picture_past_the_layer_is_refused():
     source = graph(
         "c = Conv(x, K) a = Relu(c) m = ReduceMean<keepdims=1>(x) b = Add(a, m) p = GlobalAveragePool(b) "
