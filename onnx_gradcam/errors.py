@@ -11,7 +11,8 @@
     ├── PreprocessingError       a preprocessing description or label file that makes no sense
     ├── ImageError               a picture that cannot be read, or is too large
     ├── RuntimeProviderError     an execution provider that is not there, or a session that fails
-    └── RequestError             a request to a server that is malformed, too large, too many or too late
+    ├── RequestError             a request to a server that is malformed, too large, too many or too late
+    └── BatchError               a run over many pictures that cannot be begun, continued or finished
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BatchError",
     "ExplainError",
     "ExportError",
     "ImageError",
@@ -80,6 +82,10 @@ class RequestError(ExplainError):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+class BatchError(ExplainError):
+    """A run over many pictures that cannot be begun, continued or finished."""
 
 
 def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
