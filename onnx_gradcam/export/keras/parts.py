@@ -299,13 +299,17 @@ def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
             not isinstance(inner, dict)
             or not isinstance(inner.get("config"), Mapping | list)
             or not isinstance(inner.get("class_name"), str)
+            or not inner["class_name"].isprintable()
         ):
             raise ExportError(f"the configuration has a layer {str(inner)[:60]!r}; save the model again")
         if isinstance(inner["config"], list):
             inner["config"] = {"layers": inner["config"], "name": inner.get("name", "sequential")}
         inner["config"].setdefault("name", inner.get("name"))
-        if not isinstance(inner["config"]["name"], str) or not inner["config"]["name"]:
-            raise ExportError(f"a layer of class {inner['class_name']} has no name; save the model again")
+        name = inner["config"]["name"]
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ExportError(
+                f"a layer of class {inner['class_name']} has no name, or none that can be written; save the model again"
+            )
     return found
 
 

@@ -171,6 +171,8 @@ def test_a_configuration_that_is_no_json_object(text, target):
         (lambda c: c["config"].update(layers=[]), ["lists no layers"]),
         (lambda c: c["config"].update(layers=[7]), ["has a layer '7'"]),
         (lambda c: layer(c, "conv")["config"].update(name=None), ["no name"]),
+        (lambda c: layer(c, "conv")["config"].update(name="a\ud800"), ["no name"]),
+        (lambda c: layer(c, "conv").update(class_name="Conv2D\n"), ["has a layer"]),
         (lambda c: layer(c, "conv")["config"].update(name="pool"), ["two layers are called 'pool'"]),
         (lambda c: layer(c, "conv").update(class_name="Conv2d"), ["did you mean", "'Conv2D'"]),
         (lambda c: layer(c, "conv").update(class_name="Lambda"), ["'conv'", "Lambda", "--via"]),
