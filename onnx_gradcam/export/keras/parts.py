@@ -307,9 +307,7 @@ def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         inner["config"].setdefault("name", inner.get("name"))
         name = inner["config"]["name"]
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise ExportError(
-                f"a layer of class {inner['class_name']} has no name that can be written; rename it"
-            )
+            raise ExportError(f"a layer of class {inner['class_name']} has no name that can be written; rename it")
     return found
 
 
