@@ -9,34 +9,31 @@ import pytest
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.export.finishing import finish_export
+from onnx_gradcam.export.keras import read_keras
+from onnx_gradcam.export.mxnet import read_mxnet
+from onnx_gradcam.export.pytorch import export_pytorch
 
 MODELS = Path(__file__).parents[1] / "models"
 PICTURES = sorted(MODELS.glob("*_and_*.png"))
 
 
 def keras_file():
-    from onnx_gradcam.export.keras import read_keras
-
     return read_keras(MODELS / "shapes.keras")
 
 
 def mxnet_files():
-    from onnx_gradcam.export.mxnet import read_mxnet
-
     return read_mxnet(MODELS / "shapes-symbol.json", MODELS / "shapes-0000.params")
 
 
 def pytorch_file():
     pytest.importorskip("torch", reason="the .pt2 file takes PyTorch")
-    from onnx_gradcam.export.pytorch import export_pytorch
-
     return export_pytorch(MODELS / "shapes.pt2")
 
 
 FORMATS = {
     "keras": (keras_file, "block7_relu"),
     "mxnet": (mxnet_files, "block7_relu"),
-    "pytorch": pytest.param(pytorch_file, "features.10.2", marks=pytest.mark.torch),
+    "pytorch": pytest.param(pytorch_file, "features.9.2", marks=pytest.mark.torch),
 }
 
 
@@ -48,7 +45,7 @@ def test_one_heatmap_whatever_the_framework(read, layer):
     facts = {"labels": MODELS / "shapes.txt", "preprocess": MODELS / "shapes.json"}
     mine, original = Explainer(exported.to_proto(), **facts), Explainer(MODELS / "shapes.onnx")
     for picture in PICTURES:
-        found, expected = mine(picture, ["circle", "star"]), original(picture, ["circle", "star"])
+        found, expected = mine(picture, "top2"), original(picture, "top2")
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-4)
         for one, other in zip(found.maps, expected.maps, strict=True):
             assert other.heatmap.max() > 0
