@@ -150,8 +150,7 @@ class Explanation:
         found = self.maps[which]
         if look.style != "signed":
             return self.placement.project(found.heatmap, np.nan)
-        largest = float(np.abs(found.cam).max())
-        return self.placement.project(found.cam / largest if largest > 0 else found.cam, np.nan)
+        return self.placement.project(_symmetric(found.cam, spread=found.attribution is not None), np.nan)
 
 
 def method_sheet(explanations: Mapping[str, Explanation], **look: Any) -> Picture:
@@ -177,6 +176,20 @@ def method_sheet(explanations: Mapping[str, Explanation], **look: Any) -> Pictur
     first = next(iter(explanations.values()))
     row = len(first.maps) if len(explanations) > 1 and len(first.maps) > 1 else None
     return Picture(sheet(first.image, panels, colormap=shown.colours, draw=shown.draw, ends=shown.ends, row=row))
+
+
+def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.float32]:
+    """A signed map in [-1, 1], zero staying zero.
+
+    Args:
+        cam: raw map.
+        spread: a few values of an attribution are far larger than all others, so that the largest ones, which make up
+            2 % of the sum of the magnitudes, count as one (captum 0.9, `visualize_image_attr`, its outliers).
+    """
+    sizes = np.sort(np.abs(cam), axis=None).astype(np.float64)
+    whole = np.cumsum(sizes)
+    largest = float(sizes[np.searchsorted(whole, 0.98 * whole[-1])] if spread else sizes[-1])
+    return np.clip(cam / largest, -1, 1) if largest > 0 else cam
 
 
 def class_of(index: int, scores: Array, labels: Sequence[str] | None) -> Target:

@@ -31,9 +31,10 @@ class Look:
     Attributes:
         style: `overlay`: colours over the picture; `mask`: what is not hot is darkened; `contour`: a line around what
             is hot; `box`: the bounding box of the largest hot region; `alpha`: the colours alone, fading out where the
-            heatmap is low, RGBA; `signed`: the raw map, negative values too, over the picture in grey.
+            heatmap is low, RGBA; `signed`: the raw map, negative values too, as ink on the picture in grey.
         colormap: one of `render.COLORMAPS`; by default `bwr` for signed maps and `jet` for others.
-        opacity: 0 to 1: of the colours; of the darkness around a mask; of the hottest place of `alpha`.
+        opacity: 0 to 1: of the colours; of the darkness around a mask; of the hottest place of `alpha`; how far the
+            picture under a signed map fades to white.
         threshold: hot is what reaches this part of the heatmap's largest value (Zhou et al. 2016, section 4.1, take 0.2
             for their boxes).
         top_percent: hot are so many percent of the pixels that the model saw instead, the hottest ones.
@@ -91,8 +92,7 @@ class Look:
         if self.style == "overlay":
             return overlay(image, shown, colormap=self.colours, opacity=self.opacity)
         if self.style == "signed":
-            grey = np.repeat(_cv2().cvtColor(image, _cv2().COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
-            return overlay(grey, (shown + 1) / 2, colormap=self.colours, opacity=self.opacity)
+            return self._inked(image, shown)
         if self.style == "alpha":
             strength = np.nan_to_num(np.clip(shown, 0, 1))
             alpha = np.rint(strength * self.opacity * 255).astype(np.uint8)
@@ -101,6 +101,14 @@ class Look:
         if self.style == "mask":
             return np.where(region[:, :, None], image, np.rint(image * (1 - self.opacity)).astype(np.uint8))
         return _outlined(image, region, boxed=self.style == "box")
+
+    def _inked(self, image: Image, shown: npt.NDArray[Any]) -> Image:
+        """The picture in grey, faded where the model looked, times the colours: white leaves it as it is."""
+        grey: Image = np.repeat(_cv2().cvtColor(image, _cv2().COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
+        seen = ~np.isnan(shown)
+        ink = colorize(np.where(seen, (shown + 1) / 2, 0.5), self.colours) / 255
+        faded = 255 - (255.0 - grey) * (1 - self.opacity)
+        return np.where(seen[:, :, None], np.rint(faded * ink).astype(np.uint8), grey)
 
 
 def hot_region(
@@ -145,7 +153,7 @@ def _outlined(image: Image, region: npt.NDArray[np.bool_], *, boxed: bool) -> Im
     """The picture with a line around a region, or its box; the line has a dark edge, to be seen on any picture."""
     cv2 = _cv2()
     drawn: Image = image.copy()
-    thick = max(1, round(max(image.shape[:2]) / 200))
+    thick = max(2, round(max(image.shape[:2]) / 150))
     box = hot_box(region) if boxed else None
     lines, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     for colour, width in ((_EDGE, thick + 2), (_LINE, thick)):
