@@ -203,11 +203,16 @@ def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tup
         hint = f"; name one with --layer, for example one of {shown}" if shown else ""
         raise TargetError(f"no tensor with places to point at lies on every path to the score {score.name!r}{hint}")
     chosen = _unviewed(t, useful[-1], useful)
-    place = "x".join(map(str, chosen.grid))
+    place = _places(chosen)
     return (
         chosen,
         f"the last tensor with spatial extent ({place}) on every path to the score, before pooling or flattening",
     )
+
+
+def _places(candidate: Candidate) -> str:
+    """The spatial sizes in words; what is free or computed has no number."""
+    return "x".join(str(size) if isinstance(size, int) else "?" for size in candidate.grid)
 
 
 def _is_pooled(value: ir.Value) -> bool:
@@ -272,7 +277,7 @@ def _feeding(
             "attention cannot be told; name a layer in front of it with --layer"
         )
     chosen = _unviewed(t, feeding[-1], feeding)
-    grid = "x".join(map(str, chosen.grid))
+    grid = _places(chosen)
     return chosen, (
         f"the head reads the class token only, so this is the last normalised grid of {grid} tokens "
         "that the last attention reads"
