@@ -145,3 +145,17 @@ def test_a_model_whose_recorded_class_is_another_is_reported(real_data):
     found = script.check(entry, real_data)
     assert found.right == 0
     assert "top-1 of 3 photographs is another" in found.trouble
+
+
+def test_methods_of_many_runs_are_counted(capsys):
+    names = ["smoothgrad", "scorecam", "ablationcam", "occlusion"]
+    importlib.import_module("many_runs").main(["--quick", "--network", "squeezenet1_1", "--methods", *names])
+    text = capsys.readouterr().out
+    rows = {name: (model, head) for name, model, head in re.findall(r"\| `(\w+)` \| (\d+) \| (\d*) \| [\d.]+ s", text)}
+    # The picture itself, what is asked of it, and then: 50 noisy copies, 1000 channels, none, 15 x 15 windows.
+    assert rows == {
+        "smoothgrad": ("51", ""),
+        "scorecam": ("1002", ""),
+        "ablationcam": ("2", "1001"),
+        "occlusion": ("227", ""),
+    }

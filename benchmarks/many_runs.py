@@ -1,0 +1,84 @@
+"""What methods that run a model many times cost: runs of the model, runs of its head, and time for one picture.
+
+Run by hand::
+
+    python benchmarks/many_runs.py                          # MobileNetV2, some minutes
+    python benchmarks/many_runs.py --network squeezenet1_1 --methods scorecam rise
+    python benchmarks/many_runs.py --quick                  # small: does it run at all?
+
+Rows are counted as they are handed to ONNX Runtime. Time is that of one picture and its best class, and in plain forward
+passes of one row; sessions are made before. Prints markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from measure import machine, table
+from networks import NETWORKS, build, photo_like
+
+from onnx_gradcam.methods.registry import methods
+from onnx_gradcam.options import Options
+from onnx_gradcam.probing import probed
+from onnx_gradcam.runtime.prober import Prober
+from onnx_gradcam.runtime.session import Session
+
+OFTEN = [name for name, method in methods().items() if method.runs_often]
+
+
+class Counted(Prober):
+    """Counts the rows of the model and of its head."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.rows: Counter[str] = Counter()
+
+    def answers(self, rows: Any, *arguments: Any) -> Any:
+        """See `Prober`."""
+        self.rows["model"] += len(rows)
+        return super().answers(rows, *arguments)
+
+    def behind(self, maps: Any, *arguments: Any) -> Any:
+        """See `Prober`."""
+        self.rows["head"] += len(maps)
+        return super().behind(maps, *arguments)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=list(NETWORKS), default="mobilenet_v2")
+    parser.add_argument("--methods", nargs="+", choices=OFTEN, default=OFTEN)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args(arguments)
+    size, width = (64, 0.1) if asked.quick else (224, 1.0)
+    model, x = build(asked.network, size=size, width=width), photo_like(1, size)
+    plain = Session(model.SerializeToString(), threads=asked.threads)
+    forward = statistics.median(seconds(lambda: plain.run({plain.inputs[0].name: x})) for _ in range(20))
+    print(machine("onnxruntime", "numpy"))
+    print(f"\n{asked.network}, {size}x{size}: one forward pass {1000 * forward:.1f} ms\n")
+    lines = []
+    for name in asked.methods:
+        prober = Counted(probed(model, Options(method=name)), threads=asked.threads, batch_size=asked.batch_size)
+        took = seconds(lambda prober=prober: prober.run(x, [-1]))  # type: ignore[misc]
+        rows = prober.rows
+        lines.append([f"`{name}`", rows["model"], rows["head"] or "", f"{took:.1f} s", f"{took / forward:.0f}"])
+    print(table(["method", "rows of the model", "rows of the head", "time", "in plain forward passes"], lines))
+
+
+if __name__ == "__main__":
+    main()
