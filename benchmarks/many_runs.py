@@ -6,8 +6,8 @@ Run by hand::
     python benchmarks/many_runs.py --network squeezenet1_1 --methods scorecam rise
     python benchmarks/many_runs.py --quick                  # small: does it run at all?
 
-Rows are counted as they are handed to ONNX Runtime. Time is that of one picture and its best class, and in plain forward
-passes of one row; sessions are made before. Prints markdown.
+Rows are counted as they are handed to ONNX Runtime. Time is that of one picture and its best class, also in plain
+forward passes of one row; sessions are made before. Prints markdown.
 """
 
 from __future__ import annotations
