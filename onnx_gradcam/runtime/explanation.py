@@ -14,6 +14,7 @@ from onnx_gradcam.errors import ImageError
 
 from .image import Placement
 from .masks import Look, hot_box, hot_region
+from .overlays import library_overlay
 from .render import save_image, sheet
 
 __all__ = ["ClassMap", "Explanation", "Picture", "Target", "class_of", "method_sheet"]
@@ -76,6 +77,8 @@ class Explanation:
         scores: the model's scores, one a class.
         labels: class names, or `None`.
         maps: one map for each explained class.
+        preset: the conventions that it follows; overlays are drawn as its library draws them.
+        one_layer: whether a heatmap follows from its `cam` alone, and not from several.
     """
 
     image: npt.NDArray[np.uint8]
@@ -83,6 +86,8 @@ class Explanation:
     scores: Array
     labels: Sequence[str] | None
     maps: Sequence[ClassMap]
+    preset: str = "default"
+    one_layer: bool = True
 
     @property
     def heatmap(self) -> npt.NDArray[np.float32]:
@@ -120,30 +125,51 @@ class Explanation:
         """The box (x0, y0, x1, y1) of the largest connected hot region; `None` for a blank heatmap."""
         return hot_box(self.region(which, threshold=threshold, top_percent=top_percent))
 
-    def overlay(self, which: int = 0, **look: Any) -> Picture:
+    def overlay(self, which: int = 0, *, preset: str | None = None, **look: Any) -> Picture:
         """The picture with a heatmap over it.
 
         Args:
             which: of the maps.
+            preset: draw it as the library of this preset does (`onnx_gradcam.runtime.overlays`); by default that of
+                the explanation, unless a style, colours or an opacity are asked for.
             look: fields of `onnx_gradcam.runtime.masks.Look`: `style`, `colormap`, `opacity`, `threshold`,
                 `top_percent`.
 
         Raises:
-            ImageError: there is no such style or colour map, or a number is out of its range.
+            ImageError: there is no such preset, style or colour map, or a number is out of its range.
         """
-        shown = Look(**look)
+        shown, library = Look(**look), self._library(preset, look)
+        if library != "default":
+            return Picture(self._drawn(which, library))
         return Picture(shown.draw(self.image, self._laid(which, shown)))
 
-    def sheet(self, **look: Any) -> Picture:
+    def sheet(self, *, preset: str | None = None, **look: Any) -> Picture:
         """The picture, and beside it one panel for each explained class with its name and score.
 
         Args:
+            preset: as for `overlay`.
             look: as for `overlay`.
 
         Raises:
             ImageError: as `overlay`, and for the style `alpha`, which has no photo beside it.
         """
-        return method_sheet({"": self}, **look)
+        return method_sheet({"": self}, preset=preset, **look)
+
+    def _library(self, preset: str | None, look: Mapping[str, Any]) -> str:
+        """The preset whose library draws; `default` for what `look` says."""
+        own = look.get("style", "overlay") != "overlay" or not {"colormap", "opacity"}.isdisjoint(look)
+        if preset is None:
+            return "default" if own else self.preset
+        if own and preset != "default":
+            raise ImageError(
+                "a preset's overlay has its own colours: leave out the preset, or style, colour map and opacity"
+            )
+        return preset
+
+    def _drawn(self, which: int, library: str) -> npt.NDArray[np.uint8]:
+        found = self.maps[which]
+        cam = found.cam if self.one_layer else found.heatmap
+        return library_overlay(library, self.image, found.heatmap, cam, self.placement)
 
     def _laid(self, which: int, look: Look) -> npt.NDArray[np.float32]:
         """What `look` shows of a map, on the whole picture; NaN where the model did not look."""
@@ -153,13 +179,14 @@ class Explanation:
         return self.placement.project(_symmetric(found.cam, spread=found.attribution is not None), np.nan)
 
 
-def method_sheet(explanations: Mapping[str, Explanation], **look: Any) -> Picture:
+def method_sheet(explanations: Mapping[str, Explanation], *, preset: str | None = None, **look: Any) -> Picture:
     """One picture, and beside it what several methods make of it: one panel for each method and class.
 
     With several classes each method has a row of its own.
 
     Args:
         explanations: of one picture and the same classes, by the names of their methods.
+        preset: as for `Explanation.overlay`.
         look: as for `Explanation.overlay`.
 
     Raises:
@@ -168,14 +195,18 @@ def method_sheet(explanations: Mapping[str, Explanation], **look: Any) -> Pictur
     shown = Look(**look)
     if shown.style == "alpha":
         raise ImageError("a sheet is not transparent: take one overlay, of one class and method, for the style alpha")
-    panels = [
-        (f"{name} {m.target.label} {m.target.score:.3g}".lstrip(), explanation._laid(i, shown))  # noqa: SLF001
-        for name, explanation in explanations.items()
-        for i, m in enumerate(explanation.maps)
-    ]
+    panels, ends = [], shown.ends
+    for name, explanation in explanations.items():
+        library = explanation._library(preset, look)  # noqa: SLF001
+        for i, m in enumerate(explanation.maps):
+            plain = library == "default"
+            panel = explanation._laid(i, shown) if plain else explanation._drawn(i, library)  # noqa: SLF001
+            panels.append((f"{name} {m.target.label} {m.target.score:.3g}".lstrip(), panel))
+        if library != "default":
+            ends = None
     first = next(iter(explanations.values()))
     row = len(first.maps) if len(explanations) > 1 and len(first.maps) > 1 else None
-    return Picture(sheet(first.image, panels, colormap=shown.colours, draw=shown.draw, ends=shown.ends, row=row))
+    return Picture(sheet(first.image, panels, colormap=shown.colours, draw=shown.draw, ends=ends, row=row))
 
 
 def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.float32]:

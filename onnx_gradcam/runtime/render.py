@@ -134,7 +134,7 @@ def sheet(
 
     Args:
         image: uint8 RGB ``[H, W, 3]``.
-        panels: caption and heatmap ``[H, W]`` in [0, 1], of the picture's size.
+        panels: caption and heatmap ``[H, W]`` in [0, 1], of the picture's size, or what is drawn of it already.
         title: one line above all; none if empty.
         colormap: of the colour bar, one of `COLORMAPS`.
         draw: makes a panel of the photo and a heatmap of its size, both as large as they are shown.
@@ -149,6 +149,9 @@ def sheet(
     height, width = photo.shape[:2]
     cells = [("photo", photo)]
     for caption, heatmap in panels:
+        if heatmap.ndim == image.ndim:
+            cells.append((caption, _for_display(heatmap)))
+            continue
         check_same_size(heatmap, image, f"heatmap of {caption!r}")
         cells.append((caption, draw(photo, resized(heatmap.astype(np.float32), height, width))))
     cell = max(height, _LEAST_CELL_HEIGHT), max(width, _LEAST_CELL_WIDTH)
