@@ -138,11 +138,15 @@ def explain(
         ),
     ] = None,
     opacity: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1, metavar="0..1", help="How strongly the heatmap, or the darkness of a mask, covers the photo."
+            min=0,
+            max=1,
+            metavar="0..1",
+            help="How strongly the heatmap, or the darkness of a mask, covers the photo. [default: 0.5; with --preset "
+            "as that library draws it, unless colours, opacity or style are given]",
         ),
-    ] = 0.5,
+    ] = None,
     npy: Annotated[
         bool,
         typer.Option(

@@ -240,7 +240,8 @@ class Explainer:
         first = wanted[0]
         self._explain(jobs, [[-1 if isinstance(first, Top) else first]] * len(jobs), batch_size)
         self._explain(jobs, [expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in jobs], batch_size)
-        return [job.finished(self.labels) for job in jobs]
+        one_layer = len(self.metadata.target_tensors) < 2 and not self._augment
+        return [job.finished(self.labels, self.metadata.preset, one_layer=one_layer) for job in jobs]
 
     def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | ImageError]:
         read = [self.prepared(source) for source in sources]
@@ -357,5 +358,7 @@ class _Job:
     scores: Array = field(default_factory=lambda: np.zeros(0))
     maps: list[ClassMap] = field(default_factory=list)
 
-    def finished(self, labels: Sequence[str] | None) -> Explanation:
-        return Explanation(self.picture.image, self.picture.placement, self.scores, labels, self.maps)
+    def finished(self, labels: Sequence[str] | None, preset: str, *, one_layer: bool) -> Explanation:
+        return Explanation(
+            self.picture.image, self.picture.placement, self.scores, labels, self.maps, preset, one_layer
+        )
