@@ -35,8 +35,15 @@ ALLOWED = {
     "probing": {"errors", "graph", "metadata", "options", "plan", "presets", "quantities", "attachment"},
     "runtime.session": {"errors"},
     "runtime.image": {"errors", "preprocessing"},
-    "runtime": {"errors", "graph", "preprocessing", "metadata", "methods", "options", "attachment", "probing"},
-    "evaluate": {"errors", "graph", "targets", "autodiff", "plan", "quantities", "attachment", "runtime"},
+    "runtime": {
+        *{"errors", "graph", "preprocessing", "metadata", "methods", "options", "targets", "plan", "attachment"},
+        "probing",
+    },
+    "evaluate": {
+        *("errors", "graph", "targets", "autodiff", "metadata", "options", "plan", "quantities", "attachment"),
+        *("probing", "runtime"),
+    },
+    "batch": {"errors", "runtime"},
     "serve": {"errors", "metadata", "preprocessing", "runtime", "graph", "attachment", "plan"},
 }
 ANYTHING = {"cli", "__main__", "__init__"}

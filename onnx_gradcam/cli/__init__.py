@@ -18,6 +18,7 @@ import typer
 from onnx_gradcam import __version__
 
 from .attach import attach
+from .batch import batch
 from .compare import compare
 from .doctor import doctor
 from .explain import explain
@@ -51,6 +52,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     attach: "A model that gives its heatmap itself.",
     inspect: "What of a model would be explained, and why.",
     compare: "Whether models agree, and for the same reason.",
+    batch: "Millions of pictures, in shards, on this computer or a cluster.",
     serve: "A model and its heatmaps on a server, over REST and gRPC.",
     triton: "A model repository for Triton.",
     kserve: "A manifest for KServe.",

@@ -8,9 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-__all__ = ["Bars", "bars", "progress", "stages"]
+__all__ = ["Bars", "bars", "progress", "rate", "stages"]
 
 
 class Bars:
@@ -75,6 +85,30 @@ def stages(*names: str) -> Iterator[Callable[[], None]]:
         task = bar.add_task(names[0], total=len(names))
         left = iter(names[1:])
         yield lambda: bar.update(task, advance=1, description=next(left, names[-1]))
+
+
+@contextlib.contextmanager
+def rate(what: str, total: Callable[[], int | None]) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr with the number a second, at a terminal; call what it gives with how many more are done.
+
+    Args:
+        what: is done.
+        total: how many there are; `None` while that is not known.
+    """
+    if not _at_a_terminal():
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda count: bar.update(task, advance=count, total=total())
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.3g}/s")
 
 
 def _at_a_terminal() -> bool:

@@ -12,9 +12,9 @@ import typer
 
 from onnx_gradcam.errors import ImageError
 
-__all__ = ["Place", "find_pictures", "places"]
+__all__ = ["SUFFIXES", "Place", "find_pictures", "places"]
 
-_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"} | {
+SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"} | {
     ".tif",
     ".tiff",
     ".webp",
@@ -63,11 +63,11 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
 
 def _in_folder(folder: Path) -> list[str]:
     try:
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
+        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     except OSError as exc:
         raise ImageError(f"the folder {str(folder)!r} cannot be read ({exc.strerror})") from exc
     if not files:
-        raise ImageError(f"the folder {str(folder)!r} holds no picture ({', '.join(sorted(_SUFFIXES))})")
+        raise ImageError(f"the folder {str(folder)!r} holds no picture ({', '.join(sorted(SUFFIXES))})")
     return [str(f) for f in files]
 
 
