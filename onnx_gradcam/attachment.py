@@ -109,13 +109,26 @@ def _append_outputs(work: Plan, asked: Quantities) -> tuple[dict[str, str], list
         cams = [work.method.function(t, **asked.of(i)) for i in range(len(work.layers))]
         grid = work.layer.chosen.grid
     combine = work.options.combine or work.method.combine
-    heatmap = work.preset.finish(t, cams, _picture_size(t, work.image, work.spatial_axes, sizes), combine)
-    found["heatmap"] = t.refine(heatmap, (batch, *sizes))
-    found["cam"] = t.refine(cams[0], (batch, *grid))
+    size = _picture_size(t, work.image, work.spatial_axes, sizes)
+    if work.options.class_input == "all":
+        found["heatmap"], found["cam"] = _of_all_classes(work, asked.all_classes(), size, sizes)
+    else:
+        found["heatmap"] = t.refine(work.preset.finish(t, cams, size, combine), (batch, *sizes))
+        found["cam"] = t.refine(cams[0], (batch, *grid))
     found["heatmap_class"] = t.refine(asked.classes, (batch,))
     names = {name: free_name(t, name) for name in found}
     results = [t.output(value, names[name]) for name, value in found.items()]
     return names, _beyond(t, results, work.options.profile)
+
+
+def _of_all_classes(work: Plan, cams: Value, size: Value, sizes: Sequence[int | str | None]) -> tuple[Value, Value]:
+    """Heatmaps `[N, K, H, W]` and raw maps `[N, K, h, w]`: each map is finished as a sample of its own."""
+    t = work.t
+    grid = t.op("Shape", cams, start=2)
+    rows = t.op("Reshape", cams, t.op("Concat", t.ints(-1), grid, axis=0), shape=(None, *cams.shape[2:]))
+    shown = work.preset.finish(t, [rows], size, None)
+    both = t.op("Concat", t.op("Shape", cams, start=0, end=2), size, axis=0)
+    return t.op("Reshape", shown, both, shape=(*cams.shape[:2], *sizes)), cams
 
 
 def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:

@@ -19,7 +19,7 @@ from onnx_gradcam.graph.views import RESHAPES, VIEWS, keeps_order
 from onnx_gradcam.targets.layer import Candidate
 from onnx_gradcam.targets.score import Score
 
-__all__ = ["Head", "evaluate_behind", "finite_cotangent", "linear_cotangent", "read_head"]
+__all__ = ["Head", "evaluate_behind", "finite_cotangent", "linear_cotangent", "linear_maps", "read_head"]
 
 
 _STEP = 2.0**-6
@@ -200,6 +200,35 @@ def linear_cotangent(
     if not np.array_equal(head.scale, 1.0):
         row = t.op("Mul", row, t.const(head.scale.astype(np.float32)))
     return _over_places(t, row, head, target)
+
+
+def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
+    """The weighted sums of the activation maps for all classes at once, by one product.
+
+    Args:
+        t: the builder.
+        head: a linear head.
+        score: the score.
+        target: the activation maps, `float32 [N, C, *spatial]`.
+
+    Returns:
+        `float32 [N, K, *spatial]`; a single logit gives its complement and itself.
+    """
+    width = int(target.shape[1] or 0)
+    if head.matrix is None:
+        rows = t.const(np.eye(width, dtype=np.float32))
+    else:
+        flat = t.op("Reshape", head.matrix, t.ints(*head.matrix.dims()[:2])) if head.matrix.rank > 2 else head.matrix
+        rows = t.cast(flat if head.class_axis == 0 else t.transpose(flat, [1, 0]), np.float32)
+    if not np.array_equal(head.scale, 1.0):
+        rows = t.op("Mul", rows, t.const(head.scale.astype(np.float32)))
+    if score.single_logit:
+        rows = t.op("Concat", -rows, rows, axis=0)
+    maps = rows @ t.op("Reshape", target, t.ints(0, 0, -1))
+    if head.average:
+        maps = t.op("Div", maps, _places(t, head, target))
+    size = t.op("Concat", t.ints(0, -1), t.op("Shape", target, start=2), axis=0)
+    return t.op("Reshape", maps, size, shape=(target.shape[0], score.classes, *target.shape[2:]))
 
 
 def _times_matrix(t: Builder, seed: Value, head: Head, matrix: Value) -> Value:

@@ -16,7 +16,7 @@ __all__ = ["Options"]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
 Profile = Literal["portable", "cpu", "cuda", "tensorrt", "coreml", "webgpu"]
-ClassInput = Literal["optional", "required", "none"]
+ClassInput = Literal["optional", "required", "none", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class Options:
         reference: the embedding to be similar to, `[D]`.
         image: the input that takes pictures, where several would do.
         class_input: `optional` for an overridable initializer, `required` for an ordinary input, `none` to fix the
-            class in the graph.
+            class in the graph, `all` for the maps of all classes at once, where the head is linear: heatmap
+            `[N, K, H, W]` and raw map `[N, K, h, w]`, beside the class with the highest score.
         target: the class to explain with `class_input="none"`; `None` for the one with the highest score.
         expose_activation: add the activation maps to the outputs.
         labels: class names; those that the model carries by default.

@@ -32,7 +32,10 @@ from .targets.objective import OBJECTIVES, Objective, against
 from .targets.score import Score, find_image, find_score
 from .targets.task import SCORES, detection, segmentation, similarity
 
-__all__ = ["Options", "Plan", "plan"]
+__all__ = ["Options", "Plan", "picture_input", "plan"]
+
+_ALL_AT_ONCE = ("gradcam", "hirescam")
+"""Methods whose map is the product of weights and activation maps where the head is linear."""
 
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
 
@@ -116,6 +119,10 @@ class Plan:
                 f"{title} is defined for models that end in pooling and one linear layer; "
                 "use --method gradcam, which gives the same map there and serves every head"
             )
+        if self.options.task == "segmentation" and self.options.mask == "input" and self.method.runs_often:
+            yield f"{title} runs the model itself and has no region to give it; use --mask own or all"
+        if self.options.class_input == "all" and (why := self._not_all_at_once):
+            yield f"the maps of all classes at once {why}; use --class-input optional, and explain one after another"
         if self.weights == "gradient" and self.problems:
             yield f"{self.problems[0]}; choose a later layer with --layer"
         if "head" in self.method.needs and (self.objective is not None or len(self.layers) > 1):
@@ -137,6 +144,17 @@ class Plan:
             )
         if self.weights == "linear" and head is not None and not head.linear:
             yield f"--weights linear is not possible: {head.why}; use --weights gradient"
+
+    @property
+    def _not_all_at_once(self) -> str:
+        """Why the maps of all classes cannot be had by one product; empty where they can."""
+        if self.weights != "linear":
+            return "take one linear layer behind pooling, and this model has another head there"
+        if self.method.name not in _ALL_AT_ONCE or self.preset.cotangent is not None or self.options.eigen_smooth:
+            return f"can be had by {' and '.join(_ALL_AT_ONCE)} with plain gradients alone"
+        if self.objective is not None:
+            return "leave no class to compare with"
+        return ""
 
     @property
     def warnings(self) -> list[str]:
@@ -191,6 +209,22 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
         return replace(again, options=options, layers=layers)
     return work
+
+
+def picture_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
+    """The input that takes pictures, and its axes, `NCHW` or `NHWC`.
+
+    Args:
+        source: the model.
+        image: the input's name, where several would do.
+
+    Raises:
+        ModelError: the file is not a usable model.
+        TargetError: which input that is, or what its axes are, cannot be made out.
+    """
+    t = Builder(load(source))
+    found = find_image(t, image)
+    return found.name, letters(_picture_layout(t, found))
 
 
 def _with_class_scores(model: Model, options: Options) -> Options:
@@ -263,6 +297,8 @@ def _check_other_class(score: Score, options: Options, method: Method) -> None:
     if score.single_logit:
         raise TargetError("with a single logit each class is the other's opposite already; leave the comparison out")
     other = options.against
+    if isinstance(other, str) and other not in OBJECTIVES:
+        raise TargetError(f"there is no class or objective {other!r} to compare with; give the number of a class")
     if isinstance(other, int) and not 0 <= other < (score.classes or other + 1):
         raise TargetError(
             f"class {other} to compare with is out of range; the model has classes 0 to {(score.classes or 0) - 1}"

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from .autodiff.backward import backward, cotangents_or_zero
 from .autodiff.precision import float32_cotangents
 from .autodiff.profiles import PROVIDERS, conform
-from .errors import TargetError
+from .errors import TargetError, UnsupportedError
 from .graph.builder import Builder, Value
-from .linearize import evaluate_behind, finite_cotangent, linear_cotangent
+from .linearize import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
 from .methods.activation import leading_projection
 from .methods.gradient import weighted_sum
 from .plan import Plan
@@ -160,6 +160,13 @@ class Quantities:
         axes = range(1, tensor.rank)
         return t.cast(t.sum(t.op("Mul", tensor, self.seed), axes, keepdims=False), np.float32)
 
+    def all_classes(self) -> Value:
+        """Grad-CAM's raw maps of all classes behind a linear head, `float32 [N, K, *spatial]`."""
+        work = self.work
+        if work.head is None:
+            raise UnsupportedError("the maps of all classes at once take a linear head")
+        return linear_maps(work.t, work.head, work.score, self.maps[0])
+
     @cached_property
     def curvatures(self) -> list[Value]:
         """The Hessian of the score with respect to the maps of every layer, times these maps: of their shape."""
@@ -238,8 +245,8 @@ def _classes(t: Builder, work: Plan) -> tuple[Value, str]:
     """The explained class of every sample, `int64 [N]`, and the name of the input that chooses it."""
     score, options = work.score, work.options
     best = _best_class(t, score)
-    if options.class_input == "none":
-        if options.target is None:
+    if options.class_input in {"none", "all"}:
+        if options.target is None or options.class_input == "all":
             return best, ""
         if score.classes is not None and not 0 <= options.target < score.classes:
             raise TargetError(f"class {options.target} is out of range; the model has classes 0 to {score.classes - 1}")

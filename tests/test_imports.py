@@ -44,7 +44,9 @@ ALLOWED = {
         *("probing", "runtime"),
     },
     "batch": {"errors", "runtime"},
-    "serve": {"errors", "metadata", "preprocessing", "runtime", "graph", "attachment", "plan"},
+    "required_class": {"errors", "graph", "metadata", "attachment"},
+    "serve": {"errors", "metadata", "preprocessing", "runtime", "graph", "attachment", "plan", "required_class"},
+    "web": {"errors", "metadata", "preprocessing", "runtime", "graph", "required_class"},
 }
 ANYTHING = {"cli", "__main__", "__init__"}
 """What nothing imports may import everything."""

@@ -57,6 +57,9 @@ def test_what_is_said():
         "profile": "portable",
         "grad_dtype": "model",
         "disabled_optimizers": "[]",
+        "task": "classification",
+        "mask_input": "",
+        "all_classes": "false",
     }
 
 

@@ -10,6 +10,9 @@ import typer
 
 from .options import (
     Against,
+    Box,
+    Boxes,
+    BoxRank,
     Channels,
     Combine,
     EigenSmooth,
@@ -17,14 +20,17 @@ from .options import (
     Image,
     Labels,
     Layer,
+    Mask,
     Method,
     ModelFile,
     Modifier,
-    Output,
+    Outputs,
     Preprocess,
     Preset,
     Profile,
+    Reference,
     Score,
+    Task,
     Weights,
     chosen,
     model_source,
@@ -39,6 +45,7 @@ class ClassInput(str, Enum):
     OPTIONAL = "optional"
     REQUIRED = "required"
     NONE = "none"
+    ALL = "all"
 
 
 def attach(
@@ -66,14 +73,20 @@ def attach(
     profile: Profile = None,
     grad_dtype: GradDtype = None,
     score: Score = None,
-    output: Output = None,
+    output: Outputs = None,
+    task: Task = None,
+    mask: Mask = None,
+    boxes: Boxes = None,
+    box_rank: BoxRank = None,
+    box: Box = None,
+    reference: Reference = None,
     image_input: Image = None,
     class_input: Annotated[
         ClassInput,
         typer.Option(
             help="How the class is chosen when the model runs: an `optional` input target_class (left out or -1: the "
-            "class with the highest score), a `required` one (for servers that cannot feed an optional input), or "
-            "`none`: the class is fixed now."
+            "class with the highest score), a `required` one (for servers that cannot feed an optional input), `none`: "
+            "the class is fixed now, or `all`: the maps of all classes at once, where the head is linear."
         ),
     ] = ClassInput.OPTIONAL,
     target: Annotated[
@@ -143,6 +156,12 @@ def attach(
             grad_dtype=grad_dtype,
             score=score,
             output=output,
+            task=task,
+            mask=mask,
+            boxes=boxes,
+            box_rank=box_rank,
+            box=box,
+            reference=reference,
             image=image_input,
         ),
     )

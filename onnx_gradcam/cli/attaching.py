@@ -19,6 +19,7 @@ from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.runtime.classes import find_class
 from onnx_gradcam.runtime.explainer import fit_preprocessing
+from onnx_gradcam.runtime.reference import settled
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.runtime.verify import Precision, check_agreement, random_feeds
 
@@ -61,6 +62,8 @@ def run(
     described = None if preprocess is None else parse_preprocessing(preprocess)
     if target is not None:
         choices["target"] = _class_index(target, source, names)
+    if not {"against", "reference"}.isdisjoint(choices):
+        choices = settled(source, choices, names, described)
     explained = attach_to(
         source,
         labels=names,
@@ -191,6 +194,8 @@ def _say(out: Path, explained: Explained, compared: float | None, target: int | 
 def _class_choice(facts: Metadata, target: int | None) -> str:
     if facts.class_input:
         return f"the class comes from the input {facts.class_input!r}"
+    if facts.all_classes:
+        return "all classes are explained at once"
     return "the class with the highest score is explained" if target is None else f"class {target} is explained"
 
 

@@ -18,6 +18,7 @@ from onnx_gradcam.plan import Options, Plan, plan
 from onnx_gradcam.targets.axes import letters
 from onnx_gradcam.targets.layer import Candidate
 from onnx_gradcam.targets.score import Score, find_score
+from onnx_gradcam.targets.task import candidates
 
 from .output import complain, say, say_json, shape, table
 
@@ -49,7 +50,7 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
 
     `explained` is what an explained model says of itself, else `None`; `score`, `head`, `layer`, `candidates`,
     `weights`, `missing_rules` and `warnings` are left out from where the model could not be understood on, and
-    `refusal` says why.
+    `refusal` says why; `tasks` says then which outputs could be explained as something else.
 
     Args:
         source: path or bytes of the model.
@@ -78,10 +79,24 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
     if explained is not None:
         return found
     try:
+        if not {"against", "reference"}.isdisjoint(choices):
+            from onnx_gradcam.runtime.reference import settled  # noqa: PLC0415 - it runs models, which others need not
+
+            choices = settled(source, choices, None, None)
         return found | _planned(plan(source, Options(**choices)))
     except ExplainError as exc:
         known = _score_alone(source, choices) if isinstance(exc, TargetError) else {}
+        if not known:
+            found["tasks"] = _tasks(source)
         return found | known | {"refusal": str(exc)}
+
+
+def _tasks(source: Path | bytes) -> dict[str, list[str]]:
+    """Which outputs could be explained as what; nothing for a model that cannot be read on."""
+    try:
+        return candidates(Builder(load(source)))
+    except ExplainError:
+        return {}
 
 
 def _planned(work: Plan) -> dict[str, Any]:
@@ -93,13 +108,22 @@ def _planned(work: Plan) -> dict[str, Any]:
         "head": _head(work),
         "layer": {**_candidate(layer.chosen), "reason": layer.reason},
         "candidates": [_candidate(c) for c in layer.candidates],
+        "task": work.options.task,
         "method": work.method.name,
+        "method_reason": _why_method(work),
         "weights": work.weights,
         "grad_dtype": work.options.grad_dtype,
         "missing_rules": list(work.problems),
         "warnings": work.warnings,
         "refusal": work.refusal,
     }
+
+
+def _why_method(work: Plan) -> str:
+    """Why a method that nobody asked for is not the usual default."""
+    if work.options.method is not None or work.method.name == "gradcam":
+        return ""
+    return f"the default for a {work.options.task}, whose places count each by itself; gradcam averages over them"
 
 
 def _head(work: Plan) -> str:
@@ -172,6 +196,8 @@ def _say(name: str, found: dict[str, Any]) -> None:
         _say_score(found["score"])
     if "layer" in found:
         _say_plan(found)
+    for task, outputs in found.get("tasks", {}).items():
+        say(f"could be explained with --task {task}: output {', '.join(map(repr, outputs))}")
 
 
 def _labels(labels: list[str] | None) -> str:
@@ -201,7 +227,11 @@ def _say_plan(found: dict[str, Any]) -> None:
     say(f"layer: {layer['tensor']!r} {shape(layer['shape'])} {layer['layout']}")
     say(f"  {layer['reason']}")
     say(f"head: {found['head']}")
+    if found["task"] != "classification":
+        say(f"task: {found['task']}")
     say(f"method: {found['method']}, weights {found['weights']}")
+    if found["method_reason"]:
+        say(f"  {found['method_reason']}")
     named = _named_rows(found)
     if named:
         _say_choices(named, f"layers of the {found['framework'].split()[0]} model")

@@ -11,6 +11,10 @@ import typer
 
 __all__ = [
     "Against",
+    "Box",
+    "BoxRank",
+    "Boxes",
+    "BoxesKind",
     "ChannelKind",
     "Channels",
     "Combine",
@@ -22,18 +26,24 @@ __all__ = [
     "Json",
     "Labels",
     "Layer",
+    "Mask",
+    "MaskKind",
     "Method",
     "ModelFile",
     "Modifier",
     "ModifierKind",
     "Output",
+    "Outputs",
     "Preprocess",
     "Preset",
     "Profile",
     "ProfileKind",
+    "Reference",
     "Score",
     "ScoreKind",
     "StyleKind",
+    "Task",
+    "TaskKind",
     "WeightKind",
     "Weights",
     "chosen",
@@ -110,6 +120,32 @@ class ScoreKind(str, Enum):
     OUTPUT = "output"
 
 
+class TaskKind(str, Enum):
+    """What the model does."""
+
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
+    SEGMENTATION = "segmentation"
+    DETECTION = "detection"
+    EMBEDDING = "embedding"
+
+
+class MaskKind(str, Enum):
+    """Where a segmentation is explained."""
+
+    OWN = "own"
+    ALL = "all"
+    INPUT = "input"
+
+
+class BoxesKind(str, Enum):
+    """How the scores of boxes lie."""
+
+    SCORES = "scores"
+    YOLOV5 = "yolov5"
+    YOLOV8 = "yolov8"
+
+
 def _no_file(value: str | None) -> str | None:
     if value is not None and value.lower().endswith(_FILE_SUFFIXES):
         raise typer.BadParameter(
@@ -119,12 +155,10 @@ def _no_file(value: str | None) -> str | None:
     return value
 
 
-def _other_class(value: str | None) -> Any:
-    if value is None or value == "runner-up":
-        return value
-    if not value.isdecimal():
-        raise typer.BadParameter(f"{value!r} is neither the number of a class nor runner-up.")
-    return int(value)
+def _no_files(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        _no_file(value)
+    return values
 
 
 ModelFile = Annotated[
@@ -181,9 +215,8 @@ Against = Annotated[
     str | None,
     typer.Option(
         metavar="CLASS|runner-up",
-        callback=_other_class,
-        help="Explain how far the class is ahead of this one, given by its number, or of the `runner-up`, rather than "
-        "its score.",
+        help="Explain how far the class is ahead of this one, given by its number or its name, or of the `runner-up`, "
+        "rather than its score.",
     ),
 ]
 Weights = Annotated[
@@ -223,6 +256,58 @@ Output = Annotated[
         metavar="NAME",
         callback=_no_file,
         help="The model's output that holds the scores, where several could. (The file to write is -o.)",
+    ),
+]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output",
+        metavar="NAME",
+        callback=_no_files,
+        help="The model's output that holds the scores, where several could; several times for a detector whose boxes "
+        "lie in several. (The file to write is -o.)",
+    ),
+]
+Task = Annotated[
+    TaskKind | None,
+    typer.Option(
+        help="What the model does. Of a `segmentation` the scores of a class are summed over a part of the picture, of "
+        "a `detection` the score of one box is explained, of an `embedding` its similarity to --reference, and each "
+        "value of a `regression` itself. [default: classification]"
+    ),
+]
+Mask = Annotated[
+    MaskKind | None,
+    typer.Option(
+        help="Of a segmentation: sum the scores of a class over its `own` mask, over `all` of the picture, or over a "
+        "region that the explained model gets as its `input` target_mask. [default: own]"
+    ),
+]
+Boxes = Annotated[
+    BoxesKind | None,
+    typer.Option(
+        help="Of a detector, how its boxes lie: `scores` [N, boxes, classes], `yolov5` [N, boxes, 5 + classes], "
+        "`yolov8` [N, 4 + classes, boxes]. [default: scores]"
+    ),
+]
+BoxRank = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="RANK",
+        help="Of a detector: explain the box of this rank among those of the class. [default: 0, the one with the "
+        "highest score]",
+    ),
+]
+Box = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="NUMBER", help="Of a detector: explain the box of this number instead of a rank."),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Of an embedding: what to be similar to, a picture or an embedding in a .npy file.",
     ),
 ]
 Image = Annotated[

@@ -19,6 +19,7 @@ from .batches import fixed_size, in_batches
 from .classes import Top, expanded, find_class, parse_top
 from .explanation import ClassMap, Explanation, Picture, Target, class_of
 from .image import Placement, prepare, read_image
+from .region import read_region
 from .session import Session
 
 if TYPE_CHECKING:
@@ -47,11 +48,14 @@ class Explainer:
             carries.
         provider: execution provider, `cpu`, `cuda` ...
         threads: threads within an operator.
+        region: where a segmentation with `mask="input"` is explained: a picture that is not black there, or an array
+            `[h, w]` that is not zero; it is stretched over what the model sees.
         augment: explain each picture six times, mirrored or not and in three strengths, and give the mean of the maps.
         seed: of the random numbers of methods that use some.
         batch_size: rows to run at once, for methods that run the model many times.
         progress: called with `(done, total)` by these while they work on a picture.
-        choices: fields of `onnx_gradcam.plan.Options`, for a model that is not explained yet.
+        choices: fields of `onnx_gradcam.plan.Options`, for a model that is not explained yet; `against` may be the name
+            of a class, `reference` a picture or a `.npy` file.
 
     Raises:
         ExplainError: the model, the choices or the provider cannot be used; see `onnx_gradcam.errors`.
@@ -71,6 +75,7 @@ class Explainer:
         preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
         provider: str = "cpu",
         threads: int | None = None,
+        region: str | Path | Array | None = None,
         augment: bool = False,
         seed: int = 0,
         batch_size: int = 16,
@@ -81,12 +86,18 @@ class Explainer:
         self._prober: Prober | None = None
         self._augment = augment
         runs = {"seed": seed, "batch_size": batch_size, "progress": progress}
+        if not {"against", "reference"}.isdisjoint(choices):
+            from .reference import settled  # noqa: PLC0415 - explained models run without graph code
+
+            choices = settled(model, choices, labels, preprocess)
         self.metadata, self.session = self._explained(model, choices, runs, {"provider": provider, "threads": threads})
         self.labels = self._labels(labels)
         asked = preprocess if preprocess is not None else self.metadata.preprocessing
         described = parse_preprocessing(asked) if asked is not None else None
         self._input = next(i for i in self.session.inputs if i.name == self.metadata.image_input)
         self.preprocessing = self._fitted(described)
+        takes = {i.name: i.shape for i in self.session.inputs}.get(self.metadata.mask_input)
+        self._region = read_region(region, self.metadata.mask_input, takes)
         count = self._class_count()
         if self.labels is not None and count is not None and len(self.labels) != count:
             self.warnings.append(
@@ -216,6 +227,8 @@ class Explainer:
         feeds = {self.metadata.image_input: batch}
         if self.metadata.class_input:
             feeds[self.metadata.class_input] = np.array(classes, np.int64)
+        if self._region is not None:
+            feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
         return self.session.run(feeds)
 
     def prepared(self, source: Source) -> Prepared | ImageError:
@@ -239,7 +252,12 @@ class Explainer:
         wanted = [Top(1)] if target is None else self._wanted(target)
         first = wanted[0]
         self._explain(jobs, [[-1 if isinstance(first, Top) else first]] * len(jobs), batch_size)
-        self._explain(jobs, [expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in jobs], batch_size)
+        rest = [expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in jobs]
+        if self.metadata.all_classes:
+            for job, mine in zip(jobs, rest, strict=True):
+                job.maps += [self._class_map(job, index, job.heatmaps[index], job.cams[index]) for index in mine]
+        else:
+            self._explain(jobs, rest, batch_size)
         one_layer = len(self.metadata.target_tensors) < 2 and not self._augment
         return [job.finished(self.labels, self.metadata.preset, one_layer=one_layer) for job in jobs]
 
@@ -260,17 +278,26 @@ class Explainer:
     def _explain_rows(self, rows: Sequence[tuple[_Job, int]]) -> None:
         names = self.metadata
         results = self.run(np.stack([job.picture.tensor for job, _ in rows]), [c for _, c in rows])
-        for i, (job, _) in enumerate(rows):
+        for i, (job, wanted) in enumerate(rows):
             job.scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
             if index >= len(job.scores):
                 raise TargetError(f"class {index} is out of range (the model has classes 0 to {len(job.scores) - 1})")
             heatmap, cam = results[names.heatmap][i], results[names.cam][i]
+            if names.all_classes:
+                job.heatmaps, job.cams = heatmap, cam
+                index = wanted if wanted >= 0 else index
+                heatmap, cam = heatmap[index], cam[index]
             attribution = results[names.attribution][i] if names.attribution else None
             # A score may well be minus infinity: the logarithm of no chance.
             if np.isnan(job.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
                 raise ModelError("the model gives NaN for this picture; check --preprocess, and the model's weights")
-            job.maps.append(ClassMap(class_of(index, job.scores, self.labels), heatmap, cam, attribution))
+            job.maps.append(self._class_map(job, index, heatmap, cam, attribution))
+
+    def _class_map(
+        self, job: _Job, index: int, heatmap: Array, cam: Array, attribution: Array | None = None
+    ) -> ClassMap:
+        return ClassMap(class_of(index, job.scores, self.labels), heatmap, cam, attribution)
 
     def _scores(self, row: Array) -> Array:
         """One score a class; a single logit speaks for its complement as well."""
@@ -285,7 +312,7 @@ class Explainer:
         if not several:
             raise TargetError("no class was asked for; give one, or None for the class with the highest score")
         wanted = [parse_top(one) or self._index(one) for one in several]
-        if not self.metadata.class_input:
+        if not self.metadata.class_input and not self.metadata.all_classes:
             raise TargetError("the class is fixed in this model; start from the original model to choose another")
         return wanted
 
@@ -352,10 +379,12 @@ class Prepared:
 
 @dataclass(eq=False)
 class _Job:
-    """One picture on its way through the model."""
+    """One picture on its way through the model; `heatmaps` and `cams` of all classes where it gives them at once."""
 
     picture: Prepared
     scores: Array = field(default_factory=lambda: np.zeros(0))
+    heatmaps: Array = field(default_factory=lambda: np.zeros(0))
+    cams: Array = field(default_factory=lambda: np.zeros(0))
     maps: list[ClassMap] = field(default_factory=list)
 
     def finished(self, labels: Sequence[str] | None, preset: str, *, one_layer: bool) -> Explanation:

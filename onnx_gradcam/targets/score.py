@@ -109,7 +109,7 @@ def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> 
     if not candidates:
         raise TargetError(
             f"no output looks like class scores of shape [batch, classes] (outputs: {_list(outputs)}); "
-            "only classifiers can be explained, so give a model of which one output holds a score a class"
+            "say with --task what else the model does, or give one of which an output holds a score a class"
         )
     tensors = {_origin(t, _walk_back(t, o)[0]) for o in candidates}
     if len(tensors) > 1:

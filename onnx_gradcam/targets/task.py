@@ -17,7 +17,7 @@ from onnx_gradcam.graph.views import QUANTISATION
 
 from .axes import Layout, follow
 
-__all__ = ["MASK", "SCORES", "BoxFormat", "Mask", "Task", "detection", "segmentation", "similarity"]
+__all__ = ["MASK", "SCORES", "BoxFormat", "Mask", "Task", "candidates", "detection", "segmentation", "similarity"]
 
 Task = Literal["classification", "regression", "segmentation", "detection", "embedding"]
 Mask = Literal["own", "all", "input"]
@@ -64,6 +64,18 @@ def segmentation(t: Builder, output: str | None, mask: Mask, kind: Literal["logi
         given = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *places)))
         maps = t.op("Mul", maps, t.cast(t.op("Unsqueeze", given, t.ints(channel)), maps.dtype))
     _expose(t, t.sum(maps, places, keepdims=False))
+
+
+def candidates(t: Builder) -> dict[str, list[str]]:
+    """Which outputs could be explained as what, by their shapes and axes; tasks without any are left out."""
+    layouts = follow(t)
+    outputs = [t.wrap(o) for o in t.graph.outputs]
+    found = {
+        "segmentation": [v.name for v in outputs if any(_is_class_map(layouts.get(b.core)) for b in _backwards(t, v))],
+        "detection": [v.name for v in outputs if _unquantised(t, v).is_float and len(v.known_shape or ()) == 3],
+        "embedding": [v.name for v in outputs if v.is_float and len(v.known_shape or ()) == 2],
+    }
+    return {task: names for task, names in found.items() if names}
 
 
 def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> Value:

@@ -1,0 +1,128 @@
+"""Segmentations, detectors and embeddings on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph, run, weight
+
+PREPROCESS = '{"resize": "stretch", "scale": 0.00392156862745098}'
+
+
+@pytest.fixture
+def segmenter(here):
+    model = graph(
+        "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) y = Conv<pads=[1,1,1,1]>(a, M)",
+        inputs="float[N,3,16,16] x",
+        outputs="float[N,4,16,16] y",
+        K=weight("K", 6, 3, 3, 3) * 5,
+        M=(4, 6, 3, 3),
+    )
+    onnx.save(model, here / "segmenter.onnx")
+    return here / "segmenter.onnx"
+
+
+@pytest.fixture
+def detector(here):
+    """Two levels of boxes, `u` and `v`, and their corners."""
+    model = graph(
+        "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) s = Conv(a, M) r = Reshape(s, flat) "
+        "t = Transpose<perm=[0,2,1]>(r) u = Sigmoid(t) v = Tanh(t) corners = Neg(t)",
+        inputs="float[1,3,16,16] x",
+        outputs="float[1,196,4] u, float[1,196,4] v, float[1,196,4] corners",
+        K=weight("K", 6, 3, 3, 3) * 5,
+        M=(4, 6, 3, 3),
+        flat=[0, 4, 196],
+    )
+    onnx.save(model, here / "detector.onnx")
+    return here / "detector.onnx"
+
+
+def test_inspect_says_what_else_a_model_could_be(call, segmenter, detector):
+    result = call("inspect", segmenter)
+    assert result.exit_code == 1
+    assert "could be explained with --task segmentation: output 'y'" in result.stdout
+    assert "say with --task" in result.stderr
+    found = json.loads(call("inspect", detector, "--json").stdout)
+    assert found["tasks"] == {"detection": ["u", "v", "corners"]}
+
+
+def test_inspect_says_which_method_and_why(call, segmenter):
+    result = call("inspect", segmenter, "--task", "segmentation")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "task: segmentation" in lines
+    assert "method: hirescam, weights gradient" in lines
+    assert any("the default for a segmentation" in line for line in lines)
+    asked = call("inspect", segmenter, "--task", "segmentation", "--method", "gradcam").stdout
+    assert "method: gradcam, weights gradient" in asked
+    assert "the default for" not in asked
+
+
+def test_attach_and_explain_a_segmentation(call, here, segmenter, picture):
+    done = call("attach", segmenter, "-o", "e.onnx", "--task", "segmentation", "--preprocess", PREPROCESS)
+    assert done.exit_code == 0, done.stderr
+    assert "Method hirescam" in done.stdout
+    facts = json.loads(call("inspect", "e.onnx", "--json").stdout)["explained"]
+    assert (facts["task"], facts["method"], facts["mask_input"]) == ("segmentation", "hirescam", "")
+    one = call("explain", "e.onnx", picture, "--target", "2", "--npy", "-o", "o.png")
+    assert one.exit_code == 0, one.stderr
+    direct = call(
+        "explain", segmenter, picture, "--task", "segmentation", "--target", "2", "--npy", "-o", "d.png",
+        "--preprocess", PREPROCESS,
+    )  # fmt: skip
+    assert direct.exit_code == 0, direct.stderr
+    np.testing.assert_array_equal(np.load(here / "o_2.npy"), np.load(here / "d_2.npy"))
+
+
+def test_a_region(call, here, segmenter, picture):
+    common = ["explain", segmenter, picture, "--task", "segmentation", "--preprocess", PREPROCESS, "--json"]
+    result = call(*common, "--mask", "input", "--region", picture)
+    assert result.exit_code == 0, result.stderr
+    assert "give a --region" in call(*common, "--mask", "input").stderr
+    assert "takes no region" in call(*common, "--region", picture).stderr
+
+
+def test_boxes_in_several_outputs(call, here, detector):
+    done = call(
+        "attach", detector, "-o", "e.onnx", "--task", "detection", "--output", "u", "--output", "v", "--box-rank", "1"
+    )
+    assert done.exit_code == 0, done.stderr
+    x = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
+    out = run(onnx.load(here / "e.onnx"), x=x)
+    both = np.concatenate([out["u"], out["v"]], axis=1)[0]
+    np.testing.assert_allclose(out["target_scores"][0], np.sort(both, axis=0)[-2], rtol=1e-6)
+    by_number = call("attach", detector, "-o", "n.onnx", "--task", "detection", "--output", "u", "--box", "9")
+    assert by_number.exit_code == 0, by_number.stderr
+    out = run(onnx.load(here / "n.onnx"), x=x)
+    np.testing.assert_allclose(out["target_scores"], out["u"][:, 9], rtol=1e-6)
+    assert "which output holds the scores" in call("attach", detector, "-o", "x.onnx", "--task", "detection").stderr
+    wrong = call("attach", detector, "-o", "x.onnx", "--task", "detection", "--output", "u", "--boxes", "yolov5")
+    assert "no room for class scores" in wrong.stderr
+    assert not (here / "x.onnx").exists()
+
+
+def test_a_reference_and_a_class_to_compare_with(call, here, classifier, picture, labels):
+    common = ["attach", classifier, "-o", "e.onnx", "--preprocess", PREPROCESS, "--labels", labels]
+    done = call(*common, "--task", "embedding", "--reference", picture)
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(call("explain", "e.onnx", picture, "--json").stdout)
+    assert result["images"][0]["explained"][0]["score"] == pytest.approx(1, abs=1e-4)
+    assert call(*common, "--against", "green").exit_code == 0
+    refused = call(*common, "--against", "gren")
+    assert (refused.exit_code, "no class is called 'gren'" in refused.stderr) == (1, True)
+    by_name = json.loads(call("inspect", classifier, "--against", "1", "--json").stdout)
+    assert by_name["refusal"] is None
+    assert "without class names" in call("inspect", classifier, "--against", "green").stderr
+
+
+def test_all_classes_at_once(call, here, classifier, picture):
+    done = call("attach", classifier, "-o", "e.onnx", "--class-input", "all", "--preprocess", PREPROCESS)
+    assert done.exit_code == 0, done.stderr
+    assert "heatmap [N, 3, 16, 16]" in done.stdout
+    assert "all classes are explained at once" in done.stdout
+    several = json.loads(call("explain", "e.onnx", picture, "--target", "top3", "--json").stdout)
+    assert len(several["images"][0]["explained"]) == 3

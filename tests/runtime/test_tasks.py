@@ -1,0 +1,214 @@
+"""Pictures in, explanations out, of models of other tasks; all classes from one run."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph, run, weight
+
+from onnx_gradcam.attachment import attach
+from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, TargetError, UnsupportedError
+from onnx_gradcam.runtime.explainer import Explainer
+from onnx_gradcam.runtime.image import prepare
+from onnx_gradcam.runtime.render import save_image
+
+PREPROCESS = {"resize": "stretch", "scale": 1 / 255}
+POOLED = "c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)"
+
+
+def pooled(tail: str = "", outputs: str = "float[N,4] y", classes: int = 4) -> onnx.ModelProto:
+    return graph(f"{POOLED} {tail}", outputs=outputs, K=weight("K", 6, 3, 3, 3) * 5, W=(6, classes))
+
+
+def segmenter(size: str = "8,8", batch: str = "N") -> onnx.ModelProto:
+    return graph(
+        "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) y = Conv<pads=[1,1,1,1]>(a, M)",
+        inputs=f"float[{batch},3,{size}] x",
+        outputs=f"float[{batch},4,{size}] y",
+        K=weight("K", 6, 3, 3, 3) * 5,
+        M=(4, 6, 3, 3),
+    )
+
+
+def picture(seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+# ----- all classes at once -------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+@pytest.mark.parametrize("preset", ["default", "pytorch-grad-cam"])
+def test_all_classes_at_once_are_what_each_alone_is(method, preset):
+    x = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    every = run(attach(pooled(), class_input="all", method=method, preset=preset).to_proto(), x=x)
+    assert every["heatmap"].shape == (2, 4, 8, 8)
+    assert every["cam"].shape == (2, 4, 6, 6)
+    np.testing.assert_array_equal(every["heatmap_class"], every["y"].argmax(1))
+    one = attach(pooled(), method=method, preset=preset).to_proto()
+    for index in range(4):
+        alone = run(one, x=x, target_class=np.array([index]))
+        np.testing.assert_allclose(every["cam"][:, index], alone["cam"], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(every["heatmap"][:, index], alone["heatmap"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "constants"),
+    [
+        ("c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) y = Flatten(p)", {}),
+        ("c = Conv(x, K) a = Relu(c) p = ReduceSum<keepdims=0>(a, axes) y = Gemm(p, W)", {"W": (6, 6), "axes": [2, 3]}),
+        ("c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) q = Conv(p, V) y = Flatten(q)", {"V": (6, 6, 1, 1)}),
+        ("c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) g = Gemm<transB=1>(f, W) y = Mul(g, two)",
+         {"W": (6, 6), "two": np.array(2, np.float32)}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_all_classes_of_every_linear_head(body, constants, dtype):
+    kind = "float" if dtype == np.float32 else "float16"
+    if "two" in constants:
+        constants = {**constants, "two": constants["two"].astype(dtype)}
+    source = graph(
+        body, inputs=f"{kind}[N,3,8,8] x", outputs=f"{kind}[N,6] y", dtype=dtype, K=(6, 3, 3, 3), **constants
+    )
+    x = np.random.default_rng(0).random((2, 3, 8, 8)).astype(dtype)
+    every = run(attach(source, class_input="all").to_proto(), x=x)
+    for index in (0, 5):
+        alone = run(attach(source).to_proto(), x=x, target_class=np.array([index]))
+        np.testing.assert_allclose(every["cam"][:, index], alone["cam"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_single_logit_gives_its_complement_and_itself():
+    source = pooled("z = Sigmoid(y)", "float[N,1] z", classes=1)
+    x = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    every = run(attach(source, class_input="all").to_proto(), x=x)["cam"]
+    np.testing.assert_allclose(every[:, 0], -every[:, 1], rtol=1e-6)
+    alone = run(attach(source).to_proto(), x=x, target_class=np.array([1]))["cam"]
+    np.testing.assert_allclose(every[:, 1], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"method": "layercam"}, "gradcam and hirescam with plain gradients alone"),
+        ({"weights": "gradient"}, "one linear layer behind pooling"),
+        ({"against": "runner-up"}, "no class to compare with"),
+        ({"preset": "keras-vis"}, "plain gradients alone"),
+    ],
+)
+def test_what_cannot_be_had_for_all_classes_is_refused(choices, message):
+    with pytest.raises(UnsupportedError, match=message):
+        attach(pooled(), class_input="all", **choices)
+    flat = graph("c = Conv(x, K) a = Relu(c) f = Flatten(a) y = Gemm(f, W)", K=(6, 3, 3, 3), W=(216, 4))
+    with pytest.raises(UnsupportedError, match="one linear layer behind pooling"):
+        attach(flat, class_input="all")
+
+
+def test_the_explainer_takes_several_classes_from_one_run(monkeypatch):
+    every = Explainer(pooled(), preprocess=PREPROCESS, class_input="all", threads=1)
+    plain = Explainer(pooled(), preprocess=PREPROCESS, threads=1)
+    runs = []
+    original = every.session.run
+    monkeypatch.setattr(every.session, "run", lambda feeds: runs.append(1) or original(feeds))
+    for target in (None, 2, "top3", [3, "top2"]):
+        runs.clear()
+        got, want = every(picture(), target), plain(picture(), target)
+        assert len(runs) == 1
+        assert [m.target.index for m in got.maps] == [m.target.index for m in want.maps]
+        for mine, theirs in zip(got.maps, want.maps, strict=True):
+            np.testing.assert_allclose(mine.heatmap, theirs.heatmap, atol=1e-5)
+            np.testing.assert_allclose(mine.cam, theirs.cam, rtol=1e-4, atol=1e-6)
+
+
+# ----- regions -------------------------------------------------------------------
+
+
+def test_a_region_is_fed_at_the_resolution_of_the_maps(tmp_path):
+    inside = np.zeros((32, 32), np.uint8)
+    inside[:, :16] = 7
+    save_image(np.repeat(inside[:, :, None], 3, axis=2), tmp_path / "left.png")
+    half = np.zeros((1, 8, 8), np.float32)
+    half[:, :, :4] = 1
+    for region in (inside, inside > 0, tmp_path / "left.png"):
+        explainer = Explainer(
+            segmenter(), preprocess=PREPROCESS, task="segmentation", mask="input", region=region, threads=1
+        )
+        got = explainer(picture(), 2)
+        tensor, _ = prepare(picture(), explainer.preprocessing)
+        proto = attach(segmenter(), task="segmentation", mask="input").to_proto()
+        want = run(proto, x=tensor[None], target_class=np.array([2]), target_mask=half)
+        np.testing.assert_allclose(got.heatmap, want["heatmap"][0], atol=1e-6)
+        np.testing.assert_allclose(got.scores, want["target_scores"][0], rtol=1e-5)
+
+
+def test_regions_that_cannot_be_used():
+    choices = {"preprocess": PREPROCESS, "task": "segmentation", "threads": 1}
+    with pytest.raises(TargetError, match="give a --region"):
+        Explainer(segmenter(), mask="input", **choices)
+    with pytest.raises(TargetError, match="takes no region"):
+        Explainer(segmenter(), region=np.ones((8, 8)), **choices)
+    with pytest.raises(ImageError, match=r"shape \(2, 2, 2\)"):
+        Explainer(segmenter(), mask="input", region=np.ones((2, 2, 2)), **choices)
+    with pytest.raises(ImageError):
+        Explainer(segmenter(), mask="input", region="nowhere.png", **choices)
+    with pytest.raises(ModelError, match="size of its maps open"):
+        Explainer(segmenter("h,w"), mask="input", region=np.ones((8, 8)), **choices)
+    with pytest.raises(UnsupportedError, match="no region to give it"):
+        Explainer(segmenter(), mask="input", region=np.ones((8, 8)), method="rise", **choices)
+
+
+# ----- references and classes to compare with --------------------------------------
+
+
+def test_a_picture_is_the_reference_of_a_similarity(tmp_path):
+    other = picture(5)
+    save_image(other, tmp_path / "other.png")
+    plain = Explainer(pooled(), preprocess=PREPROCESS, threads=1)
+    embedding = plain(other).scores
+    np.save(tmp_path / "embedding.npy", embedding)
+    want = None
+    for reference in (embedding, other, tmp_path / "other.png", str(tmp_path / "embedding.npy")):
+        explainer = Explainer(pooled(), preprocess=PREPROCESS, task="embedding", reference=reference, threads=1)
+        assert explainer(other).target.score == pytest.approx(1, abs=1e-5)
+        got = explainer(picture())
+        mine = plain(picture()).scores
+        cosine = mine @ embedding / np.linalg.norm(mine) / np.linalg.norm(embedding)
+        assert got.target.score == pytest.approx(cosine, abs=1e-5)
+        want = got.heatmap if want is None else want
+        np.testing.assert_allclose(got.heatmap, want, atol=1e-4)
+
+
+def test_references_that_cannot_be_used(tmp_path):
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    for name in ("broken.npy", "words.npy", "missing.npy"):
+        with pytest.raises(TargetError, match="holds no embedding"):
+            Explainer(pooled(), preprocess=PREPROCESS, task="embedding", reference=tmp_path / name)
+    with pytest.raises(PreprocessingError, match="reference picture"):
+        Explainer(pooled(), task="embedding", reference=picture())
+    two = pooled("z = Neg(y)", "float[N,4] y, float[N,4] z")
+    with pytest.raises(TargetError, match="which output holds the embedding"):
+        Explainer(two, preprocess=PREPROCESS, task="embedding", reference=picture())
+    with pytest.raises(TargetError, match="no output 'zz'"):
+        Explainer(two, preprocess=PREPROCESS, task="embedding", reference=picture(), output="zz")
+    explainer = Explainer(two, preprocess=PREPROCESS, task="embedding", reference=picture(), output="z")
+    assert explainer(picture()).target.score == pytest.approx(1, abs=1e-5)
+
+
+def test_the_class_to_compare_with_may_be_a_name():
+    names = ["cat", "dog", "bird", "fish"]
+    by_name = Explainer(pooled(), preprocess=PREPROCESS, labels=names, against="bird", threads=1)(picture(), "dog")
+    by_number = Explainer(pooled(), preprocess=PREPROCESS, against=2, threads=1)(picture(), 1)
+    np.testing.assert_array_equal(by_name.cam, by_number.cam)
+    carried = attach(pooled(), labels=names)
+    props = [p for p in carried.to_proto().metadata_props if p.key == "onnx_gradcam.labels"]
+    source = pooled()
+    source.metadata_props.extend(props)
+    from_model = Explainer(source, preprocess=PREPROCESS, against="bird", threads=1)(picture(), 1)
+    np.testing.assert_array_equal(from_model.cam, by_number.cam)
+    with pytest.raises(TargetError, match=r"no class is called 'birt'.*bird"):
+        Explainer(pooled(), preprocess=PREPROCESS, labels=names, against="birt")
+    with pytest.raises(TargetError, match="without class names"):
+        Explainer(pooled(), preprocess=PREPROCESS, against="bird")
+    with pytest.raises(TargetError, match="give the number"):
+        attach(pooled(), against="bird")
