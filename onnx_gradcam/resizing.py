@@ -143,7 +143,9 @@ def corner(cells: int, pixels: int) -> npt.NDArray[np.float32]:
 
 
 def _nearest(cells: int, pixels: int) -> npt.NDArray[np.float32]:
-    matrix: npt.NDArray[np.float32] = np.eye(cells, dtype=np.float32)[np.arange(pixels) * cells // pixels]
+    # PyTorch multiplies by a rounded ratio: now and then that falls below the whole number it should be.
+    place = np.arange(pixels, dtype=np.float32) * (np.float32(cells) / np.float32(pixels))
+    matrix: npt.NDArray[np.float32] = np.eye(cells, dtype=np.float32)[np.minimum(place.astype(np.intp), cells - 1)]
     return matrix
 
 

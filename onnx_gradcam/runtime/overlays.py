@@ -229,8 +229,12 @@ def _enlarged(values: Map, image: Image) -> Map:
 
 
 def _nearest(values: Map, image: Image) -> Map:
-    rows, columns = (np.arange(size) * old // size for size, old in zip(image.shape, values.shape, strict=False))
-    return np.asarray(values[rows][:, columns])
+    """PyTorch's, whose ratio of sizes is rounded."""
+    for axis in (0, 1):
+        cells, pixels = values.shape[axis], image.shape[axis]
+        place = np.arange(pixels, dtype=np.float32) * (np.float32(cells) / np.float32(pixels))
+        values = values.take(np.minimum(place.astype(np.intp), cells - 1), axis)
+    return values
 
 
 def _pillow_bicubic(values: Map, image: Image) -> Map:
