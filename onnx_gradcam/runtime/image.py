@@ -72,10 +72,14 @@ def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any
     channels = fitted.reshape(*fitted.shape[:2], preprocessing.channels)
     if preprocessing.color == "bgr":
         channels = channels[:, :, ::-1]
-    values = _values(preprocessing)[channels, np.arange(preprocessing.channels)]
-    if preprocessing.layout == "NCHW":
-        values = values.transpose(2, 0, 1)
-    return np.ascontiguousarray(values), placement
+    values = _values(preprocessing)
+    planes_first = preprocessing.layout == "NCHW"
+    shape = (channels.shape[2], *channels.shape[:2]) if planes_first else channels.shape
+    tensor = np.empty(shape, values.dtype)
+    for c in range(preprocessing.channels):
+        # "clip" is faster than the check, and no level is out of range.
+        np.take(values[:, c], channels[:, :, c], out=tensor[c] if planes_first else tensor[:, :, c], mode="clip")
+    return tensor, placement
 
 
 @dataclass(frozen=True)
