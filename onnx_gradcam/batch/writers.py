@@ -113,6 +113,7 @@ class _ParquetWriter(Writer):
             compression="zstd",
             compression_level=1,
             use_dictionary=["path", "label"],
+            write_statistics=["picture", "path", "class", "label", "score"],
             use_byte_stream_split=["heatmap.list.element", "cam.list.element"],
         )
 
