@@ -15,7 +15,7 @@ from .registry import method
 Numbers = npt.NDArray[np.int64]
 
 _TINY = 1e-8
-"""Below the range of a map; the same in pytorch-grad-cam and torch-cam."""
+"""Added to the range of a map; the same in pytorch-grad-cam and torch-cam."""
 
 _SAMPLES, _NOISE = 35, 2.0
 """Noisy masks a channel and the standard deviation of their noise, for SS-CAM."""
@@ -67,11 +67,21 @@ def ablation_cam(probe: Probe) -> Array:
 )
 def score_cam(probe: Probe) -> Array:
     """sum_k w_k A_k, where w_k is the softmax of the score when only what channel k shows is seen."""
+    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, _corner_masks(probe))))
 
-    def masks(_: Numbers, channels: Numbers) -> Array:
-        return _unit(_enlarged(probe.maps[channels], probe.size, corner))
 
-    return probe.total(probe.maps, _softmax(_mean_scores(probe, 1, masks)))
+@method(
+    "scorecam-tf-keras-vis",
+    title="Score-CAM of tf-keras-vis",
+    reference="Wang et al. 2020, eq. 4 and 6; tf-keras-vis 0.8.7 scorecam.py: probabilities in place of a softmax over "
+    "channels",
+    family="perturbation",
+    uses=("A", "probability", "total"),
+    passes="one forward pass, and another a channel",
+)
+def score_cam_tf_keras_vis(probe: Probe) -> Array:
+    """sum_k w_k A_k, where w_k is the probability of the class when only what channel k shows is seen."""
+    return probe.total(probe.maps, _mean_scores(probe.probabilities, probe, 1, _corner_masks(probe)))
 
 
 @method(
@@ -85,7 +95,7 @@ def score_cam(probe: Probe) -> Array:
 def score_cam_torch_cam(probe: Probe) -> Array:
     """Score-CAM with masks that are scaled to [0, 1] at the layer's size."""
     masks = _masks_of_channels(probe)
-    return probe.total(probe.maps, _softmax(_mean_scores(probe, 1, lambda _, channels: masks(channels))))
+    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, lambda _, channels: masks(channels))))
 
 
 @method(
@@ -104,7 +114,7 @@ def ss_cam(probe: Probe) -> Array:
         noise = _NOISE * probe.rng.standard_normal((len(channels), *probe.size))
         return masks(channels) + noise.astype(np.float32)
 
-    return probe.total(probe.maps, _softmax(_mean_scores(probe, _SAMPLES, noisy)))
+    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, _SAMPLES, noisy)))
 
 
 @method(
@@ -123,13 +133,16 @@ def is_cam(probe: Probe) -> Array:
     def grown(steps: Numbers, channels: Numbers) -> Array:
         return strengths[steps][:, None, None] * masks(channels)
 
-    return probe.total(probe.maps, _softmax(_mean_scores(probe, _STEPS, grown)))
+    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, _STEPS, grown)))
 
 
-def _mean_scores(probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], Array]) -> Array:
+def _mean_scores(
+    ask: Callable[[Array], Array], probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], Array]
+) -> Array:
     """The mean score of every channel, `[C]`, over several rounds of masks on the picture.
 
     Args:
+        ask: from pictures to scores.
         probe: the picture.
         rounds: how many masks each channel has.
         masks: from rounds and channels, `[M]` each, to masks `[M, H, W]`; round by round, channel by channel.
@@ -138,9 +151,14 @@ def _mean_scores(probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], 
     total = np.zeros(count, np.float64)
     for chunk in probe.steps(rounds * count):
         turn, channel = np.divmod(np.array(chunk), count)
-        np.add.at(total, channel, probe.scores(probe.x * masks(turn, channel)[:, None]))
+        np.add.at(total, channel, ask(probe.x * masks(turn, channel)[:, None]))
     mean: Array = total / rounds
     return mean
+
+
+def _corner_masks(probe: Probe) -> Callable[[Numbers, Numbers], Array]:
+    """A function from rounds and channels to masks: enlarged, then scaled to [0, 1]."""
+    return lambda _, channels: _unit(_enlarged(probe.maps[channels], probe.size, corner))
 
 
 def _masks_of_channels(probe: Probe) -> Callable[[Numbers], Array]:

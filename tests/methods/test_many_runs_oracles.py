@@ -1,6 +1,6 @@
-"""Methods that run the model many times, and smoothing, against torch-cam and pytorch-grad-cam.
+"""Methods that run the model many times, and smoothing, against torch-cam, tf-keras-vis and pytorch-grad-cam.
 
-See tests/oracles/make_torch_cam.py and tests/oracles/make_pytorch_grad_cam_runs.py.
+See make_torch_cam.py, make_tf_keras_vis.py and make_pytorch_grad_cam_runs.py in tests/oracles.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from onnx_gradcam.probing import probed
 from onnx_gradcam.runtime.prober import Prober
 
 TORCH_CAM = oracle("torch_cam.npz")
+TF_KERAS_VIS = oracle("tf_keras_vis.npz")
 RUNS = oracle("pytorch_grad_cam_runs.npz")
 
 
@@ -31,11 +32,12 @@ def explained(facts, method, layer="c", **choices):
     return run(attach(network(facts), options).to_proto(), x=facts["x"], target_class=facts["classes"])
 
 
-@pytest.mark.parametrize("method", names(TORCH_CAM, "cam/"))
-def test_torch_cam(method):
-    results = explained(TORCH_CAM, method)
-    np.testing.assert_allclose(results["y"], TORCH_CAM["scores"], rtol=1e-4, atol=1e-4)
-    agree(results["cam"], TORCH_CAM[f"cam/{method}"])
+@pytest.mark.parametrize("facts", [TORCH_CAM, TF_KERAS_VIS], ids=["torch-cam", "tf-keras-vis"])
+def test_raw_maps(facts):
+    for method in names(facts, "cam/"):
+        results = explained(facts, method)
+        np.testing.assert_allclose(results["y"], facts["scores"], rtol=1e-4, atol=1e-4)
+        agree(results["cam"], facts[f"cam/{method}"])
 
 
 @pytest.mark.parametrize("method", names(RUNS, "cam/"))
