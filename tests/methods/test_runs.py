@@ -223,7 +223,7 @@ def test_progress_reaches_its_end():
 
 def test_a_head_that_asks_the_picture_for_its_batch():
     source = graph(
-        f"{BODY.split(' f = ')[0]} s = Shape(x) n = Gather(s, zero) o = Unsqueeze(n, zeros) "
+        f"{BODY.split(' f = ', maxsplit=1)[0]} s = Shape(x) n = Gather(s, zero) o = Unsqueeze(n, zeros) "
         "r = Concat<axis=0>(o, five) f = Reshape(p, r) y = Gemm(f, W)",
         **SIZES | {"zero": 0, "zeros": [0], "five": [5]},
     )
