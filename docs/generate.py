@@ -9,6 +9,7 @@ import onnx
 
 from onnx_gradcam.autodiff.coverage import Row, coverage
 from onnx_gradcam.methods.registry import methods
+from onnx_gradcam.presets import PRESETS
 
 FOLDER = Path(__file__).parent
 
@@ -67,7 +68,26 @@ def methods_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"operators.md": operators_page, "methods.md": methods_page}
+BEGIN, END = "<!-- written by docs/generate.py -->", "<!-- end -->"
+
+
+def presets_page() -> str:
+    """The page of presets, its table written anew; what stands around it is kept."""
+    written = (FOLDER / "presets.md").read_text(encoding="utf-8")
+    before, rest = written.split(BEGIN)
+    rows = [
+        f"| `{p.name}` | {p.title} | {p.score} | {p.change or '-'} | {p.steps} | {p.differs or '-'} |"
+        for p in PRESETS.values()
+    ]
+    table = [
+        "| preset | whose | score | change of the cotangent | from raw map to heatmap | the library's own map is |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *rows,
+    ]
+    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+
+
+PAGES = {"operators.md": operators_page, "methods.md": methods_page, "presets.md": presets_page}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def generator(repository):
     return module
 
 
-@pytest.mark.parametrize("name", ["operators.md", "methods.md"])
+@pytest.mark.parametrize("name", ["operators.md", "methods.md", "presets.md"])
 def test_generated_pages_are_current(generator, repository, name):
     written = (repository / "docs" / name).read_text(encoding="utf-8")
     version = re.search(r"schemas of onnx ([\d.]+);", written)
