@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from measure import machine, table
+from measure import line, machine, table
 from networks import NETWORKS, build, photo_like
 
 from onnx_gradcam.methods.registry import methods
@@ -71,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     forward = statistics.median(seconds(lambda: plain.run({plain.inputs[0].name: x})) for _ in range(20))
     print(machine("onnxruntime", "numpy"))
     print(f"\n{asked.network}, {size}x{size}: one forward pass {1000 * forward:.1f} ms\n")
-    lines = []
+    print(table(["method", "rows of the model", "rows of the head", "time", "in plain forward passes"], []))
     for name in asked.methods:
         prober = Counted(probed(model, Options(method=name)), threads=asked.threads, batch_size=asked.batch_size)
         took = seconds(lambda prober=prober: prober.run(x, [-1]))  # type: ignore[misc]
         rows = prober.rows
-        lines.append([f"`{name}`", rows["model"], rows["head"] or "", f"{took:.1f} s", f"{took / forward:.0f}"])
-    print(table(["method", "rows of the model", "rows of the head", "time", "in plain forward passes"], lines))
+        cells = [f"`{name}`", rows["model"], rows["head"] or "", f"{took:.1f} s", f"{took / forward:.0f}"]
+        print(line(cells), flush=True)
 
 
 if __name__ == "__main__":

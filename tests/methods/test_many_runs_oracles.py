@@ -11,6 +11,7 @@ from graphs import run
 from rectified_network import SEED, agree, network, oracle
 
 from onnx_gradcam.attachment import attach
+from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.methods.registry import find_method
 from onnx_gradcam.options import Options
 from onnx_gradcam.probing import probed
@@ -56,3 +57,10 @@ def test_eigen_smoothing(method):
     agree(cam * np.sign((cam * expected).sum((1, 2), keepdims=True)), expected)
     assert (np.abs(cam).max((1, 2)) == cam.max((1, 2))).all()
     assert not np.allclose(cam, plain, rtol=1e-2)
+
+
+def test_an_explained_model_says_that_it_is_smoothed():
+    explained_model = attach(network(RUNS), eigen_smooth=True)
+    props = {p.key: p.value for p in explained_model.to_proto().metadata_props}
+    assert props["onnx_gradcam.eigen_smooth"] == "true"
+    assert Metadata.from_props(props) == explained_model.metadata
