@@ -32,6 +32,7 @@ from .output import complain, say
 from .serve import serve
 from .triton import triton
 from .verify import verify
+from .web import web
 
 __all__ = ["app", "main"]
 
@@ -56,6 +57,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     serve: "A model and its heatmaps on a server, over REST and gRPC.",
     triton: "A model repository for Triton.",
     kserve: "A manifest for KServe.",
+    web: "A web page that explains pictures in the browser.",
     verify: "The gradient of an explanation, checked by small changes.",
     methods: "The methods there are.",
     ops: "The operators a gradient can cross.",

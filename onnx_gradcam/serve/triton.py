@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
-import onnx_ir as ir
 
-from onnx_gradcam.attachment import attach
 from onnx_gradcam.errors import ModelError, RequestError
-from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.preprocessing import parse_preprocessing
+from onnx_gradcam.required_class import with_required_class
 from onnx_gradcam.runtime.explainer import fit_preprocessing
 
 from .limits import Limits
@@ -84,7 +82,7 @@ def write_repository(
     name = name if name is not None else Path(source).stem
     if not _NAME.fullmatch(name):
         raise RequestError(f"{name!r} is no name for a model; use letters, digits, '.', '_' and '-' (--name)")
-    model, metadata = _explained(source, choices)
+    model, metadata = with_required_class(source, choices)
     if metadata.disabled_optimizers:
         raise ModelError(
             f"ONNX Runtime's optimisation {metadata.disabled_optimizers[0]!r} computes this model wrongly, and Triton "
@@ -107,28 +105,6 @@ def write_repository(
         ensemble=ensemble,
     )
     return _write(made, Path(folder))
-
-
-def _explained(source: str | Path, choices: dict[str, Any]) -> tuple[Model, Metadata]:
-    """The explained model, whose class is an ordinary input."""
-    metadata = Metadata.from_props(peek(source))
-    if metadata is None:
-        explained = attach(source, class_input="required", **choices)
-        return explained.model, explained.metadata
-    if choices:
-        raise RequestError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
-    model = load(source)
-    graph = model.core.graph
-    value = graph.initializers.pop(metadata.class_input, None)
-    if value is not None:
-        value.const_value = None
-        batch = model.shapes[metadata.image_input][0]
-        value.shape = ir.Shape([batch])
-        graph.inputs.append(value)
-        model.shapes[metadata.class_input] = (batch,)
-        model.types[metadata.class_input] = onnx.TensorProto.INT64
-    model.check()
-    return model, metadata
 
 
 def _port(model: Model, name: str | None, metadata: Metadata | None = None) -> Port:

@@ -1,0 +1,32 @@
+"""What `web` does: find onnxruntime-web, write the page, say how to see it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
+from onnx_gradcam.web.building import build_site
+from onnx_gradcam.web.runtime_files import runtime_files
+
+from .output import say
+
+__all__ = ["write_site"]
+
+
+def write_site(
+    model: Path, out: Path, *, runtime: Path | None, labels: Path | None, preprocess: str | None, **options: Any
+) -> None:
+    """Write the page.
+
+    Raises:
+        ExplainError: the model cannot be shown in a browser, or onnxruntime-web cannot be had; nothing is written.
+    """
+    if labels is not None:
+        options["labels"] = read_labels(labels)
+    if preprocess is not None:
+        options["preprocessing"] = json.loads(parse_preprocessing(preprocess).to_json())
+    files = build_site(model, out, runtime_files(runtime, say), **options)
+    say(f"wrote {len(files)} files into {out}")
+    say(f"To see it: python -m http.server --directory {out} --bind 127.0.0.1, then http://127.0.0.1:8000")

@@ -1,0 +1,1 @@
+"""Static pages that explain pictures in the visitor's browser."""

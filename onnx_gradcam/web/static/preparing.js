@@ -1,0 +1,78 @@
+// From a picture's pixels to the model's input: what `onnx_gradcam.runtime.image.prepare` does, number by number.
+
+import { resized, rounded } from "./resizing.js";
+
+const ARRAYS = {
+  float16: Uint16Array, // its bits
+  float32: Float32Array,
+  float64: Float64Array,
+  uint8: Uint8Array,
+  int8: Int8Array,
+  uint16: Uint16Array,
+  int16: Int16Array,
+  int32: Int32Array,
+};
+const LARGEST = 2 ** 26;
+
+/**
+ * @param {import("./resizing.js").Picture} picture RGB.
+ * @param {object} spec `preprocessing` in site.json.
+ * @returns the input of one picture without a batch axis, its shape, and the part of the picture that the model sees,
+ *   [x0, y0, x1, y1] in pixels of the picture.
+ */
+export function prepare(picture, spec) {
+  const { pixels, box } = fitted(spec.color === "gray" ? gray(picture) : picture, spec);
+  const { data, height, width, channels } = pixels;
+  const values = new ARRAYS[spec.dtype](data.length);
+  const plane = height * width;
+  const first = spec.layout === "NCHW";
+  for (let c = 0; c < channels; c++) {
+    const levels = spec.levels.map((level) => level[c]);
+    const from = spec.color === "bgr" ? channels - 1 - c : c;
+    for (let i = 0; i < plane; i++) values[first ? c * plane + i : i * channels + c] = levels[data[i * channels + from]];
+  }
+  return { values, shape: first ? [channels, height, width] : [height, width, channels], box };
+}
+
+/** The luma of ITU-R BT.601 in 15 bits, as OpenCV's RGB2GRAY. */
+function gray({ data, height, width }) {
+  const luma = new Uint8Array(height * width);
+  for (let i = 0, at = 0; i < luma.length; i++, at += 3) {
+    luma[i] = (data[at] * 9798 + data[at + 1] * 19235 + data[at + 2] * 3735 + 16384) >> 15;
+  }
+  return { data: luma, height, width, channels: 1 };
+}
+
+function fitted(picture, spec) {
+  const { height, width } = picture;
+  if (spec.resize === "short_crop") return shortCrop(picture, spec);
+  const [tall, wide] = spec.size ?? [height, width];
+  if (spec.resize === "none" && (tall !== height || wide !== width)) {
+    throw new Error(`The picture is ${width} x ${height} pixels, but this model takes exactly ${wide} x ${tall}.`);
+  }
+  return { pixels: resized(picture, tall, wide), box: [0, 0, width, height] };
+}
+
+function shortCrop(picture, { size: [cropHeight, cropWidth], short }) {
+  const { height, width, channels } = picture;
+  const least = Math.min(cropHeight, cropWidth);
+  const factor = short
+    ? short / Math.min(height, width)
+    : (rounded((least * 256) / 224) / least) * Math.max(cropHeight / height, cropWidth / width);
+  const tall = Math.max(1, rounded(height * factor));
+  const wide = Math.max(1, rounded(width * factor));
+  if (tall < cropHeight || wide < cropWidth || tall * wide > LARGEST) {
+    throw new Error(`The picture, ${width} x ${height} pixels, is too narrow for this model: cut it closer to a square.`);
+  }
+  const top = rounded((tall - cropHeight) / 2);
+  const left = rounded((wide - cropWidth) / 2);
+  const [down, right] = [height / tall, width / wide];
+  const box = [left * right, top * down, (left + cropWidth) * right, (top + cropHeight) * down];
+  const whole = resized(picture, tall, wide);
+  const data = new Uint8Array(cropHeight * cropWidth * channels);
+  for (let y = 0; y < cropHeight; y++) {
+    const start = ((top + y) * wide + left) * channels;
+    data.set(whole.data.subarray(start, start + cropWidth * channels), y * cropWidth * channels);
+  }
+  return { pixels: { data, height: cropHeight, width: cropWidth, channels }, box };
+}

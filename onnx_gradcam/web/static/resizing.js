@@ -1,0 +1,163 @@
+// Scales pictures to the bit as OpenCV 4.10 to 5.0 does (modules/imgproc/src/resize.cpp, 8 bits): a browser's own scaling
+// differs from it, and a model trained on the one sees something else in the other.
+
+/**
+ * A picture of `channels` bytes a pixel, rows from the top.
+ * @typedef {{data: Uint8Array, height: number, width: number, channels: number}} Picture
+ */
+
+/** By area averages where a side gets smaller, then bilinear where it gets larger. */
+export function resized(picture, height, width) {
+  const tall = Math.min(height, picture.height);
+  const wide = Math.min(width, picture.width);
+  if (tall !== picture.height || wide !== picture.width) picture = byAreas(picture, tall, wide);
+  if (tall !== height || wide !== width) picture = bilinear(picture, height, width);
+  return picture;
+}
+
+/** Round to the nearest integer, halves to the even one, as C's rint and Python's round do. */
+export function rounded(value) {
+  const below = Math.floor(value);
+  const rest = value - below;
+  if (rest !== 0.5) return rest < 0.5 ? below : below + 1;
+  return below % 2 === 0 ? below : below + 1;
+}
+
+/** Pixels of the source to one of the result, computed as OpenCV does: the last bit decides which way is taken. */
+function ratio(from, to) {
+  return 1 / (to / from);
+}
+
+function byAreas(picture, height, width) {
+  const down = ratio(picture.height, height);
+  const across = ratio(picture.width, width);
+  const whole = (value) => Math.abs(value - rounded(value)) < Number.EPSILON;
+  return whole(down) && whole(across)
+    ? byBlocks(picture, height, width, rounded(down), rounded(across))
+    : byParts(picture, height, width);
+}
+
+/** Every pixel is the mean of a block of `tall` by `wide`. */
+function byBlocks({ data, width: stride, channels }, height, width, tall, wide) {
+  const out = new Uint8Array(height * width * channels);
+  const part = Math.fround(1 / (tall * wide));
+  const halvesUp = tall === 2 && wide === 2;
+  let at = 0;
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      for (let c = 0; c < channels; c++) {
+        let sum = 0;
+        for (let row = y * tall; row < (y + 1) * tall; row++) {
+          const start = (row * stride + x * wide) * channels + c;
+          for (let i = start; i < start + wide * channels; i += channels) sum += data[i];
+        }
+        out[at++] = halvesUp ? (sum + 2) >> 2 : rounded(Math.fround(Math.fround(sum) * part));
+      }
+    }
+  }
+  return { data: out, height, width, channels };
+}
+
+/** Every pixel is the mean of an area whose rim covers parts of pixels, summed in 32 bits: first rows, then columns. */
+function byParts({ data, height: rows, width: columns, channels }, height, width) {
+  const out = new Uint8Array(height * width * channels);
+  const across = areaTaps(columns, width);
+  const down = areaTaps(rows, height);
+  const line = new Float32Array(width * channels);
+  const sum = new Float32Array(width * channels);
+  let next = 0;
+  for (let y = 0; y < height; y++) {
+    for (; next < down.target.length && down.target[next] === y; next++) {
+      weighedRow(data, down.source[next] * columns * channels, across, channels, line);
+      const part = down.part[next];
+      const first = next === 0 || down.target[next - 1] !== y;
+      for (let i = 0; i < line.length; i++) {
+        const weighed = Math.fround(line[i] * part);
+        sum[i] = first ? weighed : sum[i] + weighed;
+      }
+    }
+    for (let i = 0; i < sum.length; i++) out[y * sum.length + i] = Math.min(rounded(sum[i]), 255);
+  }
+  return { data: out, height, width, channels };
+}
+
+function weighedRow(data, start, taps, channels, line) {
+  line.fill(0);
+  for (let tap = 0; tap < taps.target.length; tap++) {
+    const from = start + taps.source[tap] * channels;
+    const to = taps.target[tap] * channels;
+    const part = taps.part[tap];
+    for (let c = 0; c < channels; c++) line[to + c] += Math.fround(data[from + c] * part);
+  }
+}
+
+/** Along one axis: which pixels of the source make up which of the result, and by how much. */
+function areaTaps(from, to) {
+  const scale = ratio(from, to);
+  const taps = { source: [], target: [], part: [] };
+  const add = (target, source, part) => {
+    taps.target.push(target);
+    taps.source.push(source);
+    taps.part.push(Math.fround(part));
+  };
+  for (let target = 0; target < to; target++) {
+    const start = target * scale;
+    const end = start + scale;
+    const cell = Math.min(scale, from - start);
+    const last = Math.min(Math.floor(end), from - 1);
+    const first = Math.min(Math.ceil(start), last);
+    if (first - start > 1e-3) add(target, first - 1, (first - start) / cell);
+    for (let source = first; source < last; source++) add(target, source, 1 / cell);
+    if (end - last > 1e-3) add(target, last, Math.min(end - last, 1, cell) / cell);
+  }
+  return taps;
+}
+
+/** Bilinear in integers: weights of 11 bits, of which the vertical step drops some on its way. */
+function bilinear({ data, height: rows, width: columns, channels }, height, width) {
+  const out = new Uint8Array(height * width * channels);
+  const across = linearTaps(columns, width, true);
+  const down = linearTaps(rows, height, false);
+  const above = new Int32Array(width * channels);
+  const below = new Int32Array(width * channels);
+  for (let y = 0; y < height; y++) {
+    blendedRow(data, down.first[y] * columns * channels, across, channels, above);
+    blendedRow(data, down.second[y] * columns * channels, across, channels, below);
+    const [a, b] = [down.near[y], down.far[y]];
+    for (let i = 0; i < above.length; i++) {
+      const value = (((a * (above[i] >> 4)) >> 16) + ((b * (below[i] >> 4)) >> 16) + 2) >> 2;
+      out[y * above.length + i] = Math.max(0, Math.min(value, 255));
+    }
+  }
+  return { data: out, height, width, channels };
+}
+
+function blendedRow(data, start, taps, channels, line) {
+  for (let x = 0; x < taps.first.length; x++) {
+    const left = start + taps.first[x] * channels;
+    const right = start + taps.second[x] * channels;
+    for (let c = 0; c < channels; c++) {
+      line[x * channels + c] = data[left + c] * taps.near[x] + data[right + c] * taps.far[x];
+    }
+  }
+}
+
+/** Along one axis: the two neighbours of every pixel and their weights; beyond the rim OpenCV cuts those of columns. */
+function linearTaps(from, to, cut) {
+  const scale = ratio(from, to);
+  const taps = { first: [], second: [], near: [], far: [] };
+  for (let target = 0; target < to; target++) {
+    const place = Math.fround((target + 0.5) * scale - 0.5);
+    let first = Math.floor(place);
+    let part = Math.fround(place - first);
+    if (cut && (first < 0 || first >= from - 1)) {
+      first = first < 0 ? 0 : from - 1;
+      part = 0;
+    }
+    taps.first.push(Math.max(0, Math.min(first, from - 1)));
+    taps.second.push(Math.max(0, Math.min(first + 1, from - 1)));
+    taps.near.push(rounded(Math.fround(Math.fround(1 - part) * 2048)));
+    taps.far.push(rounded(Math.fround(part * 2048)));
+  }
+  return taps;
+}

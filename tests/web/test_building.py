@@ -1,0 +1,194 @@
+"""The page as files: complete, of the right model, or refused in a sentence. What it does is seen in tests/browser."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from graphs import graph
+from onnx.external_data_helper import convert_model_to_external_data
+from typer.testing import CliRunner
+
+from onnx_gradcam import Explainer, attach
+from onnx_gradcam.cli import app
+from onnx_gradcam.errors import ExplainError
+from onnx_gradcam.runtime.image import prepare, read_image
+from onnx_gradcam.web import building
+from onnx_gradcam.web.building import build_site
+from onnx_gradcam.web.runtime_files import FILES
+
+RUNTIME = dict.fromkeys(FILES, b"of onnxruntime-web")
+CONV = "h = Conv<pads=[1,1,1,1]>(x, w) r = Relu(h) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm(f, v)"
+WEIGHTS = {"w": (5, 3, 3, 3), "v": (5, 4)}
+PLAIN = {"size": [8, 8], "scale": 1 / 255}
+
+
+@pytest.fixture
+def model(repository):
+    return repository / "models" / "shapes.onnx"
+
+
+def facts(folder) -> dict:
+    return json.loads((folder / "site.json").read_text("utf-8"))
+
+
+def saved(proto, path):
+    onnx.save(proto, path)
+    return path
+
+
+def test_the_page_is_complete(model, tmp_path):
+    written = build_site(model, tmp_path / "site", RUNTIME)
+    found = {p.relative_to(tmp_path / "site").as_posix() for p in (tmp_path / "site").rglob("*") if p.is_file()}
+    assert found == set(written)
+    assert {"index.html", "page.js", "model.onnx", "site.json", "ort/LICENSE.txt"} <= found
+    assert {f"ort/{name}" for name in FILES} <= found
+    assert [p.name for p in tmp_path.iterdir()] == ["site"]
+    assert facts(tmp_path / "site")["model"]["bytes"] == (tmp_path / "site" / "model.onnx").stat().st_size
+
+
+def test_every_file_that_is_referred_to_is_there_and_nothing_lies_elsewhere(model, tmp_path):
+    site = tmp_path / "site"
+    build_site(model, site, RUNTIME)
+    own = [p for p in site.iterdir() if p.suffix in {".js", ".html", ".css"}]
+    for path in own:
+        text = path.read_text("utf-8")
+        assert not re.search(r"(https?:)?//[a-z]+\.", re.sub(r"^//.*$|^\s*//.*$", "", text, flags=re.MULTILINE)), path
+        for name in re.findall(r'(?:from |URL\(|href=|src=)"(?:\./)?([\w./-]+\w)"', text):
+            assert (site / name).is_file(), f"{path.name}: {name}"
+        assert "innerHTML" not in text
+        assert "style=" not in text
+
+
+def test_the_model_gives_the_heatmaps_of_the_native_one(model, tmp_path, repository):
+    build_site(model, tmp_path / "site", RUNTIME)
+    native = Explainer(model)
+    picture = read_image(repository / "models" / "circle_and_star.png")
+    session = onnxruntime.InferenceSession(tmp_path / "site" / "model.onnx", providers=["CPUExecutionProvider"])
+    # An ordinary input, which onnxruntime-web can feed.
+    assert [i.name for i in session.get_inputs()] == ["image", "target_class"]
+    tensor = prepare(picture, native.preprocessing)[0][None]
+    (heatmap,) = session.run(["heatmap"], {"image": tensor, "target_class": np.array([4])})
+    np.testing.assert_array_equal(heatmap[0], native(picture, target=4).heatmap)
+
+
+def test_an_explained_model_serves_as_well(model, tmp_path):
+    attach(model, method="gradcam++").save(tmp_path / "explained.onnx")
+    build_site(tmp_path / "explained.onnx", tmp_path / "site", RUNTIME)
+    assert facts(tmp_path / "site")["model"]["class"] == "target_class"
+    assert "target_class" in [i.name for i in onnx.load(tmp_path / "site" / "model.onnx").graph.input]
+
+
+def test_weights_in_another_file_come_along(tmp_path):
+    proto = graph(CONV, **WEIGHTS)
+    convert_model_to_external_data(proto, location="weights.bin", size_threshold=0)
+    onnx.save(proto, tmp_path / "m.onnx")
+    build_site(tmp_path / "m.onnx", tmp_path / "site", RUNTIME, preprocessing=PLAIN)
+    data = (tmp_path / "site" / "model.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
+    want = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"]).run(["y"], {"x": x})
+    np.testing.assert_allclose(session.run(["y"], {"x": x, "target_class": np.array([0])}), want, atol=1e-6)
+
+
+def test_levels_are_those_of_the_native_runtime(model, tmp_path):
+    build_site(model, tmp_path / "site", RUNTIME)
+    levels = np.array(facts(tmp_path / "site")["preprocessing"]["levels"])
+    want = (np.arange(256)[:, None] / 255 - 0.5) / 0.25
+    np.testing.assert_array_equal(levels, np.broadcast_to(want, (256, 3)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("tail", "asked", "way", "probabilities"),
+    [
+        ("", None, "softmax", True),
+        ("", "sigmoid", "sigmoid", True),
+        ("", "none", "given", False),
+        ("Softmax", None, "given", True),
+        ("Sigmoid", None, "given", True),
+        ("LogSoftmax", None, "exponential", True),
+        ("Softmax", "none", "given", False),
+    ],
+)
+def test_what_scores_become(tmp_path, tail, asked, way, probabilities):
+    body = CONV if not tail else CONV.replace("y = Gemm", "z = Gemm") + f" y = {tail}(z)"
+    path = saved(graph(body, **WEIGHTS), tmp_path / "m.onnx")
+    build_site(path, tmp_path / "site", RUNTIME, probabilities=asked, preprocessing=PLAIN)
+    scores = facts(tmp_path / "site")["scores"]
+    assert (scores["way"], scores["probabilities"]) == (way, probabilities)
+
+
+def refusals(tmp_path, model):
+    other = graph(
+        "q = Add(x, z) " + CONV.replace("Conv<pads=[1,1,1,1]>(x", "Conv<pads=[1,1,1,1]>(q"),
+        inputs="float[N,3,8,8] x, float[N,3,8,8] z",
+        **WEIGHTS,
+    )
+    soft = graph(CONV.replace("y = Gemm", "z = Gemm") + " y = Softmax(z)", **WEIGHTS)
+    plain = saved(graph(CONV, **WEIGHTS), tmp_path / "m.onnx")
+    attach(model, class_input="none", target=1).save(tmp_path / "fixed.onnx")
+    attach(model).save(tmp_path / "explained.onnx")
+    return {
+        "unknown": (plain, {}, "how pictures become this model's input is not known; attach with --preprocess"),
+        "fixed": (tmp_path / "fixed.onnx", {}, "the class is fixed in this model"),
+        "explained": (tmp_path / "explained.onnx", {"layer": "a"}, "explained already; layer cannot be chosen"),
+        "other": (saved(other, tmp_path / "o.onnx"), {"preprocessing": PLAIN, "image": "x"}, "another input, 'z'"),
+        "task": (plain, {"preprocessing": PLAIN, "task": "regression"}, "for classifiers .* regression"),
+        "given": (
+            saved(soft, tmp_path / "s.onnx"),
+            {"preprocessing": PLAIN, "probabilities": "sigmoid"},
+            "ends in softmax and gives probabilities already",
+        ),
+        "size": (plain, {"preprocessing": {"size": [9, 9]}}, "9x9 .* the model's input is 8x8"),
+        "no model": (tmp_path / "none.onnx", {}, "no such file"),
+    }
+
+
+@pytest.mark.parametrize("case", ["unknown", "fixed", "explained", "other", "task", "given", "size", "no model"])
+def test_what_cannot_be_shown_is_refused(tmp_path, model, case):
+    source, choices, message = refusals(tmp_path, model)[case]
+    with pytest.raises(ExplainError, match=message):
+        build_site(source, tmp_path / "site", RUNTIME, **choices)
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_model_too_large_for_a_browser_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "_LARGEST", 10**5)
+    with pytest.raises(ExplainError, match=r"the model has 0\.0 GB of weights, more than .* a page can hold"):
+        build_site(model, tmp_path / "site", RUNTIME)
+
+
+def test_what_is_there_stays(model, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "mine.txt").write_text("mine")
+    with pytest.raises(ExplainError, match="is there already"):
+        build_site(model, site, RUNTIME)
+    with pytest.raises(ExplainError, match="is there already"):
+        build_site(model, site / "mine.txt", RUNTIME)
+    assert [p.name for p in site.iterdir()] == ["mine.txt"]
+    with pytest.raises(ExplainError, match="cannot be written"):
+        build_site(model, site / "mine.txt" / "below", RUNTIME)
+
+
+def test_an_empty_folder_is_filled(model, tmp_path):
+    (tmp_path / "site").mkdir()
+    build_site(model, tmp_path / "site", RUNTIME)
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_the_command(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("onnx_gradcam.cli.webbing.runtime_files", lambda *_: RUNTIME)
+    arguments = ["web", str(model), "-o", str(tmp_path / "site"), "--probabilities", "sigmoid"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "http://127.0.0.1:8000" in result.output
+    assert facts(tmp_path / "site")["scores"]["way"] == "sigmoid"
+    assert facts(tmp_path / "site")["labels"][0] == "circle"
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 1
+    assert "is there already" in again.output
