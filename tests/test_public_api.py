@@ -33,7 +33,12 @@ def test_public_names():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_listed_name_is_there_once(name):
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("onnx_gradcam"):
+            raise
+        pytest.skip(f"it takes {missing.name}, which is not installed")
     listed = getattr(module, "__all__", [])
     assert len(set(listed)) == len(listed)
     assert not [n for n in listed if not hasattr(module, n)]
