@@ -1,0 +1,121 @@
+"""A trained segmenter and a trained detector: their maps lie on what they explain."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_gradcam.errors import TargetError
+from onnx_gradcam.plan import Options, plan
+from onnx_gradcam.preprocessing import read_labels
+from onnx_gradcam.runtime.explainer import Explainer
+
+pytestmark = pytest.mark.real
+
+DEEPLAB = {
+    "model": "deeplabv3_mnv2_dm05_voc21.onnx",
+    "labels": "voc21.txt",
+    "least": 100.0,
+    "choices": {
+        "task": "segmentation",
+        "preprocess": {
+            "size": [257, 257],
+            "resize": "stretch",
+            "scale": 2 / 255,
+            "mean": [1, 1, 1],
+            "std": [1, 1, 1],
+            "layout": "NHWC",
+        },
+    },
+}
+NANODET = {
+    "model": "nanodet_m_416_coco.onnx",
+    "labels": "coco80.txt",
+    "least": 0.3,
+    "choices": {
+        "task": "detection",
+        "output": ["792", "814", "836"],
+        "preprocess": {
+            "size": [416, 416],
+            "resize": "stretch",
+            "color": "bgr",
+            "scale": 1.0,
+            "mean": [103.53, 116.28, 123.675],
+            "std": [57.375, 57.12, 58.395],
+        },
+    },
+}
+PHOTOS = 12
+
+
+@pytest.fixture
+def games(repository, monkeypatch):
+    """The scripts of the pointing game."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    return importlib.import_module("task_localisation")
+
+
+def measured(games: Any, folder: Path, what: dict[str, Any], **choices: Any) -> tuple[Any, Sequence[Any]]:
+    labels = folder / "labels" / what["labels"]
+    every = list(games.read_voc(folder / "annotations" / "voc_xml", folder / "photos", read_labels(labels)))
+    shown = sorted({game.picture for game in every})[:PHOTOS]
+    return games.measure(
+        folder / "models" / "onnx_native" / what["model"],
+        [game for game in every if game.picture in shown],
+        what["least"],
+        labels=labels,
+        threads=2,
+        **what["choices"] | choices,
+    )
+
+
+@pytest.mark.parametrize("what", [DEEPLAB, NANODET], ids=["segmentation", "detection"])
+def test_maps_lie_on_the_objects_and_not_where_chance_would_put_them(games, real_data, what):
+    explainer, results = measured(games, real_data, what)
+    assert explainer.metadata.method == "hirescam"
+    count = len(results)
+    assert count >= 12
+    hits, area = sum(r.hit for r in results) / count, float(np.mean([r.area for r in results]))
+    centre = sum(r.centre for r in results) / count
+    energy = float(np.mean([r.energy for r in results]))
+    assert hits >= 0.75, (hits, centre, energy, area, count)
+    assert hits > centre
+    assert energy > 1.5 * area
+    off = [r for r in results if not r.centre]
+    assert sum(r.hit for r in off) >= len(off) / 2
+
+
+def test_weights_averaged_over_all_places_do_worse(games, real_data):
+    """What the default method of these tasks rests on."""
+    _, local = measured(games, real_data, NANODET)
+    explainer, pooled = measured(games, real_data, NANODET, method="gradcam")
+    assert explainer.metadata.method == "gradcam"
+    assert sum(r.hit for r in pooled) < sum(r.hit for r in local)
+    assert np.mean([r.energy for r in pooled]) < np.mean([r.energy for r in local])
+
+
+def test_the_layers_that_are_chosen(real_data):
+    folder = real_data / "models" / "onnx_native"
+    deeplab = plan(folder / DEEPLAB["model"], Options(task="segmentation"))
+    assert (deeplab.layer.chosen.tensor.name, deeplab.layer.chosen.grid) == ("Relu__94:0", (33, 33))
+    # The stage of the backbone that the three levels branch off from.
+    nanodet = plan(folder / NANODET["model"], Options(task="detection", output=["792", "814", "836"]))
+    assert (nanodet.layer.chosen.tensor.name, nanodet.layer.chosen.every_path) == ("492", True)
+    with pytest.raises(TargetError, match="which output holds the scores of the boxes"):
+        plan(folder / NANODET["model"], Options(task="detection"))
+
+
+def test_a_box_and_its_rank_are_those_of_the_model(real_data):
+    folder = real_data / "models" / "onnx_native"
+    photo = real_data / "photos" / "classic" / "gradcam_both.png"
+    plain = Explainer(folder / NANODET["model"], **NANODET["choices"], threads=2)
+    first = plain(photo, 16)
+    assert first.target.score == pytest.approx(float(first.scores[16]))
+    second = Explainer(folder / NANODET["model"], **NANODET["choices"], box_rank=1, threads=2)(photo, 16)
+    assert 0 < second.target.score <= first.target.score
+    assert second.heatmap.any()
