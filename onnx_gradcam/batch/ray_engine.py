@@ -109,6 +109,7 @@ class _Fleet:
             )
             .remote(job, out)
         )
+        self._clock = _Clock(wanted.stall_timeout)
         self._actors: set[Any] = set()
         self._starting: dict[Any, Any] = {}
         self._running: dict[Any, tuple[Any, Shard]] = {}
@@ -119,7 +120,7 @@ class _Fleet:
 
     def run(self, shards: Iterator[Shard]) -> Iterator[Record]:
         """The records, as shards are finished."""
-        clock = _Clock(self._wanted.stall_timeout)
+        clock = self._clock
         free: deque[Any] = deque()
         shard = self._next(shards)
         while shard is not None or self._running:
@@ -155,7 +156,12 @@ class _Fleet:
             self._ray.kill(actor)
 
     def _next(self, shards: Iterator[Shard]) -> Shard | None:
-        return self._again.popleft() if self._again else next(shards, None)
+        if self._again:
+            return self._again.popleft()
+        shard = next(shards, None)
+        if shard is not None:
+            self._clock.reset()  # however long the paths took, the workers are not to blame
+        return shard
 
     def _hire(self) -> None:
         actor = self._make()
