@@ -21,6 +21,7 @@ from .attach import attach
 from .batch import batch
 from .compare import compare
 from .doctor import doctor
+from .evaluate import evaluate
 from .explain import explain
 from .export import export
 from .group import Commands
@@ -54,6 +55,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     inspect: "What of a model would be explained, and why.",
     compare: "Whether models agree, and for the same reason.",
     batch: "Millions of pictures, in shards, on this computer or a cluster.",
+    evaluate: "How faithful methods are, and whether they point at the objects.",
     serve: "A model and its heatmaps on a server, over REST and gRPC.",
     triton: "A model repository for Triton.",
     kserve: "A manifest for KServe.",

@@ -69,7 +69,7 @@ class Prober:
     def _row(self, x: Array, index: int) -> dict[str, Array]:
         facts = self.metadata
         first = self.answers(x, [index], [facts.scores_output, facts.heatmap_class])
-        probe = _Probe(self, x, int(first[facts.heatmap_class][0]))
+        probe = self.probe(x, int(first[facts.heatmap_class][0]))
         result = np.asarray(self.method.function(probe), np.float32)
         if not np.isfinite(result).all():
             raise ModelError(f"{self.method.title} gives NaN or infinity for this picture; choose another method")
@@ -80,6 +80,10 @@ class Prober:
         found[facts.cam] = result[None]
         found[facts.heatmap] = self._finished(result[None], probe.size)
         return found
+
+    def probe(self, row: Array, index: int) -> _Probe:
+        """One row of the model's input, ``[1, ...]``, and the class of that index, ready to be asked about."""
+        return _Probe(self, row, index)
 
     def answers(self, rows: Array, classes: Sequence[int], outputs: Sequence[str]) -> dict[str, Array]:
         """Some outputs of the model for rows of its input."""

@@ -1,0 +1,171 @@
+"""`evaluate`: the table, the JSON, boxes, the sanity check, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from onnx_gradcam import Explainer
+
+from .conftest import PREPROCESS, refused, two_squares
+
+METRICS = ["deletion", "insertion", "road", "average_drop", "increase", "deletion_drop", "sparsity"]
+
+
+@pytest.fixture
+def evaluate(call, classifier):
+    def run(*arguments, model=None):
+        return call("evaluate", model or classifier, "--preprocess", PREPROCESS, "--steps", 8, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def squares(here):
+    """Three pictures: red at the upper left, blue at the lower right, and both."""
+    folder = here / "squares"
+    folder.mkdir()
+    for name, colours in {
+        "red.png": ((255, 40, 40), (40, 40, 40)),
+        "blue.png": ((40, 40, 40), (40, 40, 255)),
+        "both.png": ((255, 40, 40), (40, 40, 200)),
+    }.items():
+        cv2.imwrite(str(folder / name), two_squares(*colours)[:, :, ::-1])
+    return folder
+
+
+@pytest.fixture
+def boxes(here):
+    path = here / "boxes.json"
+    red, blue = {"label": "red", "box": [4, 4, 11, 11]}, {"label": "blue", "box": [20, 20, 27, 27]}
+    path.write_text(json.dumps({"red.png": [red], "blue.png": [blue], "both.png": [red, blue]}))
+    return path
+
+
+def test_a_table_of_methods_and_baselines(evaluate, squares, here):
+    result = evaluate("--images", squares, "--method", "gradcam,activationmap")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("3 pictures; mean and standard error")
+    assert lines[1].split() == ["better", "gradcam", "activationmap", "random", "centre"]
+    assert [line.split()[0] for line in lines[2:9]] == [
+        "deletion", "insertion", "ROAD", "average", "increase", "drop", "sparsity"
+    ]  # fmt: skip
+    assert len(lines) == 9
+    assert [p.name for p in here.iterdir()] == ["squares"]
+
+
+def test_a_map_of_the_object_beats_one_that_knows_nothing(evaluate, squares):
+    found = json.loads(evaluate("--images", squares, "--method", "gradcam", "--json").stdout)
+    assert found["baselines"] == ["random", "centre"]
+    ours, random = found["summary"]["gradcam"], found["summary"]["random"]
+    assert set(ours) == {*METRICS, "blank"}
+    assert ours["blank"] == 0
+    for metric in METRICS:
+        assert ours[metric]["count"] == 3
+        assert ours[metric]["mean"] == pytest.approx(
+            np.mean([image["values"]["gradcam"][metric] for image in found["images"]])
+        )
+    for metric in ("insertion", "road", "deletion_drop"):
+        assert ours[metric]["mean"] > random[metric]["mean"]
+    for metric in ("deletion", "average_drop"):
+        assert ours[metric]["mean"] < random[metric]["mean"]
+
+
+def test_the_numbers_do_not_depend_on_chance_or_batches(evaluate, squares):
+    first = evaluate("--images", squares, "--json")
+    again = evaluate("--images", squares, "--json", "--batch-size", 3)
+    for one, other in zip(json.loads(first.stdout)["images"], json.loads(again.stdout)["images"], strict=True):
+        for method, values in one["values"].items():
+            for metric, value in values.items():
+                assert other["values"][method][metric] == pytest.approx(value, abs=1e-5)
+
+
+def test_boxes_choose_the_classes(evaluate, squares, boxes, labels):
+    result = evaluate("--images", squares, "--boxes", boxes, "--labels", labels, "--method", "gradcam", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [(i["path"][-8:], i["object"], i["class"]["index"]) for i in found["images"]] == [
+        ("blue.png", "blue", 2), ("both.png", "red", 0), ("both.png", "blue", 2), ("/red.png", "red", 0)
+    ]  # fmt: skip
+    assert found["summary"]["gradcam"]["pointing"]["mean"] == 1
+    assert found["summary"]["centre"]["pointing"]["mean"] == 0
+    # The box has 64 of 1024 pixels; the grey around it is a little red and blue as well.
+    assert found["summary"]["random"]["energy"]["mean"] < 0.1
+    assert found["summary"]["gradcam"]["energy"]["mean"] > 0.2
+
+
+def test_one_class_for_all(evaluate, squares, labels, classifier):
+    found = json.loads(
+        evaluate("--images", squares, "--target", "blue", "--labels", labels, "--metric", "sparsity", "--json").stdout
+    )
+    assert [i["class"]["index"] for i in found["images"]] == [2, 2, 2]
+    explainer = Explainer(classifier, preprocess=PREPROCESS)
+    for image in found["images"]:
+        heatmap = explainer(image["path"], 2).heatmap
+        values = heatmap.reshape(-1).astype(np.float64)
+        gini = np.abs(values[:, None] - values).mean() / (2 * values.mean())
+        assert image["values"]["gradcam"] == {"sparsity": pytest.approx(gini, abs=1e-4)}
+
+
+def test_a_bad_picture_is_reported_and_the_others_go_on(evaluate, squares):
+    (squares / "bad.png").write_text("no picture")
+    result = evaluate("--images", squares, "--metric", "sparsity", "--json")
+    assert result.exit_code == 1
+    assert "bad.png' is no picture" in result.stderr
+    images = json.loads(result.stdout)["images"]
+    assert [("error" in image) for image in images] == [False, False, False, True]
+
+
+def test_sanity(evaluate, squares):
+    options = ("--images", squares, "--metric", "sparsity", "--method", "gradcam,activationmap", "--sanity")
+    result = evaluate(*options)
+    assert result.exit_code == 0, result.stderr
+    assert "activationmap does not change at all when these weights are redrawn: cascading gemm" in result.stderr
+    assert "gradcam does not" not in result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[-3:]] == [
+        ["cascading", "gemm"], ["cascading", "conv"], ["independent", "conv"]
+    ]  # fmt: skip
+    stages = json.loads(evaluate(*options, "--json").stdout)["sanity"]
+    assert [(s["kind"], s["layers"], s["unchanged"]) for s in stages] == [
+        ("cascading", ["gemm"], ["activationmap"]),
+        ("cascading", ["conv"], []),
+        ("independent", ["conv"], []),
+    ]
+    assert stages[0]["spearman"]["activationmap"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--metric", "deleton"], "no metric 'deleton'; did you mean 'deletion'"),
+        (["--metric", "pointing"], "give --boxes"),
+        (["--method", "gradcm"], "no method 'gradcm'"),
+        (["--target", "top2"], "may be several classes"),
+        (["--boxes", "none.json"], "'none.json' cannot be read"),
+    ],
+)
+def test_refusals(evaluate, squares, options, sentence):
+    assert sentence in refused(evaluate("--images", squares, *options))
+
+
+def test_boxes_of_other_pictures(evaluate, squares, boxes, labels):
+    boxes.write_text(json.dumps({"other.png": [{"label": "red", "box": [0, 0, 1, 1]}]}))
+    sentence = refused(evaluate("--images", squares, "--boxes", boxes, "--labels", labels))
+    assert "the model sees none of the objects" in sentence
+
+
+def test_an_explained_model_has_one_method_only(call, evaluate, classifier, squares):
+    assert call("attach", classifier, "-o", "e.onnx").exit_code == 0
+    assert "explained already" in refused(evaluate("--images", squares, model="e.onnx"))
+
+
+@pytest.mark.parametrize(
+    "options", [["--method", "gradcam,"], ["--steps", 0], ["--boxes", "b.json", "--target", "red"]]
+)
+def test_wrong_usage(evaluate, squares, options):
+    refused(evaluate("--images", squares, *options), 2)
