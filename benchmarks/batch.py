@@ -2,7 +2,7 @@
 
     pip install 'onnx-gradcam[batch]'
     python benchmarks/batch.py
-    python benchmarks/batch.py --network mobilenet_v2 --pictures 5000 --block 250
+    python benchmarks/batch.py --network mobilenet_v2 --pictures 5000 --formats parquet npz
 
 The reference is the model without its explanation in a session of ONNX Runtime's own defaults, run over tensors in
 memory: nothing is read, decoded, explained or written. Both sides go over the same pictures in turns, block by block,
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--pictures", type=int, default=5000)
     parser.add_argument("--different", type=int, default=100, help="how many of them are not repeated ones")
-    parser.add_argument("--block", type=int, default=250)
+    parser.add_argument("--block", type=int, default=500, help="pictures a side and turn; four shards")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--formats", nargs="+", default=["parquet"])
     options = parser.parse_args(argv)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 model=model,
                 format=form,
                 batch_size=options.batch_size,
-                shard_size=min(256, options.block),
+                shard_size=max(1, options.block // 4),
                 choices={"preprocess": PREPROCESSING},
             )
             times = measure(job, paths, folder / form, options.block)
