@@ -108,8 +108,13 @@ def _range(epsilon: float) -> Normalise:
 
 
 def _levels(t: Builder, maps: Value) -> Value:
-    """MXNet: minimum to maximum as whole numbers up to 255, decimals cut off."""
+    """MXNet, OpenVINO XAI: minimum to maximum as whole numbers up to 255, decimals cut off."""
     return t.op("Floor", by_range(t, maps, _TINY) * 255.0) / 255.0
+
+
+def _range_of_levels(t: Builder, maps: Value) -> Value:
+    """OpenVINO XAI: minimum to maximum, of what OpenCV rounds to whole numbers up to 255 when it resizes such."""
+    return by_range(t, t.op("Round", maps * 255.0), _TINY)
 
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -233,10 +238,10 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="openvino-xai",
-            title="OpenVINO XAI 1.1.0, ReciproCAM (with --method reciprocam)",
+            title="OpenVINO XAI 1.1.0, ReciproCAM (with --method reciprocam-openvino-xai)",
             source="openvino_xai/methods/white_box/base.py, openvino_xai/explainer/visualizer.py",
-            steps="to [0, 1] (1e-12); bilinear, half-pixel centres; to [0, 1]",
-            finish=_finished(rectify=False, before=_range(1e-12), after=_range(_TINY)),
+            steps="to 0 ... 255, decimals cut off; bilinear, half-pixel centres, rounded; to [0, 1]",
+            finish=_finished(rectify=False, before=_levels, after=_range_of_levels),
             differs="whole numbers up to 255, decimals cut off",
         ),
     )

@@ -21,6 +21,7 @@ ORACLE = {
     for name, value in dict(np.load(FOLDER / f"presets_{source}.npz")).items()
     if name != "provenance"
 } | {f"mxnet/{name}": value for name, value in dict(np.load(FOLDER / "presets_mxnet.npz")).items()}
+OPENVINO = dict(np.load(FOLDER / "presets_openvino.npz"))
 LIBRARIES = ("pytorch-grad-cam", "captum", "tf-keras-vis", "xplique", "keras-vis", "keras-vis-0.4.1", "chollet-1e")
 """Those whose heatmap is of the picture's size."""
 
@@ -67,9 +68,15 @@ class TestHeatmaps:
         np.testing.assert_allclose(got["cam"], ORACLE[f"mxnet/{case}/cam"], atol=1e-5)
         assert np.abs(got["heatmap"] * 255 - expected).max() <= 1
 
-    def test_openvino_within_a_level(self, case):
-        got = explained("openvino-xai", case)["heatmap"]
-        assert np.abs(got * 255 - ORACLE[f"{case}/heatmap/openvino-xai"]).max() <= 1
+    def test_recipro_cam_of_openvino(self, case):
+        got = explained("openvino-xai", case, method="reciprocam-openvino-xai")
+        saliency = OPENVINO[f"{case}/saliency"]
+        assert np.abs(np.floor(scaled(got["cam"]) * 255) - saliency).max() <= 1
+        # OpenCV's resizing of bytes rounds one in ten values the other way, and not alike in all of its builds; the
+        # range that is taken behind it makes up to two levels of that.
+        off = np.abs(np.floor(got["heatmap"] * 255 + 1e-3) - OPENVINO[f"{case}/heatmap"])
+        assert off.max() <= 2
+        assert (off > 1).mean() < 0.01
 
     @pytest.mark.parametrize("preset", ["chollet-2e", "keras-io", "torch-cam"])
     def test_of_the_layers_size(self, preset, case):
@@ -151,8 +158,8 @@ class TestWithEverythingElse:
         proto = attach(network("height", "width"), layer="a", preset=preset).to_proto()
         for case, (sample, index) in CASES.items():
             got = run(proto, x=inputs()[sample : sample + 1], target_class=np.array([index], np.int64))["heatmap"][0]
-            # TensorFlow's table of weights is only had where sizes are fixed; MXNet cuts decimals off.
-            atol = {"xplique": 5e-4, "mxnet": 1.1 / 255}.get(preset, 1e-5)
+            # TensorFlow's table of weights is only had where sizes are fixed; MXNet and OpenVINO cut decimals off.
+            atol = {"xplique": 5e-4, "mxnet": 1.1 / 255, "openvino-xai": 2.1 / 255}.get(preset, 1e-5)
             np.testing.assert_allclose(got, explained(preset, case)["heatmap"], atol=atol)
 
     @pytest.mark.parametrize("preset", PRESETS)

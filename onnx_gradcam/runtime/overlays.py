@@ -125,7 +125,8 @@ def _xplique(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
 
 def _openvino(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
     """explainer/visualizer.py `Visualizer` with `overlay=True`, without the label: half and half."""
-    levels = _cut(_to_range(_enlarged(_to_range(cam), image)) * 255)
+    cells = _cut(_to_range(cam) * 255)
+    levels = _cut(_to_range(_enlarged(cells, image).astype(np.float32)) * 255)
     return _cut(image * 0.5 + _opencv("JET", levels) * 0.5)
 
 

@@ -8,7 +8,6 @@ Needs scipy, Pillow, OpenCV and matplotlib, and `presets_torch.npz` for the maps
 | `keras-vis` | vis/visualization/saliency.py of the repository: `scipy.ndimage.zoom` |
 | `keras-vis-0.4.1` | the same file of the last release: `scipy.misc.imresize`, which is Pillow's bicubic |
 | `chollet-1e`, `chollet-2e` | notebooks of the book, 5.4 and chapter09_part03 |
-| `openvino-xai` | methods/white_box/base.py, explainer/visualizer.py, common/utils.py, from a map for its logits |
 """
 
 from __future__ import annotations
@@ -65,23 +64,11 @@ def chollet_first_overlay(cells, picture):
     return cv2.imdecode(cv2.imencode(".png", both)[1], cv2.IMREAD_COLOR)[..., ::-1]
 
 
-def scaled(values):
-    low, high = values.min(), values.max()
-    return 255 * (values - low) / (high - low + 1e-12)
-
-
-def openvino(raw, picture):
-    heatmap = scaled(cv2.resize(scaled(raw), picture.shape[1::-1])).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(heatmap, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    both = picture * 0.5 + colours * (1 - 0.5)
-    return heatmap, np.minimum(both, 255).astype(np.uint8)
-
-
 def main():
     layer = np.load(Path(__file__).with_name("presets_torch.npz"))
     facts = {}
     for case, (sample, _) in CASES.items():
-        maps, output, logit = (layer[f"{case}/{name}"][0] for name in ("A", "output", "logit"))
+        maps, output = (layer[f"{case}/{name}"][0] for name in ("A", "output"))
         picture = pictures()[sample]
         large = picture.repeat(3, axis=0).repeat(3, axis=1)
         found = {}
@@ -94,9 +81,6 @@ def main():
         found["heatmap/chollet-1e"] = cv2.resize(cells, (WIDTH, HEIGHT))
         found["overlay/chollet-1e"] = chollet_first_overlay(cells, picture)
         found["overlay/chollet-1e/large"] = chollet_first_overlay(cells, large)
-        raw = np.sum(maps * np.mean(logit, axis=(1, 2), keepdims=True), axis=0)
-        found["heatmap/openvino-xai"], found["overlay/openvino-xai"] = openvino(raw, picture)
-        found["overlay/openvino-xai/large"] = openvino(raw, large)[1]
         facts |= {f"{case}/{name}": value for name, value in found.items()}
     versions = {"scipy": scipy.__version__, "pillow": PIL.__version__, "opencv": cv2.__version__}
     versions |= {"matplotlib": mpl.__version__, "network": "preset_network.py"}
