@@ -23,9 +23,9 @@ class Axis:
     """The meaning of one axis.
 
     Attributes:
-        kind: `N` batch, `C` channels, `c` a part of the channels (attention heads), `S` one spatial dimension, `T`
-            tokens (a merged grid), `*` any other product of axes, or the identity of an input axis (`0`, `1` ...)
-            while the layout of the input is being found.
+        kind: `N` batch, `C` channels, `c` a part of the channels (attention heads), `S` one spatial dimension, `s` the
+            places within each cell of one that was split into cells, `T` tokens (a merged grid), `*` any other product
+            of axes, or the identity of an input axis (`0`, `1` ...) while the layout of the input is being found.
         grid: for tokens, the sizes of the grid (in the example binding of free dimensions).
         before: for tokens, how many class or register tokens come before the grid.
         after: how many come after it.
@@ -75,7 +75,7 @@ def follow(t: Builder) -> dict[ir.Value, Layout]:
     layouts: dict[ir.Value, Layout] = {}
     for node in t.nodes:
         x = node.inputs[0] if node.op_type in _CHANNELS_FIRST else None
-        if x is not None and None in layouts.get(x, (None,)) and t.wrap(x).known_shape is not None:
+        if x is not None and any(map(_is_unclear, layouts.get(x, (None,)))) and t.wrap(x).known_shape is not None:
             # What a convolution or pool reads is channels-first whatever it was made by.
             layouts[x] = channels_first(t.wrap(x).rank)
         found = _after(t, node, layouts)
@@ -84,6 +84,11 @@ def follow(t: Builder) -> dict[ir.Value, Layout]:
             if found is not None and value.known_shape is not None and value.rank == len(found):
                 layouts.setdefault(output, found)
     return layouts
+
+
+def _is_unclear(axis: Axis | None) -> bool:
+    """Whether an axis is not known, or known to be what no convolution has: places within several cells."""
+    return axis is None or {part.kind if part else "" for part, _ in axis.parts} == {"s"}
 
 
 def label_input(t: Builder, image: Value) -> Layout | None:
@@ -174,7 +179,7 @@ def _same_axes(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Lay
     if layout is None or before is None or after is None or len(before) != len(after):
         return None
     return tuple(
-        None if axis is not None and axis.kind in "T*" and a != b else axis
+        None if axis is not None and axis.kind in "Ts*" and a != b else axis
         for axis, a, b in zip(layout, before, after, strict=True)
     )
 
@@ -185,7 +190,7 @@ def _concat(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout
     placed = [i for i, k in enumerate(known) if k is not None and k[where] is not None]
     layout = known[placed[0]] if placed else next(k for k in known if k is not None)
     axis = layout[where] if layout is not None else None
-    if layout is None or axis is None or axis.kind not in "ST*":
+    if layout is None or axis is None or axis.kind not in "SsT*":
         return layout
     sizes = [_example(t, i) for i in node.inputs]
     if axis.kind != "T" or len(placed) > 1 or any(s is None for s in sizes):
@@ -237,7 +242,7 @@ def _gather(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout
     attribute = node.attributes.get("axis")
     where = (attribute.as_int() if attribute is not None else 0) % len(layout)
     axis = layout[where]
-    kept = None if axis is None or axis.kind in "ST*" else axis
+    kept = None if axis is None or axis.kind in "SsT*" else axis
     return (*layout[:where], *(kept,) * t.wrap(indices).rank, *layout[where + 1 :])
 
 
@@ -352,6 +357,10 @@ def _take(factors: list[Factor], size: int) -> list[Factor] | None:
             taken.append((HEAD, size))
             factors[0] = HEAD, width // size
             size = 1
+        elif axis is not None and kind == "S" and width % size == 0:
+            taken.append((axis, size))
+            factors[0] = Axis("s", place=axis.place), width // size
+            size = 1
         elif axis is not None and kind == "T" and not axis.before and not axis.after:
             factors[:1] = [(Axis("S", place=i), side) for i, side in enumerate(axis.grid) if side != 1]
         else:
@@ -360,15 +369,29 @@ def _take(factors: list[Factor], size: int) -> list[Factor] | None:
 
 
 def _merged(factors: Sequence[Factor]) -> Axis | None:
+    factors = _rejoined(factors)
     kinds = {axis.kind if axis is not None else "" for axis, _ in factors}
     if len(factors) < 2 or kinds == {""}:
         return factors[0][0] if factors else None
-    if kinds <= {"C", "c"}:
+    if kinds <= {"C", "c", "s"} and kinds != {"s"}:
+        # Cells whose places lie side by side among the channels: what a merging of patches reads.
         return CHANNEL
     places = [axis.place for axis, _ in factors if axis is not None]
     if kinds == {"S"} and places == sorted(places):
         return Axis("T", tuple(size for _, size in factors))
     return Axis("*", parts=tuple(factors))
+
+
+def _rejoined(factors: Sequence[Factor]) -> list[Factor]:
+    """Cells and the places within them are the whole dimension again, where they lie side by side."""
+    result: list[Factor] = []
+    for axis, size in factors:
+        cell = result[-1][0] if result else None
+        if axis is not None and axis.kind == "s" and cell is not None and cell == Axis("S", place=axis.place):
+            result[-1] = cell, result[-1][1] * size
+        else:
+            result.append((axis, size))
+    return result
 
 
 def _replaced(layout: Layout, where: int, axis: Axis | None) -> Layout:

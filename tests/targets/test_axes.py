@@ -187,3 +187,40 @@ def test_the_layout_of_the_input_comes_from_the_first_convolution_or_pool(shape,
     image = t.find("x")
     assert image is not None
     assert show(label_input(t, image)) == expected
+
+
+CELLS = "h = Transpose<perm=[0,2,3,1]>(a) w = Reshape(h, cells)"
+WINDOWS = "v = Transpose<perm=[0,1,3,2,4,5]>(w) q = Reshape(v, windows)"
+
+
+@pytest.mark.parametrize(
+    ("body", "constants", "expected"),
+    [
+        # Windows of 2x2, as attention within windows makes them, and back again.
+        (
+            f"{CELLS} {WINDOWS} r = Reshape(q, undone) s = Transpose<perm=[0,1,3,2,4,5]>(r) t = Reshape(s, back)",
+            {"cells": [0, 2, 2, 2, 2, 6], "windows": [-1, 4, 6], "undone": [-1, 2, 2, 2, 2, 6], "back": [-1, 4, 4, 6]},
+            "N S S C",
+        ),
+        # Patches of 2x2 merged: a coarser grid of more channels.
+        (
+            f"{CELLS} v = Transpose<perm=[0,1,3,4,2,5]>(w) t = Reshape(v, merged)",
+            {"cells": [0, 2, 2, 2, 2, 6], "merged": [0, 2, 2, 24]},
+            "N S S C",
+        ),
+        # The mean over each cell is a pooling.
+        (
+            "w = Reshape(a, cells) t = ReduceMean<keepdims=0>(w, inner)",
+            {"cells": [0, 6, 2, 2, 2, 2], "inner": [3, 5]},
+            "N C S S",
+        ),
+        # Windows side by side are no tokens of the picture.
+        (
+            "w = Reshape(a, cells) v = Transpose<perm=[0,3,5,2,4,1]>(w) t = Reshape(v, windows)",
+            {"cells": [0, 6, 2, 2, 2, 2], "windows": [-1, 4, 6]},
+            "(N*s*s) T2x2 C",
+        ),
+    ],
+)
+def test_cells_of_a_grid(body, constants, expected):
+    assert layouts(body, **constants)["t"] == expected
