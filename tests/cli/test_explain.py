@@ -246,6 +246,21 @@ def test_drawing_options_change_the_picture(explain, picture):
     np.testing.assert_array_equal(photo, overlay)
 
 
+def test_a_preset_draws_as_its_library_does(explain, picture):
+    drawn = []
+    for options in (("--preset", "mxnet"), ("--preset", "mxnet", "--opacity", "0.5"), ("--opacity", "0.5")):
+        assert explain(picture, "-o", "x.png", *options).exit_code == 0
+        drawn.append(cv2.imread("x.png")[-230:-20, 248:472])
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert np.abs(drawn[1].astype(int) - drawn[2]).max() < np.abs(drawn[0].astype(int) - drawn[2]).max()
+
+
+def test_keras_vis_is_warned_of(explain, picture):
+    result = explain(picture, "--preset", "keras-vis")
+    assert result.exit_code == 0
+    assert "warning: keras-vis divides cotangents by the largest of them" in result.stderr
+
+
 def test_a_blank_heatmap_is_said(explain, here):
     cv2.imwrite("black.png", np.zeros((16, 16, 3), np.uint8))
     result = explain("black.png")
