@@ -52,6 +52,10 @@ def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Pr
     Raises:
         ModelError, TargetError, UnsupportedError: as `attach`.
     """
+    if options.class_input == "all":
+        raise UnsupportedError(
+            "the maps of all classes at once cannot be had by a method that runs the model many times"
+        )
     options = replace(options, class_input="required")
     work = plan(source, options)
     if work.refusal is not None:

@@ -97,6 +97,10 @@ class Explainer:
         self._input = next(i for i in self.session.inputs if i.name == self.metadata.image_input)
         self.preprocessing = self._fitted(described)
         takes = {i.name: i.shape for i in self.session.inputs}.get(self.metadata.mask_input)
+        if augment and (takes is not None or self.metadata.task == "detection"):
+            raise TargetError(
+                "a mirrored picture has its boxes and its region elsewhere, so they cannot be augmented; leave it out"
+            )
         self._region = read_region(region, self.metadata.mask_input, takes)
         count = self._class_count()
         if self.labels is not None and count is not None and len(self.labels) != count:

@@ -99,6 +99,8 @@ def test_a_single_logit_gives_its_complement_and_itself():
 def test_what_cannot_be_had_for_all_classes_is_refused(choices, message):
     with pytest.raises(UnsupportedError, match=message):
         attach(pooled(), class_input="all", **choices)
+    with pytest.raises(UnsupportedError, match="runs the model many times"):
+        Explainer(pooled(), preprocess=PREPROCESS, class_input="all", method="rise")
     flat = graph("c = Conv(x, K) a = Relu(c) f = Flatten(a) y = Gemm(f, W)", K=(6, 3, 3, 3), W=(216, 4))
     with pytest.raises(UnsupportedError, match="one linear layer behind pooling"):
         attach(flat, class_input="all")
@@ -155,6 +157,8 @@ def test_regions_that_cannot_be_used():
         Explainer(segmenter("h,w"), mask="input", region=np.ones((8, 8)), **choices)
     with pytest.raises(UnsupportedError, match="no region to give it"):
         Explainer(segmenter(), mask="input", region=np.ones((8, 8)), method="rise", **choices)
+    with pytest.raises(TargetError, match="mirrored"):
+        Explainer(segmenter(), mask="input", region=np.ones((8, 8)), augment=True, **choices)
 
 
 # ----- references and classes to compare with --------------------------------------
