@@ -26,7 +26,10 @@ PERCENTILES: Final = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 """The parts of the pixels that ROAD leaves, in percent; as pytorch-grad-cam."""
 
 _NOISE: Final = 0.01
-"""Standard deviation of what ROAD adds to pixels that it fills in, in the input's units; as pytorch-grad-cam."""
+"""Standard deviation of what ROAD adds to pixels that it fills in, relative to that of the picture's values.
+
+pytorch-grad-cam adds as much to inputs of any range; those of its examples have a standard deviation of about one.
+"""
 
 _BLUR: Final = 5.0
 """Standard deviation, in pixels of a picture of 224, of what insertion begins with; RISE's own code has it."""
@@ -115,6 +118,7 @@ def road(trial: Trial, heatmap: Array) -> float:
     most relevant first: ROADCombined of pytorch-grad-cam's metrics/road.py, where heatmaps have no equal values.
     """
     order, rng = trial.order(heatmap), trial.rng
+    deviation = _NOISE * float(trial.picture.std())
 
     def filled(ranked: npt.NDArray[np.intp]) -> Iterator[Array]:
         found = None
@@ -123,7 +127,7 @@ def road(trial: Trial, heatmap: Array) -> float:
             kept[ranked[: max(1, -(-percentile * (heatmap.size - 1) // 100))]] = True
             seen = kept.reshape(heatmap.shape)
             found = impute(trial.picture, seen, found)
-            noise = _NOISE * rng.standard_normal(found.shape).astype(np.float32)
+            noise = deviation * rng.standard_normal(found.shape).astype(np.float32)
             yield np.where(seen, found, found + noise)
 
     return float(trial.ask(filled(order)).mean() - trial.ask(filled(order[::-1])).mean()) / 2

@@ -11,8 +11,8 @@ __all__ = ["impute"]
 
 Array = npt.NDArray[Any]
 
-_ACCURACY: Final = 3e-5
-"""Of a step; what is left is about thirty times as much, a tenth of the noise that `road` adds."""
+_ACCURACY: Final = 1e-5
+"""Of a step, relative to the picture's largest value; what is left is up to a hundred times as much."""
 
 _MOST_STEPS: Final = 2000
 
@@ -41,9 +41,9 @@ def impute(picture: Array, kept: npt.NDArray[np.bool_], start: Array | None = No
     values = missing * (mean if start is None else start)
     left = missing * _neighbours(known) - equations(values)
     step = way = left / present
-    size = _dot(left, way)
+    size, enough = _dot(left, way), _ACCURACY * float(np.abs(known).max())
     for _ in range(_MOST_STEPS):
-        if np.abs(step).max() < _ACCURACY:
+        if np.abs(step).max() <= enough:
             break
         change = equations(way)
         length = size / np.maximum(_dot(way, change), np.finfo(np.float32).tiny)

@@ -148,6 +148,13 @@ class TestImputation:
         kept[2, 3] = True
         np.testing.assert_allclose(impute(picture, kept), np.broadcast_to(picture[:, 2:3, 3:4], (3, 6, 5)), atol=1e-3)
 
+    def test_pixels_of_any_range(self):
+        """Accuracy is relative: pixels up to 255 are not computed forever."""
+        picture = np.random.default_rng(0).standard_normal((3, 40, 30)).astype(np.float32)
+        kept = np.random.default_rng(1).random((40, 30)) < 0.2
+        np.testing.assert_allclose(impute(1000 * picture, kept), 1000 * impute(picture, kept), atol=0.5)
+        np.testing.assert_array_equal(impute(0 * picture, kept), 0 * picture)
+
     def test_a_guess_changes_nothing_but_the_work(self):
         picture = np.random.default_rng(0).standard_normal((1, 20, 20)).astype(np.float32)
         kept = np.random.default_rng(1).random((20, 20)) < 0.3
