@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import itertools
 import shutil
+import threading
 
 import pytest
+
+from onnx_gradcam.errors import RequestError
+from onnx_gradcam.web.building import build_site
+from onnx_gradcam.web.runtime_files import runtime_files
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +26,49 @@ def chromium():
             pytest.skip("there is no Chromium: apt-get install chromium, or playwright install chromium")
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def runtime():
+    """The files of onnxruntime-web, downloaded once."""
+    try:
+        return runtime_files()
+    except RequestError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """A plain web server: its folder and its address."""
+    root = tmp_path_factory.mktemp("host")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield root, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def publish(host, runtime):
+    """Build the page of a model; returns its address."""
+    root, address = host
+    names = map("site{}".format, itertools.count())
+
+    def build(model, **choices):
+        name = next(names)
+        build_site(model, root / name, runtime, **choices)
+        return f"{address}/{name}/"
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shapes(publish, repository):
+    """The page of the demo classifier, whose classes do not exclude each other."""
+    return publish(repository / "models" / "shapes.onnx", probabilities="sigmoid")

@@ -1,0 +1,113 @@
+"""The page of a model in a browser, worked as its visitors do."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+
+LOOK = """() => { window.seen = null; document.addEventListener('explained', ({ detail: d }) => {
+  const bytes = new Uint8Array(d.heatmap.values.buffer);
+  let text = '';
+  for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...bytes.subarray(i, i + 8192));
+  window.seen = { index: d.index, scores: [...d.scores], shape: [d.heatmap.height, d.heatmap.width],
+    heatmap: btoa(text) }; }); }"""
+
+PIXELS = """async name => {
+  const { decode } = await import(new URL('decoding.js', location.href).href);
+  const { data, height, width } = await decode(document.getElementById('file').files[0]);
+  let text = '';
+  for (let i = 0; i < data.length; i += 8192) text += String.fromCharCode(...data.subarray(i, i + 8192));
+  return { data: btoa(text), height, width };
+}"""
+
+
+class Page:
+    """A tab with the page; what the browser complained about and asked the network for is kept.
+
+    Attributes:
+        heard: messages of the console, errors and dialogs.
+        asked: addresses that were requested.
+    """
+
+    def __init__(self, chromium, address: str, *, viewport=None, script: str = "", before=None) -> None:
+        self.tab = chromium.new_page(viewport=viewport or {"width": 1280, "height": 900})
+        self.heard: list[str] = []
+        self.asked: list[str] = []
+        self.tab.on("console", lambda message: self.heard.append(message.text))
+        self.tab.on("pageerror", lambda error: self.heard.append(str(error)))
+        self.tab.on("dialog", lambda dialog: (self.heard.append(dialog.message), dialog.dismiss()))
+        self.tab.on("request", lambda sent: self.asked.append(sent.url))
+        if script:
+            self.tab.add_init_script(script)
+        if before:
+            before(self.tab)
+        self.tab.goto(address)
+        self.tab.evaluate(LOOK)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.tab.close()
+
+    def poll(self, code: str, argument=None, seconds: float = 20):
+        """Evaluate until the result is truthy (the policy forbids `wait_for_function`)."""
+        for _ in range(int(seconds * 20)):
+            found = self.tab.evaluate(code, argument)
+            if found:
+                return found
+            self.tab.wait_for_timeout(50)
+        raise AssertionError(f"never came: {code}; the page says {self.tab.inner_text('main')!r}")
+
+    def ready(self) -> None:
+        self.poll("() => document.getElementById('status').textContent === 'The model is ready.'")
+
+    def choose(self, *files) -> dict:
+        """Choose a picture, by path or as (name, bytes); what the page then explains."""
+        self.tab.evaluate("() => { window.seen = null; }")
+        given = [{"name": f[0], "mimeType": "", "buffer": f[1]} if isinstance(f, tuple) else str(f) for f in files]
+        self.tab.set_input_files("#file", [])  # the same picture again is no change
+        self.tab.set_input_files("#file", given)
+        return self.seen()
+
+    def click(self, name: str) -> dict:
+        self.tab.evaluate("() => { window.seen = null; }")
+        self.tab.get_by_role("button", name=name).click()
+        return self.seen()
+
+    def seen(self) -> dict:
+        """What is explained next: the class, the scores, and the heatmap as an array."""
+        code = "() => window.seen || !document.getElementById('error').hidden"
+        assert self.poll(code) is not True, self.error()
+        seen = self.tab.evaluate("() => window.seen")
+        seen["heatmap"] = np.frombuffer(base64.b64decode(seen["heatmap"]), np.float32).reshape(seen["shape"])
+        return seen
+
+    def refuses(self, name: str, data: bytes) -> str:
+        self.tab.set_input_files("#file", {"name": name, "mimeType": "", "buffer": data})
+        return self.error()
+
+    def error(self) -> str:
+        return self.poll(
+            "() => !document.getElementById('error').hidden && document.getElementById('error').textContent"
+        )
+
+    def pixels(self) -> np.ndarray:
+        """The chosen picture as this browser decodes it."""
+        found = self.tab.evaluate(PIXELS)
+        return np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(found["height"], found["width"], 3)
+
+    def facts(self) -> dict:
+        return json.loads(self.tab.evaluate("async () => (await fetch('site.json')).text()"))
+
+    def canvas(self) -> np.ndarray:
+        """What is shown, RGB."""
+        code = """() => { const c = document.getElementById('view');
+          const { data } = c.getContext('2d').getImageData(0, 0, c.width, c.height);
+          let text = '';
+          for (let i = 0; i < data.length; i += 8192) text += String.fromCharCode(...data.subarray(i, i + 8192));
+          return [c.height, c.width, btoa(text)]; }"""
+        height, width, data = self.tab.evaluate(code)
+        return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[:, :, :3]
