@@ -279,6 +279,23 @@ def per_case():
     yield "dropout", "row", lambda x: S.Dropout(x * 2, p=0.5, name="y")
     yield "identity", "row", lambda x: S.identity(S.BlockGrad(x * 2), name="y")
     yield "several_outputs", "row", lambda x: S.Group([S.tanh(x, name="y"), S.SoftmaxOutput(x * 2, name="z")])
+    old = {
+        "max_padded": {"pool_type": "max"},
+        "max_full": {"pool_type": "max", "pooling_convention": "full"},
+        "avg_full": {"pool_type": "avg", "pooling_convention": "full"},
+        "avg_full_unpadded": {"pool_type": "avg", "pooling_convention": "full", "pad": (0, 0)},
+        "sum_full": {"pool_type": "sum", "pooling_convention": "full", "kernel": (2, 3)},
+        "global": {"pool_type": "max", "global_pool": True},
+    }
+    for name, kw in old.items():
+        geometry = {"kernel": (3, 3), "stride": (2, 2), "pad": (1, 1), "name": "y"} | kw
+        yield f"pool_v1_{name}", "square", lambda x, g=geometry: S.Pooling_v1(x, **g)
+    yield "resize_to_one", "map", lambda x: C.BilinearResize2D(x, height=1, width=3, align_corners=False, name="y")
+    yield (
+        "resize_scale_half_pixel",
+        "map",
+        lambda x: C.BilinearResize2D(x, scale_height=0.5, scale_width=1.3, align_corners=False, name="y"),
+    )
 
 
 def encoded(array: np.ndarray) -> dict:

@@ -12,7 +12,7 @@ from onnx_gradcam.export.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
 from .registry import Ints, mxnet_operator
-from .sizes import fixed_sizes
+from .sizes import fixed, fixed_sizes
 
 __all__: list[str] = []
 
@@ -129,6 +129,11 @@ def deconvolution(
         raise UnsupportedError(f"its {num_filter} filters do not split into {num_group} groups; save the symbol again")
     _check_weight(weight, (_channels(data, rank), num_filter // num_group, *kernel), bias, num_filter)
     strides, dilations = _spatial(stride, rank, 1, "stride"), _spatial(dilate, rank, 1, "dilate")
+    if max(strides) > 1 and max(dilations) > 1:
+        raise UnsupportedError(
+            f"its stride is {stride} and its dilate {dilate}, of which MXNet's own processor kernel computes something "
+            "else than a deconvolution; rewrite it with one of them 1"
+        )
     pads, extra = _spatial(pad, rank, 0, "pad"), _spatial(adj, rank, 0, "adj")
     if any(target_shape):
         sizes = fixed_sizes(data, "its target_shape")
@@ -157,7 +162,7 @@ def deconvolution(
 _GLOBAL_POOLS = {"avg": "GlobalAveragePool", "max": "GlobalMaxPool", "lp": "GlobalLpPool", "sum": "ReduceSum"}
 
 
-@mxnet_operator("Pooling", "Pooling_v1", ignored=("cudnn_off",), layout="made")
+@mxnet_operator("Pooling", ignored=("cudnn_off",), layout="made")
 def pooling(
     t: Writer,
     data: Value,
@@ -216,10 +221,50 @@ def pooling(
     return mean * float(math.prod(kernel)) if pool_type == "sum" else mean
 
 
+@mxnet_operator("Pooling_v1", layout="made")
+def old_pooling(
+    t: Writer,
+    data: Value,
+    *,
+    kernel: Ints = (),
+    pool_type: str = "max",
+    global_pool: bool = False,
+    pooling_convention: str = "valid",
+    stride: Ints = (),
+    pad: Ints = (),
+) -> Value:
+    """MXNet `src/operator/pooling_v1-inl.h`: its padding is zeros for the maximum too, its means are of whole windows.
+
+    Zeros behind the picture make every window of `full` a whole one.
+    """
+    if not global_pool:
+        rank = len(kernel)
+        _channels(data, rank)
+        strides, before = _spatial(stride, rank, 1, "stride"), _spatial(pad, rank, 0, "pad")
+        behind = before
+        if pooling_convention == "full" and pool_type != "max":
+            pooling_convention = "valid"
+            behind = [number + step - 1 for number, step in zip(before, strides, strict=True)]
+        if any(behind):
+            data = _padded(t, data, [0, 0, *before, 0, 0, *behind])
+    return pooling(
+        t,
+        data,
+        kernel=kernel,
+        pool_type=pool_type,
+        global_pool=global_pool,
+        pooling_convention=pooling_convention,
+        stride=stride,
+    )
+
+
 def _check_windows(x: Value, kernel: Ints, strides: list[int], pads: list[int]) -> None:
     """ONNX leaves out a window that starts behind the picture; MXNet does not."""
-    for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
-        if isinstance(size, int) and -(-(size + 2 * p - k) // s) * s >= size + p:
+    for dim, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
+        if s < k - p + 1:
+            continue  # no size has such a window
+        size = fixed(dim, "whether its last window starts behind its input")
+        if -(-(size + 2 * p - k) // s) * s >= size + p:
             raise UnsupportedError(f"its last window of {k} starts behind its input of size {size}; use another size")
 
 
@@ -294,11 +339,15 @@ def bilinear_resize(
     if like is not None:
         height, width = fixed_sizes(like, "its size")
         scales = []
-    if not all(1 <= size <= _LARGEST_SIZE for size in (height, width)) or not all(0 < s <= 64 for s in scales):
-        raise UnsupportedError(
-            f"its height {height}, width {width} and scales {scales} are no sizes; known are 1 to {_LARGEST_SIZE}, and "
-            "scales up to 64"
-        )
+    if not all(0 < s <= 64 for s in scales):
+        raise UnsupportedError(f"its scales are {scales}; known are numbers up to 64")
+    if not align_corners and any(not s.is_integer() for s in scales):
+        # MXNet rounds the size and then takes the ratio of the sizes; ONNX takes the scale as it is.
+        sizes = fixed_sizes(data, "what its scales make of it")
+        height, width = (int(np.float32(s) * np.float32(size)) for s, size in zip(scales, sizes, strict=True))
+        scales = []
+    if not all(1 <= size <= _LARGEST_SIZE for size in (height, width)):
+        raise UnsupportedError(f"its height {height} and width {width} are no sizes; known are 1 to {_LARGEST_SIZE}")
     return t.op(
         "Resize",
         data,
@@ -306,7 +355,8 @@ def bilinear_resize(
         t.const(scales, np.float32) if scales else None,
         None if scales else t.ints(height, width),
         mode="linear",
-        coordinate_transformation_mode="align_corners" if align_corners else "half_pixel",
+        # Like PyTorch, MXNet makes one place of the first, not of the middle.
+        coordinate_transformation_mode="align_corners" if align_corners else "pytorch_half_pixel",
         axes=[2, 3],
     )
 

@@ -25,9 +25,12 @@ NEED_SIZE = {
     "deconvolution_target",
     "resize_like",
     "layer_norm_last",
+    "resize_scale_half_pixel",
     "reshape_keep_rest",
     "dense",
     "flatten",
+    "pool_avg_full",
+    "pool_max_full",
 }
 
 
