@@ -112,8 +112,10 @@ def _node(entry: Any, before: list[Node], file: str) -> Node:
         raise ModelError(f"{where} has no operator and name; save the symbol again with MXNet")
     op, name = entry["op"], entry["name"]
     where = f"{file}: node {name!r}"
-    if not name:
-        raise ModelError(f"{file}: node {len(before)} ({op}) has no name; give it one and save the symbol again")
+    if not name or not name.isprintable() or not op.isprintable():
+        raise ModelError(
+            f"{file}: node {len(before)} ({op!r}) has no name that can be written; give it one and save it again"
+        )
     # Before 0.9 the operator's attributes are `param` and the user's `attr`; `attr` up to 0.12, `attrs` since.
     attributes: dict[str, str] = {}
     for key in ("attr", "param", "attrs"):

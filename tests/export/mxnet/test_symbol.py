@@ -29,6 +29,8 @@ DAMAGE = {
     "no_op": (symbol({"name": "y", "inputs": []}), "node 1 has no operator and name"),
     "name_number": (symbol({"op": "relu", "name": 3, "inputs": []}), "node 1 has no operator and name"),
     "name_empty": (symbol({"op": "relu", "name": "", "inputs": []}), "has no name"),
+    "name_control": (symbol(relu([0, 0, 0]) | {"name": "y\n\x1b[31m"}), "has no name that can be written"),
+    "op_control": (symbol(relu([0, 0, 0]) | {"op": "relu\n\x1b[31m"}), "has no name that can be written"),
     "attrs_list": (symbol(relu([0, 0, 0], attrs=[1])), "node 'y': its attrs is not an object of strings"),
     "attrs_number": (symbol(relu([0, 0, 0], param={"a": 1})), "node 'y': its param is not an object of strings"),
     "inputs_object": (symbol(relu() | {"inputs": {}}), "node 'y': its inputs are not what 'relu' takes"),
