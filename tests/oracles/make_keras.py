@@ -303,12 +303,21 @@ def applications(K, L):
     return x, [custom(0.3, name="custom_scale")([x, y])]
 
 
+def tensorflow_functions(K, L):
+    """Functions whose defaults are not those of Keras's operations of the same name."""
+    tf = importlib.import_module("tensorflow")
+    x = K.Input((4, 3, 4), name="picture")
+    y = L.Conv2D(5, 1, name="conv")(x)
+    return x, [tf.nn.gelu(y), tf.nn.gelu(y, approximate=True)]
+
+
 MODELS = [convolutions, other_ranks, pools, activations, normalisations, merges, structure, sequential, preparation]
 MODELS += [wrapped, uneven_pools, channels_first, mixed_precision, free_sizes, applications]
+MODELS += [tensorflow_functions]
 ONLY_KERAS_3 = {channels_first, mixed_precision, applications}
 """TensorFlow cannot compute channels first on a processor."""
 
-ONLY_KERAS_2 = {uneven_pools}
+ONLY_KERAS_2 = {uneven_pools, tensorflow_functions}
 
 
 def randomised(model, rng):

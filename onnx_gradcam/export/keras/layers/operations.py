@@ -115,9 +115,15 @@ def square(call: Call, x: Tensor) -> Tensor:
     return Tensor(call.op("Mul", x.value, x.value), x.moved)
 
 
-@operation("Gelu", tf=["nn.gelu"])
+@operation("Gelu")
 def gelu_of(call: Call, x: Tensor, *, approximate: Any = True) -> Tensor:
-    """The Gaussian error linear unit; as an operation its default is the approximation."""
+    """The Gaussian error linear unit; by default Keras's operation takes the approximation."""
+    return Tensor(gelu(call, x.value, approximate=bool(approximate)), x.moved)
+
+
+@operation(tf=["nn.gelu"])
+def gelu_of_tensorflow(call: Call, x: Tensor, *, approximate: Any = False) -> Tensor:
+    """The Gaussian error linear unit; by default TensorFlow's function takes the exact one."""
     return Tensor(gelu(call, x.value, approximate=bool(approximate)), x.moved)
 
 
