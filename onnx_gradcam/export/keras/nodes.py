@@ -58,12 +58,14 @@ def arguments(node: Any, layers: Mapping[str, Any]) -> Arguments:
         layers: the model's layers by name; Keras 2 writes tensors among keyword arguments as plain lists.
     """
     if isinstance(node, Mapping):
-        return Arguments(_decoded(node.get("args", [])), _decoded(node.get("kwargs", {})))
+        args, kwargs = _decoded(node.get("args", [])), _decoded(node.get("kwargs", {}))
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise ExportError(f"a layer is called with {args!r} and {kwargs!r}; save the model again")
+        return Arguments(args, kwargs)
     if not isinstance(node, list) or not node:
         raise ExportError(f"the configuration has {node!r} where a call of a layer belongs; save the model again")
     entries = [node] if isinstance(node[0], str) else node
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
+    args, kwargs = [], {}
     for entry in entries:
         if isinstance(entry, list) and len(entry) > 2 and entry[0] == "_CONSTANT_VALUE":
             args.append(entry[2])

@@ -143,8 +143,8 @@ def rule_of(entry: Mapping[str, Any], layer: Layer) -> LayerRule:
     if rule is None:
         own = f" of {module}" if module and module not in _PUBLIC else ""
         raise ExportError(f"{layer}{own}: this class is not supported{near_matches(layer.kind, LAYERS)}; {REMEDY}")
-    if registered not in {None, layer.kind} or (module is not None and module not in rule.modules):
-        owner = registered if registered not in {None, layer.kind} else module
+    if registered not in (None, layer.kind) or (module is not None and module not in rule.modules):
+        owner = registered if registered not in (None, layer.kind) else module
         raise ExportError(f"{layer}: this is a class of {owner!r}, not Keras's own; {REMEDY}")
     return rule
 
