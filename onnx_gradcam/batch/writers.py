@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,15 +196,19 @@ class _FileWriter(Writer):
 
 
 def _archive(maps: Sequence[ClassMap]) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(
-        file,
-        heatmap=np.stack([one.heatmap for one in maps]),
-        cam=np.stack([one.cam for one in maps]),
-        classes=np.array([one.target.index for one in maps], np.int64),
-        scores=np.array([one.target.score for one in maps], np.float64),
-    )
-    return file.getvalue()
+    """What `numpy.savez_compressed` writes, compressed less and several times as fast."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "heatmap": np.stack([one.heatmap for one in maps]),
+        "cam": np.stack([one.cam for one in maps]),
+        "classes": np.array([one.target.index for one in maps], np.int64),
+        "scores": np.array([one.target.score for one in maps], np.float64),
+    }
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return whole.getvalue()
 
 
 def _entry(row: Row) -> dict[str, Any]:
