@@ -237,7 +237,12 @@ def similarity(t: Builder, output: str | None, reference: npt.NDArray[np.floatin
     Raises:
         TargetError: no output holds an embedding of that size, or the reference has no direction.
     """
-    flat = np.asarray(reference, np.float64).reshape(-1)
+    try:
+        flat = np.asarray(reference, np.float64).reshape(-1)
+    except (TypeError, ValueError) as exc:
+        raise TargetError(
+            "the reference is no embedding of numbers; the command line and Explainer read pictures"
+        ) from exc
     length = float(np.linalg.norm(flat))
     if not np.isfinite(length) or length == 0:
         raise TargetError("the reference embedding is zero or not finite, so nothing can be similar to it")

@@ -337,6 +337,7 @@ def test_the_map_of_a_similarity_is_what_moving_the_activations_does():
     [
         (None, {}, "needs a reference"),
         (np.zeros(5), {}, "zero or not finite"),
+        ("other.png", {}, "no embedding of numbers"),
         (np.full(5, np.nan), {}, "zero or not finite"),
         (np.ones(4), {}, r"an embedding of 4 numbers cannot be told.*'y' \['N', 5\]"),
         (np.ones(5), {"output": "yy"}, r"did you mean 'y'"),
