@@ -113,6 +113,12 @@ def _from_file(path: Path, *, trust: bool) -> Source:
 
 def _from_program(path: Path, *, trust: bool) -> Source:
     program = load_program(path, trust=trust)
+    training = next((node for node in program.graph.nodes if _is_training(node)), None)
+    if training is not None:
+        raise UnsupportedError(
+            f"{path}: the program is of a network in training mode (its {training.target} is random or depends on the "
+            "other pictures); call eval() on the network before torch.export.export"
+        )
     inputs = [n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
     shape = inputs[0].meta["val"].shape if inputs else ()
     if len(inputs) != 1 or len(shape) != 4:
@@ -137,6 +143,13 @@ def _from_program(path: Path, *, trust: bool) -> Source:
         free=not height and not width,
         kinds=kinds,
     )
+
+
+def _is_training(node: Any) -> bool:
+    """Whether an operator of a program computes as it does in training alone."""
+    place = {"aten.batch_norm.default": 5, "aten.dropout.default": 2, "aten.feature_dropout.default": 2}
+    where = place.get(str(node.target))
+    return where is not None and len(node.args) > where and bool(node.args[where])
 
 
 def _from_factory(module: str, name: str, weights: str | Path | None, *, trust: bool) -> Source:

@@ -259,6 +259,16 @@ def saved_program(torch, path, *, free=True):
     return network
 
 
+@pytest.mark.parametrize("layer", ["BatchNorm2d", "Dropout"])
+def test_a_program_in_training_mode_says_so(torch, tmp_path, layer):
+    made = getattr(torch.nn, layer)(*[4] if layer == "BatchNorm2d" else [])
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), made, torch.nn.Flatten(), torch.nn.Linear(144, 2)).train()
+    program = torch.export.export(network, (torch.randn(2, 3, 8, 8),))
+    torch.export.save(program, tmp_path / "training.pt2")
+    with pytest.raises(UnsupportedError, match=r"training mode .* call eval"):
+        export_pytorch(tmp_path / "training.pt2")
+
+
 def test_a_program_needs_no_code(torch, tmp_path):
     network = saved_program(torch, tmp_path / "small.pt2")
     product = export_pytorch(tmp_path / "small.pt2", layer="second", exporter="dynamo")
