@@ -5,10 +5,11 @@ import { prepare } from "./preparing.js";
 
 const FILES = new URL("./ort/", import.meta.url).href;
 
-/** What went wrong, in one line of what may be many. */
+/** What went wrong, as a part of one sentence: of ONNX Runtime's message what stands behind its code. */
 export function reason(error) {
-  const text = String(error?.message ?? error).replace(/\s+/g, " ").trim();
-  return text.length > 300 ? `${text.slice(0, 300)} …` : text.replace(/\.$/, "");
+  const text = String(error?.message ?? error).replace(/^.*ERROR_MESSAGE:/s, "");
+  const line = text.replace(/\s+/g, " ").trim().replace(/\.$/, "").replaceAll(". ", "; ");
+  return line.length > 300 ? `${line.slice(0, 300)} …` : line;
 }
 
 /** A model and the picture it looks at. */

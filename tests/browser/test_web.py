@@ -1,0 +1,201 @@
+"""The page of a model in a browser: worked by keyboard, read aloud, on a phone, attacked by names, and failing."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from browser_pages import CONTRAST, DESKTOP, PHONE
+from comparisons import EVIL
+from graphs import graph
+from web_pages import Page
+
+pytestmark = pytest.mark.browser
+
+PICTURE = "circle_and_star.png"
+MANY = "h = Conv(x, w) r = Relu(h) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm(f, v)"
+
+
+@pytest.fixture
+def picture(repository):
+    return repository / "models" / PICTURE
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def page(request, chromium, shapes, picture):
+    """The demo's page with a picture; what it complained about or asked elsewhere fails the test."""
+    with Page(chromium, shapes, viewport=request.param) as page:
+        page.choose(picture)
+        yield page
+        assert page.heard == []
+        assert [url for url in page.asked if not url.startswith((shapes, f"blob:{shapes.rsplit('/', 2)[0]}"))] == []
+
+
+def test_it_fits_the_width_and_can_be_read(page):
+    assert page.tab.evaluate("document.documentElement.scrollWidth") <= page.tab.viewport_size["width"]
+    found = page.tab.evaluate(CONTRAST)
+    assert len(found) > 20
+    assert min(f["contrast"] for f in found) >= 4.5
+    assert min(f["size"] for f in found) >= 13
+    heights = page.tab.eval_on_selector_all("#classes button", "all => all.map(b => b.clientHeight)")
+    assert min(heights) >= 40
+
+
+def test_it_is_worked_by_keyboard_alone(page):
+    tab = page.tab
+    tab.locator("#file").focus()
+    for wanted in ("opacity", "colormap"):
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.id") == wanted
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Tab")
+    name = tab.evaluate("document.activeElement.querySelector('.name').textContent")
+    assert name == "circle"
+    assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    tab.evaluate("() => { window.seen = null; }")
+    tab.keyboard.press("Enter")
+    assert page.seen()["index"] == page.facts()["labels"].index("circle")
+    assert tab.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    tab.locator("#opacity").focus()
+    before = page.canvas()
+    tab.keyboard.press("End")
+    assert tab.inner_text("#opacity-value") == "100 %"
+    assert (page.canvas() != before).any()
+
+
+def test_a_screen_reader_finds_its_way(page):
+    tab = page.tab
+    levels = tab.eval_on_selector_all("h1, h2", "all => all.map(h => Number(h.tagName[1]))")
+    assert levels == [1, 2, 2, 2]
+    for name in ("Picture", "Heatmap", "Classes"):
+        assert tab.get_by_role("region", name=name, exact=True).count() == 1
+    assert tab.get_by_role("img", name=f"Heatmap of star over {PICTURE}: hottest at the centre").count() == 1
+    assert tab.get_by_role("button", name="star", pressed=True).count() == 1
+    assert tab.get_by_role("button", pressed=False).count() >= 5
+    assert "Heatmap of star: hottest at the centre." in tab.get_by_role("status").all_inner_texts()
+    assert tab.get_by_label("Opacity").count() == tab.get_by_label("Colours").count() == 1
+    assert tab.get_by_label("Drop a picture here, or choose one:").count() == 1
+
+
+def test_the_policy_lets_nothing_out(page):
+    """What escaping might miss one day, or a worker might do, the policy still stops."""
+    tried = page.tab.evaluate(
+        """async () => {
+        const blocked = [];
+        document.addEventListener('securitypolicyviolation', e => blocked.push(e.effectiveDirective));
+        const script = document.createElement('script'); script.textContent = 'document.title = 1';
+        document.body.append(script);
+        const elsewhere = `http://localhost:${location.port}/`;
+        const send = url => fetch(url, { mode: 'no-cors' }).then(() => 'sent', () => 'stopped');
+        const sent = [await send(elsewhere)];
+        const code = `const send = ${send}; send('${elsewhere}').then(postMessage)`;
+        const worker = new Worker(URL.createObjectURL(new Blob([code])));
+        sent.push(await new Promise(resolve => { worker.onmessage = e => resolve(e.data); }));
+        return { blocked, sent }; }"""
+    )
+    assert page.tab.title() == "shapes"
+    assert tried == {"blocked": ["script-src-elem", "connect-src"], "sent": ["stopped", "stopped"]}
+    page.heard.clear()
+    page.asked.clear()
+
+
+def test_names_cannot_run(chromium, publish, tmp_path):
+    onnx.save(graph(MANY, w=(5, 3, 3, 3), v=(5, 3), outputs="float[N,3] y"), tmp_path / "m.onnx")
+    labels = [EVIL, "", "<img src=x onerror=alert(1)>"]
+    address = publish(tmp_path / "m.onnx", preprocessing={"size": [8, 8]}, labels=labels)
+    with Page(chromium, address) as page:
+        page.choose(("<b>name</b>.png", png()))
+        names = page.tab.locator("#classes .name").all_inner_texts()
+        assert sorted(names) == sorted([EVIL, "class 1", labels[2]])
+        for index in range(3):
+            page.tab.locator(f"button[data-index='{index}']").click()
+        page.poll("() => document.getElementById('results').getAttribute('aria-busy') === 'false'")
+        assert page.tab.title() == "m"
+        assert page.tab.locator("img, b, [onerror]").count() == 0
+        assert page.heard == []
+
+
+def test_one_of_many_classes_is_found_by_name(chromium, publish, tmp_path):
+    onnx.save(graph(MANY, w=(5, 3, 3, 3), v=(5, 300), outputs="float[N,300] y"), tmp_path / "m.onnx")
+    labels = [f"{'tabby' if i % 20 == 7 else 'other'} {i}" for i in range(300)]
+    with Page(chromium, publish(tmp_path / "m.onnx", preprocessing={"size": [8, 8]}, labels=labels)) as page:
+        page.choose(("p.png", png()))
+        assert page.tab.locator("#classes li").count() == 10
+        assert page.tab.inner_text("#more") == "290 more: find them by name."
+        page.tab.get_by_label("Find a class").fill("TABBY 2")
+        assert sorted(page.tab.locator("#classes .name").all_inner_texts()) == [
+            "tabby 207",
+            "tabby 227",
+            "tabby 247",
+            "tabby 267",
+            "tabby 27",
+            "tabby 287",
+        ]
+        assert page.click("tabby 227")["index"] == 227
+        page.tab.get_by_label("Find a class").fill("none such")
+        assert page.tab.inner_text("#more") == "No class has such a name."
+
+
+def png(width: int = 8, height: int = 8) -> bytes:
+    return cv2.imencode(".png", np.full((height, width, 3), 99, np.uint8))[1].tobytes()
+
+
+BAD = {
+    "empty": (b"", "is no picture"),
+    "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
+    "torn": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "is no picture"),
+    "damaged": (png()[:60], "is a damaged picture"),
+    "bomb": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 30000, 30000), "has 30000 x 30000 pixels, too many"),
+    "torn JPEG": (b"\xff\xd8\xff\xe1\xff\xff", "is no picture"),
+}
+
+
+def test_bad_pictures_are_refused_in_a_sentence_and_good_ones_go_on(chromium, shapes, picture):
+    with Page(chromium, shapes) as page:
+        page.choose(picture)
+        for name, (data, message) in BAD.items():
+            assert message in page.refuses(f"{name}.png", data), name
+            assert page.tab.locator("#results").is_hidden()
+        assert page.choose(picture)["index"] >= 0
+        assert page.tab.locator("#error").is_hidden()
+        assert page.heard == []
+
+
+NO_WEBASSEMBLY = "delete globalThis.WebAssembly"
+NO_CANVAS = "delete globalThis.OffscreenCanvas"
+FAILURES = {
+    "no WebAssembly": (NO_WEBASSEMBLY, None, "This browser has no WebAssembly"),
+    "an old browser": (NO_CANVAS, None, "This browser is too old, it has no OffscreenCanvas"),
+    "no model": ("", ("**/model.onnx", {"status": 404}), "the server answers 404 for model.onnx"),
+    "a short model": ("", ("**/model.onnx", {"body": b"x" * 1000}), "The model came incomplete, 1000 of"),
+    "a damaged model": ("", ("**/model.onnx", "zeros"), "The model cannot be run in this browser"),
+    "no facts": ("", ("**/site.json", {"status": 404}), "site.json is missing or damaged"),
+    "damaged facts": ("", ("**/site.json", {"body": "{"}), "site.json is missing or damaged"),
+    "no runtime": ("", ("**/*.wasm", {"status": 404}), "The model cannot be run in this browser"),
+    "a part missing": ("", ("**/engine.js", {"status": 404}), "A part of this page is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_what_failed_is_said(chromium, shapes, kind, host):
+    script, route, message = FAILURES[kind]
+
+    def fail(tab):
+        if route is None:
+            return
+        answer = route[1]
+        if answer == "zeros":
+            facts = json.loads((host[0] / shapes.split("/")[-2] / "site.json").read_text("utf-8"))
+            answer = {"body": bytes(facts["model"]["bytes"])}
+        tab.context.route(route[0], lambda asked: asked.fulfill(**answer))
+
+    with Page(chromium, shapes, script=script, before=fail) as page:
+        text = page.error()
+        assert message in text
+        assert text.count(". ") == 0
+        assert page.tab.locator("#file").is_disabled()
+        assert page.tab.locator("#loading").is_hidden()
