@@ -1,0 +1,182 @@
+"""Runs the pages of `docs/examples` as a reader would, in an empty folder.
+
+    python tests/examples/pages.py
+
+writes the pictures that the pages show anew. A page is Markdown with four kinds of fenced blocks:
+
+- no language: commands, one a line;
+- `python`: run in one namespace a page; with `alone` behind it, in a Python that cannot import this package;
+- `text`: what the block before it printed. A line `...` stands for any others; numbers agree within 5 %, or 0.02;
+- `python original`: makes the file that the page begins with, by the framework; elsewhere a stand-in takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from examples import stand_ins
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs" / "examples").glob("*.md"))
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"!\[[^\]]*\]\((\.\./images/[^)]+)\)")
+CLONE = ("circle_and_star.png", "square_and_ring.png", "boxes.json", "shapes.txt", "shapes.json", "shapes.onnx")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and the line of the page that it begins at."""
+
+    kind: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 1) for m in BLOCK.finditer(text)]
+
+
+def shown(page: Path) -> list[Path]:
+    """The stored pictures that a page shows."""
+    return [(page.parent / link).resolve() for link in PICTURE.findall(page.read_text(encoding="utf-8"))]
+
+
+# ----- what the pages begin with -----------------------------------------------
+
+
+def furnish(folder: Path) -> None:
+    """Put into the folder what a clone holds, and stand-ins for the models that the frameworks would make."""
+    (folder / "models").mkdir()
+    for name in CLONE:
+        shutil.copy(ROOT / "models" / name, folder / "models" / name)
+    here = Path(__file__).parent
+    shutil.copy(here / "inceptionv3.keras", folder)
+    with zipfile.ZipFile(here / "resnet50_v2.zip") as archive:
+        archive.extractall(folder)
+    stand_ins.vgg16(folder / "vgg16.keras")
+    stand_ins.dogs_and_cats(folder / "dogs_and_cats.keras")
+    stand_ins.pooled_logits(folder / "pooled_logits.onnx")
+
+
+# ----- running a page ----------------------------------------------------------
+
+
+def run_page(page: Path) -> None:
+    """Run the blocks of a page in the current folder.
+
+    Args:
+        page: of `docs/examples`.
+
+    Raises:
+        AssertionError: a command fails, or prints something else than the page says.
+    """
+    names: dict[str, object] = {}
+    printed = ""
+    for block in blocks(page):
+        where = f"{page.name}:{block.line}"
+        if block.kind == "":
+            printed = "".join(_command(line, where) for line in block.text.replace("\\\n", " ").splitlines())
+        elif block.kind == "python":
+            printed = _python(block.text, names, where)
+        elif block.kind == "python alone":
+            printed = _alone(block.text, where)
+        elif block.kind == "text":
+            _compare(block.text, printed, where)
+        else:
+            assert block.kind == "python original", f"{where}: what is {block.kind!r}?"
+
+
+def make_originals(page: Path) -> None:
+    """Run the blocks that make a page's original files, with random weights for the trained ones."""
+    for block in blocks(page):
+        if block.kind == "python original":
+            _python(block.text.replace('weights="imagenet"', "weights=None"), {}, f"{page.name}:{block.line}")
+
+
+def _command(line: str, where: str) -> str:
+    from onnx_gradcam.cli import app  # noqa: PLC0415 - a page's last block must not need it
+
+    program, *arguments = shlex.split(line)
+    assert program == "onnx-gradcam", f"{where}: {line}"
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, f"{where}: {line}\n{result.output}\n{result.exception!r}"
+    return result.stdout + result.stderr
+
+
+def _python(code: str, names: dict[str, object], where: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, where, "exec"), names)  # noqa: S102 - the page is ours
+    return out.getvalue()
+
+
+def _alone(code: str, where: str) -> str:
+    refuse = "import sys; sys.modules['onnx_gradcam'] = None\n"
+    done = subprocess.run([sys.executable, "-c", refuse + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{where}: {done.stderr}"
+    return done.stdout
+
+
+def _compare(expected: str, printed: str, where: str) -> None:
+    found = printed.splitlines()
+    anywhere = False
+    for line in expected.splitlines():
+        if line.strip() == "...":
+            anywhere = True
+            continue
+        at = next((i for i, other in enumerate(found) if _alike(line, other)), None)
+        wanted = at == 0 or (anywhere and at is not None)
+        assert wanted, f"{where}: {line!r} is not what comes next; printed was:\n{printed}"
+        found, anywhere = found[at + 1 :], False
+    assert anywhere or not any(line.strip() for line in found), f"{where}: more is printed: {found}"
+
+
+def _alike(line: str, other: str) -> bool:
+    """Whether two lines have the same words and nearly the same numbers."""
+    if NUMBER.sub("#", line).split() != NUMBER.sub("#", other).split():
+        return False
+    pairs = zip(NUMBER.findall(line), NUMBER.findall(other), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=0.05, abs_tol=0.02) for a, b in pairs)
+
+
+def picture_gap(stored: Path, made: Path) -> float:
+    """Mean difference of two pictures' values, 0 to 255; infinite where their sizes differ."""
+    a, b = (cv2.imread(str(path)).astype(np.float64) for path in (stored, made))
+    return float(np.abs(a - b).mean()) if a.shape == b.shape else math.inf
+
+
+def main() -> None:
+    """Run all pages and store their pictures."""
+    import os  # noqa: PLC0415 - here alone
+    import tempfile  # noqa: PLC0415
+
+    for page in PAGES:
+        with tempfile.TemporaryDirectory() as folder:
+            furnish(Path(folder))
+            os.chdir(folder)
+            run_page(page)
+            for picture in shown(page):
+                pixels = cv2.imread(str(Path(folder) / picture.name))
+                cv2.imwrite(str(picture), pixels, [cv2.IMWRITE_JPEG_QUALITY, 75])
+        os.chdir(ROOT)
+
+
+if __name__ == "__main__":
+    main()
