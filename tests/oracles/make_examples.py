@@ -5,7 +5,8 @@
     python tests/oracles/make_examples.py resnet50_v2 P.npz       with mxnet 1.9.1, numpy 1.26
 
 Nothing comes from elsewhere: ResNet50v2 learns the shapes that `models/draw_shapes.py` draws, one in each picture, and
-InceptionV3 is random. Names, order and kinds of the layers are those of the originals. To keep the files small, channels are a sixteenth, and weights are rounded to 63 levels a tensor.
+InceptionV3 is random. Names, order and kinds of the layers are those of the originals. To keep the files small,
+channels are a sixteenth, and weights are rounded to 63 levels a tensor.
 """
 
 from __future__ import annotations
