@@ -85,9 +85,9 @@ def _decoded(value: Any) -> Any:
     kind, config = value.get("class_name"), value.get("config")
     if kind == "__keras_tensor__" and isinstance(config, Mapping):
         return _reference(config.get("keras_history"))
-    if kind in {"__numpy__", "__tensor__"} and isinstance(config, Mapping):
+    if kind in ("__numpy__", "__tensor__") and isinstance(config, Mapping):
         return np.asarray(config.get("value"), np.float32)
-    if kind in {"__tuple__", "__slice__"} and isinstance(config, (list, Mapping)):
+    if kind in ("__tuple__", "__slice__") and isinstance(config, (list, Mapping)):
         return _decoded(config)
     return {key: _decoded(v) for key, v in value.items()}
 

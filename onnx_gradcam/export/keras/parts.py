@@ -284,7 +284,7 @@ def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         ExportError: the model is of a class of the user's own, or the configuration is damaged.
     """
     config = entry.get("config")
-    if entry.get("class_name") not in _MODELS or not _is_keras(entry.get("module")):
+    if str(entry.get("class_name")) not in _MODELS or not _is_keras(entry.get("module")):
         raise ExportError(
             f"the model is of class {entry.get('class_name')!r} of {entry.get('module') or 'no module'}, neither "
             f"Functional nor Sequential; {REMEDY}"

@@ -142,7 +142,7 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
         d is None or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in shape
     ):
         raise ExportError(f"the shape of input {name!r} is {shape!r}; build the model before it is saved")
-    if dtype not in {None, "float32", "float16", "bfloat16", "float64", "uint8"}:
+    if dtype not in (None, "float32", "float16", "bfloat16", "float64", "uint8"):
         raise ExportError(f"input {name!r} is of type {dtype!r}, which is no picture; {REMEDY}")
     rank = len(shape)
     free = _FREE.get(rank, (BATCH, *(f"{name}_{i}" for i in range(1, rank))))

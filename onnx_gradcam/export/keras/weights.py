@@ -163,7 +163,11 @@ class ByPath:
     def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
         """See `Source`."""
         held = None if self._group is None else _member(self._group, "vars", label)
-        _check_count(0 if held is None else len(held), slots, label)
+        try:
+            count = 0 if held is None else len(held)
+        except HDF5_DAMAGE as exc:
+            raise ExportError(f"{label}: its variables cannot be read ({exc}); fetch or save the file again") from exc
+        _check_count(count, slots, label)
         return [
             _stored(_member(held, str(i), label), f"variable {slot.name!r} of {label}") for i, slot in enumerate(slots)
         ]

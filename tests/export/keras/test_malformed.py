@@ -102,6 +102,14 @@ def test_changed_bytes_are_read_or_refused(tmp_path):
                 read_keras(tmp_path / "broken").model.to_proto()
 
 
+def test_a_group_whose_index_is_damaged(monkeypatch):
+    def damaged(_group):
+        raise RuntimeError("ran off the end of the image buffer")
+
+    monkeypatch.setattr(h5py.Group, "__len__", damaged)
+    refused(ARCHIVE, "layer 'conv'", "cannot be read (ran off", "save the file again")
+
+
 @pytest.mark.parametrize("entry", ["../outside.txt", "/etc/outside", "C:\\outside", "a\\..\\..\\outside"])
 def test_an_archive_that_points_outside(entry, target, tmp_path):
     packed(target, members() | {entry: b"x"})
@@ -195,6 +203,8 @@ def test_a_configuration_that_is_no_json_object(text, target):
         (lambda c: layer(c, "pool")["config"].update(pool_size=[9, 9]), ["'pool'"]),
         (lambda c: layer(c, "picture")["config"].update(batch_shape="8x8"), ["the shape of input"]),
         (lambda c: layer(c, "picture")["config"].update(dtype="int32"), ["'int32'"]),
+        (lambda c: layer(c, "picture")["config"].update(dtype={}), ["of type {}"]),
+        (lambda c: c.update(class_name=[]), ["neither Functional nor Sequential"]),
         (lambda c: layer(c, "picture")["config"].update(batch_shape=[None, 8, 8, 4]), ["'kernel'"]),
     ],
 )
@@ -211,6 +221,7 @@ def test_a_configuration_that_does_not_fit(change, words, target):
         (lambda c: layer(c, "block")["inbound_nodes"][0]["kwargs"].update(mask=3), ["mask = 3"]),
         (lambda c: layer(c, "block")["inbound_nodes"][0].update(args=[1.5]), ["constant 1.5"]),
         (lambda c: layer(c, "block")["inbound_nodes"][0].update(kwargs=[1]), ["called with", "[1]"]),
+        (lambda c: layer(c, "block")["inbound_nodes"][0]["args"][0].update(class_name=[1]), ["block"]),
         (lambda c: layer(c, "block")["inbound_nodes"].pop(0), ["'block'"]),
         (lambda c: layer(c, "block").update(inbound_nodes=7), ["7"]),
     ],
