@@ -26,6 +26,7 @@ from measure import machine, table
 
 from onnx_gradcam.errors import ExplainError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.methods.gradient import Total
 from onnx_gradcam.methods.registry import METHODS, find_method, method
 from onnx_gradcam.plan import Plan, plan
 from onnx_gradcam.runtime.explainer import Explainer
@@ -168,10 +169,10 @@ def weights_agreement(found: Finding, explainer: Explainer, path: Path, data: Pa
 PROBE = "gradcam_with_weights"
 
 
-def grad_cam_with_weights(t: Builder, A: Value, G: Value) -> Value:
+def grad_cam_with_weights(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """Grad-CAM that puts its channel weights out as well."""
     t.output(t.mean(G, range(2, G.rank), keepdims=False), WEIGHTS_OUTPUT)
-    return find_method("gradcam").function(t, A, G)
+    return find_method("gradcam").function(t, A, G, total)
 
 
 def one_dash(value: float | None) -> str:

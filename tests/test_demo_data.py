@@ -97,7 +97,7 @@ def test_colour_says_nothing_about_the_class():
 
 def test_the_model_file_is_small_plain_and_says_what_it_needs(model):
     assert (MODELS / "shapes.onnx").stat().st_size < 1_000_000
-    assert sum(file.stat().st_size for file in MODELS.iterdir() if file.is_file()) < 2_000_000
+    assert sum(file.stat().st_size for file in MODELS.iterdir() if file.is_file()) < 3_500_000
     assert model.ir_version <= 10
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
     assert model.graph.node[-1].op_type == "Gemm"

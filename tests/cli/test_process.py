@@ -15,7 +15,7 @@ HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2", "rich")
 FULL = Path("/dev/full")
 COMMANDS = (
     *("explain", "attach", "inspect", "compare", "batch", "evaluate", "serve", "triton", "kserve"),
-    *("verify", "methods", "ops", "doctor", "export"),
+    *("web", "verify", "methods", "ops", "doctor", "export"),
 )
 
 
