@@ -28,7 +28,7 @@ def test_generated_pages_are_current(generator, repository, name):
 
 def test_links_lead_somewhere(repository):
     pages = [repository / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-        (repository / "docs").glob("*.md")
+        (repository / "docs").rglob("*.md")
     )
     broken = [
         f"{page.name}: {link}"
