@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from onnx_gradcam.errors import TargetError, UnsupportedError, near_matches
-from onnx_gradcam.export.parity import compare, run
+from onnx_gradcam.export.parity import TOLERANCE, compare, difference, run
 from onnx_gradcam.export.product import Product
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.constants import constant
@@ -30,6 +30,9 @@ _BATCHES = (1, 3)
 _EXAMPLE_BATCH = 2  # with a batch of one PyTorch takes it for fixed
 _OTHER_SIDES = (32, 64)
 """What is added to height and width for the second size; patches and strides of up to 32 divide it."""
+
+_LOUD = np.float32(30)
+"""Times the picture that layers are found with: limits that no value reached there are reached now."""
 
 
 class Verified:
@@ -166,12 +169,23 @@ class Verified:
             target = take_target(model, TARGET) if self.layer is not None else None
             tensors = on_path(model)
             found = match(self.wanted[0][1], tensors, run(model, x, [str(t.name) for t in tensors]))
+            found = self._still_equal(model, found, x * _LOUD)
             if self.layer is not None and target is not None:
                 found[self.layer] = target
         name_after_modules(model, found)
         strip_notes(model)
         kinds = self.source.kinds
         return {path: CarriedLayer(tensor=str(t.name), kind=kinds.get(path, "")) for path, t in found.items()}
+
+    def _still_equal(self, model: Model, found: dict[str, ir.Value], x: Array) -> dict[str, ir.Value]:
+        """Those modules whose tensors have their values for a louder picture too, where limits take effect."""
+        _, calls = self._reference(x, "")
+        values = run(model, x, sorted({str(t.name) for t in found.values()}))
+        return {
+            path: tensor
+            for path, tensor in found.items()
+            if difference(values[str(tensor.name)], calls[path][-1]) <= TOLERANCE
+        }
 
     def _reference(self, x: Array, only: str | None) -> tuple[dict[str, Array], dict[str, list[Array]]]:
         """What PyTorch computes; `only` as in `module_outputs`.
