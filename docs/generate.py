@@ -64,6 +64,11 @@ def methods_page() -> str:
         "| method | name | family | cost | reference |",
         "| --- | --- | --- | --- | --- |",
         *(f"| `{m.name}` | {m.title} | {m.family} | {m.cost} | {m.reference} |" for m in methods().values()),
+        "",
+        "What they make of one picture, for the star (`docs/gallery.py` draws it). Activation map, FEM and FullGrad do",
+        "not ask for the class, or hardly.",
+        "",
+        f"![One panel for each of {', '.join(methods())}](images/methods.jpg)",
     ]
     return "\n".join(lines) + "\n"
 
