@@ -1,4 +1,4 @@
-"""Draws `docs/images/methods.jpg`: what every method makes of one picture. `python docs/gallery.py` after one was added.
+"""Draws `docs/images/methods.jpg`, what every method makes of one picture: `python docs/gallery.py`.
 
 The demo model and one of its own pictures, explained for one of the two shapes in it.
 """
