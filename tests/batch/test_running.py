@@ -65,12 +65,11 @@ def test_paths_are_asked_for_as_they_are_needed(job, pictures, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_pictures(job, pictures, tmp_path):
-    held = {}
+    held = []
 
     def watched():
         for number in range(700):
-            if number in (200, 650):
-                held[number] = tracemalloc.get_traced_memory()[0]
+            held.append(tracemalloc.get_traced_memory()[0])
             yield pictures[number % 40]
 
     tracemalloc.start()
@@ -78,7 +77,8 @@ def test_memory_does_not_grow_with_the_pictures(job, pictures, tmp_path):
         run_batch(job(shard_size=25), watched(), tmp_path / "out")
     finally:
         tracemalloc.stop()
-    assert held[650] - held[200] < 100_000
+    # At any one moment a shard may be on its way to the disk: the least that is held of many moments is without it.
+    assert min(held[500:]) - min(held[100:300]) < 100_000
 
 
 def test_a_run_goes_on_where_it_stopped_and_redoes_nothing(job, pictures, tmp_path):
