@@ -22,7 +22,9 @@ PICTURE, CLASS = MODELS / "circle_and_star.png", "star"
 def gallery() -> Picture:
     """One panel a method, in the order of the registry."""
     panels = []
-    for name in methods():
+    for name, method in methods().items():
+        if "attentions" in method.needs:
+            continue  # the demo model is no transformer
         explainer = Explainer(MODELS / "shapes.onnx", method=name)
         explanation = explainer(PICTURE, target=CLASS)
         panels.append((name, explanation.heatmap_on_image()))

@@ -66,9 +66,9 @@ def methods_page() -> str:
         *(f"| `{m.name}` | {m.title} | {m.family} | {m.cost} | {m.reference} |" for m in methods().values()),
         "",
         "What they make of one picture, for the star (`docs/gallery.py` draws it). Activation map, FEM and FullGrad do",
-        "not ask for the class, or hardly.",
+        "not ask for the class, or hardly; LeGrad is for transformers, and not there.",
         "",
-        f"![One panel for each of {', '.join(methods())}](images/methods.jpg)",
+        "![One panel a method, each over a star and a circle](images/methods.jpg)",
     ]
     return "\n".join(lines) + "\n"
 

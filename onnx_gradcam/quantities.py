@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .autodiff.backward import backward, cotangents_or_zero
+from .autodiff.backward import backward, carries_gradient, cotangents_or_zero
 from .autodiff.precision import float32_cotangents
 from .autodiff.profiles import PROVIDERS, conform
 from .errors import TargetError, UnsupportedError
 from .graph.builder import Builder, Value
+from .graph.paths import between
 from .linearize import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
 from .methods.activation import leading_projection
 from .methods.gradient import weighted_sum
 from .plan import Plan
+from .targets.attention import find_blocks
 from .targets.score import Score
 
 __all__ = ["Quantities", "free_name"]
@@ -51,6 +53,7 @@ class Quantities:
             "x": lambda: self.picture,
             "gx": lambda: self.picture_cotangent,
             "biases": lambda: self.bias_terms,
+            "attentions": lambda: self.attentions,
         }
         return {name: makers[name]() for name in self.work.method.needs}
 
@@ -150,6 +153,32 @@ class Quantities:
         work, t = self.work, self.work.t
         (gradient,) = self._backward([work.image], work.modifier)
         return work.picture.canonical(t, gradient)
+
+    @cached_property
+    def attentions(self) -> list[tuple[Value, int]]:
+        """For every block of a transformer, how the score depends on what its tokens attend to.
+
+        The score is the one that the block's own output would have in place of the last block's (Bousselham et al.
+        2024, eq. 5).
+
+        Returns:
+            The cotangent of the attention map, `float32 [N, heads, T, T]`, and the number of tokens before the grid.
+        """
+        work, t = self.work, self.work.t
+        layer, score = work.layer, work.score.tensor
+        path, _ = between(t.nodes, [work.image.core], [score.core], carries_gradient(t))
+        blocks = find_blocks(t, path, layer.candidates)
+        last = blocks[-1].output
+        behind = path[[node.outputs[0] for node in path].index(last.core) + 1 :]
+        scores = [score if b.output is last else evaluate_behind(t, behind, last, b.output, score) for b in blocks]
+        t.adopt()
+        tokens = layer.chosen.tokens
+        found = []
+        for block, value in zip(blocks, scores, strict=True):
+            seed = t.op("Reshape", self.seed, t.op("Shape", value), shape=value.known_shape)
+            (gradient,) = backward(t, {value: seed}, [block.attention], work.table(work.modifier))
+            found.append((t.cast(gradient, np.float32), tokens.before if tokens is not None else 0))
+        return found
 
     @cached_property
     def score(self) -> Value:

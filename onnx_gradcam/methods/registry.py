@@ -9,6 +9,7 @@ A method is a pure function of the builder and of what it asks for by the names 
 | `HA` | the Hessian of the explained score with respect to `A`, times `A` | as `A` |
 | `head` | a function `(maps [N * n, C, *spatial], n) -> [N, n]`: the explained score for n other maps a sample | |
 | `biases` | the bias of each layer times the cotangent of what it is added to | a list of `[N, C, h, w]` |
+| `attentions` | the cotangent of each block's attention map, and the number of tokens before the grid | a list of `[N, heads, T, T]`, int |
 | `score` | the explained score | float32 `[N]` |
 | `total` | a function `(maps, weights) -> [N, *spatial]`: the sum over channels of maps times weights that broadcast, if any, or with eigen smoothing the leading component of the products | |
 | `x` | the picture as the model gets it | float32 `[N, C, H, W]` |

@@ -16,7 +16,9 @@ POOLED = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) p = GlobalAverag
 FLAT = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) f = Flatten(b) g = Gemm(f, V) h = Relu(g) y = Gemm(h, W)"
 SIZES = {"K": (6, 3, 3, 3), "L": (7, 6, 3, 3), "W": (7, 4)}
 WIDE = {**SIZES, "V": (7 * 4 * 4, 7)}
-EVERY = {name: method for name, method in methods().items() if not method.runs_often}
+EVERY = {name: m for name, m in methods().items() if not m.runs_often and "attentions" not in m.needs}
+"""Those that serve convolutional networks; LeGrad has tests of its own."""
+
 LINEAR = {name for name, method in EVERY.items() if method.linear_head}
 
 
