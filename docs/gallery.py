@@ -1,11 +1,15 @@
-"""Draws `docs/images/methods.jpg`, what every method makes of one picture: `python docs/gallery.py`.
+"""Draws pictures of the documentation from the demo model: `python docs/gallery.py` after a method was added.
 
-The demo model and one of its own pictures, explained for one of the two shapes in it.
+`images/methods.jpg` is what every method makes of one picture; `images/tasks.jpg` is the demo network as a segmenter
+and as a detector, its linear layer put at every place.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import onnx
+from onnx import helper, numpy_helper
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.methods.registry import methods
@@ -19,7 +23,7 @@ WIDTH = 1100
 PICTURE, CLASS = MODELS / "circle_and_star.png", "star"
 
 
-def gallery() -> Picture:
+def method_gallery() -> Picture:
     """One panel a method, in the order of the registry."""
     panels = []
     for name, method in methods().items():
@@ -33,5 +37,39 @@ def gallery() -> Picture:
     return Picture(resized(whole, round(height * WIDTH / width), WIDTH))
 
 
+def task_gallery() -> Picture:
+    """Segmentation and detection, by HiResCAM and by Grad-CAM."""
+    panels = []
+    for task in ("segmentation", "detection"):
+        for method in ("hirescam", "gradcam"):
+            explanation = Explainer(place_by_place(task), task=task, method=method)(PICTURE, target=CLASS)
+            panels.append((f"{task}, {method}", explanation.heatmap_on_image()))
+    return Picture(sheet(explanation.image, panels, row=4))
+
+
+def place_by_place(task: str) -> onnx.ModelProto:
+    """The demo network without its pooling: a map for each class, or a score for each box and class."""
+    model = onnx.load(MODELS / "shapes.onnx")
+    graph = model.graph
+    (gemm,) = (node for node in graph.node if node.op_type == "Gemm")
+    (pool,) = (node for node in graph.node if node.op_type in {"GlobalAveragePool", "ReduceMean"})
+    (weight,) = (numpy_helper.to_array(w) for w in graph.initializer if w.name == gemm.input[1])
+    maps = pool.input[0]
+    while graph.node[-1].output[0] != maps:
+        graph.node.pop()
+    graph.initializer.append(numpy_helper.from_array(weight.reshape(*weight.shape, 1, 1), "weight at every place"))
+    graph.node.append(helper.make_node("Conv", [maps, "weight at every place", gemm.input[2]], ["class_maps"]))
+    name, shape = "class_maps", ["batch", len(weight), 12, 12]
+    if task == "detection":
+        graph.initializer.append(helper.make_tensor("flat", onnx.TensorProto.INT64, [3], [0, 144, len(weight)]))
+        graph.node.append(helper.make_node("Transpose", [name], ["last"], perm=[0, 2, 3, 1]))
+        graph.node.append(helper.make_node("Reshape", ["last", "flat"], ["boxes"]))
+        name, shape = "boxes", ["batch", 144, len(weight)]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    return model
+
+
 if __name__ == "__main__":
-    gallery().save(HERE / "images" / "methods.jpg")
+    method_gallery().save(HERE / "images" / "methods.jpg")
+    task_gallery().save(HERE / "images" / "tasks.jpg")
