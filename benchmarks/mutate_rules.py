@@ -45,7 +45,7 @@ FAULTS = [
     Fault(ELE, "sign: Sub", "return [g, lambda: -g]", "return [g, lambda: g]"),
     Fault(ELE, "sign: Cos", '-(g * t.op("Sin", x))', 'g * t.op("Sin", x)'),
     Fault(ELE, "sign: Div", "-(g * y / b)", "(g * y / b)"),
-    Fault(ELE, "sign: Reciprocal", "-(g * (y * y))", "g * (y * y)"),
+    Fault(ELE, "sign: Reciprocal", "-(g * y * y)", "(g * y * y)"),
     Fault(ACT, "sign: Tanh", "g * (1.0 - y * y)", "g * (1.0 + y * y)"),
     Fault(SOFT, "sign: Softmax", "weighted - y *", "weighted + y *"),
     Fault(NORM, "sign: standardised", "(centred - self.value * mean", "(centred + self.value * mean"),

@@ -159,3 +159,11 @@ def test_methods_of_many_runs_are_counted(capsys):
         "ablationcam": ("2", "1001"),
         "occlusion": ("227", ""),
     }
+
+
+def test_every_planted_fault_still_finds_its_place():
+    script = importlib.import_module("mutate_rules")
+    assert len(script.FAULTS) >= 30
+    for fault in script.FAULTS:
+        text = (script.ROOT / "onnx_gradcam" / fault.file).read_text(encoding="utf-8")
+        assert text.count(fault.old) == 1, f"{fault.what} in {fault.file}"
