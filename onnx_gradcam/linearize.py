@@ -187,7 +187,7 @@ def linear_cotangent(
         `float32 [N, C, 1 ...]`: the same at every place.
     """
     if seed is not None:
-        row = seed if head.matrix is None else _times_matrix(t, seed, head, head.matrix)
+        row = seed if head.matrix is None else seed @ _row_by_class(t, head, head.matrix)
     elif head.matrix is None:
         width = target.shape[1]
         places = t.const(np.arange(int(width or 0), dtype=np.int64).reshape(1, -1))
@@ -215,11 +215,7 @@ def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
         `float32 [N, K, *spatial]`; a single logit gives its complement and itself.
     """
     width = int(target.shape[1] or 0)
-    if head.matrix is None:
-        rows = t.const(np.eye(width, dtype=np.float32))
-    else:
-        flat = t.op("Reshape", head.matrix, t.ints(*head.matrix.dims()[:2])) if head.matrix.rank > 2 else head.matrix
-        rows = t.cast(flat if head.class_axis == 0 else t.transpose(flat, [1, 0]), np.float32)
+    rows = t.const(np.eye(width, dtype=np.float32)) if head.matrix is None else _row_by_class(t, head, head.matrix)
     if not np.array_equal(head.scale, 1.0):
         rows = t.op("Mul", rows, t.const(head.scale.astype(np.float32)))
     if score.single_logit:
@@ -231,11 +227,11 @@ def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
     return t.op("Reshape", maps, size, shape=(target.shape[0], score.classes, *target.shape[2:]))
 
 
-def _times_matrix(t: Builder, seed: Value, head: Head, matrix: Value) -> Value:
-    """`[N, K]` times the weights of the linear layer, `[N, C]`."""
+def _row_by_class(t: Builder, head: Head, matrix: Value) -> Value:
+    """The weights of the linear layer, a row for each class: `float32 [K, C]`."""
     flat = t.op("Reshape", matrix, t.ints(*matrix.dims()[:2])) if matrix.rank > 2 else matrix
     weights = t.cast(flat, np.float32)
-    return seed @ (weights if head.class_axis == 0 else t.transpose(weights, [1, 0]))
+    return weights if head.class_axis == 0 else t.transpose(weights, [1, 0])
 
 
 def _over_places(t: Builder, row: Value, head: Head, target: Value) -> Value:
