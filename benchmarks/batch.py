@@ -25,9 +25,9 @@ import onnx
 from measure import machine, table
 from networks import build
 
-from onnx_gradcam.batch.job import Crew, Job
-from onnx_gradcam.batch.local import run_locally
-from onnx_gradcam.batch.shards import Shard, cut
+from onnx_gradcam.batching.job import Crew, Job
+from onnx_gradcam.batching.records import Shard, cut
+from onnx_gradcam.batching.running import run_locally
 from onnx_gradcam.runtime.explainer import Prepared
 from onnx_gradcam.runtime.session import Session
 

@@ -34,7 +34,7 @@ from measure import alternate, line, machine, table
 from networks import CLASSES, build, photo_like, torch_network
 
 from onnx_gradcam.autodiff.backward import backward
-from onnx_gradcam.autodiff.profiles import PROFILES
+from onnx_gradcam.autodiff.providers import PROFILES
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 

@@ -98,7 +98,7 @@ def attach_here(model: Path, beside: Path, elsewhere: Path) -> dict[str, float]:
     def note(step: str) -> None:
         seen[f"{step} s"], seen[f"{step} MB"] = time.perf_counter() - start, peak_megabytes()
 
-    from onnx_gradcam.attachment import attach  # noqa: PLC0415 - what importing costs is measured
+    from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415 - what importing costs is measured
 
     note("import")
     explained = attach(model)

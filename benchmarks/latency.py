@@ -33,7 +33,7 @@ import onnxruntime as ort
 from measure import Ratio, alternate, line, machine, table
 from networks import TORCH_LAYERS, build, photo_like, torch_network
 
-from onnx_gradcam.attachment import Explained, attach
+from onnx_gradcam.editor.attachment import Explained, attach
 
 BARS = {"resnet50": 1.05, "mobilenet_v2": 1.05, "squeezenet1_1": 1.05, "vgg16": 1.15}
 CLASS = 7

@@ -22,9 +22,9 @@ from typing import Any
 from measure import line, machine, table
 from networks import NETWORKS, build, photo_like
 
-from onnx_gradcam.methods.registry import methods
+from onnx_gradcam.editor.methods.catalogue import methods
+from onnx_gradcam.editor.probes import probed
 from onnx_gradcam.options import Options
-from onnx_gradcam.probing import probed
 from onnx_gradcam.runtime.prober import Prober
 from onnx_gradcam.runtime.session import Session
 

@@ -24,13 +24,13 @@ import numpy as np
 import numpy.typing as npt
 from measure import machine, table
 
+from onnx_gradcam.editor.methods.cam import Total
+from onnx_gradcam.editor.methods.catalogue import METHODS, find_method, method
+from onnx_gradcam.editor.plan import Plan, plan
 from onnx_gradcam.errors import ExplainError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.methods.gradient import Total
-from onnx_gradcam.methods.registry import METHODS, find_method, method
-from onnx_gradcam.plan import Plan, plan
+from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.runtime.explainer import Explainer
-from onnx_gradcam.runtime.image import prepare, read_image
 from onnx_gradcam.runtime.session import Session
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from onnx_gradcam.presets import PRESETS
+from onnx_gradcam.editor.presets import PRESETS
 from onnx_gradcam.runtime.explainer import Explainer
 
 REFERENCE = "pytorch-grad-cam"

@@ -33,7 +33,7 @@ from serving_clients import (
     tensor_input,
 )
 
-from onnx_gradcam.attachment import attach
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.runtime.session import Session
 
 Ask = Callable[[], object]

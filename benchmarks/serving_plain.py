@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from onnx_gradcam.cli import main
+from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.metadata import Metadata, peek
-from onnx_gradcam.runtime.image import prepare
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.serve import server
 from onnx_gradcam.serve.answering import PICTURES
-from onnx_gradcam.serve.decoding import decode_picture
+from onnx_gradcam.serve.limits import decode_picture
 from onnx_gradcam.serve.mlserver import ExplainRuntime
 from onnx_gradcam.serve.query import Query, Result, files, numbers
 

@@ -24,7 +24,7 @@ from measure import machine, table
 from pointing_game import Game, Result, play, rows
 
 from onnx_gradcam.errors import ExplainError
-from onnx_gradcam.preprocessing import read_labels
+from onnx_gradcam.images.preprocessing import read_labels
 from onnx_gradcam.runtime.explainer import Explainer
 
 SAME = {

@@ -12,10 +12,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_gradcam import Explainer
-from onnx_gradcam.methods.registry import methods
+from onnx_gradcam.editor.methods.catalogue import methods
+from onnx_gradcam.images.decoding import resized
+from onnx_gradcam.images.drawing import sheet
 from onnx_gradcam.runtime.explanation import Picture
-from onnx_gradcam.runtime.image import resized
-from onnx_gradcam.runtime.render import sheet
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"

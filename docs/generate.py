@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 
 from onnx_gradcam.autodiff.coverage import Row, coverage
-from onnx_gradcam.methods.registry import methods
-from onnx_gradcam.presets import PRESETS
+from onnx_gradcam.editor.methods.catalogue import methods
+from onnx_gradcam.editor.presets import PRESETS
 
 FOLDER = Path(__file__).parent
 

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attachment import Explained, attach
     from .autodiff.check import check_gradients
+    from .editor.attachment import Explained, attach
     from .errors import ExplainError
     from .runtime.explainer import Explainer, Explanation
 

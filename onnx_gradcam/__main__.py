@@ -1,6 +1,6 @@
 """`python -m onnx_gradcam`: the same as the command `onnx-gradcam`."""
 
-from onnx_gradcam.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

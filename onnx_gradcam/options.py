@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .autodiff.precision import GradType
-from .targets.task import BoxFormat, Mask, Task
+from .editor.targets.task import BoxFormat, Mask, Task
 
 __all__ = ["Options"]
 
@@ -42,7 +42,7 @@ class Options:
             the preset says.
         output: the output that holds the scores, where several would do; a detector's may lie in several.
         task: what the model does; for all but classification one score a class is made of its outputs, the output
-            `target_scores` (`onnx_gradcam.targets.task` says how). Each value of a regression counts as a class.
+            `target_scores` (`onnx_gradcam.editor.targets.task` says how). Each value of a regression counts as a class.
         mask: of a segmentation: sum the logits of a class over its `own` mask, `all` of the picture, or the mask given
             in the new input `target_mask`.
         boxes: how the scores of a detector's boxes lie.

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from onnx_gradcam import Explainer
-from onnx_gradcam.export.finishing import finish_export
-from onnx_gradcam.export.keras import read_keras
-from onnx_gradcam.export.mxnet import read_mxnet
-from onnx_gradcam.export.pytorch import export_pytorch
+from onnx_gradcam.exporters.finishing import finish_export
+from onnx_gradcam.exporters.keras import read_keras
+from onnx_gradcam.exporters.mxnet import read_mxnet
+from onnx_gradcam.exporters.pytorch import export_pytorch
 
 MODELS = Path(__file__).parents[1] / "models"
 PICTURES = sorted(MODELS.glob("*_and_*.png"))

@@ -123,10 +123,10 @@ def test_nothing_heavy_is_loaded_at_first(module):
     assert loaded_by(f"import {module}") == set()
 
 
-@pytest.mark.parametrize("module", ["onnx_gradcam.runtime.session", "onnx_gradcam.runtime.image"])
+@pytest.mark.parametrize("module", ["onnx_gradcam.runtime.session", "onnx_gradcam.images.decoding"])
 def test_running_needs_no_graph_code(module):
     assert not loaded_by(f"import {module}") & {"onnx", "onnx_ir", "google.protobuf"}
 
 
 def test_the_graph_side_needs_no_runtime():
-    assert not loaded_by("import onnx_gradcam.attachment") & {"onnxruntime", "cv2"}
+    assert not loaded_by("import onnx_gradcam.editor.attachment") & {"onnxruntime", "cv2"}

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_gradcam.attachment import attach
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.precision import float32_cotangents
 from onnx_gradcam.autodiff.registry import rules
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
-from onnx_gradcam.preprocessing import parse_preprocessing
-from onnx_gradcam.runtime.image import prepare, read_image
+from onnx_gradcam.images.decoding import prepare, read_image
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.runtime.session import Session
 
 pytestmark = pytest.mark.real

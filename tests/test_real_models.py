@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cam_oracle import numeric_grad_cam
+from support.cam_oracle import numeric_grad_cam
 
-from onnx_gradcam.attachment import attach
-from onnx_gradcam.plan import plan
-from onnx_gradcam.preprocessing import parse_preprocessing
+from onnx_gradcam.editor.attachment import attach
+from onnx_gradcam.editor.plan import plan
+from onnx_gradcam.images.decoding import prepare, read_image
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.runtime.explainer import Explainer
-from onnx_gradcam.runtime.image import prepare, read_image
 from onnx_gradcam.runtime.session import Session
 
 pytestmark = pytest.mark.real

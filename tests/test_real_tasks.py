@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnx_gradcam.editor.plan import Options, plan
 from onnx_gradcam.errors import TargetError
-from onnx_gradcam.plan import Options, plan
-from onnx_gradcam.preprocessing import read_labels
+from onnx_gradcam.images.preprocessing import read_labels
 from onnx_gradcam.runtime.explainer import Explainer
 
 pytestmark = pytest.mark.real

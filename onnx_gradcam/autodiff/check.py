@@ -22,7 +22,7 @@ from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 
 from .expand import expand_missing
-from .profiles import differentiate
+from .providers import differentiate
 from .reference import as_double, evaluate, evaluator
 
 __all__ = ["GradientCheck", "check_gradients", "gradient_model"]

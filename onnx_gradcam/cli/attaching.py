@@ -11,17 +11,17 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from onnx_gradcam.attachment import Explained
-from onnx_gradcam.attachment import attach as attach_to
+from onnx_gradcam.editor.attachment import Explained
+from onnx_gradcam.editor.attachment import attach as attach_to
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.read import read_proto
+from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.metadata import Carried, Metadata
-from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
+from onnx_gradcam.runtime.agreement import Precision, check_agreement, random_feeds
+from onnx_gradcam.runtime.choices import settled
 from onnx_gradcam.runtime.classes import find_class
 from onnx_gradcam.runtime.explainer import fit_preprocessing
-from onnx_gradcam.runtime.reference import settled
 from onnx_gradcam.runtime.session import Session
-from onnx_gradcam.runtime.verify import Precision, check_agreement, random_feeds
 
 from .output import say, shape, warn
 
@@ -53,7 +53,7 @@ def run(
         check: whether to compare with the original; `None` where the weights are not too large.
         labels: file of class names.
         preprocess: how pictures become the model's input.
-        choices: fields of `onnx_gradcam.plan.Options`.
+        choices: fields of `onnx_gradcam.Options`.
 
     Raises:
         ExplainError: the model cannot be explained this way, or its own outputs changed; nothing is written.

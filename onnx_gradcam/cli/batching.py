@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, Literal
 
 import typer
 
-from onnx_gradcam.batch.job import Format, Job
-from onnx_gradcam.batch.ray_engine import RayCluster
-from onnx_gradcam.batch.records import FAILURES
-from onnx_gradcam.batch.running import run_batch
+from onnx_gradcam.batching.job import Format, Job
+from onnx_gradcam.batching.ray_engine import RayCluster
+from onnx_gradcam.batching.records import FAILURES
+from onnx_gradcam.batching.running import run_batch
 from onnx_gradcam.errors import ExplainError, ImageError
 from onnx_gradcam.runtime.explainer import Wanted
 

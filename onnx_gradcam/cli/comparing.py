@@ -12,10 +12,9 @@ from typing import Any
 import typer
 
 from onnx_gradcam.errors import ExplainError, ImageError, TargetError
-from onnx_gradcam.evaluate.comparison import METRICS, Agreement, Compared, compare_models, spreads
-from onnx_gradcam.evaluate.native import NativeMaps
-from onnx_gradcam.evaluate.report import Report
-from onnx_gradcam.export.sources import as_onnx
+from onnx_gradcam.evaluation.comparison import METRICS, Agreement, Compared, NativeMaps, compare_models, spreads
+from onnx_gradcam.evaluation.report import Report
+from onnx_gradcam.exporters.sources import as_onnx
 from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import Explainer
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
-from onnx_gradcam.serve.triton import write_repository
+from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
+from onnx_gradcam.serve.repository import write_repository
 
 from .output import say
 

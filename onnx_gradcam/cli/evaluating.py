@@ -10,10 +10,10 @@ from typing import Any
 import typer
 
 from onnx_gradcam.errors import ImageError, TargetError, near_matches
-from onnx_gradcam.evaluate.boxes import Thing, read_boxes
-from onnx_gradcam.evaluate.evaluation import BASELINES, Evaluated, Evaluator, Mean, means
-from onnx_gradcam.evaluate.faithfulness import METRICS
-from onnx_gradcam.evaluate.randomization import Randomized, plan_stages, randomized, weight_layers
+from onnx_gradcam.evaluation.boxes import Thing, read_boxes
+from onnx_gradcam.evaluation.faithfulness import METRICS
+from onnx_gradcam.evaluation.randomization import Randomized, plan_stages, randomized, weight_layers
+from onnx_gradcam.evaluation.scoring import BASELINES, Evaluated, Evaluator, Mean, means
 from onnx_gradcam.runtime.classes import parse_top
 
 from .output import complain, finite, say, say_json, table, warn

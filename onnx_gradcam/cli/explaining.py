@@ -14,11 +14,11 @@ import numpy as np
 import typer
 
 from onnx_gradcam.errors import ImageError, near_matches
+from onnx_gradcam.images.drawing import SUFFIXES, TRANSPARENT
+from onnx_gradcam.images.masks import Look
 from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import Explainer, Explanation, Picture, Target, Wanted
 from onnx_gradcam.runtime.explanation import method_sheet
-from onnx_gradcam.runtime.masks import Look
-from onnx_gradcam.runtime.render import SUFFIXES, TRANSPARENT
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import bars

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from onnx_gradcam.errors import ModelError
-from onnx_gradcam.export.finishing import Exported, finish_export
-from onnx_gradcam.export.product import Product
-from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
+from onnx_gradcam.exporters.finishing import Exported, finish_export
+from onnx_gradcam.exporters.writer import Product
+from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.runtime.explainer import fit_preprocessing
 
 from .output import say, say_json, shape, warn
@@ -39,10 +39,10 @@ def export_keras(
 
     def read() -> Product:
         if via == "reader":
-            from onnx_gradcam.export.keras import read_keras  # noqa: PLC0415 - one reader is needed
+            from onnx_gradcam.exporters.keras import read_keras  # noqa: PLC0415 - one reader is needed
 
             return read_keras(source)
-        from onnx_gradcam.export.keras_fallback import read_keras_with  # noqa: PLC0415
+        from onnx_gradcam.exporters.elsewhere import read_keras_with  # noqa: PLC0415
 
         return read_keras_with(
             "tf" if via == "tf" else "torch", source, layer=layer, custom=custom, trust=trust, python=python
@@ -57,7 +57,7 @@ def export_mxnet(symbol: Path, params: Path, out: Path, *, shape: tuple[int, ...
     Raises:
         ExplainError: it cannot be exported; nothing is written.
     """
-    from onnx_gradcam.export.mxnet import read_mxnet  # noqa: PLC0415 - no other framework's code is loaded
+    from onnx_gradcam.exporters.mxnet import read_mxnet  # noqa: PLC0415 - no other framework's code is loaded
 
     _export(lambda: read_mxnet(symbol, params, input_shape=shape), [symbol, params], out, **choices)
 
@@ -71,7 +71,7 @@ def export_pytorch(source: str, out: Path, *, layer: str | None, **how: Any) -> 
     reading = {key: how.pop(key) for key in ("weights", "call", "size", "exporter", "trust")}
 
     def read() -> Product:
-        from onnx_gradcam.export import pytorch  # noqa: PLC0415 - may take torch
+        from onnx_gradcam.exporters import pytorch  # noqa: PLC0415 - may take torch
 
         return pytorch.export_pytorch(source, layer=layer, **reading)
 
@@ -84,7 +84,7 @@ def export_tflite(source: Path, out: Path, *, python: Path | None, **choices: An
     Raises:
         ExplainError: it cannot be exported; nothing is written.
     """
-    from onnx_gradcam.export.tflite import read_tflite  # noqa: PLC0415
+    from onnx_gradcam.exporters.elsewhere import read_tflite  # noqa: PLC0415
 
     _export(lambda: read_tflite(source, python=python), [source], out, **choices)
 
@@ -95,7 +95,7 @@ def export_onnx(source: Path, out: Path, **choices: Any) -> None:
     Raises:
         ExplainError: it cannot be exported; nothing is written.
     """
-    from onnx_gradcam.export.onnx_file import read_onnx  # noqa: PLC0415
+    from onnx_gradcam.exporters.sources import read_onnx  # noqa: PLC0415
 
     _export(lambda: read_onnx(source), [source], out, **choices)
 

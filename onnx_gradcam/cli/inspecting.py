@@ -9,16 +9,16 @@ from typing import Any
 import onnx
 import typer
 
+from onnx_gradcam.editor.plan import Options, Plan, plan
+from onnx_gradcam.editor.targets.axes import letters
+from onnx_gradcam.editor.targets.layer import Candidate
+from onnx_gradcam.editor.targets.score import Score, find_score
+from onnx_gradcam.editor.targets.task import candidates
 from onnx_gradcam.errors import ExplainError, TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, Metadata
-from onnx_gradcam.plan import Options, Plan, plan
-from onnx_gradcam.targets.axes import letters
-from onnx_gradcam.targets.layer import Candidate
-from onnx_gradcam.targets.score import Score, find_score
-from onnx_gradcam.targets.task import candidates
 
 from .output import complain, say, say_json, shape, table
 
@@ -54,7 +54,7 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
 
     Args:
         source: path or bytes of the model.
-        choices: fields of `onnx_gradcam.plan.Options`.
+        choices: fields of `onnx_gradcam.Options`.
 
     Raises:
         ModelError: the file is no usable model.
@@ -80,7 +80,7 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
         return found
     try:
         if not {"against", "reference"}.isdisjoint(choices):
-            from onnx_gradcam.runtime.reference import settled  # noqa: PLC0415 - it runs models, which others need not
+            from onnx_gradcam.runtime.choices import settled  # noqa: PLC0415 - it runs models, which others need not
 
             choices = settled(source, choices, None, None)
         return found | _planned(plan(source, Options(**choices)))

@@ -25,8 +25,8 @@ def methods(
       onnx-gradcam methods
       onnx-gradcam methods --presets
     """  # noqa: D301 - \b keeps the lines of the example apart
-    from onnx_gradcam.methods.registry import methods as registered  # noqa: PLC0415 - --help must not wait for it
-    from onnx_gradcam.presets import PRESETS  # noqa: PLC0415
+    from onnx_gradcam.editor.methods.catalogue import methods as registered  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.editor.presets import PRESETS  # noqa: PLC0415
 
     if presets:
         _list("preset", PRESETS.values(), ("title", "source"), as_json=as_json)

@@ -8,11 +8,11 @@ from typing import Any
 
 import typer
 
+from onnx_gradcam.editor.plan import Options
 from onnx_gradcam.errors import ModelError
-from onnx_gradcam.evaluate.gradient import check_explanation
-from onnx_gradcam.plan import Options
+from onnx_gradcam.evaluation.verification import check_explanation
+from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.runtime.explainer import Explainer
-from onnx_gradcam.runtime.image import prepare, read_image
 
 from .output import complain, finite, say, say_json
 

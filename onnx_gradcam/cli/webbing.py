@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.preprocessing import parse_preprocessing, read_labels
+from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.web.building import build_site
 from onnx_gradcam.web.runtime_files import runtime_files
 

@@ -2,6 +2,8 @@
 
 An edge runs from a tensor to each output of a node that reads it. `carries` decides which edges count: for a
 gradient these are the differentiable ones, so that shape arithmetic, axes, indices and bounds hide nothing.
+
+Operators that show a tensor's numbers in another shape or type, and whether they keep their order.
 """
 
 from __future__ import annotations
@@ -10,7 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-__all__ = ["Carries", "between", "captured", "dominators", "node_inputs"]
+from .builder import Builder
+from .shapes import Shape
+
+__all__ = [
+    "QUANTISATION",
+    "RESHAPES",
+    "VIEWS",
+    "Carries",
+    "between",
+    "captured",
+    "dominators",
+    "keeps_order",
+    "node_inputs",
+]
 
 Carries = Callable[[ir.Node, ir.Value], bool]
 """Whether something flows from this input of this node to its outputs."""
@@ -97,3 +112,34 @@ def _meet(a: ir.Value, b: ir.Value, above: dict[ir.Value, ir.Value], depth: dict
             a, b = b, a
         a = above[a]
     return a
+
+
+RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+VIEWS = {*RESHAPES, "Identity", "Dropout", "Cast", "Transpose"}
+QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
+
+
+def keeps_order(t: Builder, node: ir.Node, index: int = 0) -> bool:
+    """Whether the output of a node that works element by element or moves elements reads like its input `index`.
+
+    Both have to be a vector a sample: one axis behind the batch that is not of size one, and of the same size. Then a
+    Reshape or Transpose between them cannot have permuted anything. A Cast has to stay floating-point.
+    """
+    x, y = node.inputs[index], node.outputs[0]
+    if x is None:
+        return False
+    before, after = t.wrap(x), t.wrap(y)
+    if node.op_type == "Cast" and before.is_float and not after.is_float:
+        return False
+    if node.op_type in {"Identity", "Dropout", "Cast", *QUANTISATION}:
+        return True
+    if before.known_shape is None or after.known_shape is None:
+        return False
+    width = _vector(before.shape)
+    return width is not None and width == _vector(after.shape) and before.shape[0] == after.shape[0]
+
+
+def _vector(shape: Shape) -> int | str | None:
+    """The size of the one axis behind the batch that is wide, one where none is, `None` where several are."""
+    wide = [d for d in shape[1:] if d != 1]
+    return None if not shape or len(wide) > 1 else wide[0] if wide else 1

@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, TargetError
+from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
+from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 from onnx_gradcam.metadata import Metadata, peek
-from onnx_gradcam.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 
-from .augmentation import augmented
-from .batches import fixed_size, in_batches
 from .classes import Top, expanded, find_class, parse_top
 from .explanation import ClassMap, Explanation, Picture, Target, class_of
-from .image import Placement, prepare, read_image
-from .region import read_region
+from .runners import augmented, fixed_size, in_batches
 from .session import Session
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ class Explainer:
         seed: of the random numbers of methods that use some.
         batch_size: rows to run at once, for methods that run the model many times.
         progress: called with `(done, total)` by these while they work on a picture.
-        choices: fields of `onnx_gradcam.plan.Options`, for a model that is not explained yet; `against` may be the name
+        choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet; `against` may be the name
             of a class, `reference` a picture or a `.npy` file.
 
     Raises:
@@ -87,7 +85,7 @@ class Explainer:
         self._augment = augment
         runs = {"seed": seed, "batch_size": batch_size, "progress": progress}
         if not {"against", "reference"}.isdisjoint(choices):
-            from .reference import settled  # noqa: PLC0415 - explained models run without graph code
+            from .choices import settled  # noqa: PLC0415 - explained models run without graph code
 
             choices = settled(model, choices, labels, preprocess)
         self.metadata, self.session = self._explained(model, choices, runs, {"provider": provider, "threads": threads})
@@ -125,14 +123,14 @@ class Explainer:
                         f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
                     )
                 return metadata, Session(model, disabled_optimizers=metadata.disabled_optimizers, **where)
-        from onnx_gradcam.methods.registry import find_method  # noqa: PLC0415 - explained models run without graph code
+        from onnx_gradcam.editor.methods.catalogue import find_method  # noqa: PLC0415 - explained models run without graph code
         from onnx_gradcam.options import Options  # noqa: PLC0415
 
         options = Options(**choices)
         if find_method(options.method_name).runs_often:
             self._prober = self._probing(model, options, runs, where)
             return self._prober.metadata, self._prober.session
-        from onnx_gradcam.attachment import attach  # noqa: PLC0415
+        from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
 
         explained = attach(model, options)
         self.warnings.extend(explained.warnings)
@@ -149,7 +147,7 @@ class Explainer:
         runs: dict[str, Any],
         where: dict[str, Any],
     ) -> Prober:
-        from onnx_gradcam.probing import probed  # noqa: PLC0415 - explained models run without graph code
+        from onnx_gradcam.editor.probes import probed  # noqa: PLC0415 - explained models run without graph code
 
         from .prober import Prober  # noqa: PLC0415
 

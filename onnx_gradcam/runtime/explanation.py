@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import ImageError
-
-from .image import Placement
-from .masks import Look, hot_box, hot_region
-from .overlays import library_overlay
-from .render import save_image, sheet
+from onnx_gradcam.images.decoding import Placement
+from onnx_gradcam.images.drawing import save_image, sheet
+from onnx_gradcam.images.masks import Look, hot_box, hot_region
+from onnx_gradcam.images.overlays import library_overlay
 
 __all__ = ["ClassMap", "Explanation", "Picture", "Target", "class_of", "method_sheet"]
 
@@ -116,7 +115,7 @@ class Explanation:
     def region(
         self, which: int = 0, *, threshold: float = 0.5, top_percent: float | None = None
     ) -> npt.NDArray[np.bool_]:
-        """Where the picture is hot, bool `[H, W]`; see `onnx_gradcam.runtime.masks.hot_region`."""
+        """Where the picture is hot, bool `[H, W]`; see `onnx_gradcam.images.masks.hot_region`."""
         return hot_region(self._laid(which, Look()), threshold=threshold, top_percent=top_percent)
 
     def box(
@@ -130,9 +129,9 @@ class Explanation:
 
         Args:
             which: of the maps.
-            preset: draw it as the library of this preset does (`onnx_gradcam.runtime.overlays`); by default that of
+            preset: draw it as the library of this preset does (`onnx_gradcam.images.overlays`); by default that of
                 the explanation, unless a style, colours or an opacity are asked for.
-            look: fields of `onnx_gradcam.runtime.masks.Look`: `style`, `colormap`, `opacity`, `threshold`,
+            look: fields of `onnx_gradcam.images.masks.Look`: `style`, `colormap`, `opacity`, `threshold`,
                 `top_percent`.
 
         Raises:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.methods.catalogue import find_method
+from onnx_gradcam.editor.methods.probe import chunks, leading_projection
+from onnx_gradcam.editor.probes import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
 from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.methods.probe import chunks, leading_projection
-from onnx_gradcam.methods.registry import find_method
-from onnx_gradcam.probing import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
 
-from .batches import fixed_size, in_batches, in_type
+from .runners import fixed_size, in_batches, in_type
 from .session import Session
 
 __all__ = ["Prober"]
@@ -116,7 +116,7 @@ class Prober:
 
 
 class _Probe:
-    """One row of a `Prober`; see `onnx_gradcam.methods.probe.Probe`."""
+    """One row of a `Prober`; see `onnx_gradcam.editor.methods.probe.Probe`."""
 
     def __init__(self, prober: Prober, row: Array, index: int) -> None:
         self._prober, self._index = prober, index

@@ -12,15 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import RequestError, near_matches
+from onnx_gradcam.images.decoding import Placement, resized
+from onnx_gradcam.images.drawing import COLORMAPS, encode_image, overlay
 from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation
-from onnx_gradcam.runtime.image import Placement, resized
-from onnx_gradcam.runtime.render import COLORMAPS, encode_image, overlay
 
-from .batching import BatchingExplainer, remaining
-from .decoding import decode_picture
-from .limits import Limits
+from .limits import Limits, decode_picture
 from .query import Query, Result, Tensor, files, numbers
+from .queueing import BatchingExplainer, remaining
 
 __all__ = ["PICTURES", "PICTURE_OUTPUTS", "Answerer"]
 

@@ -1,4 +1,10 @@
-"""An inference runtime for MLServer that explains: the Open Inference Protocol over REST and gRPC.
+"""Prometheus metrics of explanations.
+
+They are in the registry that MLServer's /metrics shows, that of `prometheus_client` itself; what
+`mlserver.register` makes is in another one, which is not shown unless MLServer runs parallel workers.
+Made when a model is loaded, not at import: MLServer's workers switch `prometheus_client` to files before that.
+
+An inference runtime for MLServer that explains: the Open Inference Protocol over REST and gRPC.
 
 `onnx-gradcam serve` starts it behind transports of its own (`rest`, `rpc`), which refuse what is too large before it is
 parsed. Under plain `mlserver start` it does the same work, but bodies are limited by whatever stands in front.
@@ -30,16 +36,41 @@ from mlserver.types import (
     TensorData,
 )
 from mlserver.utils import get_model_uri
+from prometheus_client import Counter, Gauge, Histogram
 
 from onnx_gradcam.errors import ExplainError, ModelError, RequestError
 
 from .answering import PICTURE_OUTPUTS, PICTURES, Answerer
-from .batching import DEADLINE, BatchingExplainer
 from .limits import Limits
-from .metrics import metrics
 from .query import Query, Result, Tensor, datatype_of
+from .queueing import DEADLINE, BatchingExplainer
 
-__all__ = ["ExplainRuntime"]
+__all__ = ["ExplainRuntime", "Metrics", "metrics"]
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """The metrics; one instance a process, of `metrics`."""
+
+    def __init__(self) -> None:
+        self.explanations: Any = Counter("onnx_gradcam_explanations", "Heatmaps made.", ["model", "kind"])
+        self.refused: Any = Counter("onnx_gradcam_refused", "Requests refused, by HTTP status.", ["model", "status"])
+        self.seconds: Any = Histogram(
+            "onnx_gradcam_request_seconds", "From a request's arrival to its answer.", ["model"], buckets=_SECONDS
+        )
+        self.batch_rows: Any = Histogram("onnx_gradcam_batch_rows", "Rows that ran together.", ["model"], buckets=_ROWS)
+        self.pending: Any = Gauge(
+            "onnx_gradcam_pending", "Requests that are being served.", ["model"], multiprocess_mode="livesum"
+        )
+
+
+@functools.cache
+def metrics() -> Metrics:
+    """The process's metrics."""
+    return Metrics()
+
 
 _LOG: Final = logging.getLogger("mlserver.onnx_gradcam")
 _FREE: Final = -1

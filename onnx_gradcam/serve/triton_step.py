@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from onnx_gradcam.errors import ExplainError, RequestError
-from onnx_gradcam.preprocessing import Preprocessing
-from onnx_gradcam.runtime.image import prepare
+from onnx_gradcam.images.decoding import prepare
+from onnx_gradcam.images.preprocessing import Preprocessing
 
-from .decoding import decode_picture
-from .limits import Limits
+from .limits import Limits, decode_picture
 
 __all__ = ["PictureStep"]
 

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from onnx_gradcam.editor.attachment import with_required_class
 from onnx_gradcam.errors import ModelError, PreprocessingError, RequestError
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.images.decoding import prepare
+from onnx_gradcam.images.drawing import COLORMAPS, colorize
+from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
-from onnx_gradcam.preprocessing import PRESETS, Preprocessing, parse_preprocessing
-from onnx_gradcam.required_class import with_required_class
 from onnx_gradcam.runtime.explainer import fit_preprocessing
-from onnx_gradcam.runtime.image import prepare
-from onnx_gradcam.runtime.render import COLORMAPS, colorize
 
 __all__ = ["Probabilities", "build_site"]
 

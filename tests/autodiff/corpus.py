@@ -15,9 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-from helpers import quiet_session, runs_opset
 from onnx import TensorProto, defs
 from onnx.backend.test.case.node import collect_testcases
+from support.helpers import quiet_session, runs_opset
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.expand import expand_missing

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 from autodiff.corpus import cases, examine, operators
-from helpers import OLD_RUNTIME
+from support.helpers import OLD_RUNTIME
 
 EXCLUDED: dict[str, tuple[str, ...]] = {
     "training mode is random": ("test_training_dropout*/y/x",),

@@ -16,16 +16,16 @@ import numpy as np
 import onnx
 import pytest
 from autodiff.corpus import Case, cases, operators, untagged_cases, with_constants
-from graphs import graph, weight
-from helpers import node_model, quiet_session
 from onnx import TensorProto
+from support.graphs import graph, weight
+from support.helpers import node_model, quiet_session
 
-from onnx_gradcam.attachment import attach
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.precision import GradType, float32_cotangents
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.autodiff.registry import rules
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import OLD_RUNTIME, check_model, quiet_session
 from onnx import parser
+from support.helpers import OLD_RUNTIME, check_model, quiet_session
 
 from onnx_gradcam.autodiff.backward import backward, missing_rules, unbroadcast
 from onnx_gradcam.autodiff.check import gradient_model

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from autodiff.corpus import cases, collected, operators
-from helpers import check_model, quiet_session
 from onnx import parser
+from support.helpers import check_model, quiet_session
 
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.expand import expand_missing, has_body

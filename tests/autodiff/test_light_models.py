@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from autodiff.light import ARCHITECTURES, converted, light_model, logits
-from helpers import check_model, quiet_session
+from support.helpers import check_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import needs_opset, node_model, quiet_session
+from support.helpers import needs_opset, node_model, quiet_session
 
 from onnx_gradcam.autodiff.modifiers import MODIFIERS, RECTIFIERS
-from onnx_gradcam.autodiff.profiles import PROFILES, differentiate
+from onnx_gradcam.autodiff.providers import PROFILES, differentiate
 from onnx_gradcam.autodiff.registry import rules
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load

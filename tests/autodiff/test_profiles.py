@@ -6,13 +6,13 @@ import importlib
 
 import numpy as np
 import pytest
-from graphs import graph
-from helpers import node_model, quiet_session
+from support.graphs import graph
+from support.helpers import node_model, quiet_session
 
-from onnx_gradcam.attachment import attach
 from onnx_gradcam.autodiff.backward import backward
-from onnx_gradcam.autodiff.profiles import PROFILES, differentiate
-from onnx_gradcam.autodiff.profiles.cpu import _unscaled
+from onnx_gradcam.autodiff.providers import PROFILES, differentiate
+from onnx_gradcam.autodiff.providers.cpu import _unscaled
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from autodiff.light import ARCHITECTURES, light_model, logits
-from graphs import graph
-from helpers import node_model, quiet_session
+from support.graphs import graph
+from support.helpers import node_model, quiet_session
 
-from onnx_gradcam.attachment import attach
 from onnx_gradcam.autodiff.check import gradient_model
-from onnx_gradcam.autodiff.profiles import PROFILES, PROVIDERS
+from onnx_gradcam.autodiff.providers import PROFILES, PROVIDERS
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from autodiff.pytorch_models import NETWORKS, export, gradient, network, picture
-from helpers import quiet_session
+from support.helpers import quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import onnx
 import pytest
-from helpers import check_in_runtime, check_model, needs_opset, quiet_session
+from support.helpers import check_in_runtime, check_model, needs_opset, quiet_session
 
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.check import gradient_model

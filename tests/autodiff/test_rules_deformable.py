@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import check_node
+from support.helpers import check_node
 
 CASES = {
     "plain": ((1, 2, 4, 5), (3, 2, 2, 2), {}),

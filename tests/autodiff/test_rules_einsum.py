@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import check_model, check_node
+from support.helpers import check_model, check_node
 
 CASES = {
     "product": ("ij,jk->ik", [(2, 3), (3, 4)]),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import check_model, check_node, node_model
 from onnx import TensorProto, helper
+from support.helpers import check_model, check_node, node_model
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.reference import evaluate, evaluator

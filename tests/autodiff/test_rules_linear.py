@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import check_model, check_node, node_model, quiet_session
+from support.helpers import check_model, check_node, node_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import check_model, check_node
+from support.helpers import check_model, check_node
 
 SHAPES = {"classes": (4, 3), "segments": (2, 3, 4), "images": (2, 3, 2, 2)}
 WEIGHT = np.array([0.4, 1.3, 0.7], np.float32)

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import onnx
 import pytest
-from helpers import check_node, node_model, quiet_session
 from onnx import helper
+from support.helpers import check_node, node_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 

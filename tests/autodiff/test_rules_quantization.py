@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import quiet_session
 from onnx import parser
+from support.helpers import quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from helpers import check_in_runtime, check_model, check_node, node_model
+from support.helpers import check_in_runtime, check_model, check_node, node_model
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.errors import UnsupportedError

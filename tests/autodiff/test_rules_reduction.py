@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import OLD_RUNTIME, check_model, check_node, node_model
+from support.helpers import OLD_RUNTIME, check_model, check_node, node_model
 
 from onnx_gradcam.autodiff.check import gradient_model
 from onnx_gradcam.autodiff.reference import evaluate, evaluator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import check_node, needs_opset, node_model, quiet_session
+from support.helpers import check_node, needs_opset, node_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 

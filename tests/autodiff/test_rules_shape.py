@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import check_model, check_node
 from onnx import parser
+from support.helpers import check_model, check_node
 
 from onnx_gradcam.autodiff.check import gradient_model
 

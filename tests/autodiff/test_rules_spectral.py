@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import check_node
+from support.helpers import check_node
 
 
 def floats(*shape: int) -> np.ndarray:

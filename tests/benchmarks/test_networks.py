@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import onnx
 import pytest
-from helpers import quiet_session
+from support.helpers import quiet_session
 
 NAMES = ("resnet50", "mobilenet_v2", "squeezenet1_1", "vgg16", "vit_small")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from browser_pages import CONTRAST, DESKTOP, PHONE
-from comparisons import EVIL, page, result
+from support.browser_pages import CONTRAST, DESKTOP, PHONE
+from support.comparisons import EVIL, page, result
 
 pytestmark = pytest.mark.browser
 

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from browser_pages import CONTRAST, DESKTOP, PHONE
-from comparisons import EVIL
-from graphs import graph
-from web_pages import Page
+from support.browser_pages import CONTRAST, DESKTOP, PHONE
+from support.comparisons import EVIL
+from support.graphs import graph
+from support.web_pages import Page
 
 pytestmark = pytest.mark.browser
 

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from graphs import graph
-from web_pages import Page
+from support.graphs import graph
+from support.web_pages import Page
 
 from onnx_gradcam import Explainer
-from onnx_gradcam.preprocessing import Preprocessing
-from onnx_gradcam.runtime.image import prepare, read_image, resized
+from onnx_gradcam.images.decoding import prepare, read_image, resized
+from onnx_gradcam.images.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,7 @@ import platform
 
 import onnx
 import onnxruntime
-from helpers import runs_opset
+from support.helpers import runs_opset
 
 import onnx_gradcam
 from onnx_gradcam.autodiff.registry import ZERO, rules

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from graphs import graph, run, weight
+from support.graphs import graph, run, weight
 
 PREPROCESS = '{"resize": "stretch", "scale": 0.00392156862745098}'
 

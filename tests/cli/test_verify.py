@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_gradcam.autodiff.profiles import PROFILES
+from onnx_gradcam.autodiff.providers import PROFILES
 from onnx_gradcam.autodiff.registry import RULES, Rule, rules
 
 from .conftest import PREPROCESS, refused, small_classifier

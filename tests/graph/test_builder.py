@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from helpers import needs_opset, quiet_session
 from onnx import parser
+from support.helpers import needs_opset, quiet_session
 
 from onnx_gradcam.errors import ShapeError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from helpers import node_model, quiet_session
 from onnx import helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+from support.helpers import node_model, quiet_session
 
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.decompose import MICROSOFT, decomposition_table

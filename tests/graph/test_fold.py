@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import graph
 from onnx import TensorProto, helper
+from support.graphs import graph
 
 from onnx_gradcam.graph.fold import complete_shapes
 from onnx_gradcam.graph.load import load

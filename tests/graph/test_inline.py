@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import quiet_session
+from support.helpers import quiet_session
 
 from onnx_gradcam.graph.load import load
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from helpers import needs_opset, quiet_session
 from onnx import TensorProto, helper, numpy_helper, parser
+from support.helpers import needs_opset, quiet_session
 
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.builder import Builder

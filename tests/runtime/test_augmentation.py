@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import graph, pictures
-from rectified_network import network, oracle
+from support.graphs import graph, pictures
+from support.rectified_network import network, oracle
 
-from onnx_gradcam.attachment import attach
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.runtime.explainer import Explainer
 

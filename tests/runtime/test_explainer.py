@@ -9,13 +9,13 @@ import textwrap
 import numpy as np
 import onnx
 import pytest
-from graphs import graph, run, weight
+from support.graphs import graph, run, weight
 
-from onnx_gradcam.attachment import attach
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, RuntimeProviderError, TargetError
+from onnx_gradcam.images.decoding import prepare
+from onnx_gradcam.images.drawing import save_image
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
-from onnx_gradcam.runtime.image import prepare
-from onnx_gradcam.runtime.render import save_image
 
 LABELS = ["tabby, tabby cat", "water_ouzel, dipper", "Goldfish", "cat"]
 PREPROCESS = {"resize": "stretch", "scale": 1 / 255}
@@ -224,7 +224,7 @@ def test_an_explained_model_runs_without_graph_code(tmp_path):
         from onnx_gradcam import Explainer
         explanation = Explainer(sys.argv[1])(np.zeros((12, 16, 3), np.uint8), "cat")
         assert explanation.target.index == 3
-        print(sorted({"onnx", "onnx_ir", "onnx_gradcam.attachment"} & set(sys.modules)))
+        print(sorted({"onnx", "onnx_ir", "onnx_gradcam.editor.attachment"} & set(sys.modules)))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "explained.onnx")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

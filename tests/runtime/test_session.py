@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import graph, pictures
+from support.graphs import graph, pictures
 
 from onnx_gradcam.errors import ModelError, RuntimeProviderError
 from onnx_gradcam.runtime.session import Session, _reason, available_providers, resolve_provider

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import graph, run, weight
+from support.graphs import graph, run, weight
 
-from onnx_gradcam.attachment import attach
+from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, TargetError, UnsupportedError
+from onnx_gradcam.images.decoding import prepare
+from onnx_gradcam.images.drawing import save_image
 from onnx_gradcam.runtime.explainer import Explainer
-from onnx_gradcam.runtime.image import prepare
-from onnx_gradcam.runtime.render import save_image
 
 PREPROCESS = {"resize": "stretch", "scale": 1 / 255}
 POOLED = "c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)"

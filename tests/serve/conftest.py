@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_ports import free_ports
+from support.serve_ports import free_ports
 
 from onnx_gradcam import Explainer, attach
-from onnx_gradcam.runtime.image import prepare, read_image
+from onnx_gradcam.images.decoding import prepare, read_image
 
 
 class Server:

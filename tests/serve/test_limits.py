@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_ports import free_ports
+from support.serve_ports import free_ports
 
 pytestmark = pytest.mark.serve
 

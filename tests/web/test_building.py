@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphs import graph
 from onnx.external_data_helper import convert_model_to_external_data
+from support.graphs import graph
 from typer.testing import CliRunner
 
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.cli import app
 from onnx_gradcam.errors import ExplainError
-from onnx_gradcam.runtime.image import prepare, read_image
+from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.web import building
 from onnx_gradcam.web.building import build_site
 from onnx_gradcam.web.runtime_files import FILES

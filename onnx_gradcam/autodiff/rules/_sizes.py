@@ -1,4 +1,7 @@
-"""Arithmetic on dimensions: plain numbers where a size is known, Shape nodes where only the running model knows it."""
+"""Arithmetic on dimensions: plain numbers where a size is known, Shape nodes where only the running model knows it.
+
+What several families of rules need of indices.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,20 @@ import numpy.typing as npt
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["Size", "contract", "cut", "identity", "numbers", "one_hot", "pad", "reshape", "size_at", "sizes", "vector"]
+__all__ = [
+    "Size",
+    "contract",
+    "cut",
+    "identity",
+    "index_along",
+    "numbers",
+    "one_hot",
+    "pad",
+    "reshape",
+    "size_at",
+    "sizes",
+    "vector",
+]
 
 
 class Size:
@@ -185,3 +201,15 @@ def contract(t: Builder, g: Value, matrix: Value, axis: int) -> Value:
             lead *= d
         flat = t.op("MatMul", turned, reshape(t, g, [lead, dims[axis], -1]))
     return reshape(t, flat, [*dims[:axis], *sizes(t, matrix, [1]), *dims[axis + 1 :]])
+
+
+def index_along(t: Builder, x: Value, axis: int) -> Value:
+    """0, 1, 2 ... along one dimension of `x`, ready to be broadcast over the others; int64."""
+    size = x.shape[axis]
+    shape = [1] * x.rank
+    shape[axis] = -1
+    if isinstance(size, int):
+        return t.const(np.arange(size).reshape(shape))
+    count = t.op("Squeeze", t.op("Shape", x, start=axis, end=axis + 1))
+    index = t.op("Range", t.const(np.int64(0)), count, t.const(np.int64(1)))
+    return t.op("Reshape", index, t.ints(*shape))

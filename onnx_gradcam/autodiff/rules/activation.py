@@ -1,11 +1,14 @@
-"""Rectifiers and other activations, written from the output where that keeps runtimes' fusions."""
+"""Rectifiers and other activations, written from the output where that keeps runtimes' fusions.
+
+Softmax and its kin, written from the output.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from onnx_gradcam.autodiff.registry import Cotangent, vjp
+from onnx_gradcam.autodiff.registry import Cotangent, vjp, zero_gradient
 from onnx_gradcam.graph.builder import Builder, Value
 
 # ----- rectifiers: a mask --------------------------------------------------------
@@ -177,3 +180,20 @@ def swiglu(t: Builder, g: Value, y: Value, a: Value, b: Value, *, alpha: float =
 def _swish_slope(t: Builder, x: Value, alpha: float) -> Value:
     s = t.op("Sigmoid", x if alpha == 1.0 else x * alpha)
     return s + x * alpha * (s * (1.0 - s))
+
+
+# One at the greatest element, zero elsewhere: a step function.
+zero_gradient("Hardmax")
+
+
+@vjp("Softmax")
+def softmax(t: Builder, g: Value, y: Value, x: Value, *, axis: int = -1) -> Sequence[Cotangent]:
+    """The cotangent is y (g - sum(g y))."""
+    weighted = g * y
+    return [weighted - y * t.sum(weighted, [axis])]
+
+
+@vjp("LogSoftmax")
+def log_softmax(t: Builder, g: Value, y: Value, x: Value, *, axis: int = -1) -> Sequence[Cotangent]:
+    """The cotangent is g - e^y sum(g)."""
+    return [g - t.op("Exp", y) * t.sum(g, [axis])]

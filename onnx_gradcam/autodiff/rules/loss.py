@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.graph.builder import Builder, Value
 
-from ._index import index_along
+from ._sizes import index_along
 
 
 def _log_likelihood(

@@ -10,9 +10,9 @@ from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 
-from ._sampling import size_value
 from ._sizes import Size, numbers, one_hot, reshape, sizes
-from .scatter import scatter_add
+from .indexing import scatter_add
+from .sampling import size_value
 
 
 @vjp("RoiAlign", stops=(1,))

@@ -11,9 +11,9 @@ from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 
-from ._sampling import size_value
 from ._sizes import Size, cut, identity, numbers, pad, reshape, sizes
 from ._windows import spread, windows
+from .sampling import size_value
 
 
 @vjp("DFT")

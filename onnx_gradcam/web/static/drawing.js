@@ -1,4 +1,4 @@
-// A heatmap over its picture, as `onnx_gradcam.runtime.render.overlay` draws it.
+// A heatmap over its picture, as `onnx_gradcam.images.drawing.overlay` draws it.
 
 /**
  * Lay a heatmap on the part of the picture that the model saw: bilinear between the centres of its cells, NaN outside.

@@ -1,4 +1,4 @@
-// From a picture's pixels to the model's input: what `onnx_gradcam.runtime.image.prepare` does, number by number.
+// From a picture's pixels to the model's input: what `onnx_gradcam.images.decoding.prepare` does, number by number.
 
 import { resized, rounded } from "./resizing.js";
 

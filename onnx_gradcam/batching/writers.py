@@ -1,0 +1,239 @@
+"""The formats of a shard.
+
+Explanations become bytes (`encode`) in the threads that make them, and are written by the one that holds the shard.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import BatchError
+from onnx_gradcam.images.drawing import encode_image
+from onnx_gradcam.runtime.explainer import ClassMap, Explanation
+
+from .job import Format
+
+__all__ = ["Row", "Writer", "check_format", "make_writer"]
+
+INDEX = "index.jsonl"
+PARQUET = "explanations.parquet"
+
+_PYARROW = "--format parquet needs pyarrow, which is not installed; run `pip install 'onnx-gradcam[batch]'`"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The explanation of one picture.
+
+    Attributes:
+        number: of the picture in the run, from 0.
+        path: of the picture.
+        explanation: of it.
+    """
+
+    number: int
+    path: str
+    explanation: Explanation
+
+
+class Writer(ABC):
+    """Writes explanations into a folder; `close` when nothing more comes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row]) -> Any:
+        """What to write for some pictures; threads may ask at the same time."""
+
+    @abstractmethod
+    def write(self, encoded: Any) -> None:
+        """Write what `encode` gave, or nothing for `None`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+def check_format(form: Format) -> None:
+    """Refuse what could not be written.
+
+    Raises:
+        BatchError: a package that the format takes is not installed.
+    """
+    if form == "parquet":
+        _pyarrow()
+
+
+def make_writer(form: Format, folder: Path) -> Writer:
+    """The writer of a format."""
+    return _ParquetWriter(folder) if form == "parquet" else _FileWriter(folder, form)
+
+
+class _ParquetWriter(Writer):
+    """One row for each explained class of each picture, in `explanations.parquet`.
+
+    Heatmaps lie row by row in lists of float32, as wide and high as the row says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        pa, parquet = _pyarrow()
+        self._arrow = pa
+        self._schema = pa.schema(
+            [
+                ("picture", pa.int64()),
+                ("path", pa.string()),
+                ("class", pa.int64()),
+                ("label", pa.string()),
+                ("score", pa.float64()),
+                ("heatmap", pa.list_(pa.float32())),
+                ("heatmap_height", pa.int32()),
+                ("heatmap_width", pa.int32()),
+                ("cam", pa.list_(pa.float32())),
+                ("cam_height", pa.int32()),
+                ("cam_width", pa.int32()),
+                ("seen", pa.list_(pa.float64())),
+            ]
+        )
+        # Smooth maps: exponents and upper digits repeat from place to place, once they lie apart.
+        self._file = parquet.ParquetWriter(
+            folder / PARQUET,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["path", "label"],
+            write_statistics=["picture", "path", "class", "label", "score"],
+            use_byte_stream_split=["heatmap.list.element", "cam.list.element"],
+        )
+
+    def encode(self, rows: Sequence[Row]) -> Any:
+        """A record batch."""
+        flat = [(row, one) for row in rows for one in row.explanation.maps]
+        columns = {
+            "picture": [row.number for row, _ in flat],
+            "path": [_text(row.path) for row, _ in flat],
+            "class": [one.target.index for _, one in flat],
+            "label": [_text(one.target.label) for _, one in flat],
+            "score": [one.target.score for _, one in flat],
+            **self._maps("heatmap", [one.heatmap for _, one in flat]),
+            **self._maps("cam", [one.cam for _, one in flat]),
+            "seen": [list(row.explanation.placement.box) for row, _ in flat],
+        }
+        pa = self._arrow
+        arrays = [
+            values if isinstance(values, pa.Array) else pa.array(values, self._schema.field(name).type)
+            for name, values in ((field.name, columns[field.name]) for field in self._schema)
+        ]
+        return pa.record_batch(arrays, schema=self._schema)
+
+    def _maps(self, name: str, maps: Sequence[npt.NDArray[np.float32]]) -> dict[str, Any]:
+        offsets = np.cumsum([0, *(one.size for one in maps)]).astype(np.int32)
+        values = np.concatenate([one.reshape(-1) for one in maps])
+        pa = self._arrow
+        return {
+            name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32())),
+            f"{name}_height": [one.shape[0] for one in maps],
+            f"{name}_width": [one.shape[1] for one in maps],
+        }
+
+    def write(self, encoded: Any) -> None:
+        """Append a row group."""
+        if encoded is not None:
+            self._file.write_batch(encoded)
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    content: bytes
+    entry: dict[str, Any]
+
+
+class _FileWriter(Writer):
+    """One file for each picture, named by its number, and `index.jsonl` that says of which picture each one is.
+
+    `npz` has the arrays of `explain --npz`: `heatmap` [classes, H, W], `cam` [classes, h, w], `classes`, `scores`.
+    `png` is the sheet of `explain`: the picture, and beside it each class's heatmap over it.
+    """
+
+    def __init__(self, folder: Path, form: Format) -> None:
+        super().__init__(folder)
+        self._form = form
+        self._index = (folder / INDEX).open("w", encoding="utf-8")
+
+    def encode(self, rows: Sequence[Row]) -> list[_File]:
+        """Files as bytes."""
+        return [_File(f"{row.number:09d}.{self._form}", self._content(row.explanation), _entry(row)) for row in rows]
+
+    def _content(self, explanation: Explanation) -> bytes:
+        return _archive(explanation.maps) if self._form == "npz" else encode_image(explanation.sheet().pixels, ".png")
+
+    def write(self, encoded: list[_File] | None) -> None:
+        """Write files, and where they belong."""
+        for file in encoded or ():
+            (self.folder / file.name).write_bytes(file.content)
+            self._index.write(json.dumps({"picture": file.entry["picture"], "file": file.name, **file.entry}) + "\n")
+
+    def close(self) -> None:
+        """Close the index."""
+        self._index.close()
+
+
+def _archive(maps: Sequence[ClassMap]) -> bytes:
+    """What `numpy.savez_compressed` writes, compressed less and several times as fast."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "heatmap": np.stack([one.heatmap for one in maps]),
+        "cam": np.stack([one.cam for one in maps]),
+        "classes": np.array([one.target.index for one in maps], np.int64),
+        "scores": np.array([one.target.score for one in maps], np.float64),
+    }
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return whole.getvalue()
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    maps = row.explanation.maps
+    return {
+        "picture": row.number,
+        "path": row.path,
+        "classes": [one.target.index for one in maps],
+        "labels": [one.target.label for one in maps],
+        "scores": [one.target.score if np.isfinite(one.target.score) else None for one in maps],
+    }
+
+
+def _text(text: str) -> str:
+    """Names of files need not be text; bytes that are none are written as their numbers."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    """PyArrow and its Parquet module.
+
+    Raises:
+        BatchError: it is not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError as exc:
+        raise BatchError(_PYARROW) from exc

@@ -1,0 +1,1 @@
+"""The graph editor: what is explained, and the nodes that explain it."""

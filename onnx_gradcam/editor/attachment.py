@@ -1,0 +1,233 @@
+"""The one composition: a model goes in, the same model with a heatmap comes out.
+
+`plan` has decided what is explained and how; `quantities` appends what the method asks for.
+
+Explained models for runtimes that cannot feed an optional input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnx_gradcam import __version__
+from onnx_gradcam.autodiff.providers import PROVIDERS, conform
+from onnx_gradcam.errors import RequestError, UnsupportedError
+from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.model import Model
+from onnx_gradcam.metadata import Carried, Metadata, peek
+
+from .ingredients import Quantities, free_name
+from .plan import Options, Plan, plan
+from .targets.axes import letters
+from .targets.task import MASK
+
+__all__ = ["Explained", "attach", "describe", "with_required_class"]
+
+
+@dataclass(eq=False)
+class Explained:
+    """An explained model.
+
+    Attributes:
+        model: the model with the explanation in it.
+        metadata: what it says of itself.
+        reason: why this layer, in words.
+        warnings: what the user should know.
+    """
+
+    model: Model
+    metadata: Metadata
+    reason: str
+    warnings: list[str] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model; see `Model.save`."""
+        self.model.save(path)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a proto; external weights stay references."""
+        return self.model.to_proto()
+
+
+def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None = None, **choices: Any) -> Explained:
+    """Add the explanation to a model.
+
+    Args:
+        source: path, bytes or proto of the model.
+        options: what to explain and how.
+        choices: fields of `Options`, in place of those of `options`.
+
+    Raises:
+        ModelError: the file is not a usable model.
+        TargetError: what was asked for is not in the model.
+        UnsupportedError: the model cannot be explained this way.
+
+    Example::
+
+        attach("model.onnx", layer="auto").save("explained.onnx")
+    """
+    work = plan(source, replace(options or Options(), **choices))
+    if work.method.runs_often:
+        raise UnsupportedError(
+            f"{work.method.title} runs the model many times, so it cannot be written into it; use explain, or another "
+            "method"
+        )
+    if work.refusal is not None:
+        raise UnsupportedError(work.refusal)
+    t = work.t
+    asked = Quantities(work)
+    names, left = _append_outputs(work, asked)
+    if work.options.expose_activation and work.method.needs_layer:
+        for target in work.targets:
+            t.expose(target)
+    t.finish()
+    model = t.model
+    metadata = describe(work, asked.class_input, names)
+    model.metadata.update(metadata.to_props())
+    model.check()
+    return Explained(model, metadata, work.layer.reason, [*work.warnings, *left])
+
+
+def _append_outputs(work: Plan, asked: Quantities) -> tuple[dict[str, str], list[str]]:
+    """Append the method and what it gives.
+
+    Returns:
+        The names of the outputs, by their field of the metadata; what the profile's provider will not run.
+    """
+    t = work.t
+    batch = work.score.tensor.shape[0]
+    sizes = [work.image.shape[axis] for axis in work.spatial_axes]
+    found: dict[str, Value] = {}
+    if work.method.family == "attribution":
+        attribution = work.method.function(t, **asked.of(0))
+        cams = [_over_channels(work, attribution)]
+        found["attribution"] = t.refine(_as_picture(work, attribution), work.image.shape)
+        grid: Sequence[int | str | None] = sizes
+    else:
+        cams = [work.method.function(t, **asked.of(i)) for i in range(len(work.layers))]
+        grid = work.layer.chosen.grid
+    combine = work.options.combine or work.method.combine
+    size = _picture_size(t, work.image, work.spatial_axes, sizes)
+    if work.options.class_input == "all":
+        found["heatmap"], found["cam"] = _of_all_classes(work, asked.all_classes(), size, sizes)
+    else:
+        found["heatmap"] = t.refine(work.preset.finish(t, cams, size, combine), (batch, *sizes))
+        found["cam"] = t.refine(cams[0], (batch, *grid))
+    found["heatmap_class"] = t.refine(asked.classes, (batch,))
+    names = {name: free_name(t, name) for name in found}
+    results = [t.output(value, names[name]) for name, value in found.items()]
+    return names, _beyond(t, results, work.options.profile)
+
+
+def _of_all_classes(work: Plan, cams: Value, size: Value, sizes: Sequence[int | str | None]) -> tuple[Value, Value]:
+    """Heatmaps `[N, K, H, W]` and raw maps `[N, K, h, w]`: each map is finished as a sample of its own."""
+    t = work.t
+    grid = t.op("Shape", cams, start=2)
+    rows = t.op("Reshape", cams, t.op("Concat", t.ints(-1), grid, axis=0), shape=(None, *cams.shape[2:]))
+    shown = work.preset.finish(t, [rows], size, None)
+    both = t.op("Concat", t.op("Shape", cams, start=0, end=2), size, axis=0)
+    return t.op("Reshape", shown, both, shape=(*cams.shape[:2], *sizes)), cams
+
+
+def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:
+    """Write the rest, which is no gradient, for the profile's provider too, and say what it will not run."""
+    if profile not in PROVIDERS:
+        return []
+    left = conform(t, PROVIDERS[profile], results, strict=False)[1]
+    return [f"{why} of {profile}, so ONNX Runtime computes it on the CPU" for why in left]
+
+
+def _over_channels(work: Plan, attribution: Value) -> Value:
+    """An attribution `[N, C, H, W]` as one map `[N, H, W]`."""
+    t = work.t
+    how = work.options.channels or ("max" if work.method.absolute else "sum")
+    return t.reduce("ReduceMax" if how == "max" else "ReduceSum", attribution, [1], keepdims=False)
+
+
+def _as_picture(work: Plan, attribution: Value) -> Value:
+    """An attribution `[N, C, H, W]` with the axes of the model's input, and its type where that has fractions."""
+    t, image = work.t, work.image
+    value = work.picture.restored(t, attribution)
+    return t.cast(value, image.dtype) if image.is_float else value
+
+
+def _picture_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequence[int | str | None]) -> Value:
+    if all(isinstance(size, int) for size in sizes):
+        return t.ints(*(size for size in sizes if isinstance(size, int)))
+    return t.op("Gather", t.op("Shape", image), t.ints(*axes))
+
+
+def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
+    """What an explained model says of itself.
+
+    Args:
+        work: the plan.
+        class_input: the input that chooses the class.
+        names: the names of the outputs, by their field of the metadata.
+    """
+    carried, options = Carried.from_props(work.t.model.metadata), work.options
+    return Metadata(
+        version=__version__,
+        method=work.method.name,
+        preset=work.preset.name,
+        modifier=work.modifier or "",
+        eigen_smooth=work.options.eigen_smooth,
+        weights=work.weights,
+        derivative="straight-through" if work.quantised is not None else "exact",
+        target_tensor=work.layer.chosen.tensor.name,
+        target_tensors=[target.name for target in work.targets],
+        score_tensor=work.score.tensor.name,
+        image_input=work.image.name,
+        layout=letters(work.layout),
+        scores_output=work.score.output.name,
+        activation=work.score.activation,
+        single_logit=work.score.single_logit,
+        class_input=class_input,
+        labels=list(options.labels) if options.labels is not None else carried.labels,
+        preprocessing=dict(options.preprocessing) if options.preprocessing is not None else carried.preprocessing,
+        profile=options.profile,
+        grad_dtype=options.grad_dtype,
+        disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
+        task=options.task,
+        mask_input=MASK if options.task == "segmentation" and options.mask == "input" else "",
+        all_classes=options.class_input == "all",
+        **names,
+    )
+
+
+def with_required_class(source: str | Path, choices: dict[str, Any]) -> tuple[Model, Metadata]:
+    """The explained model, whose class is an ordinary input where it is one at all.
+
+    Args:
+        source: an explained model, or one that is attached first.
+        choices: fields of `Options`, for a model that is not explained yet.
+
+    Raises:
+        RequestError: there are choices for a model that is explained already.
+        ExplainError: as `attach`.
+    """
+    metadata = Metadata.from_props(peek(source))
+    if metadata is None:
+        explained = attach(source, class_input="required", **choices)
+        return explained.model, explained.metadata
+    if choices:
+        raise RequestError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
+    model = load(source)
+    graph = model.core.graph
+    value = graph.initializers.pop(metadata.class_input, None)
+    if value is not None:
+        value.const_value = None
+        batch = model.shapes[metadata.image_input][0]
+        value.shape = ir.Shape([batch])
+        graph.inputs.append(value)
+        model.shapes[metadata.class_input] = (batch,)
+        model.types[metadata.class_input] = onnx.TensorProto.INT64
+    model.check()
+    return model, metadata

@@ -1,0 +1,159 @@
+"""Methods that differentiate the score at many pictures near the one that is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .catalogue import method
+from .probe import Array, Probe
+
+_SAMPLES = 50
+"""Of SmoothGrad and its relatives, as its section 3.2 advises."""
+
+_NOISE = 0.15
+"""Standard deviation of the noise relative to the range of the picture's values; SmoothGrad, section 3.2."""
+
+_FEW_SAMPLES, _FIXED_NOISE = 4, 0.3
+"""Smooth Grad-CAM++ of torch-cam; its noise does not depend on the picture."""
+
+_STEPS = 50
+"""Of the integral; the paper's section 5 finds 20 to 300 enough."""
+
+
+# ----- the picture itself ------------------------------------------------------
+
+
+@method(
+    "smoothgrad",
+    title="SmoothGrad",
+    reference="Smilkov et al. 2017, eq. 1, signed; captum's NoiseTunnel",
+    family="sampling",
+    uses=("gx",),
+    passes=f"{_SAMPLES} forward and backward passes",
+)
+def smooth_grad(probe: Probe) -> Array:
+    """The mean of the gradients at noisy copies of the picture."""
+    return _moments(probe)[0].astype(np.float32)
+
+
+@method(
+    "smoothgrad-squared",
+    title="SmoothGrad squared",
+    reference="Hooker et al. 2019, section 4.2; captum's NoiseTunnel, smoothgrad_sq",
+    family="sampling",
+    uses=("gx",),
+    passes=f"{_SAMPLES} forward and backward passes",
+    absolute=True,
+)
+def smooth_grad_squared(probe: Probe) -> Array:
+    """The mean of the squares of the gradients at noisy copies of the picture."""
+    return _moments(probe)[1].astype(np.float32)
+
+
+@method(
+    "vargrad",
+    title="VarGrad",
+    reference="Adebayo et al. 2018, section 3.2; captum's NoiseTunnel, vargrad",
+    family="sampling",
+    uses=("gx",),
+    passes=f"{_SAMPLES} forward and backward passes",
+    absolute=True,
+)
+def var_grad(probe: Probe) -> Array:
+    """The variance of the gradients at noisy copies of the picture."""
+    mean, square = _moments(probe)
+    return np.maximum(square - mean**2, 0).astype(np.float32)
+
+
+@method(
+    "integrated-gradients",
+    title="Integrated gradients",
+    reference="Sundararajan et al. 2017, eq. 1, from the input zero; Gauss-Legendre quadrature, as captum",
+    family="sampling",
+    uses=("gx",),
+    passes=f"{_STEPS} forward and backward passes",
+)
+def integrated_gradients(probe: Probe) -> Array:
+    """The picture times the mean gradient on the straight way from zero to it."""
+    places, weights = np.polynomial.legendre.leggauss(_STEPS)
+    total = np.zeros_like(probe.x, np.float64)
+    for chunk in probe.steps(_STEPS):
+        part = ((1 + places[list(chunk)]) / 2).astype(np.float32)
+        total += np.tensordot(weights[list(chunk)] / 2, probe.gradients(part[:, None, None, None] * probe.x), 1)
+    return (probe.x * total).astype(np.float32)
+
+
+def _moments(probe: Probe) -> tuple[Array, Array]:
+    """The mean of the gradients at noisy copies of the picture, and that of their squares, `[C, H, W]` each."""
+    mean, square = np.zeros((2, *probe.x.shape), np.float64)
+    for pictures in _noisy(probe, _SAMPLES, _relative_noise(probe)):
+        gradients = probe.gradients(pictures).astype(np.float64)
+        mean += gradients.sum(0)
+        square += (gradients**2).sum(0)
+    return mean / _SAMPLES, square / _SAMPLES
+
+
+def _relative_noise(probe: Probe) -> float:
+    return _NOISE * float(np.ptp(probe.x))
+
+
+def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
+    """Copies of the picture with noise, in chunks, `[M, C, H, W]`."""
+    for chunk in probe.steps(count):
+        noise = deviation * probe.rng.standard_normal((len(chunk), *probe.x.shape))
+        yield (probe.x + noise).astype(np.float32)
+
+
+# ----- a layer -----------------------------------------------------------------
+
+
+@method(
+    "smooth-gradcam++",
+    title="Smooth Grad-CAM++",
+    reference="Omeiza et al. 2019, eq. 3 and 4; D1 for the first of its D2, G for exp(S) G; noise as SmoothGrad",
+    family="sampling",
+    uses=("A", "G", "total"),
+    passes=f"{_SAMPLES} forward passes and gradients of the head",
+)
+def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
+    """Grad-CAM++ with the means of the cotangents, their squares and their cubes at noisy copies of the picture."""
+    powers = np.zeros((3, *probe.maps.shape), np.float64)
+    for pictures in _noisy(probe, _SAMPLES, _relative_noise(probe)):
+        powers += _powers(probe.maps_and_cotangents(pictures)[1])
+    first, second, third = powers / _SAMPLES
+    return _plus_plus(probe, probe.maps, probe.maps, first, second, third)
+
+
+@method(
+    "smooth-gradcam++-torch-cam",
+    title="Smooth Grad-CAM++ of torch-cam",
+    reference="torch-cam 0.5.0 gradient.py: maps and their cotangent at the last noisy copy, where the paper has the "
+    "picture's own and the mean",
+    family="sampling",
+    uses=("A", "G", "total"),
+    passes=f"{_FEW_SAMPLES} forward passes and gradients of the head",
+)
+def smooth_grad_cam_plus_plus_torch_cam(probe: Probe) -> Array:
+    """Smooth Grad-CAM++ of what the last noisy copy of the picture shows."""
+    powers = np.zeros((3, *probe.maps.shape), np.float64)
+    maps = last = probe.maps
+    for pictures in _noisy(probe, _FEW_SAMPLES, _FIXED_NOISE):
+        several, cotangents = probe.maps_and_cotangents(pictures)
+        powers += _powers(cotangents)
+        maps, last = several[-1], cotangents[-1]
+    _, second, third = powers / _FEW_SAMPLES
+    return _plus_plus(probe, maps, probe.maps, last, second, third)
+
+
+def _powers(cotangents: Array) -> Array:
+    """The sums of cotangents `[M, C, h, w]`, of their squares and of their cubes, `[3, C, h, w]`."""
+    wide = cotangents.astype(np.float64)
+    return np.stack([wide.sum(0), (wide**2).sum(0), (wide**3).sum(0)])
+
+
+def _plus_plus(probe: Probe, maps: Array, own: Array, first: Array, second: Array, third: Array) -> Array:
+    """Grad-CAM++: `maps` weighed by derivatives, where `own` are the picture's activation maps."""
+    alpha = second / (2 * second + (third * own).sum((1, 2), keepdims=True) + 1e-8)
+    return probe.total(maps, (alpha * np.maximum(first, 0)).sum((1, 2)))

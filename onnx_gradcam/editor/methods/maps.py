@@ -1,0 +1,250 @@
+"""Resizing of maps in the graph, and the interpolation matrices that stand for it where the sizes are known.
+
+From raw maps to the heatmap, in the graph: rectifying, scaling a sample, resizing to the picture, several layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.graph.builder import Builder, Value
+
+__all__ = [
+    "Combine",
+    "Finish",
+    "Matrix",
+    "bicubic",
+    "bilinear",
+    "by_maximum",
+    "by_range",
+    "combined",
+    "corner",
+    "corner_bilinear",
+    "finish",
+    "half_pixel",
+    "nearest",
+    "places",
+    "resize",
+    "spline",
+]
+
+Matrix = Callable[[int, int], npt.NDArray[np.float32]]
+"""`(cells, pixels)` -> interpolation along one axis, `float32 [pixels, cells]`."""
+
+
+def bilinear(t: Builder, maps: Value, size: Value) -> Value:
+    """Bilinear with half-pixel centres, as OpenCV and PyTorch (`align_corners=False`) have it.
+
+    Args:
+        t: the builder.
+        maps: `float32 [N, h, w]`.
+        size: height and width, `int64 [2]`.
+
+    Returns:
+        `float32 [N, H, W]`.
+    """
+    return resize(t, maps, size, half_pixel, mode="linear", coordinate_transformation_mode="half_pixel")
+
+
+def corner_bilinear(t: Builder, maps: Value, size: Value) -> Value:
+    """Bilinear with the corners on each other, as SciPy's `zoom` of order 1 and `align_corners=True` have it."""
+    return resize(t, maps, size, corner, mode="linear", coordinate_transformation_mode="align_corners")
+
+
+def nearest(t: Builder, maps: Value, size: Value) -> Value:
+    """The nearest cell, as PyTorch's `interpolate` has it."""
+    attributes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return resize(t, maps, size, _nearest, mode="nearest", **attributes)
+
+
+def bicubic(t: Builder, maps: Value, size: Value) -> Value:
+    """Cubic convolution of Keys (a = -1/2) with half-pixel centres, as Pillow has it for what gets larger."""
+    return resize(t, maps, size, _cubic, mode="cubic", **_KEYS)
+
+
+def table_bicubic(t: Builder, maps: Value, size: Value) -> Value:
+    """As `bicubic`, with the weights of a table of 1024 steps a cell, as TensorFlow's `tf.image.resize` has it.
+
+    Where a size is free no table can be had: the two differ by less than 1e-3 of the range of the map.
+    """
+    return resize(t, maps, size, lambda cells, pixels: _cubic(cells, pixels, steps=1024), mode="cubic", **_KEYS)
+
+
+_KEYS: dict[str, Any] = {
+    "cubic_coeff_a": -0.5,
+    "exclude_outside": 1,
+    "coordinate_transformation_mode": "half_pixel",
+}
+
+
+def spline(t: Builder, maps: Value, size: Value) -> Value:
+    """Cubic B-spline with the corners on each other, as SciPy's `zoom` has it by default.
+
+    Raises:
+        UnsupportedError: a size is free: a spline runs through all cells, and no operator of ONNX does that.
+    """
+    if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
+        raise UnsupportedError(
+            "a spline needs fixed sizes of layer and picture; export the model with a fixed size, or choose another "
+            "preset"
+        )
+    return resize(t, maps, size, _spline)
+
+
+def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: Any) -> Value:
+    """Resize along both axes.
+
+    Args:
+        t: the builder.
+        maps: `float32 [N, h, w]`.
+        size: height and width, `int64 [2]`.
+        matrix: the interpolation along one axis, used where the sizes are known.
+        attributes: of the Resize node that does the same where they are not.
+    """
+    grid, picture = maps.shape[1:], size.array()
+    if picture is not None and all(isinstance(d, int) for d in grid):
+        if tuple(grid) == tuple(picture):
+            return maps
+        # Two small products take half the time of a Resize and need none of the axes around it.
+        rows, columns = (matrix(int(d or 0), int(p)) for d, p in zip(grid, picture, strict=True))
+        return t.const(rows) @ (maps @ t.const(columns.T))
+    channel = t.op("Unsqueeze", maps, t.ints(1))
+    batch = t.op("Shape", channel, start=0, end=2) if not isinstance(maps.shape[0], int) else t.ints(maps.shape[0], 1)
+    target = t.op("Concat", batch, size, axis=0)
+    return t.op("Squeeze", t.op("Resize", channel, None, None, target, **attributes), t.ints(1))
+
+
+def places(t: Builder, maps: Value) -> Value:
+    """Height and width of `[N, C, H, W]`, `int64 [2]`: a constant where they are known."""
+    sizes = [d for d in maps.shape[2:] if isinstance(d, int)]
+    return t.ints(*sizes) if len(sizes) == 2 else t.op("Shape", maps, start=2)
+
+
+def half_pixel(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    """Bilinear interpolation along one axis with half-pixel centres."""
+    return _between(np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1), cells)
+
+
+def _at_corners(cells: int, pixels: int) -> npt.NDArray[np.float64]:
+    """Where the pixels lie among the cells when the first and the last of both coincide."""
+    return np.arange(pixels) * (cells - 1) / max(pixels - 1, 1)
+
+
+def _between(place: npt.NDArray[np.float64], cells: int) -> npt.NDArray[np.float32]:
+    """Linear interpolation at places among the cells."""
+    low = np.clip(place.astype(np.int64), 0, max(cells - 2, 0))
+    part = (place - low).astype(np.float32)
+    matrix = np.zeros((len(place), cells), np.float32)
+    rows = np.arange(len(place))
+    matrix[rows, low] = 1 - part
+    matrix[rows, np.minimum(low + 1, cells - 1)] += part
+    return matrix
+
+
+def corner(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    """Bilinear interpolation along one axis with the corners on each other."""
+    return _between(_at_corners(cells, pixels), cells)
+
+
+def _nearest(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    # PyTorch multiplies by a rounded ratio: now and then that falls below the whole number it should be.
+    place = np.arange(pixels, dtype=np.float32) * (np.float32(cells) / np.float32(pixels))
+    matrix: npt.NDArray[np.float32] = np.eye(cells, dtype=np.float32)[np.minimum(place.astype(np.intp), cells - 1)]
+    return matrix
+
+
+def _cubic(cells: int, pixels: int, steps: int = 0) -> npt.NDArray[np.float32]:
+    """Keys 1981, eq. 15; weights of cells that are not there are left out and the others scaled up.
+
+    Args:
+        cells: how many there are.
+        pixels: how many are wanted.
+        steps: places are rounded to so many a cell; 0 leaves them.
+    """
+    place = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
+    if steps:
+        place = np.rint(place * steps) / steps
+    distance = np.abs(place[:, None] - np.arange(cells))
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    matrix: npt.NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return matrix
+
+
+def _spline(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    """The cubic B-spline through all cells, mirrored at the ends (Unser 1999, box 1 and 2), at corner places."""
+    if cells == 1:
+        return np.ones((pixels, 1), np.float32)
+
+    def weights(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Of the coefficients, one row a place."""
+        matrix = np.zeros((len(place), cells))
+        for row, x in enumerate(place):
+            for knot in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
+                away = abs(x - knot)
+                weight = 2 / 3 - away**2 + away**3 / 2 if away < 1 else max(2 - away, 0) ** 3 / 6
+                mirrored = abs(knot)
+                mirrored = 2 * (cells - 1) - mirrored if mirrored > cells - 1 else mirrored
+                matrix[row, mirrored] += weight
+        return matrix
+
+    through = weights(np.arange(cells, dtype=np.float64))
+    matrix: npt.NDArray[np.floating] = np.linalg.solve(through.T, weights(_at_corners(cells, pixels)).T).T
+    return matrix.astype(np.float32)
+
+
+Combine = Literal["mean", "max", "product"]
+
+
+Finish = Callable[[Builder, Sequence[Value], Value, Combine | None], Value]
+"""`(builder, raw maps [N, h, w], one a layer, height and width int64 [2], combine) -> heatmap [N, H, W]`."""
+
+
+def finish(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | None = None) -> Value:
+    """The heatmap of raw signed maps.
+
+    Negative values are cut off, each sample is divided by its own maximum, and the result is resized bilinearly with
+    half-pixel centres. A map without a positive value stays zero everywhere. Several layers are averaged unless
+    `combine` says otherwise, and divided by their maximum once more.
+
+    Args:
+        t: the builder.
+        cams: `float32 [N, h, w]`, one a layer.
+        size: the picture's height and width, `int64 [2]`.
+        combine: how several layers become one.
+
+    Returns:
+        `float32 [N, H, W]` in [0, 1].
+    """
+    shown = [bilinear(t, by_maximum(t, t.op("Relu", cam)), size) for cam in cams]
+    return shown[0] if len(shown) == 1 else by_maximum(t, combined(t, shown, combine or "mean"))
+
+
+def by_maximum(t: Builder, positive: Value) -> Value:
+    """Each sample of a map that is nowhere negative, divided by its own maximum; zero where it is zero everywhere."""
+    top = t.reduce("ReduceMax", positive, range(1, positive.rank))
+    # Zero over the smallest number is zero: a blank map is shown blank, not as amplified noise.
+    return positive / t.op("Max", top, float(np.finfo(np.float32).tiny))
+
+
+def by_range(t: Builder, maps: Value, epsilon: float) -> Value:
+    """Each sample, its minimum subtracted and divided by its range plus `epsilon`."""
+    axes = range(1, maps.rank)
+    lifted = maps - t.reduce("ReduceMin", maps, axes)
+    return lifted / (t.reduce("ReduceMax", lifted, axes) + epsilon)
+
+
+def combined(t: Builder, maps: Sequence[Value], how: Combine) -> Value:
+    """Maps of several layers at one size as one map."""
+    if len(maps) == 1:
+        return maps[0]
+    if how == "product":
+        return functools.reduce(lambda a, b: t.op("Mul", a, b), maps)
+    return t.op("Mean" if how == "mean" else "Max", *maps, shape=maps[0].known_shape)

@@ -1,0 +1,427 @@
+"""Which tensor is explained: the target layer, and how to read it as `[N, C, *spatial]`.
+
+The blocks of a vision transformer: attention maps, and what each block hands on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnx_gradcam.errors import TargetError, UnsupportedError, near_matches
+from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, Carries, between, dominators
+
+from .axes import Axis, Layout, follow, letters, window
+
+__all__ = ["Block", "Candidate", "Layer", "find_blocks", "find_layer", "on_path"]
+
+_POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
+_ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+_PRODUCTS = {"MatMul", "Einsum"}
+_LINEAR = {"Conv", "ConvTranspose", "Gemm", *_PRODUCTS}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A tensor that has places to point at.
+
+    Attributes:
+        tensor: the activation maps.
+        layout: the meaning of its axes.
+        every_path: whether it lies on every path from the picture to the score.
+    """
+
+    tensor: Value
+    layout: Layout
+    every_path: bool
+
+    @property
+    def tokens(self) -> Axis | None:
+        """The token axis, where the places are the tokens of a transformer."""
+        return next((axis for axis in self.layout if axis is not None and axis.kind == "T"), None)
+
+    @property
+    def channels(self) -> int | str | None:
+        """How many channels there are."""
+        return next(d for d, axis in zip(self.tensor.shape, self.layout, strict=True) if axis and axis.kind == "C")
+
+    @property
+    def grid(self) -> tuple[int | str | None, ...]:
+        """The spatial sizes."""
+        if self.tokens is not None:
+            return self.tokens.grid
+        return tuple(self.tensor.shape[i] for i in self.spatial)
+
+    @property
+    def spatial(self) -> list[int]:
+        """The spatial axes, height first."""
+        found = [(axis.place, i) for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S"]
+        return [i for _, i in sorted(found)]
+
+    def describe(self) -> str:
+        """Layout in the usual letters, e.g. `NCHW`, `NHWC` or `NTC`."""
+        return letters(self.layout)
+
+    def canonical(self, t: Builder, value: Value) -> Value:
+        """`value`, which has the target tensor's axes, as `[N, C, *spatial]` without class and register tokens."""
+        tokens = self.tokens
+        where = {axis.kind: i for i, axis in enumerate(self.layout) if axis is not None}
+        if tokens is None:
+            return t.transpose(value, [where["N"], where["C"], *self.spatial])
+        if tokens.before or tokens.after:
+            count = math.prod(tokens.grid)
+            starts, ends = t.ints(tokens.before), t.ints(tokens.before + count)
+            value = t.op("Slice", value, starts, ends, t.ints(where["T"]))
+        value = t.transpose(value, [where["N"], where["C"], where["T"]])
+        return t.op("Reshape", value, t.ints(0, 0, *tokens.grid))
+
+    def restored(self, t: Builder, value: Value) -> Value:
+        """`value`, `[N, C, *spatial]`, with the axes of the target tensor: `canonical` undone.
+
+        Raises:
+            UnsupportedError: the target tensor holds class or register tokens, of which `value` says nothing.
+        """
+        kinds = [axis.kind if axis is not None else "" for axis in self.layout]
+        if self.tokens is not None:
+            if self.tokens.before or self.tokens.after:
+                raise UnsupportedError(
+                    f"layer {self.tensor.name!r} holds class tokens besides its places, which "
+                    "maps alone do not tell; choose a method that does not run the head again"
+                )
+            flat = t.op("Reshape", value, t.ints(0, 0, -1))
+            return t.transpose(flat, ["NCT".index(k) for k in kinds])
+        return t.transpose(
+            value, ["NC".index(k) if k in "NC" else 2 + self.spatial.index(i) for i, k in enumerate(kinds)]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The chosen target tensor, why, and what else there was.
+
+    Attributes:
+        chosen: the target tensor.
+        reason: why it was chosen, in words.
+        candidates: every tensor on the way that has places to point at, in graph order.
+    """
+
+    chosen: Candidate
+    reason: str
+    candidates: Sequence[Candidate] = field(repr=False)
+
+
+def find_layer(
+    t: Builder,
+    image: Value,
+    score: Value,
+    carries: Carries,
+    layer: str = "auto",
+    names: dict[str, str] | None = None,
+    classes: int | None = None,
+    *,
+    boxes: bool = False,
+) -> Layer:
+    """Choose the target tensor.
+
+    Args:
+        t: the graph.
+        image: the picture.
+        score: the tensor that is differentiated.
+        carries: which edges a gradient can cross.
+        layer: a tensor name, a node name, a framework's layer name, or `auto`.
+        names: framework layer name -> tensor name.
+        classes: how many channels a tensor has that is an answer rather than a layer, which has more than one; `auto`
+            does not choose it.
+        boxes: what lies behind the last convolution or matrix product is an answer as well: a table of boxes.
+
+    Raises:
+        TargetError: no such layer, it has no places to point at, or the score does not depend on it.
+    """
+    layouts = follow(t)
+    chain = dominators(t.nodes, image.core, score.core, carries)
+    if not chain:
+        raise TargetError(f"the score {score.name!r} does not depend on the input {image.name!r}; name another output")
+    path, alive = between(t.nodes, [image.core], [score.core], carries)
+    on_every_path = set(chain)
+    batch = t.model.example.get(image.name, (0,))[0]
+    candidates = [
+        Candidate(t.wrap(o), layout, o in on_every_path)
+        for node in path
+        for o in node.outputs
+        if o in alive and (layout := layouts.get(o)) is not None and _has_places(t, t.wrap(o), layout, batch)
+    ]
+    head = _class_token_head(t, candidates, path)
+    if layer != "auto":
+        chosen, reason = _named(t, layer, names or {}, candidates, alive, layouts)
+        if head is not None:
+            _refuse_behind_attention(t, head, chosen, carries)
+    elif head is not None:
+        chosen, reason = _feeding(t, image, head, candidates, carries)
+    else:
+        chosen, reason = _automatic(t, _no_answers(candidates, path, classes, boxes=boxes), score)
+    if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
+        raise TargetError(
+            f"how the tokens of {chosen.tensor.name!r} lie depends on the picture's size, which the model leaves open; "
+            "export it with a fixed size"
+        )
+    return Layer(chosen, reason, candidates)
+
+
+def _has_places(t: Builder, value: Value, layout: Layout, batch: int) -> bool:
+    """More than one place, one channel axis, the picture's batch axis, and nothing unknown."""
+    kinds = [axis.kind if axis is not None else None for axis in layout]
+    if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
+        return False
+    if t.model.example.get(value.name, (batch,) * len(kinds))[kinds.index("N")] != batch:
+        return False
+    tokens = next((axis for axis in layout if axis is not None and axis.kind == "T"), None)
+    if tokens is not None:
+        return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
+    sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
+    return len(sizes) == 2 and any(d != 1 for d in sizes)
+
+
+def _no_answers(
+    candidates: Sequence[Candidate], path: Sequence[ir.Node], classes: int | None, *, boxes: bool
+) -> list[Candidate]:
+    """The candidates without those that hold what the model answers for each place."""
+    if classes is not None:
+        return [c for c in candidates if c.channels not in {1, classes}]
+    if not boxes:
+        return list(candidates)
+    last = max((i for i, node in enumerate(path) if node.op_type in _LINEAR), default=len(path))
+    before = {o for node in path[:last] for o in node.outputs}
+    return [c for c in candidates if c.tensor.core in before]
+
+
+def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tuple[Candidate, str]:
+    useful = [c for c in candidates if c.every_path and not _is_pooled(c.tensor.core)]
+    if not useful:
+        shown = ", ".join(repr(c.tensor.name) for c in candidates[-5:])
+        hint = f"; name one with --layer, for example one of {shown}" if shown else ""
+        raise TargetError(f"no tensor with places to point at lies on every path to the score {score.name!r}{hint}")
+    chosen = _unviewed(t, useful[-1], useful)
+    place = _places(chosen)
+    return (
+        chosen,
+        f"the last tensor with spatial extent ({place}) on every path to the score, before pooling or flattening",
+    )
+
+
+def _places(candidate: Candidate) -> str:
+    """The spatial sizes in words; what is free or computed has no number."""
+    return "x".join(str(size) if isinstance(size, int) else "?" for size in candidate.grid)
+
+
+def _is_pooled(value: ir.Value) -> bool:
+    """Whether a tensor is a pooling result, or a view of one."""
+    node = value.producer()
+    while node is not None and node.op_type in VIEWS | QUANTISATION and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type in _POOLS
+
+
+def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Candidate:
+    """The tensor that `chosen` is only a view of (transposed, reshaped, quantised and back)."""
+    node = chosen.tensor.core.producer()
+    by_value = {c.tensor.core: c for c in useful}
+    while node is not None and node.op_type in VIEWS | QUANTISATION:
+        source = node.inputs[0]
+        if source is None:
+            break
+        if source in by_value and node.op_type not in QUANTISATION:
+            chosen = by_value[source]
+        node = source.producer() if source in by_value or not t.wrap(source).is_float else None
+    return chosen
+
+
+@dataclass(frozen=True)
+class _ClassTokenHead:
+    """A head that reads class and register tokens alone.
+
+    Attributes:
+        last: the tokens it reads from.
+        mixers: the attentions (any product of two activations) in front of it, in graph order; behind the last one
+            the patch tokens no longer reach the score, so their gradient is zero there.
+    """
+
+    last: Candidate
+    mixers: Sequence[ir.Node]
+
+
+def _class_token_head(t: Builder, candidates: Sequence[Candidate], path: Sequence[ir.Node]) -> _ClassTokenHead | None:
+    tokens = {c.tensor.core: c for c in candidates if c.tokens is not None}
+    readers = {v: [n for n in path if v in n.inputs] for v in tokens}
+    read = [v for v in tokens if readers[v] and all(_reads_prefix(t, n, tokens[v]) for n in readers[v])]
+    if not read:
+        return None
+    alive = {o for n in path for o in n.outputs}
+    before = path[: path.index(readers[read[-1]][0])]
+    mixers = [n for n in before if n.op_type in _ATTENTION or (n.op_type in _PRODUCTS and alive.issuperset(n.inputs))]
+    return _ClassTokenHead(tokens[read[-1]], mixers)
+
+
+def _feeding(
+    t: Builder, image: Value, head: _ClassTokenHead, candidates: Sequence[Candidate], carries: Carries
+) -> tuple[Candidate, str]:
+    """The token grid that feeds the last attention."""
+    chain = dominators(t.nodes, image.core, head.mixers[-1].outputs[0], carries)[:-1] if head.mixers else []
+    feeding = [
+        c for c in candidates if c.tensor.core in chain and c.tokens is not None and c.channels == head.last.channels
+    ]
+    if not feeding:
+        raise TargetError(
+            f"the head reads the class token of {head.last.tensor.name!r} only, and which token grid feeds the last "
+            "attention cannot be told; name a layer in front of it with --layer"
+        )
+    chosen = _unviewed(t, feeding[-1], feeding)
+    grid = _places(chosen)
+    return chosen, (
+        f"the head reads the class token only, so this is the last normalised grid of {grid} tokens "
+        "that the last attention reads"
+    )
+
+
+def _refuse_behind_attention(t: Builder, head: _ClassTokenHead, chosen: Candidate, carries: Carries) -> None:
+    mixed = [n.outputs[0] for n in head.mixers]
+    if chosen.tokens is not None and not between(t.nodes, [chosen.tensor.core], mixed, carries)[0]:
+        raise TargetError(
+            f"behind the last attention only the class token reaches the score, so the patch tokens of "
+            f"{chosen.tensor.name!r} have no gradient; choose a layer in front of it, or auto"
+        )
+
+
+def _reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
+    """Whether a Gather or Slice keeps class and register tokens only."""
+    axis = source.tokens
+    if axis is None or not (axis.before or axis.after) or node.inputs[0] is not source.tensor.core:
+        return False
+    where, first = source.layout.index(axis), axis.before
+    count = math.prod(axis.grid)
+    if node.op_type == "Slice":
+        kept = window(t, node, where, first + count + axis.after)
+        if kept is None:
+            # Bounds computed from shapes: so short a slice holds no whole grid, but may hold all tokens before it.
+            result = t.model.example.get(str(node.outputs[0].name))
+            return result is not None and result[where] <= first
+        return kept[1] <= first or kept[0] >= first + count
+    if node.op_type == "Gather" and node.attributes.get_int("axis", 0) % len(source.layout) == where:
+        index = None if node.inputs[1] is None else t.wrap(node.inputs[1]).array()
+        return index is not None and not any(0 <= i % (first + count + axis.after) - first < count for i in index.flat)
+    return False
+
+
+def _named(
+    t: Builder,
+    layer: str,
+    names: dict[str, str],
+    candidates: Sequence[Candidate],
+    alive: set[ir.Value],
+    layouts: dict[ir.Value, Layout],
+) -> tuple[Candidate, str]:
+    value = t.find(names.get(layer, layer))
+    how = f"tensor {layer!r}, as asked"
+    if value is None:
+        node = next((n for n in t.nodes if n.name == layer and layer), None)
+        if node is None:
+            known = [*names, *(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
+            raise TargetError(
+                f"the model has no layer {layer!r}{near_matches(layer, known) or '; inspect lists what there is'}"
+            )
+        value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as asked"
+    elif layer in names:
+        how = f"layer {layer!r}, as asked"
+    value = on_path(t, value, alive)
+    for candidate in candidates:
+        if candidate.tensor is value:
+            return candidate, how
+    layout = layouts.get(value.core)
+    if value.core not in alive:
+        raise TargetError(f"the score does not depend on layer {layer!r}; inspect lists the layers on its path")
+    kinds = {axis.kind if axis is not None else "" for axis in layout or (None,)}
+    if kinds.isdisjoint({"", "c", "*"}):
+        raise TargetError(
+            f"layer {layer!r} of shape {list(value.shape)} has a single place, so there is nothing to point at"
+        )
+    raise TargetError(
+        f"which axes of layer {layer!r} of shape {value.known_shape} are places cannot be told; choose another"
+    )
+
+
+def on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
+    """What a dead-end output is a view of: exporters expose layers as copies that nothing reads.
+
+    Args:
+        t: the graph.
+        value: a tensor.
+        alive: the tensors on the path to the score.
+
+    Returns:
+        The first tensor in `alive` that Transpose, Identity and Cast made `value` of, `value` itself included; the last
+        one seen where there is none.
+    """
+    while value.core not in alive:
+        node = value.core.producer()
+        if node is None or node.op_type not in {"Transpose", "Identity", "Cast"} or node.inputs[0] is None:
+            break
+        value = t.wrap(node.inputs[0])
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block of a transformer.
+
+    Attributes:
+        attention: what every token attends to, `[N, heads, T, T]`, each row adding up to one.
+        output: what the block hands on, `[N, T, C]`.
+    """
+
+    attention: Value
+    output: Value
+
+
+def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candidate]) -> list[Block]:
+    """Every block, in order: an attention map, and the last sum of tokens on every path before the next one.
+
+    Args:
+        t: the graph.
+        path: the nodes between the picture and the score.
+        candidates: every tensor with places on the way, in graph order.
+
+    Raises:
+        UnsupportedError: the model has none, or its attention is written so that there is no map.
+    """
+    place = {output: i for i, node in enumerate(path) for output in node.outputs}
+    sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(c.tensor)]
+    counts = {c.tensor.shape[c.layout.index(c.tokens)] for c in sums}
+    maps = [
+        value
+        for node in path
+        if node.op_type == "Softmax"
+        and (value := t.wrap(node.outputs[0])).known_shape is not None
+        and value.rank == 4
+        and value.shape[2] == value.shape[3]
+        and value.shape[2] in counts
+    ]
+    ends = [place[m.core] for m in maps[1:]] + [len(path)] * bool(maps)
+    blocks = []
+    for attention, end in zip(maps, ends, strict=True):
+        inside = [c.tensor for c in sums if place[attention.core] < place.get(c.tensor.core, -1) < end]
+        if inside:
+            blocks.append(Block(attention, inside[-1]))
+    if not blocks:
+        raise UnsupportedError(
+            "LeGrad looks at the attention maps of a vision transformer, and the model has none (a Softmax over tokens "
+            "behind which the tokens are added up); export it with eager attention, or choose another method"
+        )
+    return blocks
+
+
+def _is_sum(value: Value) -> bool:
+    node = value.core.producer()
+    return node is not None and node.op_type in {"Add", "Sum"}

@@ -1,0 +1,223 @@
+"""Which output holds class scores, and which tensor before it is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnx_gradcam.errors import TargetError, near_matches
+from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES, VIEWS, keeps_order
+
+__all__ = ["Score", "find_image", "find_score", "image_inputs"]
+
+Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
+
+_ACTIVATIONS: dict[str, Activation] = {"Softmax": "softmax", "LogSoftmax": "logsoftmax", "Sigmoid": "sigmoid"}
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What is explained.
+
+    Attributes:
+        output: the model's output that holds the scores.
+        tensor: the tensor that is differentiated: the one before a trailing activation, or the output itself.
+        class_axis: the axis of `tensor` along which classes lie.
+        classes: how many classes there are to choose from; `None` where the model does not say.
+        single_logit: one number decides between two classes: 1 is the number, 0 its complement.
+        activation: the activation that `output` went through last, empty where there is none; `tensor` lies before
+            it unless the output itself is explained.
+        reason: why this output and this tensor, in words.
+    """
+
+    output: Value
+    tensor: Value
+    class_axis: int
+    classes: int | None
+    single_logit: bool
+    activation: Activation
+    reason: str
+
+
+def image_inputs(t: Builder) -> list[Value]:
+    """The graph inputs that may hold pictures: rank 4, numbers rather than indices."""
+    return [v for v in map(t.wrap, t.graph.inputs) if v.known_shape is not None and v.rank == 4]
+
+
+def find_image(t: Builder, name: str | None = None) -> Value:
+    """The graph input that takes pictures.
+
+    Args:
+        t: the graph.
+        name: its name, where several would do.
+
+    Raises:
+        TargetError: no input looks like pictures, or several do.
+    """
+    candidates = image_inputs(t)
+    inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
+    if name is not None:
+        found = next((v for v in candidates if v.name == name), None)
+        if found is None:
+            known = [v.name for v in candidates]
+            raise TargetError(f"the model has no image input {name!r}{near_matches(name, known)} (inputs: {inputs})")
+        return found
+    if len(candidates) != 1:
+        what = (
+            "no input of rank 4 that could take a picture"
+            if not candidates
+            else "several inputs that could take a picture"
+        )
+        raise TargetError(f"the model has {what} (inputs: {inputs}); name one with --input")
+    return candidates[0]
+
+
+def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "output"] = "logit") -> Score:
+    """Choose the output and the tensor to differentiate.
+
+    Args:
+        t: the graph.
+        output: name of the output, where several would do.
+        kind: `logit` for the tensor before a trailing Softmax, LogSoftmax or Sigmoid, `output` for the output itself.
+
+    Raises:
+        TargetError: no output looks like class scores, or several do.
+    """
+    outputs = [t.wrap(o) for o in t.graph.outputs]
+    if output is not None:
+        chosen = next((o for o in outputs if o.name == output), None)
+        if chosen is None:
+            names = [o.name for o in outputs]
+            raise TargetError(
+                f"the model has no output {output!r}{near_matches(output, names)} (outputs: {_list(outputs)})"
+            )
+        why = f"output {output!r}, as asked"
+        if _class_axis(chosen) is None:
+            raise TargetError(f"output {output!r} of shape {_shape(chosen)} does not hold one score a class")
+    else:
+        candidates = [o for o in outputs if _class_axis(o) is not None]
+        chosen = _only(t, candidates, outputs)
+        why = f"output {chosen.name!r} of shape {_shape(chosen)} holds one score a class"
+    return _before_activation(t, chosen, kind, why)
+
+
+def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> Value:
+    if not candidates:
+        raise TargetError(
+            f"no output looks like class scores of shape [batch, classes] (outputs: {_list(outputs)}); "
+            "say with --task what else the model does, or give one of which an output holds a score a class"
+        )
+    tensors = {_origin(t, _walk_back(t, o)[0]) for o in candidates}
+    if len(tensors) > 1:
+        raise TargetError(
+            f"several outputs look like class scores ({_list(candidates)}); name the one to explain with --output"
+        )
+    return candidates[0]
+
+
+def _before_activation(t: Builder, output: Value, kind: str, why: str) -> Score:
+    tensor, activation = _walk_back(t, output)
+    if kind == "output":
+        if not output.is_float:
+            raise TargetError(f"output {output.name!r} is {output.dtype}, which has no gradient; use --score logit")
+        tensor, why = output, f"{why}; the output itself is explained, as asked"
+    elif tensor is not output:
+        left = f"the {activation} before it" if activation else "its quantisation"
+        why = f"{why}; {left} is left out, so that the logit {tensor.name!r} is explained"
+    axis = _class_axis(tensor)
+    if axis is None:
+        raise TargetError(f"tensor {tensor.name!r} of shape {_shape(tensor)} does not hold one score a class")
+    size = tensor.shape[axis]
+    single = size == 1
+    if single:
+        why += "; a single number: class 1 is the number itself, class 0 its complement"
+    classes = 2 if single else size if isinstance(size, int) else None
+    return Score(output, tensor, axis, classes, single, activation, why)
+
+
+def _walk_back(t: Builder, output: Value) -> tuple[Value, Activation]:
+    """The tensor before the last activation, and which one that is; the output itself where there is none."""
+    value = output
+    while True:
+        node = value.core.producer()
+        x = node.inputs[0] if node is not None and node.inputs else None
+        if node is None or x is None:
+            break
+        if node.op_type in _ACTIVATIONS and node.domain == "":
+            before = _float_source(t, t.wrap(x))
+            if node.op_type == "Sigmoid" or _along_classes(t, node, before):
+                return _unmoved(t, before), _ACTIVATIONS[node.op_type]
+            break
+        if not _is_view(t, node):
+            break
+        value = t.wrap(x)
+    return _float_source(t, output), ""
+
+
+def _along_classes(t: Builder, node: ir.Node, before: Value) -> bool:
+    attribute = node.attributes.get("axis")
+    axis = attribute.as_int() if attribute is not None else -1
+    shape = t.wrap(node.inputs[0]).known_shape if node.inputs[0] is not None else None
+    if shape is None:
+        return True
+    axis %= len(shape)
+    return (axis > 0 or len(shape) == 1) and (shape[axis] != 1 or _class_axis(before) == axis)
+
+
+def _unmoved(t: Builder, value: Value) -> Value:
+    """The tensor that Reshapes made `value` from, as long as it still reads as class scores: it has a better name."""
+    node = value.core.producer()
+    if node is None or node.op_type not in RESHAPES or not keeps_order(t, node) or node.inputs[0] is None:
+        return value
+    return _unmoved(t, t.wrap(node.inputs[0]))
+
+
+def _origin(t: Builder, value: Value) -> Value:
+    """What `value` is only a copy or a view of."""
+    node = value.core.producer()
+    if node is None or node.op_type not in VIEWS or not keeps_order(t, node) or node.inputs[0] is None:
+        return value
+    return _origin(t, t.wrap(node.inputs[0]))
+
+
+def _float_source(t: Builder, value: Value) -> Value:
+    """The scores before they were quantised: rounding ties them, and one that is cut off has no gradient."""
+    node = value.core.producer()
+    x = node.inputs[0] if node is not None and node.inputs else None
+    if node is None or x is None or (value.is_float and node.op_type != "DequantizeLinear"):
+        return value
+    if not _is_view(t, node):
+        return value
+    source = _float_source(t, t.wrap(x))
+    return source if source.is_float and _class_axis(source) is not None else value
+
+
+def _is_view(t: Builder, node: ir.Node) -> bool:
+    """Whether a node only shows scores in another shape or type, every class where it was."""
+    return node.op_type in VIEWS | QUANTISATION and keeps_order(t, node)
+
+
+def _class_axis(value: Value) -> int | None:
+    """The one axis beside the batch that is not of size one; axis 1 where all are."""
+    shape = value.known_shape
+    if shape is None or len(shape) < 2 or value.dtype is None or value.dtype.kind not in "fiuV":
+        return None
+    if value.dtype.itemsize > 4 and value.dtype.kind in "iu":
+        return None
+    wide = [axis for axis, size in enumerate(shape) if axis > 0 and size != 1]
+    if len(wide) > 1:
+        return None
+    return wide[0] if wide else 1
+
+
+def _shape(value: Value) -> str:
+    shape = value.known_shape
+    return "unknown" if shape is None else "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
+
+
+def _list(values: Sequence[Value]) -> str:
+    return ", ".join(f"{v.name!r} {_shape(v)}" for v in values)

@@ -1,0 +1,224 @@
+"""Sanity check: does a heatmap depend on what the model has learnt? With other weights it has to change.
+
+Adebayo et al. 2018 (Sanity checks for saliency maps), section 3: layers are randomised from the top downwards, each
+with all above it (cascading), and each alone (independent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnx_gradcam.errors import ImageError, ModelError, UnsupportedError
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.images.decoding import read_image
+from onnx_gradcam.runtime.explainer import Explainer
+
+from .scoring import Evaluator
+from .similarity import compare_maps
+
+__all__ = ["MOST_SUBJECTS", "Layer", "Randomized", "Stage", "plan_stages", "randomized", "redrawn", "weight_layers"]
+
+MOST_SUBJECTS: Final = 10
+"""So many classes of pictures are enough to see whether a heatmap changes."""
+
+_GROUPS: Final = 8
+"""A deep model's layers are redrawn in so many groups, the first of which is the topmost layer alone."""
+
+_UNCHANGED: Final = 1e-4
+_LARGEST: Final = 2**31 - 2**24
+
+_WEIGHTED: Final = {"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"}
+_CARRIERS: Final = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze"} | {
+    "Transpose",
+    "Unsqueeze",
+}
+"""Operators through which a weight comes to where it is used."""
+
+Subject = tuple[str, int]
+"""The path of a picture, and a class."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with weights of its own.
+
+    Attributes:
+        name: of the node, or of its output.
+        weights: names of the initializers of rank two and above.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is redrawn at once.
+
+    Attributes:
+        kind: `cascading`, these layers and all above them, or `independent`, these alone.
+        named: the layers that are new in this stage, from the top.
+        layers: all that are redrawn.
+    """
+
+    kind: Literal["cascading", "independent"]
+    named: Sequence[Layer]
+    layers: Sequence[Layer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Randomized:
+    """How alike the heatmaps of the model and of the redrawn one are.
+
+    Attributes:
+        stage: what was redrawn.
+        spearman: mean correlation of ranks, by method; `None` where nothing could be compared.
+        ssim: mean structural similarity, by method.
+        unchanged: methods none of whose heatmaps changed by 1e-4 anywhere.
+        failed: by method, how many pictures the redrawn model gave no heatmap for.
+    """
+
+    stage: Stage
+    spearman: Mapping[str, float | None]
+    ssim: Mapping[str, float | None]
+    unchanged: Sequence[str]
+    failed: Mapping[str, int]
+
+
+def weight_layers(source: Any) -> list[Layer]:
+    """The layers of a model that have weights, from the top (the scores) downwards.
+
+    Args:
+        source: path, bytes or proto of the model.
+
+    Raises:
+        ModelError: it cannot be read.
+        UnsupportedError: no layer has weights.
+    """
+    graph = load(source).core.graph
+    weights = set(graph.initializers)
+    taken: set[str] = set()
+    layers = []
+    for node in reversed(list(graph)):
+        if node.op_type not in _WEIGHTED:
+            continue
+        mine = tuple(
+            dict.fromkeys(name for value in node.inputs for name in _behind(value, weights) if name not in taken)
+        )
+        if mine:
+            taken.update(mine)
+            layers.append(Layer(node.name or str(node.outputs[0].name), mine))
+    if not layers:
+        raise UnsupportedError("no layer of the model holds weights as initializers, so none can be redrawn")
+    return layers
+
+
+def _behind(value: ir.Value | None, weights: set[str]) -> Iterator[str]:
+    """The weight that a value is, or is made of."""
+    while value is not None:
+        if value.name in weights:
+            if value.const_value is not None and len(value.const_value.shape) > 1:
+                yield str(value.name)
+            return
+        node = value.producer()
+        if node is None or node.op_type not in _CARRIERS:
+            return
+        value = node.inputs[0]
+
+
+def plan_stages(layers: Sequence[Layer]) -> list[Stage]:
+    """Every stage of both kinds; the topmost layer alone is the same in both, and comes once."""
+    groups = [list(layers[:1])]
+    groups += [
+        [layers[i] for i in part] for part in np.array_split(np.arange(1, len(layers)), _GROUPS - 1) if part.size
+    ]
+    cascading = [Stage("cascading", group, list(chain(*groups[: i + 1]))) for i, group in enumerate(groups)]
+    return cascading + [Stage("independent", group, group) for group in groups[1:]]
+
+
+def redrawn(source: Any, layers: Sequence[Layer], seed: int = 0) -> onnx.ModelProto:
+    """The model with the weights of some layers redrawn: each tensor's own values in random order.
+
+    So they keep their distribution, and quantised weights their type.
+
+    Raises:
+        UnsupportedError: the model is too large to be held in memory as one file.
+    """
+    model = load(source)
+    rng = np.random.default_rng(seed)
+    wanted = {name for layer in layers for name in layer.weights}
+    values = model.core.graph.initializers.values()
+    if sum(v.const_value.nbytes for v in values if v.const_value is not None) > _LARGEST:
+        raise UnsupportedError("models above two gigabytes cannot be redrawn: evaluate without --sanity")
+    for value in values:
+        tensor = value.const_value
+        if tensor is None or not (value.name in wanted or isinstance(tensor, ir.ExternalTensor)):
+            continue
+        array = tensor.numpy()
+        if value.name in wanted:
+            array = rng.permutation(array.reshape(-1)).reshape(array.shape)
+        value.const_value = ir.tensor(array, dtype=tensor.dtype, name=value.name)
+    return model.to_proto()
+
+
+def randomized(
+    evaluator: Evaluator, stages: Sequence[Stage], subjects: Sequence[Subject], seed: int = 0
+) -> Iterator[Randomized]:
+    """Redraw the weights stage by stage, and compare the heatmaps of all methods with the model's own.
+
+    Args:
+        evaluator: the model, the methods and how pictures are read.
+        stages: of `plan_stages`.
+        subjects: pictures and their classes; the first `MOST_SUBJECTS` are taken.
+        seed: of the weights.
+    """
+    some = subjects[:MOST_SUBJECTS]
+    own = {method: _heatmaps(explainer, some) for method, explainer in evaluator.explainers.items()}
+    for stage in stages:
+        proto = redrawn(evaluator.model, stage.layers, seed)
+        pairs = {
+            method: [
+                (mine, theirs)
+                for mine, theirs in zip(own[method], _heatmaps(evaluator.explainer(method, proto), some), strict=True)
+                if mine is not None and mine.any()
+            ]
+            for method in evaluator.methods
+        }
+        yield _compared(stage, pairs)
+
+
+_Map = npt.NDArray[np.float32]
+
+
+def _heatmaps(explainer: Explainer, subjects: Sequence[Subject]) -> list[_Map | None]:
+    return [_heatmap(explainer, *subject) for subject in subjects]
+
+
+def _heatmap(explainer: Explainer, picture: str, index: int) -> _Map | None:
+    """One heatmap; `None` where the model gives none, as a redrawn one whose numbers overflow."""
+    try:
+        return explainer(read_image(picture), index).heatmap
+    except (ImageError, ModelError):
+        return None
+
+
+def _compared(stage: Stage, pairs: Mapping[str, Sequence[tuple[_Map, _Map | None]]]) -> Randomized:
+    agreements = {
+        method: [compare_maps(mine, theirs) for mine, theirs in both if theirs is not None]
+        for method, both in pairs.items()
+    }
+    return Randomized(
+        stage=stage,
+        spearman={m: float(np.mean([a.spearman for a in found])) if found else None for m, found in agreements.items()},
+        ssim={m: float(np.mean([a.ssim for a in found])) if found else None for m, found in agreements.items()},
+        unchanged=[m for m, found in agreements.items() if found and max(a.difference for a in found) < _UNCHANGED],
+        failed={m: len(both) - len(agreements[m]) for m, both in pairs.items()},
+    )

@@ -1,0 +1,293 @@
+"""Conversions in a process of their own: frameworks that need settings of the whole process, or another environment.
+
+tf2onnx takes several times the memory with protobuf's fast implementation, which is chosen when protobuf is first
+imported; Keras's back end is chosen when Keras is.
+
+TFLite models, quantised ones included, through tf2onnx.
+
+Keras models that only Keras itself can run: custom and subclassed ones, and SavedModels.
+
+Two routes: TensorFlow and tf2onnx, or Keras on PyTorch and PyTorch's exporter. Each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnx_gradcam.errors import ExportError
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.read import read_proto
+from onnx_gradcam.metadata import CarriedLayer
+
+from .parity import compare, run
+from .writer import BATCH, Product
+
+__all__ = ["Converted", "Route", "convert_elsewhere", "read_keras_with", "read_tflite"]
+
+Array = npt.NDArray[Any]
+
+_START = Path(__file__).parent / "workers" / "start.py"
+
+_SETTINGS = {
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """What a worker made.
+
+    Attributes:
+        model: the graph.
+        answer: what else it says; its entries are the worker's.
+        reference: what the framework computed, for each batch the tensors by name; the picture's name is empty.
+    """
+
+    model: Model
+    answer: dict[str, Any]
+    reference: dict[int, dict[str, Array]]
+
+
+def convert_elsewhere(
+    worker: str, request: Mapping[str, Any], *, packages: str, python: Path | None = None, **settings: str
+) -> Converted:
+    """Let a worker convert a model.
+
+    Args:
+        worker: name of the script in `workers`.
+        request: what it is asked; `path` is the model.
+        packages: what it takes, as `pip install` wants it.
+        python: the interpreter; by default the one that runs this.
+        settings: environment variables.
+
+    Raises:
+        ExportError: the interpreter or a package is missing, or the worker refuses or fails; the message says why.
+        ModelError: what it made is no valid ONNX.
+    """
+    executable = str(python or sys.executable)
+    source = request["path"]
+    with tempfile.TemporaryDirectory(prefix="onnx-gradcam-") as scratch:
+        folder = Path(scratch)
+        (folder / "request.json").write_text(json.dumps(request), "utf-8")
+        try:
+            done = subprocess.run(  # noqa: S603 - the user's own interpreter, a script of this package
+                [executable, str(_START), worker, scratch],
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env={**os.environ, **_SETTINGS, **settings},
+            )
+        except OSError as exc:
+            raise ExportError(
+                f"the Python {executable!r} cannot be started ({exc.strerror}); name another one with --python"
+            ) from exc
+        if done.returncode:
+            raise ExportError(f"{source}: cannot be converted: {_reason(done)}")
+        answer = json.loads((folder / "answer.json").read_text("utf-8"))
+        if "refused" in answer:
+            raise ExportError(f"{source}: {answer['refused']}")
+        if "missing" in answer:
+            raise ExportError(
+                f"{source}: the Python module {answer['missing']!r} is missing for {executable}; "
+                f"run `{executable} -m pip install {packages}`, or name a Python that has it with --python"
+            )
+        proto, _ = read_proto(folder / "model.onnx")
+        _name_batch(proto)
+        model = load(proto)
+        reference = _reference(folder / "reference.npz")
+    model.name = str(source)
+    return Converted(model, answer, reference)
+
+
+def _reference(path: Path) -> dict[int, dict[str, Array]]:
+    found: dict[int, dict[str, Array]] = {}
+    if path.exists():
+        with np.load(path) as archive:
+            for key in archive.files:
+                batch, _, name = key.partition(" ")
+                found.setdefault(int(batch), {})[name] = archive[key]
+    return found
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line of a traceback, or the signal that ended the process."""
+    if done.returncode < 0:
+        return f"the converter was stopped by signal {-done.returncode}; is there enough memory?"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    # What follows the name of the exception may be of several lines.
+    start = next(
+        (i for i in range(len(lines) - 1, -1, -1) if lines[i].split(":")[0].endswith(("Error", "Exception"))), -1
+    )
+    return " ".join(lines[start:])[:400] if lines else "the converter failed without a word"
+
+
+def _name_batch(proto: onnx.ModelProto) -> None:
+    """Give the free first dimension, which converters call by numbers, its usual name."""
+    del proto.graph.value_info[:]
+    for info in (*proto.graph.input, *proto.graph.output):
+        dims = info.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            dims[0].dim_param = BATCH
+
+
+_IDENTIFIER = b"TFL3"
+_ENDINGS = re.compile(r"(_prequant|_dequant|_quantize|__\d+|:\d+)+$")
+_BEHIND = {"Transpose", "DequantizeLinear"}
+
+
+def read_tflite(path: str | Path, *, python: Path | None = None) -> Product:
+    """Read a TFLite model; its layers are those of the Keras model it was made from, as far as its tensors tell.
+
+    Args:
+        path: the file.
+        python: the interpreter that has TensorFlow and tf2onnx; by default the one that runs this.
+
+    Raises:
+        ExportError: no such file, no TFLite model, what converting it takes is missing, or tf2onnx cannot do it.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as exc:
+        raise ExportError(f"{path}: cannot be read ({exc.strerror}); give the path of a .tflite file") from exc
+    if head[4:] != _IDENTIFIER:
+        raise ExportError(
+            f"{path}: not a TFLite model (it lacks the mark {_IDENTIFIER.decode()}); is it the right file?"
+        )
+    converted = convert_elsewhere(
+        "from_tflite", {"path": str(path.resolve())}, packages="tensorflow tf2onnx", python=python
+    )
+    return Product(model=converted.model, framework="tflite", version="", layers=_layers(converted.model))
+
+
+def _layers(model: Model) -> dict[str, CarriedLayer]:
+    """The layers that tensors are called after.
+
+    TFLite calls the result of fused operators by all of their names, the last one first:
+    `net/relu_1/Relu;net/bn_1/FusedBatchNormV3;net/conv_1/Conv2D`.
+    """
+    layers = {}
+    for node in model.core.graph:
+        first, *_ = _ENDINGS.sub("", str(node.outputs[0].name)).split(";")
+        parts = first.split("/")
+        if len(parts) > 1 and node.op_type not in {"Transpose", "DequantizeLinear"}:
+            layers[parts[-2]] = CarriedLayer(tensor=str(_unquantised(node).name), kind=parts[-1])
+    return layers
+
+
+def _unquantised(node: ir.Node) -> ir.Value:
+    """What a node makes, as real numbers: dequantised where that happens once, else before the rounding."""
+    made = node.outputs[0]
+    if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
+        return made
+    value = made
+    while len(readers := [use.node for use in value.uses()]) == 1 and readers[0].op_type in _BEHIND:
+        value = readers[0].outputs[0]
+        if readers[0].op_type == "DequantizeLinear":
+            return value
+    return node.inputs[0]
+
+
+Route = Literal["tf", "torch"]
+
+_PACKAGES = {"tf": "tensorflow tf2onnx tf-keras", "torch": "keras torch onnxscript"}
+_KERAS_SETTINGS = {"tf": {"KERAS_BACKEND": "tensorflow"}, "torch": {"KERAS_BACKEND": "torch"}}
+
+
+def read_keras_with(
+    route: Route,
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    custom: str | None = None,
+    trust: bool = False,
+    python: Path | None = None,
+) -> Product:
+    """Let Keras load a model and convert it, every layer that gives maps under its name.
+
+    A layer inside another one is called `outer/inner`. What the graph computes is compared with Keras at batch 1 and 3,
+    where the model says how large its picture is: the outputs and one layer.
+
+    Args:
+        route: `tf` or `torch`.
+        path: a .keras, .h5 or .hdf5 file; with `tf` also the folder of a SavedModel.
+        layer: the layer to compare; by default the last one.
+        custom: the module that defines the model's own classes; takes `trust`.
+        trust: let code that comes with the model run: Lambda layers, classes of `custom`, a SavedModel's graph.
+        python: the interpreter that has the framework; by default the one that runs this.
+
+    Raises:
+        ExportError: no such file, it takes `trust`, what converting it takes is missing, or it cannot be converted.
+        UnsupportedError: the graph computes something else than Keras.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ExportError(f"{path}: no such file or folder; give a .keras or .h5 file, or a SavedModel")
+    if custom is not None and not trust:
+        raise ExportError(f"{path}: the classes of {custom!r} are code, and code runs with --trust alone")
+    if path.is_dir() and route == "torch":
+        raise ExportError(f"{path}: a SavedModel is TensorFlow's own format; use --via tf")
+    if path.is_dir() and not trust:
+        raise ExportError(
+            f"{path}: a SavedModel is a program, which may write files when it is loaded; it takes --trust"
+        )
+    request = {"path": str(path.resolve()), "layer": layer, "custom": custom, "trust": trust}
+    converted = convert_elsewhere(
+        f"keras_on_{route}", request, packages=_PACKAGES[route], python=python, **_KERAS_SETTINGS[route]
+    )
+    parity = _compared(converted)
+    graph, answer = converted.model.core.graph, converted.answer
+    for value in [o for o in graph.outputs if o.name not in answer["outputs"]]:
+        graph.outputs.remove(value)
+    made = {str(o.name): o for node in graph for o in node.outputs}
+    layers = {
+        name: CarriedLayer(tensor=_unmoved(made, tensor) if kind != "Permute" else tensor, kind=kind)
+        for name, kind, tensor in answer["layers"]
+        if tensor in made
+    }
+    return Product(model=converted.model, framework="keras", version=answer["version"], layers=layers, parity=parity)
+
+
+def _compared(converted: Converted) -> str:
+    """How far the graph is from what Keras computed; empty where Keras could compute nothing.
+
+    Raises:
+        UnsupportedError: too far.
+    """
+    gaps = []
+    for batch, reference in converted.reference.items():
+        picture = reference.pop("")
+        found = run(converted.model, picture, reference)
+        gaps.append(compare(found, reference, f"batch {batch}", "Keras"))
+    batches = " and ".join(map(str, converted.reference))
+    return f"within {max(gaps):.0e} of Keras's values, relative, at batch {batches}" if gaps else ""
+
+
+def _unmoved(made: Mapping[str, ir.Value], tensor: str) -> str:
+    """What the converter's own Transposes, Keras computing channels last, made a layer's tensor of."""
+    node = made[tensor].producer()
+    while node is not None and node.op_type in {"Transpose", "Identity"} and node.inputs[0] is not None:
+        source = str(node.inputs[0].name)
+        if source not in made:
+            break
+        tensor, node = source, made[source].producer()
+    return tensor

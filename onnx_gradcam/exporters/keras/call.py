@@ -1,0 +1,201 @@
+"""What a layer's function works with: tensors that know how they are stored, the layer's variables, nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ExportError
+from onnx_gradcam.exporters.writer import Writer
+from onnx_gradcam.graph.builder import Value
+from onnx_gradcam.graph.shapes import Shape
+
+from .archive import REMEDY
+from .weights import Stored
+
+__all__ = ["Call", "Layer", "Tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A Keras tensor.
+
+    Attributes:
+        value: the tensor of the ONNX graph.
+        moved: whether Keras's last axis lies second in it: `[N, C, H, W]` for Keras's `[N, H, W, C]`.
+    """
+
+    value: Value
+    moved: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The number of axes, the batch included."""
+        return self.value.rank
+
+    @property
+    def shape(self) -> Shape:
+        """The shape in Keras's order."""
+        shape = self.value.shape
+        return (shape[0], *shape[2:], shape[1]) if self.moved else shape
+
+    def axis(self, axis: int) -> int:
+        """Where Keras's `axis` lies in the ONNX tensor."""
+        if not -self.rank <= axis < self.rank:
+            raise ValueError(f"axis {axis} of a tensor of rank {self.rank}")
+        axis %= self.rank
+        if not self.moved or axis == 0:
+            return axis
+        return 1 if axis == self.rank - 1 else axis + 1
+
+
+@dataclass(eq=False, kw_only=True)
+class Layer:
+    """A layer of the model, called once or several times with the same variables.
+
+    Attributes:
+        path: its name, behind the names of the models that hold it.
+        kind: its class.
+        variables: in the file, by name.
+        written: those in the graph already.
+    """
+
+    path: str
+    kind: str
+    variables: Mapping[str, Stored] = field(default_factory=dict)
+    written: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"layer {self.path!r} of class {self.kind}"
+
+
+@dataclass(eq=False, kw_only=True)
+class Call:
+    """One call of a layer, for the function that writes its nodes.
+
+    Attributes:
+        layer: the layer.
+        writer: the graph.
+        major: first number of the version of Keras that wrote the file.
+        channels_last: whether the model's maps are `[N, H, W, C]` in Keras.
+    """
+
+    layer: Layer
+    writer: Writer
+    major: int
+    channels_last: bool
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise the error that says what about this layer is not supported."""
+        raise ExportError(f"{self.layer}: {reason}; {REMEDY}")
+
+    # ----- nodes and variables -----------------------------------------------
+
+    def op(self, op_type: str, *inputs: Value | float | None, **attributes: Any) -> Value:
+        """Append a node with one output."""
+        return self.writer.op(op_type, *inputs, **attributes)
+
+    def shape_of(self, slot: str) -> tuple[int, ...]:
+        """The shape of a variable as Keras stores it."""
+        return self.layer.variables[slot].shape
+
+    def weight(
+        self,
+        slot: str,
+        expected: Sequence[int | str | None],
+        *,
+        perm: Sequence[int] | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> Value:
+        """A variable as a tensor of the graph.
+
+        Args:
+            slot: its name.
+            expected: the shape that it must have in the file; what is no number may be anything.
+            perm: the order in which its axes are wanted.
+            shape: the shape that it is given thereafter.
+
+        Raises:
+            ExportError: it has another shape in the file.
+        """
+        stored = self.layer.variables[slot]
+        if len(stored.shape) != len(expected) or any(
+            isinstance(want, int) and want != have for want, have in zip(expected, stored.shape, strict=True)
+        ):
+            wanted = [want if isinstance(want, int) else "?" for want in expected]
+            raise ExportError(
+                f"{self.layer}: its variable {slot!r} has the shape {list(stored.shape)} where its configuration says "
+                f"{wanted}; save the model again"
+            )
+        key = (slot, perm and tuple(perm), shape and tuple(shape))
+        if key not in self.layer.written:
+            name = f"{self.layer.path}/{slot}"
+            while self.writer.taken(name):
+                name += "_"
+            tensor = stored.arranged(perm, shape)
+            tensor.name = name
+            self.layer.written[key] = self.writer.weight(name, tensor)
+        return self.layer.written[key]
+
+    def content(self, slot: str) -> npt.NDArray[np.float32]:
+        """The content of a small variable, to compute with before it is written."""
+        return self.layer.variables[slot].read()
+
+    # ----- layouts -----------------------------------------------------------
+
+    def move(self, x: Tensor) -> Tensor:
+        """The tensor with Keras's last axis second."""
+        if x.moved or x.rank < 3:
+            return x
+        perm = [0, x.rank - 1, *range(1, x.rank - 1)]
+        return Tensor(self._transposed(x.value, perm), moved=True)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The tensor in Keras's own order."""
+        if not x.moved:
+            return x
+        return Tensor(self._transposed(x.value, [0, *range(2, x.rank), 1]))
+
+    def settle(self, x: Tensor) -> Tensor:
+        """The form in which maps leave a layer: channels first, whatever they are in Keras."""
+        return self.move(x) if x.rank >= 4 and self.channels_last else x
+
+    def _transposed(self, value: Value, perm: Sequence[int]) -> Value:
+        dims = [value.shape[i] for i in perm]
+        # Where all axes but one have size 1, the order of the elements stays.
+        if sum(d != 1 for d in dims[1:]) <= 1 and all(isinstance(d, int) for d in dims[1:]):
+            sizes = [d for d in dims[1:] if isinstance(d, int)]
+            return self.op("Reshape", value, self.writer.ints(0, *sizes))
+        return self.op("Transpose", value, perm=list(perm))
+
+    def maps(self, x: Tensor, data_format: str | None) -> Value:
+        """The value of `x` with channels second, for a layer of this `data_format`; see `mapped`."""
+        return (self.plain(x) if self._first(data_format) else self.move(x)).value
+
+    def mapped(self, value: Value, data_format: str | None) -> Tensor:
+        """A result with channels second as the Keras tensor of this `data_format`."""
+        return Tensor(value, moved=not self._first(data_format) and value.rank > 2)
+
+    def _first(self, data_format: str | None) -> bool:
+        if data_format not in {None, "channels_last", "channels_first"}:
+            self.refuse(f"its data_format is {data_format!r}")
+        return data_format == "channels_first"
+
+    def aligned(self, xs: Sequence[Tensor]) -> tuple[list[Value], bool]:
+        """The values of tensors of one rank, stored alike, and whether they are moved."""
+        moved = any(x.moved for x in xs)
+        return [(self.move(x) if moved else x).value for x in xs], moved
+
+    def constant(self, content: npt.ArrayLike, like: Tensor) -> Value:
+        """A constant that broadcasts over `like` as it does in Keras."""
+        array = np.asarray(content, np.float32)
+        if array.ndim and like.moved:
+            if array.ndim > like.rank:
+                self.refuse(f"a constant of shape {list(array.shape)} meets a tensor of rank {like.rank}")
+            array = array.reshape((1,) * (like.rank - array.ndim) + array.shape)
+            array = array.transpose(0, like.rank - 1, *range(1, like.rank - 1))
+        return self.writer.const(array)

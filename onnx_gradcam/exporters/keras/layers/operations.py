@@ -1,0 +1,210 @@
+"""Operations on tensors outside of layers: `keras.ops` in Keras 3, TensorFlow's functions in Keras 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnx_gradcam.exporters.keras.call import Call, Tensor
+from onnx_gradcam.exporters.keras.layer_table import operation
+
+from .activations import FUNCTIONS, activate, gelu
+from .structure import reshaped
+
+__all__: list[str] = []
+
+
+def _pair(call: Call, op_type: str, x1: Any, x2: Any) -> Tensor:
+    """An elementwise operator of two tensors, or of a tensor and a constant."""
+    tensors = [x for x in (x1, x2) if isinstance(x, Tensor)]
+    if len(tensors) == 2:
+        if x1.rank != x2.rank:
+            call.refuse(f"it joins tensors of the ranks {x1.rank} and {x2.rank}")
+        (a, b), moved = call.aligned(tensors)
+        return Tensor(call.op(op_type, a, b), moved)
+    (only,) = tensors
+    constants = [np.asarray(x, np.float32) for x in (x1, x2) if not isinstance(x, Tensor)]
+    if any(c.dtype.kind != "f" or c.ndim > only.rank for c in constants):
+        call.refuse(f"it joins a tensor with {constants}")
+    values = [x.value if isinstance(x, Tensor) else call.constant(x, only) for x in (x1, x2)]
+    return Tensor(call.op(op_type, *values), only.moved)
+
+
+@operation("Add", tf=["__operators__.add", "math.add", "add"])
+def add(call: Call, x1: Any, x2: Any) -> Tensor:
+    """The sum."""
+    return _pair(call, "Add", x1, x2)
+
+
+@operation("Subtract", tf=["__operators__.sub", "math.subtract", "subtract"])
+def subtract(call: Call, x1: Any, x2: Any) -> Tensor:
+    """The difference."""
+    return _pair(call, "Sub", x1, x2)
+
+
+@operation("Multiply", tf=["__operators__.mul", "math.multiply", "multiply"])
+def multiply(call: Call, x1: Any, x2: Any) -> Tensor:
+    """The product."""
+    return _pair(call, "Mul", x1, x2)
+
+
+@operation("Divide", "TrueDivide", tf=["__operators__.truediv", "math.truediv", "math.divide", "divide"])
+def divide(call: Call, x1: Any, x2: Any) -> Tensor:
+    """The quotient."""
+    return _pair(call, "Div", x1, x2)
+
+
+@operation("Maximum", tf=["math.maximum", "maximum"])
+def maximum(call: Call, x1: Any, x2: Any) -> Tensor:
+    """The larger."""
+    return _pair(call, "Max", x1, x2)
+
+
+@operation("Minimum", tf=["math.minimum", "minimum"])
+def minimum(call: Call, x1: Any, x2: Any) -> Tensor:
+    """The smaller."""
+    return _pair(call, "Min", x1, x2)
+
+
+@operation("Power", tf=["__operators__.pow", "math.pow", "pow"])
+def power(call: Call, x1: Any, x2: Any) -> Tensor:
+    """x1 to the power of x2."""
+    return _pair(call, "Pow", x1, x2)
+
+
+def _single(op_type: str, *names: str, tf: Sequence[str] = ()) -> None:
+    """Register an operation that is one ONNX operator of one tensor."""
+
+    @operation(*names, tf=tf)
+    def write(call: Call, x: Tensor) -> Tensor:
+        return Tensor(call.op(op_type, x.value), x.moved)
+
+
+_single("Neg", "Negative", tf=["math.negative"])
+_single("Abs", "Abs", "Absolute", tf=["math.abs"])
+_single("Exp", "Exp", tf=["math.exp"])
+_single("Log", "Log", tf=["math.log"])
+_single("Sqrt", "Sqrt", tf=["math.sqrt", "sqrt"])
+
+
+def _activation(name: str, *names: str, tf: Sequence[str] = ()) -> None:
+    """Register an operation that is an activation function without arguments."""
+
+    @operation(*names, tf=tf)
+    def write(call: Call, x: Tensor) -> Tensor:
+        return Tensor(FUNCTIONS[name](call, x.value), x.moved)
+
+
+_activation("relu", "Relu", tf=["nn.relu"])
+_activation("relu6", "Relu6", tf=["nn.relu6"])
+_activation("sigmoid", "Sigmoid", tf=["math.sigmoid", "sigmoid"])
+_activation("tanh", "Tanh", tf=["math.tanh", "tanh"])
+_activation("silu", "Silu")
+_activation("hard_sigmoid", "HardSigmoid")
+_activation("hard_silu", "HardSilu")
+_activation("softplus", "Softplus", tf=["math.softplus"])
+_activation("softsign", "Softsign", tf=["nn.softsign"])
+_activation("selu", "Selu", tf=["nn.selu"])
+
+
+@operation("Square", tf=["math.square", "square"])
+def square(call: Call, x: Tensor) -> Tensor:
+    """The square."""
+    return Tensor(call.op("Mul", x.value, x.value), x.moved)
+
+
+@operation("Gelu")
+def gelu_of(call: Call, x: Tensor, *, approximate: Any = True) -> Tensor:
+    """The Gaussian error linear unit; by default Keras's operation takes the approximation."""
+    return Tensor(gelu(call, x.value, approximate=bool(approximate)), x.moved)
+
+
+@operation(tf=["nn.gelu"])
+def gelu_of_tensorflow(call: Call, x: Tensor, *, approximate: Any = False) -> Tensor:
+    """The Gaussian error linear unit; by default TensorFlow's function takes the exact one."""
+    return Tensor(gelu(call, x.value, approximate=bool(approximate)), x.moved)
+
+
+@operation("Softmax", tf=["nn.softmax"])
+def softmax(call: Call, x: Tensor, axis: Any = -1) -> Tensor:
+    """The softmax over one axis."""
+    return Tensor(call.op("Softmax", x.value, axis=x.axis(-1 if axis is None else axis)), x.moved)
+
+
+@operation("LeakyRelu")
+def leaky_relu(call: Call, x: Tensor, negative_slope: Any = 0.2) -> Tensor:
+    """The tensor where positive, a slope times it elsewhere."""
+    return Tensor(call.op("LeakyRelu", x.value, alpha=float(negative_slope)), x.moved)
+
+
+@operation("Clip", tf=["clip_by_value"])
+def clip(call: Call, x: Tensor, x_min: Any, x_max: Any) -> Tensor:
+    """The tensor cut off at two bounds."""
+    return Tensor(call.op("Clip", x.value, float(x_min), float(x_max)), x.moved)
+
+
+def _reduced(call: Call, op_type: str, x: Tensor, axis: Any, *, keepdims: bool) -> Tensor:
+    if axis is None:
+        call.refuse("it reduces over the batch")
+    axes = sorted(a % x.rank for a in (axis if isinstance(axis, (list, tuple)) else [axis]))
+    if not axes or axes[0] == 0:
+        call.refuse("it reduces over the batch")
+    if keepdims:
+        return Tensor(call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes]), x.moved)
+    # What is left keeps its channels second only where it is maps still.
+    kept = [x.axis(a) for a in range(x.rank) if a not in axes]
+    y = call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes], keepdims=False)
+    order = [sorted(kept).index(k) for k in kept]
+    return call.settle(Tensor(call.writer.transpose(y, order)))
+
+
+@operation("Mean", tf=["math.reduce_mean", "reduce_mean"])
+def mean(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> Tensor:
+    """The mean over some axes."""
+    return _reduced(call, "ReduceMean", x, axis, keepdims=bool(keepdims))
+
+
+@operation("Sum", tf=["math.reduce_sum", "reduce_sum"])
+def total(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> Tensor:
+    """The sum over some axes."""
+    return _reduced(call, "ReduceSum", x, axis, keepdims=bool(keepdims))
+
+
+@operation("Max", tf=["math.reduce_max", "reduce_max"])
+def largest(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False, initial: Any = None) -> Tensor:
+    """The largest over some axes."""
+    if initial is not None:
+        call.refuse("it has an initial value")
+    return _reduced(call, "ReduceMax", x, axis, keepdims=bool(keepdims))
+
+
+@operation("Reshape", tf=["reshape"])
+def reshape(call: Call, x: Tensor, newshape: Any) -> Tensor:
+    """The same elements in Keras's order, in another shape; the batch stays."""
+    shape = list(newshape)
+    if shape[:1] not in ([-1], [None]):
+        call.refuse(f"it gives the batch the size {shape[:1]}")
+    return reshaped(call, x, [-1 if d is None else d for d in shape[1:]])
+
+
+@operation("Concatenate", tf=["concat"])
+def concatenate(call: Call, *xs: Any, axis: Any = -1) -> Tensor:
+    """The tensors, or those of a list, side by side along one axis."""
+    values, moved = call.aligned(xs[0] if isinstance(xs[0], list) else xs)
+    return Tensor(call.op("Concat", *values, axis=Tensor(values[0], moved).axis(axis)), moved)
+
+
+@operation("Identity", "StopGradient", tf=["identity", "stop_gradient"])
+def identity(call: Call, x: Tensor) -> Tensor:
+    """The tensor itself."""
+    return activate(call, x, None)
+
+
+@operation("Cast", tf=["cast"])
+def cast(call: Call, x: Tensor, dtype: Any) -> Tensor:
+    """Nothing, between floating-point types: everything is computed in float32."""
+    if dtype not in {"float16", "bfloat16", "float32", "float64"}:
+        call.refuse(f"it casts to {dtype!r}")
+    return x

@@ -1,0 +1,488 @@
+"""How layers are called: the inbound nodes of a functional model's configuration, in Keras 2's form and Keras 3's.
+
+The layers of a configuration, each with its variables, and what happens when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from onnx_gradcam.errors import ExportError, ShapeError
+from onnx_gradcam.exporters.writer import Writer
+
+from . import layers as _registered  # noqa: F401 - fills the registry
+from .archive import REMEDY
+from .call import Call, Layer, Tensor
+from .layer_table import OPERATIONS, TF_FUNCTIONS, rule_of, written
+from .weights import Source
+
+__all__ = [
+    "Arguments",
+    "Container",
+    "Context",
+    "Reference",
+    "arguments",
+    "built",
+    "count_variables",
+    "flat_references",
+    "references",
+]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A tensor of the model: an output of one call of a layer."""
+
+    layer: str
+    node: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a layer is called with; tensors are `Reference`s, constants numbers, lists or arrays."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+def _reference(value: Any) -> Reference:
+    if (
+        not isinstance(value, (list, tuple))
+        or len(value) < 3
+        or not isinstance(value[0], str)
+        or not all(isinstance(v, int) for v in value[1:3])
+    ):
+        raise ExportError(f"the configuration has {value!r} where a layer's output belongs; save the model again")
+    return Reference(value[0], value[1], value[2])
+
+
+def flat_references(struct: Any) -> list[Reference]:
+    """The tensors that `input_layers` or `output_layers` name, which may be nested."""
+    if isinstance(struct, Mapping):
+        return [r for value in struct.values() for r in flat_references(value)]
+    if isinstance(struct, list) and struct and not isinstance(struct[0], str):
+        return [r for value in struct for r in flat_references(value)]
+    return [_reference(struct)]
+
+
+def arguments(node: Any, layers: Mapping[str, Any]) -> Arguments:
+    """The arguments of one call.
+
+    Args:
+        node: an entry of `inbound_nodes`.
+        layers: the model's layers by name; Keras 2 writes tensors among keyword arguments as plain lists.
+    """
+    if isinstance(node, Mapping):
+        args, kwargs = _decoded(node.get("args", [])), _decoded(node.get("kwargs", {}))
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise ExportError(f"a layer is called with {args!r} and {kwargs!r}; save the model again")
+        return Arguments(args, kwargs)
+    if not isinstance(node, list) or not node:
+        raise ExportError(f"the configuration has {node!r} where a call of a layer belongs; save the model again")
+    entries = [node] if isinstance(node[0], str) else node
+    args, kwargs = [], {}
+    for entry in entries:
+        if isinstance(entry, list) and len(entry) > 2 and entry[0] == "_CONSTANT_VALUE":
+            args.append(entry[2])
+        else:
+            args.append(_reference(entry))
+        if len(entry) > 3:
+            kwargs.update(_decoded_legacy(entry[3], layers))
+    return Arguments(args, kwargs)
+
+
+def _decoded(value: Any) -> Any:
+    """A value as Keras 3 writes it."""
+    if isinstance(value, list):
+        return [_decoded(v) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    kind, config = value.get("class_name"), value.get("config")
+    if kind == "__keras_tensor__" and isinstance(config, Mapping):
+        return _reference(config.get("keras_history"))
+    if kind in ("__numpy__", "__tensor__") and isinstance(config, Mapping):
+        return np.asarray(config.get("value"), np.float32)
+    if kind in ("__tuple__", "__slice__") and isinstance(config, (list, Mapping)):
+        return _decoded(config)
+    return {key: _decoded(v) for key, v in value.items()}
+
+
+def _decoded_legacy(kwargs: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as Keras 2 writes them."""
+    if not isinstance(kwargs, Mapping):
+        raise ExportError(f"the configuration has {kwargs!r} where keyword arguments belong; save the model again")
+
+    def decoded(value: Any) -> Any:
+        if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and value[0] in layers:
+            return _reference(value)
+        return [decoded(v) for v in value] if isinstance(value, list) else value
+
+    return {key: decoded(value) for key, value in kwargs.items()}
+
+
+def references(value: Any) -> Iterator[Reference]:
+    """All tensors in a nested structure."""
+    if isinstance(value, Reference):
+        yield value
+    elif isinstance(value, Arguments):
+        yield from references(value.args)
+        yield from references(value.kwargs)
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from references(inner)
+
+
+_MODELS = frozenset({"Functional", "Model", "Sequential"})
+_MODEL_MODULES = ("keras", "tf_keras", "tensorflow.keras")
+_DEEPEST = 32
+_DTYPES = frozenset({"float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"})
+_TF_NAMES = {
+    "y": "x2",
+    "shape": "newshape",
+    "clip_value_min": "x_min",
+    "clip_value_max": "x_max",
+}
+"""What TensorFlow calls the arguments of the functions here."""
+
+_DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
+"""What a layer's function raises on a configuration that makes no sense."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Context:
+    """What all layers of a model share.
+
+    Attributes:
+        writer: the graph.
+        major: first number of the version of Keras that wrote the file.
+        channels_last: whether the model's maps are `[N, H, W, C]` in Keras.
+        layers: the tensor and the class of each layer, by name, in the order in which they run.
+    """
+
+    writer: Writer
+    major: int
+    channels_last: bool
+    layers: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    _named: set[str] = field(default_factory=set)
+
+    def call(self, layer: Layer) -> Call:
+        """A call of `layer`."""
+        return Call(layer=layer, writer=self.writer, major=self.major, channels_last=self.channels_last)
+
+    def guarded(self, layer: Layer, write: Callable[[Call], Tensor], path: str) -> Tensor:
+        """Let a layer write its nodes and name what comes out after it."""
+        try:
+            y = write(self.call(layer))
+        except ShapeError as exc:
+            raise ExportError(f"{layer}: {exc}; {REMEDY}") from exc
+        except _DAMAGE as exc:
+            raise ExportError(f"{layer}: its configuration makes no sense ({exc!r}); save the model again") from exc
+        return self.named(y, path, layer.kind)
+
+    def named(self, y: Tensor, path: str, kind: str) -> Tensor:
+        """Give a tensor the name of the layer that it is the output of; one that has a name is copied."""
+        if y.value.name in self._named or y.value.core.producer() is None:
+            y = Tensor(self.writer.op("Identity", y.value), y.moved)
+        self.writer.rename(y.value, path)
+        self.known(y, path, kind)
+        return y
+
+    def known(self, y: Tensor, path: str, kind: str) -> None:
+        """Enter a layer into the table."""
+        self._named.add(y.value.name)
+        self.layers[path] = (y, kind)
+
+
+class Part(Protocol):
+    """A layer, operation or model inside the model."""
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        """Write one call.
+
+        Args:
+            context: what all layers share.
+            given: tensors and constants that it is called with.
+            path: the call's name.
+        """
+
+
+def _tensors(given: Arguments, layer: Layer, major: int) -> list[Tensor]:
+    """The tensors that a layer is called with; anything else it is told must be without effect.
+
+    Keras 3's `predict` tells all layers that it is no training, whatever they were called with; Keras 2's does not.
+    """
+
+    def flat(value: Any) -> Iterator[Any]:
+        if isinstance(value, (list, tuple)):
+            for inner in value:
+                yield from flat(inner)
+        else:
+            yield value
+
+    for key, value in given.kwargs.items():
+        if value is not None and not (key == "training" and (major > 2 or value is False)):
+            raise ExportError(f"{layer}: it is called with {key} = {value!r}; {REMEDY}")
+    tensors = []
+    for value in flat(given.args):
+        if not isinstance(value, Tensor):
+            raise ExportError(f"{layer}: it is called with the constant {value!r}; {REMEDY}")
+        tensors.append(value)
+    return tensors
+
+
+class _Leaf:
+    """A layer with a rule."""
+
+    def __init__(self, entry: Mapping[str, Any], source: Source, path: str, major: int) -> None:
+        config = entry["config"]
+        self._layer = Layer(path=path, kind=str(entry["class_name"]))
+        self._rule = rule_of(entry, self._layer)
+        self._options = self._rule.options(config, self._layer)
+        slots = self._rule.slots_of(config, major)
+        stored = source.variables(slots, str(self._layer))
+        self._layer.variables = {slot.name: found for slot, found in zip(slots, stored, strict=True)}
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        xs = _tensors(given, self._layer, context.major)
+        return [context.guarded(self._layer, lambda call: written(self._rule, call, xs, self._options), path)]
+
+
+class _Operation:
+    """An operation of Keras 3 or a function of TensorFlow."""
+
+    def __init__(self, entry: Mapping[str, Any], path: str) -> None:
+        kind, config = str(entry["class_name"]), dict(entry["config"])
+        self._is_tf = kind == "TFOpLambda"
+        name = str(config.pop("function", "")) if self._is_tf else kind
+        self._layer = Layer(path=path, kind=f"{kind} {name}" if self._is_tf else kind)
+        found = (TF_FUNCTIONS if self._is_tf else OPERATIONS).get(name)
+        if found is None:
+            raise ExportError(f"{self._layer}: this operation is not supported; {REMEDY}")
+        self._write = found
+        self._options = {k: v for k, v in config.items() if k not in {"name", "dtype", "trainable"}}
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        kwargs = dict(given.kwargs)
+        if self._is_tf:
+            kwargs = {_TF_NAMES.get(k, k): v for k, v in kwargs.items() if k != "name"}
+        options = {**self._options, **kwargs}
+        return [context.guarded(self._layer, lambda call: self._write(call, *given.args, **options), path)]
+
+
+class Container:
+    """A functional or sequential model.
+
+    Args:
+        entry: its configuration.
+        source: its variables.
+        prefix: what stands before the names of its layers.
+        major: first number of the version of Keras.
+        depth: how many models it lies in.
+    """
+
+    def __init__(self, entry: Mapping[str, Any], source: Source, prefix: str, major: int, depth: int = 0) -> None:
+        self.kind = str(entry.get("class_name"))
+        # Keras counts the graph inside a functional model as its call 0; Keras 3's sequential models are none.
+        self.counts_itself = self.kind != "Sequential" or major < 3
+        if depth > _DEEPEST:
+            raise ExportError(f"model {prefix!r} lies in more than {_DEEPEST} others; refused")
+        self.entries = layer_entries(entry)
+        self.name = prefix.rstrip("/")
+        self.parts: dict[str, Part | None] = {}
+        for inner in self.entries:
+            name = str(inner["config"]["name"])
+            if "/" in name and not name.strip("/"):
+                raise ExportError(f"a layer is called {name!r}; rename it")
+            if name in self.parts:
+                raise ExportError(f"two layers are called {prefix + name!r}; save the model again")
+            self.parts[name] = built(inner, source, prefix + name, major, depth)
+        config = entry["config"]
+        if self.kind == "Sequential":
+            self.inputs, self.outputs, self._calls = self._chained()
+        else:
+            self.inputs = flat_references(config.get("input_layers"))
+            self.outputs = [self._from_zero(r) for r in flat_references(config.get("output_layers"))]
+            self._calls = list(self._nodes())
+
+    def _chained(self) -> tuple[list[Reference], list[Reference], list[tuple[str, int, Arguments]]]:
+        names = list(self.parts)
+        start = names[0] if self.parts[names[0]] is None else ""
+        last, calls = Reference(start, 0, 0), []
+        for name in names:
+            part = self.parts[name]
+            if part is not None:
+                calls.append((name, 0, Arguments([last], {})))
+                last = Reference(name, 0, 0)
+        return [Reference(start, 0, 0)], [last], calls
+
+    def _nodes(self) -> Iterator[tuple[str, int, Arguments]]:
+        for entry in self.entries:
+            name = str(entry["config"]["name"])
+            nodes = entry.get("inbound_nodes") or []
+            if not isinstance(nodes, list):
+                raise ExportError(f"the calls of layer {name!r} are {nodes!r}; save the model again")
+            if self.parts[name] is not None:
+                for number, node in enumerate(nodes):
+                    given = arguments(node, self.parts)
+                    # Keras 3 writes the calls of layers with their numbers from zero.
+                    yield name, number, given if isinstance(node, Mapping) else _replaced(given, self._from_zero)
+
+    def _from_zero(self, reference: Reference) -> Reference:
+        part = self.parts.get(reference.layer)
+        if isinstance(part, Container) and part.counts_itself:
+            return Reference(reference.layer, reference.node - 1, reference.output)
+        return reference
+
+    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+        """See `Part`."""
+        xs = _tensors(given, Layer(path=path, kind=self.kind), context.major)
+        if len(xs) != len(self.inputs):
+            raise ExportError(f"model {path!r} is called with {len(xs)} tensors, but has {len(self.inputs)} inputs")
+        prefix = f"{path}/" if path else ""
+        for reference, x in zip(self.inputs, xs, strict=True):
+            if reference.layer:
+                context.known(x, prefix + reference.layer, "InputLayer")
+        values = dict(zip(self.inputs, xs, strict=True))
+        waiting = self._calls
+        while waiting:
+            ready = [call for call in waiting if all(r in values for r in references(call[2]))]
+            if not ready:
+                name, _, args = waiting[0]
+                missing = next(r for r in references(args) if r not in values)
+                raise ExportError(
+                    f"layer {prefix + name!r} is called with output {missing.output} of call {missing.node} of layer "
+                    f"{missing.layer!r}, which is not there; save the model again"
+                )
+            for call in ready:
+                self._run(context, call, values, prefix)
+            done = {(name, number) for name, number, _ in ready}
+            waiting = [call for call in waiting if call[:2] not in done]
+        outputs = []
+        for reference in self.outputs:
+            if reference not in values:
+                raise ExportError(f"the output {reference.layer!r} of model {path!r} is not there; save it again")
+            outputs.append(values[reference])
+        if path and outputs:
+            context.known(outputs[0], path, self.kind)
+        return outputs
+
+    def _run(
+        self, context: Context, call: tuple[str, int, Arguments], values: dict[Reference, Tensor], prefix: str
+    ) -> None:
+        name, number, given = call
+        part = self.parts[name]
+        if part is None:
+            return
+        path = prefix + name + (f":{number}" if number else "")
+        for output, tensor in enumerate(part(context, _replaced(given, values.__getitem__), path)):
+            values[Reference(name, number, output)] = tensor
+
+
+def _replaced(given: Any, replacement: Callable[[Reference], Any]) -> Any:
+    """The structure with something in place of each reference."""
+    if isinstance(given, Arguments):
+        return Arguments(_replaced(given.args, replacement), _replaced(given.kwargs, replacement))
+    if isinstance(given, Reference):
+        return replacement(given)
+    if isinstance(given, list):
+        return [_replaced(value, replacement) for value in given]
+    if isinstance(given, dict):
+        return {key: _replaced(value, replacement) for key, value in given.items()}
+    return given
+
+
+def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The layers of a model's configuration.
+
+    Raises:
+        ExportError: the model is of a class of the user's own, or the configuration is damaged.
+    """
+    config = entry.get("config")
+    if str(entry.get("class_name")) not in _MODELS or not _is_keras(entry.get("module")):
+        raise ExportError(
+            f"the model is of class {entry.get('class_name')!r} of {entry.get('module') or 'no module'}, neither "
+            f"Functional nor Sequential; {REMEDY}"
+        )
+    found = config.get("layers") if isinstance(config, Mapping) else config
+    if not isinstance(found, list) or not found:
+        raise ExportError(
+            f"the configuration of model {entry.get('class_name')!r} lists no layers; save the model again"
+        )
+    for inner in found:
+        if (
+            not isinstance(inner, dict)
+            or not isinstance(inner.get("config"), Mapping | list)
+            or not isinstance(inner.get("class_name"), str)
+            or not inner["class_name"].isprintable()
+        ):
+            raise ExportError(f"the configuration has a layer {str(inner)[:60]!r}; save the model again")
+        if isinstance(inner["config"], list):
+            inner["config"] = {"layers": inner["config"], "name": inner.get("name", "sequential")}
+        inner["config"].setdefault("name", inner.get("name"))
+        name = inner["config"]["name"]
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ExportError(f"a layer of class {inner['class_name']} has no name that can be written; rename it")
+    return found
+
+
+def _is_keras(module: object) -> bool:
+    return module is None or (isinstance(module, str) and module.split(".")[0] in _MODEL_MODULES)
+
+
+def _is_operation(entry: Mapping[str, Any], major: int) -> bool:
+    """Whether it is an operation; in `.h5` files it is told from a layer of the same name by having no dtype."""
+    module = entry.get("module")
+    if module is None:
+        return entry["class_name"] == "TFOpLambda" or (major > 2 and not {"trainable", "dtype"} & set(entry["config"]))
+    return entry["class_name"] == "TFOpLambda" or str(module).startswith("keras.src.ops.")
+
+
+def built(entry: Mapping[str, Any], source: Source, path: str, major: int, depth: int) -> Part | None:
+    """A layer with its variables; `None` for an input."""
+    if entry["class_name"] == "InputLayer":
+        return None
+    if _is_operation(entry, major):
+        return _Operation(entry, path)
+    own = source.child(entry)
+    policy_of(entry, path)
+    if entry["class_name"] in _MODELS and _is_keras(entry.get("module")):
+        return Container(entry, own, f"{path}/", major, depth + 1)
+    return _Leaf(entry, own, path, major)
+
+
+def policy_of(entry: Mapping[str, Any], path: str) -> str:
+    """The name of a layer's dtype policy.
+
+    Raises:
+        ExportError: it is quantised, or no floating-point type.
+    """
+    dtype = entry["config"].get("dtype")
+    if isinstance(dtype, Mapping):
+        config = dtype.get("config")
+        dtype = config.get("name") if isinstance(config, Mapping) else None
+    name = "float32" if dtype is None else str(dtype)
+    if name not in _DTYPES:
+        raise ExportError(f"layer {path!r} of class {entry['class_name']}: it computes in {name!r}; {REMEDY}")
+    return name
+
+
+def count_variables(entry: Mapping[str, Any], major: int, *, frozen: bool = False) -> tuple[int, int]:
+    """How many trained and how many other variables a layer has, those of a model's layers included."""
+    frozen = frozen or entry["config"].get("trainable") is False
+    if entry["class_name"] == "InputLayer" or _is_operation(entry, major):
+        return 0, 0
+    if entry["class_name"] in _MODELS and _is_keras(entry.get("module")):
+        counts = [count_variables(inner, major, frozen=frozen) for inner in layer_entries(entry)]
+        return sum(c[0] for c in counts), sum(c[1] for c in counts)
+    name = str(entry["config"]["name"])
+    slots = rule_of(entry, Layer(path=name, kind=str(entry["class_name"]))).slots_of(entry["config"], major)
+    trained = 0 if frozen else sum(slot.trained for slot in slots)
+    return trained, len(slots) - trained

@@ -1,0 +1,250 @@
+"""Reshaping, cutting and joining."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.exporters.writer import Writer
+from onnx_gradcam.graph.builder import Value
+from onnx_gradcam.graph.shapes import Shape
+
+from .operator_table import Ints, SparseInts, fixed, fixed_sizes, mxnet_operator
+
+__all__: list[str] = []
+
+_TO_THE_END = 2**63 - 1
+_MOST_PARTS = 4096
+
+
+def _axis(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise UnsupportedError(f"its axis is {axis}, but its input has {rank} dimensions; save the symbol again")
+    return axis % rank
+
+
+@mxnet_operator("Flatten", layout="lost")
+def flatten(t: Writer, data: Value) -> Value:
+    """Everything but the batch in one dimension."""
+    return data if data.rank == 2 else t.op("Flatten", data, axis=1)
+
+
+# ----- Reshape ---------------------------------------------------------------
+
+# Planned dimensions are numbers, -1 for the rest, or the dimensions of the input whose product they are.
+
+
+@mxnet_operator("Reshape", ignored=("target_shape", "keep_highest"), layout="lost")
+def reshape(t: Writer, data: Value, *, shape: Ints = (), reverse: bool = False) -> Value:
+    """MXNet `src/operator/tensor/matrix_op-inl.h`, `InferReshapeShape`.
+
+    0 keeps a dimension, -1 takes what is left, -2 keeps all the others, -3 joins two, -4 splits one in the two
+    numbers that follow. `reverse` reads both shapes from the right.
+    """
+    if not shape:
+        raise UnsupportedError("its attribute shape is empty (target_shape is no longer read); save the symbol again")
+    return _reshaped(t, data, _planned(data.shape, shape, reverse=reverse))
+
+
+def _planned(have: Shape, codes: Ints, *, reverse: bool) -> list[int | tuple[int, ...]]:
+    if not reverse:
+        return _decoded(have, list(codes))
+    if -4 in codes:
+        raise UnsupportedError(f"its shape {codes} splits a dimension in reverse; save the symbol without reverse")
+    rank = len(have)
+    planned = _decoded(have[::-1], list(codes[::-1]))
+    return [dim if isinstance(dim, int) else tuple(rank - 1 - i for i in dim) for dim in planned[::-1]]
+
+
+def _decoded(have: Shape, codes: list[int]) -> list[int | tuple[int, ...]]:
+    planned: list[int | tuple[int, ...]] = []
+    at, i = 0, 0
+    while i < len(codes):
+        code = codes[i]
+        taken = {0: 1, -2: len(have) - at, -3: 2, -4: 1}.get(code, 1)
+        if code in (0, -2, -3, -4) and at + taken > len(have):
+            raise ShapeError(f"its shape {codes} asks for more dimensions than the {len(have)} of its input")
+        if code == 0:
+            planned.append((at,))
+        elif code == -2:
+            planned.extend((j,) for j in range(at, len(have)))
+        elif code == -3:
+            planned.append((at, at + 1))
+        elif code == -4:
+            planned.extend(_split(have[at], codes[i + 1 : i + 3]))
+            i += 2
+        elif code >= -1:
+            planned.append(code)
+        else:
+            raise UnsupportedError(f"its attribute shape holds {code}, which has no meaning; save the symbol again")
+        at, i = at + taken, i + 1
+    if planned.count(-1) > 1:
+        raise UnsupportedError(
+            f"its attribute shape {codes} leaves more than one dimension open; save the symbol again"
+        )
+    return planned
+
+
+def _split(dim: int | str | None, parts: list[int]) -> list[int]:
+    if len(parts) != 2 or min(parts) < -1 or max(parts) < 1 or 0 in parts:
+        raise UnsupportedError(f"its attribute shape splits a dimension into {parts}; save the symbol again")
+    if -1 in parts:
+        known = max(parts)
+        size = fixed(dim, "the dimension that it splits")
+        parts = [size // known if part == -1 else part for part in parts]
+    return parts
+
+
+def _reshaped(t: Writer, x: Value, planned: list[int | tuple[int, ...]]) -> Value:
+    """Numbers where they are known, ONNX's own codes for one kept or open dimension, arithmetic for the others."""
+    numbers: list[int | None] = []
+    for position, dim in enumerate(planned):
+        if isinstance(dim, int):
+            numbers.append(dim)
+            continue
+        sizes = [x.shape[i] for i in dim]
+        if all(isinstance(size, int) for size in sizes):
+            numbers.append(int(np.prod([size for size in sizes if isinstance(size, int)])))
+        else:
+            numbers.append(0 if dim == (position,) else None)
+    if numbers.count(None) == 1 and -1 not in numbers:
+        numbers[numbers.index(None)] = -1
+    if None not in numbers:
+        return t.op("Reshape", x, t.ints(*(number for number in numbers if number is not None)))
+    have = t.op("Shape", x)
+    parts = []
+    for dim, number in zip(planned, numbers, strict=True):
+        if number is not None:
+            parts.append(t.ints(number))
+        elif isinstance(dim, tuple):
+            part = t.op("Gather", have, t.ints(dim[0]))
+            for other in dim[1:]:
+                part = part * t.op("Gather", have, t.ints(other))
+            parts.append(part)
+    return t.op("Reshape", x, t.op("Concat", *parts, axis=0))
+
+
+# ----- axes ------------------------------------------------------------------
+
+
+@mxnet_operator("transpose", layout="lost")
+def transpose(t: Writer, data: Value, *, axes: Ints = ()) -> Value:
+    """Permuted dimensions; turned round by default."""
+    perm = [_axis(axis, data.rank) for axis in axes] or list(range(data.rank))[::-1]
+    if sorted(perm) != list(range(data.rank)):
+        raise UnsupportedError(
+            f"its axes {axes} do not name each of {data.rank} dimensions once; save the symbol again"
+        )
+    return t.transpose(data, perm)
+
+
+@mxnet_operator("SwapAxis", layout="lost")
+def swap_axes(t: Writer, data: Value, *, dim1: int = 0, dim2: int = 0) -> Value:
+    """Two dimensions change places."""
+    first, second = _axis(dim1, data.rank), _axis(dim2, data.rank)
+    perm = list(range(data.rank))
+    perm[first], perm[second] = second, first
+    return t.transpose(data, perm)
+
+
+@mxnet_operator("expand_dims", layout="lost")
+def expand_dims(t: Writer, data: Value, *, axis: int) -> Value:
+    """A new dimension of one."""
+    return t.op("Unsqueeze", data, t.ints(_axis(axis, data.rank + 1)))
+
+
+@mxnet_operator("squeeze", layout="lost")
+def squeeze(t: Writer, data: Value, *, axis: Ints | None = None) -> Value:
+    """Without dimensions of one, never without the batch."""
+    if axis is None:
+        fixed_sizes(data, "which dimensions are one")
+        axis = tuple(i for i, dim in enumerate(data.shape) if dim == 1)
+    places = [_axis(i, data.rank) for i in axis]
+    if 0 in places:
+        raise UnsupportedError(f"its axis is {axis}, which drops the batch; save a network that takes several pictures")
+    return t.op("Squeeze", data, t.ints(*places))
+
+
+@mxnet_operator("Concat", "concat", ignored=("num_args",))
+def concat(t: Writer, *data: Value, dim: int = 1) -> Value:
+    """Joined along a dimension."""
+    return t.op("Concat", *data, axis=_axis(dim, data[0].rank))
+
+
+@mxnet_operator("stack", ignored=("num_args",), layout="lost")
+def stack(t: Writer, *data: Value, axis: int = 0) -> Value:
+    """Joined along a new dimension."""
+    place = _axis(axis, data[0].rank + 1)
+    return t.op("Concat", *(t.op("Unsqueeze", x, t.ints(place)) for x in data), axis=place)
+
+
+# ----- cutting ---------------------------------------------------------------
+
+
+@mxnet_operator("SliceChannel", "split", layout="kept")
+def slice_channel(
+    t: Writer, data: Value, *, num_outputs: int, axis: int = 1, squeeze_axis: bool = False
+) -> tuple[Value, ...]:
+    """Equal parts along a dimension."""
+    axis = _axis(axis, data.rank)
+    size = fixed(data.shape[axis], "what it splits")
+    if not 1 <= num_outputs <= _MOST_PARTS or size % num_outputs:
+        raise UnsupportedError(
+            f"it splits {size} elements into {num_outputs} parts; known are up to {_MOST_PARTS} equal ones"
+        )
+    parts = t.ops("Split", data, outputs=num_outputs, axis=axis, num_outputs=num_outputs)
+    if not squeeze_axis:
+        return parts
+    return tuple(t.op("Squeeze", part, t.ints(axis)) for part in parts)
+
+
+@mxnet_operator("slice", "crop")
+def slice_(t: Writer, data: Value, *, begin: SparseInts, end: SparseInts, step: SparseInts = ()) -> Value:
+    """A range of every dimension; None is the open end."""
+    if len(begin) != len(end) or len(begin) > data.rank or len(step) not in (0, len(begin)) or 0 in step:
+        raise UnsupportedError(f"its begin {begin}, end {end} and step {step} do not belong together; save it again")
+    steps = [1 if number is None else number for number in step] or [1] * len(begin)
+    starts = [(0 if s > 0 else _TO_THE_END) if b is None else b for b, s in zip(begin, steps, strict=True)]
+    ends = [(_TO_THE_END if s > 0 else -_TO_THE_END) if e is None else e for e, s in zip(end, steps, strict=True)]
+    return t.op("Slice", data, t.ints(*starts), t.ints(*ends), t.ints(*range(len(begin))), t.ints(*steps))
+
+
+@mxnet_operator("slice_axis")
+def slice_axis(t: Writer, data: Value, *, axis: int, begin: int, end: int | None) -> Value:
+    """A range of one dimension."""
+    stop = _TO_THE_END if end is None else end
+    return t.op("Slice", data, t.ints(begin), t.ints(stop), t.ints(_axis(axis, data.rank)))
+
+
+@mxnet_operator("slice_like")
+def slice_like(t: Writer, data: Value, shape_like: Value, *, axes: Ints = ()) -> Value:
+    """The first elements, as many as another tensor has."""
+    places = [_axis(axis, data.rank) for axis in axes] or list(range(shape_like.rank))
+    if max(places) >= min(data.rank, shape_like.rank):
+        raise ShapeError(f"its axes {axes} are not dimensions of both its inputs; pass input_shape")
+    places = [i for i in places if data.shape[i] is None or data.shape[i] != shape_like.shape[i]]
+    if not places:
+        return data
+    ends = t.op("Gather", t.shape_of(shape_like), t.ints(*places))
+    return t.op("Slice", data, t.ints(*[0] * len(places)), ends, t.ints(*places))
+
+
+@mxnet_operator("Crop", ignored=("num_args",), layout="made")
+def crop(
+    t: Writer,
+    data: Value,
+    crop_like: Value | None = None,
+    *,
+    offset: Ints = (0, 0),
+    h_w: Ints = (0, 0),
+    center_crop: bool = False,
+) -> Value:
+    """MXNet `src/operator/crop-inl.h`: height and width cut to a size, or to another tensor's."""
+    want = h_w if crop_like is None else fixed_sizes(crop_like, "what it cuts to")
+    if len(want) != 2 or len(offset) != 2 or min(*want, 1) < 1 or min(offset) < 0:
+        raise UnsupportedError(f"its offset is {offset} and its h_w {h_w}, where two numbers have to stand in each")
+    have = fixed_sizes(data, "what it cuts")
+    top, left = ((h - w) // 2 for h, w in zip(have, want, strict=True)) if center_crop else offset
+    if top < 0 or left < 0 or top + want[0] > have[0] or left + want[1] > have[1]:
+        raise ShapeError(f"it cuts {want} at {top, left} out of {have}, which is smaller; pass input_shape")
+    return t.op("Slice", data, t.ints(top, left), t.ints(top + want[0], left + want[1]), t.ints(2, 3))

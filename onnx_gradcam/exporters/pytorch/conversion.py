@@ -1,0 +1,110 @@
+"""From a captured network to an ONNX graph, by either of PyTorch's own exporters."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from onnx_gradcam.errors import ExplainError, UnsupportedError
+from onnx_gradcam.exporters.writer import BATCH
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.model import Model
+
+from .capture import Captured, named_outputs, silent
+
+__all__ = ["INPUT", "Exporter", "convert"]
+
+Exporter = Literal["dynamo", "torchscript"]
+
+INPUT = "input"
+SIDES = ("height", "width")
+_OPSET = 18
+
+
+def convert(network: Captured | torch.jit.ScriptModule, x: Any, exporter: Exporter, free: Sequence[int]) -> Model:
+    """The graph of a network, its outputs under the names of the capture.
+
+    Args:
+        network: in evaluation mode.
+        x: an example input.
+        exporter: which of PyTorch's two.
+        free: the axes of the input that may have any size.
+
+    Raises:
+        UnsupportedError: the exporter cannot do it; the message is its own.
+    """
+    symbols = {axis: (BATCH, "", *SIDES)[axis] for axis in free}
+    try:
+        with silent(), torch.no_grad():
+            names = [*named_outputs(network(x))] if isinstance(network, torch.jit.ScriptModule) else network.named(x)
+            proto = _DO[exporter](network, x, symbols, names)
+    except ExplainError:
+        raise
+    except Exception as exc:
+        raise UnsupportedError(
+            f"PyTorch's {exporter} exporter cannot export the network: {_reason(exc)}; try the other one"
+        ) from exc
+    model = load(proto)
+    model.name = "the exported network"
+    _name_sizes(model, symbols)
+    return model
+
+
+def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str]) -> onnx.ModelProto:
+    free = {axis: torch.export.Dim.DYNAMIC if axis == 0 else torch.export.Dim.AUTO for axis in symbols}
+    program = torch.export.export(network, (x,), dynamic_shapes=({**free},), strict=False)
+    exported = torch.onnx.export(program, opset_version=_OPSET, dynamo=True, verbose=False)
+    if exported is None:  # never with dynamo=True
+        raise RuntimeError("it gave no graph")
+    (image,) = exported.model.graph.inputs
+    image.name = INPUT
+    for value, name in zip(exported.model.graph.outputs, names, strict=True):
+        value.name = name
+    for node in exported.model.graph:
+        kept = node.metadata_props.get(SCOPES)
+        node.metadata_props.clear()  # traces of the stack name files of the machine
+        node.doc_string = None
+        if kept:
+            node.metadata_props[SCOPES] = kept
+    proto: onnx.ModelProto = ir.to_proto(exported.model)
+    return proto
+
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the dynamo exporter says which modules a node belongs to."""
+
+
+def _by_torchscript(network: Any, x: Any, symbols: dict[int, str], names: list[str]) -> onnx.ModelProto:
+    file = io.BytesIO()
+    torch.onnx.export(
+        network, (x,), file, dynamo=False, opset_version=_OPSET, input_names=[INPUT], output_names=names,
+        dynamic_axes={INPUT: symbols, **{name: {0: BATCH} for name in names if 0 in symbols}},
+    )  # fmt: skip
+    return onnx.load_model_from_string(file.getvalue())
+
+
+_DO = {"dynamo": _by_dynamo, "torchscript": _by_torchscript}
+
+
+def _name_sizes(model: Model, symbols: dict[int, str]) -> None:
+    """Give the free axes of the input their names, throughout the graph, and take away what other symbols there are."""
+    image = model.core.graph.inputs[0]
+    old = {str(image.shape[axis]): name for axis, name in symbols.items()} if image.shape is not None else {}
+    graph = model.core.graph
+    for value in {*graph.inputs, *graph.outputs, *(o for node in graph for o in node.outputs)}:
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else old.get(str(d)) for d in value.shape])
+    model.infer()
+
+
+def _reason(exc: BaseException) -> str:
+    """The innermost cause, in one line without advice on debugging."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return " ".join(lines)[:300] or type(exc).__name__

@@ -1,0 +1,443 @@
+"""PyTorch's exported programs (`.pt2`), vetted before PyTorch opens them.
+
+A program is a graph in JSON and weights. `torch.export.load` trusts both: it unpickles what does not load as plain
+weights, evaluates the expressions of sizes as Python, looks operators up by attribute and unpacks compiled code. So
+what a file may hold is listed here, and anything else needs trust.
+
+What a user may name as the source of an export, and the network that each gives.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import io
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from onnx_gradcam.errors import ExplainError, ModelError, UnsupportedError, near_matches
+
+from .archives import from_timm, from_torchvision, from_transformers, kind_of, members
+from .capture import silent
+from .state_dicts import fit, read_weights
+
+__all__ = ["Source", "load_program", "open_source"]
+
+_MEMBERS = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.data/.*|extra/.*|models/[^/]+\.json|"
+    r"data/sample_inputs/[^/]+\.pt|"
+    r"data/weights/(weight_\d+|[^/]+\.json|[^/]+\.pt)|data/constants/(tensor_\d+|[^/]+\.json|[^/]+\.pt)"
+)
+_OPERATORS = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision)\.\w+(\.\w+)?|"
+    r"torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled|wrap_with_autocast)|"
+    r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_)|"
+    r"math\.\w+|torch\.sym_\w+|torch\._sym_sqrt"
+)
+_ON_FILES = re.compile(r"torch\.ops\.aten\.(from_file|save|_save)\b")
+_NAME = re.compile(r"[\w.]*")  # it is written into Python code
+_SYMBOL = re.compile(r"[a-z]+\d*|oo|int_oo|pi|E")
+_FUNCTION = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Mod|Max|Min|Abs|floor|ceiling|FloorDiv|"
+    r"ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|"
+    r"PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|"
+    r"TruncToInt|RoundToInt|RoundDecimal|ToFloat|Identity|OpaqueUnaryFn_sqrt|Eq|Ne|Lt|Le|Gt|Ge|"
+    r"And|Or|Not|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan"
+)
+_NODES = (
+    ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.BoolOp,
+    ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
+)  # fmt: skip
+
+
+def load_program(path: Path, *, trust: bool) -> Any:
+    """Read an exported program.
+
+    Raises:
+        ModelError: it is damaged, or it holds what could run code and is not trusted.
+    """
+    if not trust:
+        _vet(path)
+    try:
+        with silent():
+            return torch.export.load(path)
+    except Exception as exc:
+        raise ModelError(
+            f"{path}: PyTorch {torch.__version__} cannot read the exported program "
+            f"({' '.join(str(exc).split())[:200]}); save it again with this version, or fetch it again"
+        ) from exc
+
+
+def _vet(path: Path) -> None:
+    listed = members(path)
+    if "serialized_exported_program.json" in listed:
+        raise _untrusted(path, "is in the form of PyTorch 2.7 and older, which is unpickled")
+    with zipfile.ZipFile(path) as archive:
+        for name in listed:
+            inner = str(PurePosixPath(*PurePosixPath(name).parts[1:]))
+            if not _MEMBERS.fullmatch(inner):
+                raise _untrusted(path, f"holds {inner!r}, which may be code")
+            if inner.endswith(".json"):
+                _vet_json(path, archive, name)
+            elif inner.endswith(".pt"):
+                _vet_pickle(path, inner, archive.read(name))
+
+
+def _vet_json(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+    try:
+        content = json.loads(archive.read(name))
+        for key, value in _entries(content):
+            if key == "use_pickle" and value[key]:
+                record = str(value["path_name"])
+                _vet_pickle(path, record, archive.read(f"{name.rpartition('/')[0]}/{record}"))
+            elif key == "expr_str" and not _is_arithmetic(value[key]):
+                raise _untrusted(path, f"holds the size {str(value[key])[:60]!r}, which is no arithmetic")
+            elif (key == "as_operator" or (key == "target" and "inputs" in value)) and not _is_operator(value[key]):
+                raise _untrusted(path, f"calls {str(value[key])[:60]!r}, which is no operator on tensors")
+            elif key == "name" and not _NAME.fullmatch(str(value[key])):
+                raise _untrusted(path, f"holds the name {str(value[key])[:60]!r}, which could not be Python's")
+            elif key == "range_constraints" and not all(map(_NAME.fullmatch, value[key])):
+                raise _untrusted(path, "holds a size that has no name")
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise ModelError(f"{path}: a damaged program ({exc}); fetch the file again") from exc
+
+
+def _entries(content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every entry of every object in a JSON value, as its key and its object."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield key, content
+            yield from _entries(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _entries(value)
+
+
+def _is_operator(target: object) -> bool:
+    text = str(target)
+    return bool(_OPERATORS.fullmatch(text)) and not _ON_FILES.match(text)
+
+
+def _is_arithmetic(text: object) -> bool:
+    """Whether a size is arithmetic over symbols alone: it is evaluated as Python when the program is read."""
+    try:
+        tree = ast.parse(str(text).strip(), mode="eval")
+    except SyntaxError:
+        return False
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    named = {id(node.args[0]) for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_symbol(node)}
+    for node in ast.walk(tree):
+        if not isinstance(node, _NODES):
+            return False
+        if isinstance(node, ast.Name) and not ((_FUNCTION if id(node) in called else _SYMBOL).fullmatch(node.id)):
+            return False
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in named:
+            return False  # functions read a string as an expression
+    return True
+
+
+def _is_symbol(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id == "Symbol" and len(call.args) == 1
+
+
+def _vet_pickle(path: Path, name: str, content: bytes) -> None:
+    if not content:
+        return
+    try:
+        torch.load(io.BytesIO(content), map_location="meta", weights_only=True)
+    except Exception as exc:
+        raise _untrusted(path, f"holds {name!r}, which is more than plain tensors") from exc
+
+
+def _untrusted(path: Path, what: str) -> ModelError:
+    return ModelError(
+        f"{path}: the program {what}; save it again from PyTorch, or pass --trust if you trust its author"
+    )
+
+
+_FACTORY = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
+_TORCHVISION = "torchvision.models"
+_TIMM = "timm"
+
+
+@dataclass(eq=False, kw_only=True)
+class Source:
+    """A network, and what is known of it.
+
+    Attributes:
+        network: in evaluation mode.
+        size: height and width of its pictures.
+        channels: of its pictures.
+        batch: the one batch size that it takes; `None` for any.
+        free: whether the height and the width may be others.
+        labels: class names.
+        preprocessing: how pictures become its input.
+        kinds: class of each module by path, where the modules do not say it themselves.
+    """
+
+    network: torch.nn.Module
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    batch: int | None = None
+    free: bool = True
+    labels: Sequence[str] | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    kinds: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        modules = self.network.named_modules()
+        self.kinds = {p: str(getattr(m, "original_name", type(m).__name__)) for p, m in modules} | self.kinds
+
+
+def open_source(source: Any, weights: str | Path | None, *, trust: bool) -> Source:
+    """The network that a source names; `onnx_gradcam.exporters.pytorch.export_pytorch` says which there are.
+
+    Raises:
+        ModelError: the file is damaged, or reading it would run code.
+        UnsupportedError: the weights do not fit, or running code was not asked for.
+    """
+    if isinstance(source, torch.nn.Module):
+        opened = Source(network=source)
+        _fill(opened, weights)
+        return opened
+    text = str(source)
+    if text.startswith(f"{_TIMM}:"):
+        return _from_timm(text.partition(":")[2], weights)
+    factory = _FACTORY.fullmatch(text)
+    if factory and not Path(text).exists():
+        return _from_factory(factory[1], factory[2], weights, trust=trust)
+    path = Path(source)
+    if weights is not None:
+        raise UnsupportedError(f"{path} brings its own weights; leave {weights} out")
+    if (path / "config.json").is_file():
+        return _from_transformers(path)
+    return _from_file(path, trust=trust)
+
+
+def _fill(opened: Source, weights: str | Path | None) -> None:
+    if weights is not None:
+        fit(opened.network, read_weights(weights), weights)
+
+
+def _from_file(path: Path, *, trust: bool) -> Source:
+    kind = kind_of(path)
+    if kind == "program":
+        return _from_program(path, trust=trust)
+    if kind == "torchscript":
+        if not trust:
+            raise ModelError(
+                f"{path}: a TorchScript is a program, and running it may read and write files; pass --trust if you "
+                "trust its author, or export the network itself as .pt2"
+            )
+        try:
+            with silent():
+                script = torch.jit.load(path, map_location="cpu")
+            return Source(network=script, free=False)
+        except Exception as exc:
+            reason = " ".join(str(exc).split())[:200]
+            raise ModelError(f"{path}: damaged TorchScript ({reason}); fetch the file again") from exc
+    read_weights(path)
+    raise UnsupportedError(
+        f"{path}: holds weights alone and not the network that they belong to; give the network as module:factory, "
+        "timm:NAME or torchvision.models:NAME, and this file as --weights"
+    )
+
+
+def _from_program(path: Path, *, trust: bool) -> Source:
+    program = load_program(path, trust=trust)
+    training = next((node for node in program.graph.nodes if _is_training(node)), None)
+    if training is not None:
+        raise UnsupportedError(
+            f"{path}: the program is of a network in training mode (its {training.target} is random or depends on the "
+            "other pictures); call eval() on the network before torch.export.export"
+        )
+    inputs = [n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
+    shape = inputs[0].meta["val"].shape if inputs else ()
+    if len(inputs) != 1 or len(shape) != 4:
+        raise UnsupportedError(
+            f"{path}: the program takes {len(inputs)} input(s), the first of {len(shape)} axes; export a network that "
+            "takes pictures alone, [batch, channels, height, width]"
+        )
+    batch, channels, height, width = (size if isinstance(size, int) else None for size in shape)
+    stacks = [dict(node.meta.get("nn_module_stack") or {}).values() for node in program.graph.nodes]
+    kinds = {str(module): str(kind).rpartition(".")[2] for stack in stacks for module, kind in stack}
+    try:
+        with silent():
+            network = torch.export.unflatten(program)
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise UnsupportedError(f"{path}: its modules cannot be had ({reason}); save it with a newer PyTorch") from exc
+    return Source(
+        network=network,
+        size=(height, width) if height and width else None,
+        channels=channels,
+        batch=batch,
+        free=not height and not width,
+        kinds=kinds,
+    )
+
+
+def _is_training(node: Any) -> bool:
+    """Whether an operator of a program computes as it does in training alone."""
+    place = {"aten.batch_norm.default": 5, "aten.dropout.default": 2, "aten.feature_dropout.default": 2}
+    where = place.get(str(node.target))
+    return where is not None and len(node.args) > where and bool(node.args[where])
+
+
+def _from_factory(module: str, name: str, weights: str | Path | None, *, trust: bool) -> Source:
+    if module == _TORCHVISION:
+        return _from_torchvision(name, weights)
+    if not trust:
+        raise UnsupportedError(
+            f"{module}:{name} is code of yours (or of whoever wrote it) that would be run; pass --trust, or export the "
+            "network as .pt2, which needs no code"
+        )
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        made: Any = importlib.import_module(module)
+        for part in name.split("."):
+            made = getattr(made, part)
+        network = made if isinstance(made, torch.nn.Module) else made()
+    except ExplainError:
+        raise
+    except Exception as exc:  # it is the user's code: anything may happen
+        raise UnsupportedError(
+            f"{module}:{name} failed with {type(exc).__name__}: {' '.join(str(exc).split())[:200]}; give the name of a "
+            "function without arguments that makes the network"
+        ) from exc
+    finally:
+        sys.path.remove(here)
+    if not isinstance(network, torch.nn.Module):
+        raise UnsupportedError(f"{module}:{name} gives a {type(network).__name__}; it has to give a torch.nn.Module")
+    opened = Source(network=network)
+    _fill(opened, weights)
+    return opened
+
+
+def _from_torchvision(name: str, weights: str | Path | None) -> Source:
+    models = _library(_TORCHVISION, "torchvision")
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UnsupportedError(f"torchvision has no classifier {name!r}{near_matches(name, known)}")
+    published = models.get_model_weights(name)
+    if weights is None:
+        raise UnsupportedError(
+            f"{_TORCHVISION}:{name} without weights would be random; give --weights FILE, or one of torchvision's own "
+            f"to download: {', '.join(entry.name for entry in published)}"
+        )
+    # The size is the architecture's; the rest belongs to the published weights alone.
+    usual = from_torchvision(next(iter(published)).transforms()) if len(published) else None
+    size = None if usual is None else (usual["size"][0], usual["size"][1])
+    if str(weights) in published.__members__:
+        entry = published[str(weights)]
+        network = _fetched(lambda: models.get_model(name, weights=entry), f"{_TORCHVISION}:{name}")
+        described = from_torchvision(entry.transforms())
+        return Source(network=network, size=size, labels=entry.meta.get("categories"), preprocessing=described)
+    network = _fitted(lambda **sizes: models.get_model(name, weights=None, **sizes), weights)
+    return Source(network=network, size=size)
+
+
+def _from_timm(name: str, weights: str | Path | None) -> Source:
+    timm = _library("timm", "timm")
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        raise UnsupportedError(f"timm has no model {name!r}{near_matches(name, known)}")
+    if weights is None:
+        network = _fetched(lambda: timm.create_model(name, pretrained=True), f"{_TIMM}:{name}")
+    else:
+        network = _fitted(lambda **sizes: timm.create_model(name, pretrained=False, **sizes), weights)
+    config = getattr(network, "pretrained_cfg", None) or {}
+    channels, *size = config.get("input_size") or (None,)
+    return Source(
+        network=network,
+        size=(size[0], size[1]) if size else None,
+        channels=channels,
+        labels=config.get("label_names"),
+        preprocessing=from_timm(config),
+    )
+
+
+def _fetched(make: Callable[[], Any], what: str) -> Any:
+    try:
+        return make()
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise ModelError(f"{what}: its weights could not be fetched ({reason}); give them as --weights FILE") from exc
+
+
+def _fitted(make: Callable[..., Any], weights: str | Path) -> Any:
+    """A network with weights from a file; with as many classes as the file has where only that differs."""
+    state = read_weights(weights)
+    network = make()
+    own = network.state_dict()
+    other = {(own[k].shape, v.shape) for k, v in state.items() if k in own and own[k].shape != v.shape}
+    classes = {there[0] for here, there in other if here[1:] == there[1:]}
+    if len(classes) == 1 and all(here[1:] == there[1:] for here, there in other):
+        network = make(num_classes=classes.pop())
+    fit(network, state, weights)
+    return network
+
+
+def _from_transformers(folder: Path) -> Source:
+    transformers = _library("transformers", "transformers")
+    try:
+        # Eager attention: the fused one cannot be exported for some networks and hides the gradient in others.
+        network, loading = transformers.AutoModelForImageClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:300]
+        raise UnsupportedError(f"{folder}: transformers cannot read an image classifier from it ({reason})") from exc
+    left = [str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"])]
+    if left:
+        raise UnsupportedError(
+            f"{folder}: its weights lack {', '.join(left[:5])}, which would be random; is it a trained classifier?"
+        )
+    config = network.config
+    preprocessing = None
+    if (folder / "preprocessor_config.json").is_file():
+        preprocessing = from_transformers(_json(folder / "preprocessor_config.json"), config.model_type)
+    size = getattr(config, "image_size", None) or (preprocessing or {}).get("size")
+    size = (size, size) if isinstance(size, int) else size
+    names = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    return Source(
+        network=network,
+        size=(size[0], size[1]) if size else None,
+        channels=getattr(config, "num_channels", None),
+        labels=None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names,
+        preprocessing=preprocessing,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ModelError(f"{path}: no valid JSON ({exc}); fetch the file again") from exc
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds no JSON object; fetch the file again")
+    return content
+
+
+def _library(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as exc:
+        raise UnsupportedError(
+            f"{package} cannot be imported ({' '.join(str(exc).split())[:200]}); run pip install {package} "
+            "in a build that fits the installed PyTorch"
+        ) from exc

@@ -1,0 +1,76 @@
+"""Keras models to ONNX by Keras on PyTorch and PyTorch's own exporter; run by `export.elsewhere`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .conversation import RefusedError, checked_tensor, record
+from .keras_files import Caught, keras_version, load_model, picture_shape
+
+__all__ = ["work"]
+
+_EXAMPLE_BATCH = 2
+"""PyTorch's exporter takes a size of one for a constant."""
+
+
+def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Convert `request["path"]`."""
+    import keras  # noqa: PLC0415 - its absence is an answer
+    import onnxscript  # noqa: F401, PLC0415 - the exporter needs it
+    import torch  # noqa: PLC0415
+
+    model = load_model(request, keras)
+    shape = picture_shape(model)
+    if not all(shape[1:]):
+        raise RefusedError("leaves the size of its picture open, which this route cannot; use --via tf")
+    caught = Caught(model)
+
+    class Network(torch.nn.Module):  # type: ignore[misc]
+        """The model with what its layers give behind its outputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, picture: Any) -> list[Any]:
+            caught.outputs.clear()
+            result = self.model(picture, training=False)
+            # A copy: what is changed in place later would be caught as what it became.
+            return [*_flat(result), *(value.clone() for value in caught.maps().values())]
+
+    network = Network().eval()
+    example = torch.zeros(_EXAMPLE_BATCH, *shape[1:])
+    with torch.no_grad():
+        count = len(network(example)) - len(caught.maps())
+    names = list(getattr(model, "output_names", None) or [])
+    if len(names) != count:
+        names = [f"output_{i}" if i else "output" for i in range(count)]
+    maps = list(caught.maps())
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["input"],
+        output_names=[*names, *(f"layer_{i}" for i in range(len(maps)))],
+        opset_version=18,
+        verbose=False,
+    )
+    program.save(str(folder / "model.onnx"))
+    layers = [[name, caught.kinds[name], f"layer_{i}"] for i, name in enumerate(maps)]
+    tensors = [*names, *(tensor for _, _, tensor in layers)]
+
+    def run(picture: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            values = network(torch.from_numpy(picture))
+        return {tensor: value.numpy() for tensor, value in zip(tensors, values, strict=True)}
+
+    record(folder, shape, run, {*names, checked_tensor(layers, request["layer"])})
+    return {"version": keras_version(request["path"]), "outputs": names, "layers": layers}
+
+
+def _flat(result: Any) -> list[Any]:
+    if isinstance(result, dict):
+        return list(result.values())
+    return list(result) if isinstance(result, (list, tuple)) else [result]

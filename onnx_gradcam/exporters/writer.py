@@ -1,0 +1,105 @@
+"""What every exporter hands to the common pass.
+
+A new ONNX graph, written node by node under the names of a framework's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.model import Model
+from onnx_gradcam.metadata import CarriedLayer
+
+__all__ = ["BATCH", "Product", "Writer"]
+
+
+@dataclass(eq=False, kw_only=True)
+class Product:
+    """A model as an exporter made it, and what its framework knew of it.
+
+    Attributes:
+        model: the graph, its batch free, its outputs those of the framework's model alone.
+        framework: `keras`, `mxnet`, `pytorch`, `tflite` or `onnx`.
+        version: of the framework that wrote the file, where the file says it.
+        layers: the framework's layers by name, in the order in which they run; the tensor may be a view that nothing
+            reads of the one on the path to the score.
+        labels: class names, where the framework knows them.
+        preprocessing: how pictures become the model's input, where the framework knows it.
+        parity: how the graph's values compare with the framework's; empty where that was not looked at.
+        warnings: what the user should know.
+    """
+
+    model: Model
+    framework: str
+    version: str
+    layers: Mapping[str, CarriedLayer]
+    labels: Sequence[str] | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    parity: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+BATCH = "batch"
+"""The symbol of the first dimension of every exported picture."""
+
+_OPSET = 18
+_IR_VERSION = 10
+
+
+class Writer(Builder):
+    """Writes a new model; every appended node is typed at once, so that a wrong one fails on its own line.
+
+    Args:
+        name: what to call the model in messages and in the graph.
+    """
+
+    def __init__(self, name: str) -> None:
+        graph = ir.Graph([], [], nodes=[], opset_imports={"": _OPSET}, name=name)
+        core = ir.Model(graph, ir_version=_IR_VERSION, producer_name="onnx-gradcam")
+        super().__init__(Model(core, None, {}, {}, {}, name))
+
+    def weight(self, name: str, content: npt.NDArray[Any] | ir.TensorProtocol) -> Value:
+        """A named weight; a lazy tensor is not read before the model is saved.
+
+        Raises:
+            UnsupportedError: the name is taken.
+        """
+        self._claim(name)
+        tensor = ir.tensor(content, name=name)
+        value = ir.Value(name=name, const_value=tensor)
+        self._register(value, int(tensor.dtype), tuple(tensor.shape.numpy()))
+        self.graph.register_initializer(value)
+        return self.wrap(value)
+
+    def rename(self, value: Value, name: str) -> Value:
+        """Give an appended tensor, and the node that makes it, the name of a layer.
+
+        Raises:
+            UnsupportedError: the name is taken.
+        """
+        self._claim(name)
+        super().rename(value, name)
+        node = value.core.producer()
+        if node is not None and value.core is node.outputs[0]:
+            node.name = name
+        return value
+
+    def _claim(self, name: str) -> None:
+        if self.taken(name):
+            raise UnsupportedError(
+                f"two tensors of {self.model.name} would be called {name!r}; rename one of the layers"
+            )
+        self._names.add(name)
+
+    def finished(self) -> Model:
+        """The model, without what no output needs, its shapes inferred."""
+        self.finish()
+        self.model.infer()
+        return self.model

@@ -1,0 +1,317 @@
+"""Pictures out: colours for a heatmap, a heatmap over its picture, and the two side by side for several classes."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ImageError, ShapeError, near_matches
+
+from .decoding import QUIET, Image, check_picture, cv2_module, resized
+
+__all__ = [
+    "COLORMAPS",
+    "SUFFIXES",
+    "TRANSPARENT",
+    "check_colormap",
+    "check_same_size",
+    "colorize",
+    "encode_image",
+    "overlay",
+    "save_image",
+    "sheet",
+]
+
+COLORMAPS: Final = (
+    "jet",
+    "turbo",
+    "viridis",
+    "inferno",
+    "magma",
+    "plasma",
+    "cividis",
+    "hot",
+    "bone",
+    "parula",
+    "bwr",
+)
+"""The colour maps by name; each is OpenCV's of that name, but for `bwr`: blue, white, red, as Matplotlib's."""
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+"""What a picture can be saved as."""
+
+TRANSPARENT: Final = (".png", ".webp", ".tif", ".tiff")
+"""And one with transparency."""
+
+_SMALLEST_SIDE, _LARGEST_SIDE = 224, 1000  # of a panel in a sheet, the longer side, in pixels
+_LEAST_CELL_HEIGHT, _LEAST_CELL_WIDTH = 40, 160  # so that the colour bar and the captions have room
+_MARGIN, _BAR = 12, 16
+_INK = (32, 32, 32)
+
+
+def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
+    """Colours for a heatmap ``[H, W]`` in [0, 1]: uint8 RGB ``[H, W, 3]``, 256 steps.
+
+    Raises:
+        ImageError: an unknown colour map, or values outside of [0, 1].
+        ShapeError: `heatmap` is not of rank 2.
+    """
+    if heatmap.ndim != 2 or heatmap.size == 0:
+        raise ShapeError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
+    check_colormap(colormap)
+    low, high = float(heatmap.min()), float(heatmap.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused too
+        raise ImageError(f"The heatmap runs from {low:.4g} to {high:.4g}: bring it to [0, 1] before drawing it.")
+    if colormap == "bwr":
+        rising = np.clip(heatmap[:, :, None] * (2, 2, -2) + (0, 0, 2), 0, 1)
+        rising[:, :, 1] = np.minimum(rising[:, :, 0], rising[:, :, 2])
+        return np.asarray(np.rint(rising * 255).astype(np.uint8))
+    cv2 = cv2_module()
+    levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
+    blue_first = cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
+    colours: Image = cv2.cvtColor(blue_first, cv2.COLOR_BGR2RGB)
+    return colours
+
+
+def check_colormap(name: str) -> None:
+    """Refuse what is not in `COLORMAPS`.
+
+    Raises:
+        ImageError: there is no such colour map.
+    """
+    if name not in COLORMAPS:
+        raise ImageError(
+            f"there is no colour map {name!r}{near_matches(name, COLORMAPS)} (known: {', '.join(COLORMAPS)})"
+        )
+
+
+def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", opacity: float = 0.5) -> Image:
+    """A heatmap over its picture, ``(1 - opacity) * picture + opacity * colours``, as in pytorch-grad-cam.
+
+    Args:
+        image: uint8 RGB ``[H, W, 3]``.
+        heatmap: ``[H, W]`` in [0, 1], of the picture's size; NaN where the model did not look: the picture stays as it
+            is there.
+        colormap: one of `COLORMAPS`.
+        opacity: of the colours, 0 to 1.
+
+    Raises:
+        ImageError: an unknown colour map, values outside of [0, 1], or no picture.
+        ShapeError: the two differ in height or width.
+    """
+    check_picture(image)
+    if not 0 <= opacity <= 1:
+        raise ImageError(f"The opacity is {opacity}: choose one from 0 (picture only) to 1 (colours only).")
+    check_same_size(heatmap, image, "heatmap")
+    unseen = np.isnan(heatmap)
+    colours = colorize(np.where(unseen, 0, heatmap), colormap)
+    blended: Image = cv2_module().addWeighted(image, 1 - opacity, colours, opacity, 0.0)
+    blended[unseen] = image[unseen]
+    return blended
+
+
+def sheet(
+    image: Image,
+    panels: Sequence[tuple[str, npt.NDArray[Any]]],
+    *,
+    title: str = "",
+    colormap: str = "jet",
+    draw: Callable[[Image, npt.NDArray[Any]], Image] = overlay,
+    ends: tuple[str, str] | None = ("0", "1"),
+    row: int | None = None,
+) -> Image:
+    """The photo and one overlay a panel side by side, each under its caption, a colour bar at the right: uint8 RGB.
+
+    Small pictures are enlarged by a whole factor, huge ones reduced to 1000 pixels, none is stretched. Panels that
+    do not fit beside each other go below. A caption that is too long loses its middle: its last word, the score,
+    stays.
+
+    Args:
+        image: uint8 RGB ``[H, W, 3]``.
+        panels: caption and heatmap ``[H, W]`` in [0, 1], of the picture's size, or what is drawn of it already.
+        title: one line above all; none if empty.
+        colormap: of the colour bar, one of `COLORMAPS`.
+        draw: makes a panel of the photo and a heatmap of its size, both as large as they are shown.
+        ends: what the lower and the upper end of the colour bar stand for; `None` for no bar.
+        row: how many panels make a row, behind the photo in the first one; by default as many as look well.
+
+    Raises:
+        ImageError, ShapeError: as `overlay`.
+    """
+    check_picture(image)
+    photo = _for_display(image)
+    height, width = photo.shape[:2]
+    cells = [("photo", photo)]
+    for caption, heatmap in panels:
+        if heatmap.ndim == image.ndim:
+            cells.append((caption, _for_display(heatmap)))
+            continue
+        check_same_size(heatmap, image, f"heatmap of {caption!r}")
+        cells.append((caption, draw(photo, resized(heatmap.astype(np.float32), height, width))))
+    cell = max(height, _LEAST_CELL_HEIGHT), max(width, _LEAST_CELL_WIDTH)
+    scale = min(max(cell[1] / 700, 0.5), 1.3)
+    tiles = [_tile(caption, picture, cell, scale) for caption, picture in cells]
+    empty = np.full_like(tiles[0], 255)
+    if row is None:
+        columns = min(len(tiles), max(1, round(4.5 * cell[0] / cell[1])))
+    else:
+        photo_tile, columns = tiles[0], row + 1
+        rows = [tiles[at : at + row] for at in range(1, len(tiles), row)]
+        tiles = [tile for i, mine in enumerate(rows) for tile in (empty if i else photo_tile, *mine)]
+    tiles += [empty] * (-len(tiles) % columns)
+    grid = np.vstack([np.hstack(tiles[at : at + columns]) for at in range(0, len(tiles), columns)])
+    first_panel = tiles[0].shape[0] - _MARGIN - cell[0]
+    body = grid if ends is None else np.hstack([grid, _colour_bar(grid.shape[0], first_panel, colormap, scale, ends)])
+    if title:
+        body = np.vstack([_line(title, body.shape[1] - _MARGIN, body.shape[1], scale), body])
+    return np.pad(body, ((_MARGIN, 0), (_MARGIN, 0), (0, 0)), constant_values=255)
+
+
+def save_image(image: Image, path: str | Path) -> None:
+    """Write a picture, uint8 RGB ``[H, W, 3]`` or RGBA ``[H, W, 4]``, in the format of the suffix, one of `SUFFIXES`.
+
+    The file appears whole or not at all; one that is there is replaced.
+
+    Raises:
+        ImageError: an unknown suffix, a picture the format cannot hold, or a place that cannot be written to.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ImageError(
+            f"{str(path)!r} ends in no known kind of picture{near_matches(suffix, SUFFIXES)}; "
+            f"known: {', '.join(SUFFIXES)}."
+        )
+    encoded = encode_image(image, suffix)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            temporary.write_bytes(encoded)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ImageError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+
+
+def encode_image(image: Image, suffix: str) -> bytes:
+    """The bytes of a picture file, in the format that `suffix`, one of `SUFFIXES`, names.
+
+    Args:
+        image: uint8 RGB ``[H, W, 3]``, or RGBA ``[H, W, 4]``.
+        suffix: of the file.
+
+    Raises:
+        ImageError: no picture, or one that the format cannot hold.
+    """
+    check_picture(image[:, :, :3])
+    transparent = image.shape[2] == 4
+    if transparent and suffix not in TRANSPARENT:
+        raise ImageError(f"A {suffix} file holds no transparency: save it as one of {', '.join(TRANSPARENT)}.")
+    cv2 = cv2_module()
+    order = cv2.COLOR_RGBA2BGRA if transparent else cv2.COLOR_RGB2BGR
+    try:
+        with QUIET:
+            done, encoded = cv2.imencode(suffix, cv2.cvtColor(image, order))
+    except cv2.error:
+        done = False
+    if not done:
+        raise ImageError(
+            f"A picture of {image.shape[0]}x{image.shape[1]} (height x width) cannot be saved as {suffix}: "
+            "save it as .png."
+        )
+    return bytes(encoded.tobytes())
+
+
+def check_same_size(heatmap: npt.NDArray[Any], image: Image, what: str) -> None:
+    """Refuse a heatmap that is not of its picture's size.
+
+    Raises:
+        ShapeError: the two differ in height or width.
+    """
+    if heatmap.shape != image.shape[:2]:
+        raise ShapeError(
+            f"The {what} is {list(heatmap.shape)} and the picture {list(image.shape[:2])} (height, width): "
+            "project the heatmap on the picture first."
+        )
+
+
+def _for_display(image: Image) -> Image:
+    """The picture at a size at which a panel can be read: enlarged by a whole factor, or reduced."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer > _LARGEST_SIDE:
+        return resized(image, *(max(1, round(side * _LARGEST_SIDE / longer)) for side in (height, width)))
+    factor = math.ceil(_SMALLEST_SIDE / longer)
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _tile(caption: str, picture: Image, cell: tuple[int, int], scale: float) -> Image:
+    """A picture under its caption in a cell of (height, width), with a margin at the right and below."""
+    height, width = cell
+    panel = _white(height + _MARGIN, width + _MARGIN)
+    panel[: picture.shape[0], : picture.shape[1]] = picture
+    return np.vstack([_line(caption, width, width + _MARGIN, scale), panel])
+
+
+def _colour_bar(height: int, top: int, colormap: str, scale: float, ends: tuple[str, str]) -> Image:
+    """The colours from `top` to the margin at the end of `height`, and what the lower and the upper end stand for."""
+    cv2 = cv2_module()
+    (digit_width, digit_height), _ = cv2.getTextSize(max(ends, key=len), cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    bar = _white(height, _BAR + 2 * _MARGIN + digit_width)
+    end = height - _MARGIN
+    bar[top:end, :_BAR] = colorize(np.linspace(1, 0, end - top)[:, None].repeat(_BAR, axis=1), colormap)
+    for digit, baseline in ((ends[1], top + digit_height), (ends[0], end - 1)):
+        _write(bar, digit, (_BAR + _MARGIN // 2, baseline), scale)
+    return bar
+
+
+def _line(text: str, room: int, width: int, scale: float) -> Image:
+    """One line of text, cut to `room` pixels, on a white strip of `width`."""
+    cv2 = cv2_module()
+    (_, ascent), descent = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    strip = _white(ascent + descent + _MARGIN // 2, width)
+    _write(strip, _shortened(_drawable(text), room, scale), (0, ascent), scale)
+    return strip
+
+
+def _write(canvas: Image, text: str, origin: tuple[int, int], scale: float) -> None:
+    cv2 = cv2_module()
+    cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, _INK, 1, cv2.LINE_AA)
+
+
+def _shortened(text: str, room: int, scale: float) -> str:
+    """The text if it fits into `room` pixels, else its beginning, an ellipsis and its last word."""
+    cv2 = cv2_module()
+
+    def fits(candidate: str) -> bool:
+        return bool(cv2.getTextSize(candidate, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] <= room)
+
+    text = text[:2000]
+    if fits(text):
+        return text
+    dots = _drawable("…")
+    head, _, score = text.rpartition(" ")
+    candidates = [f"{head[:kept].rstrip()}{dots} {score}" for kept in range(min(len(head), room), 0, -1)]
+    candidates += [text[:kept] + dots for kept in range(min(len(text), room), 0, -1)]
+    return next(filter(fits, candidates), "")
+
+
+def _drawable(text: str) -> str:
+    """One line of what OpenCV can draw: its version 5 any script, before that ASCII, `?` for what has no such form."""
+    text = " ".join(text.split())
+    if hasattr(cv2_module(), "FontFace"):
+        return text
+    plain = unicodedata.normalize("NFKD", text.replace("…", "..."))
+    return "".join(c if c.isascii() else "?" for c in plain if not unicodedata.combining(c))
+
+
+def _white(height: int, width: int) -> Image:
+    return np.full((height, width, 3), 255, np.uint8)

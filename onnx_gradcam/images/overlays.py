@@ -1,0 +1,260 @@
+"""The pictures that other libraries draw of a heatmap: their colours, their blending, their rounding.
+
+A drawing gets the picture, the heatmap at the size of the model's input and the map of the layer; what a library does
+in between, it does here too. Adding one is adding one entry to `OVERLAYS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ImageError, near_matches
+
+from .decoding import Image, Placement, check_picture, cv2_module
+from .drawing import overlay
+
+__all__ = ["OVERLAYS", "Drawing", "library_overlay"]
+
+Map = npt.NDArray[Any]
+Drawing = Callable[[Image, Map, Map], Image]
+"""`(picture uint8 [H, W, 3], heatmap float32 [h', w'] in [0, 1], raw map of the layer [h, w]) -> uint8 [H, W, 3]`."""
+
+
+def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement: Placement | None = None) -> Image:
+    """A heatmap over its picture as the library of a preset draws it.
+
+    Args:
+        preset: one of `OVERLAYS`.
+        image: uint8 RGB ``[H, W, 3]``.
+        heatmap: float32 ``[h', w']`` of that preset, over the model's input.
+        cam: the raw map ``[h, w]``, of one layer; several have the heatmap here too.
+        placement: which part of the picture the model saw; what is outside stays as it is.
+
+    Raises:
+        ImageError: there is no such preset, or no picture.
+    """
+    check_picture(image)
+    if preset not in OVERLAYS:
+        raise ImageError(
+            f"no overlay is known for the preset {preset!r}{near_matches(preset, OVERLAYS)}; "
+            f"there are {', '.join(OVERLAYS)}"
+        )
+    x0, y0, x1, y1 = (round(side) for side in placement.box) if placement else (0, 0, *image.shape[1::-1])
+    seen = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
+    drawn: Image = image.copy()
+    drawn[seen] = OVERLAYS[preset](image[seen], heatmap.astype(np.float32), cam.astype(np.float32))
+    return drawn
+
+
+# ----- the libraries -----------------------------------------------------------
+
+
+def _pytorch_grad_cam(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001 - the signature of a drawing
+    """utils/image.py `show_cam_on_image`: half and half, divided by the largest value."""
+    both = 0.5 * (_opencv("JET", _cut(255 * _enlarged(heatmap, image))) / np.float32(255)) + 0.5 * (
+        image / np.float32(255)
+    )
+    return _cut(255 * (both / _divisor(both.max())))
+
+
+def _keras_vis(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """visualization/__init__.py `overlay` of the colours of its examples."""
+    colours = _cut(_coloured(_JET, _enlarged(heatmap, image)) * 255)
+    return _cut(colours * 0.5 + image * 0.5)
+
+
+def _chollet_first(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """Notebook 5.4: 0.4 of the colours on top, cut off where the file is written."""
+    colours = _opencv("JET", _cut(255 * _enlarged(_over_maximum(cam), image)))
+    return np.asarray(np.clip(np.rint(colours * 0.4 + image), 0, 255).astype(np.uint8))
+
+
+def _keras_io(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """grad_cam.py `save_and_display_gradcam`: colours of the layer's size, brought to 0 ... 255 before and after."""
+    colours = _bytes(_JET[_cut(255 * _over_maximum(cam))])
+    return _bytes(_pillow_bicubic(colours, image) * np.float32(0.4) + image)
+
+
+def _mxnet(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """gradcam.py `get_cam` and `get_img_heatmap`: the sum, divided by the largest value."""
+    levels = _cut(_to_range(np.maximum(cam + 1, 0)) * 255)
+    both = _opencv("COOL", _enlarged(levels, image)).astype(np.float32) + image
+    return _cut(both / _divisor(both.max()) * 255)
+
+
+def _tf_keras_vis(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """The examples: Matplotlib draws the colours over the picture, half transparent."""
+    return _blended(image, _cut(_coloured(_JET, _enlarged(heatmap, image)) * 255))
+
+
+def _torch_cam(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """utils.py `overlay_mask`: the colours of the squared map, 0.3 of them."""
+    mask = _pillow_bicubic(_to_range(np.maximum(cam, 0), 1e-8), image)
+    colours = _cut(_coloured(_JET, mask**2) * 255).astype(np.float32)
+    return _cut(colours + np.float32(0.7) * (image - colours))
+
+
+def _captum(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """_utils/visualization.py `visualize_image_attr`, blended_heat_map of all signs, 2 percent of outliers."""
+    cells = _nearest(cam, image)
+    ranked = np.sort(np.abs(cells), axis=None)
+    total = np.cumsum(ranked)
+    largest = ranked[np.argmax(total >= total[-1] * 0.98)]
+    signed = np.clip(cells / _divisor(largest), -1, 1)
+    grey = _to_range(image.mean(axis=2))
+    levels = np.minimum(_cut(grey * 256 - (grey == 1)), 255)
+    return _blended(np.repeat(levels[:, :, None], 3, axis=2), _cut(_coloured(_RED_WHITE_GREEN, (signed + 1) / 2) * 255))
+
+
+def _tf_explain(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """utils/display.py `heatmap_display`: the colours on top of 0.7 of the picture, cut off at white."""
+    colours = _opencv("VIRIDIS", _cut(_to_range(_enlarged(cam, image)) * 255))
+    return np.asarray(cv2_module().addWeighted(image, 0.7, colours, 1.0, 0.0))
+
+
+def _xplique(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """plots/image.py `plot_attribution`: without the lowest and the highest 0.1 percent, half transparent."""
+    held = _to_range(np.clip(heatmap, *np.percentile(heatmap, (0.1, 99.9))))
+    picture = _cut(_to_range(image.astype(np.float32)) * 255)
+    return _blended(picture, _cut(_coloured(_JET, _to_range(_enlarged(held, image))) * 255))
+
+
+def _openvino(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """explainer/visualizer.py `Visualizer` with `overlay=True`, without the label: half and half."""
+    cells = _cut(_to_range(cam) * 255)
+    levels = _cut(_to_range(_enlarged(cells, image).astype(np.float32)) * 255)
+    return _cut(image * 0.5 + _opencv("JET", levels) * 0.5)
+
+
+def _own(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """`onnx_gradcam.images.drawing.overlay`."""
+    return overlay(image, _enlarged(heatmap, image))
+
+
+OVERLAYS: dict[str, Drawing] = {
+    "default": _own,
+    "pytorch-grad-cam": _pytorch_grad_cam,
+    "keras-vis": _keras_vis,
+    "keras-vis-0.4.1": _keras_vis,
+    "chollet-1e": _chollet_first,
+    "chollet-2e": _keras_io,
+    "keras-io": _keras_io,
+    "mxnet": _mxnet,
+    "tf-keras-vis": _tf_keras_vis,
+    "torch-cam": _torch_cam,
+    "captum": _captum,
+    "tf-explain": _tf_explain,
+    "xplique": _xplique,
+    "openvino-xai": _openvino,
+}
+"""Drawings by the names of presets."""
+
+
+# ----- colours -----------------------------------------------------------------
+
+
+def _steps(*corners: tuple[tuple[float, float], ...]) -> npt.NDArray[np.float64]:
+    """A colour map of 256 steps, `[256, 3]`: for each colour its corners, place and strength."""
+    places = np.linspace(0, 1, 256)
+    return np.stack([np.interp(places, *np.transpose(mine)) for mine in corners], axis=1)
+
+
+_JET = _steps(
+    ((0, 0), (0.35, 0), (0.66, 1), (0.89, 1), (1, 0.5)),
+    ((0, 0), (0.125, 0), (0.375, 1), (0.64, 1), (0.91, 0), (1, 0)),
+    ((0, 0.5), (0.11, 1), (0.34, 1), (0.65, 0), (1, 0)),
+)
+"""Matplotlib's `jet`, which is not OpenCV's."""
+
+_RED_WHITE_GREEN = _steps(((0, 1), (0.5, 1), (1, 0)), ((0, 0), (0.5, 1), (1, 128 / 255)), ((0, 0), (0.5, 1), (1, 0)))
+"""captum's `RdWhGn`."""
+
+
+def _coloured(steps: npt.NDArray[np.float64], values: Map) -> npt.NDArray[np.float64]:
+    """Matplotlib's colours of values in [0, 1], `[..., 3]` in [0, 1]: the step below, of 256."""
+    colours: npt.NDArray[np.float64] = steps[np.clip(values * 256, 0, 255).astype(np.intp)]
+    return colours
+
+
+def _opencv(name: str, levels: Image) -> Image:
+    """OpenCV's colours of levels `uint8 [H, W]`, RGB."""
+    cv2 = cv2_module()
+    return np.asarray(cv2.cvtColor(cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{name}")), cv2.COLOR_BGR2RGB))
+
+
+def _blended(below: Image, above: Image) -> Image:
+    """Half transparent as Matplotlib draws it: its `fixed_blender_rgba_plain`, 127 on an opaque pixel of 255."""
+    whole = below.astype(np.int64) * (255 * (256 - 127)) + above.astype(np.int64) * (256 * 127)
+    return _cut(whole // (256 * (127 + 255) - 127 * 255))
+
+
+# ----- numbers -----------------------------------------------------------------
+
+
+def _cut(values: Map) -> Image:
+    """Whole numbers, decimals cut off."""
+    return values.astype(np.uint8)
+
+
+def _divisor(value: Any) -> Any:
+    """What divides: one in place of nothing, so that a blank map stays blank where a library has NaN."""
+    return value if value > 0 else type(value)(1)
+
+
+def _to_range(values: Map, epsilon: float = 0.0) -> Map:
+    """Minimum to maximum as 0 to 1."""
+    lifted = values - values.min()
+    return np.asarray(lifted / _divisor(lifted.max() + np.float32(epsilon)))
+
+
+def _over_maximum(cam: Map) -> Map:
+    positive = np.maximum(cam, 0)
+    return np.asarray(positive / _divisor(positive.max()))
+
+
+def _bytes(values: Map) -> Image:
+    """Keras's `array_to_img`: minimum to maximum as 0 to 255, decimals cut off."""
+    return _cut(_to_range(values) * 255)
+
+
+# ----- sizes -------------------------------------------------------------------
+
+
+def _enlarged(values: Map, image: Image) -> Map:
+    """OpenCV's bilinear resizing to the picture's size."""
+    return np.asarray(cv2_module().resize(values, image.shape[1::-1], interpolation=cv2_module().INTER_LINEAR))
+
+
+def _nearest(values: Map, image: Image) -> Map:
+    """PyTorch's, whose ratio of sizes is rounded."""
+    for axis in (0, 1):
+        cells, pixels = values.shape[axis], image.shape[axis]
+        place = np.arange(pixels, dtype=np.float32) * (np.float32(cells) / np.float32(pixels))
+        values = values.take(np.minimum(place.astype(np.intp), cells - 1), axis)
+    return values
+
+
+def _pillow_bicubic(values: Map, image: Image) -> Map:
+    """Pillow's `resize` with its default filter to the picture's size; bytes are rounded after each of the axes."""
+    found = values
+    for axis in (1, 0):
+        taps = _pillow_weights(values.shape[axis], image.shape[axis])
+        found = np.moveaxis(np.tensordot(taps, found.astype(np.float64), (1, axis)), 0, axis)
+        if values.dtype == np.uint8:
+            found = np.clip(np.floor(found + 0.5), 0, 255)
+    return found.astype(np.float32)
+
+
+def _pillow_weights(cells: int, pixels: int) -> npt.NDArray[np.float64]:
+    """Keys 1981, a = -1/2, along one axis; spread over more cells where it gets smaller: `[pixels, cells]`."""
+    spread = max(cells / pixels, 1.0)
+    place = (np.arange(pixels)[:, None] + 0.5) * cells / pixels
+    distance = np.abs(np.arange(cells) + 0.5 - place) / spread
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    taps = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    return np.asarray(taps / taps.sum(axis=1, keepdims=True))

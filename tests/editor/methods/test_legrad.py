@@ -1,0 +1,63 @@
+"""LeGrad against a transformer written out in PyTorch, differentiated by its attention maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from support.graphs import HEADS, SIDE, WIDTH, graph, pictures, run, vit
+
+from onnx_gradcam.editor.attachment import attach
+from onnx_gradcam.errors import UnsupportedError
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("head", ["class", "mean"])
+@pytest.mark.parametrize("registers", [0, 2])
+def test_positive_derivatives_by_the_attention_of_every_block(head, registers):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    source = vit(head=head, registers=registers, blocks=3)
+    w = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in source.graph.initializer}
+    x, index, prefix = pictures(2), 2, 1 + registers
+
+    def norm(v):
+        return torch.nn.functional.layer_norm(v, (WIDTH,), w["gamma"], w["beta"])
+
+    def answer(tokens):
+        z = norm(tokens)
+        return ((z[:, 0] if head == "class" else z.mean(1)) @ w["V"])[:, index].sum()
+
+    patches = torch.nn.functional.conv2d(torch.from_numpy(x), w["K"], stride=2).flatten(2).transpose(1, 2)
+    tokens = torch.cat([w["prefix_tokens"].expand(2, -1, -1), patches], 1) + w["position"]
+    expected = 0
+    for _ in range(3):
+        n = norm(tokens)
+        q, k, v = ((n @ w[name]).reshape(2, -1, HEADS, WIDTH // HEADS).transpose(1, 2) for name in ("Wq", "Wk", "Wv"))
+        attention = torch.softmax(q @ k.transpose(2, 3) * w["scale"], -1).detach().requires_grad_()
+        mixed = (attention @ v).transpose(1, 2).reshape(2, -1, WIDTH) @ w["Wo"]
+        middle = tokens + mixed
+        after = middle + torch.tanh(norm(middle) @ w["Wu"]) @ w["Wd"]
+        (gradient,) = torch.autograd.grad(answer(after), attention)
+        expected = expected + gradient.clamp(min=0).mean((1, 2))[:, prefix:]
+        tokens = after.detach()
+    results = run(attach(source, method="legrad").to_proto(), x=x, target_class=np.array([index], np.int64))
+    expected = expected.numpy().reshape(2, SIDE, SIDE)
+    assert expected.max() > 0
+    np.testing.assert_allclose(results["cam"], expected, atol=1e-5 * expected.max())
+
+
+def test_a_batch_of_two_is_two_singles():
+    proto = attach(vit(), method="legrad").to_proto()
+    x = pictures(2)
+    both = run(proto, x=x, target_class=np.array([1, 3], np.int64))
+    for i, index in enumerate([1, 3]):
+        single = run(proto, x=x[i : i + 1], target_class=np.array([index], np.int64))
+        np.testing.assert_allclose(both["heatmap"][i], single["heatmap"][0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_attention_is_refused():
+    source = graph(
+        "c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)", K=(6, 3, 3, 3), W=(6, 4)
+    )
+    with pytest.raises(UnsupportedError, match="attention maps of a vision transformer"):
+        attach(source, method="legrad")

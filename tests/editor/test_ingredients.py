@@ -1,0 +1,115 @@
+"""What methods ask for: the picture's cotangent, several layers, modifiers; on models whose numbers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from support.graphs import graph, pictures, run
+
+from onnx_gradcam.editor.attachment import attach
+from onnx_gradcam.errors import TargetError, UnsupportedError
+
+SIZES = {"K": (6, 3, 3, 3), "L": (5, 6, 3, 3), "W": (5, 4)}
+DEEP = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) p = GlobalAveragePool(b) f = Flatten(p) y = Gemm(f, W)"
+
+
+def deep(**kwargs) -> onnx.ModelProto:
+    return graph(DEEP, **SIZES, **kwargs)
+
+
+def explained(x, classes, **choices):
+    source = choices.pop("source", None) or deep()
+    return run(attach(source, **choices).to_proto(), x=x, target_class=np.array(classes, np.int64))
+
+
+def slope(x: np.ndarray, direction: np.ndarray, index: int, step: float = 1e-3) -> float:
+    up, down = (run(deep(), x=x + s * step * direction)["y"][0, index] for s in (1, -1))
+    return float(up - down) / (2 * step)
+
+
+def test_the_gradient_of_the_picture_is_the_derivative():
+    x, direction = pictures(1, 3, 8, 8), pictures(1, 3, 8, 8, seed=5)
+    results = explained(x, [2], method="gradient")
+    assert results["attribution"].shape == x.shape
+    assert np.vdot(results["attribution"], direction) == pytest.approx(slope(x, direction, 2), rel=2e-2)
+    np.testing.assert_allclose(results["cam"], results["attribution"].sum(1), rtol=1e-5, atol=1e-7)
+
+
+def test_saliency_is_the_absolute_gradient_and_its_map_the_largest_channel():
+    x = pictures(2, 3, 8, 8)
+    signed = explained(x, [1], method="gradient")["attribution"]
+    results = explained(x, [1], method="saliency")
+    np.testing.assert_array_equal(results["attribution"], np.abs(signed))
+    np.testing.assert_array_equal(results["cam"], np.abs(signed).max(1))
+    np.testing.assert_allclose(results["heatmap"].max((1, 2)), 1, rtol=1e-6)
+    summed = explained(x, [1], method="saliency", channels="sum")
+    np.testing.assert_allclose(summed["cam"], np.abs(signed).sum(1), rtol=1e-5)
+
+
+def test_an_attribution_has_the_axes_of_the_input():
+    source = graph(f"n = Transpose<perm=[0,3,1,2]>(x) {DEEP.replace('(x,', '(n,')}", inputs="float[N,8,8,3] x", **SIZES)
+    x = pictures(1, 3, 8, 8)
+    expected = explained(x, [0], method="gradient")
+    results = explained(x.transpose(0, 2, 3, 1), [0], method="gradient", source=source)
+    np.testing.assert_allclose(results["attribution"], expected["attribution"].transpose(0, 2, 3, 1), rtol=1e-5)
+    np.testing.assert_allclose(results["heatmap"], expected["heatmap"], rtol=1e-5, atol=1e-6)
+
+
+def test_several_layers_are_averaged_and_scaled_again():
+    x = pictures(2, 3, 8, 8)
+    single = [explained(x, [1], layer=name)["heatmap"] for name in ("a", "b")]
+    results = explained(x, [1], layer=["a", "b"])
+    mean = np.mean(single, axis=0)
+    np.testing.assert_allclose(results["heatmap"], mean / mean.max((1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
+    assert attach(deep(), layer=["a", "b"]).metadata.target_tensors == ["a", "b"]
+
+
+def test_the_same_layer_twice_counts_once():
+    assert attach(deep(), layer=["auto", "b"]).metadata.target_tensors == ["b"]
+
+
+def test_modifiers_change_the_gradient():
+    x = pictures(1, 3, 8, 8)
+    plain, guided, deconvnet = (
+        explained(x, [1], method="gradient", modifier=modifier)["attribution"]
+        for modifier in (None, "guided", "deconvnet")
+    )
+    assert not np.allclose(plain, guided)
+    assert not np.allclose(guided, deconvnet)
+    b = explained(x, [1], layer="a", modifier="guided")["cam"]
+    assert not np.allclose(b, explained(x, [1], layer="a")["cam"])
+
+
+def test_refusals():
+    with pytest.raises(UnsupportedError, match="no rectifier to change"):
+        attach(deep(), weights="linear", modifier="guided")
+    with pytest.raises(TargetError, match="no layer was asked for"):
+        attach(deep(), layer=[])
+    with pytest.raises(TargetError, match="there is no preset 'keras'"):
+        attach(deep(), preset="keras")
+
+
+def test_the_difference_of_two_classes_is_the_difference_of_their_maps():
+    x = pictures(2)
+    for weights in ("linear", "gradient"):
+        one, other = (explained(x, [index], weights=weights)["cam"] for index in (1, 3))
+        cam = explained(x, [1], against=3, weights=weights)["cam"]
+        np.testing.assert_allclose(cam, one - other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_runner_up_is_the_best_other_class():
+    x = pictures(3)
+    results = explained(x, [-1], against="runner-up")
+    order = np.argsort(-results["y"], axis=1)
+    np.testing.assert_array_equal(results["heatmap_class"], order[:, 0])
+    both = [explained(x, order[:, i])["cam"] for i in (0, 1)]
+    np.testing.assert_allclose(results["cam"], both[0] - both[1], rtol=1e-4, atol=1e-6)
+
+
+def test_comparisons_that_make_no_sense():
+    with pytest.raises(TargetError, match=r"class 4 to compare with is out of range.*0 to 3"):
+        attach(deep(), against=4)
+    single = graph(DEEP.replace("Gemm(f, W)", "Gemm(f, S)"), **SIZES, S=(5, 1), outputs="float[N,1] y")
+    with pytest.raises(TargetError, match="each class is the other's opposite"):
+        attach(single, against=0)

@@ -1,0 +1,261 @@
+"""Several models on the same pictures."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_gradcam import Explainer, attach
+from onnx_gradcam.errors import ImageError, ModelError, TargetError
+from onnx_gradcam.evaluation.comparison import METRICS, Compared, NativeMaps, compare_models, spreads
+
+PREPROCESS = {"scale": 1 / 255}
+NAMES = ["red", "green", "blue"]
+
+
+def classifier(order=(0, 1, 2), *, side: int = 16, ending: str = "", gain: float = 8.0) -> bytes:
+    """Class i is how much of channel `order[i]` there is, behind a ReLU that leaves bright pixels."""
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[range(3), range(3)] = 1
+    dense = (gain * np.eye(3, dtype=np.float32))[:, list(order)]
+    nodes = [
+        helper.make_node("Conv", ["picture", "kernel", "bias"], ["maps"]),
+        helper.make_node("Relu", ["maps"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "dense"], ["logits"]),
+        *([helper.make_node(ending, ["logits"], ["scores"], axis=1)] if ending else []),
+    ]
+    weights = {"kernel": kernel, "bias": np.full(3, -0.3, np.float32), "dense": dense}
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["N", 3, side, side])],
+        [helper.make_tensor_value_info("scores" if ending else "logits", TensorProto.FLOAT, ["N", len(order)])],
+        [numpy_helper.from_array(v, k) for k, v in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+def explainer(*arguments, labels=None, preprocess=PREPROCESS, **options) -> Explainer:
+    return Explainer(classifier(*arguments, **options), labels=labels, preprocess=preprocess)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    """Red at the upper left and less blue at the lower right; green in the middle; black."""
+    squares = np.full((32, 48, 3), 40, np.uint8)
+    squares[4:12, 4:12] = 255, 40, 40
+    squares[20:28, 36:44] = 40, 40, 150
+    middle = np.full((32, 48, 3), 40, np.uint8)
+    middle[12:20, 20:28] = 40, 255, 40
+    found = []
+    for name, pixels in (("a.png", squares), ("b.png", middle), ("c.png", np.zeros((32, 48, 3), np.uint8))):
+        cv2.imwrite(str(tmp_path / name), pixels[:, :, ::-1])
+        found.append(str(tmp_path / name))
+    return found
+
+
+def test_a_model_agrees_fully_with_itself(pictures):
+    results = list(compare_models({"a": explainer(), "b": explainer()}, pictures))
+    assert [r.target.index for r in results[:2]] == [0, 1]
+    for result in results:
+        (agreement,) = result.agreements
+        numbers = agreement.numbers
+        assert agreement.same_top is True
+        assert [numbers[n] for n in METRICS] == pytest.approx([1, 1, 1, 1, 1, 0, 0, 0, 0], abs=1e-6)
+    assert results[2].agreements[0].maps.blank == (True, True)
+
+
+def test_the_numbers_are_those_of_the_maps_on_the_picture(pictures):
+    """Two resolutions, one class, on pixels of the picture: by `heatmap_on_image`, from outside."""
+    small, large = explainer(), explainer(side=32)
+    (result,) = compare_models({"a": small, "b": large}, pictures[:1], target=2)
+    a, b = small(pictures[0], 2).heatmap_on_image(), large(pictures[0], 2).heatmap_on_image()
+    maps = result.agreements[0].maps
+    assert maps.pearson == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-6)
+    assert maps.difference == pytest.approx(np.abs(a - b).max(), abs=1e-6)
+    hottest = [np.unravel_index(m.argmax(), m.shape) for m in (a, b)]
+    assert maps.shift == pytest.approx(math.dist(*hottest))
+    assert result.target.index == 2
+    assert 0 < maps.pearson < 1
+
+
+def test_all_models_explain_the_first_ones_class(pictures):
+    """The second's weights are swapped: it holds blue for the best, but explains what the first calls class 0."""
+    results = list(compare_models({"a": explainer(), "b": explainer((2, 1, 0)), "c": explainer()}, pictures[:1]))
+    second, third = results[0].agreements
+    assert (second.side, third.side) == ("b", "c")
+    assert second.same_top is False
+    assert second.target.index == 0
+    assert second.maps.pearson < 0.1
+    assert second.maps.shift > 30
+    assert third.same_top is True
+
+
+def test_classes_of_the_same_name_are_compared(pictures):
+    other = explainer((2, 1, 0), labels=["Blue", "green", "red, crimson"])
+    (result,) = compare_models({"a": explainer(labels=NAMES), "b": other}, pictures[:1])
+    (agreement,) = result.agreements
+    assert (agreement.target.index, agreement.target.label) == (2, "red, crimson")
+    assert agreement.same_top is True
+    assert agreement.maps.pearson == pytest.approx(1, abs=1e-6)
+    assert agreement.divergence == pytest.approx(0, abs=1e-6)
+
+
+def test_models_of_different_classes_are_refused(pictures):
+    two = classifier((0, 1))
+    with pytest.raises(TargetError, match="a has 3 classes and b has 2; give both their class names"):
+        list(compare_models({"a": explainer(), "b": Explainer(two, preprocess=PREPROCESS)}, pictures))
+    named = Explainer(two, preprocess=PREPROCESS, labels=["red", "green"])
+    with pytest.raises(TargetError, match="'blue'"):
+        list(compare_models({"a": explainer(labels=NAMES), "b": named}, pictures))
+    other = explainer(labels=["red", "lime", "blue"])
+    with pytest.raises(TargetError, match=r"a and b do not have the same classes .no class is called 'green'"):
+        list(compare_models({"a": explainer(labels=NAMES), "b": other}, pictures))
+
+
+def test_a_part_of_the_classes_is_compared_by_name(pictures):
+    few = Explainer(classifier((1, 0)), preprocess=PREPROCESS, labels=["green", "red"])
+    (result,) = compare_models({"few": few, "all": explainer(labels=NAMES)}, pictures[:1])
+    (agreement,) = result.agreements
+    assert (result.target.label, agreement.target.label, agreement.target.index) == ("red", "red", 0)
+    assert agreement.same_top is True
+    # The other's probabilities of the classes that the first lacks are lost: -log of what remains.
+    e = np.exp(few(pictures[0]).scores.astype(np.float64))
+    whole = np.exp(explainer()(pictures[0]).scores.astype(np.float64))
+    assert agreement.divergence == pytest.approx(math.log(whole.sum() / e.sum()), rel=1e-5)
+
+
+def test_scores_of_different_kinds_are_one_distribution(pictures):
+    softmax, log = explainer(ending="Softmax"), explainer(ending="LogSoftmax")
+    (result,) = compare_models({"logits": explainer(), "softmax": softmax, "log": log}, pictures[:1])
+    assert [a.divergence for a in result.agreements] == pytest.approx([0, 0], abs=1e-6)
+    sharper = explainer(gain=16.0)
+    (result,) = compare_models({"logits": explainer(), "sharper": sharper}, pictures[:1])
+    p, q = (np.exp(e(pictures[0]).scores.astype(np.float64)) for e in (explainer(), sharper))
+    p, q = p / p.sum(), q / q.sum()
+    assert result.agreements[0].divergence == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
+
+
+def test_only_what_a_model_saw_is_compared(tmp_path):
+    """Both cut the same margins off a wide picture: those do not count as agreement."""
+    pixels = np.full((32, 320, 3), 40, np.uint8)
+    pixels[4:12, 148:156] = 255, 40, 40
+    pixels[20:28, 164:172] = 40, 40, 255
+    path = str(tmp_path / "wide.png")
+    cv2.imwrite(path, pixels[:, :, ::-1])
+    crop = {**PREPROCESS, "resize": "short_crop", "short": 16}
+    models = {"a": explainer(preprocess=crop), "b": explainer((2, 1, 0), preprocess=crop)}
+    (result,) = compare_models(models, [path], target=0)
+    a, b = (laid.on(32, 320)[:, 144:176] for laid in result.laid)
+    assert not result.laid[0].on(32, 320)[:, :144].any()
+    assert result.agreements[0].maps.pearson == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-6)
+
+
+def test_what_one_model_alone_saw_counts(tmp_path):
+    """One cuts the margins off, the other stretches: all that either saw is compared, nothing beyond."""
+    pixels = np.full((32, 320, 3), 40, np.uint8)
+    pixels[4:12, 20:60] = 255, 40, 40
+    pixels[4:12, 148:156] = 255, 40, 40
+    path = str(tmp_path / "wide.png")
+    cv2.imwrite(path, pixels[:, :, ::-1])
+    middle = explainer(preprocess={**PREPROCESS, "resize": "short_crop", "short": 16})
+    models = {"middle": middle, "whole": explainer()}
+    for names in (("middle", "whole"), ("whole", "middle")):
+        (result,) = compare_models({name: models[name] for name in names}, [path], target=0)
+        a, b = (laid.on(32, 320) for laid in result.laid)
+        assert result.agreements[0].maps.pearson == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-6)
+
+
+def test_large_pictures_are_compared_on_a_grid(tmp_path):
+    """A picture of 1200x1800 costs no more than one of 512, and the shift is in its own pixels."""
+    pixels = np.full((1200, 1800, 3), 40, np.uint8)
+    pixels[150:450, 150:450] = 255, 40, 40
+    pixels[750:1050, 1350:1650] = 40, 40, 255
+    path = str(tmp_path / "large.png")
+    cv2.imwrite(path, pixels[:, :, ::-1])
+    (result,) = compare_models({"a": explainer(), "b": explainer((2, 1, 0))}, [path], target=0)
+    # The first hottest cells in reading order, of squares that lie (600, 1200) apart.
+    assert result.agreements[0].maps.shift == pytest.approx(math.hypot(600, 1200), rel=0.1)
+
+
+def test_native_maps_are_one_more_side(pictures, tmp_path):
+    model = explainer()
+    own = {name: model(name).cam for name in pictures}
+    np.savez(
+        tmp_path / "maps.npz", **{name.rpartition("/")[2]: cam for name, cam in own.items() if "b.png" not in name}
+    )
+    natives = {"framework": NativeMaps(tmp_path / "maps.npz")}
+    first, second, third = compare_models({"a": model}, pictures, natives=natives)
+    (agreement,) = first.agreements
+    assert (agreement.side, agreement.same_top, agreement.divergence, agreement.target) == (
+        "framework",
+        None,
+        None,
+        None,
+    )
+    assert agreement.maps.pearson == pytest.approx(1, abs=1e-6)
+    assert isinstance(second, ImageError)
+    assert "no map" in str(second)
+    assert third.agreements[0].maps.blank == (True, True)
+    natives["framework"].close()
+
+
+def test_a_bad_picture_is_reported_and_the_others_go_on(pictures, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    found = list(compare_models({"a": explainer(), "b": explainer()}, [str(tmp_path / "bad.png"), *pictures]))
+    assert isinstance(found[0], ImageError)
+    assert all(isinstance(r, Compared) for r in found[1:])
+
+
+def test_an_error_names_the_model(pictures):
+    broken = onnx.load_from_string(classifier())
+    broken.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.full((3, 3), np.nan, np.float32), "dense"))
+    models = {"fine": explainer(), "broken": Explainer(broken, preprocess=PREPROCESS)}
+    with pytest.raises(ModelError, match=r"^broken: the model gives NaN"):
+        list(compare_models(models, pictures))
+    with pytest.raises(TargetError, match=r"^fine: class 7 is out of range"):
+        list(compare_models({"fine": explainer(), "b": explainer()}, pictures, target=7))
+
+
+def test_a_fixed_class_is_explained_by_the_first_model_alone(pictures):
+    fixed = attach(classifier(), class_input="none", target=2, preprocessing=PREPROCESS).to_proto().SerializeToString()
+    (result,) = compare_models({"fixed": Explainer(fixed), "b": explainer()}, pictures[:1])
+    assert result.target.index == result.agreements[0].target.index == 2
+    with pytest.raises(TargetError, match="b: the class is fixed in this model"):
+        list(compare_models({"a": explainer(), "b": Explainer(fixed)}, pictures[:1]))
+
+
+def test_spreads_know_which_way_is_worse(pictures):
+    results = list(compare_models({"a": explainer(), "b": explainer(side=32)}, pictures))
+    agreements = [a for r in results for a in r.agreements]
+    found = spreads(agreements)
+    for name in METRICS:
+        values = [a.numbers[name] for a in agreements]
+        assert found[name].mean == pytest.approx(np.mean(values))
+        assert found[name].median == pytest.approx(np.median(values))
+        assert found[name].worst == (min(values) if METRICS[name].rising else max(values))
+    assert spreads([])["pearson"] is None
+
+
+def test_pictures_are_held_one_at_a_time(tmp_path):
+    paths = []
+    for i in range(4):
+        paths.append(str(tmp_path / f"{i}.png"))
+        cv2.imwrite(paths[-1], np.full((600, 600, 3), 40 + i, np.uint8))
+    models = {"a": explainer(), "b": explainer()}
+    peaks = []
+    for count in (1, 4):
+        tracemalloc.start()
+        for result in compare_models(models, paths[:count]):
+            assert result.agreements
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

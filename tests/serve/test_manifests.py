@@ -1,0 +1,97 @@
+"""The manifest for KServe: every field is one of the published schema, of the right type, and says what was asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnx_gradcam.errors import RequestError
+from onnx_gradcam.serve.manifests import manifest
+
+URI = "s3://models/repository"
+
+
+def read(text: str) -> dict:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    return yaml.safe_load(text)
+
+
+def check(value: object, kind: str, where: str, models: list) -> None:
+    """That a value is of a type of the OpenAPI schema, which the generated classes carry; unknown fields are errors."""
+    if kind.lower().startswith("dict"):  # `dict(str, str)` of older generators, `Dict[str, str]` of newer ones
+        assert isinstance(value, dict), where
+        inner = kind[len("dict(") : -1].split(", ")[1]
+        for key, one in value.items():
+            check(one, inner, f"{where}.{key}", models)
+        return
+    plain = {"str": str, "int": int, "bool": bool, "object": object}
+    if kind in plain:
+        assert isinstance(value, plain[kind]), f"{where} is no {kind}"
+        assert kind != "int" or not isinstance(value, bool), where
+        return
+    schema = next(getattr(m, kind) for m in models if hasattr(m, kind))
+    fields = {json_name: schema.openapi_types[name] for name, json_name in schema.attribute_map.items()}
+    assert isinstance(value, dict), where
+    for key, one in value.items():
+        assert key in fields, f"{where}.{key} is not in the schema"
+        check(one, fields[key], f"{where}.{key}", models)
+
+
+@pytest.mark.kserve
+@pytest.mark.parametrize("options", [{}, {"namespace": "vision", "gpus": 2, "replicas": 3, "cpu": "500m"}])
+def test_every_field_is_of_the_published_schema(options):
+    kserve = pytest.importorskip("kserve", reason="kserve is not installed")
+    kubernetes = pytest.importorskip("kubernetes.client", reason="kubernetes is not installed")
+    document = read(manifest("shapes", URI, **options))
+    check(document, "V1beta1InferenceService", "manifest", [kserve, kserve.models, kubernetes])
+    model = document["spec"]["predictor"]["model"]
+    made = kserve.V1beta1ModelSpec(
+        model_format=kserve.models.V1beta1ModelFormat(name=model["modelFormat"]["name"]),
+        storage_uri=model["storageUri"],
+        protocol_version=model["protocolVersion"],
+    )
+    assert made.storage_uri == URI
+
+
+@pytest.mark.kserve
+def test_the_check_finds_what_is_not_in_the_schema():
+    kserve = pytest.importorskip("kserve", reason="kserve is not installed")
+    kubernetes = pytest.importorskip("kubernetes.client", reason="kubernetes is not installed")
+    for old, new in (("storageUri", "storageURI"), ("minReplicas: 1", 'minReplicas: "1"')):
+        document = read(manifest("shapes", URI).replace(old, new))
+        with pytest.raises(AssertionError, match=r"is not in the schema|is no int"):
+            check(document, "V1beta1InferenceService", "manifest", [kserve, kserve.models, kubernetes])
+
+
+def test_it_says_what_was_asked():
+    text = manifest("shapes", URI, namespace="vision", gpus=1, replicas=2, memory="4Gi")
+    for line in (
+        'kind: "InferenceService"',
+        '  namespace: "vision"',
+        "    minReplicas: 2",
+        '      storageUri: "s3://models/repository"',
+        '      protocolVersion: "v2"',
+        '      runtime: "kserve-tritonserver"',
+        '          memory: "4Gi"',
+        '          nvidia.com/gpu: "1"',
+        "      runAsNonRoot: true",
+    ):
+        assert line in text.splitlines(), line
+    assert "nvidia.com/gpu" not in manifest("shapes", URI)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "says"),
+    [
+        (("Shapes", URI), {}, "name"),
+        (("a" * 54, URI), {}, "name"),
+        (("shapes\n", URI), {}, "name"),
+        (("shapes", "/models"), {}, "uri"),
+        (("shapes", 's3://x"\nkind: "Pod'), {}, "uri"),
+        (("shapes", URI), {"namespace": "a b"}, "namespace"),
+        (("shapes", URI), {"memory": "much"}, "memory"),
+        (("shapes", URI), {"replicas": 0}, "replica"),
+    ],
+)
+def test_what_kubernetes_would_not_take_is_refused(arguments, options, says):
+    with pytest.raises(RequestError, match=says):
+        manifest(*arguments, **options)

@@ -1,0 +1,191 @@
+"""Small models in ONNX text, with random weights that depend on their names alone."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnx_gradcam.autodiff.backward import carries_gradient
+from onnx_gradcam.editor.targets.layer import Layer, find_layer
+from onnx_gradcam.editor.targets.score import find_score, image_inputs
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.runtime.session import Session
+
+Array = np.ndarray[Any, Any]
+
+
+def weight(name: str, *shape: int, dtype: Any = np.float32) -> Array:
+    """Random numbers of the standard deviation that keeps activations about one."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    fan_in = int(np.prod(shape[1:])) or 1
+    return (rng.standard_normal(shape) / np.sqrt(fan_in)).astype(dtype)
+
+
+def graph(
+    body: str,
+    *,
+    inputs: str = "float[N,3,8,8] x",
+    outputs: str = "float[N,4] y",
+    opset: int = 18,
+    dtype: Any = np.float32,
+    **constants: Array | tuple[int, ...] | list[int] | int,
+) -> onnx.ModelProto:
+    """A model from the body of a graph in ONNX text.
+
+    Args:
+        body: the nodes.
+        inputs: the graph's inputs.
+        outputs: its outputs.
+        opset: version of the default operator set.
+        dtype: of random weights.
+        constants: initializers: an array as it is, a tuple for random weights of that shape, a list or a number for
+            `int64`.
+    """
+    text = f'<ir_version: 10, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    for name, value in constants.items():
+        if isinstance(value, tuple):
+            array = weight(name, *value, dtype=dtype)
+        else:
+            array = np.asarray(value, np.int64) if isinstance(value, list | int) else np.asarray(value)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model
+
+
+def builder(model: onnx.ModelProto) -> Builder:
+    return Builder(load(model))
+
+
+def choose(model: onnx.ModelProto, layer: str = "auto", names: dict[str, str] | None = None) -> Layer:
+    """The target tensor that is chosen in a model of one picture and one score."""
+    t = builder(model)
+    score = find_score(t)
+    return find_layer(t, image_inputs(t)[0], score.tensor, carries_gradient(t), layer, names)
+
+
+def run(model: onnx.ModelProto, *, disabled: list[str] | None = None, **feeds: Array) -> dict[str, Array]:
+    """All outputs by name."""
+    session = Session(model.SerializeToString(), disabled_optimizers=disabled or [], threads=1)
+    return session.run(feeds)
+
+
+def pictures(count: int = 2, *shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
+    """Random model inputs, `[count, 3, 8, 8]` by default."""
+    return np.random.default_rng(seed).standard_normal((count, *(shape or (3, 8, 8)))).astype(dtype)
+
+
+WIDTH, SIDE, HEADS = 8, 4, 2
+
+
+def vit(
+    *,
+    head: str = "class",
+    registers: int = 0,
+    fused: bool = False,
+    decomposed: bool = False,
+    batch: str = "N",
+    blocks: int = 2,
+) -> onnx.ModelProto:
+    """A small vision transformer over `[N, 3, 8, 8]`, as exporters write it: patches of 2x2, so 4x4 tokens.
+
+    Args:
+        head: what it reads: `class` for the class token, `mean` for all tokens, `both` for the two side by side.
+        registers: how many register tokens stand between class token and patches.
+        fused: one matrix for queries, keys and values.
+        decomposed: layer normalisation in arithmetic.
+        batch: size or symbol of the batch.
+        blocks: how many.
+    """
+    prefix = 1 + registers
+    count = prefix + SIDE * SIDE
+    lines = [
+        "a = Conv<strides=[2, 2]>(x, K) m = Reshape(a, merged) k = Transpose<perm=[0, 2, 1]>(m)",
+        "b = Shape<start=0, end=1>(x) cs = Concat<axis=0>(b, prefix_shape) cls = Expand(prefix_tokens, cs)",
+        "c = Concat<axis=1>(cls, k) t0 = Add(c, position)",
+    ]
+    for i in range(blocks):
+        lines += [
+            _norm(f"t{i}", f"n{i}", decomposed=decomposed),
+            _attention(f"n{i}", f"b{i}_", fused=fused),
+            f"r{i} = Add(t{i}, b{i}_out)",
+            _norm(f"r{i}", f"p{i}", decomposed=decomposed),
+            f"u{i} = MatMul(p{i}, Wu) g{i} = Tanh(u{i}) d{i} = MatMul(g{i}, Wd) t{i + 1} = Add(r{i}, d{i})",
+        ]
+    lines.append(_norm(f"t{blocks}", "z", decomposed=decomposed))
+    lines.append(
+        {
+            "class": "f = Gather<axis=1>(z, zero) y = Gemm(f, V)",
+            "slice": "f0 = Slice(z, zeros, ones, ones) f = Squeeze(f0, ones) y = Gemm(f, V)",
+            "mean": "f = ReduceMean<keepdims=0>(z, ones) y = Gemm(f, V)",
+            "patches": "f0 = Slice(z, first_patch, last, ones) f = ReduceMean<keepdims=0>(f0, ones) y = Gemm(f, V)",
+            "both": "f1 = Gather<axis=1>(z, zero) f2 = Slice(z, first_patch, last, ones)"
+            " f3 = ReduceMean<keepdims=0>(f2, ones) f = Concat<axis=1>(f1, f3) y = Gemm(f, V)",
+        }[head]
+    )
+    return graph(
+        "\n".join(lines),
+        inputs=f"float[{batch},3,8,8] x",
+        outputs=f"float[{batch},4] y",
+        K=(WIDTH, 3, 2, 2),
+        merged=[0, WIDTH, SIDE * SIDE],
+        prefix_shape=[prefix, WIDTH],
+        prefix_tokens=(1, prefix, WIDTH),
+        position=(1, count, WIDTH),
+        gamma=1 + weight("gamma", WIDTH) / 5,
+        beta=(WIDTH,),
+        W=(WIDTH, 3 * WIDTH),
+        Wq=(WIDTH, WIDTH),
+        Wk=(WIDTH, WIDTH),
+        Wv=(WIDTH, WIDTH),
+        Wo=(WIDTH, WIDTH),
+        Wu=(WIDTH, 2 * WIDTH),
+        Wd=(2 * WIDTH, WIDTH),
+        V=(2 * WIDTH if head == "both" else WIDTH, 4),
+        three_heads=[0, count, 3, HEADS, WIDTH // HEADS],
+        heads=[0, count, HEADS, WIDTH // HEADS],
+        joined=[0, count, WIDTH],
+        scale=np.float32((WIDTH // HEADS) ** -0.5),
+        tiny=np.float32(1e-5),
+        zero=0,
+        one=1,
+        two=2,
+        zeros=[0],
+        ones=[1],
+        minus=[-1],
+        last=[2**63 - 1],
+        first_patch=[prefix],
+    )
+
+
+def _norm(x: str, y: str, *, decomposed: bool) -> str:
+    if not decomposed:
+        return f"{y} = LayerNormalization<axis=-1>({x}, gamma, beta)"
+    return (
+        f"{y}_m = ReduceMean({x}, minus) {y}_d = Sub({x}, {y}_m) {y}_s = Mul({y}_d, {y}_d)"
+        f" {y}_v = ReduceMean({y}_s, minus) {y}_e = Add({y}_v, tiny) {y}_r = Sqrt({y}_e)"
+        f" {y}_q = Div({y}_d, {y}_r) {y}_g = Mul({y}_q, gamma) {y} = Add({y}_g, beta)"
+    )
+
+
+def _attention(x: str, p: str, *, fused: bool) -> str:
+    if fused:
+        parts = (
+            f"{p}w = MatMul({x}, W) {p}h = Reshape({p}w, three_heads) {p}t = Transpose<perm=[2, 0, 3, 1, 4]>({p}h)"
+            f" {p}q = Gather<axis=0>({p}t, zero) {p}k0 = Gather<axis=0>({p}t, one) {p}v = Gather<axis=0>({p}t, two)"
+        )
+    else:
+        parts = " ".join(
+            f"{p}{n}w = MatMul({x}, W{n}) {p}{n}h = Reshape({p}{n}w, heads)"
+            f" {p}{m} = Transpose<perm=[0, 2, 1, 3]>({p}{n}h)"
+            for n, m in (("q", "q"), ("k", "k0"), ("v", "v"))
+        )
+    return (
+        f"{parts} {p}k = Transpose<perm=[0, 1, 3, 2]>({p}k0) {p}l = MatMul({p}q, {p}k) {p}ls = Mul({p}l, scale)"
+        f" {p}a = Softmax({p}ls) {p}c = MatMul({p}a, {p}v) {p}j = Transpose<perm=[0, 2, 1, 3]>({p}c)"
+        f" {p}f = Reshape({p}j, joined) {p}out = MatMul({p}f, Wo)"
+    )
