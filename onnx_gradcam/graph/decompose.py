@@ -28,7 +28,7 @@ DECOMPOSITIONS: dict[tuple[str, str], Decomposition] = {}
 
 MICROSOFT = "com.microsoft"
 _HARDWARE_BOUND = "com.microsoft.nchwc"
-_TABLES = ("decompositions_fused", "decompositions_quantised")
+_TABLES = ("fused", "quantised")
 
 
 _F = TypeVar("_F", bound=Decomposition)
