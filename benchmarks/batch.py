@@ -1,11 +1,11 @@
-"""Throughput of `onnx-gradcam batch` on this computer against plain ONNX Runtime on pictures that are decoded already.
+"""Throughput of `onnx-gradcam batch` on this computer against plain ONNX Runtime on images that are decoded already.
 
     pip install 'onnx-gradcam[batch]'
     python benchmarks/batch.py
-    python benchmarks/batch.py --network mobilenet_v2 --pictures 5000 --formats parquet npz
+    python benchmarks/batch.py --network mobilenet_v2 --images 5000 --formats parquet npz
 
 The reference is the model without its explanation in a session of ONNX Runtime's own defaults, run over tensors in
-memory: nothing is read, decoded, explained or written. Both sides go over the same pictures in turns, block by block,
+memory: nothing is read, decoded, explained or written. Both sides go over the same images in turns, block by block,
 in one process; every second block the other way round. Prints markdown.
 """
 
@@ -40,10 +40,10 @@ def photographs(folder: Path, count: int, side: int = 256) -> list[Path]:
     paths = []
     for number in range(count):
         small = rng.integers(0, 256, (side // 8, side // 6, 3), dtype=np.uint8)
-        picture = cv2.resize(small, (side * 4 // 3, side), interpolation=cv2.INTER_CUBIC)
-        picture[side // 4 :, side // 3 : side] //= 2
+        image = cv2.resize(small, (side * 4 // 3, side), interpolation=cv2.INTER_CUBIC)
+        image[side // 4 :, side // 3 : side] //= 2
         paths.append(folder / f"{number:05d}.jpg")
-        cv2.imwrite(str(paths[-1]), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        cv2.imwrite(str(paths[-1]), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
     return paths
 
 
@@ -70,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnet50")
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--different", type=int, default=100, help="how many of them are not repeated ones")
-    parser.add_argument("--block", type=int, default=500, help="pictures a side and turn; four shards")
+    parser.add_argument("--block", type=int, default=500, help="images a side and turn; four shards")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--formats", nargs="+", default=["parquet"])
     options = parser.parse_args(argv)
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = folder / "model.onnx"
         onnx.save(build(options.network, size=224), model)
         files = [str(path) for path in photographs(folder, options.different)]
-        paths = [files[i % len(files)] for i in range(options.pictures)]
+        paths = [files[i % len(files)] for i in range(options.images)]
         for form in options.formats:
             job = Job(
                 model=model,
@@ -92,27 +92,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 choices={"preprocess": PREPROCESSING},
             )
             times = measure(job, paths, folder / form, options.block)
-            rates = options.pictures / times.sum(0)
+            rates = options.images / times.sum(0)
             ratios = times[:, 0] / times[:, 1]
             low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
             rows.append(
                 [form, f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{middle:.3f} ({low:.3f} to {high:.3f})", len(ratios)]
             )
     print(
-        f"{options.network}, {options.pictures} pictures, batch size {options.batch_size}, "
+        f"{options.network}, {options.images} images, batch size {options.batch_size}, "
         f"{machine('onnxruntime-gpu', 'onnxruntime', 'opencv-python', 'pyarrow')}\n"
     )
-    print(table(["format", "plain, pictures/s", "batch, pictures/s", "rate of batch / plain", "blocks"], rows))
+    print(table(["format", "plain, images/s", "batch, images/s", "rate of batch / plain", "blocks"], rows))
 
 
 def measure(job: Job, paths: Sequence[str], out: Path, block: int) -> npt.NDArray[np.float64]:
-    """Seconds of plain inference and of the whole work, for each block of pictures."""
+    """Seconds of plain inference and of the whole work, for each block of images."""
     plain, crew = Session(job.model), Crew(job)
     decoded: dict[str, Any] = {}
     for path in dict.fromkeys(paths):
-        picture = crew.explainer.prepared(path)
-        assert isinstance(picture, Prepared)
-        decoded[path] = picture.tensor
+        image = crew.explainer.prepared(path)
+        assert isinstance(image, Prepared)
+        decoded[path] = image.tensor
     (name,) = (one.name for one in plain.inputs)
 
     def infer(shard: Shard) -> None:
@@ -120,7 +120,7 @@ def measure(job: Job, paths: Sequence[str], out: Path, block: int) -> npt.NDArra
             plain.run({name: np.stack([decoded[path] for path in shard.paths[start : start + job.batch_size]])})
 
     def explain(shards: list[Shard]) -> None:
-        assert sum(r.pictures - r.failures for r in run_locally(crew, iter(shards), out, lambda _: None)) == sum(
+        assert sum(r.images - r.failures for r in run_locally(crew, iter(shards), out, lambda _: None)) == sum(
             len(shard.paths) for shard in shards
         )
 

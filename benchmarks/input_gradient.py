@@ -1,4 +1,4 @@
-"""What the gradient down to the picture costs: plain forward against forward and backward of one logit.
+"""What the gradient down to the image costs: plain forward against forward and backward of one logit.
 
 Run by hand::
 
@@ -89,14 +89,14 @@ def torch_sides(
         return None
     torch.set_num_threads(threads)
     network.requires_grad_(requires_grad=False)
-    picture = torch.from_numpy(x)
+    image = torch.from_numpy(x)
 
     def plain() -> Any:
         with torch.inference_mode():
-            return network(picture)
+            return network(image)
 
     def gradient() -> Array:
-        leaf = picture.detach().clone().requires_grad_()
+        leaf = image.detach().clone().requires_grad_()
         (found,) = torch.autograd.grad(network(leaf)[0, CLASS], leaf)
         return np.asarray(found)
 
@@ -166,11 +166,11 @@ def operators(name: str, profile: str, options: argparse.Namespace) -> list[obje
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What the gradient down to the picture costs.")
+    parser = argparse.ArgumentParser(description="What the gradient down to the image costs.")
     parser.add_argument("--networks", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--runs", type=int, default=30, help="rounds; each runs every side once")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", type=int, default=224, help="height and width of the picture")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--operators", action="store_true", help="also where ONNX Runtime spends the time")
     parser.add_argument("--quick", action="store_true", help="small and few, to see that everything runs")

@@ -79,22 +79,22 @@ def torch_sides(
     layer = network.get_submodule(TORCH_LAYERS[name])
 
     def sides(x: npt.NDArray[np.float32]) -> dict[str, Callable[[], Any]]:
-        picture = torch.from_numpy(x)
+        image = torch.from_numpy(x)
 
         def plain() -> Any:
             with torch.inference_mode():
-                return network(picture)
+                return network(image)
 
         def grad_cam() -> Any:
             # The tool hooks the network as long as it lives, and captum's must not pay for that.
             with GradCAM(network, [layer]) as tool:
-                return tool(picture, [ClassifierOutputTarget(CLASS)] * len(picture))
+                return tool(image, [ClassifierOutputTarget(CLASS)] * len(image))
 
         captum = LayerGradCam(network, layer)
         return {
             "plain": plain,
             "pytorch-grad-cam": grad_cam,
-            "captum": lambda: captum.attribute(picture, CLASS).detach().numpy()[:, 0],
+            "captum": lambda: captum.attribute(image, CLASS).detach().numpy()[:, 0],
         }
 
     return sides
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--runs", type=int, default=40, help="pairs of runs")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", type=int, default=224, help="height and width of the picture")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's tools out")
     parser.add_argument("--quick", action="store_true", help="small and few, to see that everything runs")
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""What methods that run a model many times cost: runs of the model, runs of its head, and time for one picture.
+"""What methods that run a model many times cost: runs of the model, runs of its head, and time for one image.
 
 Run by hand::
 
@@ -6,7 +6,7 @@ Run by hand::
     python benchmarks/many_runs.py --network squeezenet1_1 --methods scorecam rise
     python benchmarks/many_runs.py --quick                  # small: does it run at all?
 
-Rows are counted as they are handed to ONNX Runtime. Time is the processor's, for one picture and its best class, and
+Rows are counted as they are handed to ONNX Runtime. Time is the processor's, for one image and its best class, and
 also in plain forward passes of one row; sessions are made before. Prints markdown.
 """
 

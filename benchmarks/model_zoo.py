@@ -89,7 +89,7 @@ class Finding:
         return "QuantizeLinear" in self.entry["op_types"]
 
 
-def picture_paths(entry: Mapping[str, Any], data: Path) -> list[Path]:
+def image_paths(entry: Mapping[str, Any], data: Path) -> list[Path]:
     """The photographs that the manifest has results for; any photograph where it has none."""
     return [data / name for name in entry["top3"] or [SPARE_PHOTO]]
 
@@ -113,8 +113,8 @@ def check(entry: Mapping[str, Any], data: Path) -> Finding:
         found.work = plan(path)
         explainer = Explainer(path, labels=data / entry["labels"], preprocess=entry["preprocessing"])
         original = Session(path, disabled_optimizers=explainer.metadata.disabled_optimizers)
-        for picture in picture_paths(entry, data):
-            check_picture(found, explainer, original, picture)
+        for image in image_paths(entry, data):
+            check_image(found, explainer, original, image)
         found.agreement = weights_agreement(found, explainer, path, data)
     except ExplainError as exc:
         found.trouble.append(str(exc))
@@ -129,7 +129,7 @@ def check(entry: Mapping[str, Any], data: Path) -> Finding:
     return found
 
 
-def check_picture(found: Finding, explainer: Explainer, original: Session, path: Path) -> None:
+def check_image(found: Finding, explainer: Explainer, original: Session, path: Path) -> None:
     """Best class and outputs on one photograph."""
     best = explainer(path).top(1)[0]
     recorded = found.entry["top3"].get(str(path.relative_to(path.parents[2])))
@@ -146,7 +146,7 @@ def weights_agreement(found: Finding, explainer: Explainer, path: Path, data: Pa
     """How far the linear and the finite channel weights are from the gradient's, over all photographs."""
     work = found.work
     assert work is not None
-    x = np.concatenate([tensor(explainer, picture) for picture in picture_paths(found.entry, data)])
+    x = np.concatenate([tensor(explainer, image) for image in image_paths(found.entry, data)])
     ways = ["gradient", "finite", "linear"] if work.head is not None else []
     seen: dict[str, Array] = {}
     for way in ways:

@@ -37,7 +37,7 @@ class Writer:
     """Appends layers to a graph; a tensor is its name, and `channels` knows its width.
 
     Args:
-        size: height and width of the picture.
+        size: height and width of the image.
         seed: of the random weights.
     """
 
@@ -274,7 +274,7 @@ def build(name: str, *, size: int = 224, width: float = 1.0, seed: int = 0) -> o
 
     Args:
         name: one of `NETWORKS`.
-        size: height and width of the picture, a multiple of 32.
+        size: height and width of the image, a multiple of 32.
         width: factor on every layer's width.
         seed: of the weights.
     """
@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write a classifier with random weights.")
     parser.add_argument("name", choices=NETWORKS)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--size", type=int, default=224, help="height and width of the picture")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     parser.add_argument("--width", type=float, default=1.0, help="factor on the width of every layer")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(argv)

@@ -8,9 +8,9 @@ The boxes' file holds `images`: name -> `file` (relative to the folder), `object
 `[x0, y0, x1, y1]` in pixels of the photograph, and `imagenet_candidates`, the model's classes that mean this object.
 For every object the candidate with the highest score is explained, if it is among the model's `--rank` highest. An
 object may have several boxes: any of them counts. Where the largest value is reached at several pixels (bilinear
-interpolation is flat at the picture's border) the middle of them is taken. A blank heatmap is a miss.
+interpolation is flat at the image's border) the middle of them is taken. A blank heatmap is a miss.
 
-The preprocessing should show the model the whole picture (`"resize": "stretch"`). Prints markdown.
+The preprocessing should show the model the whole image (`"resize": "stretch"`). Prints markdown.
 
 Zhang et al. 2018, Top-down neural attention by excitation backprop, section 4.2 (here without a tolerance around the
 boxes); energy inside the box as in Wang et al. 2020, Score-CAM, section 4.2.
@@ -40,16 +40,16 @@ SMALL = 0.25
 
 @dataclass(frozen=True)
 class Game:
-    """One object in one picture.
+    """One object in one image.
 
     Attributes:
-        picture: its path.
+        image: its path.
         name: of the object's class in the boxes' file.
-        boxes: `[x0, y0, x1, y1]` in pixels of the picture, x1 and y1 included.
+        boxes: `[x0, y0, x1, y1]` in pixels of the image, x1 and y1 included.
         classes: the model's classes that mean this object.
     """
 
-    picture: Path
+    image: Path
     name: str
     boxes: Sequence[Sequence[float]]
     classes: Sequence[int]
@@ -69,8 +69,8 @@ class Result:
     Attributes:
         hit: whether its maximum lies in a box.
         energy: how much of its sum lies in the boxes.
-        area: how much of the picture the boxes cover: what a heatmap that knows nothing would have.
-        centre: whether the middle of the picture lies in a box.
+        area: how much of the image the boxes cover: what a heatmap that knows nothing would have.
+        centre: whether the middle of the image lies in a box.
         blank: whether the heatmap is zero everywhere.
     """
 
@@ -94,11 +94,11 @@ def read_games(boxes: Path, images: Path) -> list[Game]:
 
 def choose_classes(explainer: Explainer, games: Iterable[Game], rank: int) -> dict[int, list[Game]]:
     """Class to explain -> its objects; objects that the model does not rank high enough are left out."""
-    of_picture: dict[Path, list[Game]] = defaultdict(list)
+    of_image: dict[Path, list[Game]] = defaultdict(list)
     for game in games:
-        of_picture[game.picture].append(game)
+        of_image[game.image].append(game)
     chosen: dict[int, list[Game]] = defaultdict(list)
-    for explanation, mine in zip(explainer.stream(of_picture), of_picture.values(), strict=True):
+    for explanation, mine in zip(explainer.stream(of_image), of_image.values(), strict=True):
         if isinstance(explanation, ExplainError):
             raise explanation
         best = [target.index for target in explanation.top(rank)]
@@ -119,7 +119,7 @@ def play(explainer: Explainer, chosen: Mapping[int, Sequence[Game]]) -> list[Res
     """Explain every object and look where its heatmap points."""
     results = []
     for index, games in chosen.items():
-        for explanation, game in zip(explainer.stream((g.picture for g in games), index), games, strict=True):
+        for explanation, game in zip(explainer.stream((g.image for g in games), index), games, strict=True):
             if isinstance(explanation, ExplainError):
                 raise explanation
             heatmap = explanation.heatmap_on_image()
@@ -141,8 +141,8 @@ def rows(results: Sequence[Result]) -> list[list[object]]:
     """All objects, those whose boxes are small enough to be missed, and those that are not in the middle."""
     parts = {
         "all": results,
-        f"boxes below {SMALL:.0%} of the picture": [r for r in results if r.area < SMALL],
-        "not in the picture's middle": [r for r in results if not r.centre],
+        f"boxes below {SMALL:.0%} of the image": [r for r in results if r.area < SMALL],
+        "not in the image's middle": [r for r in results if not r.centre],
     }
     found: list[list[object]] = []
     for name, these in parts.items():
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = explainer.metadata
     subject = f"{options.model.name}, {facts.method} at `{facts.target_tensor}`, rank {options.rank} or better"
     print(f"{subject}; {machine('onnxruntime-gpu', 'onnxruntime')}\n")
-    header = ["objects", "count", "maximum in the box", "a random pixel", "the picture's middle", "energy in the box"]
+    header = ["objects", "count", "maximum in the box", "a random pixel", "the image's middle", "energy in the box"]
     print(table([*header, "blank"], rows(results)))
 
 

@@ -26,8 +26,8 @@ from networks import build, photo_like
 from serving_clients import (
     Served,
     ask_tensors,
+    image_body,
     photograph,
-    picture_body,
     post,
     tensor_body,
     tensor_input,
@@ -63,14 +63,14 @@ def ways(served: Served, image: str, *, plain: bool) -> dict[str, Callable[[], A
         return client
 
     photo = photograph()
-    pictures = ["scores"] if plain else ["scores", "overlay_png"]
+    images = ["scores"] if plain else ["scores", "overlay_png"]
     return {
         "gRPC, tensor [1, 3, 224, 224]": over_grpc(x),
         "gRPC, tensor [8, 3, 224, 224]": over_grpc(np.repeat(x, 8, axis=0)),
         "REST, the same [1, ...] as JSON": over_rest(tensor_body(image, x, outputs)),
-        "REST, JPEG in, scores (and overlay) out": over_rest(picture_body(photo, target="top1", outputs=pictures)),
+        "REST, JPEG in, scores (and overlay) out": over_rest(image_body(photo, target="top1", outputs=images)),
         "REST, JPEG in, scores (and heatmap as PNG) out": over_rest(
-            picture_body(photo, target="top1", outputs=["scores"] if plain else ["scores", "heatmap_png"])
+            image_body(photo, target="top1", outputs=["scores"] if plain else ["scores", "heatmap_png"])
         ),
     }
 

@@ -102,8 +102,8 @@ def ask_tensors(client: InferenceServerClient, inputs: list[InferInput], outputs
         assert answer.as_numpy(name) is not None
 
 
-def picture_body(photo: bytes, *, target: str, outputs: list[str]) -> bytes:
-    """A request for REST with one picture file."""
+def image_body(photo: bytes, *, target: str, outputs: list[str]) -> bytes:
+    """A request for REST with one image file."""
     data = base64.b64encode(photo).decode()
     document = {
         "inputs": [{"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [data]}],

@@ -16,8 +16,8 @@ from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.serve import server
-from onnx_gradcam.serve.answering import PICTURES
-from onnx_gradcam.serve.limits import decode_picture
+from onnx_gradcam.serve.answering import IMAGES
+from onnx_gradcam.serve.limits import decode_image
 from onnx_gradcam.serve.mlserver import ExplainRuntime
 from onnx_gradcam.serve.query import Query, Result, files, numbers
 
@@ -37,8 +37,8 @@ class PlainRuntime(ExplainRuntime):
     def _scores(self, query: Query) -> tuple[list[Result], str, int]:
         (tensor,) = query.tensors
         described = self._answerer.explainer.preprocessing
-        if tensor.name == PICTURES:
-            pixels = [decode_picture(one, self.limits, free_size=False) for one in files(tensor)]
+        if tensor.name == IMAGES:
+            pixels = [decode_image(one, self.limits, free_size=False) for one in files(tensor)]
             batch: Any = np.stack([prepare(one, described)[0] for one in pixels])
         else:
             info = self._plain.inputs[0]

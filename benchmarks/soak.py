@@ -23,8 +23,8 @@ from serving_clients import (
     MODEL,
     Served,
     ask_tensors,
+    image_body,
     photograph,
-    picture_body,
     post,
     tensor_input,
 )
@@ -34,13 +34,13 @@ GROWTH = 0.02
 
 
 def work(served: Served, stop: threading.Event, counts: dict[str, int], seed: int) -> None:
-    """One client: tensors of changing batch over gRPC, pictures over REST, and every tenth request malformed."""
+    """One client: tensors of changing batch over gRPC, images over REST, and every tenth request malformed."""
     rng = np.random.default_rng(seed)
     client, connection = served.client(), served.connection()
     described = client.get_model_metadata(MODEL, as_json=True)["inputs"][0]
     shape = [int(size) for size in described["shape"][1:]]
     bodies = [
-        picture_body(photograph(side), target="top3", outputs=["overlay_png", "heatmap"]) for side in (200, 640, 1600)
+        image_body(photograph(side), target="top3", outputs=["overlay_png", "heatmap"]) for side in (200, 640, 1600)
     ]
     for number in itertools.count():
         if stop.is_set():
@@ -50,7 +50,7 @@ def work(served: Served, stop: threading.Event, counts: dict[str, int], seed: in
             counts["malformed"] += 1
         elif number % 5 == 4:
             assert post(connection, bodies[number % 3]) == 200
-            counts["pictures"] += 1
+            counts["images"] += 1
         else:
             batch = rng.standard_normal((int(rng.integers(1, 9)), *shape), np.float32)
             try:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=4)
     arguments = parser.parse_args(argv)
-    counts = {"tensors": 0, "pictures": 0, "malformed": 0}
+    counts = {"tensors": 0, "images": 0, "malformed": 0}
     with Served(arguments.model, "--threads=1") as served:
         stop = threading.Event()
         clients = [

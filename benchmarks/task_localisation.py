@@ -6,7 +6,7 @@ Run by hand::
         --preprocess '{"size": [257, 257], "resize": "stretch", ...}'
 
 `--boxes` is a folder of PASCAL VOC's XML files, one a photograph. Every class that has a box in a photograph is
-explained there, if the model finds it: in a segmentation where its own mask holds at least `--least` of the picture,
+explained there, if the model finds it: in a segmentation where its own mask holds at least `--least` of the image,
 in a detector where the score of its best box is at least `--least`. The maximum of the heatmap has to lie in a box of
 that class, as in `pointing_game.py`. Prints markdown.
 """
@@ -61,14 +61,14 @@ def found_by(explainer: Explainer, games: Sequence[Game], least: float) -> dict[
     """Class -> the objects of it that the model finds."""
     chosen: dict[int, list[Game]] = {}
     scores: dict[Path, Any] = {}
-    photos = list(dict.fromkeys(game.picture for game in games))
+    photos = list(dict.fromkeys(game.image for game in games))
     for photo, explanation in zip(photos, explainer.stream(photos), strict=True):
         if isinstance(explanation, ExplainError):
             raise explanation
         scores[photo] = explanation.scores
     for game in games:
         (index,) = game.classes
-        if scores[game.picture][index] >= least:
+        if scores[game.image][index] >= least:
             chosen.setdefault(index, []).append(game)
     return chosen
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts = explainer.metadata
         found += [[f"{facts.method}, `{facts.target_tensor}`", *row] for row in rows(results)]
     print(f"{options.model.name}; {machine('onnxruntime-gpu', 'onnxruntime')}\n")
-    header = ["objects", "count", "maximum in a box", "a random pixel", "the picture's middle", "energy in the boxes"]
+    header = ["objects", "count", "maximum in a box", "a random pixel", "the image's middle", "energy in the boxes"]
     print(table(["method, layer", *header, "blank"], found))
 
 

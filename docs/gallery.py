@@ -1,6 +1,6 @@
-"""Draws pictures of the documentation from the demo model: `python docs/gallery.py` after a method was added.
+"""Draws images of the documentation from the demo model: `python docs/gallery.py` after a method was added.
 
-`images/methods.jpg` is what every method makes of one picture; `images/tasks.jpg` is the demo network as a segmenter
+`images/methods.jpg` is what every method makes of one image; `images/tasks.jpg` is the demo network as a segmenter
 and as a detector, its linear layer put at every place.
 """
 
@@ -15,36 +15,36 @@ from onnx_gradcam import Explainer
 from onnx_gradcam.editor.methods.catalogue import methods
 from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.images.drawing import sheet
-from onnx_gradcam.runtime.explanation import Picture
+from onnx_gradcam.runtime.explanation import Drawing
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
 WIDTH = 1100
-PICTURE, CLASS = MODELS / "circle_and_star.png", "star"
+IMAGE, CLASS = MODELS / "circle_and_star.png", "star"
 
 
-def method_gallery() -> Picture:
+def method_gallery() -> Drawing:
     """One panel a method, in the order of the registry."""
     panels = []
     for name, method in methods().items():
         if "attentions" in method.needs:
             continue  # the demo model is no transformer
         explainer = Explainer(MODELS / "shapes.onnx", method=name)
-        explanation = explainer(PICTURE, target=CLASS)
+        explanation = explainer(IMAGE, target=CLASS)
         panels.append((name, explanation.heatmap_on_image()))
     whole = sheet(explanation.image, panels, row=7)
     height, width = whole.shape[:2]
-    return Picture(resized(whole, round(height * WIDTH / width), WIDTH))
+    return Drawing(resized(whole, round(height * WIDTH / width), WIDTH))
 
 
-def task_gallery() -> Picture:
+def task_gallery() -> Drawing:
     """Segmentation and detection, by HiResCAM and by Grad-CAM."""
     panels = []
     for task in ("segmentation", "detection"):
         for method in ("hirescam", "gradcam"):
-            explanation = Explainer(place_by_place(task), task=task, method=method)(PICTURE, target=CLASS)
+            explanation = Explainer(place_by_place(task), task=task, method=method)(IMAGE, target=CLASS)
             panels.append((f"{task}, {method}", explanation.heatmap_on_image()))
-    return Picture(sheet(explanation.image, panels, row=4))
+    return Drawing(sheet(explanation.image, panels, row=4))
 
 
 def place_by_place(task: str) -> onnx.ModelProto:

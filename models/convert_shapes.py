@@ -86,16 +86,16 @@ def write_mxnet() -> None:
     block = mx.gluon.SymbolBlock.imports(
         str(HERE / "shapes-symbol.json"), ["image"], str(HERE / "shapes-0000.params"), ctx=mx.cpu()
     )
-    check(lambda pictures: block(mx.nd.array(pictures)).asnumpy())
+    check(lambda images: block(mx.nd.array(images)).asnumpy())
 
 
-def check(run) -> None:  # noqa: ANN001 - any function from pictures to logits
+def check(run) -> None:  # noqa: ANN001 - any function from images to logits
     """The logits are those of `shapes.onnx`."""
     import onnxruntime  # noqa: PLC0415
 
-    pictures = np.random.default_rng(0).random((4, 3, 96, 96), np.float32)
-    (expected,) = onnxruntime.InferenceSession(HERE / "shapes.onnx").run(["logits"], {"image": pictures})
-    gap = float(np.abs(run(pictures) - expected).max() / np.abs(expected).max())
+    images = np.random.default_rng(0).random((4, 3, 96, 96), np.float32)
+    (expected,) = onnxruntime.InferenceSession(HERE / "shapes.onnx").run(["logits"], {"image": images})
+    gap = float(np.abs(run(images) - expected).max() / np.abs(expected).max())
     print(f"logits differ from those of shapes.onnx by {gap:.1e} of the largest")
     assert gap < 1e-5, gap
 

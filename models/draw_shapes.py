@@ -1,8 +1,8 @@
-"""Draws the demo's pictures: coloured shapes on textured, noisy backgrounds, with ground-truth boxes.
+"""Draws the demo's images: coloured shapes on textured, noisy backgrounds, with ground-truth boxes.
 
-Everything comes from one seeded generator, so a picture is its seed. Colour, size, angle, place and texture are
-drawn independently of the class: only the outline tells a star from a ring. Lengths are fractions of the picture's
-side, so the same code draws the 96-pixel training pictures and the larger example pictures.
+Everything comes from one seeded generator, so an image is its seed. Colour, size, angle, place and texture are
+drawn independently of the class: only the outline tells a star from a ring. Lengths are fractions of the image's
+side, so the same code draws the 96-pixel training images and the larger example images.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Shape(NamedTuple):
     box: tuple[int, int, int, int]
 
 
-class Picture(NamedTuple):
-    """A picture, RGB uint8 `[side, side, 3]`, and what was drawn on it, back to front."""
+class Scene(NamedTuple):
+    """An image, RGB uint8 `[side, side, 3]`, and what was drawn on it, back to front."""
 
     pixels: Pixels
     shapes: tuple[Shape, ...]
 
 
-def draw_picture(rng: np.random.Generator, indices: list[int], side: int = 96) -> Picture:
-    """Draws one picture with one shape for each class index, in that order, back to front.
+def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96) -> Scene:
+    """Draws one image with one shape for each class index, in that order, back to front.
 
     Args:
         rng: The generator everything is drawn from.
@@ -51,7 +51,7 @@ def draw_picture(rng: np.random.Generator, indices: list[int], side: int = 96) -
         side: Width and height in pixels.
 
     Returns:
-        The picture and the shapes that are on it.
+        The image and the shapes that are on it.
     """
     canvas = _background(rng, side)
     placed: list[Shape] = []
@@ -63,17 +63,17 @@ def draw_picture(rng: np.random.Generator, indices: list[int], side: int = 96) -
             placed.append(Shape(index, _box(taken[-1])))
     grain = np.float32(rng.uniform(0.0, 14.0))
     canvas += grain * rng.standard_normal(canvas.shape, np.float32)
-    return Picture(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), tuple(placed))
+    return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), tuple(placed))
 
 
-def draw_pictures(seed: int, count: int, least: int = 1, most: int = 3, side: int = 96) -> list[Picture]:
-    """Draws `count` pictures with `least` to `most` shapes of different classes each."""
+def draw_images(seed: int, count: int, least: int = 1, most: int = 3, side: int = 96) -> list[Scene]:
+    """Draws `count` images with `least` to `most` shapes of different classes each."""
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for _ in range(count):
         shapes = int(rng.integers(least, most + 1))
-        pictures.append(draw_picture(rng, rng.permutation(len(LABELS))[:shapes].tolist(), side))
-    return pictures
+        images.append(draw_image(rng, rng.permutation(len(LABELS))[:shapes].tolist(), side))
+    return images
 
 
 def outline(rng: np.random.Generator, index: int) -> list[Floats]:
@@ -108,7 +108,7 @@ def _rotation(angle: float) -> Floats:
 
 
 def _place(rng: np.random.Generator, index: int, side: int, taken: list[Mask]) -> Floats | None:
-    """Mask `[side, side]` in [0, 1] of a shape wholly inside the picture, or None where there is no room.
+    """Mask `[side, side]` in [0, 1] of a shape wholly inside the image, or None where there is no room.
 
     `taken` holds the filled outlines of the shapes placed so far; the new one is added to it.
     """
@@ -174,7 +174,7 @@ def _colours(rng: np.random.Generator, count: int) -> Floats:
 
 
 def _ramp(rng: np.random.Generator, side: int) -> Floats:
-    """A plane through the picture's middle at a random angle, `[side, side]`, about -1 to 1."""
+    """A plane through the image's middle at a random angle, `[side, side]`, about -1 to 1."""
     angle = rng.uniform(0, 2 * np.pi)
     axis = ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
     return np.float32(np.cos(angle)) * axis + np.float32(np.sin(angle)) * axis[:, None]

@@ -6,13 +6,13 @@ Needs `torch` and `onnxscript` beside the project's own dependencies, and about 
 random number comes from a fixed seed; another processor or another PyTorch changes the last digits of the weights and
 hardly the figures in README.md.
 
-What is learnt: a picture holds one to three shapes of different classes, and the network says of each class whether
-the picture holds it. Six independent logits, trained with binary cross-entropy: above 0 means "it is there", the
+What is learnt: an image holds one to three shapes of different classes, and the network says of each class whether
+the image holds it. Six independent logits, trained with binary cross-entropy: above 0 means "it is there", the
 sigmoid is the probability, and the highest logit is the shape the network is surest of. With a softmax the classes
-would compete for one answer, and a picture with a circle and a star would have no right one; here both logits are
+would compete for one answer, and an image with a circle and a star would have no right one; here both logits are
 high, and each has its own heatmap.
 
-Test accuracy is the strictest reading of that: a fresh picture counts as right if all six answers are right.
+Test accuracy is the strictest reading of that: a fresh image counts as right if all six answers are right.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from draw_shapes import LABELS, Picture, Pixels, draw_picture, draw_pictures
+from draw_shapes import LABELS, Pixels, Scene, draw_image, draw_images
 from torch import nn
 
 FOLDER = Path(__file__).parent
 SIDE = 96
 TRAIN_SEED, STEPS, BATCH = 0, 1600, 64
-TEST_PICTURES = 2000
+TEST_IMAGES = 2000
 PREPROCESSING: dict[str, Any] = {
     "size": [SIDE, SIDE],
     "resize": "stretch",
@@ -77,7 +77,7 @@ class ShapeNet(nn.Module):
         self.head = nn.Linear(64, len(LABELS))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Preprocessed pictures `[N, 3, 96, 96]` to logits `[N, 6]`."""
+        """Preprocessed images `[N, 3, 96, 96]` to logits `[N, 6]`."""
         return self.head(self.pool(self.features(image)).flatten(1))
 
 
@@ -87,23 +87,23 @@ def _block(channels: int, filters: int) -> nn.Sequential:
 
 
 def preprocess(pixels: list[Pixels], interpolation: int = cv2.INTER_LINEAR) -> torch.Tensor:
-    """RGB uint8 pictures of any size to the network's input `[N, 3, 96, 96]`, as `PREPROCESSING` says."""
-    resized = [cv2.resize(picture, (SIDE, SIDE), interpolation=interpolation) for picture in pixels]
+    """RGB uint8 images of any size to the network's input `[N, 3, 96, 96]`, as `PREPROCESSING` says."""
+    resized = [cv2.resize(image, (SIDE, SIDE), interpolation=interpolation) for image in pixels]
     batch = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return (batch * PREPROCESSING["scale"] - mean) / std
 
 
-def presence(pictures: list[Picture]) -> torch.Tensor:
-    """1 where the picture holds the class, 0 elsewhere: `[N, 6]`."""
-    wanted = torch.zeros(len(pictures), len(LABELS))
-    for row, picture in zip(wanted, pictures, strict=True):
-        row[[shape.index for shape in picture.shapes]] = 1
+def presence(images: list[Scene]) -> torch.Tensor:
+    """1 where the image holds the class, 0 elsewhere: `[N, 6]`."""
+    wanted = torch.zeros(len(images), len(LABELS))
+    for row, image in zip(wanted, images, strict=True):
+        row[[shape.index for shape in image.shapes]] = 1
     return wanted
 
 
 def train() -> ShapeNet:
-    """A network trained on `STEPS` batches, every picture drawn for it and seen once."""
+    """A network trained on `STEPS` batches, every image drawn for it and seen once."""
     torch.manual_seed(TRAIN_SEED)
     rng = np.random.default_rng(TRAIN_SEED)
     model = ShapeNet().to(memory_format=torch.channels_last)
@@ -111,9 +111,9 @@ def train() -> ShapeNet:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=STEPS)
     begun, running = time.perf_counter(), 0.7
     for step in range(1, STEPS + 1):
-        pictures = draw_pictures(int(rng.integers(2**62)), BATCH)
-        images = preprocess([picture.pixels for picture in pictures]).to(memory_format=torch.channels_last)
-        loss = nn.functional.binary_cross_entropy_with_logits(model(images), presence(pictures))
+        scenes = draw_images(int(rng.integers(2**62)), BATCH)
+        images = preprocess([scene.pixels for scene in scenes]).to(memory_format=torch.channels_last)
+        loss = nn.functional.binary_cross_entropy_with_logits(model(images), presence(scenes))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -125,7 +125,7 @@ def train() -> ShapeNet:
 
 
 class Figures(NamedTuple):
-    """Shares between 0 and 1 over a set of pictures; README.md says what each one means."""
+    """Shares between 0 and 1 over a set of images; README.md says what each one means."""
 
     exact: float
     answers: float
@@ -147,20 +147,20 @@ def look(model: ShapeNet, images: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return logits, nn.functional.interpolate(cams, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
-def measure(model: ShapeNet, pictures: list[Picture]) -> Figures:
-    """What the network knows of `pictures`, drawn at 96 x 96, and where it looks."""
+def measure(model: ShapeNet, images: list[Scene]) -> Figures:
+    """What the network knows of `images`, drawn at 96 x 96, and where it looks."""
     exact, answers, top, inside = [], [], [], []
     hits: list[list[bool]] = [[] for _ in LABELS]
-    for start in range(0, len(pictures), 100):
-        chunk = pictures[start : start + 100]
-        logits, heatmaps = look(model, preprocess([picture.pixels for picture in chunk]))
+    for start in range(0, len(images), 100):
+        chunk = images[start : start + 100]
+        logits, heatmaps = look(model, preprocess([image.pixels for image in chunk]))
         wanted = presence(chunk) == 1
         right = (logits > 0) == wanted
         exact += right.all(dim=1).tolist()
         answers += right.flatten().tolist()
         top += wanted.gather(1, logits.argmax(dim=1, keepdim=True)).flatten().tolist()
-        for picture, maps in zip(chunk, heatmaps.numpy(), strict=True):
-            for shape in picture.shapes:
+        for image, maps in zip(chunk, heatmaps.numpy(), strict=True):
+            for shape in image.shapes:
                 x0, y0, x1, y1 = shape.box
                 heatmap = maps[shape.index]
                 y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
@@ -226,7 +226,7 @@ def check_export(model: ShapeNet) -> float:
     program = torch.export.load(FOLDER / "shapes.pt2").module()
     worst = 0.0
     for batch in (1, 3):
-        images = preprocess([picture.pixels for picture in draw_pictures(batch, batch)])
+        images = preprocess([image.pixels for image in draw_images(batch, batch)])
         with torch.inference_mode():
             wanted = model(images)
             again = program(images)
@@ -238,24 +238,24 @@ def check_export(model: ShapeNet) -> float:
 
 
 def write_examples(model: ShapeNet) -> None:
-    """Draws the example pictures and boxes.json; fails if the network is wrong about one of them."""
+    """Draws the example images and boxes.json; fails if the network is wrong about one of them."""
     boxes = {}
     for stem, (seed, names) in EXAMPLES.items():
         wanted = [LABELS.index(name) for name in names]
-        picture = draw_picture(np.random.default_rng(seed), wanted, EXAMPLE_SIDE)
+        image = draw_image(np.random.default_rng(seed), wanted, EXAMPLE_SIDE)
         for interpolation in (cv2.INTER_LINEAR, cv2.INTER_AREA):
-            logits, heatmaps = look(model, preprocess([picture.pixels], interpolation))
+            logits, heatmaps = look(model, preprocess([image.pixels], interpolation))
             found = torch.nonzero(logits[0] > 0).flatten().tolist()
             assert found == sorted(wanted), f"{stem}: found {[LABELS[i] for i in found]}"
-            for shape in picture.shapes:
+            for shape in image.shapes:
                 heatmap = heatmaps[0, shape.index].numpy()
                 y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
                 x0, y0, x1, y1 = (edge * SIDE / EXAMPLE_SIDE for edge in shape.box)
                 hit = x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1
                 assert hit, f"{stem}: the heatmap for {LABELS[shape.index]} points elsewhere"
-        cv2.imwrite(str(FOLDER / f"{stem}.png"), cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(FOLDER / f"{stem}.png"), cv2.cvtColor(image.pixels, cv2.COLOR_RGB2BGR))
         boxes[f"{stem}.png"] = [
-            {"label": LABELS[shape.index], "index": shape.index, "box": list(shape.box)} for shape in picture.shapes
+            {"label": LABELS[shape.index], "index": shape.index, "box": list(shape.box)} for shape in image.shapes
         ]
     (FOLDER / "boxes.json").write_text(json.dumps(boxes, indent=2) + "\n")
 
@@ -265,7 +265,7 @@ def write_figures(single: Figures, several: Figures, difference: float) -> None:
     rows = [
         ("test accuracy: all six answers right", "exact"),
         ("one answer right", "answers"),
-        ("top-1: the highest logit's shape is in the picture", "top"),
+        ("top-1: the highest logit's shape is in the image", "top"),
         ("pointing game: the heatmap's maximum lies in the shape's box", "pointing"),
         ("share of the heatmap that lies in the shape's box", "inside"),
     ]
@@ -285,13 +285,13 @@ def write_figures(single: Figures, several: Figures, difference: float) -> None:
 
 
 def main() -> None:
-    """Trains, measures on fresh pictures, exports, and draws the examples."""
+    """Trains, measures on fresh images, exports, and draws the examples."""
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)  # noqa: FBT003
     cv2.setNumThreads(1)
     model = train()
-    single = measure(model, draw_pictures(1001, TEST_PICTURES, least=1, most=1))
-    several = measure(model, draw_pictures(1002, TEST_PICTURES, least=2, most=3))
+    single = measure(model, draw_images(1001, TEST_IMAGES, least=1, most=1))
+    several = measure(model, draw_images(1002, TEST_IMAGES, least=2, most=3))
     export(model)
     write_figures(single, several, check_export(model))
     write_examples(model)

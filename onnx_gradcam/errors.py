@@ -1,18 +1,14 @@
-"""The exception tree. Every message is one sentence that names the culprit and the remedy.
+"""The exceptions of the package, by what went wrong. Every message names the culprit and the remedy.
 
 ::
 
-    ExplainError                 anything this package refuses or fails at
-    ├── ModelError               the file is no usable ONNX model (damaged, unsafe, missing weights)
-    ├── TargetError              the score, layer or class asked for is not in the model
-    ├── UnsupportedError         the model is fine, but a gradient through one of its nodes cannot be had
-    ├── ExportError              a framework's file that cannot be converted, or what converting it takes is missing
-    ├── ShapeError               two shapes that have to agree do not
-    ├── PreprocessingError       a preprocessing description or label file that makes no sense
-    ├── ImageError               a picture that cannot be read, or is too large
-    ├── RuntimeProviderError     an execution provider that is not there, or a session that fails
-    ├── RequestError             a request to a server that is malformed, too large, too many or too late
-    └── BatchError               a run over many pictures that cannot be begun, continued or finished
+    ExplainError             base of everything this package raises on purpose
+    ├── InputError           something the user gave: a path, a value, an image, an option
+    ├── ModelError           the model is damaged, unsafe, incomplete, or fails when it runs
+    ├── TargetError          the score, layer or class asked for is not in the model
+    ├── UnsupportedError     the model is valid, but cannot be explained in the way asked for
+    ├── ExportError          a framework's model cannot be exported, or what that needs is not installed
+    └── ServerError          a server refuses a request
 """
 
 from __future__ import annotations
@@ -21,18 +17,15 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
-    "BatchError",
     "ExplainError",
     "ExportError",
-    "ImageError",
+    "InputError",
     "ModelError",
-    "PreprocessingError",
-    "RequestError",
-    "RuntimeProviderError",
-    "ShapeError",
+    "ServerError",
     "TargetError",
     "UnsupportedError",
     "near_matches",
+    "reason",
 ]
 
 
@@ -40,8 +33,12 @@ class ExplainError(Exception):
     """Base of everything this package raises on purpose."""
 
 
+class InputError(ExplainError):
+    """Something the user gave cannot be used: a path, a value, an image, an option."""
+
+
 class ModelError(ExplainError):
-    """The file is no usable ONNX model."""
+    """The model is damaged, unsafe or incomplete, or fails when it runs."""
 
 
 class TargetError(ExplainError):
@@ -49,34 +46,18 @@ class TargetError(ExplainError):
 
 
 class UnsupportedError(ExplainError):
-    """A gradient through a node of the model cannot be had."""
+    """The model is valid, but cannot be explained in the way asked for."""
 
 
 class ExportError(ExplainError):
-    """A framework's file cannot be converted, or what converting it takes is not installed."""
+    """A framework's model cannot be exported, or what that needs is not installed."""
 
 
-class ShapeError(ExplainError):
-    """Two shapes that have to agree do not."""
-
-
-class PreprocessingError(ExplainError):
-    """A preprocessing description or a label file that makes no sense."""
-
-
-class ImageError(ExplainError):
-    """A picture that cannot be read, or is too large."""
-
-
-class RuntimeProviderError(ExplainError):
-    """An execution provider that is not there, or a session that fails."""
-
-
-class RequestError(ExplainError):
-    """A request to a server that is refused.
+class ServerError(ExplainError):
+    """A server refuses a request.
 
     Attributes:
-        status: the HTTP status that says why: 400 malformed, 413 too large, 429 too many, 504 too late ...
+        status: the HTTP status: 400 malformed, 413 too large, 429 too many, 504 too late ...
     """
 
     def __init__(self, message: str, status: int = 400) -> None:
@@ -84,12 +65,23 @@ class RequestError(ExplainError):
         self.status = status
 
 
-class BatchError(ExplainError):
-    """A run over many pictures that cannot be begun, continued or finished."""
-
-
 def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
-    """Say which of `known` look like `wanted`: the tail of an error message, empty when nothing does."""
-    names = {name.casefold(): name for name in known}
-    close = [names[name] for name in difflib.get_close_matches(wanted.casefold(), list(names), n=limit, cutoff=0.5)]
+    """Suggest names like `wanted`: the tail of an error message, empty when no name is near.
+
+    Case, hyphens and underscores do not count.
+    """
+    names = {_plain(name): name for name in known}
+    close = [names[name] for name in difflib.get_close_matches(_plain(wanted), list(names), n=limit, cutoff=0.5)]
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Another library's exception as one line for a message: its first line, shortened; its type where it is empty."""
+    line = next(iter(str(error).strip().splitlines()), "").strip().rstrip(".:")
+    if not line:
+        return type(error).__name__
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "")

@@ -82,10 +82,10 @@ class Metadata:
         eigen_smooth: the map is the leading component of the weighed activation maps and not their sum.
         weights: how the cotangent is had: `linear`, `gradient` or `finite`; `none` where the method has no use for it.
         derivative: `exact`, or `straight-through` where quantised numbers lie on the way.
-        target_tensor: the activation maps of the (first) layer; the picture for methods that look at it alone.
+        target_tensor: the activation maps of the (first) layer; the image for methods that look at it alone.
         target_tensors: the activation maps of all layers.
         score_tensor: the tensor that is differentiated.
-        image_input: the input that takes pictures.
+        image_input: the input that takes images.
         layout: its axes, `NCHW` or `NHWC`.
         scores_output: the model's own output that holds the scores.
         activation: what the output went through last: `softmax`, `logsoftmax`, `sigmoid` or nothing.
@@ -93,10 +93,10 @@ class Metadata:
         class_input: name of the input that takes the class; empty where the class is fixed.
         heatmap: name of the heatmap output.
         cam: name of the raw map output.
-        attribution: name of the output with a number for every value of the picture; empty where there is none.
+        attribution: name of the output with a number for every value of the image; empty where there is none.
         heatmap_class: name of the output that says which class was explained.
         labels: class names, or `None`.
-        preprocessing: how pictures become the model's input, or `None`.
+        preprocessing: how images become the model's input, or `None`.
         profile: which of several equal lowerings a gradient is written in.
         grad_dtype: what a gradient is computed in: the type of the `model`, or `float32`.
         disabled_optimizers: optimisations of ONNX Runtime that would give this model wrong results.
@@ -171,7 +171,7 @@ class CarriedLayer:
     """A layer of the framework that a model comes from.
 
     Attributes:
-        tensor: the tensor that it became, on the path from the picture to the score.
+        tensor: the tensor that it became, on the path from the image to the score.
         kind: the framework's class of the layer.
         shape: of the tensor; symbols where a size is free.
         layout: axes of the tensor, `NCHW` for maps; the framework's own order may be another. Empty where unknown.
@@ -189,7 +189,7 @@ class Carried:
 
     Attributes:
         labels: class names.
-        preprocessing: how pictures become the model's input.
+        preprocessing: how images become the model's input.
         layers: the framework's layers by name.
         framework: that the model was exported from.
         framework_version: of it, where known.

@@ -43,20 +43,20 @@ class Options:
         output: the output that holds the scores, where several would do; a detector's may lie in several.
         task: what the model does; for all but classification one score a class is made of its outputs, the output
             `target_scores` (`onnx_gradcam.editor.targets.task` says how). Each value of a regression counts as a class.
-        mask: of a segmentation: sum the logits of a class over its `own` mask, `all` of the picture, or the mask given
+        mask: of a segmentation: sum the logits of a class over its `own` mask, `all` of the image, or the mask given
             in the new input `target_mask`.
         boxes: how the scores of a detector's boxes lie.
         box_rank: explain the box of this rank among those of the class, 0 for the one with the highest score.
         box: explain the box of this number instead.
         reference: the embedding to be similar to, `[D]`.
-        image: the input that takes pictures, where several would do.
+        image: the input that takes images, where several would do.
         class_input: `optional` for an overridable initializer, `required` for an ordinary input, `none` to fix the
             class in the graph, `all` for the maps of all classes at once, where the head is linear: heatmap
             `[N, K, H, W]` and raw map `[N, K, h, w]`, beside the class with the highest score.
         target: the class to explain with `class_input="none"`; `None` for the one with the highest score.
         expose_activation: add the activation maps to the outputs.
         labels: class names; those that the model carries by default.
-        preprocessing: how pictures become the model's input; what the model carries by default.
+        preprocessing: how images become the model's input; what the model carries by default.
         profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
             speed on ONNX Runtime's CPU provider, the others in operators that the provider of that name documents.
         grad_dtype: what a gradient is computed in: the type of the `model`, or `float32` whatever that is.

@@ -33,7 +33,7 @@ def model() -> onnx.ModelProto:
 
 
 def read(name: str, interpolation: int) -> np.ndarray:
-    """An example picture as shapes.json says it must be fed."""
+    """An example image as shapes.json says it must be fed."""
     options = json.loads((MODELS / "shapes.json").read_text())
     pixels = cv2.cvtColor(cv2.imread(str(MODELS / name)), cv2.COLOR_BGR2RGB)
     resized = cv2.resize(pixels, options["size"], interpolation=interpolation).astype(np.float32)
@@ -41,8 +41,8 @@ def read(name: str, interpolation: int) -> np.ndarray:
     return image.transpose(2, 0, 1)[None]
 
 
-def test_the_same_seed_draws_the_same_pictures():
-    first, again, other = (draw.draw_pictures(seed, 3) for seed in (7, 7, 8))
+def test_the_same_seed_draws_the_same_images():
+    first, again, other = (draw.draw_images(seed, 3) for seed in (7, 7, 8))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.pixels, b.pixels)
         assert a.shapes == b.shapes
@@ -51,12 +51,12 @@ def test_the_same_seed_draws_the_same_pictures():
 
 @pytest.mark.parametrize("index", range(6))
 def test_the_box_is_tight_around_the_shape(index, monkeypatch):
-    """Pictures of one seed that differ only in the shape's colour differ exactly within its box."""
+    """Images of one seed that differ only in the shape's colour differ exactly within its box."""
     monkeypatch.setattr(draw, "_background", lambda _rng, side: np.full((side, side, 3), 100, np.float32))
 
     def drawn(seed, colour):
         monkeypatch.setattr(draw, "_colours", lambda _rng, count: np.full((count, 3), colour, np.float32))
-        return draw.draw_picture(np.random.default_rng(seed), [index])
+        return draw.draw_image(np.random.default_rng(seed), [index])
 
     for seed in range(5):
         dark, bright = drawn(seed, 0), drawn(seed, 200)
@@ -68,30 +68,30 @@ def test_the_box_is_tight_around_the_shape(index, monkeypatch):
         np.testing.assert_allclose(dark.shapes[0].box, tight, atol=1)
 
 
-def test_shapes_are_of_different_classes_inside_the_picture_and_keep_apart():
-    pictures = draw.draw_pictures(3, 200, least=2, most=3)
-    for picture in pictures:
-        indices = [shape.index for shape in picture.shapes]
+def test_shapes_are_of_different_classes_inside_the_image_and_keep_apart():
+    images = draw.draw_images(3, 200, least=2, most=3)
+    for image in images:
+        indices = [shape.index for shape in image.shapes]
         assert len(set(indices)) == len(indices)
-        for shape in picture.shapes:
+        for shape in image.shapes:
             x0, y0, x1, y1 = shape.box
             assert 0 <= x0 < x1 <= 96
             assert 0 <= y0 < y1 <= 96
-    assert sum(len(picture.shapes) >= 2 for picture in pictures) >= 198
-    counts = np.bincount([shape.index for picture in pictures for shape in picture.shapes], minlength=6)
+    assert sum(len(image.shapes) >= 2 for image in images) >= 198
+    counts = np.bincount([shape.index for image in images for shape in image.shapes], minlength=6)
     assert counts.min() > 0.6 * counts.max()
 
 
 def test_colour_says_nothing_about_the_class():
     """The mean colour at the boxes' centres differs between classes by no more than chance lets it."""
     by_class = [[] for _ in draw.LABELS]
-    for picture in draw.draw_pictures(4, 900, most=1):
-        for shape in picture.shapes:
+    for image in draw.draw_images(4, 900, most=1):
+        for shape in image.shapes:
             x0, y0, x1, y1 = shape.box
             if draw.LABELS[shape.index] != "ring":  # its centre is the background
-                by_class[shape.index].append(picture.pixels[(y0 + y1) // 2, (x0 + x1) // 2])
+                by_class[shape.index].append(image.pixels[(y0 + y1) // 2, (x0 + x1) // 2])
     means = np.array([np.mean(colours, axis=0) for colours in by_class if colours])
-    # About 150 pictures a class with a standard deviation of about 75: 6 for one mean; 30 is beyond chance.
+    # About 150 images a class with a standard deviation of about 75: 6 for one mean; 30 is beyond chance.
     assert np.ptp(means, axis=0).max() < 30
 
 
@@ -134,15 +134,15 @@ def test_each_example_shape_is_found_and_its_map_lies_on_it(model, name, interpo
         assert y0 <= y < y1
 
 
-def test_fresh_pictures_are_classified(model):
-    """A sample of the accuracy that README.md states; 300 pictures, all six answers right in more than 95 %."""
-    pictures = draw.draw_pictures(20_000, 300)
-    images = (np.stack([p.pixels for p in pictures]).astype(np.float32) / 255 - 0.5) / 0.25
+def test_fresh_images_are_classified(model):
+    """A sample of the accuracy that README.md states; 300 images, all six answers right in more than 95 %."""
+    images = draw.draw_images(20_000, 300)
+    batch = (np.stack([p.pixels for p in images]).astype(np.float32) / 255 - 0.5) / 0.25
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], {"image": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+    (logits,) = session.run(["logits"], {"image": np.ascontiguousarray(batch.transpose(0, 3, 1, 2))})
     wanted = np.zeros(logits.shape, bool)
-    for row, picture in zip(wanted, pictures, strict=True):
-        row[[shape.index for shape in picture.shapes]] = True
+    for row, image in zip(wanted, images, strict=True):
+        row[[shape.index for shape in image.shapes]] = True
     assert ((logits > 0) == wanted).all(axis=1).mean() > 0.95
 
 

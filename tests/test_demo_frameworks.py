@@ -14,7 +14,7 @@ from onnx_gradcam.exporters.mxnet import read_mxnet
 from onnx_gradcam.exporters.pytorch import export_pytorch
 
 MODELS = Path(__file__).parents[1] / "models"
-PICTURES = sorted(MODELS.glob("*_and_*.png"))
+IMAGES = sorted(MODELS.glob("*_and_*.png"))
 
 
 def keras_file():
@@ -44,8 +44,8 @@ def test_one_heatmap_whatever_the_framework(read, layer):
     exported = finish_export(product, layer)
     facts = {"labels": MODELS / "shapes.txt", "preprocess": MODELS / "shapes.json"}
     mine, original = Explainer(exported.to_proto(), **facts), Explainer(MODELS / "shapes.onnx")
-    for picture in PICTURES:
-        found, expected = mine(picture, "top2"), original(picture, "top2")
+    for image in IMAGES:
+        found, expected = mine(image, "top2"), original(image, "top2")
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-4)
         for one, other in zip(found.maps, expected.maps, strict=True):
             assert other.heatmap.max() > 0

@@ -49,7 +49,7 @@ def entry(request, real_data: Path) -> dict[str, Any]:
 
 
 def inputs(entry: dict[str, Any], count: int = 2) -> tuple[str, np.ndarray]:
-    """The input's name and rows of pictures; random ones where the manifest names none."""
+    """The input's name and rows of images; random ones where the manifest names none."""
     session = Session(entry["path"])
     (info,) = (i for i in session.inputs if len(i.shape) == 4)
     preprocessing = parse_preprocessing(entry["preprocessing"])

@@ -63,10 +63,10 @@ def games(repository, monkeypatch):
 def measured(games: Any, folder: Path, what: dict[str, Any], **choices: Any) -> tuple[Any, Sequence[Any]]:
     labels = folder / "labels" / what["labels"]
     every = list(games.read_voc(folder / "annotations" / "voc_xml", folder / "photos", read_labels(labels)))
-    shown = sorted({game.picture for game in every})[:PHOTOS]
+    shown = sorted({game.image for game in every})[:PHOTOS]
     return games.measure(
         folder / "models" / "onnx_native" / what["model"],
-        [game for game in every if game.picture in shown],
+        [game for game in every if game.image in shown],
         what["least"],
         labels=labels,
         threads=2,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.inline import loop_iterations
 from onnx_gradcam.graph.paths import Carries, between, captured, node_inputs
@@ -131,7 +131,7 @@ def backward(
         within = {"captured": [t.wrap(x) for x in inside], "table": table, "dtype": dtype}
         cotangents = _cotangents(t, rule, node, gs, within)
         if len(cotangents) < len(inputs):
-            raise ShapeError(
+            raise ModelError(
                 f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(inputs)} inputs"
             )
         for i, (x, g) in enumerate(zip(inputs, cotangents, strict=False)):
@@ -204,12 +204,12 @@ def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value, dtype: n
         g = unbroadcast(t, g, x)
     wanted = x.dtype if dtype is None else dtype
     if x.is_float and g.dtype != wanted:
-        raise ShapeError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {wanted}")
+        raise ModelError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {wanted}")
     if x.known_shape is not None:
         try:
             t.refine(g, x.known_shape)
-        except ShapeError as exc:
-            raise ShapeError(f"the VJP rule of {node.op_type} gave a wrong shape for {x.name!r}: {exc}") from exc
+        except ModelError as exc:
+            raise ModelError(f"the VJP rule of {node.op_type} gave a wrong shape for {x.name!r}: {exc}") from exc
     return g
 
 
@@ -217,7 +217,7 @@ def unbroadcast(t: Builder, g: Value, x: Value) -> Value:
     """Sum `g` to the shape of `x`: NumPy broadcasting, reversed."""
     lead = g.rank - x.rank
     if lead < 0:
-        raise ShapeError(f"a cotangent of rank {g.rank} cannot be that of {x.name!r}, which has rank {x.rank}")
+        raise ModelError(f"a cotangent of rank {g.rank} cannot be that of {x.name!r}, which has rank {x.rank}")
     if lead:
         g = t.sum(g, range(lead), keepdims=False)
     sure, unsure = [], False

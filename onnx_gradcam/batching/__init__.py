@@ -1,1 +1,1 @@
-"""Explanations of millions of pictures, in shards that are written whole or not at all."""
+"""Explanations of millions of images, in shards that are written whole or not at all."""

@@ -31,8 +31,8 @@ class Job:
         model: path of the model.
         target: the classes, as for `Explainer`.
         format: of the results: `parquet`, `npz` or `png`.
-        batch_size: the most pictures that the model runs at once.
-        shard_size: pictures in a shard.
+        batch_size: the most images that the model runs at once.
+        shard_size: images in a shard.
         threads: processor threads to use; those of the machine by default.
         provider: execution provider, `cpu`, `cuda` ...
         choices: other arguments of `Explainer`.
@@ -52,7 +52,7 @@ class Crew:
     """An explainer and threads that work with it: made once, for any number of shards.
 
     On the CPU the model runs several times at once on a part of the threads each, rather than once on all of them:
-    nothing waits for another, and pictures are decoded in between. Elsewhere two runs keep the device busy, and the
+    nothing waits for another, and images are decoded in between. Elsewhere two runs keep the device busy, and the
     other threads decode.
 
     Args:

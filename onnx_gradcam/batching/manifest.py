@@ -14,7 +14,7 @@ import onnx
 from onnx import external_data_helper
 
 from onnx_gradcam import __version__
-from onnx_gradcam.errors import BatchError, ModelError
+from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.runtime.explainer import Explainer
 
 from .job import Job
@@ -37,11 +37,11 @@ class Manifest:
         model: SHA-256 of the model file and the files of its weights.
         explanation: method, layer, preset ... as the explained model says them.
         choices: what else was chosen for `Explainer`.
-        preprocessing: how a picture becomes the input.
+        preprocessing: how an image becomes the input.
         labels: SHA-256 of the class names.
         target: the classes asked for.
         format: of the results.
-        shard_size: pictures in a shard.
+        shard_size: images in a shard.
     """
 
     version: str
@@ -82,12 +82,12 @@ class Manifest:
         """Refuse to continue another run.
 
         Raises:
-            BatchError: `there`, what the folder `out` holds, is of another run.
+            InputError: `there`, what the folder `out` holds, is of another run.
         """
         mine = asdict(self)
         for name in (field.name for field in dataclasses.fields(self)):
             if there.get(name) != mine[name]:
-                raise BatchError(
+                raise InputError(
                     f"{str(out)!r} holds a run with another {_difference(name, there.get(name), mine[name])}; repeat "
                     "the command as it was, or choose another folder with -o"
                 )
@@ -109,22 +109,22 @@ def begin_run(out: Path, manifest: Manifest, *, resume: bool) -> None:
     """Make the folder of a run, or see that the one there is the same run's.
 
     Raises:
-        BatchError: it holds something else, or a run that was not to be continued.
+        InputError: it holds something else, or a run that was not to be continued.
     """
     file = out / MANIFEST
     if file.is_file():
         if not resume:
-            raise BatchError(f"{str(out)!r} holds a run already; continue it with --resume, or choose another folder")
+            raise InputError(f"{str(out)!r} holds a run already; continue it with --resume, or choose another folder")
         manifest.check(read_json(file), out)
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
         # A run that was killed at once leaves no more than a hidden draft of its manifest.
         if any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise BatchError(f"{str(out)!r} is not empty, and holds no run; choose another folder with -o")
+            raise InputError(f"{str(out)!r} is not empty, and holds no run; choose another folder with -o")
         write_json(file, asdict(manifest))
     except OSError as exc:
-        raise BatchError(f"{str(out)!r} cannot be written ({exc.strerror}); choose another folder with -o") from exc
+        raise InputError(f"{str(out)!r} cannot be written ({exc.strerror}); choose another folder with -o") from exc
 
 
 def model_digest(model: Path) -> str:

@@ -1,6 +1,6 @@
 """Shards on a Ray cluster: the same `explain_shard`, by actors that hold one session each.
 
-Pictures, model and results lie where all nodes see them under the same paths. Reading and writing are done by the
+Images, model and results lie where all nodes see them under the same paths. Reading and writing are done by the
 actors' own threads, not by tasks that would wait for a slot of their own: such tasks starved when a node was lost.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.errors import BatchError, ExplainError
+from onnx_gradcam.errors import ExplainError, InputError
 
 from .job import Crew, Job
 from .manifest import Manifest, model_digest
@@ -26,7 +26,7 @@ __all__ = ["RayCluster"]
 _SHARDS_EACH = 2
 """Shards that an actor works on at the same time, as `run_locally` does."""
 _MOST_LOSSES = 5
-"""How often a shard is given to another actor: one picture may bring every process down that reads it."""
+"""How often a shard is given to another actor: one image may bring every process down that reads it."""
 _ON_GPU = {"cuda", "tensorrt", "rocm", "migraphx"}
 
 
@@ -67,7 +67,7 @@ class RayCluster:
         """Explain shards; see `onnx_gradcam.batching.running.Engine`.
 
         Raises:
-            BatchError: Ray is not installed, no actor can start, nothing has happened for `stall_timeout` seconds, or a
+            InputError: Ray is not installed, no actor can start, nothing has happened for `stall_timeout` seconds, or a
                 shard brings every actor down.
             ExplainError: what `explain_shard` raised.
         """
@@ -84,7 +84,7 @@ class RayCluster:
         fleet = _Fleet(ray, self, job, out.resolve(), manifest.model)
         try:
             for record in fleet.run(shards):
-                progress(record.pictures)
+                progress(record.images)
                 yield record
         finally:
             fleet.dismiss()
@@ -130,7 +130,7 @@ class _Fleet:
                     shard = self._next(shards)
             done, _ = self._ray.wait([*self._running, *self._starting], num_returns=1, timeout=clock.left())
             if not done:
-                raise BatchError(self._stalled())
+                raise InputError(self._stalled())
             for ref in done:
                 if ref in self._starting:
                     actor = self._started(ref)
@@ -175,7 +175,7 @@ class _Fleet:
             self._hire()
             return None
         if digest != self._digest:
-            raise BatchError("the model on a node is another one than here; put the same file on all nodes")
+            raise InputError("the model on a node is another one than here; put the same file on all nodes")
         self._actors.add(actor)
         return actor
 
@@ -188,7 +188,7 @@ class _Fleet:
         self._again.append(shard)
         self._losses[shard.number] = self._losses.get(shard.number, 0) + 1
         if self._losses[shard.number] > _MOST_LOSSES:
-            raise BatchError(
+            raise InputError(
                 f"shard {shard.number} ({shard.paths[0]!r} to {shard.paths[-1]!r}) brought {_MOST_LOSSES + 1} workers "
                 f"down ({why}); see Ray's logs for the reason, then continue with --resume"
             )
@@ -241,7 +241,7 @@ def _ray() -> Any:
     """Ray, connected to a cluster.
 
     Raises:
-        BatchError: it is not installed, or there is no such cluster.
+        InputError: it is not installed, or there is no such cluster.
     """
     # Usage statistics go to a third party; nobody asked for that.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -249,7 +249,7 @@ def _ray() -> Any:
         import ray  # noqa: PLC0415 - an optional and heavy dependency
         import ray.exceptions  # noqa: PLC0415
     except ModuleNotFoundError as exc:
-        raise BatchError(
+        raise InputError(
             "--engine ray needs Ray, which is not installed; run `pip install 'onnx-gradcam[ray]'`"
         ) from exc
     if not ray.is_initialized():
@@ -257,5 +257,5 @@ def _ray() -> Any:
             ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as exc:
             what = " ".join(str(exc).split())[:200]
-            raise BatchError(f"Ray cannot be reached ({what}); check RAY_ADDRESS, or `ray start --head`") from exc
+            raise InputError(f"Ray cannot be reached ({what}); check RAY_ADDRESS, or `ray start --head`") from exc
     return ray

@@ -1,6 +1,6 @@
 """What a run leaves on disk beside the explanations: what was asked for, and what each shard holds.
 
-How pictures are cut into shards.
+How images are cut into shards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.errors import BatchError
+from onnx_gradcam.errors import InputError
 
 __all__ = [
     "DRAFTS",
@@ -34,7 +34,7 @@ __all__ = [
 RECORD = "_record.json"
 """In every shard. Readers of Parquet folders pass over names that begin with an underscore or a dot."""
 FAILURES = "_failures.jsonl"
-"""In a shard, where a picture failed; at the end one beside the shards, of all of them."""
+"""In a shard, where an image failed; at the end one beside the shards, of all of them."""
 DRAFTS = ".drafts"
 """Beside the shards: those that are not finished."""
 
@@ -44,14 +44,14 @@ class Record:
     """What a finished shard says of itself.
 
     Attributes:
-        first: the number of its first picture in the run.
-        pictures: how many it was given.
+        first: the number of its first image in the run.
+        images: how many it was given.
         failures: how many of these could not be explained.
         paths: a digest of their paths.
     """
 
     first: int
-    pictures: int
+    images: int
     failures: int
     paths: str
 
@@ -69,11 +69,11 @@ def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
 
     Args:
         shard: its folder.
-        first: the number of its first picture.
-        paths: the pictures that it should hold.
+        first: the number of its first image.
+        paths: the images that it should hold.
 
     Raises:
-        BatchError: it holds others, or its record is damaged.
+        InputError: it holds others, or its record is damaged.
     """
     file = shard / RECORD
     if not shard.is_dir():
@@ -81,10 +81,10 @@ def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
     try:
         record = Record(**read_json(file))
     except TypeError as exc:
-        raise BatchError(f"{str(file)!r} is damaged; remove the folder it lies in, and it is made again") from exc
+        raise InputError(f"{str(file)!r} is damaged; remove the folder it lies in, and it is made again") from exc
     if record != Record.of(first, paths, record.failures):
-        raise BatchError(
-            f"the pictures are not those that the run was begun with (shard {str(shard)!r} holds others); "
+        raise InputError(
+            f"the images are not those that the run was begun with (shard {str(shard)!r} holds others); "
             "give the same ones in the same order, or choose another folder with -o"
         )
     return record
@@ -94,16 +94,16 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        BatchError: it cannot be read, or is none.
+        InputError: it cannot be read, or is none.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise BatchError(f"{str(file)!r} cannot be read ({exc.strerror}); choose another folder with -o") from exc
+        raise InputError(f"{str(file)!r} cannot be read ({exc.strerror}); choose another folder with -o") from exc
     except (ValueError, RecursionError) as exc:
-        raise BatchError(f"{str(file)!r} is damaged ({exc}); choose another folder with -o") from exc
+        raise InputError(f"{str(file)!r} is damaged ({exc}); choose another folder with -o") from exc
     if not isinstance(value, dict):
-        raise BatchError(f"{str(file)!r} is damaged (no JSON object); choose another folder with -o")
+        raise InputError(f"{str(file)!r} is damaged (no JSON object); choose another folder with -o")
     return value
 
 
@@ -145,12 +145,12 @@ def sync(paths: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some pictures of a run.
+    """Some images of a run.
 
     Attributes:
         number: of the shard, from 0.
-        first: the number of its first picture in the run.
-        paths: the pictures.
+        first: the number of its first image in the run.
+        paths: the images.
     """
 
     number: int
@@ -163,7 +163,7 @@ class Shard:
 
 
 def cut(paths: Iterable[str], size: int) -> Iterator[Shard]:
-    """Shards of `size` pictures, the last one may have fewer; never more than one is held."""
+    """Shards of `size` images, the last one may have fewer; never more than one is held."""
     rest = iter(paths)
     number = 0
     while some := list(islice(rest, size)):

@@ -1,6 +1,6 @@
 """Shards on this computer.
 
-A run over any number of pictures, on any engine.
+A run over any number of images, on any engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx_gradcam.errors import BatchError
+from onnx_gradcam.errors import InputError
 
 from .job import Crew, Job, in_order
 from .manifest import Manifest, begin_run
@@ -33,7 +33,7 @@ def run_locally(crew: Crew, shards: Iterator[Shard], out: Path, progress: Callab
         crew: who works on them.
         shards: what to explain; no more of them are asked for than can be worked on.
         out: the folder of the run.
-        progress: called with the number of pictures that are done, as they are.
+        progress: called with the number of images that are done, as they are.
 
     Returns:
         The records of the shards, in their order.
@@ -66,12 +66,12 @@ class Summary:
     """What came of a run.
 
     Attributes:
-        pictures: that it was given, those of earlier runs that it continued included.
+        images: that it was given, those of earlier runs that it continued included.
         failures: how many of these could not be explained.
         found: how many were done before it was continued.
     """
 
-    pictures: int = 0
+    images: int = 0
     failures: int = 0
     found: int = 0
 
@@ -86,22 +86,22 @@ def run_batch(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Explain pictures into a folder of shards.
+    """Explain images into a folder of shards.
 
     Memory does not grow with their number: paths are asked for when they are needed. Whenever the run ends, all
     shards in the folder are whole, and `resume` goes on with the others.
 
     Args:
         job: what to explain, and how.
-        paths: the pictures; the same ones in the same order where a run is continued.
+        paths: the images; the same ones in the same order where a run is continued.
         out: the folder.
         engine: who works on the shards; this computer by default.
         resume: continue a run that is there.
-        progress: called with the number of pictures that are done, from any thread.
+        progress: called with the number of images that are done, from any thread.
         warn: called with what the user should know of the model.
 
     Raises:
-        BatchError: the folder holds another run, other pictures, or something else; or it cannot be written.
+        InputError: the folder holds another run, other images, or something else; or it cannot be written.
         ExplainError: the model, the choices or the target cannot be used.
     """
     check_format(job.format)
@@ -121,18 +121,18 @@ def run_batch(
                 yield shard
                 continue
             _count(summary, record)
-            summary.found += record.pictures
-            tell(record.pictures)
+            summary.found += record.images
+            tell(record.images)
 
     try:
         shutil.rmtree(out / DRAFTS, ignore_errors=True)
         for record in (engine or _here)(crew, manifest, unfinished(), out, tell):
             _count(summary, record)
-        _check_no_more(out, -(-summary.pictures // job.shard_size))
+        _check_no_more(out, -(-summary.images // job.shard_size))
         _gather_failures(out)
         shutil.rmtree(out / DRAFTS, ignore_errors=True)
     except OSError as exc:
-        raise BatchError(
+        raise InputError(
             f"{exc.filename or str(out)!r} cannot be read or written ({exc.strerror}); make room, then continue with "
             "--resume"
         ) from exc
@@ -147,15 +147,15 @@ def _here(crew: Crew, manifest: Manifest, shards: Iterator[Shard], out: Path, pr
 
 
 def _count(summary: Summary, record: Record) -> None:
-    summary.pictures += record.pictures
+    summary.images += record.images
     summary.failures += record.failures
 
 
 def _check_no_more(out: Path, count: int) -> None:
-    """Refuse a list of pictures that is a part of the one that the run was begun with."""
+    """Refuse a list of images that is a part of the one that the run was begun with."""
     if Shard(count, 0, []).folder(out).exists():
-        raise BatchError(
-            f"the pictures are not those that the run was begun with (there are shards in {str(out)!r} beyond the last "
+        raise InputError(
+            f"the images are not those that the run was begun with (there are shards in {str(out)!r} beyond the last "
             "one); give the same ones in the same order, or choose another folder with -o"
         )
 

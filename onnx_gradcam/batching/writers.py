@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import BatchError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.drawing import encode_image
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation
 
@@ -34,11 +34,11 @@ _PYARROW = "--format parquet needs pyarrow, which is not installed; run `pip ins
 
 @dataclass(frozen=True)
 class Row:
-    """The explanation of one picture.
+    """The explanation of one image.
 
     Attributes:
-        number: of the picture in the run, from 0.
-        path: of the picture.
+        number: of the image in the run, from 0.
+        path: of the image.
         explanation: of it.
     """
 
@@ -55,7 +55,7 @@ class Writer(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> Any:
-        """What to write for some pictures; threads may ask at the same time."""
+        """What to write for some images; threads may ask at the same time."""
 
     @abstractmethod
     def write(self, encoded: Any) -> None:
@@ -70,7 +70,7 @@ def check_format(form: Format) -> None:
     """Refuse what could not be written.
 
     Raises:
-        BatchError: a package that the format takes is not installed.
+        InputError: a package that the format takes is not installed.
     """
     if form == "parquet":
         _pyarrow()
@@ -82,7 +82,7 @@ def make_writer(form: Format, folder: Path) -> Writer:
 
 
 class _ParquetWriter(Writer):
-    """One row for each explained class of each picture, in `explanations.parquet`.
+    """One row for each explained class of each image, in `explanations.parquet`.
 
     Heatmaps lie row by row in lists of float32, as wide and high as the row says.
     """
@@ -93,7 +93,7 @@ class _ParquetWriter(Writer):
         self._arrow = pa
         self._schema = pa.schema(
             [
-                ("picture", pa.int64()),
+                ("image", pa.int64()),
                 ("path", pa.string()),
                 ("class", pa.int64()),
                 ("label", pa.string()),
@@ -114,7 +114,7 @@ class _ParquetWriter(Writer):
             compression="zstd",
             compression_level=1,
             use_dictionary=["path", "label"],
-            write_statistics=["picture", "path", "class", "label", "score"],
+            write_statistics=["image", "path", "class", "label", "score"],
             use_byte_stream_split=["heatmap.list.element", "cam.list.element"],
         )
 
@@ -122,7 +122,7 @@ class _ParquetWriter(Writer):
         """A record batch."""
         flat = [(row, one) for row in rows for one in row.explanation.maps]
         columns = {
-            "picture": [row.number for row, _ in flat],
+            "image": [row.number for row, _ in flat],
             "path": [_text(row.path) for row, _ in flat],
             "class": [one.target.index for _, one in flat],
             "label": [_text(one.target.label) for _, one in flat],
@@ -166,10 +166,10 @@ class _File:
 
 
 class _FileWriter(Writer):
-    """One file for each picture, named by its number, and `index.jsonl` that says of which picture each one is.
+    """One file for each image, named by its number, and `index.jsonl` that says of which image each one is.
 
     `npz` has the arrays of `explain --npz`: `heatmap` [classes, H, W], `cam` [classes, h, w], `classes`, `scores`.
-    `png` is the sheet of `explain`: the picture, and beside it each class's heatmap over it.
+    `png` is the sheet of `explain`: the image, and beside it each class's heatmap over it.
     """
 
     def __init__(self, folder: Path, form: Format) -> None:
@@ -188,7 +188,7 @@ class _FileWriter(Writer):
         """Write files, and where they belong."""
         for file in encoded or ():
             (self.folder / file.name).write_bytes(file.content)
-            self._index.write(json.dumps({"picture": file.entry["picture"], "file": file.name, **file.entry}) + "\n")
+            self._index.write(json.dumps({"image": file.entry["image"], "file": file.name, **file.entry}) + "\n")
 
     def close(self) -> None:
         """Close the index."""
@@ -214,7 +214,7 @@ def _archive(maps: Sequence[ClassMap]) -> bytes:
 def _entry(row: Row) -> dict[str, Any]:
     maps = row.explanation.maps
     return {
-        "picture": row.number,
+        "image": row.number,
         "path": row.path,
         "classes": [one.target.index for one in maps],
         "labels": [one.target.label for one in maps],
@@ -231,9 +231,9 @@ def _pyarrow() -> tuple[Any, Any]:
     """PyArrow and its Parquet module.
 
     Raises:
-        BatchError: it is not installed.
+        InputError: it is not installed.
     """
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as exc:
-        raise BatchError(_PYARROW) from exc
+        raise InputError(_PYARROW) from exc

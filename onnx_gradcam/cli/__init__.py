@@ -50,16 +50,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 _COMMANDS: dict[Callable[..., None], str] = {
-    explain: "Pictures that show what a classifier looks at.",
+    explain: "Images that show what a classifier looks at.",
     attach: "A model that gives its heatmap itself.",
     inspect: "What of a model would be explained, and why.",
     compare: "Whether models agree, and for the same reason.",
-    batch: "Millions of pictures, in shards, on this computer or a cluster.",
+    batch: "Millions of images, in shards, on this computer or a cluster.",
     evaluate: "How faithful methods are, and whether they point at the objects.",
     serve: "A model and its heatmaps on a server, over REST and gRPC.",
     triton: "A model repository for Triton.",
     kserve: "A manifest for KServe.",
-    web: "A web page that explains pictures in the browser.",
+    web: "A web page that explains images in the browser.",
     verify: "The gradient of an explanation, checked by small changes.",
     methods: "The methods there are.",
     ops: "The operators a gradient can cross.",
@@ -114,7 +114,7 @@ def main(*command: str) -> None:
     try:
         app([*command, *sys.argv[1:]], prog_name="onnx-gradcam")
     except MemoryError:
-        complain("there is not enough memory for this; try a smaller --batch-size or picture")
+        complain("there is not enough memory for this; try a smaller --batch-size or image")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

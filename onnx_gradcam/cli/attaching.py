@@ -52,7 +52,7 @@ def run(
         target: number or name of the class that is fixed.
         check: whether to compare with the original; `None` where the weights are not too large.
         labels: file of class names.
-        preprocess: how pictures become the model's input.
+        preprocess: how images become the model's input.
         choices: fields of `onnx_gradcam.Options`.
 
     Raises:
@@ -97,7 +97,7 @@ def _class_index(target: str, source: Path | bytes, names: Sequence[str] | None)
 
 
 def _check_preprocessing(explained: Explained) -> None:
-    """Refuse a description that contradicts the model now rather than when the first picture comes."""
+    """Refuse a description that contradicts the model now rather than when the first image comes."""
     facts, model = explained.metadata, explained.model
     dtype = onnx.helper.tensor_dtype_to_np_dtype(model.types[facts.image_input]).name
     fit_preprocessing(

@@ -49,7 +49,7 @@ def batch(
         list[str],
         typer.Argument(
             metavar="IMAGES",
-            help="Folders, with all pictures in and below them, pictures, or - for a list on standard input, one path "
+            help="Folders, with all images in and below them, images, or - for a list on standard input, one path "
             "a line.",
             show_default=False,
         ),
@@ -63,8 +63,8 @@ def batch(
         FormatKind,
         typer.Option(
             "--format",
-            help="`parquet`: one table a shard, a row for each class of each picture. `npz`: arrays, `png`: the "
-            "heatmap over the photo; one file for each picture, and an index.",
+            help="`parquet`: one table a shard, a row for each class of each image. `npz`: arrays, `png`: the "
+            "heatmap over the photo; one file for each image, and an index.",
         ),
     ] = FormatKind.PARQUET,
     resume: Annotated[
@@ -79,10 +79,10 @@ def batch(
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=1024, metavar="N", help="The most pictures that the model runs at once.")
+        int, typer.Option(min=1, max=1024, metavar="N", help="The most images that the model runs at once.")
     ] = 8,
     shard_size: Annotated[
-        int, typer.Option(min=1, max=65536, metavar="N", help="Pictures in a shard: what a kill may cost.")
+        int, typer.Option(min=1, max=65536, metavar="N", help="Images in a shard: what a kill may cost.")
     ] = 256,
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processor threads, locally. [default: all cores]")
@@ -114,7 +114,7 @@ def batch(
     output: Output = None,
     image_input: Image = None,
 ) -> None:
-    """Explain any number of pictures, into shards that are whole or not there.
+    """Explain any number of images, into shards that are whole or not there.
 
     \b
     Examples:
@@ -122,7 +122,7 @@ def batch(
       find / -name '*.jpg' | onnx-gradcam batch explained.onnx - -o heatmaps/ --format npz
       onnx-gradcam batch explained.onnx /shared/photos -o /shared/heatmaps --engine ray --resume
 
-    After a kill the same command with --resume goes on: nothing is lost, nothing is done twice. A picture that cannot
+    After a kill the same command with --resume goes on: nothing is lost, nothing is done twice. An image that cannot
     be read is listed in _failures.jsonl, and the others go on; the exit code is 1 where none could be explained.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if images.count("-") > 1:

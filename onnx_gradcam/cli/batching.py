@@ -1,4 +1,4 @@
-"""What `batch` does: find the pictures as they are needed, run, report."""
+"""What `batch` does: find the images as they are needed, run, report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnx_gradcam.batching.job import Format, Job
 from onnx_gradcam.batching.ray_engine import RayCluster
 from onnx_gradcam.batching.records import FAILURES
 from onnx_gradcam.batching.running import run_batch
-from onnx_gradcam.errors import ExplainError, ImageError
+from onnx_gradcam.errors import ExplainError, InputError
 from onnx_gradcam.runtime.explainer import Wanted
 
 from .output import complain, say, warn
@@ -49,7 +49,7 @@ class Request:
 
 
 def run(request: Request, **choices: Any) -> None:
-    """Explain the pictures.
+    """Explain the images.
 
     Args:
         request: what to explain.
@@ -57,7 +57,7 @@ def run(request: Request, **choices: Any) -> None:
 
     Raises:
         ExplainError: nothing can be explained this way.
-        typer.Exit: code 1 where not one picture could be explained.
+        typer.Exit: code 1 where not one image could be explained.
     """
     for image in request.images:
         _check(image, request.out)
@@ -84,11 +84,11 @@ def run(request: Request, **choices: Any) -> None:
             progress=advance,
             warn=warn,
         )
-    done = summary.pictures - summary.failures
+    done = summary.images - summary.failures
     again = f", {summary.found} of them before" if summary.found else ""
-    say(f"{done} pictures explained{again}, in {request.out}")
+    say(f"{done} images explained{again}, in {request.out}")
     if summary.failures:
-        failed = f"{summary.failures} pictures could not be explained; {request.out / FAILURES} says why"
+        failed = f"{summary.failures} images could not be explained; {request.out / FAILURES} says why"
         (warn if done else complain)(failed)
     if not done:
         raise typer.Exit(1)
@@ -97,23 +97,21 @@ def run(request: Request, **choices: Any) -> None:
 def _check(image: str, out: Path) -> None:
     """Refuse at once what would be refused after hours."""
     if not image:
-        raise ImageError("the name of a picture is empty: check the command")
+        raise InputError("the name of an image is empty: check the command")
     folder = Path(image)
     if image != "-" and not folder.exists():
-        raise ImageError(f"there is no folder and no picture {image!r}: check the path")
+        raise InputError(f"there is no folder and no image {image!r}: check the path")
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise ImageError(
-            f"the results would lie in {image!r}, among the pictures: choose a folder outside of it with -o"
-        )
+        raise InputError(f"the results would lie in {image!r}, among the images: choose a folder outside of it with -o")
 
 
 def listed(image: str, stream: BinaryIO) -> Iterator[str]:
-    """The absolute paths of the pictures that an argument means, as they are asked for, always in the same order.
+    """The absolute paths of the images that an argument means, as they are asked for, always in the same order.
 
     Of a folder no more is held than the names in it and in those above.
 
     Raises:
-        ImageError: a folder that cannot be read or that holds no picture, or standard input that is no list of paths.
+        InputError: a folder that cannot be read or that holds no image, or standard input that is no list of paths.
     """
     if image == "-":
         yield from _lines(stream)
@@ -123,14 +121,14 @@ def listed(image: str, stream: BinaryIO) -> Iterator[str]:
             found = True
             yield path
         if not found:
-            raise ImageError(f"the folder {image!r} holds no picture ({', '.join(sorted(SUFFIXES))})")
+            raise InputError(f"the folder {image!r} holds no image ({', '.join(sorted(SUFFIXES))})")
     else:
         yield os.path.abspath(image)  # noqa: PTH100
 
 
 def _walk(top: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
-        raise ImageError(f"the folder {error.filename!r} cannot be read ({error.strerror}): see who may") from error
+        raise InputError(f"the folder {error.filename!r} cannot be read ({error.strerror}): see who may") from error
 
     for folder, inner, files in os.walk(top, onerror=refuse):
         inner.sort()
@@ -144,15 +142,15 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
     while line := stream.readline(_LONGEST_PATH):
         number += 1
         if len(line) == _LONGEST_PATH or b"\0" in line:
-            raise ImageError(f"line {number} of standard input is no path: give one path a line")
+            raise InputError(f"line {number} of standard input is no path: give one path a line")
         if path := line.rstrip(b"\r\n"):
             yield os.path.abspath(os.fsdecode(path))  # noqa: PTH100
     if number == 0:
-        raise ImageError("standard input is empty: give one path a line")
+        raise InputError("standard input is empty: give one path a line")
 
 
 class _Counted:
-    """How many pictures there are, counted while the first ones are explained."""
+    """How many images there are, counted while the first ones are explained."""
 
     def __init__(self, images: Sequence[str]) -> None:
         self.total: int | None = None

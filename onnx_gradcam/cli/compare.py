@@ -14,7 +14,7 @@ __all__ = ["MetricKind", "compare"]
 
 
 class MetricKind(str, Enum):
-    """By what the pictures are ordered, and what `--fail-below` looks at."""
+    """By what the images are ordered, and what `--fail-below` looks at."""
 
     PEARSON = "pearson"
     SPEARMAN = "spearman"
@@ -42,7 +42,7 @@ def compare(
         typer.Option(
             "--images",
             metavar="FOLDER",
-            help="Pictures: a folder, a quoted pattern or a file; may be given several times.",
+            help="Images: a folder, a quoted pattern or a file; may be given several times.",
             show_default=False,
         ),
     ],
@@ -51,13 +51,13 @@ def compare(
         typer.Option(
             metavar="CLASS",
             help="The class that all models explain, by the first one's number or name. [default: the first model's "
-            "best class of each picture]",
+            "best class of each image]",
         ),
     ] = None,
     labels: Annotated[list[str] | None, typer.Option(metavar="FILE", help=f"Class names, one a line. {_EACH}")] = None,
     preprocess: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|FILE|JSON", help=f"How a picture becomes the input, as for `explain`. {_EACH}"),
+        typer.Option(metavar="NAME|FILE|JSON", help=f"How an image becomes the input, as for `explain`. {_EACH}"),
     ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help=f"Where in the model to look. {_EACH}")
@@ -73,7 +73,7 @@ def compare(
         typer.Option(
             metavar="FILE.npz",
             help="Maps that a framework computed itself, as one more side: an archive of one array [height, width] a "
-            "picture, named like the picture's file. They lie where the first model looks.",
+            "image, named like the image's file. They lie where the first model looks.",
         ),
     ] = None,
     metric: Annotated[
@@ -91,12 +91,12 @@ def compare(
     report: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.html", help="Write a page with the pictures side by side, largest disagreements first."
+            metavar="FILE.html", help="Write a page with the images side by side, largest disagreements first."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare models on pictures: whether they see the same class, and for the same reason.
+    """Compare models on images: whether they see the same class, and for the same reason.
 
     \b
     Examples:
@@ -105,7 +105,7 @@ def compare(
       onnx-gradcam compare a.onnx b.keras --layer features.18 --layer mixed10 --images 'photos/*.jpg' --json
       onnx-gradcam compare model.onnx --native pytorch_maps.npz --images photos/
 
-    A picture that cannot be read is reported, the others go on, and the exit code is 1.
+    An image that cannot be read is reported, the others go on, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if len(models) + len(native or []) < 2:
         raise typer.BadParameter("two are compared: name another model, or maps with --native.", param_hint="MODELS")

@@ -1,4 +1,4 @@
-"""What `compare` does: run all models on each picture, report."""
+"""What `compare` does: run all models on each image, report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from onnx_gradcam.errors import ExplainError, ImageError, TargetError
+from onnx_gradcam.errors import ExplainError, InputError, TargetError
 from onnx_gradcam.evaluation.comparison import METRICS, Agreement, Compared, NativeMaps, compare_models, spreads
 from onnx_gradcam.evaluation.report import Report
 from onnx_gradcam.exporters.sources import as_onnx
@@ -20,7 +20,7 @@ from onnx_gradcam.runtime.explainer import Explainer
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import progress
-from .sources import find_pictures
+from .sources import find_images
 from .writing import write_whole
 
 __all__ = ["Request", "run"]
@@ -33,10 +33,10 @@ class Request:
     Attributes:
         models: their files, the first is what the others are compared with.
         natives: files of maps that were computed elsewhere.
-        images: pictures, folders, patterns.
+        images: images, folders, patterns.
         target: the class, `None` for the first model's best.
         choices: what was chosen for each model: `labels`, `preprocess`, `layer`, `method`, `provider`.
-        metric: that orders the pictures and is held against `limit`.
+        metric: that orders the images and is held against `limit`.
         limit: the least mean of it, if any.
         report: where the page goes.
         as_json: print JSON.
@@ -58,11 +58,11 @@ def run(request: Request) -> None:
 
     Raises:
         ExplainError: they cannot be compared.
-        typer.Exit: code 1 where a picture could not be compared, or the agreement is below the limit.
+        typer.Exit: code 1 where an image could not be compared, or the agreement is below the limit.
     """
-    pictures = find_pictures(request.images)
-    if request.report is not None and any(_same_file(request.report, p) for p in pictures):
-        raise ImageError(f"{str(request.report)!r} is one of the pictures: choose another name with --report")
+    images = find_images(request.images)
+    if request.report is not None and any(_same_file(request.report, p) for p in images):
+        raise InputError(f"{str(request.report)!r} is one of the images: choose another name with --report")
     if request.target is not None and parse_top(request.target) is not None:
         raise TargetError(f"{request.target} may be several classes, and models are compared by one; name it")
     names = _distinct([*request.models, *map(str, request.natives)])
@@ -81,9 +81,9 @@ def run(request: Request) -> None:
             for name, path in zip(names[:count], request.models, strict=True)
         }
         sides |= {name: {"file": str(maps.path), "method": "computed elsewhere"} for name, maps in natives.items()}
-        page = Report(sides, request.metric, _common_folder(pictures), request.limit)
-        results = compare_models(models, pictures, request.target, natives=natives)
-        images, agreements = _collect(pictures, results, names[0], page if request.report is not None else None)
+        page = Report(sides, request.metric, _common_folder(images), request.limit)
+        results = compare_models(models, images, request.target, natives=natives)
+        reports, agreements = _collect(images, results, names[0], page if request.report is not None else None)
     if request.report is not None:
         text = page.html().encode("utf-8", "replace")
         write_whole(request.report, lambda file: file.write(text))
@@ -94,7 +94,7 @@ def run(request: Request) -> None:
                 "models": [{"name": name, **facts} for name, facts in sides.items()],
                 "metric": request.metric,
                 "summary": [_summary(name, mine) for name, mine in summary.items()],
-                "images": images,
+                "images": reports,
             }
         )
     elif agreements:
@@ -102,39 +102,39 @@ def run(request: Request) -> None:
     low = _below(summary, request)
     if low:
         complain(low)
-    if low or any("error" in image for image in images):
+    if low or any("error" in image for image in reports):
         raise typer.Exit(1)
 
 
 def _collect(
-    pictures: Sequence[str], results: Iterable[Compared | ImageError], first: str, page: Report | None
+    images: Sequence[str], results: Iterable[Compared | InputError], first: str, page: Report | None
 ) -> tuple[list[dict[str, Any]], list[Agreement]]:
-    """What JSON says of each picture, and the numbers; no pixels are kept but what the page shows."""
-    images: list[dict[str, Any]] = []
+    """What JSON says of each image, and the numbers; no pixels are kept but what the page shows."""
+    reports: list[dict[str, Any]] = []
     agreements: list[Agreement] = []
-    with progress("comparing", len(pictures)) as advance:
-        for picture, result in zip(pictures, results, strict=True):
-            if isinstance(result, ImageError):
+    with progress("comparing", len(images)) as advance:
+        for image, result in zip(images, results, strict=True):
+            if isinstance(result, InputError):
                 complain(str(result))
-                images.append({"path": picture, "error": str(result)})
+                reports.append({"path": image, "error": str(result)})
                 if page is not None:
-                    page.fail(picture, str(result))
+                    page.fail(image, str(result))
             else:
-                images.append(_as_json(result, first))
+                reports.append(_as_json(result, first))
                 agreements += result.agreements
                 if page is not None:
                     page.add(result)
             advance()
-    return images, agreements
+    return reports, agreements
 
 
 def _same_file(path: Path, other: str) -> bool:
     return path.resolve() == Path(other).resolve()
 
 
-def _common_folder(pictures: Sequence[str]) -> str:
+def _common_folder(images: Sequence[str]) -> str:
     try:
-        return os.path.commonpath([os.path.dirname(p) for p in pictures])  # noqa: PTH120 - as the paths were given
+        return os.path.commonpath([os.path.dirname(p) for p in images])  # noqa: PTH120 - as the paths were given
     except ValueError:
         # Some are absolute and some are not, or they lie on different drives.
         return ""
@@ -171,7 +171,7 @@ def _facts(explainer: Explainer) -> dict[str, str]:
 def _as_json(result: Compared, first: str) -> dict[str, Any]:
     target = result.target
     return {
-        "path": result.picture,
+        "path": result.path,
         "class": {"index": target.index, "label": target.label, "score": finite(target.score)},
         "agreement": [
             {
@@ -191,7 +191,7 @@ def _summary(name: str, agreements: Sequence[Agreement]) -> dict[str, Any]:
     metrics = {metric: spread and asdict(spread) for metric, spread in spreads(agreements).items()}
     return {
         "model": name,
-        "pictures": len(agreements),
+        "images": len(agreements),
         "same_top": sum(known) / len(known) if known else None,
         "blank": sum(any(a.maps.blank) for a in agreements),
         **metrics,
@@ -202,7 +202,7 @@ def _say(first: str, summary: Mapping[str, Sequence[Agreement]], report: Path | 
     for name, agreements in summary.items():
         known = [a.same_top for a in agreements if a.same_top is not None]
         best = f", the same best class on {sum(known)}" if known else ""
-        say(f"{name} against {first}: {len(agreements)} pictures{best}")
+        say(f"{name} against {first}: {len(agreements)} images{best}")
         rows: list[tuple[str, ...]] = [("", "mean", "median", "worst")]
         for metric, spread in spreads(agreements).items():
             if spread is not None:
@@ -226,6 +226,4 @@ def _below(summary: Mapping[str, Sequence[Agreement]], request: Request) -> str:
         spread = spreads(agreements)[request.metric]
         if spread is not None and spread.mean < request.limit:
             low.append(f"{name} (mean {title} {spread.mean:.4g})")
-    return (
-        f"the agreement is below {request.limit:g} for {', '.join(low)}; see --report for the pictures" if low else ""
-    )
+    return f"the agreement is below {request.limit:g} for {', '.join(low)}; see --report for the images" if low else ""

@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2")
 
 
 def doctor(*, as_json: Json = False) -> None:
-    """Check what is installed: versions, execution providers that really start, pictures, opsets.
+    """Check what is installed: versions, execution providers that really start, images, opsets.
 
     \b
     Example:
@@ -33,7 +33,7 @@ def doctor(*, as_json: Json = False) -> None:
     say("execution providers" + ("" if found["providers"] else ": none"))
     for provider in found["providers"]:
         say(f"  {provider['name']}: {'starts' if provider['starts'] else provider['reason']}")
-    say("pictures: " + ("can be read and drawn" if found["pictures"] else found["pictures_reason"]))
+    say("images: " + ("can be read and drawn" if found["images"] else found["images_reason"]))
     for name, failure in found["failures"].items():
         say(f"{name} cannot be imported: {failure}")
     if found["opsets"]:
@@ -53,7 +53,7 @@ def _examine() -> dict[str, Any]:
         "packages": {name: version for name, (version, _) in results.items()},
         "failures": failures,
         "providers": [] if {"onnx", "onnxruntime"} & failures.keys() else _providers(),
-        **_pictures(failures),
+        **_images(failures),
         "opsets": {} if "onnx" in failures else _opsets(failures),
     }
 
@@ -92,11 +92,11 @@ def _failure(opset: int, provider: str = "cpu") -> str | None:
     return None
 
 
-def _pictures(failures: dict[str, str]) -> dict[str, Any]:
+def _images(failures: dict[str, str]) -> dict[str, Any]:
     if "cv2" not in failures:
-        return {"pictures": True, "pictures_reason": None}
+        return {"images": True, "images_reason": None}
     remedy = "install opencv-python-headless in place of opencv-python" if "lib" in failures["cv2"] else "reinstall it"
-    return {"pictures": False, "pictures_reason": f"cv2 cannot be imported ({failures['cv2']}); {remedy}"}
+    return {"images": False, "images_reason": f"cv2 cannot be imported ({failures['cv2']}); {remedy}"}
 
 
 def _opsets(failures: dict[str, str]) -> dict[str, int | None]:

@@ -20,7 +20,7 @@ def evaluate(
         typer.Option(
             "--images",
             metavar="FOLDER",
-            help="Pictures: a folder, a quoted pattern or a file; may be given several times.",
+            help="Images: a folder, a quoted pattern or a file; may be given several times.",
             show_default=False,
         ),
     ],
@@ -56,7 +56,7 @@ def evaluate(
         typer.Option(
             metavar="CLASS",
             help="The class to explain, by its number or name. [default: the class with the highest score of each "
-            "picture]",
+            "image]",
         ),
     ] = None,
     labels: Labels = None,
@@ -69,7 +69,7 @@ def evaluate(
         int, typer.Option(min=1, max=10_000, metavar="N", help="In how many steps deletion and insertion go.")
     ] = 50,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random numbers.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many pictures to run at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many images to run at once.")] = 8,
     provider: Annotated[str, typer.Option(metavar="NAME", help="Where to run: cpu, cuda ...")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processor threads. [default: all cores]")
@@ -84,12 +84,12 @@ def evaluate(
       onnx-gradcam evaluate model.onnx --images photos/ --boxes boxes.json --method gradcam,layercam,eigencam
       onnx-gradcam evaluate model.onnx --images photos/ --metric road,sparsity --sanity --json
 
-    Every number is a mean over the pictures. A random map and one of the middle of the picture stand beside the
-    methods: what is no better than they are tells nothing. A picture that cannot be used is reported, the others go on,
+    Every number is a mean over the images. A random map and one of the middle of the image stand beside the
+    methods: what is no better than they are tells nothing. An image that cannot be used is reported, the others go on,
     and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if model == "-" and "-" in images:
-        raise typer.BadParameter("standard input cannot be both the model and a picture.", param_hint="--images")
+        raise typer.BadParameter("standard input cannot be both the model and an image.", param_hint="--images")
     if boxes is not None and target is not None:
         raise typer.BadParameter("with --boxes the classes are those of the objects.", param_hint="--target")
     from .evaluating import Request, run  # noqa: PLC0415 - --help must not wait for it

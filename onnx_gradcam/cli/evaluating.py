@@ -1,4 +1,4 @@
-"""What `evaluate` does: run the methods and the metrics on each picture, report."""
+"""What `evaluate` does: run the methods and the metrics on each image, report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from onnx_gradcam.errors import ImageError, TargetError, near_matches
+from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.evaluation.boxes import Thing, read_boxes
 from onnx_gradcam.evaluation.faithfulness import METRICS
 from onnx_gradcam.evaluation.randomization import Randomized, plan_stages, randomized, weight_layers
@@ -18,7 +18,7 @@ from onnx_gradcam.runtime.classes import parse_top
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import progress
-from .sources import find_pictures
+from .sources import find_images
 
 __all__ = ["Request", "run"]
 
@@ -32,7 +32,7 @@ class Request:
     Attributes:
         model: path or bytes of the model.
         name: what to call it.
-        images: pictures, folders, patterns.
+        images: images, folders, patterns.
         boxes: file or folder of boxes.
         methods: to compare.
         metrics: names of `METRICS`, `None` for all.
@@ -40,7 +40,7 @@ class Request:
         target: the class, `None` for the one with the highest score.
         steps: of deletion and insertion.
         seed: of random numbers.
-        batch_size: pictures to run at once.
+        batch_size: images to run at once.
         as_json: print JSON.
     """
 
@@ -67,12 +67,12 @@ def run(request: Request, **choices: Mapping[str, Any]) -> None:
 
     Raises:
         ExplainError: nothing can be evaluated this way.
-        typer.Exit: code 1 where a picture could not be used.
+        typer.Exit: code 1 where an image could not be used.
     """
     metrics = _metrics(request)
-    pictures = find_pictures(request.images)
-    if "-" in pictures:
-        raise ImageError("pictures are read several times, and standard input only once: give files with --images")
+    images = find_images(request.images)
+    if "-" in images:
+        raise InputError("images are read several times, and standard input only once: give files with --images")
     boxes = None if request.boxes is None else read_boxes(request.boxes)
     if request.target is not None and parse_top(request.target) is not None:
         raise TargetError(f"{request.target} may be several classes, and methods are compared on one; name it")
@@ -89,17 +89,17 @@ def run(request: Request, **choices: Mapping[str, Any]) -> None:
         warn(warning)
     results: list[Evaluated] = []
     errors: dict[str, str] = {}
-    with progress("evaluating", len(pictures)) as advance:
-        for picture, result in zip(pictures, evaluator.stream(pictures, request.target, boxes), strict=True):
-            if isinstance(result, ImageError):
+    with progress("evaluating", len(images)) as advance:
+        for image, result in zip(images, evaluator.stream(images, request.target, boxes), strict=True):
+            if isinstance(result, InputError):
                 complain(str(result))
-                errors[picture] = str(result)
+                errors[image] = str(result)
             else:
                 results += result
             advance()
     if not results and not errors:
-        raise ImageError(
-            f"the model sees none of the objects of {str(request.boxes)!r} in these pictures: check the names of the "
+        raise InputError(
+            f"the model sees none of the objects of {str(request.boxes)!r} in these images: check the names of the "
             "files and the classes"
         )
     stages = list(_randomized(evaluator, results, request)) if request.sanity else []
@@ -116,9 +116,9 @@ def run(request: Request, **choices: Mapping[str, Any]) -> None:
 def _metrics(request: Request) -> list[str]:
     for name in request.metrics or []:
         if name not in METRICS:
-            raise ImageError(f"there is no metric {name!r}{near_matches(name, METRICS)} (known: {', '.join(METRICS)})")
+            raise InputError(f"there is no metric {name!r}{near_matches(name, METRICS)} (known: {', '.join(METRICS)})")
         if name in _OF_BOXES and request.boxes is None:
-            raise ImageError(f"the metric {name} needs to know where the objects lie: give --boxes")
+            raise InputError(f"the metric {name} needs to know where the objects lie: give --boxes")
     return [
         name
         for name in METRICS
@@ -128,7 +128,7 @@ def _metrics(request: Request) -> list[str]:
 
 def _randomized(evaluator: Evaluator, results: Sequence[Evaluated], request: Request) -> Iterator[Randomized]:
     stages = plan_stages(weight_layers(request.model))
-    subjects = [(one.picture, one.target.index) for one in results]
+    subjects = [(one.image, one.target.index) for one in results]
     with progress("redrawing weights", len(stages)) as advance:
         for stage in randomized(evaluator, stages, subjects, request.seed):
             yield stage
@@ -175,7 +175,7 @@ def _as_json(
 def _one(result: Evaluated) -> dict[str, Any]:
     target = result.target
     return {
-        "path": result.picture,
+        "path": result.image,
         "class": {"index": target.index, "label": target.label, "score": finite(target.score)},
         "object": result.thing,
         "values": result.values,
@@ -185,7 +185,7 @@ def _one(result: Evaluated) -> dict[str, Any]:
 
 def _say(results: Sequence[Evaluated], metrics: Sequence[str], boxes: Mapping[str, Sequence[Thing]] | None) -> None:
     summary = means(results)
-    what = "objects" if boxes is not None else "pictures"
+    what = "objects" if boxes is not None else "images"
     say(f"{len(results)} {what}; mean and standard error, random and centre are maps that know nothing of the model")
     rows = [("", "better", *summary)]
     for name in metrics:

@@ -45,7 +45,7 @@ def explain(
         list[str],
         typer.Argument(
             metavar="IMAGES",
-            help="Pictures, folders of pictures, quoted patterns such as 'photos/*.jpg', or - for a picture on "
+            help="Images, folders of images, quoted patterns such as 'photos/*.jpg', or - for an image on "
             "standard input.",
             show_default=False,
         ),
@@ -57,8 +57,8 @@ def explain(
             "-o",
             "--out",
             metavar="FILE|FOLDER",
-            help="The picture to write (- is standard output), or the folder for one picture each. By default "
-            "NAME_gradcam.png in the current folder; with --json no picture is written unless this is given.",
+            help="The image to write (- is standard output), or the folder for one image each. By default "
+            "NAME_gradcam.png in the current folder; with --json no image is written unless this is given.",
         ),
     ] = None,
     target: Annotated[
@@ -101,7 +101,7 @@ def explain(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Of a segmentation with --mask input: where to explain, a picture that is not black there; it is "
+            help="Of a segmentation with --mask input: where to explain, an image that is not black there; it is "
             "stretched over what the model sees.",
         ),
     ] = None,
@@ -114,7 +114,7 @@ def explain(
         typer.Option(
             min=1,
             metavar="N",
-            help="How many pictures to run at once; for methods that run the model many times, how many of its runs.",
+            help="How many images to run at once; for methods that run the model many times, how many of its runs.",
         ),
     ] = 8,
     seed: Annotated[
@@ -124,7 +124,7 @@ def explain(
         bool,
         typer.Option(
             "--augment",
-            help="Explain each picture six times, mirrored or not and in three strengths, and show the mean.",
+            help="Explain each image six times, mirrored or not and in three strengths, and show the mean.",
         ),
     ] = False,
     threads: Annotated[
@@ -135,7 +135,7 @@ def explain(
         typer.Option(
             help="How the heatmap is shown: colours over the photo (`overlay`), the rest darkened (`mask`), a line "
             "around what is hot (`contour`), the `box` of the largest hot region, the colours alone that fade out "
-            "(`alpha`, one transparent picture), or the raw map with its negative values (`signed`)."
+            "(`alpha`, one transparent image), or the raw map with its negative values (`signed`)."
         ),
     ] = StyleKind.OVERLAY,
     threshold: Annotated[
@@ -148,7 +148,7 @@ def explain(
     ] = None,
     top_percent: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="For mask, contour and box: so much of the picture is hot instead."),
+        typer.Option(metavar="PERCENT", help="For mask, contour and box: so much of the image is hot instead."),
     ] = None,
     colormap: Annotated[
         str | None,
@@ -179,13 +179,13 @@ def explain(
         bool,
         typer.Option(
             "--npz",
-            help="Write one archive for each picture too, NAME.npz, with `heatmap` [classes, height, width], the raw "
+            help="Write one archive for each image too, NAME.npz, with `heatmap` [classes, height, width], the raw "
             "`cam` [classes, h, w], `classes` and `scores`.",
         ),
     ] = False,
     arrays: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where --npy and --npz write. [default: beside the picture]"),
+        typer.Option(metavar="FOLDER", help="Where --npy and --npz write. [default: beside the image]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -200,13 +200,13 @@ def explain(
       onnx-gradcam explain model.onnx photo.jpg --style box --top-percent 20
       onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
 
-    MODEL may be any ONNX classifier, or one that `attach` has explained already. A picture that cannot be read is
+    MODEL may be any ONNX classifier, or one that `attach` has explained already. An image that cannot be read is
     reported, the others go on, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if model == "-" and "-" in images:
-        raise typer.BadParameter("standard input cannot be both the model and a picture.", param_hint="IMAGES")
+        raise typer.BadParameter("standard input cannot be both the model and an image.", param_hint="IMAGES")
     if out == "-" and as_json:
-        raise typer.BadParameter("standard output cannot be both the picture and JSON.", param_hint="-o")
+        raise typer.BadParameter("standard output cannot be both the image and JSON.", param_hint="-o")
     if arrays is not None and not (npy or npz):
         raise typer.BadParameter("it says where arrays go; ask for them with --npy or --npz.", param_hint="--arrays")
     methods = method.split(",") if method else []

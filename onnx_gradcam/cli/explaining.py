@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import typer
 
-from onnx_gradcam.errors import ImageError, near_matches
+from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.images.drawing import SUFFIXES, TRANSPARENT
 from onnx_gradcam.images.masks import Look
 from onnx_gradcam.runtime.classes import parse_top
-from onnx_gradcam.runtime.explainer import Explainer, Explanation, Picture, Target, Wanted
+from onnx_gradcam.runtime.explainer import Drawing, Explainer, Explanation, Target, Wanted
 from onnx_gradcam.runtime.explanation import method_sheet
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import bars
-from .sources import Place, find_pictures, places
+from .sources import Place, find_images, places
 from .writing import make_folder, write_whole
 
 __all__ = ["Request", "run"]
@@ -35,15 +35,15 @@ class Request:
     Attributes:
         model: path or bytes of the model.
         name: what to call it.
-        images: pictures, folders, patterns.
-        out: file or folder for pictures.
+        images: images, folders, patterns.
+        out: file or folder for images.
         target: the classes, `None` for the one with the highest score.
-        draw: whether to write pictures.
+        draw: whether to write images.
         npy: whether to write one array for each class.
-        npz: whether to write one archive for each picture.
+        npz: whether to write one archive for each image.
         arrays: folder for these.
         as_json: print JSON.
-        batch_size: pictures to run at once.
+        batch_size: images to run at once.
         methods: several to be shown together, or one; none for the default.
         look: how heatmaps are shown, fields of `Look`.
     """
@@ -69,7 +69,7 @@ class Request:
 
 
 def run(request: Request, **choices: Any) -> None:
-    """Explain the pictures.
+    """Explain the images.
 
     Args:
         request: what to explain.
@@ -77,12 +77,12 @@ def run(request: Request, **choices: Any) -> None:
 
     Raises:
         ExplainError: nothing can be explained this way.
-        typer.Exit: code 1 where a picture could not be read; the others are done.
+        typer.Exit: code 1 where an image could not be read; the others are done.
     """
-    pictures = find_pictures(request.images)
-    targets = places(pictures, request.out, request.arrays)
+    images = find_images(request.images)
+    targets = places(images, request.out, request.arrays)
     _check_drawing(request, targets[0])
-    with bars("explaining", len(pictures)) as shown:
+    with bars("explaining", len(images)) as shown:
         runs = shown.within if shown is not None else None
         choices |= {"batch_size": request.batch_size, "progress": runs}
         several = {method: {**choices, "method": method} for method in request.methods} or {"": choices}
@@ -90,7 +90,7 @@ def run(request: Request, **choices: Any) -> None:
         for warning in dict.fromkeys(warning for explainer in explainers.values() for warning in explainer.warnings):
             warn(warning)
         reports = []
-        for report in _explained(explainers, pictures, targets, request):
+        for report in _explained(explainers, images, targets, request):
             reports.append(report)
             if shown is not None:
                 shown.advance()
@@ -111,31 +111,31 @@ def _facts(explainer: Explainer) -> dict[str, str]:
 
 
 def _explained(
-    explainers: Mapping[str, Explainer], pictures: Sequence[str], targets: Sequence[Place], request: Request
+    explainers: Mapping[str, Explainer], images: Sequence[str], targets: Sequence[Place], request: Request
 ) -> Iterator[dict[str, Any]]:
-    """Explain the pictures one after the other, write and say what was asked for; the report of each."""
-    # Every method reads the pictures anew, and standard input holds its picture only once.
+    """Explain the images one after the other, write and say what was asked for; the report of each."""
+    # Every method reads the images anew, and standard input holds its image only once.
     stdin = cache(sys.stdin.buffer.read)
     wanted: Wanted = None
     if request.target:
         wanted = request.target[0] if len(request.target) == 1 else list(request.target)
     streams = [
-        explainer.stream((stdin() if p == "-" else p for p in pictures), wanted, batch_size=request.batch_size)
+        explainer.stream((stdin() if p == "-" else p for p in images), wanted, batch_size=request.batch_size)
         for explainer in explainers.values()
     ]
-    for picture, place, *results in zip(pictures, targets, *streams, strict=True):
-        failed = next((result for result in results if isinstance(result, ImageError)), None)
+    for image, place, *results in zip(images, targets, *streams, strict=True):
+        failed = next((result for result in results if isinstance(result, InputError)), None)
         if failed is not None:
             complain(str(failed))
-            yield {"path": picture, "error": str(failed)}
+            yield {"path": image, "error": str(failed)}
             continue
         found: dict[str, Explanation] = dict(zip(explainers, results, strict=True))
         files = _write(found, place, request)
-        _warn_of_blank(picture, found)
+        _warn_of_blank(image, found)
         if not request.quiet:
-            drawn = place.picture if request.draw else None
-            (_say_short if len(pictures) > 1 else _say_whole)(picture, results[0], drawn)
-        yield _report(picture, found, files, request)
+            drawn = place.image if request.draw else None
+            (_say_short if len(images) > 1 else _say_whole)(image, results[0], drawn)
+        yield _report(image, found, files, request)
 
 
 def _check_drawing(request: Request, place: Place) -> None:
@@ -143,19 +143,19 @@ def _check_drawing(request: Request, place: Place) -> None:
     if not request.draw:
         return
     style = Look(**request.look).style
-    suffix = place.picture.suffix
+    suffix = place.image.suffix
     if request.out != "-" and suffix.lower() not in SUFFIXES:
-        raise ImageError(
-            f"{str(place.picture)!r} ends in no known kind of picture{near_matches(suffix, SUFFIXES)} "
+        raise InputError(
+            f"{str(place.image)!r} ends in no known kind of image{near_matches(suffix, SUFFIXES)} "
             f"(known: {', '.join(SUFFIXES)})"
         )
     if style != "alpha":
         return
     tops = [parse_top(one) for one in request.target or []]
     if len(request.methods) > 1 or len(tops) > 1 or any(top is not None and top.count > 1 for top in tops):
-        raise ImageError("the style alpha makes one transparent picture: ask for one class and one method")
+        raise InputError("the style alpha makes one transparent image: ask for one class and one method")
     if request.out != "-" and suffix.lower() not in TRANSPARENT:
-        raise ImageError(f"a {suffix} file holds no transparency: choose one of {', '.join(TRANSPARENT)}")
+        raise InputError(f"a {suffix} file holds no transparency: choose one of {', '.join(TRANSPARENT)}")
 
 
 def _write(found: Mapping[str, Explanation], place: Place, request: Request) -> list[str | None]:
@@ -163,7 +163,7 @@ def _write(found: Mapping[str, Explanation], place: Place, request: Request) -> 
     if request.draw:
         (first, *_) = found.values()
         alone = request.look["style"] == "alpha"
-        _draw(first.overlay(**request.look) if alone else method_sheet(found, **request.look), place.picture)
+        _draw(first.overlay(**request.look) if alone else method_sheet(found, **request.look), place.image)
     files: list[str | None] = []
     for method, explanation in found.items():
         base = place.arrays
@@ -187,7 +187,7 @@ def _write(found: Mapping[str, Explanation], place: Place, request: Request) -> 
     return files
 
 
-def _draw(sheet: Picture, path: Path) -> None:
+def _draw(sheet: Drawing, path: Path) -> None:
     if str(path) != "-":
         make_folder(path.parent)
         sheet.save(path)
@@ -207,7 +207,7 @@ def _save_array(base: Path, end: str, write: Callable[[Any], None]) -> str:
 
 
 def _report(
-    picture: str, found: Mapping[str, Explanation], files: Sequence[str | None], request: Request
+    image: str, found: Mapping[str, Explanation], files: Sequence[str | None], request: Request
 ) -> dict[str, Any]:
     explained: list[dict[str, Any]] = []
     for method, explanation in found.items():
@@ -219,25 +219,25 @@ def _report(
                 entry["box"] = explanation.box(which, **regions)
             explained.append(entry)
     (first, *_) = found.values()
-    return {"path": picture, "top": [_class(target) for target in first.top()], "explained": explained}
+    return {"path": image, "top": [_class(target) for target in first.top()], "explained": explained}
 
 
 def _class(target: Target) -> dict[str, Any]:
     return {"index": target.index, "label": target.label, "score": finite(target.score)}
 
 
-def _warn_of_blank(picture: str, found: Mapping[str, Explanation]) -> None:
+def _warn_of_blank(image: str, found: Mapping[str, Explanation]) -> None:
     for method, explanation in found.items():
         by = f" by {method}" if len(found) > 1 else ""
         for m in explanation.maps:
             if not np.any(m.heatmap):
                 name = repr(m.target.label)
-                warn(f"{picture}: the heatmap of {name}{by} is zero everywhere: nothing here speaks for this class")
+                warn(f"{image}: the heatmap of {name}{by} is zero everywhere: nothing here speaks for this class")
 
 
-def _say_whole(picture: str, explanation: Explanation, drawn: Path | None) -> None:
-    """The result for a single picture: its best classes and the explained ones, marked."""
-    say(f"{picture} -> {drawn}" if drawn else picture)
+def _say_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:
+    """The result for a single image: its best classes and the explained ones, marked."""
+    say(f"{image} -> {drawn}" if drawn else image)
     explained = [m.target for m in explanation.maps]
     shown = list({target.index: target for target in (*explanation.top(), *explained)}.values())
     marked = {target.index for target in explained}
@@ -249,7 +249,7 @@ def _say_whole(picture: str, explanation: Explanation, drawn: Path | None) -> No
     say("  * explained")
 
 
-def _say_short(picture: str, explanation: Explanation, drawn: Path | None) -> None:
-    """The result for one picture of many, on one line."""
+def _say_short(image: str, explanation: Explanation, drawn: Path | None) -> None:
+    """The result for one image of many, on one line."""
     classes = ", ".join(f"{m.target.label} {m.target.score:.4g}" for m in explanation.maps)
-    say(f"{picture}: {classes}" + (f" -> {drawn}" if drawn else ""))
+    say(f"{image}: {classes}" + (f" -> {drawn}" if drawn else ""))

@@ -194,7 +194,7 @@ def pytorch(
     ] = -1,
     size: Annotated[
         str | None,
-        typer.Option(metavar="H,W", help="Height and width of the pictures, where the model does not say."),
+        typer.Option(metavar="H,W", help="Height and width of the images, where the model does not say."),
     ] = None,
     exporter: Annotated[Exporter, typer.Option(help="Which of PyTorch's own exporters to take.")] = Exporter.AUTO,
     trust: Trust = False,

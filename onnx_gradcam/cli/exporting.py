@@ -120,7 +120,7 @@ def _export(
         layer: name of the target layer.
         output: the output that holds the scores.
         labels: file of class names.
-        preprocess: how pictures become the input.
+        preprocess: how images become the input.
         as_json: print JSON.
     """
     _check_place(out, sources)
@@ -157,7 +157,7 @@ def _check_place(out: Path, sources: Sequence[str | Path]) -> None:
 
 
 def _check_preprocessing(made: Exported) -> None:
-    """Refuse a description that contradicts the model now rather than when the first picture comes."""
+    """Refuse a description that contradicts the model now rather than when the first image comes."""
     described = made.carried.preprocessing
     if described is not None and made.image_layout in {"NCHW", "NHWC"}:
         fit_preprocessing(parse_preprocessing(described), made.image_layout, made.image_shape, made.image_dtype)

@@ -209,7 +209,7 @@ def _labels(labels: list[str] | None) -> str:
 def _say_explained(said: dict[str, Any]) -> None:
     say(f"explained already, by onnx-gradcam {said['version']}: {said['method']} of layer {said['target_tensor']!r}")
     say(f"  weights {said['weights']}, score {said['score_tensor']!r}, scores in output {said['scores_output']!r}")
-    say(f"  picture in {said['image_input']!r} ({said['layout']})")
+    say(f"  image in {said['image_input']!r} ({said['layout']})")
     say(f"  heatmap in {said['heatmap']!r}, raw map in {said['cam']!r}")
     chooser = f"comes from the input {said['class_input']!r}" if said["class_input"] else "is fixed in the graph"
     say(f"  the class {chooser}; output {said['heatmap_class']!r} says which one it was")
@@ -223,7 +223,7 @@ def _say_score(score: dict[str, Any]) -> None:
 
 def _say_plan(found: dict[str, Any]) -> None:
     layer = found["layer"]
-    say(f"picture: {found['image_input']!r}, {found['image_layout']}")
+    say(f"image: {found['image_input']!r}, {found['image_layout']}")
     say(f"layer: {layer['tensor']!r} {shape(layer['shape'])} {layer['layout']}")
     say(f"  {layer['reason']}")
     say(f"head: {found['head']}")

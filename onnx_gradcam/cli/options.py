@@ -179,7 +179,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Follow the conventions of another library, from the score to the picture; `methods --presets` lists "
+        help="Follow the conventions of another library, from the score to the image; `methods --presets` lists "
         "them. [default: default]",
     ),
 ]
@@ -271,7 +271,7 @@ Outputs = Annotated[
 Task = Annotated[
     TaskKind | None,
     typer.Option(
-        help="What the model does. Of a `segmentation` the scores of a class are summed over a part of the picture, of "
+        help="What the model does. Of a `segmentation` the scores of a class are summed over a part of the image, of "
         "a `detection` the score of one box is explained, of an `embedding` its similarity to --reference, and each "
         "value of a `regression` itself. [default: classification]"
     ),
@@ -279,7 +279,7 @@ Task = Annotated[
 Mask = Annotated[
     MaskKind | None,
     typer.Option(
-        help="Of a segmentation: sum the scores of a class over its `own` mask, over `all` of the picture, or over a "
+        help="Of a segmentation: sum the scores of a class over its `own` mask, over `all` of the image, or over a "
         "region that the explained model gets as its `input` target_mask. [default: own]"
     ),
 ]
@@ -307,12 +307,12 @@ Reference = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Of an embedding: what to be similar to, a picture or an embedding in a .npy file.",
+        help="Of an embedding: what to be similar to, an image or an embedding in a .npy file.",
     ),
 ]
 Image = Annotated[
     str | None,
-    typer.Option("--input", metavar="NAME", help="The model's input that takes the picture, where several could."),
+    typer.Option("--input", metavar="NAME", help="The model's input that takes the image, where several could."),
 ]
 Labels = Annotated[
     Path | None,
@@ -325,7 +325,7 @@ Preprocess = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE|JSON",
-        help="How a picture becomes the model's input: torchvision, keras-caffe, keras-tf, keras-torch, mxnet-gluon, "
+        help="How an image becomes the model's input: torchvision, keras-caffe, keras-tf, keras-torch, mxnet-gluon, "
         'none, a JSON file, or JSON such as \'{"size": [224, 224], "color": "rgb", "scale": 0.0039, "mean": '
         '[0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}\'. By default what the model carries.',
     ),

@@ -38,11 +38,11 @@ def serve(
     max_pending: Annotated[
         int, typer.Option(min=1, metavar="NUMBER", help="Requests that may wait; the next is refused with 429.")
     ] = 64,
-    max_rows: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Pictures times classes in one request.")] = 32,
+    max_rows: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Images times classes in one request.")] = 32,
     max_request: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest request.")] = 32,
-    max_image: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest picture file.")] = 20,
+    max_image: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest image file.")] = 20,
     max_pixels: Annotated[
-        int, typer.Option(min=1, metavar="NUMBER", help="The largest picture, in millions of pixels.")
+        int, typer.Option(min=1, metavar="NUMBER", help="The largest image, in millions of pixels.")
     ] = 24,
     timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="The most time for a request.")] = 30.0,
     layer: Layer = None,
@@ -61,7 +61,7 @@ def serve(
       onnx-gradcam serve explained.onnx
       onnx-gradcam serve model.onnx --preprocess torchvision --labels names.txt --host 0.0.0.0
 
-    Tensors in, the model's outputs and heatmap out; or pictures in, scores, labels and overlays out. It listens on
+    Tensors in, the model's outputs and heatmap out; or images in, scores, labels and overlays out. It listens on
     this computer alone unless --host says otherwise. Needs `pip install 'onnx-gradcam[serve]'`.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from .serving import run  # noqa: PLC0415 - --help must not wait for it

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.errors import RuntimeProviderError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.serve.limits import Limits
 
 __all__ = ["run"]
@@ -23,7 +23,7 @@ def run(
     try:
         server = importlib.import_module("onnx_gradcam.serve.server")
     except ModuleNotFoundError as error:
-        raise RuntimeProviderError(
+        raise InputError(
             f"the server needs {error.name}, which is not installed; run `pip install 'onnx-gradcam[serve]'` "
             "(Python 3.10 to 3.12)"
         ) from error

@@ -1,4 +1,4 @@
-"""Which pictures are meant, and where what is made of them goes."""
+"""Which images are meant, and where what is made of them goes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import typer
 
-from onnx_gradcam.errors import ImageError
+from onnx_gradcam.errors import InputError
 
-__all__ = ["SUFFIXES", "Place", "find_pictures", "places"]
+__all__ = ["SUFFIXES", "Place", "find_images", "places"]
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"} | {
     ".tif",
@@ -23,38 +23,38 @@ SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".
 
 @dataclass(frozen=True)
 class Place:
-    """Where the results of one picture go.
+    """Where the results of one image go.
 
     Attributes:
-        picture: the sheet.
+        image: the sheet.
         arrays: the arrays, less the ends of their names.
     """
 
-    picture: Path
+    image: Path
     arrays: Path
 
 
-def find_pictures(arguments: Sequence[str]) -> list[str]:
-    """Folders and patterns replaced by the pictures in them, in the order of their names; `-` stays.
+def find_images(arguments: Sequence[str]) -> list[str]:
+    """Folders and patterns replaced by the images in them, in the order of their names; `-` stays.
 
     Raises:
-        ImageError: a folder without pictures, a pattern that no file matches, or an empty name.
+        InputError: a folder without images, a pattern that no file matches, or an empty name.
     """
     found: list[str] = []
     for argument in arguments:
         if not argument:
             # An empty path means the current folder, but it comes from a shell variable that is not set.
-            raise ImageError("the name of a picture is empty: check the command")
+            raise InputError("the name of an image is empty: check the command")
         if argument == "-":
             if "-" in found:
-                raise ImageError("standard input holds one picture only: give '-' once")
+                raise InputError("standard input holds one image only: give '-' once")
             found.append(argument)
         elif Path(argument).is_dir():
             found.extend(_in_folder(Path(argument)))
         elif glob.has_magic(argument) and not Path(argument).exists():
             files = sorted(f for f in glob.glob(argument, recursive=True) if Path(f).is_file())  # noqa: PTH207
             if not files:
-                raise ImageError(f"no file matches {argument!r}: check the pattern")
+                raise InputError(f"no file matches {argument!r}: check the pattern")
             found.extend(files)
         else:
             found.append(argument)
@@ -65,39 +65,39 @@ def _in_folder(folder: Path) -> list[str]:
     try:
         files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     except OSError as exc:
-        raise ImageError(f"the folder {str(folder)!r} cannot be read ({exc.strerror})") from exc
+        raise InputError(f"the folder {str(folder)!r} cannot be read ({exc.strerror})") from exc
     if not files:
-        raise ImageError(f"the folder {str(folder)!r} holds no picture ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"the folder {str(folder)!r} holds no image ({', '.join(sorted(SUFFIXES))})")
     return [str(f) for f in files]
 
 
-def places(pictures: Sequence[str], out: str | None, arrays: Path | None) -> list[Place]:
-    """Where the results of each picture go: never on a picture that is read, never two on the same file.
+def places(images: Sequence[str], out: str | None, arrays: Path | None) -> list[Place]:
+    """Where the results of each image go: never on an image that is read, never two on the same file.
 
     Args:
-        pictures: their paths, `-` for standard input.
-        out: the file for one picture, `-` for standard output, or the folder for several: a name without suffix, or
+        images: their paths, `-` for standard input.
+        out: the file for one image, `-` for standard output, or the folder for several: a name without suffix, or
             one that ends in a slash. By default the current folder.
-        arrays: the folder for arrays; by default that of the picture.
+        arrays: the folder for arrays; by default that of the image.
 
     Raises:
-        ImageError: a place that would overwrite a picture, or that cannot be written to.
+        InputError: a place that would overwrite an image, or that cannot be written to.
     """
-    taken = {_key(Path(p)) for p in pictures if p != "-"}
+    taken = {_key(Path(p)) for p in images if p != "-"}
     if out is not None and _is_file(out):
         file = Path(out)
-        if len(pictures) > 1:
+        if len(images) > 1:
             raise typer.BadParameter(
-                f"{len(pictures)} pictures do not fit into the one file {out!r}; give a folder.", param_hint="-o"
+                f"{len(images)} images do not fit into the one file {out!r}; give a folder.", param_hint="-o"
             )
         if _key(file) in taken:
-            raise ImageError(f"{out!r} is the picture itself: choose another name with -o")
-        stem = _stem(pictures[0]) if out == "-" else file.stem
+            raise InputError(f"{out!r} is the image itself: choose another name with -o")
+        stem = _stem(images[0]) if out == "-" else file.stem
         found = [Place(file, (arrays or file.parent) / stem)]
     else:
         folder, end = (Path(), "_gradcam") if out is None else (Path(out), "")
-        found = [_free(folder, arrays, _stem(p) + end, taken) for p in pictures]
-    for folder in {found[0].picture.parent, found[0].arrays.parent}:
+        found = [_free(folder, arrays, _stem(p) + end, taken) for p in images]
+    for folder in {found[0].image.parent, found[0].arrays.parent}:
         _check_writable(folder)
     return found
 
@@ -106,8 +106,8 @@ def _is_file(out: str) -> bool:
     return out == "-" or bool(Path(out).suffix and not out.endswith((os.sep, "/")) and not Path(out).is_dir())
 
 
-def _stem(picture: str) -> str:
-    return "stdin" if picture == "-" else Path(picture).stem
+def _stem(image: str) -> str:
+    return "stdin" if image == "-" else Path(image).stem
 
 
 def _free(folder: Path, arrays: Path | None, stem: str, taken: set[str]) -> Place:
@@ -130,4 +130,4 @@ def _check_writable(folder: Path) -> None:
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "is not a folder" if not there.is_dir() else "cannot be written to"
-        raise ImageError(f"{str(there)!r} {what}: choose another place with -o")
+        raise InputError(f"{str(there)!r} {what}: choose another place with -o")

@@ -29,7 +29,7 @@ def triton(
     ] = 32,
     tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Run on TensorRT, on a GPU.")] = False,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Also write NAME_pictures, which takes JPEG, PNG and WebP files.")
+        bool, typer.Option("--ensemble", help="Also write NAME_images, which takes JPEG, PNG and WebP files.")
     ] = False,
     labels: Labels = None,
     preprocess: Preprocess = None,

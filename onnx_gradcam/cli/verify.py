@@ -26,8 +26,8 @@ __all__ = ["verify"]
 
 def verify(
     model: ModelFile,
-    picture: Annotated[
-        str | None, typer.Argument(metavar="PICTURE", help="A picture; random numbers without one.", show_default=False)
+    image: Annotated[
+        str | None, typer.Argument(metavar="IMAGE", help="An image; random numbers without one.", show_default=False)
     ] = None,
     *,
     layer: Layer = None,
@@ -56,7 +56,7 @@ def verify(
 
     run(
         model_source(model),
-        picture,
+        image,
         preprocess=preprocess,
         seed=seed,
         as_json=as_json,

@@ -23,18 +23,18 @@ _TOLERANCE = 1e-3
 
 
 def run(
-    source: Path | bytes, picture: str | None, *, preprocess: str | None, seed: int, as_json: bool, **choices: Any
+    source: Path | bytes, image: str | None, *, preprocess: str | None, seed: int, as_json: bool, **choices: Any
 ) -> None:
     """Print both numbers.
 
     Raises:
-        ExplainError: the model or the picture cannot be used.
+        ExplainError: the model or the image cannot be used.
         typer.Exit: code 1 where the two disagree.
     """
     tensor = None
-    if picture is not None:
+    if image is not None:
         explainer = Explainer(source, preprocess=preprocess, **choices)
-        tensor = prepare(read_image(picture), explainer.preprocessing)[0][None]
+        tensor = prepare(read_image(image), explainer.preprocessing)[0][None]
     check = check_explanation(source, tensor, Options(**choices), seed=seed)
     if not math.isfinite(check.numeric):
         raise ModelError(

@@ -39,7 +39,7 @@ def web(
         ProbabilityKind | None,
         typer.Option(
             help="What a model's scores become on the page, where it does not end in softmax or sigmoid itself; "
-            "sigmoid where several classes may be in one picture. [default: softmax; sigmoid for a single logit]"
+            "sigmoid where several classes may be in one image. [default: softmax; sigmoid for a single logit]"
         ),
     ] = None,
     labels: Labels = None,
@@ -53,7 +53,7 @@ def web(
     output: Output = None,
     image_input: Image = None,
 ) -> None:
-    """Write a web page that explains pictures: the model runs in the visitor's browser, nothing is uploaded.
+    """Write a web page that explains images: the model runs in the visitor's browser, nothing is uploaded.
 
     \b
     Examples:

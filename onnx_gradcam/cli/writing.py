@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.errors import ImageError
+from onnx_gradcam.errors import InputError
 
 __all__ = ["make_folder", "write_whole"]
 
@@ -16,7 +16,7 @@ def write_whole(path: Path, write: Callable[[Any], object]) -> None:
     """Let `write` fill a binary file, then put it at `path`; folders that are missing are made.
 
     Raises:
-        ImageError: it cannot be written there.
+        InputError: it cannot be written there.
     """
     make_folder(path.parent)
     try:
@@ -26,16 +26,16 @@ def write_whole(path: Path, write: Callable[[Any], object]) -> None:
                 write(file)
             draft.replace(path)
     except OSError as exc:
-        raise ImageError(f"{str(path)!r} cannot be written ({exc.strerror})") from exc
+        raise InputError(f"{str(path)!r} cannot be written ({exc.strerror})") from exc
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it.
 
     Raises:
-        ImageError: it cannot be made.
+        InputError: it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise ImageError(f"the folder {str(folder)!r} cannot be made ({exc.strerror})") from exc
+        raise InputError(f"the folder {str(folder)!r} cannot be made ({exc.strerror})") from exc

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnx_gradcam import __version__
 from onnx_gradcam.autodiff.providers import PROVIDERS, conform
-from onnx_gradcam.errors import RequestError, UnsupportedError
+from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
@@ -108,13 +108,13 @@ def _append_outputs(work: Plan, asked: Quantities) -> tuple[dict[str, str], list
     if work.method.family == "attribution":
         attribution = work.method.function(t, **asked.of(0))
         cams = [_over_channels(work, attribution)]
-        found["attribution"] = t.refine(_as_picture(work, attribution), work.image.shape)
+        found["attribution"] = t.refine(_as_image(work, attribution), work.image.shape)
         grid: Sequence[int | str | None] = sizes
     else:
         cams = [work.method.function(t, **asked.of(i)) for i in range(len(work.layers))]
         grid = work.layer.chosen.grid
     combine = work.options.combine or work.method.combine
-    size = _picture_size(t, work.image, work.spatial_axes, sizes)
+    size = _image_size(t, work.image, work.spatial_axes, sizes)
     if work.options.class_input == "all":
         found["heatmap"], found["cam"] = _of_all_classes(work, asked.all_classes(), size, sizes)
     else:
@@ -151,14 +151,14 @@ def _over_channels(work: Plan, attribution: Value) -> Value:
     return t.reduce("ReduceMax" if how == "max" else "ReduceSum", attribution, [1], keepdims=False)
 
 
-def _as_picture(work: Plan, attribution: Value) -> Value:
+def _as_image(work: Plan, attribution: Value) -> Value:
     """An attribution `[N, C, H, W]` with the axes of the model's input, and its type where that has fractions."""
     t, image = work.t, work.image
-    value = work.picture.restored(t, attribution)
+    value = work.image_candidate.restored(t, attribution)
     return t.cast(value, image.dtype) if image.is_float else value
 
 
-def _picture_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequence[int | str | None]) -> Value:
+def _image_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequence[int | str | None]) -> Value:
     if all(isinstance(size, int) for size in sizes):
         return t.ints(*(size for size in sizes if isinstance(size, int)))
     return t.op("Gather", t.op("Shape", image), t.ints(*axes))
@@ -210,7 +210,7 @@ def with_required_class(source: str | Path, choices: dict[str, Any]) -> tuple[Mo
         choices: fields of `Options`, for a model that is not explained yet.
 
     Raises:
-        RequestError: there are choices for a model that is explained already.
+        InputError: there are choices for a model that is explained already.
         ExplainError: as `attach`.
     """
     metadata = Metadata.from_props(peek(source))
@@ -218,7 +218,7 @@ def with_required_class(source: str | Path, choices: dict[str, Any]) -> tuple[Mo
         explained = attach(source, class_input="required", **choices)
         return explained.model, explained.metadata
     if choices:
-        raise RequestError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
+        raise InputError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
     model = load(source)
     graph = model.core.graph
     value = graph.initializers.pop(metadata.class_input, None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import RESHAPES, VIEWS, keeps_order
 
@@ -313,7 +313,7 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
         What the copy makes of `score`.
 
     Raises:
-        UnsupportedError: they cannot be run on a batch of another size, or read more of the picture than `old`.
+        UnsupportedError: they cannot be run on a batch of another size, or read more of the image than `old`.
     """
     copies: dict[ir.Value, Value] = {old.core: start}
     try:
@@ -329,7 +329,7 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
                     t.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes)
                 )
             copies.update(zip(node.outputs, outputs, strict=True))
-    except ShapeError as exc:
+    except ModelError as exc:
         raise UnsupportedError(f"the head cannot be evaluated on a larger batch: {exc}") from exc
     return copies[score.core]
 

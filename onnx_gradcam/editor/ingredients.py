@@ -1,4 +1,4 @@
-"""What methods ask for, appended to the graph: activation maps, their cotangents, the score, the picture.
+"""What methods ask for, appended to the graph: activation maps, their cotangents, the score, the image.
 
 Here alone the backward pass and the methods meet.
 """
@@ -50,8 +50,8 @@ class Quantities:
             "head": lambda: self.head,
             "total": lambda: self.total,
             "score": lambda: self.score,
-            "x": lambda: self.picture,
-            "gx": lambda: self.picture_cotangent,
+            "x": lambda: self.image,
+            "gx": lambda: self.image_cotangent,
             "biases": lambda: self.bias_terms,
             "attentions": lambda: self.attentions,
         }
@@ -142,17 +142,17 @@ class Quantities:
         return [t.op("Mul", g, t.op("Reshape", bias, t.ints(-1, *[1] * (g.rank - 2)))) for g, bias in pairs]
 
     @cached_property
-    def picture(self) -> Value:
-        """The picture, `float32 [N, C, H, W]`."""
+    def image(self) -> Value:
+        """The image, `float32 [N, C, H, W]`."""
         t = self.work.t
-        return t.cast(self.work.picture.canonical(t, self.work.image), np.float32)
+        return t.cast(self.work.image_candidate.canonical(t, self.work.image), np.float32)
 
     @cached_property
-    def picture_cotangent(self) -> Value:
-        """The cotangent of the picture, `float32 [N, C, H, W]`."""
+    def image_cotangent(self) -> Value:
+        """The cotangent of the image, `float32 [N, C, H, W]`."""
         work, t = self.work, self.work.t
         (gradient,) = self._backward([work.image], work.modifier)
-        return work.picture.canonical(t, gradient)
+        return work.image_candidate.canonical(t, gradient)
 
     @cached_property
     def attentions(self) -> list[tuple[Value, int]]:
@@ -286,7 +286,7 @@ def _classes(t: Builder, work: Plan) -> tuple[Value, str]:
     else:
         wanted = t.default_input(name, np.array([-1], np.int64))
     chosen = t.op("Where", wanted < t.const(0, np.int64), best, wanted)
-    # Broadcasting takes several classes for one picture as well: the reshape refuses them.
+    # Broadcasting takes several classes for one image as well: the reshape refuses them.
     chosen = t.op("Reshape", chosen, t.shape_of(best), shape=best.shape)
     # Looking the class up in a table makes a class out of range an error instead of an empty map.
     return t.op("Gather", _every_class(t, score), chosen, shape=best.shape), name

@@ -33,7 +33,7 @@ from .targets.objective import OBJECTIVES, Objective, against
 from .targets.score import Score, find_image, find_score
 from .targets.task import SCORES, detection, segmentation, similarity
 
-__all__ = ["Options", "Plan", "picture_input", "plan"]
+__all__ = ["Options", "Plan", "image_input", "plan"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps where the head is linear."""
@@ -48,10 +48,10 @@ class Plan:
     Attributes:
         options: what was asked for.
         t: the builder over the normalised model.
-        image: the picture.
+        image: the image.
         layout: the meaning of its axes.
         score: what is differentiated.
-        layers: the target tensors and the other candidates; the picture itself for methods that look at it alone.
+        layers: the target tensors and the other candidates; the image itself for methods that look at it alone.
         path: the nodes between the target tensors and the score.
         head: the head behind global pooling, where there is one.
         weights: how the cotangent is had; `none` where no cotangent is asked for.
@@ -86,8 +86,8 @@ class Plan:
         return [layer.chosen.tensor for layer in self.layers]
 
     @property
-    def picture(self) -> Candidate:
-        """The picture, read like a layer."""
+    def image_candidate(self) -> Candidate:
+        """The image, read like a layer."""
         return Candidate(self.image, self.layout, every_path=True)
 
     @property
@@ -179,7 +179,7 @@ class Plan:
 
     @property
     def spatial_axes(self) -> tuple[int, int]:
-        """Where the picture's height and width are among the axes of the input."""
+        """Where the image's height and width are among the axes of the input."""
         shown = letters(self.layout)
         return shown.index("H"), shown.index("W")
 
@@ -189,7 +189,7 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
 
     Raises:
         ModelError: the file is not a usable model.
-        TargetError: no score, picture or layer can be made out, or what was asked for is not there.
+        TargetError: no score, image or layer can be made out, or what was asked for is not there.
     """
     options = options or Options()
     model = load(source)
@@ -212,8 +212,8 @@ def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None =
     return work
 
 
-def picture_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
-    """The input that takes pictures, and its axes, `NCHW` or `NHWC`.
+def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
+    """The input that takes images, and its axes, `NCHW` or `NHWC`.
 
     Args:
         source: the model.
@@ -225,7 +225,7 @@ def picture_input(source: str | Path | bytes | onnx.ModelProto, image: str | Non
     """
     t = Builder(load(source))
     found = find_image(t, image)
-    return found.name, letters(_picture_layout(t, found))
+    return found.name, letters(_image_layout(t, found))
 
 
 def _with_class_scores(model: Model, options: Options) -> Options:
@@ -261,7 +261,7 @@ def _plan(t: Builder, options: Options) -> Plan:
     if options.task in {"regression", "embedding", "detection"} and score.single_logit:
         score = _one_value(score)
     carries = carries_gradient(t)
-    layout = _picture_layout(t, image)
+    layout = _image_layout(t, image)
     layers = _layers(t, image, score, carries, method, layout, options)
     targets = [layer.chosen.tensor for layer in layers]
     path, _ = between(t.nodes, [v.core for v in targets], [score.tensor.core], carries)
@@ -311,7 +311,7 @@ def _layers(
 ) -> tuple[Layer, ...]:
     """The target tensors, each once."""
     if not method.needs_layer:
-        return (Layer(Candidate(image, layout, every_path=True), f"{method.title} looks at the picture itself", ()),)
+        return (Layer(Candidate(image, layout, every_path=True), f"{method.title} looks at the image itself", ()),)
     carried = Carried.from_props(t.model.metadata)
     asked = [options.layer] if isinstance(options.layer, str) else list(options.layer)
     if not asked:
@@ -344,16 +344,16 @@ def _weights(
     return "finite" if problems else "gradient"
 
 
-def _picture_layout(t: Builder, image: Value) -> Layout:
+def _image_layout(t: Builder, image: Value) -> Layout:
     layout = label_input(t, image)
     if layout is None:
         raise TargetError(
             f"which axes of the input {image.name!r} are height and width cannot be told: "
-            "no convolution or pooling reads it; export the model from pictures of layout NCHW or NHWC"
+            "no convolution or pooling reads it; export the model from images of layout NCHW or NHWC"
         )
     if letters(layout) not in {"NCHW", "NHWC"}:
         raise TargetError(
-            f"the axes of the input {image.name!r} are {letters(layout)}, but pictures are given as NCHW or NHWC; "
+            f"the axes of the input {image.name!r} are {letters(layout)}, but images are given as NCHW or NHWC; "
             "export the model with its height before its width"
         )
     return layout

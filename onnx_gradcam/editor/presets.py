@@ -97,8 +97,8 @@ def _finished(
         rectify: cut off negative values.
         start: what the sum over channels starts with.
         before: normalises the map of each layer at its own size.
-        resized: to the picture.
-        after: normalises at the picture's size, once several layers are one.
+        resized: to the image.
+        after: normalises at the image's size, once several layers are one.
         combine: how these become one where the user does not say.
     """
 
@@ -202,7 +202,7 @@ PRESETS: dict[str, Preset] = {
             source="docs/tutorial_utils/vision/cnn_visualization/gradcam.py",
             steps="plus one; ReLU; to 0 ... 255, decimals cut off; bilinear, half-pixel centres",
             finish=_finished(start=1.0, before=_levels),
-            differs="whole numbers up to 255, height and width of the picture mixed up",
+            differs="whole numbers up to 255, height and width of the image mixed up",
         ),
         Preset(
             name="tf-keras-vis",

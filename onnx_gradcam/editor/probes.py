@@ -26,7 +26,7 @@ __all__ = ["COTANGENT", "GRADIENT", "HEATMAP", "MAPS", "PROBABILITY", "SCORE", "
 
 MAPS, COTANGENT, GRADIENT = "probe_maps", "probe_cotangent", "probe_gradient"
 SCORE, PROBABILITY, HEATMAP = "probe_score", "probe_probability", "heatmap"
-"""Inputs and outputs of the models below. Maps and pictures are `float32`, channels first."""
+"""Inputs and outputs of the models below. Maps and images are `float32`, channels first."""
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class Probed:
     Attributes:
         model: takes the model's own inputs and `target_class`, `int64 [N]`; gives the model's own outputs, `SCORE`
             and `PROBABILITY` of the class, `heatmap_class`, and of `MAPS`, `COTANGENT` and `GRADIENT` what is used.
-        head: takes `MAPS` in place of the picture; `None` where the method does not use it.
+        head: takes `MAPS` in place of the image; `None` where the method does not use it.
         metadata: what an explained model would say of itself.
         warnings: what the user should know.
     """
@@ -76,7 +76,7 @@ def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Pr
     if "G" in uses:
         found[COTANGENT] = t.expand_like(asked.cotangents[0], asked.maps[0])
     if "gx" in uses:
-        found[GRADIENT] = asked.picture_cotangent
+        found[GRADIENT] = asked.image_cotangent
     for name, value in found.items():
         t.output(value, name)
     t.finish()
@@ -111,7 +111,7 @@ def _head(work: Plan) -> Model:
 
 
 def _ask_for_sizes(t: Builder, image: Value, maps: Value) -> None:
-    """Let the nodes that ask the picture for its batch ask the maps, where all else that they ask for is fixed."""
+    """Let the nodes that ask the image for its batch ask the maps, where all else that they ask for is fixed."""
     for node in [use.node for use in image.core.uses() if use.node.op_type == "Shape"]:
         first, behind = (
             node.attributes.get_int(name, default) for name, default in (("start", 0), ("end", image.rank))

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, TargetError
+from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.runtime.classes import find_class
 
 __all__ = ["Thing", "energy_inside", "points_inside", "read_boxes"]
@@ -24,11 +24,11 @@ _LARGEST_XML: Final = 2**20
 
 @dataclass(frozen=True)
 class Thing:
-    """The objects of one kind in one picture.
+    """The objects of one kind in one image.
 
     Attributes:
         name: of the kind.
-        boxes: (x0, y0, x1, y1) each, in pixels of the picture, x1 and y1 included.
+        boxes: (x0, y0, x1, y1) each, in pixels of the image, x1 and y1 included.
         classes: those of the model that mean the kind, by number or name.
     """
 
@@ -76,7 +76,7 @@ def energy_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> f
 
 
 def read_boxes(path: str | Path) -> dict[str, list[Thing]]:
-    """The objects of every picture, by the name of the picture's file without its folder.
+    """The objects of every image, by the name of the image's file without its folder.
 
     Either a folder of PASCAL VOC's XML files, in which an object's name is the class, or one JSON file:
 
@@ -86,23 +86,23 @@ def read_boxes(path: str | Path) -> dict[str, list[Thing]]:
       ``imagenet_candidates`` for ``classes``.
 
     Raises:
-        ImageError: the file cannot be read, or is of another form.
+        InputError: the file cannot be read, or is of another form.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.xml"))
         if not files:
-            raise ImageError(f"the folder {str(path)!r} holds no .xml file: give PASCAL VOC's annotations")
+            raise InputError(f"the folder {str(path)!r} holds no .xml file: give PASCAL VOC's annotations")
         return dict(_voc(file) for file in files)
     try:
         found = json.loads(_text(path, _LARGEST))
     except (ValueError, RecursionError) as exc:
-        raise ImageError(f"{str(path)!r} is no JSON ({str(exc)[:100]}): see docs/evaluate.md for the format") from exc
+        raise InputError(f"{str(path)!r} is no JSON ({str(exc)[:100]}): see docs/evaluate.md for the format") from exc
     try:
         return _named(found["images"]) if isinstance(found.get("images"), dict) else _listed(found)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
         what = f"{type(exc).__name__}: {exc}"[:100]
-        raise ImageError(f"{str(path)!r} holds no boxes ({what}): see docs/evaluate.md for the format") from exc
+        raise InputError(f"{str(path)!r} holds no boxes ({what}): see docs/evaluate.md for the format") from exc
 
 
 def _text(path: Path, most: int) -> str:
@@ -110,15 +110,15 @@ def _text(path: Path, most: int) -> str:
         with path.open("rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
-            raise ImageError(f"{str(path)!r} is larger than {most >> 20} MB: give the boxes of fewer pictures")
+            raise InputError(f"{str(path)!r} is larger than {most >> 20} MB: give the boxes of fewer images")
         return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ImageError(f"{str(path)!r} cannot be read ({getattr(exc, 'strerror', None) or 'it is no text'})") from exc
+        raise InputError(f"{str(path)!r} cannot be read ({getattr(exc, 'strerror', None) or 'it is no text'})") from exc
 
 
-def _listed(pictures: Mapping[str, Any]) -> dict[str, list[Thing]]:
+def _listed(images: Mapping[str, Any]) -> dict[str, list[Thing]]:
     found = {}
-    for name, objects in pictures.items():
+    for name, objects in images.items():
         things: dict[str, Thing] = {}
         for entry in objects:
             label = str(entry["label"])
@@ -132,13 +132,13 @@ def _listed(pictures: Mapping[str, Any]) -> dict[str, list[Thing]]:
     return found
 
 
-def _named(pictures: Mapping[str, Any]) -> dict[str, list[Thing]]:
+def _named(images: Mapping[str, Any]) -> dict[str, list[Thing]]:
     return {
         Path(str(entry.get("file", name))).name: [
             Thing(label, [_box(box) for box in thing["boxes"]], _classes(thing, label))
             for label, thing in entry["objects"].items()
         ]
-        for name, entry in pictures.items()
+        for name, entry in images.items()
     }
 
 
@@ -160,10 +160,10 @@ def _box(values: Any) -> tuple[float, float, float, float]:
 
 
 def _voc(path: Path) -> tuple[str, list[Thing]]:
-    """One picture's annotation; VOC counts pixels from one."""
+    """One image's annotation; VOC counts pixels from one."""
     text = _text(path, _LARGEST_XML)
     if "<!DOCTYPE" in text:
-        raise ImageError(f"{str(path)!r} has a document type, which annotations of PASCAL VOC have not: take it out")
+        raise InputError(f"{str(path)!r} has a document type, which annotations of PASCAL VOC have not: take it out")
     try:
         root = ET.fromstring(text)  # noqa: S314 - without a document type there is nothing that expands
         boxes: dict[str, list[tuple[float, float, float, float]]] = {}
@@ -172,5 +172,5 @@ def _voc(path: Path) -> tuple[str, list[Thing]]:
             boxes.setdefault(one.findtext("name") or "", []).append(_box(corners))
         file = Path(root.findtext("filename") or path.with_suffix(".jpg").name).name
     except (ET.ParseError, ValueError, RecursionError) as exc:
-        raise ImageError(f"{str(path)!r} is no annotation of PASCAL VOC ({str(exc)[:100]})") from exc
+        raise InputError(f"{str(path)!r} is no annotation of PASCAL VOC ({str(exc)[:100]})") from exc
     return file, [Thing(name, mine, [name]) for name, mine in boxes.items()]

@@ -1,6 +1,6 @@
-"""Heatmaps that were computed elsewhere, by a framework's own Grad-CAM say: one `.npz` file, one array a picture.
+"""Heatmaps that were computed elsewhere, by a framework's own Grad-CAM say: one `.npz` file, one array an image.
 
-Two or more models on the same pictures: whether they see the same class, for the same reason.
+Two or more models on the same images: whether they see the same class, for the same reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ExplainError, ImageError, TargetError
+from onnx_gradcam.errors import ExplainError, InputError, TargetError
 from onnx_gradcam.images.decoding import Image, Placement, read_image
 from onnx_gradcam.runtime.classes import find_label
 from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target
@@ -32,7 +32,7 @@ _MOST_MAPS: Final = 100_000
 class NativeMaps:
     """The maps of a `.npz` file, as `numpy.savez` writes it, read one at a time.
 
-    The name of an array is the name of its picture's file. An array is a map ``[h, w]`` of floats of any resolution,
+    The name of an array is the name of its image's file. An array is a map ``[h, w]`` of floats of any resolution,
     raw and signed or in [0, 1]: values below zero are cut off, and the rest is divided by the largest, as in the
     heatmaps of this package.
 
@@ -40,7 +40,7 @@ class NativeMaps:
         path: of the file.
 
     Raises:
-        ImageError: it is no such file.
+        InputError: it is no such file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,30 +49,30 @@ class NativeMaps:
             self._archive = zipfile.ZipFile(self.path)
         except (OSError, zipfile.BadZipFile, ValueError) as exc:
             why = getattr(exc, "strerror", None) or "it is no zip archive"
-            raise ImageError(f"{str(path)!r} holds no maps ({why}); write them with numpy.savez") from exc
+            raise InputError(f"{str(path)!r} holds no maps ({why}); write them with numpy.savez") from exc
         self._members = {name.removesuffix(".npy"): name for name in self._archive.namelist()[:_MOST_MAPS]}
 
     def close(self) -> None:
         """Let the file go."""
         self._archive.close()
 
-    def heatmap(self, picture: str) -> npt.NDArray[np.float32]:
-        """The heatmap of a picture, ``float32 [h, w]`` in [0, 1].
+    def heatmap(self, image: str) -> npt.NDArray[np.float32]:
+        """The heatmap of an image, ``float32 [h, w]`` in [0, 1].
 
         Args:
-            picture: path of the picture: an array of that name is looked for, then one named like the file with and
+            image: path of the image: an array of that name is looked for, then one named like the file with and
                 without its suffix.
 
         Raises:
-            ImageError: there is none, or it is no map.
+            InputError: there is none, or it is no map.
         """
-        path = Path(picture)
-        member = next((self._members[n] for n in (picture, path.name, path.stem) if n in self._members), None)
+        path = Path(image)
+        member = next((self._members[n] for n in (image, path.name, path.stem) if n in self._members), None)
         if member is None:
-            raise ImageError(f"{str(self.path)!r} holds no map for {picture!r}: name the array {path.name!r}")
+            raise InputError(f"{str(self.path)!r} holds no map for {image!r}: name the array {path.name!r}")
         values = self._read(member)
         if not np.isfinite(values).all():
-            raise ImageError(f"the map {member!r} of {str(self.path)!r} holds NaN or infinite values: compute it again")
+            raise InputError(f"the map {member!r} of {str(self.path)!r} holds NaN or infinite values: compute it again")
         positive = np.maximum(values.astype(np.float64), 0)
         largest = positive.max()
         return cast("npt.NDArray[np.float32]", (positive / largest if largest > 0 else positive).astype(np.float32))
@@ -84,25 +84,25 @@ class NativeMaps:
             with self._archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
                 if version not in {(1, 0), (2, 0)}:
-                    raise ImageError(f"{wrong} is no array of floats: write it with numpy.savez")
+                    raise InputError(f"{wrong} is no array of floats: write it with numpy.savez")
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, by_columns, dtype = read(file)
                 if dtype.kind != "f" or len(shape) != 2 or not all(0 < side <= _LARGEST_SIDE for side in shape):
-                    raise ImageError(
+                    raise InputError(
                         f"{wrong} is {dtype} of shape {list(shape)}, but a map is of floats, [height, width], neither "
                         f"side above {_LARGEST_SIDE}"
                     )
                 size = shape[0] * shape[1] * dtype.itemsize
                 data = file.read(size)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as exc:
-            raise ImageError(f"{wrong} is damaged ({' '.join(str(exc).split())[:120]}): write it again") from exc
+            raise InputError(f"{wrong} is damaged ({' '.join(str(exc).split())[:120]}): write it again") from exc
         if len(data) < size:
-            raise ImageError(f"{wrong} is cut off: write it again")
+            raise InputError(f"{wrong} is cut off: write it again")
         return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
 _GRID: Final = 512
-"""Longer side, in pixels, of what is compared: a heatmap has no detail that a larger picture would show."""
+"""Longer side, in pixels, of what is compared: a heatmap has no detail that a larger image would show."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ METRICS: Final = {
             "shift",
             "shift (pixels)",
             rising=False,
-            meaning="distance between the hottest pixels, in pixels of the picture",
+            meaning="distance between the hottest pixels, in pixels of the image",
         ),
         Metric(
             "shift_part",
@@ -160,11 +160,11 @@ METRICS: Final = {
 
 @dataclass(frozen=True, eq=False)
 class Laid:
-    """One side's explanation of a picture, and where on the picture it lies.
+    """One side's explanation of an image, and where on the image it lies.
 
     Attributes:
         heatmap: `float32 [h, w]` in [0, 1], over the model's input.
-        placement: of that input on the picture.
+        placement: of that input on the image.
         target: the explained class by this side's own number, name and score; `None` for maps from elsewhere.
     """
 
@@ -173,12 +173,12 @@ class Laid:
     target: Target | None
 
     def on(self, height: int, width: int) -> npt.NDArray[np.float32]:
-        """The heatmap on the whole picture, had it `height` times `width` pixels; zero where the model did not look."""
+        """The heatmap on the whole image, had it `height` times `width` pixels; zero where the model did not look."""
         x0, y0, x1, y1 = self.box(height, width)
         return Placement((x0, y0, x1, y1), height, width).project(self.heatmap)
 
     def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """What the model saw (x0, y0, x1, y1) of the picture, had it `height` times `width` pixels."""
+        """What the model saw (x0, y0, x1, y1) of the image, had it `height` times `width` pixels."""
         down, right = height / self.placement.height, width / self.placement.width
         x0, y0, x1, y1 = self.placement.box
         return x0 * right, y0 * down, x1 * right, y1 * down
@@ -186,13 +186,13 @@ class Laid:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """One side against the first, on one picture.
+    """One side against the first, on one image.
 
     Attributes:
         side: its name.
         same_top: whether both hold the same class for the best; `None` where there are no scores.
         divergence: of its class probabilities from the first's, in nats; `None` where there are none.
-        maps: of the two heatmaps, where at least one of the models looked; `shift` in pixels of the picture.
+        maps: of the two heatmaps, where at least one of the models looked; `shift` in pixels of the image.
         target: the explained class as this side has it.
     """
 
@@ -211,17 +211,17 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """All sides on one picture.
+    """All sides on one image.
 
     Attributes:
-        picture: its path.
+        path: of the image.
         target: the explained class as the first side has it.
         agreements: one for each side but the first.
-        image: the picture, uint8 RGB.
+        image: the image, uint8 RGB.
         laid: one for each side.
     """
 
-    picture: str
+    path: str
     target: Target
     agreements: Sequence[Agreement]
     image: Image
@@ -230,7 +230,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric over many pictures."""
+    """A metric over many images."""
 
     mean: float
     median: float
@@ -239,36 +239,36 @@ class Spread:
 
 def compare_models(
     models: Mapping[str, Explainer],
-    pictures: Iterable[str],
+    images: Iterable[str],
     target: int | str | None = None,
     *,
     natives: Mapping[str, NativeMaps] | None = None,
-) -> Iterator[Compared | ImageError]:
-    """Explain each picture by every model, and compare all others with the first.
+) -> Iterator[Compared | InputError]:
+    """Explain each image by every model, and compare all others with the first.
 
-    One picture is held at a time. The same class is explained by all: by its name where models have names, else by
+    One image is held at a time. The same class is explained by all: by its name where models have names, else by
     its number.
 
     Args:
         models: by name; at least one.
-        pictures: paths.
-        target: class number or name of the first model; by default the first model's best class of each picture.
+        images: paths.
+        target: class number or name of the first model; by default the first model's best class of each image.
         natives: maps that were computed elsewhere, by name. They lie where the first model looks.
 
     Yields:
-        One result a picture, in order; the error of one that cannot be read or has no map.
+        One result an image, in order; the error of one that cannot be read or has no map.
 
     Raises:
         TargetError: models of different classes, a class that is not there or cannot be chosen.
         ModelError: a model does not run; the message names it.
     """
     work = _Comparison(models, natives or {}, target)
-    for picture in pictures:
-        yield work.attempt(picture)
+    for image in images:
+        yield work.attempt(image)
 
 
 def spreads(agreements: Iterable[Agreement]) -> dict[str, Spread | None]:
-    """Mean, median and worst value of each metric; `None` where no picture has it."""
+    """Mean, median and worst value of each metric; `None` where no image has it."""
     columns: dict[str, list[float]] = {name: [] for name in METRICS}
     for agreement in agreements:
         for name, value in agreement.numbers.items():
@@ -296,14 +296,14 @@ class _Comparison:
         self.target = target
         self.classes: dict[str, list[int]] = {}
 
-    def attempt(self, picture: str) -> Compared | ImageError:
+    def attempt(self, image: str) -> Compared | InputError:
         try:
-            return self._compared(picture)
-        except ImageError as exc:
+            return self._compared(image)
+        except InputError as exc:
             return exc
 
-    def _compared(self, picture: str) -> Compared:
-        image = read_image(picture)
+    def _compared(self, path: str) -> Compared:
+        image = read_image(path)
         mine = self._explained(self.first, image, self.target)
         reference = Laid(mine.heatmap, mine.placement, mine.target)
         laid, agreements = [reference], []
@@ -326,10 +326,10 @@ class _Comparison:
                 )
             )
         for name, maps in self.natives.items():
-            laid.append(Laid(_resized(maps.heatmap(picture), *mine.heatmap.shape), mine.placement, None))
+            laid.append(Laid(_resized(maps.heatmap(path), *mine.heatmap.shape), mine.placement, None))
             common = _on_common_ground(reference, laid[-1])
             agreements.append(Agreement(side=name, same_top=None, divergence=None, maps=common, target=None))
-        return Compared(picture, mine.target, agreements, image, laid)
+        return Compared(path, mine.target, agreements, image, laid)
 
     def _explained(self, name: str, image: Image, target: int | str | None) -> Explanation:
         """One model's explanation; what goes wrong there is said with its name."""
@@ -375,7 +375,7 @@ def _class_numbers(first: str, mine: Explanation, second: str, theirs: Explanati
 
 
 def _resized(heatmap: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
-    """A heatmap at the model's input, as models resize their own: in one step to the picture it would differ."""
+    """A heatmap at the model's input, as models resize their own: in one step to the image it would differ."""
     rows, columns = heatmap.shape
     whole = Laid(heatmap, Placement((0.0, 0.0, columns, rows), rows, columns), None)
     return whole.on(height, width)

@@ -2,7 +2,7 @@
 
 How well a heatmap tells what the score of a class depends on.
 
-Each metric changes the picture as the heatmap says and asks the model again. A picture is the model's input, channels
+Each metric changes the image as the heatmap says and asks the model again. An image is the model's input, channels
 first, ``float32 [C, H, W]``; a heatmap is ``[H, W]`` in [0, 1] over it; the score is the probability of the class.
 """
 
@@ -15,29 +15,29 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ShapeError
+from onnx_gradcam.errors import InputError
 
 __all__ = ["METRICS", "PERCENTILES", "Metric", "Trial", "blurred", "gini", "impute", "measure"]
 
 _ACCURACY: Final = 1e-5
-"""Of a step, relative to the picture's largest value; what is left is up to a hundred times as much."""
+"""Of a step, relative to the image's largest value; what is left is up to a hundred times as much."""
 
 _MOST_STEPS: Final = 2000
 
 
-def impute(picture: Array, kept: npt.NDArray[np.bool_], start: Array | None = None) -> npt.NDArray[np.float32]:
+def impute(image: Array, kept: npt.NDArray[np.bool_], start: Array | None = None) -> npt.NDArray[np.float32]:
     """Linear imputation: every missing pixel is the mean of its eight neighbours, missing ones among them.
 
     Rong et al. 2022 (A consistent and efficient evaluation strategy for attribution methods), section 4.2: neighbours
-    along a side weigh 1/6, along a diagonal 1/12, and those outside of the picture nothing. The system of equations is
+    along a side weigh 1/6, along a diagonal 1/12, and those outside of the image nothing. The system of equations is
     symmetric, and is solved by conjugate gradients.
 
     Args:
-        picture: float ``[C, H, W]``.
+        image: float ``[C, H, W]``.
         kept: the pixels that are there, bool ``[H, W]``, at least one.
         start: a guess of the result, ``[C, H, W]``: the same with fewer pixels missing is a good one.
     """
-    known = np.where(kept, picture, 0).astype(np.float32)
+    known = np.where(kept, image, 0).astype(np.float32)
     missing = (~kept).astype(np.float32)
     present = _neighbours(np.ones(kept.shape, np.float32))
 
@@ -60,11 +60,11 @@ def impute(picture: Array, kept: npt.NDArray[np.bool_], start: Array | None = No
         step = left / present
         before, size = size, _dot(left, step)
         way = step + size / np.maximum(before, np.finfo(np.float32).tiny) * way
-    return np.where(kept, picture, values).astype(np.float32)
+    return np.where(kept, image, values).astype(np.float32)
 
 
 def _neighbours(values: Array) -> Array:
-    """The weighted sum of the eight neighbours of every pixel of ``[..., H, W]``; zero lies around the picture."""
+    """The weighted sum of the eight neighbours of every pixel of ``[..., H, W]``; zero lies around the image."""
     wide = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1), (1, 1)])
     rows = wide[..., :-2, :] + 2 * wide[..., 1:-1, :] + wide[..., 2:, :]
     block = rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]
@@ -85,29 +85,29 @@ PERCENTILES: Final = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 """The parts of the pixels that ROAD leaves, in percent; as pytorch-grad-cam."""
 
 _NOISE: Final = 0.01
-"""Standard deviation of what ROAD adds to pixels that it fills in, relative to that of the picture's values.
+"""Standard deviation of what ROAD adds to pixels that it fills in, relative to that of the image's values.
 
 pytorch-grad-cam adds as much to inputs of any range; those of its examples have a standard deviation of about one.
 """
 
 _BLUR: Final = 5.0
-"""Standard deviation, in pixels of a picture of 224, of what insertion begins with; RISE's own code has it."""
+"""Standard deviation, in pixels of an image of 224, of what insertion begins with; RISE's own code has it."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
-    """One picture, one class, and a model to ask.
+    """One image, one class, and a model to ask.
 
     Attributes:
-        picture: the model's input, ``float32 [C, H, W]``.
-        scores: from pictures ``[M, C, H, W]`` to the probability of the class in each, ``[M]``.
-        score: that of the picture itself.
+        image: the model's input, ``float32 [C, H, W]``.
+        scores: from images ``[M, C, H, W]`` to the probability of the class in each, ``[M]``.
+        score: that of the image itself.
         steps: in how many steps deletion and insertion go from one end to the other.
-        batch_size: pictures to ask for at once.
+        batch_size: images to ask for at once.
         seed: of the order among equal pixels, and of the noise.
     """
 
-    picture: Array
+    image: Array
     scores: Scores
     score: float
     steps: int = 50
@@ -119,12 +119,12 @@ class Trial:
         """Random numbers, the same for every metric and heatmap."""
         return np.random.default_rng(self.seed)
 
-    def ask(self, pictures: Iterator[Array]) -> npt.NDArray[np.float64]:
-        """The scores of pictures, of which no more than a batch exist at once."""
+    def ask(self, images: Iterator[Array]) -> npt.NDArray[np.float64]:
+        """The scores of images, of which no more than a batch exist at once."""
         found: list[float] = []
         waiting: list[Array] = []
-        for picture in pictures:
-            waiting.append(picture)
+        for image in images:
+            waiting.append(image)
             if len(waiting) == self.batch_size:
                 found += self.scores(np.stack(waiting)).tolist()
                 waiting = []
@@ -135,7 +135,7 @@ class Trial:
     def order(self, heatmap: Array) -> npt.NDArray[np.intp]:
         """The pixels from the hottest to the coldest, ``[H * W]``; equal ones in random order.
 
-        Much of a heatmap is exactly zero behind its ReLU, and reading order would favour one side of the picture.
+        Much of a heatmap is exactly zero behind its ReLU, and reading order would favour one side of the image.
         """
         shuffled = self.rng.permutation(heatmap.size)
         return shuffled[np.argsort(-heatmap.reshape(-1)[shuffled], kind="stable")]
@@ -146,12 +146,12 @@ class Trial:
 
 def deletion(trial: Trial, heatmap: Array) -> float:
     """Area under the score while the hottest pixels become zero first; Petsiuk et al. 2018 (RISE), section 4.2."""
-    return _area(trial, heatmap, trial.picture, np.zeros_like(trial.picture))
+    return _area(trial, heatmap, trial.image, np.zeros_like(trial.image))
 
 
 def insertion(trial: Trial, heatmap: Array) -> float:
-    """Area under the score while the hottest pixels come into a blurred picture first; as `deletion`."""
-    return _area(trial, heatmap, blurred(trial.picture), trial.picture)
+    """Area under the score while the hottest pixels come into a blurred image first; as `deletion`."""
+    return _area(trial, heatmap, blurred(trial.image), trial.image)
 
 
 def _area(trial: Trial, heatmap: Array, before: Array, after: Array) -> float:
@@ -160,10 +160,10 @@ def _area(trial: Trial, heatmap: Array, before: Array, after: Array) -> float:
 
     def changed() -> Iterator[Array]:
         for step in range(trial.steps + 1):
-            picture = before.reshape(len(before), -1).copy()
+            image = before.reshape(len(before), -1).copy()
             done = order[: round(step * order.size / trial.steps)]
-            picture[:, done] = after.reshape(len(after), -1)[:, done]
-            yield picture.reshape(before.shape)
+            image[:, done] = after.reshape(len(after), -1)[:, done]
+            yield image.reshape(before.shape)
 
     scores = trial.ask(changed())
     return float((scores.sum() - (scores[0] + scores[-1]) / 2) / trial.steps)
@@ -177,7 +177,7 @@ def road(trial: Trial, heatmap: Array) -> float:
     most relevant first: ROADCombined of pytorch-grad-cam's metrics/road.py, where heatmaps have no equal values.
     """
     order, rng = trial.order(heatmap), trial.rng
-    deviation = _NOISE * float(trial.picture.std())
+    deviation = _NOISE * float(trial.image.std())
 
     def filled(ranked: npt.NDArray[np.intp]) -> Iterator[Array]:
         found = None
@@ -185,14 +185,14 @@ def road(trial: Trial, heatmap: Array) -> float:
             kept = np.zeros(heatmap.size, bool)
             kept[ranked[: max(1, -(-percentile * (heatmap.size - 1) // 100))]] = True
             seen = kept.reshape(heatmap.shape)
-            found = impute(trial.picture, seen, found)
+            found = impute(trial.image, seen, found)
             noise = deviation * rng.standard_normal(found.shape).astype(np.float32)
             yield np.where(seen, found, found + noise)
 
     return float(trial.ask(filled(order)).mean() - trial.ask(filled(order[::-1])).mean()) / 2
 
 
-# ----- the picture times the heatmap -------------------------------------------
+# ----- the image times the heatmap -------------------------------------------
 
 
 def average_drop(trial: Trial, heatmap: Array) -> float:
@@ -200,12 +200,12 @@ def average_drop(trial: Trial, heatmap: Array) -> float:
 
     Chattopadhay et al. 2018, section 4.1; the model's input is multiplied, as pytorch-grad-cam's metrics do.
     """
-    return _lost(trial, trial.picture * heatmap)
+    return _lost(trial, trial.image * heatmap)
 
 
 def increase(trial: Trial, heatmap: Array) -> float:
-    """1 where what the heatmap shows scores higher than the whole picture, else 0; as `average_drop`."""
-    (score,) = trial.ask(iter([trial.picture * heatmap]))
+    """1 where what the heatmap shows scores higher than the whole image, else 0; as `average_drop`."""
+    (score,) = trial.ask(iter([trial.image * heatmap]))
     return float(score > trial.score)
 
 
@@ -215,11 +215,11 @@ def deletion_drop(trial: Trial, heatmap: Array) -> float:
     Jung and Oh 2021 (Towards better explanations of class activation mapping), section 4: the average drop of the
     inverted heatmap.
     """
-    return _lost(trial, trial.picture * (1 - heatmap))
+    return _lost(trial, trial.image * (1 - heatmap))
 
 
-def _lost(trial: Trial, picture: Array) -> float:
-    (score,) = trial.ask(iter([picture]))
+def _lost(trial: Trial, image: Array) -> float:
+    (score,) = trial.ask(iter([image]))
     return max(0.0, trial.score - float(score)) / trial.score if trial.score > 0 else 0.0
 
 
@@ -277,11 +277,11 @@ def measure(trial: Trial, heatmap: Array, metrics: Sequence[str]) -> dict[str, f
     """Those of the metrics, names of `METRICS`, that need no boxes.
 
     Raises:
-        ShapeError: the heatmap is not of the picture's size.
+        InputError: the heatmap is not of the image's size.
     """
-    if heatmap.shape != trial.picture.shape[1:]:
-        raise ShapeError(
-            f"the heatmap is {list(heatmap.shape)} and the model's input {list(trial.picture.shape[1:])} (height, "
+    if heatmap.shape != trial.image.shape[1:]:
+        raise InputError(
+            f"the heatmap is {list(heatmap.shape)} and the model's input {list(trial.image.shape[1:])} (height, "
             "width): pass the heatmap over the input"
         )
     found = {}
@@ -292,25 +292,25 @@ def measure(trial: Trial, heatmap: Array, metrics: Sequence[str]) -> dict[str, f
     return found
 
 
-def blurred(picture: Array) -> Array:
-    """The picture ``[C, H, W]`` without what the class could be told by: blurred by a Gaussian window.
+def blurred(image: Array) -> Array:
+    """The image ``[C, H, W]`` without what the class could be told by: blurred by a Gaussian window.
 
     Its standard deviation is 5 pixels at 224 pixels (11 pixels wide there), as in RISE's own code, proportionally more
-    in larger pictures, and no less in smaller ones. The picture's border is mirrored.
+    in larger images, and no less in smaller ones. The image's border is mirrored.
     """
     for axis in (1, 2):
-        picture = _blurred_along(picture, axis)
-    return picture
+        image = _blurred_along(image, axis)
+    return image
 
 
-def _blurred_along(picture: Array, axis: int) -> Array:
-    side = picture.shape[axis]
-    deviation = _BLUR * max(1.0, max(picture.shape[1:]) / 224)
+def _blurred_along(image: Array, axis: int) -> Array:
+    side = image.shape[axis]
+    deviation = _BLUR * max(1.0, max(image.shape[1:]) / 224)
     radius = round(deviation)
     window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
-    # The picture and its mirror image, over and over: any radius finds a pixel.
+    # The image and its mirror image, over and over: any radius finds a pixel.
     period = np.concatenate([np.arange(side), np.arange(side)[::-1]])
-    total = np.zeros(picture.shape, np.float64)
+    total = np.zeros(image.shape, np.float64)
     for shift, weight in zip(range(-radius, radius + 1), window / window.sum(), strict=True):
-        total += weight * picture.take(period[(np.arange(side) + shift) % (2 * side)], axis=axis)
+        total += weight * image.take(period[(np.arange(side) + shift) % (2 * side)], axis=axis)
     return np.asarray(total.astype(np.float32))

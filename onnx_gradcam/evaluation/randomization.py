@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ImageError, ModelError, UnsupportedError
+from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.images.decoding import read_image
 from onnx_gradcam.runtime.explainer import Explainer
@@ -27,7 +27,7 @@ from .similarity import compare_maps
 __all__ = ["MOST_SUBJECTS", "Layer", "Randomized", "Stage", "plan_stages", "randomized", "redrawn", "weight_layers"]
 
 MOST_SUBJECTS: Final = 10
-"""So many classes of pictures are enough to see whether a heatmap changes."""
+"""So many classes of images are enough to see whether a heatmap changes."""
 
 _GROUPS: Final = 8
 """A deep model's layers are redrawn in so many groups, the first of which is the topmost layer alone."""
@@ -43,7 +43,7 @@ _CARRIERS: Final = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "R
 """Operators through which a weight comes to where it is used."""
 
 Subject = tuple[str, int]
-"""The path of a picture, and a class."""
+"""The path of an image, and a class."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Randomized:
         spearman: mean correlation of ranks, by method; `None` where nothing could be compared.
         ssim: mean structural similarity, by method.
         unchanged: methods none of whose heatmaps changed by 1e-4 anywhere.
-        failed: by method, how many pictures the redrawn model gave no heatmap for.
+        failed: by method, how many images the redrawn model gave no heatmap for.
     """
 
     stage: Stage
@@ -175,9 +175,9 @@ def randomized(
     """Redraw the weights stage by stage, and compare the heatmaps of all methods with the model's own.
 
     Args:
-        evaluator: the model, the methods and how pictures are read.
+        evaluator: the model, the methods and how images are read.
         stages: of `plan_stages`.
-        subjects: pictures and their classes; the first `MOST_SUBJECTS` are taken.
+        subjects: images and their classes; the first `MOST_SUBJECTS` are taken.
         seed: of the weights.
     """
     some = subjects[:MOST_SUBJECTS]
@@ -202,11 +202,11 @@ def _heatmaps(explainer: Explainer, subjects: Sequence[Subject]) -> list[_Map | 
     return [_heatmap(explainer, *subject) for subject in subjects]
 
 
-def _heatmap(explainer: Explainer, picture: str, index: int) -> _Map | None:
+def _heatmap(explainer: Explainer, image: str, index: int) -> _Map | None:
     """One heatmap; `None` where the model gives none, as a redrawn one whose numbers overflow."""
     try:
-        return explainer(read_image(picture), index).heatmap
-    except (ImageError, ModelError):
+        return explainer(read_image(image), index).heatmap
+    except (InputError, ModelError):
         return None
 
 

@@ -1,4 +1,4 @@
-"""The comparison as one HTML file: no script, nothing from elsewhere, pictures inside."""
+"""The comparison as one HTML file: no script, nothing from elsewhere, images inside."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .comparison import METRICS, Agreement, Compared, Laid, spreads
 __all__ = ["Report", "worst"]
 
 _SHOWN: Final = 24
-"""How many pictures are shown at most; the table has all."""
+"""How many images are shown at most; the table has all."""
 _SIDE: Final = 320
-"""Longer side of a shown picture, in pixels."""
+"""Longer side of a shown image, in pixels."""
 _IN_CARD: Final = ("pearson", "overlap", "ssim", "shift")
 
 
 def worst(agreements: Sequence[Agreement], metric: str) -> float:
-    """The value of a metric, of which larger is better, where a picture's agreement is least."""
+    """The value of a metric, of which larger is better, where an image's agreement is least."""
     return min(value for a in agreements if (value := a.numbers[metric]) is not None)
 
 
@@ -56,12 +56,12 @@ def _join(parts: Sequence[str]) -> _Html:
 
 @dataclass(eq=False)
 class Report:
-    """Collects results one by one: the numbers of all pictures, the pixels of the worst only.
+    """Collects results one by one: the numbers of all images, the pixels of the worst only.
 
     Attributes:
         sides: facts about each side by its name, the first what the others are compared with.
-        metric: one of `METRICS` of which larger is better: the pictures' order.
-        folder: what the pictures' paths are shown less, if all begin with it.
+        metric: one of `METRICS` of which larger is better: the images' order.
+        folder: what the images' paths are shown less, if all begin with it.
         limit: the least mean of it that was asked for, if any.
     """
 
@@ -74,18 +74,18 @@ class Report:
     _cards: list[tuple[float, int, _Html]] = field(default_factory=list)
 
     def add(self, result: Compared) -> None:
-        """Take the numbers of a picture; draw it if it is among the worst so far."""
+        """Take the numbers of an image; draw it if it is among the worst so far."""
         rank = worst(result.agreements, self.metric)
         number = len(self._rows)
-        self._rows.append((rank, number, self._short(result.picture), result.target.label, result.agreements))
+        self._rows.append((rank, number, self._short(result.path), result.target.label, result.agreements))
         if len(self._cards) < _SHOWN or -rank > self._cards[0][0]:
             heapq.heappush(self._cards, (-rank, number, self._card(result, number)))
             if len(self._cards) > _SHOWN:
                 heapq.heappop(self._cards)
 
-    def fail(self, picture: str, reason: str) -> None:
-        """Note a picture that could not be compared."""
-        self._failed.append((self._short(picture), reason))
+    def fail(self, image: str, reason: str) -> None:
+        """Note an image that could not be compared."""
+        self._failed.append((self._short(image), reason))
 
     def html(self) -> str:
         """The whole page."""
@@ -113,7 +113,7 @@ class Report:
             *(part for side in list(self.sides)[1:] for part in self._summary(side)),
             _element("h2", "Largest disagreements"),
             *self._worst_cards(),
-            _element("h2", "All pictures", id="all"),
+            _element("h2", "All images", id="all"),
             _element("p", f"By {METRICS[self.metric].title}, the least first."),
             self._all(),
             *self._left_out(),
@@ -126,9 +126,9 @@ class Report:
         )
         return f"<!DOCTYPE html>\n{_element('html', head, _element('body', main), lang='en')}\n"
 
-    def _short(self, picture: str) -> str:
-        path = PurePath(picture)
-        return str(path.relative_to(self.folder)) if self.folder and path.is_relative_to(self.folder) else picture
+    def _short(self, image: str) -> str:
+        path = PurePath(image)
+        return str(path.relative_to(self.folder)) if self.folder and path.is_relative_to(self.folder) else image
 
     def _of(self, side: str) -> list[Agreement]:
         return [a for row in self._rows for a in row[4] if a.side == side]
@@ -137,7 +137,7 @@ class Report:
         first = next(iter(self.sides))
         metric = METRICS[self.metric]
         where = [" of ", _name(self.folder)] if self.folder else []
-        sentences: list[str] = [_count(len(self._rows), "picture"), *where, " compared"]
+        sentences: list[str] = [_count(len(self._rows), "image"), *where, " compared"]
         sentences.append(f", {len(self._failed)} left out. " if self._failed else ". ")
         for side in list(self.sides)[1:]:
             spread = spreads(self._of(side))[self.metric]
@@ -169,9 +169,7 @@ class Report:
         if known:
             share = _element("td", f"{sum(known)} of {len(known)}", class_="number")
             empty = [_element("td", class_="number")] * 2
-            rows.append(
-                [_explained("same best class", "pictures of which both hold the same class for the best"), share]
-            )
+            rows.append([_explained("same best class", "images of which both hold the same class for the best"), share])
             rows[0] += empty
         for name, spread in spreads(agreements).items():
             if spread is not None:
@@ -186,10 +184,8 @@ class Report:
     def _worst_cards(self) -> list[_Html]:
         count = len(self._cards)
         if not count:
-            return [_element("p", "No picture could be compared.")]
-        which = (
-            "All pictures" if count == len(self._rows) else f"The {count} of {len(self._rows)} pictures with the least"
-        )
+            return [_element("p", "No image could be compared.")]
+        which = "All images" if count == len(self._rows) else f"The {count} of {len(self._rows)} images with the least"
         order = f"{which}{', by' if count == len(self._rows) else ''} {METRICS[self.metric].title}, the least first."
         ranked = sorted(self._cards, key=lambda card: (-card[0], card[1]))
         return [_element("p", order), *(card for _, _, card in ranked)]
@@ -199,9 +195,9 @@ class Report:
         names = list(METRICS)
         shown = {number for _, number, _ in self._cards}
         rows = []
-        for _, number, picture, label, agreements in sorted(self._rows, key=lambda row: row[:2]):
+        for _, number, image, label, agreements in sorted(self._rows, key=lambda row: row[:2]):
             for a in agreements:
-                name = _element("a", _name(picture), href=f"#p{number}") if number in shown else _name(picture)
+                name = _element("a", _name(image), href=f"#p{number}") if number in shown else _name(image)
                 cells = [_element("th", name, scope="row"), _element("td", _name(label), class_="text")]
                 if several:
                     cells.append(_element("td", _name(a.side), class_="text"))
@@ -209,28 +205,28 @@ class Report:
                 cells += [_number(n, a.numbers[n]) for n in names]
                 rows.append(cells)
         columns = [
-            "picture",
+            "image",
             "class",
             *(["model"] if several else []),
             "same best class",
             *(METRICS[n].title for n in names),
         ]
         start = len(columns) - len(names)
-        return _table("All pictures", columns, rows, numbers=range(start, len(columns)))
+        return _table("All images", columns, rows, numbers=range(start, len(columns)))
 
     def _left_out(self) -> list[_Html]:
         if not self._failed:
             return []
         rows = [[_element("th", _name(p), scope="row"), _element("td", why, class_="text")] for p, why in self._failed]
-        return [_element("h2", "Pictures left out"), _table("Pictures left out", ["picture", "reason"], rows)]
+        return [_element("h2", "Images left out"), _table("Images left out", ["image", "reason"], rows)]
 
     def _card(self, result: Compared, number: int) -> _Html:
         height, width = result.image.shape[:2]
         factor = _SIDE / max(height, width)
         tall, wide = max(1, round(height * factor)), max(1, round(width * factor))
         photo = resized(result.image, tall, wide)
-        name = PurePath(result.picture).name
-        figures = [_element("figure", _image(photo, f"The picture {name}"), _element("figcaption", "picture"))]
+        name = PurePath(result.path).name
+        figures = [_element("figure", _image(photo, f"The image {name}"), _element("figcaption", "image"))]
         for i, (side, laid) in enumerate(zip(self.sides, result.laid, strict=True)):
             heatmap = laid.on(tall, wide)
             seen = _image(overlay(photo, heatmap), _in_words(side, name, laid, heatmap))
@@ -242,8 +238,8 @@ class Report:
         title = f"t{number}"
         return _element(
             "article",
-            _element("h3", _name(self._short(result.picture)), ": ", _name(result.target.label), id=title),
-            _element("div", *figures, class_="pictures"),
+            _element("h3", _name(self._short(result.path)), ": ", _name(result.target.label), id=title),
+            _element("div", *figures, class_="images"),
             id=f"p{number}",
             aria_labelledby=title,
         )
@@ -296,14 +292,14 @@ def _blank(blank: tuple[bool, bool]) -> str:
     return "both heatmaps" if all(blank) else "the first model's heatmap" if blank[0] else "this heatmap"
 
 
-def _in_words(side: str, picture: str, laid: Laid, heatmap: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
+def _in_words(side: str, image: str, laid: Laid, heatmap: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
     """What a heatmap shows, for those who do not see it."""
     of = f" for {laid.target.label}" if laid.target is not None else ""
     if not heatmap.any():
-        return f"Heatmap of {side}{of} over {picture}: blank"
+        return f"Heatmap of {side}{of} over {image}: blank"
     row, column = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
     right, down = (column + 0.5) / heatmap.shape[1], (row + 0.5) / heatmap.shape[0]
-    return f"Heatmap of {side}{of} over {picture}: hottest {right:.0%} from the left and {down:.0%} from the top"
+    return f"Heatmap of {side}{of} over {image}: hottest {right:.0%} from the left and {down:.0%} from the top"
 
 
 def _image(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], alt: str) -> _Html:

@@ -1,4 +1,4 @@
-"""Several methods on the same pictures: how faithful their heatmaps are, and whether they lie on the objects."""
+"""Several methods on the same images: how faithful their heatmaps are, and whether they lie on the objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.editor.probes import probed
-from onnx_gradcam.errors import ImageError, ModelError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Options
@@ -37,17 +37,17 @@ _RANK: Final = 5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluated:
-    """One class of one picture.
+    """One class of one image.
 
     Attributes:
-        picture: its path.
+        image: its path.
         target: the class.
         thing: the name of the object, where there are boxes.
         values: of every metric, by method or baseline.
         blank: methods whose heatmap is zero everywhere.
     """
 
-    picture: str
+    image: str
     target: Target
     thing: str | None
     values: Mapping[str, Mapping[str, float]]
@@ -64,7 +64,7 @@ class Evaluator:
         metrics: names of `METRICS`; those of boxes are left out where there are none.
         steps: of deletion and insertion.
         seed: of random numbers.
-        batch_size: pictures to run at once.
+        batch_size: images to run at once.
         where: `provider`, `threads`.
         reading: `labels`, `preprocess`.
         choices: other fields of `Options`.
@@ -101,36 +101,36 @@ class Evaluator:
 
     def stream(
         self,
-        pictures: Iterable[str],
+        images: Iterable[str],
         target: Wanted = None,
         boxes: Mapping[str, Sequence[Thing]] | None = None,
-    ) -> Iterator[list[Evaluated] | ImageError]:
-        """Evaluate the methods on one picture after the other.
+    ) -> Iterator[list[Evaluated] | InputError]:
+        """Evaluate the methods on one image after the other.
 
         Args:
-            pictures: their paths.
+            images: their paths.
             target: one class; by default that with the highest score. Not with boxes.
-            boxes: the objects of every picture by its file name. Explained is the class of each object: of those that
+            boxes: the objects of every image by its file name. Explained is the class of each object: of those that
                 mean it, the one with the highest score.
 
         Returns:
-            For every picture its classes, none where boxes are given but the model sees none of the objects; or what
-            is wrong with the picture.
+            For every image its classes, none where boxes are given but the model sees none of the objects; or what
+            is wrong with the image.
         """
-        for number, picture in enumerate(pictures):
-            yield self._evaluated(picture, number, target, boxes)
+        for number, image in enumerate(images):
+            yield self._evaluated(image, number, target, boxes)
 
     def _evaluated(
-        self, picture: str, number: int, target: Wanted, boxes: Mapping[str, Sequence[Thing]] | None
-    ) -> list[Evaluated] | ImageError:
+        self, image: str, number: int, target: Wanted, boxes: Mapping[str, Sequence[Thing]] | None
+    ) -> list[Evaluated] | InputError:
         try:
-            return list(self._picture(picture, number, target, boxes))
-        except ImageError as exc:
+            return list(self._image(image, number, target, boxes))
+        except InputError as exc:
             return exc
         except ModelError as exc:
-            return ImageError(f"{picture}: {exc}")
+            return InputError(f"{image}: {exc}")
 
-    def _picture(
+    def _image(
         self, path: str, number: int, target: Wanted, boxes: Mapping[str, Sequence[Thing]] | None
     ) -> Iterator[Evaluated]:
         image = read_image(path)
@@ -144,7 +144,7 @@ class Evaluator:
             index = first.target.index
             probe = self._model.probe(tensor[None], index)
             trial = Trial(
-                picture=probe.x,
+                image=probe.x,
                 scores=probe.probabilities,
                 score=float(probe.probabilities(probe.x[None])[0]),
                 steps=self.steps,
@@ -155,7 +155,7 @@ class Evaluator:
             maps |= _baselines(first, np.random.default_rng([self.seed, number]))
             inside = None if thing is None else thing.inside(*image.shape[:2])
             yield Evaluated(
-                picture=path,
+                image=path,
                 target=first.target,
                 thing=None if thing is None else thing.name,
                 values={name: self._values(trial, heatmap, placement, inside) for name, heatmap in maps.items()},
@@ -199,7 +199,7 @@ def _baselines(explanation: Explanation, rng: np.random.Generator) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """The mean over pictures.
+    """The mean over images.
 
     Attributes:
         mean: of the values.

@@ -1,4 +1,4 @@
-"""How far two explanations of one picture agree: of their scores, and of their heatmaps."""
+"""How far two explanations of one image agree: of their scores, and of their heatmaps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ShapeError
+from onnx_gradcam.errors import InputError
 
 __all__ = ["MapAgreement", "compare_maps", "kl_divergence", "probabilities", "ssim"]
 
@@ -58,16 +58,16 @@ def compare_maps(first: Array, second: Array) -> MapAgreement:
     """Compare two heatmaps ``[H, W]`` in [0, 1] on one grid of pixels.
 
     Raises:
-        ShapeError: the two differ in shape, are not of rank 2, or hold NaN or infinities.
+        InputError: the two differ in shape, are not of rank 2, or hold NaN or infinities.
     """
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
-        raise ShapeError(
+        raise InputError(
             f"only heatmaps of one shape [height, width] can be compared, not {list(first.shape)} and "
-            f"{list(second.shape)}: lay both on the picture first"
+            f"{list(second.shape)}: lay both on the image first"
         )
     a, b = first.astype(np.float64), second.astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ShapeError("a heatmap with NaN or infinite values cannot be compared: mend what it comes from")
+        raise InputError("a heatmap with NaN or infinite values cannot be compared: mend what it comes from")
     diagonal = math.hypot(*a.shape)
     blank = not a.any(), not b.any()
     difference = float(np.abs(a - b).max())

@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 def check_explanation(
     source: str | Path | bytes | onnx.ModelProto,
-    picture: Array | None = None,
+    image: Array | None = None,
     options: Options | None = None,
     *,
     seed: int = 0,
@@ -38,13 +38,13 @@ def check_explanation(
 ) -> GradientCheck:
     """Compare the cotangent of the activation maps with central differences of the model's own head.
 
-    The activation maps of `picture` come from ONNX Runtime; the head behind them is evaluated in float64 by ONNX's
+    The activation maps of `image` come from ONNX Runtime; the head behind them is evaluated in float64 by ONNX's
     reference evaluator at two points along a random direction. Where the two disagree although every rule is right,
     the direction crosses a kink (a ReLU at zero, a maximum that changes hands): another seed tells.
 
     Args:
         source: a model that is not explained yet.
-        picture: the model's input, one sample, which fills a batch of fixed size; random numbers by default.
+        image: the model's input, one sample, which fills a batch of fixed size; random numbers by default.
         options: what to explain and how; the class with the highest score by default.
         seed: of the random numbers.
         step: half the distance of the two points, relative to the root mean square of the activation maps.
@@ -68,11 +68,11 @@ def check_explanation(
         raise UnsupportedError("the gradient of one layer is checked at a time; name one with --layer")
     target = work.layer.chosen
     head, sides = _head(work)
-    picture = _random_picture(work.image, rng) if picture is None else picture
+    image = _random_image(work.image, rng) if image is None else image
     rows = work.image.shape[0]
-    if isinstance(rows, int) and len(picture) == 1:
-        picture = np.repeat(picture, rows, axis=0)
-    maps, *given, places, cotangent, chosen = _run(work, [target.tensor, *sides], picture)
+    if isinstance(rows, int) and len(image) == 1:
+        image = np.repeat(image, rows, axis=0)
+    maps, *given, places, cotangent, chosen = _run(work, [target.tensor, *sides], image)
     # Zeros behind a ReLU stay: pools over windows of zeros have a kink there.
     direction = rng.standard_normal(places.shape) * (places != 0)
     # The score is read for the first row of the batch.
@@ -112,8 +112,8 @@ def _head(work: Plan) -> tuple[onnx.ModelProto, list[Value]]:
     )
 
 
-def _run(work: Plan, values: Sequence[Value], picture: Array) -> list[Array]:
-    """What `values` are for `picture`, then the activation maps as the method sees them, cotangent and class."""
+def _run(work: Plan, values: Sequence[Value], image: Array) -> list[Array]:
+    """What `values` are for `image`, then the activation maps as the method sees them, cotangent and class."""
     t = work.t
     asked = Quantities(work)
     (maps,), (cotangent,) = asked.maps, asked.cotangents
@@ -124,11 +124,11 @@ def _run(work: Plan, values: Sequence[Value], picture: Array) -> list[Array]:
     names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, asked.classes)]
     t.finish()
     session = Session(t.model.to_proto().SerializeToString(), folder=t.model.folder)
-    results = session.run({work.image.name: picture})
+    results = session.run({work.image.name: image})
     return [results[name] for name in names]
 
 
-def _random_picture(image: Value, rng: np.random.Generator) -> Array:
+def _random_image(image: Value, rng: np.random.Generator) -> Array:
     shape = [d if isinstance(d, int) else 1 if axis == 0 else 224 for axis, d in enumerate(image.shape)]
     dtype = np.dtype(image.dtype or np.float32)
     if image.is_float:

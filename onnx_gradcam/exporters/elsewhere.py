@@ -57,7 +57,7 @@ class Converted:
     Attributes:
         model: the graph.
         answer: what else it says; its entries are the worker's.
-        reference: what the framework computed, for each batch the tensors by name; the picture's name is empty.
+        reference: what the framework computed, for each batch the tensors by name; the image's name is empty.
     """
 
     model: Model
@@ -225,7 +225,7 @@ def read_keras_with(
     """Let Keras load a model and convert it, every layer that gives maps under its name.
 
     A layer inside another one is called `outer/inner`. What the graph computes is compared with Keras at batch 1 and 3,
-    where the model says how large its picture is: the outputs and one layer.
+    where the model says how large its image is: the outputs and one layer.
 
     Args:
         route: `tf` or `torch`.
@@ -275,8 +275,8 @@ def _compared(converted: Converted) -> str:
     """
     gaps = []
     for batch, reference in converted.reference.items():
-        picture = reference.pop("")
-        found = run(converted.model, picture, reference)
+        image = reference.pop("")
+        found = run(converted.model, image, reference)
         gaps.append(compare(found, reference, f"batch {batch}", "Keras"))
     batches = " and ".join(map(str, converted.reference))
     return f"within {max(gaps):.0e} of Keras's values, relative, at batch {batches}" if gaps else ""

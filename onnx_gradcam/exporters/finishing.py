@@ -14,7 +14,7 @@ from onnx_gradcam.autodiff.backward import carries_gradient
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.layer import find_layer, on_path
 from onnx_gradcam.editor.targets.score import Score, find_image, find_score
-from onnx_gradcam.errors import PreprocessingError, TargetError
+from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.hazards import guard_padded_pools
 from onnx_gradcam.graph.model import Model
@@ -39,7 +39,7 @@ class Exported:
         layout: its axes, e.g. `NCHW`.
         reason: why this layer, in words.
         score: name of the output that holds the scores.
-        image: name of the input that takes pictures.
+        image: name of the input that takes images.
         image_layout: its axes, e.g. `NCHW`; empty where they cannot be told.
         image_shape: of it.
         image_dtype: its NumPy type.
@@ -93,11 +93,11 @@ def finish_export(
             choose.
         output: the output that holds the scores, where several would do.
         labels: class names; by default those of the framework.
-        preprocessing: how pictures become the input; by default what the framework says.
+        preprocessing: how images become the input; by default what the framework says.
 
     Raises:
         TargetError: the layer is not in the model, the score does not depend on it, or nothing looks like scores.
-        PreprocessingError: class names or preprocessing that do not fit.
+        InputError: class names or preprocessing that do not fit.
         ModelError: what came out is no valid ONNX.
     """
     t = Builder(product.model)
@@ -234,7 +234,7 @@ def _labels(product: Product, given: Sequence[str] | None, score: Score, warning
     if score.classes is not None and len(labels) != score.classes:
         why = f"there are {len(labels)} class names for {score.classes} classes"
         if given is not None:
-            raise PreprocessingError(f"{why}: are they this model's?")
+            raise InputError(f"{why}: are they this model's?")
         warnings.append(f"{why}, so the names that came with the model are left out; give others with --labels")
         return None
     return list(labels)

@@ -57,7 +57,7 @@ def compare(found: Mapping[str, Array], wanted: Mapping[str, Array], what: str, 
     Args:
         found: what the graph computes.
         wanted: what the framework computed.
-        what: of which pictures, in words.
+        what: of which images, in words.
         framework: its name.
 
     Raises:

@@ -31,7 +31,7 @@ class Product:
         layers: the framework's layers by name, in the order in which they run; the tensor may be a view that nothing
             reads of the one on the path to the score.
         labels: class names, where the framework knows them.
-        preprocessing: how pictures become the model's input, where the framework knows it.
+        preprocessing: how images become the model's input, where the framework knows it.
         parity: how the graph's values compare with the framework's; empty where that was not looked at.
         warnings: what the user should know.
     """
@@ -47,7 +47,7 @@ class Product:
 
 
 BATCH = "batch"
-"""The symbol of the first dimension of every exported picture."""
+"""The symbol of the first dimension of every exported image."""
 
 _OPSET = 18
 _IR_VERSION = 10

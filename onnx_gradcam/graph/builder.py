@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.errors import ModelError, UnsupportedError
 
 from .model import Model
 from .shapes import Shape
@@ -69,11 +69,11 @@ class Value:
         """The shape: numbers, symbols, or `None` for unknown dimensions.
 
         Raises:
-            ShapeError: not even the rank is known.
+            ModelError: not even the rank is known.
         """
         shape = self.known_shape
         if shape is None:
-            raise ShapeError(
+            raise ModelError(
                 f"the rank of tensor {self.name!r} is unknown; run ONNX shape inference on the model first"
             )
         return shape
@@ -249,14 +249,14 @@ class Builder:
         """State the shape of an appended value where inference knows less.
 
         Raises:
-            ShapeError: the value's shape is known to be another.
+            ModelError: the value's shape is known to be another.
         """
         known = value.known_shape
         if known is not None:
             if len(known) != len(shape) or any(
                 isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(known, shape, strict=True)
             ):
-                raise ShapeError(f"tensor {value.name!r} has shape {list(known)}, not {list(shape)}")
+                raise ModelError(f"tensor {value.name!r} has shape {list(known)}, not {list(shape)}")
             shape = tuple(
                 a if isinstance(a, int) else b if b is not None else a for a, b in zip(known, shape, strict=True)
             )
@@ -322,7 +322,7 @@ class Builder:
             inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as exc:
             shapes = [None if a is None else a.known_shape for a in args]
-            raise ShapeError(f"cannot append {node.op_type} to inputs of shapes {shapes}: {exc}") from exc
+            raise ModelError(f"cannot append {node.op_type} to inputs of shapes {shapes}: {exc}") from exc
         for output in node.outputs:
             tensor = inferred[output.name].tensor_type if output.name in inferred else onnx.TypeProto.Tensor()
             shape = None

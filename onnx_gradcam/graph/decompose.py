@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ModelError, ShapeError
+from onnx_gradcam.errors import ModelError
 
 from .builder import Builder, Value
 from .model import Model
@@ -104,5 +104,5 @@ def _try_inference(t: Builder, node: ir.Node) -> None:
     if all(i is None or t.wrap(i).dtype is not None for i in node.inputs):
         try:
             t.infer(node)
-        except ShapeError as exc:
+        except ModelError as exc:
             raise ModelError(f"node {node.name!r} is not valid: {exc}") from exc

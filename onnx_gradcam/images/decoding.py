@@ -1,6 +1,6 @@
-"""Pictures in: read a file, make a model's input of it, and lay a heatmap back on the picture.
+"""Images in: read a file, make a model's input of it, and lay a heatmap back on the image.
 
-The part of a picture that a segmentation is explained in.
+The part of an image that a segmentation is explained in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, ShapeError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError
 
 from .header import HeaderError, checked, stored_size
 from .preprocessing import INTEGER_RANGES, Preprocessing
@@ -25,7 +25,7 @@ __all__ = [
     "MAX_PIXELS",
     "Image",
     "Placement",
-    "check_picture",
+    "check_image",
     "prepare",
     "read_image",
     "read_region",
@@ -33,54 +33,54 @@ __all__ = [
 ]
 
 Image = npt.NDArray[np.uint8]
-"""A picture: uint8 ``[H, W, 3]``, red, green, blue."""
+"""An image: uint8 ``[H, W, 3]``, red, green, blue."""
 
 MAX_PIXELS: Final = 2**27
-"""The largest picture that is decoded, 134 million pixels (400 MB): above the largest cameras of today."""
+"""The largest image that is decoded, 134 million pixels (400 MB): above the largest cameras of today."""
 MAX_BYTES: Final = 2**29
 """The largest file that is read."""
 
 
 def read_image(source: str | Path | bytes | npt.NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read a picture as uint8 ``[H, W, 3]`` in RGB.
+    """Read an image as uint8 ``[H, W, 3]`` in RGB.
 
     A file, or its bytes, may be of any format that OpenCV reads: grey becomes RGB, transparency is dropped, 16 bits
-    become 8, the EXIF orientation is applied, of an animation the first picture is taken.
+    become 8, the EXIF orientation is applied, of an animation the first image is taken.
     An array is RGB and uint8: ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]``.
 
     Raises:
-        ImageError: no such file, no picture, a damaged one, one above `max_pixels`, or an array of another kind.
+        InputError: no such file, no image, a damaged one, one above `max_pixels`, or an array of another kind.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, bytes):
-        return _decode(source, f"the picture ({len(source)} bytes)", max_pixels)
+        return _decode(source, f"the image ({len(source)} bytes)", max_pixels)
     name = repr(str(source))
     try:
         with Path(source).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise ImageError(f"There is no picture {name}: check the path.") from error
+        raise InputError(f"There is not an image {name}: check the path.") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder: give one of the pictures in it.") from error
+        raise InputError(f"{name} is a folder: give one of the images in it.") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(f"{name} cannot be read: {reason}.") from error
+        raise InputError(f"{name} cannot be read: {reason}.") from error
     return _decode(data, name, max_pixels)
 
 
 def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any], Placement]:
-    """Make a model's input of one picture, uint8 RGB ``[H, W, 3]``.
+    """Make a model's input of one image, uint8 RGB ``[H, W, 3]``.
 
     Returns the input without a batch axis, ``[C, H, W]`` or ``[H, W, C]`` in the final type, and where on the
-    picture the model looks. Where `preprocessing` leaves the size open, ``stretch`` and ``none`` keep the picture's.
-    A picture is made smaller by averaging areas and larger by bilinear interpolation, rounded to 8 bits.
+    image the model looks. Where `preprocessing` leaves the size open, ``stretch`` and ``none`` keep the image's.
+    An image is made smaller by averaging areas and larger by bilinear interpolation, rounded to 8 bits.
 
     Raises:
-        ImageError: the picture has not the size that ``none`` wants, or is too narrow for ``short_crop``.
-        PreprocessingError: ``short_crop`` without a size.
+        InputError: the image has not the size that ``none`` wants, or is too narrow for ``short_crop``.
+        InputError: ``short_crop`` without a size.
     """
-    check_picture(image)
+    check_image(image)
     # Grey first: it is what reading the file as grey would have given, and a third of the work.
     pixels = cv2_module().cvtColor(image, cv2_module().COLOR_RGB2GRAY) if preprocessing.color == "gray" else image
     fitted, placement = _fit(pixels, preprocessing)
@@ -99,12 +99,12 @@ def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any
 
 @dataclass(frozen=True)
 class Placement:
-    """Which part of a picture a model saw.
+    """Which part of an image a model saw.
 
     Attributes:
-        box: (x0, y0, x1, y1) in pixels of the picture, (0, 0) its upper left corner, fractions allowed.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        box: (x0, y0, x1, y1) in pixels of the image, (0, 0) its upper left corner, fractions allowed.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
     """
 
     box: tuple[float, float, float, float]
@@ -117,10 +117,10 @@ class Placement:
         Bilinear between the centres of the heatmap's cells, as ``cv2.INTER_LINEAR`` and ONNX's ``half_pixel``.
 
         Raises:
-            ShapeError: `heatmap` is not of rank 2, or is empty.
+            InputError: `heatmap` is not of rank 2, or is empty.
         """
         if heatmap.ndim != 2 or heatmap.size == 0:
-            raise ShapeError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
+            raise InputError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
         x0, y0, x1, y1 = self.box
         rows, row_part, row_inside = _taps(self.height, y0, y1, heatmap.shape[0])
         columns, column_part, column_inside = _taps(self.width, x0, x1, heatmap.shape[1])
@@ -156,16 +156,16 @@ def _values(preprocessing: Preprocessing) -> npt.NDArray[Any]:
 
 
 def _fit(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Placement]:
-    """Bring a picture to the size of the input, and say which part of it that is."""
+    """Bring an image to the size of the input, and say which part of it that is."""
     height, width = pixels.shape[:2]
     whole = Placement((0.0, 0.0, float(width), float(height)), height, width)
     if preprocessing.resize == "short_crop":
         return _short_crop(pixels, preprocessing)
     wanted = preprocessing.size or (height, width)
     if preprocessing.resize == "none" and wanted != (height, width):
-        raise ImageError(
-            f'The picture is {height}x{width} (height x width), but "resize": "none" wants exactly '
-            f'{wanted[0]}x{wanted[1]}: resize the picture, or say "resize": "stretch".'
+        raise InputError(
+            f'The image is {height}x{width} (height x width), but "resize": "none" wants exactly '
+            f'{wanted[0]}x{wanted[1]}: resize the image, or say "resize": "stretch".'
         )
     return resized(pixels, *wanted), whole
 
@@ -173,7 +173,7 @@ def _fit(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Placement]
 def _short_crop(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Placement]:
     height, width = pixels.shape[:2]
     if preprocessing.size is None:
-        raise PreprocessingError('"short_crop" needs the size of the crop: say "size": [height, width].')
+        raise InputError('"short_crop" needs the size of the crop: say "size": [height, width].')
     crop_height, crop_width = preprocessing.size
     if preprocessing.short is not None:
         factor = preprocessing.short / min(height, width)
@@ -182,13 +182,13 @@ def _short_crop(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Pla
         factor = margin * max(crop_height / height, crop_width / width)
     tall, wide = max(1, round(height * factor)), max(1, round(width * factor))
     if tall < crop_height or wide < crop_width:
-        raise ImageError(
-            f"The picture, {tall}x{wide} (height x width) after its shorter side was scaled, cannot give a crop of "
+        raise InputError(
+            f"The image, {tall}x{wide} (height x width) after its shorter side was scaled, cannot give a crop of "
             f'{crop_height}x{crop_width}: raise "short", or say "resize": "stretch".'
         )
     if tall * wide > MAX_PIXELS:
-        raise ImageError(
-            f'The picture, {height}x{width} (height x width), is too narrow for "short_crop", which would make it '
+        raise InputError(
+            f'The image, {height}x{width} (height x width), is too narrow for "short_crop", which would make it '
             f'{tall}x{wide}: say "resize": "stretch".'
         )
     top, left = round((tall - crop_height) / 2), round((wide - crop_width) / 2)
@@ -213,29 +213,29 @@ def resized(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[An
     return pixels
 
 
-def check_picture(image: npt.NDArray[Any]) -> None:
-    """Refuse what is no picture: uint8 ``[H, W, 3]``.
+def check_image(image: npt.NDArray[Any]) -> None:
+    """Refuse what is not an image: uint8 ``[H, W, 3]``.
 
     Raises:
-        ImageError: another type or shape.
+        InputError: another type or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ImageError(
-            f"A picture is uint8 of shape [height, width, 3], not {image.dtype} of shape {list(image.shape)}: "
+        raise InputError(
+            f"An image is uint8 of shape [height, width, 3], not {image.dtype} of shape {list(image.shape)}: "
             "pass it through read_image first."
         )
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image:
     if array.dtype != np.uint8:
-        raise ImageError(
-            f"The picture is an array of {array.dtype}, but it has to be uint8 with pixels from 0 to 255: "
+        raise InputError(
+            f"The image is an array of {array.dtype}, but it has to be uint8 with pixels from 0 to 255: "
             "scale and convert it first."
         )
     channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
     if channels not in (1, 3, 4) or array.size == 0:
-        raise ImageError(
-            f"The picture is an array of shape {list(array.shape)}, but it has to be [height, width] or "
+        raise InputError(
+            f"The image is an array of shape {list(array.shape)}, but it has to be [height, width] or "
             "[height, width, channels] with 1, 3 or 4 channels (RGB, transparency last)."
         )
     cube = array.reshape(*array.shape[:2], channels)[:, :, :3]
@@ -244,30 +244,30 @@ def _from_array(array: npt.NDArray[Any]) -> Image:
 
 def _decode(data: bytes, name: str, max_pixels: int) -> Image:
     if not data:
-        raise ImageError(f"{name} is empty: give a picture file.")
+        raise InputError(f"{name} is empty: give an image file.")
     if len(data) > MAX_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB: give a smaller picture.")
+        raise InputError(f"{name} is larger than {MAX_BYTES >> 20} MB: give a smaller image.")
     try:
         size = stored_size(data)
         if size is not None and size[0] * size[1] > max_pixels:
-            raise ImageError(
+            raise InputError(
                 f"{name} is {size[0]}x{size[1]} (height x width), above the limit of {max_pixels} pixels: "
-                "give a smaller picture."
+                "give a smaller image."
             )
         data = checked(data)
     except HeaderError as error:
-        raise ImageError(f"{name} is a damaged picture, {error}: get it again.") from error
+        raise InputError(f"{name} is a damaged image, {error}: get it again.") from error
     cv2 = cv2_module()
     try:
         with QUIET:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ImageError(f"{name} cannot be decoded: {' '.join(str(error).split())}.") from error
+        raise InputError(f"{name} cannot be decoded: {' '.join(str(error).split())}.") from error
     if decoded is None:
-        what = "a damaged picture, or of a kind OpenCV does not read" if size else "no picture that OpenCV can read"
-        raise ImageError(f"{name} is {what}: give a JPEG, PNG, WebP, TIFF, BMP or similar file.")
-    picture: Image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    return picture
+        what = "a damaged image, or of a kind OpenCV does not read" if size else "no image that OpenCV can read"
+        raise InputError(f"{name} is {what}: give a JPEG, PNG, WebP, TIFF, BMP or similar file.")
+    image: Image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return image
 
 
 class _Quiet:
@@ -315,17 +315,17 @@ QUIET: Final = _Quiet()
 
 
 def cv2_module() -> Any:
-    """OpenCV, imported where a picture is first touched: running a model needs none of its system libraries.
+    """OpenCV, imported where an image is first touched: running a model needs none of its system libraries.
 
     Raises:
-        ImageError: OpenCV is not installed, or a library it wants is not.
+        InputError: OpenCV is not installed, or a library it wants is not.
     """
     try:
         import cv2  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ImageError("OpenCV is not installed: run `pip install opencv-python-headless`.") from error
+        raise InputError("OpenCV is not installed: run `pip install opencv-python-headless`.") from error
     except ImportError as error:
-        raise ImageError(
+        raise InputError(
             f"OpenCV cannot be loaded ({error}): install `opencv-python-headless` in the place of `opencv-python`."
         ) from error
     return cv2
@@ -340,7 +340,7 @@ def read_region(
     """The region at the resolution of the model's maps.
 
     Args:
-        region: a picture that is not black inside of the region, or an array `[h, w]` that is not zero there; it is
+        region: an image that is not black inside of the region, or an array `[h, w]` that is not zero there; it is
             stretched over what the model sees.
         name: of the input that takes it; empty where there is none.
         shape: of this input, `[N, h, w]`; `None` where there is none.
@@ -350,7 +350,7 @@ def read_region(
 
     Raises:
         TargetError: a region for a model that takes none, or none for one that does.
-        ImageError: the picture cannot be read, or the array is no map.
+        InputError: the image cannot be read, or the array is no map.
         ModelError: the model leaves the size of its maps open.
     """
     if shape is None:
@@ -367,7 +367,7 @@ def read_region(
         )
     inside = region if isinstance(region, np.ndarray) else read_image(region).max(2)
     if inside.ndim != 2 or 0 in inside.shape:
-        raise ImageError(f"the region is of shape {inside.shape}, but it is a map [h, w]")
+        raise InputError(f"the region is of shape {inside.shape}, but it is a map [h, w]")
     # Each cell of the maps takes the pixel under its middle.
     rows, columns = (
         ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, width), inside.shape, strict=True)

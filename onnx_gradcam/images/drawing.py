@@ -1,4 +1,4 @@
-"""Pictures out: colours for a heatmap, a heatmap over its picture, and the two side by side for several classes."""
+"""Images out: colours for a heatmap, a heatmap over its image, and the two side by side for several classes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, ShapeError, near_matches
+from onnx_gradcam.errors import InputError, near_matches
 
-from .decoding import QUIET, Image, check_picture, cv2_module, resized
+from .decoding import QUIET, Image, check_image, cv2_module, resized
 
 __all__ = [
     "COLORMAPS",
@@ -45,7 +45,7 @@ COLORMAPS: Final = (
 """The colour maps by name; each is OpenCV's of that name, but for `bwr`: blue, white, red, as Matplotlib's."""
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-"""What a picture can be saved as."""
+"""What an image can be saved as."""
 
 TRANSPARENT: Final = (".png", ".webp", ".tif", ".tiff")
 """And one with transparency."""
@@ -60,15 +60,15 @@ def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
     """Colours for a heatmap ``[H, W]`` in [0, 1]: uint8 RGB ``[H, W, 3]``, 256 steps.
 
     Raises:
-        ImageError: an unknown colour map, or values outside of [0, 1].
-        ShapeError: `heatmap` is not of rank 2.
+        InputError: an unknown colour map, or values outside of [0, 1].
+        InputError: `heatmap` is not of rank 2.
     """
     if heatmap.ndim != 2 or heatmap.size == 0:
-        raise ShapeError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
+        raise InputError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
     check_colormap(colormap)
     low, high = float(heatmap.min()), float(heatmap.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused too
-        raise ImageError(f"The heatmap runs from {low:.4g} to {high:.4g}: bring it to [0, 1] before drawing it.")
+        raise InputError(f"The heatmap runs from {low:.4g} to {high:.4g}: bring it to [0, 1] before drawing it.")
     if colormap == "bwr":
         rising = np.clip(heatmap[:, :, None] * (2, 2, -2) + (0, 0, 2), 0, 1)
         rising[:, :, 1] = np.minimum(rising[:, :, 0], rising[:, :, 2])
@@ -84,31 +84,31 @@ def check_colormap(name: str) -> None:
     """Refuse what is not in `COLORMAPS`.
 
     Raises:
-        ImageError: there is no such colour map.
+        InputError: there is no such colour map.
     """
     if name not in COLORMAPS:
-        raise ImageError(
+        raise InputError(
             f"there is no colour map {name!r}{near_matches(name, COLORMAPS)} (known: {', '.join(COLORMAPS)})"
         )
 
 
 def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", opacity: float = 0.5) -> Image:
-    """A heatmap over its picture, ``(1 - opacity) * picture + opacity * colours``, as in pytorch-grad-cam.
+    """A heatmap over its image, ``(1 - opacity) * image + opacity * colours``, as in pytorch-grad-cam.
 
     Args:
         image: uint8 RGB ``[H, W, 3]``.
-        heatmap: ``[H, W]`` in [0, 1], of the picture's size; NaN where the model did not look: the picture stays as it
+        heatmap: ``[H, W]`` in [0, 1], of the image's size; NaN where the model did not look: the image stays as it
             is there.
         colormap: one of `COLORMAPS`.
         opacity: of the colours, 0 to 1.
 
     Raises:
-        ImageError: an unknown colour map, values outside of [0, 1], or no picture.
-        ShapeError: the two differ in height or width.
+        InputError: an unknown colour map, values outside of [0, 1], or no image.
+        InputError: the two differ in height or width.
     """
-    check_picture(image)
+    check_image(image)
     if not 0 <= opacity <= 1:
-        raise ImageError(f"The opacity is {opacity}: choose one from 0 (picture only) to 1 (colours only).")
+        raise InputError(f"The opacity is {opacity}: choose one from 0 (image only) to 1 (colours only).")
     check_same_size(heatmap, image, "heatmap")
     unseen = np.isnan(heatmap)
     colours = colorize(np.where(unseen, 0, heatmap), colormap)
@@ -129,13 +129,13 @@ def sheet(
 ) -> Image:
     """The photo and one overlay a panel side by side, each under its caption, a colour bar at the right: uint8 RGB.
 
-    Small pictures are enlarged by a whole factor, huge ones reduced to 1000 pixels, none is stretched. Panels that
+    Small images are enlarged by a whole factor, huge ones reduced to 1000 pixels, none is stretched. Panels that
     do not fit beside each other go below. A caption that is too long loses its middle: its last word, the score,
     stays.
 
     Args:
         image: uint8 RGB ``[H, W, 3]``.
-        panels: caption and heatmap ``[H, W]`` in [0, 1], of the picture's size, or what is drawn of it already.
+        panels: caption and heatmap ``[H, W]`` in [0, 1], of the image's size, or what is drawn of it already.
         title: one line above all; none if empty.
         colormap: of the colour bar, one of `COLORMAPS`.
         draw: makes a panel of the photo and a heatmap of its size, both as large as they are shown.
@@ -143,9 +143,9 @@ def sheet(
         row: how many panels make a row, behind the photo in the first one; by default as many as look well.
 
     Raises:
-        ImageError, ShapeError: as `overlay`.
+        InputError, InputError: as `overlay`.
     """
-    check_picture(image)
+    check_image(image)
     photo = _for_display(image)
     height, width = photo.shape[:2]
     cells = [("photo", photo)]
@@ -157,7 +157,7 @@ def sheet(
         cells.append((caption, draw(photo, resized(heatmap.astype(np.float32), height, width))))
     cell = max(height, _LEAST_CELL_HEIGHT), max(width, _LEAST_CELL_WIDTH)
     scale = min(max(cell[1] / 700, 0.5), 1.3)
-    tiles = [_tile(caption, picture, cell, scale) for caption, picture in cells]
+    tiles = [_tile(caption, shown, cell, scale) for caption, shown in cells]
     empty = np.full_like(tiles[0], 255)
     if row is None:
         columns = min(len(tiles), max(1, round(4.5 * cell[0] / cell[1])))
@@ -175,18 +175,18 @@ def sheet(
 
 
 def save_image(image: Image, path: str | Path) -> None:
-    """Write a picture, uint8 RGB ``[H, W, 3]`` or RGBA ``[H, W, 4]``, in the format of the suffix, one of `SUFFIXES`.
+    """Write an image, uint8 RGB ``[H, W, 3]`` or RGBA ``[H, W, 4]``, in the format of the suffix, one of `SUFFIXES`.
 
     The file appears whole or not at all; one that is there is replaced.
 
     Raises:
-        ImageError: an unknown suffix, a picture the format cannot hold, or a place that cannot be written to.
+        InputError: an unknown suffix, an image the format cannot hold, or a place that cannot be written to.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ImageError(
-            f"{str(path)!r} ends in no known kind of picture{near_matches(suffix, SUFFIXES)}; "
+        raise InputError(
+            f"{str(path)!r} ends in no known kind of image{near_matches(suffix, SUFFIXES)}; "
             f"known: {', '.join(SUFFIXES)}."
         )
     encoded = encode_image(image, suffix)
@@ -198,23 +198,23 @@ def save_image(image: Image, path: str | Path) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ImageError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
 
 
 def encode_image(image: Image, suffix: str) -> bytes:
-    """The bytes of a picture file, in the format that `suffix`, one of `SUFFIXES`, names.
+    """The bytes of an image file, in the format that `suffix`, one of `SUFFIXES`, names.
 
     Args:
         image: uint8 RGB ``[H, W, 3]``, or RGBA ``[H, W, 4]``.
         suffix: of the file.
 
     Raises:
-        ImageError: no picture, or one that the format cannot hold.
+        InputError: no image, or one that the format cannot hold.
     """
-    check_picture(image[:, :, :3])
+    check_image(image[:, :, :3])
     transparent = image.shape[2] == 4
     if transparent and suffix not in TRANSPARENT:
-        raise ImageError(f"A {suffix} file holds no transparency: save it as one of {', '.join(TRANSPARENT)}.")
+        raise InputError(f"A {suffix} file holds no transparency: save it as one of {', '.join(TRANSPARENT)}.")
     cv2 = cv2_module()
     order = cv2.COLOR_RGBA2BGRA if transparent else cv2.COLOR_RGB2BGR
     try:
@@ -223,28 +223,28 @@ def encode_image(image: Image, suffix: str) -> bytes:
     except cv2.error:
         done = False
     if not done:
-        raise ImageError(
-            f"A picture of {image.shape[0]}x{image.shape[1]} (height x width) cannot be saved as {suffix}: "
+        raise InputError(
+            f"An image of {image.shape[0]}x{image.shape[1]} (height x width) cannot be saved as {suffix}: "
             "save it as .png."
         )
     return bytes(encoded.tobytes())
 
 
 def check_same_size(heatmap: npt.NDArray[Any], image: Image, what: str) -> None:
-    """Refuse a heatmap that is not of its picture's size.
+    """Refuse a heatmap that is not of its image's size.
 
     Raises:
-        ShapeError: the two differ in height or width.
+        InputError: the two differ in height or width.
     """
     if heatmap.shape != image.shape[:2]:
-        raise ShapeError(
-            f"The {what} is {list(heatmap.shape)} and the picture {list(image.shape[:2])} (height, width): "
-            "project the heatmap on the picture first."
+        raise InputError(
+            f"The {what} is {list(heatmap.shape)} and the image {list(image.shape[:2])} (height, width): "
+            "project the heatmap on the image first."
         )
 
 
 def _for_display(image: Image) -> Image:
-    """The picture at a size at which a panel can be read: enlarged by a whole factor, or reduced."""
+    """The image at a size at which a panel can be read: enlarged by a whole factor, or reduced."""
     height, width = image.shape[:2]
     longer = max(height, width)
     if longer > _LARGEST_SIDE:
@@ -253,11 +253,11 @@ def _for_display(image: Image) -> Image:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _tile(caption: str, picture: Image, cell: tuple[int, int], scale: float) -> Image:
-    """A picture under its caption in a cell of (height, width), with a margin at the right and below."""
+def _tile(caption: str, image: Image, cell: tuple[int, int], scale: float) -> Image:
+    """An image under its caption in a cell of (height, width), with a margin at the right and below."""
     height, width = cell
     panel = _white(height + _MARGIN, width + _MARGIN)
-    panel[: picture.shape[0], : picture.shape[1]] = picture
+    panel[: image.shape[0], : image.shape[1]] = image
     return np.vstack([_line(caption, width, width + _MARGIN, scale), panel])
 
 

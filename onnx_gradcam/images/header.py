@@ -1,4 +1,4 @@
-"""What a picture file says of itself before anything is decoded: its size, and whether it is whole.
+"""What an image file says of itself before anything is decoded: its size, and whether it is whole.
 
 OpenCV allocates before it looks, its limit is a thousand million pixels, and older versions decode half a JPEG
 file without a word. Each format is read as far as its size goes, no further.
@@ -39,7 +39,7 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 
 
 def checked(data: bytes) -> bytes:
-    """The same picture, seen to be whole where its format allows to tell.
+    """The same image, seen to be whole where its format allows to tell.
 
     A PNG file comes back without its notes (colour profile, text, time): a decoder only complains about those.
 
@@ -81,7 +81,7 @@ def _jpeg_marker(data: bytes, wanted: bytes) -> int:
         at += 1 if marker == 0xFF else 2
         if marker in wanted:
             return at
-        if marker == 0xDA:  # the scan: nothing about the picture comes after it
+        if marker == 0xDA:  # the scan: nothing about the image comes after it
             raise HeaderError("its header says no size")
         if marker not in (0x00, 0x01, *range(0xD0, 0xDA), 0xFF):
             at += int.from_bytes(data[at : at + 2], "big")

@@ -9,9 +9,9 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, ShapeError, near_matches
+from onnx_gradcam.errors import InputError, near_matches
 
-from .decoding import Image, check_picture, cv2_module
+from .decoding import Image, check_image, cv2_module
 from .drawing import check_colormap, check_same_size, colorize, overlay
 
 __all__ = ["STYLES", "Look", "Style", "hot_box", "hot_region"]
@@ -29,18 +29,18 @@ class Look:
     """How a heatmap is shown.
 
     Attributes:
-        style: `overlay`: colours over the picture; `mask`: what is not hot is darkened; `contour`: a line around what
+        style: `overlay`: colours over the image; `mask`: what is not hot is darkened; `contour`: a line around what
             is hot; `box`: the bounding box of the largest hot region; `alpha`: the colours alone, fading out where the
-            heatmap is low, RGBA; `signed`: the raw map, negative values too, as ink on the picture in grey.
+            heatmap is low, RGBA; `signed`: the raw map, negative values too, as ink on the image in grey.
         colormap: one of `render.COLORMAPS`; by default `bwr` for signed maps and `jet` for others.
         opacity: 0 to 1: of the colours; of the darkness around a mask; of the hottest place of `alpha`; how far the
-            picture under a signed map fades to white.
+            image under a signed map fades to white.
         threshold: hot is what reaches this part of the heatmap's largest value (Zhou et al. 2016, section 4.1, take 0.2
             for their boxes).
         top_percent: hot are so many percent of the pixels that the model saw instead, the hottest ones.
 
     Raises:
-        ImageError: no such style or colour map, or a number out of its range.
+        InputError: no such style or colour map, or a number out of its range.
     """
 
     style: Style = "overlay"
@@ -51,16 +51,16 @@ class Look:
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
-            raise ImageError(
+            raise InputError(
                 f"there is no style {self.style!r}{near_matches(self.style, STYLES)} (known: {', '.join(STYLES)})"
             )
         check_colormap(self.colours)
         if not 0 <= self.opacity <= 1:
-            raise ImageError(f"the opacity is {self.opacity}: choose one from 0 (picture only) to 1 (colours only)")
+            raise InputError(f"the opacity is {self.opacity}: choose one from 0 (image only) to 1 (colours only)")
         if not 0 < self.threshold <= 1:
-            raise ImageError(f"the threshold is {self.threshold}: choose one above 0, 1 at the most")
+            raise InputError(f"the threshold is {self.threshold}: choose one above 0, 1 at the most")
         if self.top_percent is not None and not 0 < self.top_percent <= 100:
-            raise ImageError(f"{self.top_percent} percent of the pixels make no region: choose one above 0 up to 100")
+            raise InputError(f"{self.top_percent} percent of the pixels make no region: choose one above 0 up to 100")
 
     @property
     def colours(self) -> str:
@@ -75,7 +75,7 @@ class Look:
         return ("-1", "1") if self.style == "signed" else None
 
     def draw(self, image: Image, shown: npt.NDArray[Any]) -> Image:
-        """A map on its picture.
+        """A map on its image.
 
         Args:
             image: uint8 RGB ``[H, W, 3]``.
@@ -85,9 +85,9 @@ class Look:
             uint8 RGB ``[H, W, 3]``, and RGBA ``[H, W, 4]`` for `alpha`.
 
         Raises:
-            ImageError, ShapeError: as `overlay`.
+            InputError, InputError: as `overlay`.
         """
-        check_picture(image)
+        check_image(image)
         check_same_size(shown, image, "heatmap")
         if self.style == "overlay":
             return overlay(image, shown, colormap=self.colours, opacity=self.opacity)
@@ -103,7 +103,7 @@ class Look:
         return _outlined(image, region, boxed=self.style == "box")
 
     def _inked(self, image: Image, shown: npt.NDArray[Any]) -> Image:
-        """The picture in grey, faded where the model looked, times the colours: white leaves it as it is."""
+        """The image in grey, faded where the model looked, times the colours: white leaves it as it is."""
         grey: Image = np.repeat(cv2_module().cvtColor(image, cv2_module().COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
         seen = ~np.isnan(shown)
         ink = colorize(np.where(seen, (shown + 1) / 2, 0.5), self.colours) / 255
@@ -122,10 +122,10 @@ def hot_region(
         top_percent: hot are so many percent of the pixels that the model saw instead; of equal ones at the limit all.
 
     Raises:
-        ShapeError: `heatmap` is not of rank 2.
+        InputError: `heatmap` is not of rank 2.
     """
     if heatmap.ndim != 2 or heatmap.size == 0:
-        raise ShapeError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
+        raise InputError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
     seen = heatmap[np.isfinite(heatmap)]
     if seen.size == 0:
         return np.zeros(heatmap.shape, bool)
@@ -150,7 +150,7 @@ def hot_box(region: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
 
 
 def _outlined(image: Image, region: npt.NDArray[np.bool_], *, boxed: bool) -> Image:
-    """The picture with a line around a region, or its box; the line has a dark edge, to be seen on any picture."""
+    """The image with a line around a region, or its box; the line has a dark edge, to be seen on any image."""
     cv2 = cv2_module()
     drawn: Image = image.copy()
     thick = max(2, round(max(image.shape[:2]) / 150))

@@ -1,6 +1,6 @@
-"""The pictures that other libraries draw of a heatmap: their colours, their blending, their rounding.
+"""The images that other libraries draw of a heatmap: their colours, their blending, their rounding.
 
-A drawing gets the picture, the heatmap at the size of the model's input and the map of the layer; what a library does
+A drawing gets the image, the heatmap at the size of the model's input and the map of the layer; what a library does
 in between, it does here too. Adding one is adding one entry to `OVERLAYS`.
 """
 
@@ -12,34 +12,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, near_matches
+from onnx_gradcam.errors import InputError, near_matches
 
-from .decoding import Image, Placement, check_picture, cv2_module
+from .decoding import Image, Placement, check_image, cv2_module
 from .drawing import overlay
 
 __all__ = ["OVERLAYS", "Drawing", "library_overlay"]
 
 Map = npt.NDArray[Any]
 Drawing = Callable[[Image, Map, Map], Image]
-"""`(picture uint8 [H, W, 3], heatmap float32 [h', w'] in [0, 1], raw map of the layer [h, w]) -> uint8 [H, W, 3]`."""
+"""`(image uint8 [H, W, 3], heatmap float32 [h', w'] in [0, 1], raw map of the layer [h, w]) -> uint8 [H, W, 3]`."""
 
 
 def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement: Placement | None = None) -> Image:
-    """A heatmap over its picture as the library of a preset draws it.
+    """A heatmap over its image as the library of a preset draws it.
 
     Args:
         preset: one of `OVERLAYS`.
         image: uint8 RGB ``[H, W, 3]``.
         heatmap: float32 ``[h', w']`` of that preset, over the model's input.
         cam: the raw map ``[h, w]``, of one layer; several have the heatmap here too.
-        placement: which part of the picture the model saw; what is outside stays as it is.
+        placement: which part of the image the model saw; what is outside stays as it is.
 
     Raises:
-        ImageError: there is no such preset, or no picture.
+        InputError: there is no such preset, or no image.
     """
-    check_picture(image)
+    check_image(image)
     if preset not in OVERLAYS:
-        raise ImageError(
+        raise InputError(
             f"no overlay is known for the preset {preset!r}{near_matches(preset, OVERLAYS)}; "
             f"there are {', '.join(OVERLAYS)}"
         )
@@ -87,7 +87,7 @@ def _mxnet(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
 
 
 def _tf_keras_vis(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
-    """The examples: Matplotlib draws the colours over the picture, half transparent."""
+    """The examples: Matplotlib draws the colours over the image, half transparent."""
     return _blended(image, _cut(_coloured(_JET, _enlarged(heatmap, image)) * 255))
 
 
@@ -111,7 +111,7 @@ def _captum(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
 
 
 def _tf_explain(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
-    """utils/display.py `heatmap_display`: the colours on top of 0.7 of the picture, cut off at white."""
+    """utils/display.py `heatmap_display`: the colours on top of 0.7 of the image, cut off at white."""
     colours = _opencv("VIRIDIS", _cut(_to_range(_enlarged(cam, image)) * 255))
     return np.asarray(cv2_module().addWeighted(image, 0.7, colours, 1.0, 0.0))
 
@@ -119,8 +119,8 @@ def _tf_explain(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
 def _xplique(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
     """plots/image.py `plot_attribution`: without the lowest and the highest 0.1 percent, half transparent."""
     held = _to_range(np.clip(heatmap, *np.percentile(heatmap, (0.1, 99.9))))
-    picture = _cut(_to_range(image.astype(np.float32)) * 255)
-    return _blended(picture, _cut(_coloured(_JET, _to_range(_enlarged(held, image))) * 255))
+    pixels = _cut(_to_range(image.astype(np.float32)) * 255)
+    return _blended(pixels, _cut(_coloured(_JET, _to_range(_enlarged(held, image))) * 255))
 
 
 def _openvino(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
@@ -225,7 +225,7 @@ def _bytes(values: Map) -> Image:
 
 
 def _enlarged(values: Map, image: Image) -> Map:
-    """OpenCV's bilinear resizing to the picture's size."""
+    """OpenCV's bilinear resizing to the image's size."""
     return np.asarray(cv2_module().resize(values, image.shape[1::-1], interpolation=cv2_module().INTER_LINEAR))
 
 
@@ -239,7 +239,7 @@ def _nearest(values: Map, image: Image) -> Map:
 
 
 def _pillow_bicubic(values: Map, image: Image) -> Map:
-    """Pillow's `resize` with its default filter to the picture's size; bytes are rounded after each of the axes."""
+    """Pillow's `resize` with its default filter to the image's size; bytes are rounded after each of the axes."""
     found = values
     for axis in (1, 0):
         taps = _pillow_weights(values.shape[axis], image.shape[axis])

@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input: the description, its presets and its JSON form.
+"""How an image becomes a model's input: the description, its presets and its JSON form.
 
 Nothing here touches pixels: ``runtime.image.prepare`` carries a description out. The JSON form is what
 ``--preprocess`` takes and what an explained model keeps in its metadata.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
-from onnx_gradcam.errors import PreprocessingError, near_matches
+from onnx_gradcam.errors import InputError, near_matches
 
 __all__ = [
     "PRESETS",
@@ -61,7 +61,7 @@ def _is_pixels(value: object) -> bool:
 
 def _check_choice(key: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise PreprocessingError(
+        raise InputError(
             f'"{key}" cannot be {value!r}{near_matches(str(value), known)}; it is one of {", ".join(known)}.'
         )
 
@@ -70,14 +70,14 @@ def _check_size(key: str, size: object) -> None:
     if size is None:
         return
     if not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_pixels, size))):
-        raise PreprocessingError(f'"{key}" has to be [height, width] in pixels above 0, not {size!r}.')
+        raise InputError(f'"{key}" has to be [height, width] in pixels above 0, not {size!r}.')
 
 
 def _check_numbers(key: str, values: tuple[object, ...], *, nonzero: bool) -> None:
     for value in values:
         if not _is_number(value) or (nonzero and value == 0):
             wanted = "a number other than 0" if nonzero else "a number"
-            raise PreprocessingError(f'"{key}" has to be {wanted}, not {value!r}.')
+            raise InputError(f'"{key}" has to be {wanted}, not {value!r}.')
 
 
 def _check_channels(key: str, values: object, channels: int) -> None:
@@ -85,7 +85,7 @@ def _check_channels(key: str, values: object, channels: int) -> None:
         return
     if not isinstance(values, tuple) or len(values) not in (1, channels):
         counts = "1 value" if channels == 1 else f"1 or {channels} values"
-        raise PreprocessingError(f'"{key}" has to have {counts}, for {channels} channel(s), not {values!r}.')
+        raise InputError(f'"{key}" has to have {counts}, for {channels} channel(s), not {values!r}.')
     _check_numbers(key, values, nonzero=key == "std")
 
 
@@ -95,14 +95,14 @@ def _by(size: tuple[int | None, int | None]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From a picture's pixels (0 to 255) to a model's input: ``(pixel * scale - mean) / std``.
+    """From an image's pixels (0 to 255) to a model's input: ``(pixel * scale - mean) / std``.
 
     An integer `dtype` is rounded to the nearest value and clipped to its range.
 
     Attributes:
         size: (height, width) in pixels of the model's input; None takes the model's own.
         resize: ``stretch`` scales both sides to `size`; ``short_crop`` scales the shorter side to `short`,
-            keeping proportions, and cuts `size` out of the centre; ``none`` wants pictures of exactly `size`.
+            keeping proportions, and cuts `size` out of the centre; ``none`` wants images of exactly `size`.
         short: pixels of the shorter side before the crop; None is 256/224 of the shorter side of `size`.
         color: the order of the channels; ``gray`` is one channel, the luma of ITU-R BT.601.
         scale: multiplies the pixel before `mean` is taken off.
@@ -113,7 +113,7 @@ class Preprocessing:
         fallback_size: (height, width) taken where neither `size` nor the model says one.
 
     Raises:
-        PreprocessingError: a value is out of its range, or two of them contradict each other.
+        InputError: a value is out of its range, or two of them contradict each other.
     """
 
     size: tuple[int, int] | None = None
@@ -166,7 +166,7 @@ class Preprocessing:
         The model decides layout and element type, and the size where none was asked for.
 
         Raises:
-            PreprocessingError: the model declares what this description contradicts.
+            InputError: the model declares what this description contradicts.
         """
         return replace(
             self,
@@ -187,7 +187,7 @@ class Preprocessing:
         """Read one JSON object; a missing key has its default.
 
         Raises:
-            PreprocessingError: no JSON object, an unknown key or a bad value.
+            InputError: no JSON object, an unknown key or a bad value.
         """
         return _from_json(text, "the inline JSON")
 
@@ -195,13 +195,13 @@ class Preprocessing:
         if self.short is None:
             return
         if self.resize != "short_crop":
-            raise PreprocessingError(
+            raise InputError(
                 f'"short" belongs to "resize": "short_crop", but "resize" is "{self.resize}": drop one of the two.'
             )
         if not _is_pixels(self.short):
-            raise PreprocessingError(f'"short" has to be a number of pixels above 0, not {self.short!r}.')
+            raise InputError(f'"short" has to be a number of pixels above 0, not {self.short!r}.')
         if self.size is not None and self.short < min(self.size):
-            raise PreprocessingError(
+            raise InputError(
                 f'"short" is {self.short} pixels, too small to cut {_by(self.size)} out of: '
                 f"make it at least {min(self.size)}."
             )
@@ -210,8 +210,8 @@ class Preprocessing:
         if self.size is not None:
             for asked, declared in zip(self.size, (height, width), strict=True):
                 if declared is not None and asked != declared:
-                    raise PreprocessingError(
-                        f"The preprocessing makes pictures of {_by(self.size)} (height x width), but the model's "
+                    raise InputError(
+                        f"The preprocessing makes images of {_by(self.size)} (height x width), but the model's "
                         f'input is {_by((height, width))}: leave "size" out or make it the model\'s.'
                     )
             return self.size
@@ -219,7 +219,7 @@ class Preprocessing:
             return height, width
         if height is None and width is None:
             return self.fallback_size
-        raise PreprocessingError(
+        raise InputError(
             f"The model's input is {_by((height, width))} (height x width), one side open: "
             'say both in the preprocessing as "size": [height, width].'
         )
@@ -228,14 +228,14 @@ class Preprocessing:
         if channels in (None, self.channels):
             return {}
         if channels != 1:
-            raise PreprocessingError(
+            raise InputError(
                 f'The model\'s input has {channels} channels, but "color": "{self.color}" gives {self.channels}: '
-                "only models of 1 channel (gray) or 3 (rgb, bgr) take a picture."
+                "only models of 1 channel (gray) or 3 (rgb, bgr) take an image."
             )
         for key in ("mean", "std"):
             values = getattr(self, key)
             if values is not None and len(set(values)) > 1:
-                raise PreprocessingError(
+                raise InputError(
                     f'The model\'s input has 1 channel, but "{key}" has a value for each of 3 '
                     f'({", ".join(map(str, values))}): say "color": "gray" and one "{key}".'
                 )
@@ -245,14 +245,14 @@ class Preprocessing:
         if dtype is None or dtype == self.dtype:
             return self.dtype
         if dtype not in _CHOICES["dtype"]:
-            raise PreprocessingError(
-                f"The model's input is of type {dtype}, which no picture can be given as: "
+            raise InputError(
+                f"The model's input is of type {dtype}, which no image can be given as: "
                 f"it has to be one of {', '.join(_CHOICES['dtype'])}."
             )
         if dtype in INTEGER_RANGES:
             (low, high), (least, most) = self.value_range(), INTEGER_RANGES[dtype]
             if low < least or high > most or high - low < _LEAST_INTEGER_SPAN:
-                raise PreprocessingError(
+                raise InputError(
                     f"The model's input is {dtype} ({least} to {most}), but the preprocessing gives values from "
                     f'{low:.4g} to {high:.4g}: choose "scale", "mean" and "std" that fill that range.'
                 )
@@ -288,7 +288,7 @@ def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) 
     """Read a description: a preset's name, an inline JSON object, the path of a JSON file, or a mapping.
 
     Raises:
-        PreprocessingError: none of these, an unknown key, or a bad value.
+        InputError: none of these, an unknown key, or a bad value.
     """
     if isinstance(source, Preprocessing):
         return source
@@ -300,7 +300,7 @@ def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) 
     if text.startswith("{"):
         return Preprocessing.from_json(text)
     if not Path(text).exists():
-        raise PreprocessingError(
+        raise InputError(
             f"{text!r} is neither a preset ({', '.join(PRESETS)}) nor a JSON file that exists"
             f"{near_matches(text, PRESETS) or '.'}"
         )
@@ -313,11 +313,11 @@ def read_labels(path: str | Path) -> list[str]:
     Blanks around a name are dropped, as are blank lines at the end; a blank line elsewhere is a class without name.
 
     Raises:
-        PreprocessingError: no such file, one that is no text, too large, or empty.
+        InputError: no such file, one that is no text, too large, or empty.
     """
     text = _read_text(Path(path), _LARGEST_LABEL_FILE, "class names, one a line").rstrip()
     if not text:
-        raise PreprocessingError(f"{str(path)!r} is empty: put the class names in it, one a line.")
+        raise InputError(f"{str(path)!r} is empty: put the class names in it, one a line.")
     return [line.strip() for line in text.split("\n")]
 
 
@@ -325,9 +325,9 @@ def _from_json(text: str, origin: str) -> Preprocessing:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise PreprocessingError(f"The preprocessing in {origin} is no valid JSON: {error}.") from error
+        raise InputError(f"The preprocessing in {origin} is no valid JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise PreprocessingError(
+        raise InputError(
             f'The preprocessing in {origin} has to be a JSON object such as {{"size": [224, 224]}}, '
             f"not a {type(value).__name__}."
         )
@@ -338,7 +338,7 @@ def _from_mapping(values: Mapping[str, Any], origin: str) -> Preprocessing:
     known = [field.name for field in fields(Preprocessing)]
     for key in values:
         if key not in known:
-            raise PreprocessingError(
+            raise InputError(
                 f"Unknown key {key!r} in {origin}{near_matches(str(key), known)}; known: {', '.join(known)}."
             )
     arguments = {key: value for key, value in values.items() if value is not None}
@@ -350,8 +350,8 @@ def _from_mapping(values: Mapping[str, Any], origin: str) -> Preprocessing:
             arguments[key] = (arguments[key],)
     try:
         return Preprocessing(**arguments)
-    except PreprocessingError as error:
-        raise PreprocessingError(f"In {origin}: {error}") from error
+    except InputError as error:
+        raise InputError(f"In {origin}: {error}") from error
 
 
 def _read_text(path: Path, largest: int, wanted: str) -> str:
@@ -361,13 +361,13 @@ def _read_text(path: Path, largest: int, wanted: str) -> str:
             data = file.read(largest + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise PreprocessingError(f"{str(path)!r} cannot be read: {reason}.") from error
+        raise InputError(f"{str(path)!r} cannot be read: {reason}.") from error
     if len(data) > largest:
-        raise PreprocessingError(f"{str(path)!r} is larger than {largest} bytes: it should hold {wanted}.")
+        raise InputError(f"{str(path)!r} is larger than {largest} bytes: it should hold {wanted}.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise PreprocessingError(f"{str(path)!r} is no UTF-8 text file: it should hold {wanted}.")
+        raise InputError(f"{str(path)!r} is no UTF-8 text file: it should hold {wanted}.")
     return text.replace("\r\n", "\n").replace("\r", "\n")

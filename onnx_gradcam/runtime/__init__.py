@@ -1,1 +1,1 @@
-"""Running explained models: sessions, pictures, explanations."""
+"""Running explained models: sessions, images, explanations."""

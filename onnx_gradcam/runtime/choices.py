@@ -1,4 +1,4 @@
-"""The reference of a similarity: an embedding, or a picture that the plain model is run on for its own."""
+"""The reference of a similarity: an embedding, or an image that the plain model is run on for its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.editor.plan import picture_input
+from onnx_gradcam.editor.plan import image_input
 from onnx_gradcam.editor.targets.objective import OBJECTIVES
-from onnx_gradcam.errors import PreprocessingError, TargetError, near_matches
+from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing, read_labels
@@ -28,8 +28,8 @@ __all__ = ["read_reference", "settled"]
 
 Array = npt.NDArray[Any]
 
-_PICTURE = 3
-"""The rank of a picture `[H, W, 3]`, which an embedding does not have."""
+_IMAGE = 3
+"""The rank of an image `[H, W, 3]`, which an embedding does not have."""
 
 
 def read_reference(
@@ -44,29 +44,29 @@ def read_reference(
 
     Args:
         model: the model, not explained.
-        reference: the embedding as an array or a `.npy` file, or a picture: a path, its bytes, or `uint8 [H, W, 3]`.
-        preprocess: how pictures become the model's input; by default what the model carries.
-        image: the input that takes pictures, where several would do.
+        reference: the embedding as an array or a `.npy` file, or an image: a path, its bytes, or `uint8 [H, W, 3]`.
+        preprocess: how images become the model's input; by default what the model carries.
+        image: the input that takes images, where several would do.
         output: the output that holds the embedding, where several would do.
 
     Returns:
         `[D]`.
 
     Raises:
-        ExplainError: the file holds no embedding or picture, the model's preprocessing is not known, or which output
+        ExplainError: the file holds no embedding or image, the model's preprocessing is not known, or which output
             holds the embedding is not.
     """
-    if isinstance(reference, np.ndarray) and reference.ndim != _PICTURE:
+    if isinstance(reference, np.ndarray) and reference.ndim != _IMAGE:
         return reference.reshape(-1)
     if isinstance(reference, (str, Path)) and str(reference).lower().endswith(".npy"):
         return _stored(Path(reference))
     proto, folder = read_proto(model)
-    name, layout = picture_input(proto, image)
+    name, layout = image_input(proto, image)
     asked = preprocess
     if asked is None:
         asked = Carried.from_props({p.key: p.value for p in proto.metadata_props}).preprocessing
     if asked is None:
-        raise PreprocessingError("how the reference picture becomes the model's input is not known; say --preprocess")
+        raise InputError("how the reference image becomes the model's input is not known; say --preprocess")
     session = Session(model if isinstance(model, (str, Path, bytes)) else proto.SerializeToString(), folder=folder)
     info = next(i for i in session.inputs if i.name == name)
     row, _ = prepare(
@@ -93,7 +93,7 @@ def settled(
         model: the model, not explained.
         choices: these fields; `against` may be the name of a class, `reference` what `read_reference` reads.
         labels: class names, or a file with one a line; by default those that the model carries.
-        preprocess: how pictures become the model's input; by default what the model carries.
+        preprocess: how images become the model's input; by default what the model carries.
 
     Raises:
         ExplainError: no class is called that, or the reference cannot be read.

@@ -1,4 +1,4 @@
-"""A model and pictures in, explanations out."""
+"""A model and images in, explanations out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 from onnx_gradcam.metadata import Metadata, peek
 
 from .classes import Top, expanded, find_class, parse_top
-from .explanation import ClassMap, Explanation, Picture, Target, class_of
+from .explanation import ClassMap, Drawing, Explanation, Target, class_of
 from .runners import augmented, fixed_size, in_batches
 from .session import Session
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .prober import Prober
 
-__all__ = ["ClassMap", "Explainer", "Explanation", "Picture", "Prepared", "Target", "Wanted"]
+__all__ = ["ClassMap", "Drawing", "Explainer", "Explanation", "Prepared", "Target", "Wanted"]
 
 Array = npt.NDArray[Any]
 Wanted = int | str | Sequence[int | str] | None
@@ -42,18 +42,18 @@ class Explainer:
     Args:
         model: path, bytes or proto of a model; one that is not explained yet is attached first.
         labels: class names, or a file with one a line; by default those that the model carries.
-        preprocess: how pictures become the model's input: a preset, a JSON file or object; by default what the model
+        preprocess: how images become the model's input: a preset, a JSON file or object; by default what the model
             carries.
         provider: execution provider, `cpu`, `cuda` ...
         threads: threads within an operator.
-        region: where a segmentation with `mask="input"` is explained: a picture that is not black there, or an array
+        region: where a segmentation with `mask="input"` is explained: an image that is not black there, or an array
             `[h, w]` that is not zero; it is stretched over what the model sees.
-        augment: explain each picture six times, mirrored or not and in three strengths, and give the mean of the maps.
+        augment: explain each image six times, mirrored or not and in three strengths, and give the mean of the maps.
         seed: of the random numbers of methods that use some.
         batch_size: rows to run at once, for methods that run the model many times.
-        progress: called with `(done, total)` by these while they work on a picture.
+        progress: called with `(done, total)` by these while they work on an image.
         choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet; `against` may be the name
-            of a class, `reference` a picture or a `.npy` file.
+            of a class, `reference` an image or a `.npy` file.
 
     Raises:
         ExplainError: the model, the choices or the provider cannot be used; see `onnx_gradcam.errors`.
@@ -97,7 +97,7 @@ class Explainer:
         takes = {i.name: i.shape for i in self.session.inputs}.get(self.metadata.mask_input)
         if augment and (takes is not None or self.metadata.task == "detection"):
             raise TargetError(
-                "a mirrored picture has its boxes and its region elsewhere, so they cannot be augmented; leave it out"
+                "a mirrored image has its boxes and its region elsewhere, so they cannot be augmented; leave it out"
             )
         self._region = read_region(region, self.metadata.mask_input, takes)
         count = self._class_count()
@@ -162,8 +162,8 @@ class Explainer:
 
     def _fitted(self, described: Preprocessing | None) -> Preprocessing:
         if described is None:
-            raise PreprocessingError(
-                "how pictures become this model's input is not known; say it with --preprocess: one of "
+            raise InputError(
+                "how images become this model's input is not known; say it with --preprocess: one of "
                 f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
             )
         return fit_preprocessing(described, self.metadata.layout, self._input.shape, self._input.dtype)
@@ -174,28 +174,28 @@ class Explainer:
         return fixed_size(self._input)
 
     def __call__(self, image: Source, target: Wanted = None) -> Explanation:
-        """Explain one picture.
+        """Explain one image.
 
         Args:
-            image: a path, the bytes of a picture file, or `uint8 [H, W, 3]` RGB.
+            image: a path, the bytes of an image file, or `uint8 [H, W, 3]` RGB.
             target: class index or name, several of them, `"top3"`, or `None` for the class with the highest score.
 
         Raises:
-            ImageError: the picture cannot be read.
+            InputError: the image cannot be read.
             TargetError: there is no such class.
             ModelError: the model does not run, or gives NaN.
         """
         (result,) = self.stream([image], target)
-        if isinstance(result, ImageError):
+        if isinstance(result, InputError):
             raise result
         return result
 
     def stream(
         self, images: Iterable[Source], target: Wanted = None, *, batch_size: int = 8
-    ) -> Iterator[Explanation | ImageError]:
-        """Explain many pictures, in order, holding one batch at a time.
+    ) -> Iterator[Explanation | InputError]:
+        """Explain many images, in order, holding one batch at a time.
 
-        A picture that cannot be read gives its error instead of an explanation, and the others go on.
+        An image that cannot be read gives its error instead of an explanation, and the others go on.
         """
         waiting: list[Source] = []
         for image in images:
@@ -233,24 +233,22 @@ class Explainer:
             feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
         return self.session.run(feeds)
 
-    def prepared(self, source: Source) -> Prepared | ImageError:
-        """Read a picture and make the model's input of it, or say why not; threads may do so at the same time."""
+    def prepared(self, source: Source) -> Prepared | InputError:
+        """Read an image and make the model's input of it, or say why not; threads may do so at the same time."""
         try:
             image = read_image(source)
             return Prepared(image, *prepare(image, self.preprocessing))
-        except ImageError as exc:
+        except InputError as exc:
             return exc
 
-    def explained(
-        self, pictures: Sequence[Prepared], target: Wanted = None, *, batch_size: int = 8
-    ) -> list[Explanation]:
-        """Explain pictures that are prepared, in order; threads may do so at the same time.
+    def explained(self, images: Sequence[Prepared], target: Wanted = None, *, batch_size: int = 8) -> list[Explanation]:
+        """Explain images that are prepared, in order; threads may do so at the same time.
 
         Raises:
             TargetError: there is no such class.
             ModelError: the model does not run, or gives NaN.
         """
-        jobs = [_Job(picture) for picture in pictures]
+        jobs = [_Job(image) for image in images]
         wanted = [Top(1)] if target is None else self._wanted(target)
         first = wanted[0]
         self._explain(jobs, [[-1 if isinstance(first, Top) else first]] * len(jobs), batch_size)
@@ -263,23 +261,23 @@ class Explainer:
         one_layer = len(self.metadata.target_tensors) < 2 and not self._augment
         return [job.finished(self.labels, self.metadata.preset, one_layer=one_layer) for job in jobs]
 
-    def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | ImageError]:
+    def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | InputError]:
         read = [self.prepared(source) for source in sources]
         found = iter(self.explained([p for p in read if isinstance(p, Prepared)], target, batch_size=most))
-        return [p if isinstance(p, ImageError) else next(found) for p in read]
+        return [p if isinstance(p, InputError) else next(found) for p in read]
 
     def _explain(self, jobs: Sequence[_Job], classes: Sequence[Sequence[int]], most: int) -> None:
-        """Run one row for each class of each picture, at most `most` rows of one size at once; hand the maps out."""
+        """Run one row for each class of each image, at most `most` rows of one size at once; hand the maps out."""
         by_size: dict[tuple[int, ...], list[tuple[_Job, int]]] = {}
         for job, mine in zip(jobs, classes, strict=True):
-            by_size.setdefault(job.picture.tensor.shape, []).extend((job, c) for c in mine)
+            by_size.setdefault(job.prepared.tensor.shape, []).extend((job, c) for c in mine)
         for rows in by_size.values():
             for start in range(0, len(rows), most):
                 self._explain_rows(rows[start : start + most])
 
     def _explain_rows(self, rows: Sequence[tuple[_Job, int]]) -> None:
         names = self.metadata
-        results = self.run(np.stack([job.picture.tensor for job, _ in rows]), [c for _, c in rows])
+        results = self.run(np.stack([job.prepared.tensor for job, _ in rows]), [c for _, c in rows])
         for i, (job, wanted) in enumerate(rows):
             job.scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
@@ -293,7 +291,7 @@ class Explainer:
             attribution = results[names.attribution][i] if names.attribution else None
             # A score may well be minus infinity: the logarithm of no chance.
             if np.isnan(job.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
-                raise ModelError("the model gives NaN for this picture; check --preprocess, and the model's weights")
+                raise ModelError("the model gives NaN for this image; check --preprocess, and the model's weights")
             job.maps.append(self._class_map(job, index, heatmap, cam, attribution))
 
     def _class_map(
@@ -345,13 +343,13 @@ def fit_preprocessing(
     """Adapt a description to the model's input.
 
     Args:
-        described: how pictures become the input.
+        described: how images become the input.
         layout: the input's axes, `NCHW` or `NHWC`.
         shape: its shape; free dimensions are symbols or `None`.
         dtype: its NumPy type.
 
     Raises:
-        PreprocessingError: the two contradict each other.
+        InputError: the two contradict each other.
     """
     sizes = dict(zip(layout, shape, strict=True))
     fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in sizes.items()}
@@ -366,12 +364,12 @@ def fit_preprocessing(
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A picture that is ready for the model.
+    """An image that is ready for the model.
 
     Attributes:
-        image: the picture, `uint8 [H, W, 3]` RGB.
+        image: the image, `uint8 [H, W, 3]` RGB.
         tensor: the model's input made of it, without a batch axis.
-        placement: which part of the picture that is.
+        placement: which part of the image that is.
     """
 
     image: npt.NDArray[np.uint8]
@@ -381,9 +379,9 @@ class Prepared:
 
 @dataclass(eq=False)
 class _Job:
-    """One picture on its way through the model; `heatmaps` and `cams` of all classes where it gives them at once."""
+    """One image on its way through the model; `heatmaps` and `cams` of all classes where it gives them at once."""
 
-    picture: Prepared
+    prepared: Prepared
     scores: Array = field(default_factory=lambda: np.zeros(0))
     heatmaps: Array = field(default_factory=lambda: np.zeros(0))
     cams: Array = field(default_factory=lambda: np.zeros(0))
@@ -391,5 +389,5 @@ class _Job:
 
     def finished(self, labels: Sequence[str] | None, preset: str, *, one_layer: bool) -> Explanation:
         return Explanation(
-            self.picture.image, self.picture.placement, self.scores, labels, self.maps, preset, one_layer
+            self.prepared.image, self.prepared.placement, self.scores, labels, self.maps, preset, one_layer
         )

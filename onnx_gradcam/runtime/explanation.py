@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ImageError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.images.drawing import save_image, sheet
 from onnx_gradcam.images.masks import Look, hot_box, hot_region
 from onnx_gradcam.images.overlays import library_overlay
 
-__all__ = ["ClassMap", "Explanation", "Picture", "Target", "class_of", "method_sheet"]
+__all__ = ["ClassMap", "Drawing", "Explanation", "Target", "class_of", "method_sheet"]
 
 Array = npt.NDArray[Any]
 
@@ -52,8 +52,8 @@ class ClassMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """An RGB picture, `uint8 [H, W, 3]`, or an RGBA one, `uint8 [H, W, 4]`."""
+class Drawing:
+    """An RGB image, `uint8 [H, W, 3]`, or an RGBA one, `uint8 [H, W, 4]`."""
 
     pixels: npt.NDArray[np.uint8]
 
@@ -61,17 +61,17 @@ class Picture:
         """Write it in the format of the path's suffix.
 
         Raises:
-            ImageError: an unknown suffix, or a folder that cannot be written.
+            InputError: an unknown suffix, or a folder that cannot be written.
         """
         save_image(self.pixels, path)
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a model looked at in one picture.
+    """What a model looked at in one image.
 
     Attributes:
-        image: the picture, `uint8 [H, W, 3]` RGB, as it was read.
+        image: the image, `uint8 [H, W, 3]` RGB, as it was read.
         placement: which part of it the model saw.
         scores: the model's scores, one a class.
         labels: class names, or `None`.
@@ -109,13 +109,13 @@ class Explanation:
         return [class_of(int(i), self.scores, self.labels) for i in best]
 
     def heatmap_on_image(self, which: int = 0) -> npt.NDArray[np.float32]:
-        """A heatmap laid on the whole picture: zero where the model did not look, as in the cut-off margins."""
+        """A heatmap laid on the whole image: zero where the model did not look, as in the cut-off margins."""
         return self.placement.project(self.maps[which].heatmap)
 
     def region(
         self, which: int = 0, *, threshold: float = 0.5, top_percent: float | None = None
     ) -> npt.NDArray[np.bool_]:
-        """Where the picture is hot, bool `[H, W]`; see `onnx_gradcam.images.masks.hot_region`."""
+        """Where the image is hot, bool `[H, W]`; see `onnx_gradcam.images.masks.hot_region`."""
         return hot_region(self._laid(which, Look()), threshold=threshold, top_percent=top_percent)
 
     def box(
@@ -124,8 +124,8 @@ class Explanation:
         """The box (x0, y0, x1, y1) of the largest connected hot region; `None` for a blank heatmap."""
         return hot_box(self.region(which, threshold=threshold, top_percent=top_percent))
 
-    def overlay(self, which: int = 0, *, preset: str | None = None, **look: Any) -> Picture:
-        """The picture with a heatmap over it.
+    def overlay(self, which: int = 0, *, preset: str | None = None, **look: Any) -> Drawing:
+        """The image with a heatmap over it.
 
         Args:
             which: of the maps.
@@ -135,22 +135,22 @@ class Explanation:
                 `top_percent`.
 
         Raises:
-            ImageError: there is no such preset, style or colour map, or a number is out of its range.
+            InputError: there is no such preset, style or colour map, or a number is out of its range.
         """
         shown, library = Look(**look), self._library(preset, look)
         if library != "default":
-            return Picture(self._drawn(which, library))
-        return Picture(shown.draw(self.image, self._laid(which, shown)))
+            return Drawing(self._drawn(which, library))
+        return Drawing(shown.draw(self.image, self._laid(which, shown)))
 
-    def sheet(self, *, preset: str | None = None, **look: Any) -> Picture:
-        """The picture, and beside it one panel for each explained class with its name and score.
+    def sheet(self, *, preset: str | None = None, **look: Any) -> Drawing:
+        """The image, and beside it one panel for each explained class with its name and score.
 
         Args:
             preset: as for `overlay`.
             look: as for `overlay`.
 
         Raises:
-            ImageError: as `overlay`, and for the style `alpha`, which has no photo beside it.
+            InputError: as `overlay`, and for the style `alpha`, which has no photo beside it.
         """
         return method_sheet({"": self}, preset=preset, **look)
 
@@ -160,7 +160,7 @@ class Explanation:
         if preset is None:
             return "default" if own else self.preset
         if own and preset != "default":
-            raise ImageError(
+            raise InputError(
                 "a preset's overlay has its own colours: leave out the preset, or style, colour map and opacity"
             )
         return preset
@@ -171,29 +171,29 @@ class Explanation:
         return library_overlay(library, self.image, found.heatmap, cam, self.placement)
 
     def _laid(self, which: int, look: Look) -> npt.NDArray[np.float32]:
-        """What `look` shows of a map, on the whole picture; NaN where the model did not look."""
+        """What `look` shows of a map, on the whole image; NaN where the model did not look."""
         found = self.maps[which]
         if look.style != "signed":
             return self.placement.project(found.heatmap, np.nan)
         return self.placement.project(_symmetric(found.cam, spread=found.attribution is not None), np.nan)
 
 
-def method_sheet(explanations: Mapping[str, Explanation], *, preset: str | None = None, **look: Any) -> Picture:
-    """One picture, and beside it what several methods make of it: one panel for each method and class.
+def method_sheet(explanations: Mapping[str, Explanation], *, preset: str | None = None, **look: Any) -> Drawing:
+    """One image, and beside it what several methods make of it: one panel for each method and class.
 
     With several classes each method has a row of its own.
 
     Args:
-        explanations: of one picture and the same classes, by the names of their methods.
+        explanations: of one image and the same classes, by the names of their methods.
         preset: as for `Explanation.overlay`.
         look: as for `Explanation.overlay`.
 
     Raises:
-        ImageError: as `Explanation.sheet`.
+        InputError: as `Explanation.sheet`.
     """
     shown = Look(**look)
     if shown.style == "alpha":
-        raise ImageError("a sheet is not transparent: take one overlay, of one class and method, for the style alpha")
+        raise InputError("a sheet is not transparent: take one overlay, of one class and method, for the style alpha")
     panels, ends = [], shown.ends
     for name, explanation in explanations.items():
         library = explanation._library(preset, look)  # noqa: SLF001
@@ -205,7 +205,7 @@ def method_sheet(explanations: Mapping[str, Explanation], *, preset: str | None 
             ends = None
     first = next(iter(explanations.values()))
     row = len(first.maps) if len(explanations) > 1 and len(first.maps) > 1 else None
-    return Picture(sheet(first.image, panels, colormap=shown.colours, draw=shown.draw, ends=ends, row=row))
+    return Drawing(sheet(first.image, panels, colormap=shown.colours, draw=shown.draw, ends=ends, row=row))
 
 
 def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.float32]:

@@ -72,7 +72,7 @@ class Prober:
         probe = self.probe(x, int(first[facts.heatmap_class][0]))
         result = np.asarray(self.method.function(probe), np.float32)
         if not np.isfinite(result).all():
-            raise ModelError(f"{self.method.title} gives NaN or infinity for this picture; choose another method")
+            raise ModelError(f"{self.method.title} gives NaN or infinity for this image; choose another method")
         found = dict(first)
         if facts.attribution:
             found[facts.attribution] = probe.as_input(result[None])
@@ -96,7 +96,7 @@ class Prober:
         return in_batches(run, rows, classes, self.fixed)
 
     def behind(self, maps: Array, index: int) -> Array:
-        """The explained score for activation maps in place of the picture's own."""
+        """The explained score for activation maps in place of the image's own."""
         head = self.head
         if head is None:
             raise UnsupportedError(f"{self.method.title} does not say that it uses the head")
@@ -132,17 +132,17 @@ class _Probe:
         maps: Array = self._ask(self.x[None], MAPS)[0]
         return maps
 
-    def scores(self, pictures: Array) -> Array:
-        return self._ask(pictures, SCORE)
+    def scores(self, images: Array) -> Array:
+        return self._ask(images, SCORE)
 
-    def probabilities(self, pictures: Array) -> Array:
-        return self._ask(pictures, PROBABILITY)
+    def probabilities(self, images: Array) -> Array:
+        return self._ask(images, PROBABILITY)
 
-    def gradients(self, pictures: Array) -> Array:
-        return self._ask(pictures, GRADIENT)
+    def gradients(self, images: Array) -> Array:
+        return self._ask(images, GRADIENT)
 
-    def maps_and_cotangents(self, pictures: Array) -> tuple[Array, Array]:
-        results = self._run(pictures, [MAPS, COTANGENT])
+    def maps_and_cotangents(self, images: Array) -> tuple[Array, Array]:
+        results = self._run(images, [MAPS, COTANGENT])
         return results[MAPS], results[COTANGENT]
 
     def head(self, maps: Array) -> Array:
@@ -162,15 +162,15 @@ class _Probe:
             if self._prober.progress is not None:
                 self._prober.progress(done, total)
 
-    def as_input(self, pictures: Array) -> Array:
-        """Pictures, channels first, with the axes of the model's input."""
-        return pictures.transpose(0, 2, 3, 1) if self._last else pictures
+    def as_input(self, images: Array) -> Array:
+        """Images, channels first, with the axes of the model's input."""
+        return images.transpose(0, 2, 3, 1) if self._last else images
 
-    def _ask(self, pictures: Array, name: str) -> Array:
-        return self._run(pictures, [name])[name]
+    def _ask(self, images: Array, name: str) -> Array:
+        return self._run(images, [name])[name]
 
-    def _run(self, pictures: Array, outputs: Sequence[str]) -> dict[str, Array]:
-        batch = in_type(self.as_input(np.asarray(pictures, np.float32)), self._dtype)
+    def _run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
+        batch = in_type(self.as_input(np.asarray(images, np.float32)), self._dtype)
         return self._prober.answers(batch, [self._index] * len(batch), outputs)
 
 

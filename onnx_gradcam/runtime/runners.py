@@ -1,6 +1,6 @@
 """Models that allow one batch size only.
 
-Smoothing by test-time augmentation: the mean explanation of a picture, mirrored or not, in three strengths.
+Smoothing by test-time augmentation: the mean explanation of an image, mirrored or not, in three strengths.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Array = npt.NDArray[Any]
 Run = Callable[[Array, Sequence[int]], dict[str, Array]]
 
 
-def fixed_size(picture: InputInfo) -> int | None:
+def fixed_size(image: InputInfo) -> int | None:
     """The batch size, where the model allows only one."""
-    size = picture.shape[0]
+    size = image.shape[0]
     return size if isinstance(size, int) and size > 0 else None
 
 
@@ -97,7 +97,7 @@ def augmented(
             results = run(in_type(turned.astype(np.float32) * np.float32(strength), batch.dtype), wanted)
             if results[facts.heatmap_class].tolist() != wanted:
                 raise TargetError(
-                    "the model chooses the class itself, and not the same one for the mirrored or weakened picture; "
+                    "the model chooses the class itself, and not the same one for the mirrored or weakened image; "
                     "start from the original model, or leave the augmentation out"
                 )
             for name, axis in axes.items():

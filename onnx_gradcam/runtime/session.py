@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from onnx_gradcam.errors import ModelError, RuntimeProviderError, near_matches
+from onnx_gradcam.errors import InputError, ModelError, near_matches
 
 __all__ = ["InputInfo", "Session", "available_providers", "resolve_provider"]
 
@@ -62,13 +62,13 @@ def resolve_provider(name: str) -> str:
     """ONNX Runtime's own name of an execution provider.
 
     Raises:
-        RuntimeProviderError: this ONNX Runtime was built without it.
+        InputError: this ONNX Runtime was built without it.
     """
     there = ort.get_available_providers()
     wanted = _SHORT_NAMES.get(name.lower(), name)
     if wanted not in there:
         known = [*_SHORT_NAMES, *_SHORT_NAMES.values()]
-        raise RuntimeProviderError(
+        raise InputError(
             f"the execution provider {name!r} is not there{near_matches(name, known) if name not in known else ''} "
             f"(this ONNX Runtime has: {', '.join(available_providers())}); install the build that has it"
         )
@@ -86,7 +86,7 @@ class Session:
         threads: threads within an operator; ONNX Runtime's own choice by default.
 
     Raises:
-        RuntimeProviderError: the provider is not there or did not start.
+        InputError: the provider is not there or did not start.
         ModelError: ONNX Runtime refuses the model.
     """
 
@@ -120,7 +120,7 @@ class Session:
             raise ModelError(f"ONNX Runtime cannot load the model: {_reason(exc)}") from exc
         # Operators a provider lacks run on the CPU by design, but the provider itself must have started.
         if wanted not in self._session.get_providers():
-            raise RuntimeProviderError(
+            raise InputError(
                 f"the execution provider {provider!r} did not start (its driver or libraries are missing); "
                 "install them, or ask for --provider cpu"
             )

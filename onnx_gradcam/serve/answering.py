@@ -1,4 +1,4 @@
-"""A query in, its results out: tensors to tensors, pictures to scores, heatmaps and overlays."""
+"""A query in, its results out: tensors to tensors, images to scores, heatmaps and overlays."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import RequestError, near_matches
+from onnx_gradcam.errors import ServerError, near_matches
 from onnx_gradcam.images.decoding import Placement, resized
 from onnx_gradcam.images.drawing import COLORMAPS, encode_image, overlay
 from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation
 
-from .limits import Limits, decode_picture
+from .limits import Limits, decode_image
 from .query import Query, Result, Tensor, files, numbers
 from .queueing import BatchingExplainer, remaining
 
-__all__ = ["PICTURES", "PICTURE_OUTPUTS", "Answerer"]
+__all__ = ["IMAGES", "IMAGE_OUTPUTS", "Answerer"]
 
 Array = npt.NDArray[Any]
 
-PICTURES: Final = "image_bytes"
-"""The input that takes picture files."""
-PICTURE_OUTPUTS: Final[Mapping[str, str]] = {
+IMAGES: Final = "image_bytes"
+"""The input that takes image files."""
+IMAGE_OUTPUTS: Final[Mapping[str, str]] = {
     "scores": "FP32",
-    "picture": "INT64",
+    "image": "INT64",
     "heatmap_class": "INT64",
     "label": "BYTES",
     "score": "FP32",
@@ -38,8 +38,8 @@ PICTURE_OUTPUTS: Final[Mapping[str, str]] = {
     "heatmap_png": "BYTES",
     "overlay_png": "BYTES",
 }
-"""What there is for pictures, and of which datatype."""
-_USUAL: Final = ("scores", "picture", "heatmap_class", "label", "score", "overlay_png")
+"""What there is for images, and of which datatype."""
+_USUAL: Final = ("scores", "image", "heatmap_class", "label", "score", "overlay_png")
 
 _PROTOCOL_PARAMETERS: Final = frozenset({"binary_data_output", "content_type", "headers", "priority", "timeout"})
 """Parameters of clients and servers that have no bearing on an explanation."""
@@ -51,7 +51,7 @@ _OVERLAY_SIDE: Final = 1024
 class _Map:
     """One heatmap on its way out."""
 
-    picture: int
+    image: int
     explanation: Explanation
     which: int
 
@@ -77,34 +77,34 @@ class Answerer:
         """Answer a query.
 
         Returns:
-            The outputs, the kind of input (`tensor` or `picture`) and how many heatmaps were made.
+            The outputs, the kind of input (`tensor` or `image`) and how many heatmaps were made.
 
         Raises:
-            ExplainError: the query cannot be answered; `RequestError` says with which status.
+            ExplainError: the query cannot be answered; `ServerError` says with which status.
         """
         tensors = {tensor.name: tensor for tensor in query.tensors}
         if len(tensors) != len(query.tensors):
-            raise RequestError("two inputs have the same name; send each once")
+            raise ServerError("two inputs have the same name; send each once")
         known = {*_PROTOCOL_PARAMETERS, "target"}
-        if PICTURES in tensors:
+        if IMAGES in tensors:
             known |= {"colormap", "opacity"}
         for name in query.parameters:
             if name not in known:
-                raise RequestError(f"unknown parameter {name[:99]!r}{near_matches(name[:99], known)}")
-        if PICTURES in tensors:
-            return self._pictures(tensors, query)
+                raise ServerError(f"unknown parameter {name[:99]!r}{near_matches(name[:99], known)}")
+        if IMAGES in tensors:
+            return self._images(tensors, query)
         return self._tensors(tensors, query)
 
     def _tensors(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
         facts = self.explainer.metadata
-        known = [name for name in (facts.image_input, facts.class_input, PICTURES) if name]
+        known = [name for name in (facts.image_input, facts.class_input, IMAGES) if name]
         for name in tensors:
             if name not in known:
-                raise RequestError(
+                raise ServerError(
                     f"unknown input {name[:99]!r}{near_matches(name[:99], known)}; known: {', '.join(known)}"
                 )
         if facts.image_input not in tensors:
-            raise RequestError(f"the input {facts.image_input!r} is missing (or {PICTURES!r}, for picture files)")
+            raise ServerError(f"the input {facts.image_input!r} is missing (or {IMAGES!r}, for image files)")
         wanted = self._wanted_outputs(query, [result.name for result in self.explainer.results])
         image = tensors[facts.image_input]
         self._check_rows(image.shape[0] if image.shape else 0, 1)
@@ -116,7 +116,7 @@ class Answerer:
         outputs = self.explainer.run(batch, classes)
         for name in (facts.heatmap, facts.cam):
             if not np.isfinite(outputs[name]).all():
-                raise RequestError("the model gives infinite numbers or NaN for this input; check its preprocessing")
+                raise ServerError("the model gives infinite numbers or NaN for this input; check its preprocessing")
         results = [Result.of(name, outputs[name]) for name in wanted or outputs]
         return results, "tensor", len(batch)
 
@@ -124,7 +124,7 @@ class Answerer:
         """The class of each row: of the class input, of the parameter, or -1 for the one with the highest score."""
         given = query.parameters.get("target")
         if tensor is not None and given is not None:
-            raise RequestError(f"the class is said twice: by the input {tensor.name!r} and by the parameter 'target'")
+            raise ServerError(f"the class is said twice: by the input {tensor.name!r} and by the parameter 'target'")
         if tensor is not None:
             values = numbers(tensor, "int64", (None,) if len(tensor.shape) == 1 else (None, 1)).reshape(-1).tolist()
             indices = [-1 if value < 0 else self.explainer.class_indices([value])[0] for value in values]
@@ -133,35 +133,35 @@ class Answerer:
         else:
             several = _targets(given)
             if any(parse_top(one) for one in several):
-                raise RequestError(f"a tensor's row has one class; send a picture as {PICTURES!r} for the top classes")
+                raise ServerError(f"a tensor's row has one class; send an image as {IMAGES!r} for the top classes")
             indices = self.explainer.class_indices(several)
         if len(indices) not in (1, rows):
-            raise RequestError(f"there are {len(indices)} classes for {rows} rows; give one, or one a row")
+            raise ServerError(f"there are {len(indices)} classes for {rows} rows; give one, or one a row")
         return indices * rows if len(indices) == 1 else indices
 
-    def _pictures(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
+    def _images(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
         if len(tensors) > 1:
-            raise RequestError(f"{PICTURES!r} comes alone; say the class by the parameter 'target'")
-        wanted = self._wanted_outputs(query, list(PICTURE_OUTPUTS)) or list(_USUAL)
+            raise ServerError(f"{IMAGES!r} comes alone; say the class by the parameter 'target'")
+        wanted = self._wanted_outputs(query, list(IMAGE_OUTPUTS)) or list(_USUAL)
         target = query.parameters.get("target")
         several = None if target is None else _targets(target)
         tops = [parse_top(one) for one in several or ["top1"]]
         colormap, opacity = _drawing(query.parameters)
-        sources = files(tensors[PICTURES])
+        sources = files(tensors[IMAGES])
         classes = sum(top.count if top else 1 for top in tops)
         self._check_rows(len(sources), classes)
         maps, scores = [], []
         for number, source in enumerate(sources):
             remaining()
             size = self.explainer.preprocessing.size
-            pixels = decode_picture(source, self.limits, free_size=size is None)
+            pixels = decode_image(source, self.limits, free_size=size is None)
             self._check_input_pixels(len(sources) * classes, size or pixels.shape[:2])
             explanation = self.explainer(pixels, several)
             scores.append(explanation.scores.astype(np.float32))
             maps += [_Map(number, explanation, which) for which in range(len(explanation.maps))]
         make: dict[str, Callable[[], Result]] = {
             "scores": lambda: Result.of("scores", np.stack(scores)),
-            "picture": lambda: _integers("picture", [m.picture for m in maps]),
+            "image": lambda: _integers("image", [m.image for m in maps]),
             "heatmap_class": lambda: _integers("heatmap_class", [m.of.target.index for m in maps]),
             "label": lambda: Result.of_bytes("label", [m.of.target.label for m in maps]),
             "score": lambda: Result.of("score", np.array([m.of.target.score for m in maps], np.float32)),
@@ -170,20 +170,20 @@ class Answerer:
             "heatmap_png": lambda: Result.of_bytes("heatmap_png", [_heatmap_png(m) for m in maps]),
             "overlay_png": lambda: Result.of_bytes("overlay_png", [_overlay_png(m, colormap, opacity) for m in maps]),
         }
-        return [make[name]() for name in wanted], "picture", len(maps)
+        return [make[name]() for name in wanted], "image", len(maps)
 
     def _wanted_outputs(self, query: Query, known: Sequence[str]) -> list[str]:
         for name in query.outputs:
             if name not in known:
-                raise RequestError(
+                raise ServerError(
                     f"unknown output {name[:99]!r}{near_matches(name[:99], known)}; known: {', '.join(known)}"
                 )
         return list(dict.fromkeys(query.outputs))
 
-    def _check_rows(self, pictures: int, classes: int) -> None:
-        if pictures * classes > self.limits.rows:
-            raise RequestError(
-                f"{pictures} pictures times {classes} classes are more than the {self.limits.rows} maps that one "
+    def _check_rows(self, images: int, classes: int) -> None:
+        if images * classes > self.limits.rows:
+            raise ServerError(
+                f"{images} images times {classes} classes are more than the {self.limits.rows} maps that one "
                 "request may ask for; send several",
                 413,
             )
@@ -191,7 +191,7 @@ class Answerer:
     def _check_input_pixels(self, rows: int, size: tuple[int, int]) -> None:
         pixels = rows * size[0] * size[1]
         if pixels > self.limits.input_pixels:
-            raise RequestError(
+            raise ServerError(
                 f"the model's input has {pixels} pixels in {rows} rows, more than the {self.limits.input_pixels} that "
                 "one request may have",
                 413,
@@ -204,14 +204,14 @@ def _targets(given: Any) -> list[int | str]:
         try:
             given = json.loads(given[: 1 << 16])
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"the parameter 'target' is no JSON list ({str(error)[:80]})") from error
+            raise ServerError(f"the parameter 'target' is no JSON list ({str(error)[:80]})") from error
     several = given if isinstance(given, list) else [given]
     if not 0 < len(several) <= _LONGEST_TARGET:
-        raise RequestError(f"the parameter 'target' names {len(several)} classes; name 1 to {_LONGEST_TARGET}")
+        raise ServerError(f"the parameter 'target' names {len(several)} classes; name 1 to {_LONGEST_TARGET}")
     for one in several:
         number = isinstance(one, int) and not isinstance(one, bool) and abs(one) < 2**63
         if not number and not (isinstance(one, str) and len(one) <= _LONGEST_TARGET):
-            raise RequestError(
+            raise ServerError(
                 "the parameter 'target' has to be a class's number or name, 'top3' or the like, or a list of them, "
                 f"not {str(one)[:40]!r}"
             )
@@ -222,13 +222,13 @@ def _drawing(parameters: Mapping[str, Any]) -> tuple[str, float]:
     """Colour map and opacity of an overlay; the opacity may be text, for clients that send no fractions."""
     colormap, opacity = parameters.get("colormap", "jet"), parameters.get("opacity", 0.5)
     if colormap not in COLORMAPS:
-        raise RequestError(f"unknown colour map {str(colormap)[:40]!r}; known: {', '.join(COLORMAPS)}")
+        raise ServerError(f"unknown colour map {str(colormap)[:40]!r}; known: {', '.join(COLORMAPS)}")
     try:
         value = float(opacity) if isinstance(opacity, (str, int, float)) else math.nan
     except (ValueError, OverflowError):
         value = math.nan
     if not 0 <= value <= 1:
-        raise RequestError(f"the opacity is {str(opacity)[:40]!r}; choose one from 0 to 1")
+        raise ServerError(f"the opacity is {str(opacity)[:40]!r}; choose one from 0 to 1")
     return str(colormap), value
 
 
@@ -238,18 +238,18 @@ def _integers(name: str, values: Sequence[int]) -> Result:
 
 def _stacked(name: str, maps: Sequence[Array]) -> Array:
     if len({one.shape for one in maps}) > 1:
-        raise RequestError(f"the pictures give {name}s of several sizes, which is no tensor; send one at a time")
+        raise ServerError(f"the images give {name}s of several sizes, which is no tensor; send one at a time")
     return np.stack(maps)
 
 
 def _heatmap_png(one: _Map) -> bytes:
-    """The heatmap over the model's input, as a grey picture."""
+    """The heatmap over the model's input, as a grey image."""
     levels = np.rint(np.clip(one.of.heatmap, 0, 1) * 255).astype(np.uint8)
     return encode_image(np.repeat(levels[:, :, None], 3, axis=2), ".png")
 
 
 def _overlay_png(one: _Map, colormap: str, opacity: float) -> bytes:
-    """The heatmap over the picture, whose longer side is made 1024 pixels if it is larger."""
+    """The heatmap over the image, whose longer side is made 1024 pixels if it is larger."""
     image, placement = one.explanation.image, one.explanation.placement
     scale = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Final
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 
 __all__ = ["manifest"]
 
@@ -39,7 +39,7 @@ def manifest(
         replicas: the least and the most.
 
     Raises:
-        RequestError: a value that Kubernetes or KServe would not take.
+        ServerError: a value that Kubernetes or KServe would not take.
     """
     _check("name", name, _NAME, "lower-case letters, digits and '-', at most 53, a letter first")
     _check("uri", uri, _URI, "gs://, s3://, pvc://, hf://, oci:// or https:// with a path")
@@ -48,7 +48,7 @@ def manifest(
     for what, quantity in (("cpu", cpu), ("memory", memory)):
         _check(what, quantity, _QUANTITY, "a number with a unit of Kubernetes, like 500m or 2Gi")
     if gpus < 0 or replicas < 1:
-        raise RequestError("there have to be 0 GPUs or more, and 1 replica or more")
+        raise ServerError("there have to be 0 GPUs or more, and 1 replica or more")
     resources = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -76,7 +76,7 @@ def manifest(
 
 def _check(what: str, value: str, pattern: re.Pattern[str], allowed: str) -> None:
     if not pattern.fullmatch(value):
-        raise RequestError(f"the {what} {value!r} is not what Kubernetes takes: {allowed}")
+        raise ServerError(f"the {what} {value!r} is not what Kubernetes takes: {allowed}")
 
 
 def _yaml(value: dict[str, Any], indent: str = "") -> list[str]:

@@ -38,9 +38,9 @@ from mlserver.types import (
 from mlserver.utils import get_model_uri
 from prometheus_client import Counter, Gauge, Histogram
 
-from onnx_gradcam.errors import ExplainError, ModelError, RequestError
+from onnx_gradcam.errors import ExplainError, ModelError, ServerError
 
-from .answering import PICTURE_OUTPUTS, PICTURES, Answerer
+from .answering import IMAGE_OUTPUTS, IMAGES, Answerer
 from .limits import Limits
 from .query import Query, Result, Tensor, datatype_of
 from .queueing import DEADLINE, BatchingExplainer
@@ -85,9 +85,9 @@ class ExplainRuntime(MLModel):
     `provider`, `threads`, `layer`, `method` ...
 
     Tensors: the model's own inputs; the class by its class input or by the request's parameter `target`. The outputs
-    are the model's. Pictures: files (JPEG, PNG, WebP) in the BYTES input `image_bytes`, as base64 in JSON; the
+    are the model's. Images: files (JPEG, PNG, WebP) in the BYTES input `image_bytes`, as base64 in JSON; the
     parameter `target` is a class's number or name, `top3`, or a list of them. Outputs, one row a heatmap: `scores`
-    [pictures, classes], `picture`, `heatmap_class`, `label`, `score`, `heatmap`, `cam`, `heatmap_png`, `overlay_png`.
+    [images, classes], `image`, `heatmap_class`, `label`, `score`, `heatmap`, `cam`, `heatmap_png`, `overlay_png`.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -147,7 +147,7 @@ class ExplainRuntime(MLModel):
                 with self.admitted():
                     outputs = [_listed(result) for result in await self._answer(_query(payload))]
         except ExplainError as error:
-            status = error.status if isinstance(error, RequestError) else 400
+            status = error.status if isinstance(error, ServerError) else 400
             self.count_refusal(status)
             raise MLServerError(str(error), status) from error
         return InferenceResponse.model_construct(
@@ -159,10 +159,10 @@ class ExplainRuntime(MLModel):
         """Let a request in, from its first byte to its answer.
 
         Raises:
-            RequestError: too many are there already, status 429.
+            ServerError: too many are there already, status 429.
         """
         if self._pending >= self.limits.pending:
-            raise RequestError(f"{self._pending} requests are here already; try again later", 429)
+            raise ServerError(f"{self._pending} requests are here already; try again later", 429)
         self._pending += 1
         self._metrics.pending.labels(self.name).inc()
         try:
@@ -183,7 +183,7 @@ class ExplainRuntime(MLModel):
         try:
             results, kind, count = await asyncio.wait_for(work, self.limits.seconds)
         except (asyncio.TimeoutError, TimeoutError) as error:
-            raise RequestError("the request took too long, the server is busy; try again later", 504) from error
+            raise ServerError("the request took too long, the server is busy; try again later", 504) from error
         self._metrics.explanations.labels(self.name, kind).inc(count)
         self._metrics.seconds.labels(self.name).observe(time.monotonic() - start)
         return results
@@ -196,13 +196,13 @@ class ExplainRuntime(MLModel):
         self.inputs = [
             *(_described(i.name, i.dtype, i.shape) for i in session.inputs),
             *(_described(name, "int64", (None,)) for name in names),
-            MetadataTensor(name=PICTURES, datatype=Datatype.BYTES, shape=[_FREE]),
+            MetadataTensor(name=IMAGES, datatype=Datatype.BYTES, shape=[_FREE]),
         ]
         ranks = {"scores": 2, "heatmap": 3, "cam": 3}
         own = [_described(o.name, o.dtype, o.shape) for o in explainer.results]
         self.outputs = own + [
             MetadataTensor(name=name, datatype=Datatype(datatype), shape=[_FREE] * ranks.get(name, 1))
-            for name, datatype in PICTURE_OUTPUTS.items()
+            for name, datatype in IMAGE_OUTPUTS.items()
             if name not in {output.name for output in own}
         ]
         self._settings.platform = "onnxruntime_onnx"
@@ -228,7 +228,7 @@ def _query(payload: InferenceRequest) -> Query:
 def _values(data: Any) -> list[Any]:
     values = getattr(data, "root", data)
     if not isinstance(values, list):
-        raise RequestError("'data' has to be a list")
+        raise ServerError("'data' has to be a list")
     return values
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 
 __all__ = ["DATATYPES", "Query", "Result", "Tensor", "datatype_of", "files", "numbers"]
 
@@ -48,7 +48,7 @@ class Tensor:
     """A tensor as it came: a list of values, nested or flat, or the raw bytes in row-major, little-endian order.
 
     Raises:
-        RequestError: a shape of anything but whole numbers above 0.
+        ServerError: a shape of anything but whole numbers above 0.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Tensor:
 
     def __post_init__(self) -> None:
         if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in self.shape):
-            raise RequestError(f"input {_quoted(self.name)} has the shape {_listed(self.shape)}; its sizes are above 0")
+            raise ServerError(f"input {_quoted(self.name)} has the shape {_listed(self.shape)}; its sizes are above 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +95,12 @@ def datatype_of(dtype: str) -> str:
     """The protocol's name of a NumPy type.
 
     Raises:
-        RequestError: it has none.
+        ServerError: it has none.
     """
     for datatype, known in DATATYPES.items():
         if known == dtype:
             return datatype
-    raise RequestError(f"the Open Inference Protocol has no type for {dtype}; ask for another output", 500)
+    raise ServerError(f"the Open Inference Protocol has no type for {dtype}; ask for another output", 500)
 
 
 def numbers(tensor: Tensor, dtype: str, shape: Sequence[int | str | None]) -> Array:
@@ -112,12 +112,12 @@ def numbers(tensor: Tensor, dtype: str, shape: Sequence[int | str | None]) -> Ar
         shape: the shape that the model wants; free dimensions are symbols or `None`.
 
     Raises:
-        RequestError: another type or shape, another count of values, values out of range, infinite or NaN.
+        ServerError: another type or shape, another count of values, values out of range, infinite or NaN.
     """
     wanted = datatype_of(dtype)
     what = f"input {_quoted(tensor.name)}"
     if tensor.datatype != wanted:
-        raise RequestError(f"{what} is of datatype {_quoted(tensor.datatype)}; the model wants {wanted}")
+        raise ServerError(f"{what} is of datatype {_quoted(tensor.datatype)}; the model wants {wanted}")
     _check_shape(what, tensor.shape, shape)
     count = 1
     for size in tensor.shape:
@@ -127,7 +127,7 @@ def numbers(tensor: Tensor, dtype: str, shape: Sequence[int | str | None]) -> Ar
     else:
         values = _from_list(what, tensor.data, np.dtype(dtype), tensor.shape, count)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise RequestError(f"{what} has values that are infinite or not a number; send finite ones")
+        raise ServerError(f"{what} has values that are infinite or not a number; send finite ones")
     return values.reshape(tensor.shape)
 
 
@@ -137,15 +137,15 @@ def files(tensor: Tensor) -> list[bytes]:
     In JSON they are base64 text. As raw bytes each comes behind its length, four bytes little-endian.
 
     Raises:
-        RequestError: another type, another count, or a string that is no base64.
+        ServerError: another type, another count, or a string that is no base64.
     """
     what = f"input {_quoted(tensor.name)}"
     if tensor.datatype != "BYTES":
-        raise RequestError(f"{what} is of datatype {_quoted(tensor.datatype)}; picture files are BYTES")
+        raise ServerError(f"{what} is of datatype {_quoted(tensor.datatype)}; image files are BYTES")
     _check_shape(what, tensor.shape, (None,) if len(tensor.shape) == 1 else (None, 1))
     strings = _framed(what, tensor.data) if isinstance(tensor.data, bytes) else _flat(what, tensor.data, tensor.shape)
     if len(strings) != tensor.shape[0]:
-        raise RequestError(f"{what} has {len(strings)} values, but its shape says {tensor.shape[0]}")
+        raise ServerError(f"{what} has {len(strings)} values, but its shape says {tensor.shape[0]}")
     return [_file(what, one, tensor.content_type) for one in strings]
 
 
@@ -153,11 +153,11 @@ def _file(what: str, value: Any, content_type: str) -> bytes:
     if isinstance(value, bytes) and content_type != "base64":
         return value
     if not isinstance(value, (bytes, str)):
-        raise RequestError(f"{what} has a value that is no text; send each picture file as base64")
+        raise ServerError(f"{what} has a value that is no text; send each image file as base64")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{what} has a value that is not base64 ({error}); encode the picture file") from error
+        raise ServerError(f"{what} has a value that is not base64 ({error}); encode the image file") from error
 
 
 def _framed(what: str, data: bytes) -> list[bytes]:
@@ -166,7 +166,7 @@ def _framed(what: str, data: bytes) -> list[bytes]:
         end = at + 4
         size = struct.unpack_from("<I", data, at)[0] if end <= len(data) else len(data)
         if end + size > len(data):
-            raise RequestError(f"{what} is cut off: a length in it goes beyond its end")
+            raise ServerError(f"{what} is cut off: a length in it goes beyond its end")
         strings.append(data[end : end + size])
         at = end + size
     return strings
@@ -178,12 +178,12 @@ def _check_shape(what: str, shape: Sequence[Any], wanted: Sequence[int | str | N
     )
     if not matches:
         free = [size if isinstance(size, int) and size > 0 else "N" for size in wanted]
-        raise RequestError(f"{what} is of shape {_listed(shape)}; it has to be {_listed(free)}")
+        raise ServerError(f"{what} is of shape {_listed(shape)}; it has to be {_listed(free)}")
 
 
 def _from_bytes(what: str, data: bytes, dtype: np.dtype[Any], count: int) -> Array:
     if len(data) != count * dtype.itemsize:
-        raise RequestError(
+        raise ServerError(
             f"{what} has {len(data)} bytes, but its shape and datatype make {count * dtype.itemsize}; is it cut off?"
         )
     return np.frombuffer(data, dtype)
@@ -192,16 +192,16 @@ def _from_bytes(what: str, data: bytes, dtype: np.dtype[Any], count: int) -> Arr
 def _from_list(what: str, data: list[Any], dtype: np.dtype[Any], shape: Sequence[int], count: int) -> Array:
     flat = _flat(what, data, shape)
     if len(flat) != count:
-        raise RequestError(f"{what} has {len(flat)} values, but its shape makes {count}")
+        raise ServerError(f"{what} has {len(flat)} values, but its shape makes {count}")
     # An array of one C type takes numbers alone: NumPy would make numbers of text and of null.
     code = "d" if dtype.kind == "f" else "Q" if dtype == np.uint64 else "q"
     try:
         values: Array = np.frombuffer(array(code, flat), code) if count else np.zeros(0)
     except (TypeError, OverflowError) as error:
         kind = "a number" if code == "d" else "a whole number in range"
-        raise RequestError(f"{what} has a value that is not {kind} ({str(error)[:80]})") from error
+        raise ServerError(f"{what} has a value that is not {kind} ({str(error)[:80]})") from error
     if dtype.kind in "iu" and not (np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max):
-        raise RequestError(f"{what} has values out of the range of {datatype_of(dtype.name)}")
+        raise ServerError(f"{what} has values out of the range of {datatype_of(dtype.name)}")
     with np.errstate(over="ignore"):
         return values.astype(dtype)
 
@@ -213,7 +213,7 @@ def _flat(what: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
     level: list[Any] = [data]
     for size in shape:
         if not all(isinstance(part, list) and len(part) == size for part in level):
-            raise RequestError(f"{what} is a nested list of another shape than it says; a flat list will do")
+            raise ServerError(f"{what} is a nested list of another shape than it says; a flat list will do")
         level = list(itertools.chain.from_iterable(level))
     return level
 

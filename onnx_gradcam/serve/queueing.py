@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ExplainError, RequestError
+from onnx_gradcam.errors import ExplainError, ServerError
 from onnx_gradcam.runtime.explainer import Explainer
 from onnx_gradcam.runtime.session import InputInfo
 
@@ -32,11 +32,11 @@ def remaining() -> float:
     """Seconds that are left to the request of this thread.
 
     Raises:
-        RequestError: none, status 504.
+        ServerError: none, status 504.
     """
     left = DEADLINE.get(float("inf")) - time.monotonic()
     if left <= 0:
-        raise RequestError("the request took too long, the server is busy; try again later", 504)
+        raise ServerError("the request took too long, the server is busy; try again later", 504)
     return left
 
 
@@ -118,7 +118,7 @@ class BatchingExplainer(Explainer):
 
         Raises:
             ModelError: the model fails on these rows.
-            RequestError: the request's time is over.
+            ServerError: the request's time is over.
         """
         parts = []
         most = self._most(batch)

@@ -6,7 +6,7 @@ by loading them.
 
 What stands beside a model in a Triton repository, for whoever runs it.
 
-A model repository for Triton: the explained model, its configuration, and an ensemble that takes picture files.
+A model repository for Triton: the explained model, its configuration, and an ensemble that takes image files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Final
 import onnx
 
 from onnx_gradcam.editor.attachment import with_required_class
-from onnx_gradcam.errors import ModelError, RequestError
+from onnx_gradcam.errors import ModelError, ServerError
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Metadata
@@ -196,14 +196,14 @@ _LEFT_OUT = """
 The model also has {names}, which have no batch axis and cannot be asked for here.
 """
 _ENSEMBLE = """
-## Pictures
+## Images
 
-`{name}_pictures` takes picture files (JPEG, PNG, WebP) in `image_bytes`, one a row, and the class in `target_class`,
+`{name}_images` takes image files (JPEG, PNG, WebP) in `image_bytes`, one a row, and the class in `target_class`,
 which may be left out. Its first step, `{name}_preprocess`, runs in Triton's Python backend and needs, in the image:
 
     pip install --no-deps onnx-gradcam opencv-python-headless && pip install numpy
 
-It reads a picture's size from its header and refuses large ones before they are decoded: `limits` in its config.pbtxt.
+It reads an image's size from its header and refuses large ones before they are decoded: `limits` in its config.pbtxt.
 """
 
 
@@ -243,7 +243,7 @@ def _shape(port: Port) -> str:
 
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_STEP: Final = """from onnx_gradcam.serve.triton_step import PictureStep as TritonPythonModel
+_STEP: Final = """from onnx_gradcam.serve.triton_step import ImageStep as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 """
@@ -285,7 +285,7 @@ def write_repository(
         name: of the model; by default that of the file.
         max_batch: rows that Triton may run at once; 0 for a model that takes whole batches as they come.
         tensorrt: run on TensorRT, on a GPU.
-        ensemble: also write `NAME_pictures`, which takes picture files.
+        ensemble: also write `NAME_images`, which takes image files.
         choices: fields of `onnx_gradcam.options.Options`, for a model that is not explained yet.
 
     Returns:
@@ -296,7 +296,7 @@ def write_repository(
     """
     name = name if name is not None else Path(source).stem
     if not _NAME.fullmatch(name):
-        raise RequestError(f"{name!r} is no name for a model; use letters, digits, '.', '_' and '-' (--name)")
+        raise ServerError(f"{name!r} is no name for a model; use letters, digits, '.', '_' and '-' (--name)")
     model, metadata = with_required_class(source, choices)
     if metadata.disabled_optimizers:
         raise ModelError(
@@ -349,7 +349,7 @@ def _write(made: _Repository, folder: Path) -> list[Path]:
             places = [folder / draft.name for draft in drafts]
             for place in places:
                 if place.exists():
-                    raise RequestError(f"{str(place)!r} is there already; remove it, or choose another --name")
+                    raise ServerError(f"{str(place)!r} is there already; remove it, or choose another --name")
             for draft, place in zip(drafts, places, strict=True):
                 shutil.move(draft, place)
     except OSError as error:
@@ -374,8 +374,8 @@ def _drafts(made: _Repository, scratch: Path) -> list[Path]:
 def _ensemble_drafts(made: _Repository, scratch: Path) -> list[Path]:
     facts = made.metadata
     if facts.preprocessing is None:
-        raise RequestError(
-            "how pictures become this model's input is not known, so that there can be no ensemble; attach with "
+        raise ServerError(
+            "how images become this model's input is not known, so that there can be no ensemble; attach with "
             "--preprocess first"
         )
     image = next(port for port in made.inputs if port.name == facts.image_input)
@@ -393,7 +393,7 @@ def _ensemble_drafts(made: _Repository, scratch: Path) -> list[Path]:
     said = {"preprocessing": fitted.to_json(), "limits": json.dumps(limits)}
     as_sent = [_as_sent(port, batching=made.max_batch > 0) for port in given]
     (step / "config.pbtxt").write_text(step_config(step.name, files, as_sent, made.max_batch, said), "utf-8")
-    whole = _folder(scratch / f"{made.name}_pictures")
+    whole = _folder(scratch / f"{made.name}_images")
     results = [_as_sent(port, batching=made.max_batch > 0) for port in made.outputs]
     steps = [
         (step.name, {port.name: port.name for port in files}, {port.name: f"model {port.name}" for port in given}),

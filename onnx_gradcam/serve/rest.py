@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 
 from .mlserver import ExplainRuntime
 from .query import Query, Result, Tensor
@@ -63,7 +63,7 @@ class _Exchange:
     async def response(self) -> Response:
         try:
             return await self._infer()
-        except RequestError as error:
+        except ServerError as error:
             self._runtime.count_refusal(error.status)
             return _error(str(error), error.status)
         except MLServerError as error:  # counted where it arose
@@ -91,29 +91,29 @@ class _Exchange:
         """The request's body.
 
         Raises:
-            RequestError: it is too large, encoded, or does not come.
+            ServerError: it is too large, encoded, or does not come.
         """
         try:
             return await asyncio.wait_for(self._read(), self._runtime.limits.seconds)
         except (asyncio.TimeoutError, TimeoutError) as error:
-            raise RequestError("the body did not come in time", 408) from error
+            raise ServerError("the body did not come in time", 408) from error
         except ClientDisconnect as error:
-            raise RequestError("the connection was closed before the body was there") from error
+            raise ServerError("the connection was closed before the body was there") from error
 
     async def _read(self) -> bytes:
         headers, most = self._request.headers, self._runtime.limits.request_bytes
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestError("a body with a Content-Encoding is not taken; send it as it is", 415)
+            raise ServerError("a body with a Content-Encoding is not taken; send it as it is", 415)
         if "inference-header-content-length" in headers:
-            raise RequestError("the binary tensor extension is not spoken over HTTP; send raw tensors over gRPC")
+            raise ServerError("the binary tensor extension is not spoken over HTTP; send raw tensors over gRPC")
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > most:
-            raise RequestError(f"the body has {length[:20]} bytes; {most} are allowed", 413)
+            raise ServerError(f"the body has {length[:20]} bytes; {most} are allowed", 413)
         body = bytearray()
         async for chunk in self._request.stream():
             body += chunk
             if len(body) > most:
-                raise RequestError(f"the body has more than the {most} bytes that are allowed", 413)
+                raise ServerError(f"the body has more than the {most} bytes that are allowed", 413)
         return bytes(body)
 
 
@@ -125,16 +125,16 @@ def _parsed(body: bytes) -> tuple[str | None, Query]:
     """Identifier and query of a JSON body.
 
     Raises:
-        RequestError: no JSON, or not what the protocol says.
+        ServerError: no JSON, or not what the protocol says.
     """
     if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
-        raise RequestError(f"the body has more than {_MOST_CONTAINERS} lists and objects; send flat lists")
+        raise ServerError(f"the body has more than {_MOST_CONTAINERS} lists and objects; send flat lists")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is no JSON ({str(error)[:120]})") from error
+        raise ServerError(f"the body is no JSON ({str(error)[:120]})") from error
     if not isinstance(document, dict):
-        raise RequestError("the body has to be a JSON object with 'inputs'")
+        raise ServerError("the body has to be a JSON object with 'inputs'")
     identity = _member(document, "id", str, None)
     outputs = [_named(one, "outputs") for one in _member(document, "outputs", list, [])]
     tensors = [_tensor(one) for one in _member(document, "inputs", list)]
@@ -155,7 +155,7 @@ def _tensor(entry: Any) -> Tensor:
 
 def _named(entry: Any, where: str) -> str:
     if not isinstance(entry, dict):
-        raise RequestError(f"each of {where!r} has to be an object with a 'name'")
+        raise ServerError(f"each of {where!r} has to be an object with a 'name'")
     name: str = _member(entry, "name", str)
     return name
 
@@ -169,7 +169,7 @@ def _member(entry: Mapping[str, Any], key: str, kind: type, default: Any = _REQU
     if value is None and default is not _REQUIRED:
         return default
     if not isinstance(value, kind):
-        raise RequestError(f"{key!r} {'is missing' if value is None else f'has to be {_WORDS[kind]}'}")
+        raise ServerError(f"{key!r} {'is missing' if value is None else f'has to be {_WORDS[kind]}'}")
     return value
 
 

@@ -19,7 +19,7 @@ from mlserver.grpc.servicers import InferenceServicer
 from mlserver.handlers import DataPlane
 from mlserver.types import InferenceRequest
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 
 from .mlserver import ExplainRuntime
 from .query import Query, Result, Tensor
@@ -98,7 +98,7 @@ class ExplainServicer(InferenceServicer):
         """Do the work; what goes wrong ends the call with a status and a sentence."""
         try:
             return await work
-        except RequestError as error:
+        except ServerError as error:
             self._runtime.count_refusal(error.status)
             code, message = _CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)
         except MLServerError as error:  # counted where it arose
@@ -138,7 +138,7 @@ class Malformed(grpc.aio.ServerInterceptor):
 def _query(request: Any) -> Query:
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
-        raise RequestError(f"there are {len(raw)} raw tensors for {len(request.inputs)} inputs; send one for each")
+        raise ServerError(f"there are {len(raw)} raw tensors for {len(request.inputs)} inputs; send one for each")
     tensors = [
         Tensor(
             one.name,
@@ -156,14 +156,14 @@ def _query(request: Any) -> Query:
 def _contents(tensor: Any) -> list[Any]:
     field = _CONTENTS.get(tensor.datatype)
     if field is None:
-        raise RequestError(f"datatype {tensor.datatype[:40]!r} has no field for values; send the tensor as raw bytes")
+        raise ServerError(f"datatype {tensor.datatype[:40]!r} has no field for values; send the tensor as raw bytes")
     return list(getattr(tensor.contents, field))
 
 
 def _parameter(value: Any) -> Any:
     kind = value.WhichOneof("parameter_choice")
     if kind is None:
-        raise RequestError("a parameter has no value that is understood here; send it as text")
+        raise ServerError("a parameter has no value that is understood here; send it as text")
     return getattr(value, kind)
 
 

@@ -17,7 +17,7 @@ from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to
 from mlserver.grpc.interceptors import PromServerInterceptor
 from mlserver.settings import ModelParameters
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 
 from .limits import Limits
 from .mlserver import ExplainRuntime
@@ -43,11 +43,11 @@ class Address:
         """See that the ports are free.
 
         Raises:
-            RequestError: one of them is not, or two of them are the same.
+            ServerError: one of them is not, or two of them are the same.
         """
         ports = (self.http, self.grpc, self.metrics)
         if len(set(ports)) < len(ports):
-            raise RequestError(f"the ports {', '.join(map(str, ports))} for REST, gRPC and metrics have to differ")
+            raise ServerError(f"the ports {', '.join(map(str, ports))} for REST, gRPC and metrics have to differ")
         for port in ports:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -56,7 +56,7 @@ class Address:
                 try:
                     probe.bind((self.host, port))
                 except OSError as error:
-                    raise RequestError(
+                    raise ServerError(
                         f"port {port} of {self.host!r} cannot be listened on ({error.strerror}); choose another"
                     ) from error
 

@@ -1,4 +1,4 @@
-"""The step of a Triton ensemble that makes a model's input of picture files.
+"""The step of a Triton ensemble that makes a model's input of image files.
 
 Triton's Python backend runs it; it needs NumPy, OpenCV and this package, not ONNX Runtime.
 """
@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from onnx_gradcam.errors import ExplainError, RequestError
+from onnx_gradcam.errors import ExplainError, ServerError
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.preprocessing import Preprocessing
 
-from .limits import Limits, decode_picture
+from .limits import Limits, decode_image
 
-__all__ = ["PictureStep"]
+__all__ = ["ImageStep"]
 
 
-class PictureStep:
+class ImageStep:
     """Decodes and prepares: `image_bytes` [N, 1] and `target_class` [N, 1], where it is given, become the inputs."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the model's configuration: how pictures become the input, and the limits."""
+        """Read the model's configuration: how images become the input, and the limits."""
         config = json.loads(args["model_config"])
         said = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.preprocessing = Preprocessing.from_json(said["preprocessing"])
@@ -49,9 +49,9 @@ class PictureStep:
     def _tensors(self, triton: Any, request: Any) -> dict[str, Any]:
         files = triton.get_input_tensor_by_name(request, "image_bytes").as_numpy().reshape(-1)
         free = self.preprocessing.size is None
-        rows = [prepare(decode_picture(bytes(f), self.limits, free_size=free), self.preprocessing)[0] for f in files]
+        rows = [prepare(decode_image(bytes(f), self.limits, free_size=free), self.preprocessing)[0] for f in files]
         if len({row.shape for row in rows}) > 1:
-            raise RequestError("the pictures give inputs of several sizes, which is no tensor; send one at a time")
+            raise ServerError("the images give inputs of several sizes, which is no tensor; send one at a time")
         tensors: dict[str, Any] = {self.image: np.stack(rows)}
         if self.target is not None:
             given = triton.get_input_tensor_by_name(request, "target_class")

@@ -1,1 +1,1 @@
-"""Static pages that explain pictures in the visitor's browser."""
+"""Static pages that explain images in the visitor's browser."""

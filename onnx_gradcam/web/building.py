@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.editor.attachment import with_required_class
-from onnx_gradcam.errors import ModelError, PreprocessingError, RequestError
+from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.drawing import COLORMAPS, colorize
@@ -78,12 +78,12 @@ def build_site(
 
 def _check(model: Model, metadata: Metadata) -> None:
     if metadata.task != "classification" or metadata.all_classes:
-        raise RequestError(
+        raise InputError(
             f"the page is for classifiers that explain one class at a time, and this model is explained for "
             f"{'all classes at once' if metadata.all_classes else metadata.task}; start from a classifier"
         )
     if not metadata.class_input:
-        raise RequestError(
+        raise InputError(
             "the class is fixed in this model, and the page lets its visitors choose; start from the original model"
         )
     others = [value.name for value in model.core.graph.inputs]
@@ -100,7 +100,7 @@ def _way(metadata: Metadata, wanted: Probabilities | None) -> str:
     if given is None:
         return wanted or ("sigmoid" if metadata.single_logit else "softmax")
     if wanted not in {None, "none"}:
-        raise RequestError(
+        raise InputError(
             f"the model ends in {metadata.activation} and gives probabilities already; leave --probabilities out"
         )
     return wanted or given
@@ -149,8 +149,8 @@ def _facts(model: Model, metadata: Metadata, way: str, title: str) -> dict[str, 
 
 def _fitted(model: Model, metadata: Metadata) -> Preprocessing:
     if metadata.preprocessing is None:
-        raise PreprocessingError(
-            "how pictures become this model's input is not known; attach with --preprocess: one of "
+        raise InputError(
+            "how images become this model's input is not known; attach with --preprocess: one of "
             f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
         )
     name = metadata.image_input
@@ -178,7 +178,7 @@ def _assets() -> dict[str, bytes]:
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RequestError(f"{str(folder)!r} is there already; remove it, or choose another folder with -o")
+        raise InputError(f"{str(folder)!r} is there already; remove it, or choose another folder with -o")
     try:
         parent = folder.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -191,4 +191,4 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
                 folder.rmdir()
             shutil.move(draft, folder)
     except OSError as error:
-        raise RequestError(f"{str(folder)!r} cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror or error})") from error

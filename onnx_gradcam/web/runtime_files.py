@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import InputError
 
 __all__ = ["FILES", "VERSION", "runtime_files"]
 
@@ -49,7 +49,7 @@ def runtime_files(source: Path | None = None, say: Callable[[str], object] = lam
         say: told what is downloaded.
 
     Raises:
-        RequestError: a file is missing or is not that of this version, or the download fails.
+        InputError: a file is missing or is not that of this version, or the download fails.
     """
     if source is not None:
         files = _of_archive(_read(source), str(source)) if source.is_file() else _of_folder(source)
@@ -61,7 +61,7 @@ def runtime_files(source: Path | None = None, say: Callable[[str], object] = lam
     say(f"downloading {address} ({_ARCHIVE_BYTES >> 20} MB, once)")
     archive = _download(address)
     if hashlib.sha512(archive).hexdigest() != _ARCHIVE_SHA512:
-        raise RequestError(f"{address} is not the published onnxruntime-web {VERSION}; {_OFFLINE}")
+        raise InputError(f"{address} is not the published onnxruntime-web {VERSION}; {_OFFLINE}")
     files = _checked(_of_archive(archive, address), address)
     _keep(files, cache)
     return files
@@ -73,7 +73,7 @@ def _address() -> str:
     registry = next(filter(None, given), _REGISTRY)
     parts = urllib.parse.urlsplit(registry)
     if parts.scheme not in {"https", "http"} or not parts.hostname:
-        raise RequestError(f"the registry of packages, npm_config_registry={registry!r}, is no https:// address")
+        raise InputError(f"the registry of packages, npm_config_registry={registry!r}, is no https:// address")
     return f"{registry.rstrip('/')}/onnxruntime-web/-/{_ARCHIVE}"
 
 
@@ -83,7 +83,7 @@ def _download(address: str) -> bytes:
             archive = answer.read(_ARCHIVE_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise RequestError(f"onnxruntime-web cannot be downloaded from {address} ({reason}); {_OFFLINE}") from error
+        raise InputError(f"onnxruntime-web cannot be downloaded from {address} ({reason}); {_OFFLINE}") from error
     assert isinstance(archive, bytes)  # noqa: S101 - what a response gives
     return archive
 
@@ -95,14 +95,14 @@ def _of_archive(archive: bytes, name: str) -> dict[str, bytes]:
             # A hostile archive may claim more than it should: nothing of the package is larger than the package.
             return {file: data.read(_ARCHIVE_BYTES) for file, data in files.items() if data is not None}
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
-        raise RequestError(f"{name} is no package of onnxruntime-web {VERSION} ({error}); {_OFFLINE}") from error
+        raise InputError(f"{name} is no package of onnxruntime-web {VERSION} ({error}); {_OFFLINE}") from error
 
 
 def _of_folder(folder: Path) -> dict[str, bytes]:
     places = [folder / below for below in ("dist", "package/dist", "node_modules/onnxruntime-web/dist", ".")]
     place = next((p for p in places if all((p / name).is_file() for name in FILES)), None)
     if place is None:
-        raise RequestError(
+        raise InputError(
             f"{folder} holds no onnxruntime-web ({', '.join(FILES)} are looked for in it and in its dist/); {_OFFLINE}"
         )
     return {name: _read(place / name) for name in FILES}
@@ -114,13 +114,13 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_ARCHIVE_BYTES + 1)
     except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}); {_OFFLINE}") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); {_OFFLINE}") from error
 
 
 def _checked(files: dict[str, bytes], origin: str) -> dict[str, bytes]:
     for name, digest in FILES.items():
         if name not in files or hashlib.sha256(files[name]).hexdigest() != digest:
-            raise RequestError(
+            raise InputError(
                 f"{name} in {origin} is not that of onnxruntime-web {VERSION}; remove it and try again, or {_OFFLINE}"
             )
     return files
@@ -140,7 +140,7 @@ def _keep(files: Mapping[str, bytes], cache: Path) -> None:
     """Put the files into the cache, each whole or not at all.
 
     Raises:
-        RequestError: it cannot be written.
+        InputError: it cannot be written.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -150,6 +150,6 @@ def _keep(files: Mapping[str, bytes], cache: Path) -> None:
                 draft.write_bytes(data)
                 draft.replace(cache / name)
     except OSError as error:
-        raise RequestError(
+        raise InputError(
             f"the download cannot be kept in {cache} ({error.strerror}); make it writable, or {_OFFLINE}"
         ) from error

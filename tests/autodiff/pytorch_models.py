@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-__all__ = ["NETWORKS", "export", "gradient", "network", "picture", "randomised", "vision"]
+__all__ = ["NETWORKS", "export", "gradient", "image", "network", "randomised", "vision"]
 
 Array = np.ndarray[Any, Any]
 CLASSES = 10
@@ -41,7 +41,7 @@ def _published(name: str, **arguments: Any) -> Callable[[], Any]:
 
 
 def _vgg() -> Any:
-    """VGG11 with batch normalisation, a quarter as wide, for pictures of 64."""
+    """VGG11 with batch normalisation, a quarter as wide, for images of 64."""
     models, nn = vision(), _torch().nn
     widths = [16, "M", 32, "M", 64, 64, "M", 128, 128, "M", 128, 128, "M"]
     made = models.VGG(models.vgg.make_layers(widths, batch_norm=True), num_classes=CLASSES, init_weights=False)
@@ -125,7 +125,7 @@ def _unet() -> Any:
 
 
 def _recurrent(kind: str) -> Callable[[], Any]:
-    """A classifier that reads the rows of a picture in both directions."""
+    """A classifier that reads the rows of an image in both directions."""
 
     def make() -> Any:
         nn = _torch().nn
@@ -165,11 +165,11 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "LSTM": (_recurrent("LSTM"), 32),
     "GRU": (_recurrent("GRU"), 32),
 }
-"""Name -> how it is made, and the height and width of its pictures."""
+"""Name -> how it is made, and the height and width of its images."""
 
 
-def picture(size: int, seed: int) -> Array:
-    """A batch of two pictures of noise."""
+def image(size: int, seed: int) -> Array:
+    """A batch of two images of noise."""
     return np.random.default_rng(seed).standard_normal((2, 3, size, size), np.float32)
 
 
@@ -197,7 +197,7 @@ def randomised(made: Any, size: int) -> Any:
             norm.bias.uniform_(-0.2, 0.2)
             norm.momentum = 1.0  # the statistics are those of the one batch below
         if norms:
-            made.train()(torch.from_numpy(np.concatenate([picture(size, seed) for seed in range(90, 98)])))
+            made.train()(torch.from_numpy(np.concatenate([image(size, seed) for seed in range(90, 98)])))
         for norm in norms:
             # A channel that is all but constant would be blown up beyond what a trained network does.
             norm.running_var.clamp_(min=norm.running_var.mean().item())
@@ -209,7 +209,7 @@ def randomised(made: Any, size: int) -> Any:
 def export(made: Any, size: int, *, dynamo: bool) -> onnx.ModelProto:
     """The network as ONNX, its batch free, by the new exporter or by the one over TorchScript."""
     torch = _torch()
-    x = torch.from_numpy(picture(size, 0))
+    x = torch.from_numpy(image(size, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
         if dynamo:
@@ -224,7 +224,7 @@ def export(made: Any, size: int, *, dynamo: bool) -> onnx.ModelProto:
 
 
 def gradient(made: Any, x: Array, cotangent: Array) -> Array:
-    """PyTorch's gradient by the picture, in float64."""
+    """PyTorch's gradient by the image, in float64."""
     torch = _torch()
     wide = torch.from_numpy(x).double().requires_grad_()
     y = made.double()(wide)

@@ -282,7 +282,7 @@ GROWING = (
     "a = Mul(x, K) b = Relu(a) c = Neg(b) d = Neg(c) e = Identity(d) f = Mul(e, K) g = Relu(f) h = Neg(g) i = Neg(h)"
     " j = GlobalMaxPool(i) l = Flatten(j) y = MatMul(l, W)"
 )
-"""The score grows a million times as fast as the picture."""
+"""The score grows a million times as fast as the image."""
 
 
 def cotangents(model: onnx.ModelProto, wrt: str, feeds: Mapping[str, Array], grad_dtype: GradType | None) -> Array:
@@ -322,13 +322,13 @@ def exact(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
     return exact_gradient(model, feeds, v)[0]
 
 
-def picture(rows: int = 2, size: float = 1.0) -> Array:
+def image(rows: int = 2, size: float = 1.0) -> Array:
     return (np.abs(normal(rows, 4, 8, 8)) * size).astype(np.float16)
 
 
 def test_a_cotangent_below_the_range_of_float16():
     model = half_graph(POOLED, W=np.abs(normal(4, 3)).astype(np.float16), S=np.array(2.0**-7, np.float16))
-    feeds = {"x": picture()}
+    feeds = {"x": image()}
     want = exact(model, feeds)
     assert 0 < np.abs(want).max() < 2.0**-25
     assert not cotangents(model, "x", feeds, None).any(), "float16 alone would do: the test shows nothing"
@@ -338,7 +338,7 @@ def test_a_cotangent_below_the_range_of_float16():
 
 def test_a_cotangent_beyond_the_range_of_float16():
     model = half_graph(GROWING, W=(4, 3), K=np.array(1000, np.float16))
-    feeds = {"x": picture(size=2e-3)}
+    feeds = {"x": image(size=2e-3)}
     want = exact(model, feeds)
     assert np.abs(want).max() > 1e5
     assert not np.isfinite(cotangents(model, "x", feeds, None)).all()
@@ -361,7 +361,7 @@ def steep(rows: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("grad_dtype", ["model", "float32"])
 def test_each_row_has_its_own_range(grad_dtype):
     """One row's gradient is a million times the other's."""
-    rows = np.concatenate([picture(1, 2.0**-6), picture(1, 16.0)])
+    rows = np.concatenate([image(1, 2.0**-6), image(1, 16.0)])
     together = cotangents(steep("N"), "x", {"x": rows}, grad_dtype)
     for i in (0, 1):
         want = exact(steep("N"), {"x": rows[i : i + 1]})
@@ -373,7 +373,7 @@ def test_each_row_has_its_own_range(grad_dtype):
 @pytest.mark.parametrize("rows", ["N", "3"])
 def test_a_row_that_is_no_number_leaves_the_others_as_they_are(rows):
     """Also where the batch is of fixed size, and all rows have one factor."""
-    x = np.concatenate([picture(2), np.full((1, 4, 8, 8), np.nan, np.float16)])
+    x = np.concatenate([image(2), np.full((1, 4, 8, 8), np.nan, np.float16)])
     got = cotangents(steep(rows), "x", {"x": x}, "model")
     close(got[:2], exact(steep("N"), {"x": x[:2]}), 5e-3)
 

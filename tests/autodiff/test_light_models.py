@@ -56,13 +56,13 @@ def test_input_gradient_of_a_classifier(name, capsys):
                 print(f"\n{row}", end="")  # noqa: T201 - the table in docs/gradients.md
             return
         # A rectifier's input so near zero that a difference crosses it, or that float32 has its sign wrong: of
-        # millions there is one now and then. Another picture has none.
+        # millions there is one now and then. Another image has none.
         found.append(f"{slope:.2g} from differences, {float32:.2g} in float32")
-    pytest.fail(f"the gradient is off on every picture: {found}")
+    pytest.fail(f"the gradient is off on every image: {found}")
 
 
 def error_along_a_direction(forward, feeds, gradient, logit, rng):
-    """The derivative of one logit along a random direction of the picture, relative to a central difference."""
+    """The derivative of one logit along a random direction of the image, relative to a central difference."""
     output, index = logit
     ((x, image),) = feeds.items()
     u = rng.standard_normal(image.shape)

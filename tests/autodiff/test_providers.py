@@ -100,8 +100,8 @@ def test_classifiers_of_the_benchmarks(repository, monkeypatch, name):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     networks = importlib.import_module("networks")
     model = networks.build(name, size=32, width=1 / 8)
-    picture = {"input": networks.photo_like(2, 32)}
-    for profile, proto in zip(LOWERED, same(model, picture, "input", "logits", *LOWERED), strict=True):
+    image = {"input": networks.photo_like(2, 32)}
+    for profile, proto in zip(LOWERED, same(model, image, "input", "logits", *LOWERED), strict=True):
         assert not beyond(proto, profile)
 
 

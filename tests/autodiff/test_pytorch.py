@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from autodiff.pytorch_models import NETWORKS, export, gradient, network, picture
+from autodiff.pytorch_models import NETWORKS, export, gradient, image, network
 from support.helpers import quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
 
 TOLERANCE = 1e-5
-PICTURES = 8
+IMAGES = 8
 DYNAMO = ("ResNet-18", "ConvNeXt", "ViT", "Swin", "ViT (transformers)", "U-Net", "LSTM")
 
 pytestmark = [
@@ -47,7 +47,7 @@ def compare(name, capsys, *, dynamo):
     """Assert that the gradient of the winning logit agrees, relative to its largest value, batch of two.
 
     A rectifier or a maximum whose inputs float32 cannot tell apart has another subgradient there than in float64,
-    and of a network's million such there is one on many a picture; another picture has none. A wrong rule is wrong
+    and of a network's million such there is one on many an image; another image has none. A wrong rule is wrong
     on all of them.
     """
     try:
@@ -60,15 +60,15 @@ def compare(name, capsys, *, dynamo):
     emitted = gradient_model(model, [x]).to_proto()
     forward, backward = quiet_session(model), quiet_session(emitted)
     differences = []
-    for seed in range(PICTURES // 2):
-        image = picture(size, seed)
-        (scores,) = forward.run(None, {x: image})
+    for seed in range(IMAGES // 2):
+        pixels = image(size, seed)
+        (scores,) = forward.run(None, {x: pixels})
         cotangent = np.zeros_like(scores)
         best = scores.reshape(*scores.shape[:2], -1).mean(axis=2).argmax(axis=1)
         cotangent[np.arange(len(best)), best] = 1
-        feeds = {x: image, "cotangent": cotangent}
+        feeds = {x: pixels, "cotangent": cotangent}
         (actual,) = backward.run(None, {i.name: feeds[i.name] for i in backward.get_inputs()})
-        expected = gradient(made, image, cotangent)
+        expected = gradient(made, pixels, cotangent)
         assert actual.shape == expected.shape
         largest = np.abs(expected).max(axis=(1, 2, 3))
         assert (largest > 1e-6).all(), "nothing to compare"

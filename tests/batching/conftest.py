@@ -1,4 +1,4 @@
-"""A model and pictures, made once."""
+"""A model and images, made once."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> list[str]:
-    return draw(tmp_path_factory.mktemp("pictures"), 40)
+def images(tmp_path_factory) -> list[str]:
+    return draw(tmp_path_factory.mktemp("images"), 40)

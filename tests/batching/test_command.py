@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from onnx_gradcam.cli import app
 from onnx_gradcam.cli.batching import listed as paths_of
-from onnx_gradcam.errors import ImageError
+from onnx_gradcam.errors import InputError
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ def refused(result, code: int = 1) -> str:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Pictures in folders of folders, and what is none."""
+    """Images in folders of folders, and what is none."""
     draw(tmp_path / "photos", 3)
     draw(tmp_path / "photos" / "b", 2)
     draw(tmp_path / "photos" / "a", 2)
-    (tmp_path / "photos" / "notes.txt").write_text("no picture", "utf-8")
-    (tmp_path / "photos" / ".hidden.png").write_text("no picture", "utf-8")
+    (tmp_path / "photos" / "notes.txt").write_text("no image", "utf-8")
+    (tmp_path / "photos" / ".hidden.png").write_text("no image", "utf-8")
     return tmp_path / "photos"
 
 
@@ -55,35 +55,35 @@ def test_folders_are_walked_in_an_order_that_stays(folder):
     ]
 
 
-def test_a_folder_a_picture_and_a_list_in_one_run(call, folder, tmp_path):
+def test_a_folder_a_image_and_a_list_in_one_run(call, folder, tmp_path):
     (other,) = draw(tmp_path / "other", 1)
     stdin = f"{folder}/00001.png\r\n\n{folder}/missing.png\nphotos/00002.png\n".encode()
     result = call("photos", "-", other, "-o", "out", "--format", "npz", "--target", "top2", stdin=stdin)
-    assert (result.exit_code, result.stdout) == (0, "10 pictures explained, in out\n")
-    assert "warning: 1 pictures could not be explained; out/_failures.jsonl says why" in result.stderr
+    assert (result.exit_code, result.stdout) == (0, "10 images explained, in out\n")
+    assert "warning: 1 images could not be explained; out/_failures.jsonl says why" in result.stderr
     done, failed = listed(tmp_path / "out")
     assert (sorted(done + failed), failed) == (list(range(11)), [8])
     entries = [json.loads(line) for line in (tmp_path / "out/part-00000000/index.jsonl").read_text().splitlines()]
     assert [e["path"] for e in entries][-3:] == [f"{folder}/00001.png", f"{folder}/00002.png", other]
     assert all(len(e["classes"]) == 2 for e in entries)
     again = call("photos", "-", other, "-o", "out", "--format", "npz", "--target", "top2", "--resume", stdin=stdin)
-    assert again.stdout == "10 pictures explained, 11 of them before, in out\n"
+    assert again.stdout == "10 images explained, 11 of them before, in out\n"
 
 
-def test_where_no_picture_can_be_explained_the_exit_code_says_so(call, tmp_path):
+def test_where_no_image_can_be_explained_the_exit_code_says_so(call, tmp_path):
     result = call("-", "-o", "out", "--format", "png", stdin=b"/nowhere/a.png\n/nowhere/b.png\n")
     assert result.exit_code == 1
-    assert "error: 2 pictures could not be explained" in result.stderr
-    assert [f["picture"] for f in failures(tmp_path / "out")] == [0, 1]
+    assert "error: 2 images could not be explained" in result.stderr
+    assert [f["image"] for f in failures(tmp_path / "out")] == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["photos", "-o", "photos/out"], "would lie in 'photos', among the pictures"),
-        (["photos", "-o", "photos"], "would lie in 'photos', among the pictures"),
-        (["nowhere", "-o", "out"], "there is no folder and no picture 'nowhere'"),
-        (["", "-o", "out"], "the name of a picture is empty"),
+        (["photos", "-o", "photos/out"], "would lie in 'photos', among the images"),
+        (["photos", "-o", "photos"], "would lie in 'photos', among the images"),
+        (["nowhere", "-o", "out"], "there is no folder and no image 'nowhere'"),
+        (["", "-o", "out"], "the name of an image is empty"),
         (["photos", "-o", "out", "--target", "9"], "class 9 is out of range"),
         (["photos", "-o", "out", "--target", "cat"], "cannot be looked up without class names"),
         (["photos", "-o", "out", "--method", "gradcan"], "did you mean"),
@@ -107,15 +107,15 @@ def test_standard_input_that_is_no_list_is_refused(call, stdin, sentence):
     assert sentence in refused(call("-", "-o", "out", "--format", "npz", stdin=stdin))
 
 
-def test_a_folder_without_pictures_is_refused(call, tmp_path):
+def test_a_folder_without_images_is_refused(call, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "holds no picture" in refused(call("empty", "-o", "out", "--format", "npz"))
+    assert "holds no image" in refused(call("empty", "-o", "out", "--format", "npz"))
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser reads everything")
 def test_a_folder_that_cannot_be_read_stops_the_run(folder):
     (folder / "a").chmod(0)
-    with pytest.raises(ImageError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         list(paths_of(str(folder), io.BytesIO()))
 
 
@@ -124,7 +124,7 @@ def test_a_folder_that_vanishes_stops_the_run(folder, monkeypatch):
         onerror(PermissionError(13, "Permission denied", f"{top}/a"))
 
     monkeypatch.setattr(os, "walk", walk)
-    with pytest.raises(ImageError, match=r"/a' cannot be read \(Permission denied\)"):
+    with pytest.raises(InputError, match=r"/a' cannot be read \(Permission denied\)"):
         list(paths_of(str(folder), io.BytesIO()))
 
 

@@ -1,4 +1,4 @@
-"""Killed at ten random moments and continued: every picture exactly once, nothing done twice."""
+"""Killed at ten random moments and continued: every image exactly once, nothing done twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ summary = run_batch(
     Path(paths).read_text("utf-8").splitlines(), Path(out), resume=True,
     progress=lambda count: begun or begun.append(print("begun", flush=True)),
 )
-print(json.dumps([summary.pictures, summary.failures]))
+print(json.dumps([summary.images, summary.failures]))
 """
 
 
@@ -40,7 +40,7 @@ class Killed:
     def __init__(self, folder: Path) -> None:
         self.out = folder / "out"
         model = classifier(folder / "model.onnx")
-        files = draw(folder / "pictures", 50)
+        files = draw(folder / "images", 50)
         # Some are missing: failures are kept as well as explanations are.
         self.paths = ["/nowhere.png" if i % 100 == 7 else files[i % 50] for i in range(COUNT)]
         (folder / "paths.txt").write_text("\n".join(self.paths), "utf-8")

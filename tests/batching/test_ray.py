@@ -13,7 +13,7 @@ from support.batch_runs import PREPROCESS, classifier, draw, failures, listed
 from onnx_gradcam.batching.job import Job
 from onnx_gradcam.batching.ray_engine import RayCluster
 from onnx_gradcam.batching.running import run_batch
-from onnx_gradcam.errors import BatchError
+from onnx_gradcam.errors import InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's own
 
@@ -43,8 +43,8 @@ def cluster(ray):
 
 @pytest.fixture
 def work(model, tmp_path):
-    """A run of pictures, some of them missing."""
-    files = draw(tmp_path / "pictures", 20)
+    """A run of images, some of them missing."""
+    files = draw(tmp_path / "images", 20)
     paths = ["/nowhere.png" if i % 100 == 7 else files[i % 20] for i in range(600)]
     return Job(model=model, format="npz", shard_size=SHARD, choices={"preprocess": PREPROCESS}), paths
 
@@ -79,7 +79,7 @@ def alive(process: int) -> bool:
 
 
 def whole(out: Path) -> None:
-    """Every picture exactly once."""
+    """Every image exactly once."""
     done, failed = listed(out)
     assert failed == list(range(7, 600, 100))
     assert sorted(done + failed) == list(range(600))
@@ -118,7 +118,7 @@ def test_a_killed_worker_and_a_lost_node_cost_nothing(cluster, work, tmp_path):
     summary = run_batch(job, eventful(), tmp_path / "out", engine=engine, progress=seen.append)
     assert len(gone) == 2
     assert not any(alive(process) for process in gone)
-    assert (summary.pictures, summary.failures, summary.found, sum(seen)) == (600, 6, 0, 600)
+    assert (summary.images, summary.failures, summary.found, sum(seen)) == (600, 6, 0, 600)
     whole(tmp_path / "out")
 
 
@@ -133,7 +133,7 @@ def test_what_was_begun_here_is_finished_there_and_no_room_is_said(cluster, work
         run_batch(job, stops(), tmp_path / "out")
     there = {f: f.stat().st_ino for f in (tmp_path / "out").glob("part-*/*")}
     start = time.monotonic()
-    with pytest.raises(BatchError, match=r"no shard was finished for 3 seconds \(0 workers are ready, 1 wait for 9"):
+    with pytest.raises(InputError, match=r"no shard was finished for 3 seconds \(0 workers are ready, 1 wait for 9"):
         run_batch(job, paths, tmp_path / "out", resume=True, engine=RayCluster(workers=1, cpus=9, stall_timeout=3))
     assert time.monotonic() - start < 20
     summary = run_batch(job, paths, tmp_path / "out", resume=True, engine=RayCluster(cpus=0.5))
@@ -158,5 +158,5 @@ def test_errors_come_back_in_one_sentence(cluster, work, tmp_path):
 def test_without_ray_it_is_said(work, tmp_path, monkeypatch):
     job, paths = work
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(BatchError, match=r"needs Ray.*onnx-gradcam\[ray\]"):
+    with pytest.raises(InputError, match=r"needs Ray.*onnx-gradcam\[ray\]"):
         run_batch(job, paths, tmp_path / "out", engine=RayCluster())

@@ -15,7 +15,7 @@ from onnx_gradcam.batching.job import Job
 from onnx_gradcam.batching.manifest import model_digest
 from onnx_gradcam.batching.records import cut
 from onnx_gradcam.batching.running import run_batch
-from onnx_gradcam.errors import BatchError, ModelError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError
 
 
 @pytest.fixture
@@ -27,30 +27,30 @@ def job(model):
     return of
 
 
-def test_every_picture_once_in_shards_of_the_size_asked_for(job, pictures, tmp_path):
+def test_every_image_once_in_shards_of_the_size_asked_for(job, images, tmp_path):
     seen = []
-    summary = run_batch(job(), iter(pictures), tmp_path / "out", progress=seen.append)
-    assert (summary.pictures, summary.failures, summary.found, sum(seen)) == (40, 0, 0, 40)
+    summary = run_batch(job(), iter(images), tmp_path / "out", progress=seen.append)
+    assert (summary.images, summary.failures, summary.found, sum(seen)) == (40, 0, 0, 40)
     assert listed(tmp_path / "out") == (list(range(40)), [])
     shards = sorted(f.name for f in (tmp_path / "out").iterdir())
     assert shards == ["_failures.jsonl", "_manifest.json", *(f"part-{i:08d}" for i in range(5))]
 
 
-def test_failures_of_all_shards_lie_in_one_file_in_their_order(job, pictures, tmp_path):
-    given = [*pictures[:10], "/nowhere/a.png", *pictures[10:20], "/nowhere/b.png"]
+def test_failures_of_all_shards_lie_in_one_file_in_their_order(job, images, tmp_path):
+    given = [*images[:10], "/nowhere/a.png", *images[10:20], "/nowhere/b.png"]
     summary = run_batch(job(), given, tmp_path / "out")
     assert summary.failures == 2
-    assert [(f["picture"], f["path"]) for f in failures(tmp_path / "out")] == [
+    assert [(f["image"], f["path"]) for f in failures(tmp_path / "out")] == [
         (10, "/nowhere/a.png"),
         (21, "/nowhere/b.png"),
     ]
 
 
-def test_paths_are_asked_for_as_they_are_needed(job, pictures, tmp_path):
+def test_paths_are_asked_for_as_they_are_needed(job, images, tmp_path):
     asked, done = [0], [0]
 
     def endless():
-        for path in itertools.cycle(pictures):
+        for path in itertools.cycle(images):
             asked[0] += 1
             assert asked[0] <= done[0] + 4 * 8  # what is worked on: three shards, and one that is being cut
             if asked[0] > 400:
@@ -61,16 +61,16 @@ def test_paths_are_asked_for_as_they_are_needed(job, pictures, tmp_path):
         done[0] += count
 
     summary = run_batch(job(), endless(), tmp_path / "out", progress=progress)
-    assert summary.pictures == 400
+    assert summary.images == 400
 
 
-def test_memory_does_not_grow_with_the_pictures(job, pictures, tmp_path):
+def test_memory_does_not_grow_with_the_images(job, images, tmp_path):
     held = []
 
     def watched():
         for number in range(700):
             held.append(tracemalloc.get_traced_memory()[0])
-            yield pictures[number % 40]
+            yield images[number % 40]
 
     tracemalloc.start()
     try:
@@ -81,44 +81,44 @@ def test_memory_does_not_grow_with_the_pictures(job, pictures, tmp_path):
     assert min(held[500:]) - min(held[100:300]) < 100_000
 
 
-def test_a_run_goes_on_where_it_stopped_and_redoes_nothing(job, pictures, tmp_path):
+def test_a_run_goes_on_where_it_stopped_and_redoes_nothing(job, images, tmp_path):
     def stops():
-        yield from pictures[:27]
+        yield from images[:27]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_batch(job(), stops(), tmp_path / "out")
     there = {f: f.stat().st_ino for f in (tmp_path / "out").glob("part-*/*")}
-    summary = run_batch(job(), pictures, tmp_path / "out", resume=True)
-    assert summary.pictures == 40
+    summary = run_batch(job(), images, tmp_path / "out", resume=True)
+    assert summary.images == 40
     assert summary.found == 8 * len({f.parent for f in there})
     assert there == {f: f.stat().st_ino for f in there}
     assert listed(tmp_path / "out") == (list(range(40)), [])
     assert not (tmp_path / "out" / ".drafts").exists()
 
 
-def test_threads_batch_size_and_engine_may_change_on_the_way(job, pictures, tmp_path):
-    run_batch(job(threads=1, batch_size=3), pictures, tmp_path / "out")
-    assert run_batch(job(), pictures, tmp_path / "out", resume=True).found == 40
+def test_threads_batch_size_and_engine_may_change_on_the_way(job, images, tmp_path):
+    run_batch(job(threads=1, batch_size=3), images, tmp_path / "out")
+    assert run_batch(job(), images, tmp_path / "out", resume=True).found == 40
 
 
-def test_a_run_is_not_begun_over_another(job, pictures, tmp_path):
-    run_batch(job(), pictures[:8], tmp_path / "out")
-    with pytest.raises(BatchError, match="holds a run already; continue it with --resume"):
-        run_batch(job(), pictures[:8], tmp_path / "out")
+def test_a_run_is_not_begun_over_another(job, images, tmp_path):
+    run_batch(job(), images[:8], tmp_path / "out")
+    with pytest.raises(InputError, match="holds a run already; continue it with --resume"):
+        run_batch(job(), images[:8], tmp_path / "out")
 
 
-def test_a_folder_with_something_else_in_it_is_refused(job, pictures, tmp_path):
+def test_a_folder_with_something_else_in_it_is_refused(job, images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine", "utf-8")
     for resume in (False, True):
-        with pytest.raises(BatchError, match="is not empty, and holds no run"):
-            run_batch(job(), pictures, tmp_path / "out", resume=resume)
+        with pytest.raises(InputError, match="is not empty, and holds no run"):
+            run_batch(job(), images, tmp_path / "out", resume=resume)
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_resuming_nothing_begins_a_run(job, pictures, tmp_path):
-    assert run_batch(job(), pictures, tmp_path / "out", resume=True).pictures == 40
+def test_resuming_nothing_begins_a_run(job, images, tmp_path):
+    assert run_batch(job(), images, tmp_path / "out", resume=True).images == 40
 
 
 CHANGES = {
@@ -133,87 +133,87 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_run_is_not_continued(job, pictures, tmp_path, change):
+def test_another_run_is_not_continued(job, images, tmp_path, change):
     options, sentence = CHANGES[change]
-    run_batch(job(), pictures[:16], tmp_path / "out")
+    run_batch(job(), images[:16], tmp_path / "out")
     before = sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "out").rglob("*"))
-    with pytest.raises(BatchError, match=f"holds a run with another {sentence}") as error:
-        run_batch(job(**options), pictures, tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match=f"holds a run with another {sentence}") as error:
+        run_batch(job(**options), images, tmp_path / "out", resume=True)
     assert "choose another folder with -o" in str(error.value)
     assert before == sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "out").rglob("*"))
 
 
-def test_another_model_is_not_continued_with(job, pictures, tmp_path):
-    run_batch(job(), pictures[:16], tmp_path / "out")
+def test_another_model_is_not_continued_with(job, images, tmp_path):
+    run_batch(job(), images[:16], tmp_path / "out")
     other = classifier(tmp_path / "other.onnx", seed=4)  # of the same architecture
-    with pytest.raises(BatchError, match="holds a run with another model"):
-        run_batch(job(model=other), pictures, tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match="holds a run with another model"):
+        run_batch(job(model=other), images, tmp_path / "out", resume=True)
 
 
-def test_another_version_is_not_continued_with(job, pictures, tmp_path):
-    run_batch(job(), pictures[:16], tmp_path / "out")
+def test_another_version_is_not_continued_with(job, images, tmp_path):
+    run_batch(job(), images[:16], tmp_path / "out")
     file = tmp_path / "out" / "_manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "version": "0.0.9"}), "utf-8")
-    with pytest.raises(BatchError, match=r'another version \("0.0.9" there, '):
-        run_batch(job(), pictures, tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match=r'another version \("0.0.9" there, '):
+        run_batch(job(), images, tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize("count", [15, 24, 39])
-def test_fewer_pictures_are_not_the_same_run(job, pictures, tmp_path, count):
-    run_batch(job(), pictures, tmp_path / "out")
-    with pytest.raises(BatchError, match="not those that the run was begun with"):
-        run_batch(job(), pictures[:count], tmp_path / "out", resume=True)
+def test_fewer_images_are_not_the_same_run(job, images, tmp_path, count):
+    run_batch(job(), images, tmp_path / "out")
+    with pytest.raises(InputError, match="not those that the run was begun with"):
+        run_batch(job(), images[:count], tmp_path / "out", resume=True)
 
 
-def test_one_more_picture_is_not_the_same_run(job, pictures, tmp_path):
-    run_batch(job(), pictures[:12], tmp_path / "out")
-    with pytest.raises(BatchError, match="not those that the run was begun with"):
-        run_batch(job(), pictures[:13], tmp_path / "out", resume=True)
+def test_one_more_image_is_not_the_same_run(job, images, tmp_path):
+    run_batch(job(), images[:12], tmp_path / "out")
+    with pytest.raises(InputError, match="not those that the run was begun with"):
+        run_batch(job(), images[:13], tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", "\xff\x00", "[" * 100_000])
-def test_a_damaged_manifest_is_refused(job, pictures, tmp_path, damage):
-    run_batch(job(), pictures[:8], tmp_path / "out")
+def test_a_damaged_manifest_is_refused(job, images, tmp_path, damage):
+    run_batch(job(), images[:8], tmp_path / "out")
     (tmp_path / "out" / "_manifest.json").write_bytes(damage.encode("latin-1"))
-    with pytest.raises(BatchError, match=r"_manifest.json' is damaged"):
-        run_batch(job(), pictures[:8], tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match=r"_manifest.json' is damaged"):
+        run_batch(job(), images[:8], tmp_path / "out", resume=True)
 
 
-def test_nothing_is_written_for_a_class_that_is_not_there(job, pictures, tmp_path):
+def test_nothing_is_written_for_a_class_that_is_not_there(job, images, tmp_path):
     with pytest.raises(TargetError, match="out of range"):
-        run_batch(job(target=4), pictures, tmp_path / "out")
+        run_batch(job(target=4), images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_for_a_model_that_is_none(job, pictures, tmp_path):
+def test_nothing_is_written_for_a_model_that_is_none(job, images, tmp_path):
     (tmp_path / "none.onnx").write_bytes(b"none")
     with pytest.raises(ModelError):
-        run_batch(job(model=tmp_path / "none.onnx"), pictures, tmp_path / "out")
+        run_batch(job(model=tmp_path / "none.onnx"), images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_parquet_without_pyarrow_is_refused_at_once(job, pictures, tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_is_refused_at_once(job, images, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(BatchError, match=r"needs pyarrow.*onnx-gradcam\[batch\]"):
-        run_batch(job(format="parquet"), pictures, tmp_path / "out")
+    with pytest.raises(InputError, match=r"needs pyarrow.*onnx-gradcam\[batch\]"):
+        run_batch(job(format="parquet"), images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_said_in_one_sentence(job, pictures, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_in_one_sentence(job, images, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
     monkeypatch.setattr(running, "_gather_failures", full)
-    with pytest.raises(BatchError, match=r"No space left on device.*--resume"):
-        run_batch(job(), pictures, tmp_path / "out")
+    with pytest.raises(InputError, match=r"No space left on device.*--resume"):
+        run_batch(job(), images, tmp_path / "out")
     monkeypatch.undo()
-    assert run_batch(job(), pictures, tmp_path / "out", resume=True).found == 40
+    assert run_batch(job(), images, tmp_path / "out", resume=True).found == 40
 
 
-def test_a_file_where_the_folder_should_be_is_said_in_one_sentence(job, pictures, tmp_path):
+def test_a_file_where_the_folder_should_be_is_said_in_one_sentence(job, images, tmp_path):
     (tmp_path / "out").write_text("", "utf-8")
-    with pytest.raises(BatchError, match="cannot be written"):
-        run_batch(job(), pictures, tmp_path / "out")
+    with pytest.raises(InputError, match="cannot be written"):
+        run_batch(job(), images, tmp_path / "out")
 
 
 def test_the_digest_is_of_the_weights_too(tmp_path):
@@ -244,9 +244,9 @@ def test_paths_that_are_no_text_are_told_apart(job, tmp_path):
     for name in odd:
         with open(name, "wb") as file, open(path, "rb") as source:  # noqa: PTH123
             file.write(source.read())
-    assert run_batch(job(shard_size=2), odd, tmp_path / "out").pictures == 2
+    assert run_batch(job(shard_size=2), odd, tmp_path / "out").images == 2
     assert run_batch(job(shard_size=2), odd, tmp_path / "out", resume=True).found == 2
-    with pytest.raises(BatchError, match="not those"):
+    with pytest.raises(InputError, match="not those"):
         run_batch(job(shard_size=2), odd[::-1], tmp_path / "out", resume=True)
     pytest.importorskip("pyarrow")
     run_batch(job(format="parquet"), odd, tmp_path / "table")

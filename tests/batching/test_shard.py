@@ -15,7 +15,7 @@ from support.batch_runs import PREPROCESS, classifier, draw
 from onnx_gradcam import Explainer
 from onnx_gradcam.batching.job import Crew, Job, in_order
 from onnx_gradcam.batching.shard import explain_shard
-from onnx_gradcam.errors import BatchError, ModelError
+from onnx_gradcam.errors import InputError, ModelError
 
 
 @pytest.fixture
@@ -36,15 +36,15 @@ def index(shard: Path) -> list[dict]:
     return [json.loads(line) for line in (shard / "index.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_parquet_holds_what_the_explainer_gives(make, model, pictures, tmp_path):
+def test_parquet_holds_what_the_explainer_gives(make, model, images, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     crew = make(target=["top2", 3], batch_size=4)
-    record = explain_shard(pictures[:11], tmp_path / "part", crew, first=100)
-    assert (record.first, record.pictures, record.failures) == (100, 11, 0)
+    record = explain_shard(images[:11], tmp_path / "part", crew, first=100)
+    assert (record.first, record.images, record.failures) == (100, 11, 0)
     rows = parquet.read_table(tmp_path / "part").to_pylist()
     alone = Explainer(model, preprocess=PREPROCESS)
-    expected = [(100 + i, path, m) for i, path in enumerate(pictures[:11]) for m in alone(path, ["top2", 3]).maps]
-    assert [(r["picture"], r["path"], r["class"]) for r in rows] == [(i, p, m.target.index) for i, p, m in expected]
+    expected = [(100 + i, path, m) for i, path in enumerate(images[:11]) for m in alone(path, ["top2", 3]).maps]
+    assert [(r["image"], r["path"], r["class"]) for r in rows] == [(i, p, m.target.index) for i, p, m in expected]
     for row, (_, _, one) in zip(rows, expected, strict=True):
         shape = row["heatmap_height"], row["heatmap_width"]
         assert np.abs(np.reshape(row["heatmap"], shape) - one.heatmap).max() < 1e-6
@@ -53,10 +53,10 @@ def test_parquet_holds_what_the_explainer_gives(make, model, pictures, tmp_path)
         assert (row["label"], row["seen"]) == (one.target.label, [0, 0, 20, 20])
 
 
-def test_npz_holds_what_the_explainer_gives(make, model, pictures, tmp_path):
-    explain_shard(pictures[:5], tmp_path / "part", make(target=["top2"], format="npz"))
+def test_npz_holds_what_the_explainer_gives(make, model, images, tmp_path):
+    explain_shard(images[:5], tmp_path / "part", make(target=["top2"], format="npz"))
     alone = Explainer(model, preprocess=PREPROCESS)
-    for entry, path in zip(index(tmp_path / "part"), pictures, strict=False):
+    for entry, path in zip(index(tmp_path / "part"), images, strict=False):
         expected = alone(path, "top2")
         with np.load(tmp_path / "part" / entry["file"]) as arrays:
             assert np.abs(arrays["heatmap"] - np.stack([m.heatmap for m in expected.maps])).max() < 1e-6
@@ -65,10 +65,10 @@ def test_npz_holds_what_the_explainer_gives(make, model, pictures, tmp_path):
             assert arrays["scores"] == pytest.approx([m.target.score for m in expected.maps], abs=1e-5)
 
 
-def test_png_is_the_sheet_of_explain(make, model, pictures, tmp_path):
-    explain_shard(pictures[:3], tmp_path / "part", make(format="png"))
+def test_png_is_the_sheet_of_explain(make, model, images, tmp_path):
+    explain_shard(images[:3], tmp_path / "part", make(format="png"))
     alone = Explainer(model, preprocess=PREPROCESS)
-    for entry, path in zip(index(tmp_path / "part"), pictures, strict=False):
+    for entry, path in zip(index(tmp_path / "part"), images, strict=False):
         drawn = cv2.imread(str(tmp_path / "part" / entry["file"]))[:, :, ::-1]
         expected = alone(path).sheet().pixels
         assert drawn.shape == expected.shape
@@ -82,77 +82,77 @@ def test_large_photographs_are_drawn_smaller(make, tmp_path):
     assert 1024 < max(drawn.shape) < 2 * 1024 + 100  # the photo and the heatmap over it, side by side
 
 
-def test_a_finished_shard_is_left_alone(make, pictures, tmp_path):
+def test_a_finished_shard_is_left_alone(make, images, tmp_path):
     crew = make(format="npz")
-    first = explain_shard(pictures[:5], tmp_path / "part", crew)
+    first = explain_shard(images[:5], tmp_path / "part", crew)
     before = {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in (tmp_path / "part").iterdir()}
     crew.close()  # nothing could be explained any more
-    assert explain_shard(pictures[:5], tmp_path / "part", crew) == first
+    assert explain_shard(images[:5], tmp_path / "part", crew) == first
     assert before == {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in (tmp_path / "part").iterdir()}
 
 
 @pytest.mark.parametrize("change", ["another", "fewer", "order", "place"])
-def test_a_shard_of_other_pictures_is_refused(make, pictures, tmp_path, change):
+def test_a_shard_of_other_images_is_refused(make, images, tmp_path, change):
     crew = make(format="npz")
-    explain_shard(pictures[:5], tmp_path / "part", crew)
+    explain_shard(images[:5], tmp_path / "part", crew)
     others = {
-        "another": [*pictures[:4], pictures[7]],
-        "fewer": pictures[:4],
-        "order": pictures[4::-1],
-        "place": pictures[:5],
+        "another": [*images[:4], images[7]],
+        "fewer": images[:4],
+        "order": images[4::-1],
+        "place": images[:5],
     }
-    with pytest.raises(BatchError, match="not those that the run was begun with"):
+    with pytest.raises(InputError, match="not those that the run was begun with"):
         explain_shard(others[change], tmp_path / "part", crew, first=5 if change == "place" else 0)
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", '{"first": 0}', "{", "\x00\xff", '{"first": 0, "extra": 1}'])
-def test_a_damaged_record_is_refused(make, pictures, tmp_path, damage):
+def test_a_damaged_record_is_refused(make, images, tmp_path, damage):
     crew = make(format="npz")
-    explain_shard(pictures[:2], tmp_path / "part", crew)
+    explain_shard(images[:2], tmp_path / "part", crew)
     (tmp_path / "part" / "_record.json").write_bytes(damage.encode("latin-1"))
-    with pytest.raises(BatchError, match="damaged"):
-        explain_shard(pictures[:2], tmp_path / "part", crew)
+    with pytest.raises(InputError, match="damaged"):
+        explain_shard(images[:2], tmp_path / "part", crew)
 
 
-def test_bad_pictures_are_listed_and_the_others_go_on(make, pictures, tmp_path):
+def test_bad_images_are_listed_and_the_others_go_on(make, images, tmp_path):
     broken, text = tmp_path / "broken.png", tmp_path / "text.jpg"
-    broken.write_bytes(Path(pictures[0]).read_bytes()[:60])
-    text.write_text("no picture", "utf-8")
-    given = [str(broken), pictures[1], str(tmp_path / "missing.png"), pictures[2], str(tmp_path), str(text)]
+    broken.write_bytes(Path(images[0]).read_bytes()[:60])
+    text.write_text("no image", "utf-8")
+    given = [str(broken), images[1], str(tmp_path / "missing.png"), images[2], str(tmp_path), str(text)]
     seen = []
     record = explain_shard(given, tmp_path / "part", make(format="npz", batch_size=2), first=10, progress=seen.append)
-    assert (record.pictures, record.failures, sum(seen)) == (6, 4, 6)
-    assert [e["picture"] for e in index(tmp_path / "part")] == [11, 13]
+    assert (record.images, record.failures, sum(seen)) == (6, 4, 6)
+    assert [e["image"] for e in index(tmp_path / "part")] == [11, 13]
     failed = [json.loads(line) for line in (tmp_path / "part" / "_failures.jsonl").read_text("utf-8").splitlines()]
-    assert [(f["picture"], f["path"]) for f in failed] == [(10 + i, given[i]) for i in (0, 2, 4, 5)]
-    assert [("damaged" in f["error"], "no picture" in f["error"]) for f in failed][:2] == [(True, False), (False, True)]
+    assert [(f["image"], f["path"]) for f in failed] == [(10 + i, given[i]) for i in (0, 2, 4, 5)]
+    assert [("damaged" in f["error"], "no image" in f["error"]) for f in failed][:2] == [(True, False), (False, True)]
 
 
-def test_a_shard_of_bad_pictures_alone_is_finished(make, tmp_path):
+def test_a_shard_of_bad_images_alone_is_finished(make, tmp_path):
     record = explain_shard([str(tmp_path / "a.png")] * 3, tmp_path / "part", make(format="npz"))
-    assert (record.pictures, record.failures) == (3, 3)
+    assert (record.images, record.failures) == (3, 3)
     assert index(tmp_path / "part") == []
 
 
-def test_a_picture_at_which_the_model_fails_costs_no_other(make, pictures, tmp_path, monkeypatch):
+def test_a_image_at_which_the_model_fails_costs_no_other(make, images, tmp_path, monkeypatch):
     crew = make(format="npz", batch_size=4)
-    bad, real = crew.explainer.prepared(pictures[2]).tensor, crew.explainer.run
+    bad, real = crew.explainer.prepared(images[2]).tensor, crew.explainer.run
 
     def fails(batch, classes):
         if any(np.array_equal(row, bad) for row in batch):
-            raise ModelError("the model gives NaN for this picture; check --preprocess")
+            raise ModelError("the model gives NaN for this image; check --preprocess")
         return real(batch, classes)
 
     monkeypatch.setattr(crew.explainer, "run", fails)
-    record = explain_shard(pictures[:6], tmp_path / "part", crew)
+    record = explain_shard(images[:6], tmp_path / "part", crew)
     assert record.failures == 1
-    assert sorted(e["picture"] for e in index(tmp_path / "part")) == [0, 1, 3, 4, 5]
+    assert sorted(e["image"] for e in index(tmp_path / "part")) == [0, 1, 3, 4, 5]
     (failed,) = (tmp_path / "part" / "_failures.jsonl").read_text("utf-8").splitlines()
-    assert json.loads(failed)["picture"] == 2
+    assert json.loads(failed)["image"] == 2
     assert "NaN" in json.loads(failed)["error"]
 
 
-def test_a_model_that_always_fails_stops_the_run(make, pictures, tmp_path, monkeypatch):
+def test_a_model_that_always_fails_stops_the_run(make, images, tmp_path, monkeypatch):
     crew = make(format="npz")
 
     def fails(batch, classes):
@@ -160,12 +160,12 @@ def test_a_model_that_always_fails_stops_the_run(make, pictures, tmp_path, monke
 
     monkeypatch.setattr(crew.explainer, "run", fails)
     with pytest.raises(ModelError, match="NaN"):
-        explain_shard(pictures[:6], tmp_path / "part", crew)
+        explain_shard(images[:6], tmp_path / "part", crew)
     assert not (tmp_path / "part").exists()
     assert list((tmp_path / ".drafts").iterdir()) == []
 
 
-def test_pictures_of_one_size_run_together(make, tmp_path, monkeypatch):
+def test_images_of_one_size_run_together(make, tmp_path, monkeypatch):
     free = classifier(tmp_path / "free.onnx", size="free")
     paths = draw(tmp_path / "mixed", 24, sizes=(16, 20, 24))
     crew = make(free, format="npz", batch_size=4)
@@ -175,10 +175,10 @@ def test_pictures_of_one_size_run_together(make, tmp_path, monkeypatch):
     assert sorted(ran) == [4] * 6
     for entry in index(tmp_path / "part"):
         with np.load(tmp_path / "part" / entry["file"]) as arrays:
-            assert arrays["heatmap"].shape[-1] == (16, 20, 24)[entry["picture"] % 3]
+            assert arrays["heatmap"].shape[-1] == (16, 20, 24)[entry["image"] % 3]
 
 
-def test_little_waits_where_every_picture_has_another_size(make, tmp_path, monkeypatch):
+def test_little_waits_where_every_image_has_another_size(make, tmp_path, monkeypatch):
     free = classifier(tmp_path / "free.onnx", size="free")
     paths = draw(tmp_path / "mixed", 30, sizes=tuple(range(16, 46)))
     crew = make(free, format="npz", batch_size=2)
@@ -201,12 +201,12 @@ def test_little_waits_where_every_picture_has_another_size(make, tmp_path, monke
     assert most[0] <= 2 * 2 + 4 * 2 + 2 * 3 + 2  # read ahead, waiting for their like, in the runs
 
 
-def test_two_who_write_the_same_shard_leave_one(make, pictures, tmp_path):
+def test_two_who_write_the_same_shard_leave_one(make, images, tmp_path):
     crew = make(format="npz", batch_size=2)
     with ThreadPoolExecutor(2) as both:
-        done = [both.submit(explain_shard, pictures[:20], tmp_path / "part", crew) for _ in range(2)]
+        done = [both.submit(explain_shard, images[:20], tmp_path / "part", crew) for _ in range(2)]
         assert done[0].result() == done[1].result()
-    assert [e["picture"] for e in index(tmp_path / "part")] == list(range(20))
+    assert [e["image"] for e in index(tmp_path / "part")] == list(range(20))
     assert list((tmp_path / ".drafts").iterdir()) == []
 
 

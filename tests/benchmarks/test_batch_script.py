@@ -11,7 +11,7 @@ def test_both_sides_are_measured_in_turns(capsys):
     options = [
         "--network",
         "squeezenet1_1",
-        "--pictures",
+        "--images",
         "24",
         "--different",
         "5",

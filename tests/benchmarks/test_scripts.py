@@ -63,7 +63,7 @@ def test_the_large_models_weights_lie_outside_of_it(tmp_path):
 
 @pytest.fixture
 def corner_model(tmp_path):
-    """A classifier whose class 1 is how red, class 0 how blue the picture is, at a resolution of 8x8."""
+    """A classifier whose class 1 is how red, class 0 how blue the image is, at a resolution of 8x8."""
     weights = np.zeros((2, 3, 8, 8), np.float32)
     weights[0, 2], weights[1, 0] = 1, 1
     graph = onnx.helper.make_graph(
@@ -84,10 +84,10 @@ def corner_model(tmp_path):
 
 @pytest.fixture
 def boxes(tmp_path):
-    """A picture of 128x64 with a red patch in its upper right corner, and boxes that are right and wrong of it."""
-    picture = np.zeros((64, 128, 3), np.uint8)
-    picture[0:16, 112:128, 2] = 255  # OpenCV writes blue first
-    cv2.imwrite(str(tmp_path / "red.png"), picture)
+    """An image of 128x64 with a red patch in its upper right corner, and boxes that are right and wrong of it."""
+    image = np.zeros((64, 128, 3), np.uint8)
+    image[0:16, 112:128, 2] = 255  # OpenCV writes blue first
+    cv2.imwrite(str(tmp_path / "red.png"), image)
     objects = {
         "right": {"boxes": [[100, 0, 127, 20]], "imagenet_candidates": [1]},
         "wrong": {"boxes": [[0, 40, 30, 63], [60, 28, 70, 36]], "imagenet_candidates": [1]},
@@ -152,7 +152,7 @@ def test_methods_of_many_runs_are_counted(capsys):
     importlib.import_module("many_runs").main(["--quick", "--network", "squeezenet1_1", "--methods", *names])
     text = capsys.readouterr().out
     rows = {name: (model, head) for name, model, head in re.findall(r"\| `(\w+)` \| (\d+) \| (\d*) \| [\d.]+ s", text)}
-    # The picture itself, what is asked of it, and then: 50 noisy copies, 1000 channels, none, 15 x 15 windows.
+    # The image itself, what is asked of it, and then: 50 noisy copies, 1000 channels, none, 15 x 15 windows.
     assert rows == {
         "smoothgrad": ("51", ""),
         "scorecam": ("1002", ""),

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 from onnx_gradcam.web.building import build_site
 from onnx_gradcam.web.runtime_files import runtime_files
 
@@ -33,7 +33,7 @@ def runtime():
     """The files of onnxruntime-web, downloaded once."""
     try:
         return runtime_files()
-    except RequestError as error:
+    except ServerError as error:
         pytest.skip(str(error))
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
-    """A page with thirty pictures, names that attack it, long names, blank and native maps."""
+    """A page with thirty images, names that attack it, long names, blank and native maps."""
     results = [result(f"photos/{shift}.png", shift / 4) for shift in range(26)]
     results += [result(EVIL, 6, label=EVIL), result("photos/" + "very_long_name_" * 12 + ".png", 6.5)]
     results += [result("photos/blank.png", 3, blank=True), result("photos/native.png", 6, native=True)]
@@ -38,7 +38,7 @@ def tab(request, chromium, address):
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
-def test_every_picture_is_shown_side_by_side(tab):
+def test_every_image_is_shown_side_by_side(tab):
     sizes = tab.eval_on_selector_all("img", "all => all.map(i => [i.complete, i.naturalWidth, i.clientWidth])")
     assert len(sizes) == 24 * 3
     assert all(complete and natural == 320 and shown > 100 for complete, natural, shown in sizes)
@@ -96,7 +96,7 @@ def test_a_screen_reader_finds_its_way(tab):
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     assert tab.get_by_role("main").count() == 1
-    for name in ("Models", "b against a", "All pictures", "Pictures left out"):
+    for name in ("Models", "b against a", "All images", "Images left out"):
         assert tab.get_by_role("table", name=name, exact=True).count() == 1
         assert tab.get_by_role("region", name=name, exact=True).count() == 1
     assert tab.get_by_role("columnheader", name="Pearson").count() == 1
@@ -107,16 +107,16 @@ def test_a_screen_reader_finds_its_way(tab):
 
 
 def test_the_keyboard_reaches_and_scrolls_everything(tab):
-    table = tab.get_by_role("region", name="All pictures", exact=True)
+    table = tab.get_by_role("region", name="All images", exact=True)
     names = []
     for _ in range(8):
         tab.keyboard.press("Tab")
         names.append(
             tab.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.tagName")
         )
-        if names[-1] == "All pictures":
+        if names[-1] == "All images":
             break
-    assert names == ["Models", "b against a", "All pictures"]
+    assert names == ["Models", "b against a", "All images"]
     assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     if table.evaluate("e => e.scrollWidth > e.clientWidth"):
         tab.keyboard.press("ArrowRight")

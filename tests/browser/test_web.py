@@ -16,20 +16,20 @@ from support.web_pages import Page
 
 pytestmark = pytest.mark.browser
 
-PICTURE = "circle_and_star.png"
+IMAGE = "circle_and_star.png"
 MANY = "h = Conv(x, w) r = Relu(h) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm(f, v)"
 
 
 @pytest.fixture
-def picture(repository):
-    return repository / "models" / PICTURE
+def image(repository):
+    return repository / "models" / IMAGE
 
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
-def page(request, chromium, shapes, picture):
-    """The demo's page with a picture; what it complained about or asked elsewhere fails the test."""
+def page(request, chromium, shapes, image):
+    """The demo's page with an image; what it complained about or asked elsewhere fails the test."""
     with Page(chromium, shapes, viewport=request.param) as page:
-        page.choose(picture)
+        page.choose(image)
         yield page
         assert page.heard == []
         assert [url for url in page.asked if not url.startswith((shapes, f"blob:{shapes.rsplit('/', 2)[0]}"))] == []
@@ -71,14 +71,14 @@ def test_a_screen_reader_finds_its_way(page):
     tab = page.tab
     levels = tab.eval_on_selector_all("h1, h2", "all => all.map(h => Number(h.tagName[1]))")
     assert levels == [1, 2, 2, 2]
-    for name in ("Picture", "Heatmap", "Classes"):
+    for name in ("Image", "Heatmap", "Classes"):
         assert tab.get_by_role("region", name=name, exact=True).count() == 1
-    assert tab.get_by_role("img", name=f"Heatmap of star over {PICTURE}: hottest at the centre").count() == 1
+    assert tab.get_by_role("img", name=f"Heatmap of star over {IMAGE}: hottest at the centre").count() == 1
     assert tab.get_by_role("button", name="star", pressed=True).count() == 1
     assert tab.get_by_role("button", pressed=False).count() >= 5
     assert "Heatmap of star: hottest at the centre." in tab.get_by_role("status").all_inner_texts()
     assert tab.get_by_label("Opacity").count() == tab.get_by_label("Colours").count() == 1
-    assert tab.get_by_label("Drop a picture here, or choose one:").count() == 1
+    assert tab.get_by_label("Drop an image here, or choose one:").count() == 1
 
 
 def test_the_policy_lets_nothing_out(page):
@@ -145,22 +145,22 @@ def png(width: int = 8, height: int = 8) -> bytes:
 
 
 BAD = {
-    "empty": (b"", "is no picture"),
-    "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
-    "torn": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "is no picture"),
-    "damaged": (png()[:60], "is a damaged picture"),
+    "empty": (b"", "is not an image"),
+    "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
+    "torn": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "is not an image"),
+    "damaged": (png()[:60], "is a damaged image"),
     "bomb": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 30000, 30000), "has 30000 x 30000 pixels, too many"),
-    "torn JPEG": (b"\xff\xd8\xff\xe1\xff\xff", "is no picture"),
+    "torn JPEG": (b"\xff\xd8\xff\xe1\xff\xff", "is not an image"),
 }
 
 
-def test_bad_pictures_are_refused_in_a_sentence_and_good_ones_go_on(chromium, shapes, picture):
+def test_bad_images_are_refused_in_a_sentence_and_good_ones_go_on(chromium, shapes, image):
     with Page(chromium, shapes) as page:
-        page.choose(picture)
+        page.choose(image)
         for name, (data, message) in BAD.items():
             assert message in page.refuses(f"{name}.png", data), name
             assert page.tab.locator("#results").is_hidden()
-        assert page.choose(picture)["index"] >= 0
+        assert page.choose(image)["index"] >= 0
         assert page.tab.locator("#error").is_hidden()
         assert page.heard == []
 

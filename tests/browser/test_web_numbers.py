@@ -22,10 +22,10 @@ pytestmark = pytest.mark.browser
 TOLERANCE = 1e-4
 RNG = np.random.default_rng(0)
 
-CALL = """async ([file, name, picture, ...rest]) => {
+CALL = """async ([file, name, image, ...rest]) => {
   const module = await import(new URL(file, location.href).href);
-  const data = Uint8Array.from(atob(picture.data), c => c.charCodeAt(0));
-  const found = module[name]({ ...picture, data }, ...rest);
+  const data = Uint8Array.from(atob(image.data), c => c.charCodeAt(0));
+  const found = module[name]({ ...image, data }, ...rest);
   const values = found.values ?? found.data;
   const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   let text = '';
@@ -42,14 +42,14 @@ def page(chromium, shapes):
 
 def noise(height, width, channels=3):
     """Noise beside flat areas and edges, where rounding shows."""
-    picture = RNG.integers(0, 256, (height, width, channels), np.uint8)
-    picture[: height // 3, : width // 2] = 255
-    return picture
+    image = RNG.integers(0, 256, (height, width, channels), np.uint8)
+    image[: height // 3, : width // 2] = 255
+    return image
 
 
-def called(page, file, name, picture, *rest):
-    height, width, channels = picture.shape
-    sent = {"data": base64.b64encode(picture.tobytes()).decode(), "height": height, "width": width}
+def called(page, file, name, image, *rest):
+    height, width, channels = image.shape
+    sent = {"data": base64.b64encode(image.tobytes()).decode(), "height": height, "width": width}
     return page.tab.evaluate(CALL, [file, name, {**sent, "channels": channels}, *rest])
 
 
@@ -65,9 +65,9 @@ SIZES = [
 @pytest.mark.parametrize("channels", [1, 3])
 def test_scaling_is_opencvs_to_the_bit(page, size, channels):
     height, width, tall, wide = size
-    picture = noise(height, width, channels)
-    plane = picture if channels == 3 else picture[:, :, 0]
-    found = called(page, "resizing.js", "resized", picture, tall, wide)
+    image = noise(height, width, channels)
+    plane = image if channels == 3 else image[:, :, 0]
+    found = called(page, "resizing.js", "resized", image, tall, wide)
     got = np.frombuffer(base64.b64decode(found["values"]), np.uint8).reshape(tall, wide, channels)
     np.testing.assert_array_equal(got, resized(plane, tall, wide).reshape(got.shape))
 
@@ -76,10 +76,10 @@ def test_scaling_from_any_size_is_opencvs(page):
     """Whole ratios that are not whole in floating point, areas with the thinnest of rims."""
     for height, width in RNG.integers(2, 120, (60, 2)):
         tall, wide = (int(side) for side in RNG.integers(1, 120, 2))
-        picture = noise(height, width)
-        found = called(page, "resizing.js", "resized", picture, tall, wide)
+        image = noise(height, width)
+        found = called(page, "resizing.js", "resized", image, tall, wide)
         got = np.frombuffer(base64.b64decode(found["values"]), np.uint8).reshape(tall, wide, 3)
-        np.testing.assert_array_equal(got, resized(picture, tall, wide), err_msg=f"{height, width, tall, wide}")
+        np.testing.assert_array_equal(got, resized(image, tall, wide), err_msg=f"{height, width, tall, wide}")
 
 
 IMAGENET = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -102,23 +102,23 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_the_input_is_the_native_one(page, way):
     described = Preprocessing(**WAYS[way])
-    picture = noise(123, 181)
-    want, placement = prepare(picture, described)
+    image = noise(123, 181)
+    want, placement = prepare(image, described)
     ramp = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1).repeat(3, axis=2)
     plain = dataclasses.replace(described, size=None, short=None, resize="stretch", layout="NHWC")
     levels = prepare(ramp, plain)[0][:, 0]
     bits = levels.view(np.uint16) if levels.dtype == np.float16 else levels
     spec = {**json.loads(described.to_json()), "levels": bits.tolist()}
-    found = called(page, "preparing.js", "prepare", picture, spec)
+    found = called(page, "preparing.js", "prepare", image, spec)
     assert found["shape"] == list(want.shape)
     np.testing.assert_allclose(found["box"], placement.box, rtol=1e-12)
     got = np.frombuffer(base64.b64decode(found["values"]), want.dtype).reshape(want.shape)
     np.testing.assert_array_equal(got, want)
 
 
-def encoded(suffix, picture, *options):
-    blue_first = [2, 1, 0, *range(3, picture.shape[2])] if picture.shape[2] > 1 else [0]
-    done, data = cv2.imencode(suffix, picture[:, :, blue_first], options)
+def encoded(suffix, image, *options):
+    blue_first = [2, 1, 0, *range(3, image.shape[2])] if image.shape[2] > 1 else [0]
+    done, data = cv2.imencode(suffix, image[:, :, blue_first], options)
     assert done
     return data.tobytes()
 
@@ -131,7 +131,7 @@ def turned(jpeg: bytes, orientation: int) -> bytes:
 
 
 def smooth(height, width, channels=3):
-    """A picture that JPEG keeps well, different in each corner."""
+    """An image that JPEG keeps well, different in each corner."""
     low = RNG.integers(0, 256, (4, 5, channels), np.uint8)
     return np.ascontiguousarray(cv2.resize(low, (width, height), interpolation=cv2.INTER_CUBIC))
 
@@ -149,7 +149,7 @@ LOSSLESS = {
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_pixels_are_those_of_opencv(page, kind):
     data = LOSSLESS[kind]()
-    page.choose(("picture", data))
+    page.choose(("image", data))
     np.testing.assert_array_equal(page.pixels(), read_image(data))
 
 
@@ -204,7 +204,7 @@ MODELS = {
         {"inputs": "float[3,3,8,8] x", "outputs": "float[3,4] y", "v": (6, 4)},
         {},
     ),
-    "pictures of any size": (CONV + " y = Gemm(f, v)", {"inputs": "float[N,3,H,W] x", "v": (6, 4)}, {}),
+    "images of any size": (CONV + " y = Gemm(f, v)", {"inputs": "float[N,3,H,W] x", "v": (6, 4)}, {}),
     "a crop": (
         CONV + " y = Gemm(f, v)",
         {"inputs": "float[N,3,H,W] x", "v": (6, 4)},
@@ -244,12 +244,12 @@ def test_models_of_many_kinds(chromium, publish, tmp_path, kind):
     onnx.save(graph(body, **{"w": (6, 3, 3, 3), **parts}), path)
     described = {key: value for key, value in {**GRADED, **preprocessing}.items() if value is not None}
     native = Explainer(path, preprocess=described)
-    picture = smooth(23, 31)
+    image = smooth(23, 31)
     with Page(chromium, publish(path, preprocessing=described)) as page:
-        got = page.choose(("picture.png", encoded(".png", picture)))
+        got = page.choose(("image.png", encoded(".png", image)))
         tolerance = 5e-3 if "half" in kind else TOLERANCE
-        for index in range(len(native(picture).scores)):
-            want = native(picture, target=index)
+        for index in range(len(native(image).scores)):
+            want = native(image, target=index)
             np.testing.assert_allclose(got["scores"], want.scores, atol=tolerance)
             got = page.click(f"class {index}")
             assert got["index"] == index

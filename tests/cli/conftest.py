@@ -1,4 +1,4 @@
-"""A small classifier, small pictures and a way to run commands."""
+"""A small classifier, small images and a way to run commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREPROCESS = '{"scale": 0.00392156862745098}'
 
 
 def small_classifier(*, opset: int = 18, batch: int | str = "N", external: bool = False) -> onnx.ModelProto:
-    """Conv, Relu, pooling, Gemm, Softmax over pictures of 16x16: class 0 is red, 1 green, 2 blue."""
+    """Conv, Relu, pooling, Gemm, Softmax over images of 16x16: class 0 is red, 1 green, 2 blue."""
     rng = np.random.default_rng(7)
     kernel = 0.002 * rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
     for channel in range(3):
@@ -27,7 +27,7 @@ def small_classifier(*, opset: int = 18, batch: int | str = "N", external: bool 
     dense = 0.02 * rng.standard_normal((4, 3)).astype(np.float32)
     dense[:3] += 8 * np.eye(3, dtype=np.float32)
     nodes = [
-        helper.make_node("Conv", ["picture", "kernel"], ["maps"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["image", "kernel"], ["maps"], "conv", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["maps"], ["active"], "relu"),
         helper.make_node("GlobalAveragePool", ["active"], ["pooled"], "pool"),
         helper.make_node("Flatten", ["pooled"], ["flat"], "flatten"),
@@ -37,7 +37,7 @@ def small_classifier(*, opset: int = 18, batch: int | str = "N", external: bool 
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [batch, 3, 16, 16])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 16, 16])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 3])],
         [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(dense, "dense")],
     )
@@ -45,11 +45,11 @@ def small_classifier(*, opset: int = 18, batch: int | str = "N", external: bool 
 
 
 def two_squares(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
-    """A grey picture of 32x32 RGB with one coloured square at the upper left and one at the lower right."""
-    picture = np.full((32, 32, 3), 40, np.uint8)
-    picture[4:12, 4:12] = left
-    picture[20:28, 20:28] = right
-    return picture
+    """A grey image of 32x32 RGB with one coloured square at the upper left and one at the lower right."""
+    image = np.full((32, 32, 3), 40, np.uint8)
+    image[4:12, 4:12] = left
+    image[20:28, 20:28] = right
+    return image
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def labels(here) -> Path:
 
 
 @pytest.fixture
-def picture(here) -> Path:
+def image(here) -> Path:
     """Red at the upper left, weaker blue at the lower right."""
     path = here / "squares.png"
     cv2.imwrite(str(path), two_squares((255, 40, 40), (40, 40, 150))[:, :, ::-1])
@@ -82,13 +82,13 @@ def picture(here) -> Path:
 
 
 @pytest.fixture
-def pictures(here) -> Path:
-    """A folder of three pictures, two of the same stem, and a file that is none."""
+def images(here) -> Path:
+    """A folder of three images, two of the same stem, and a file that is none."""
     folder = here / "photos"
     folder.mkdir()
     for name, colour in (("a.png", (255, 0, 0)), ("a.bmp", (0, 255, 0)), ("b.png", (0, 0, 255))):
         cv2.imwrite(str(folder / name), two_squares(colour, (40, 40, 40))[:, :, ::-1])
-    (folder / "notes.txt").write_text("no picture", "utf-8")
+    (folder / "notes.txt").write_text("no image", "utf-8")
     return folder
 
 

@@ -14,7 +14,7 @@ from .conftest import LABELS, PREPROCESS, refused, small_classifier
 
 
 def feeds(rows: int = 2) -> dict:
-    return {"picture": np.random.default_rng(3).random((rows, 3, 16, 16), np.float32)}
+    return {"image": np.random.default_rng(3).random((rows, 3, 16, 16), np.float32)}
 
 
 def session(path) -> ort.InferenceSession:
@@ -59,7 +59,7 @@ def test_class_that_is_fixed_by_name(call, classifier, labels):
     result = call("attach", classifier, "-o", "e.onnx", "--class-input", "none", "--target", "Blue", "--labels", labels)
     assert "class 2 is explained" in result.stdout
     runnable = session("e.onnx")
-    assert [i.name for i in runnable.get_inputs()] == ["picture"]
+    assert [i.name for i in runnable.get_inputs()] == ["image"]
     assert runnable.run(["heatmap_class"], feeds())[0].tolist() == [2, 2]
     # the names that the first one carries serve as well
     onnx_names = onnx.load("e.onnx").metadata_props
@@ -75,7 +75,7 @@ def test_class_that_is_fixed_by_number_and_not_there(call, classifier, here):
 def test_class_input_required(call, classifier):
     assert call("attach", classifier, "-o", "e.onnx", "--class-input", "required").exit_code == 0
     runnable = session("e.onnx")
-    assert [i.name for i in runnable.get_inputs()] == ["picture", "target_class"]
+    assert [i.name for i in runnable.get_inputs()] == ["image", "target_class"]
     classes = runnable.run(["heatmap_class"], {**feeds(), "target_class": np.array([1, 0])})[0]
     assert classes.tolist() == [1, 0]
 

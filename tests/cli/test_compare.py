@@ -40,19 +40,19 @@ def compare(call, classifier):
     return run
 
 
-def test_a_model_against_itself(compare, classifier, pictures):
-    result = compare(classifier, "--images", pictures, "--fail-below", 1 - 1e-6)
+def test_a_model_against_itself(compare, classifier, images):
+    result = compare(classifier, "--images", images, "--fail-below", 1 - 1e-6)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    assert lines[0].endswith("small.onnx #2 against " + str(classifier) + " #1: 3 pictures, the same best class on 3")
+    assert lines[0].endswith("small.onnx #2 against " + str(classifier) + " #1: 3 images, the same best class on 3")
     assert lines[1].split() == ["mean", "median", "worst"]
     assert lines[2].split() == ["Pearson", "1", "1", "1"]
     assert len(lines) == 2 + len(METRICS)
 
 
-def test_json_has_every_picture_and_the_sums(compare, classifier, swapped, pictures, labels):
-    result = compare(swapped, "--images", pictures, "--labels", labels, "--target", "red", "--json")
+def test_json_has_every_image_and_the_sums(compare, classifier, swapped, images, labels):
+    result = compare(swapped, "--images", images, "--labels", labels, "--target", "red", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert [m["name"] for m in found["models"]] == ["small.onnx", "swapped.onnx"]
@@ -64,17 +64,17 @@ def test_json_has_every_picture_and_the_sums(compare, classifier, swapped, pictu
         "weights": "linear",
         "provider": "CPU",
     }
-    assert [i["path"] for i in found["images"]] == [str(pictures / n) for n in ("a.bmp", "a.png", "b.png")]
+    assert [i["path"] for i in found["images"]] == [str(images / n) for n in ("a.bmp", "a.png", "b.png")]
     for image in found["images"]:
         assert image["class"]["label"] == "red"
         (agreement,) = image["agreement"]
         assert set(agreement) == {"model", "score", "same_top", "blank", *METRICS}
-    # The pictures are green, red, blue; the second model exchanges red and blue.
+    # The images are green, red, blue; the second model exchanges red and blue.
     assert [i["agreement"][0]["same_top"] for i in found["images"]] == [True, False, False]
     (summary,) = found["summary"]
     assert summary["model"] == "swapped.onnx"
     assert summary["same_top"] == pytest.approx(1 / 3)
-    assert summary["pictures"] == 3
+    assert summary["images"] == 3
     for metric in METRICS:
         values = [i["agreement"][0][metric] for i in found["images"]]
         rising = metric in METRICS[:5]
@@ -85,19 +85,19 @@ def test_json_has_every_picture_and_the_sums(compare, classifier, swapped, pictu
         }
 
 
-def test_agreement_below_the_limit_is_exit_code_1(compare, swapped, picture):
-    result = compare(swapped, "--images", picture, "--fail-below", 0.95)
+def test_agreement_below_the_limit_is_exit_code_1(compare, swapped, image):
+    result = compare(swapped, "--images", image, "--fail-below", 0.95)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: the agreement is below 0.95 for swapped.onnx (mean Pearson ")
     assert len(result.stderr.splitlines()) == 1
-    assert result.stdout.startswith("swapped.onnx against small.onnx: 1 pictures")
-    assert compare(swapped, "--images", picture, "--fail-below", -1).exit_code == 0
-    low = compare(swapped, "--images", picture, "--fail-below", 0.95, "--metric", "overlap").stderr
+    assert result.stdout.startswith("swapped.onnx against small.onnx: 1 images")
+    assert compare(swapped, "--images", image, "--fail-below", -1).exit_code == 0
+    low = compare(swapped, "--images", image, "--fail-below", 0.95, "--metric", "overlap").stderr
     assert "(mean overlap " in low
 
 
-def test_report_is_written_whole(compare, swapped, pictures, here):
-    result = compare(swapped, "--images", pictures, "--report", "out/page.html", "--metric", "ssim")
+def test_report_is_written_whole(compare, swapped, images, here):
+    result = compare(swapped, "--images", images, "--report", "out/page.html", "--metric", "ssim")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "report: out/page.html"
     text = (here / "out" / "page.html").read_text("utf-8")
@@ -107,28 +107,28 @@ def test_report_is_written_whole(compare, swapped, pictures, here):
     assert [p.name for p in (here / "out").iterdir()] == ["page.html"]
 
 
-def test_a_script_in_a_file_name_stays_text(compare, swapped, picture, here):
+def test_a_script_in_a_file_name_stays_text(compare, swapped, image, here):
     evil = "<script>alert(1)<!--.png"
-    shutil.copy(picture, here / evil)
+    shutil.copy(image, here / evil)
     assert compare(swapped, "--images", evil, "--report", "page.html").exit_code == 0
     text = (here / "page.html").read_text("utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;!--.png" in text
 
 
-def test_a_bad_picture_is_reported_and_the_others_go_on(compare, swapped, pictures):
-    (pictures / "c.png").write_bytes(b"no picture")
-    result = compare(swapped, "--images", pictures, "--json", "--report", "page.html")
+def test_a_bad_image_is_reported_and_the_others_go_on(compare, swapped, images):
+    (images / "c.png").write_bytes(b"no image")
+    result = compare(swapped, "--images", images, "--json", "--report", "page.html")
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
-    assert "c.png' is no picture" in result.stderr
+    assert "c.png' is not an image" in result.stderr
     found = json.loads(result.stdout)
     assert [sorted(i) for i in found["images"]][2:] == [["agreement", "class", "path"], ["error", "path"]]
-    assert found["summary"][0]["pictures"] == 3
+    assert found["summary"][0]["images"] == 3
 
 
-def test_no_picture_at_all(compare, swapped, here):
-    (here / "c.png").write_bytes(b"no picture")
+def test_no_image_at_all(compare, swapped, here):
+    (here / "c.png").write_bytes(b"no image")
     result = compare(swapped, "--images", "c.png", "--json", "--fail-below", 0.5)
     assert result.exit_code == 1
     (summary,) = json.loads(result.stdout)["summary"]
@@ -136,9 +136,9 @@ def test_no_picture_at_all(compare, swapped, here):
     assert summary["same_top"] is None
 
 
-def test_options_once_for_all_or_once_for_each(call, classifier, picture):
+def test_options_once_for_all_or_once_for_each(call, classifier, image):
     def layers(*options: str) -> list[str]:
-        result = call("compare", classifier, classifier, "--images", picture, "--json", *options)
+        result = call("compare", classifier, classifier, "--images", image, "--json", *options)
         assert result.exit_code == 0, result.output
         return [m["layer"] for m in json.loads(result.stdout)["models"]]
 
@@ -148,24 +148,24 @@ def test_options_once_for_all_or_once_for_each(call, classifier, picture):
     assert layers(*both, "--layer", "maps", "--layer", "active") == ["maps", "active"]
     assert layers(*both, "--layer", "", "--layer", "maps") == ["active", "maps"]
     assert layers(*both, *both, "--layer", "maps") == ["maps", "maps"]
-    said = refused(call("compare", *[classifier] * 3, "--images", picture, "--layer", "a", "--layer", "b"), 2)
+    said = refused(call("compare", *[classifier] * 3, "--images", image, "--layer", "a", "--layer", "b"), 2)
     assert "--layer: it was given 2 times for 3 models; give it once for all, or once for each" in said
 
 
-def test_explained_models_are_compared_as_they_are(call, classifier, picture):
+def test_explained_models_are_compared_as_they_are(call, classifier, image):
     for name, layer in (("a.onnx", "active"), ("b.onnx", "maps")):
         options = ("--layer", layer, "--preprocess", PREPROCESS)
         assert call("attach", classifier, "-o", name, *options).exit_code == 0
-    found = json.loads(call("compare", "a.onnx", "b.onnx", "--images", picture, "--json").stdout)
+    found = json.loads(call("compare", "a.onnx", "b.onnx", "--images", image, "--json").stdout)
     assert [m["layer"] for m in found["models"]] == ["active", "maps"]
-    said = refused(call("compare", "a.onnx", "b.onnx", "--images", picture, "--layer", "maps"))
+    said = refused(call("compare", "a.onnx", "b.onnx", "--images", image, "--layer", "maps"))
     assert said.startswith("error: a.onnx: the model is explained already")
 
 
-def test_native_maps_are_a_side(compare, classifier, pictures, here):
+def test_native_maps_are_a_side(compare, classifier, images, here):
     explainer = Explainer(classifier, preprocess=PREPROCESS)
-    np.savez("framework.npz", **{p.name: explainer(p).cam for p in pictures.glob("*.*") if p.suffix != ".txt"})
-    result = compare("--native", "framework.npz", "--images", pictures, "--json", "--report", "page.html")
+    np.savez("framework.npz", **{p.name: explainer(p).cam for p in images.glob("*.*") if p.suffix != ".txt"})
+    result = compare("--native", "framework.npz", "--images", images, "--json", "--report", "page.html")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["models"][1] == {"name": "framework.npz", "file": "framework.npz", "method": "computed elsewhere"}
@@ -176,19 +176,19 @@ def test_native_maps_are_a_side(compare, classifier, pictures, here):
     assert summary["divergence"] is None
 
 
-def test_names_tell_models_apart(call, classifier, swapped, picture, here):
+def test_names_tell_models_apart(call, classifier, swapped, image, here):
     (here / "other").mkdir()
     shutil.copy(classifier, here / "other" / "swapped.onnx")
     models = ("swapped.onnx", "other/swapped.onnx", classifier)
-    found = json.loads(call("compare", *models, "--images", picture, "--preprocess", PREPROCESS, "--json").stdout)
+    found = json.loads(call("compare", *models, "--images", image, "--preprocess", PREPROCESS, "--json").stdout)
     assert [m["name"] for m in found["models"]] == ["swapped.onnx", "other/swapped.onnx", "small.onnx"]
     assert [s["model"] for s in found["summary"]] == ["other/swapped.onnx", "small.onnx"]
 
 
-def test_labels_of_each_model(call, classifier, swapped, picture, labels, here):
+def test_labels_of_each_model(call, classifier, swapped, image, labels, here):
     (here / "reversed.txt").write_text("\n".join(LABELS[::-1]), "utf-8")
     options = ("--labels", labels, "--labels", "reversed.txt", "--preprocess", PREPROCESS)
-    found = json.loads(call("compare", classifier, swapped, "--images", picture, "--json", *options).stdout)
+    found = json.loads(call("compare", classifier, swapped, "--images", image, "--json", *options).stdout)
     assert found["images"][0]["agreement"][0]["same_top"] is True
     assert found["summary"][0]["pearson"]["mean"] == pytest.approx(1, abs=1e-5)
 
@@ -205,7 +205,7 @@ def test_labels_of_each_model(call, classifier, swapped, picture, labels, here):
         (("swapped.onnx", "--images", "squares.png", "--metric", "shift"), "shift"),
     ],
 )
-def test_wrong_usage(compare, swapped, picture, arguments, words):
+def test_wrong_usage(compare, swapped, image, arguments, words):
     assert words in refused(compare(*arguments), 2)
 
 
@@ -220,7 +220,7 @@ def test_wrong_usage(compare, swapped, picture, arguments, words):
         (("swapped.onnx", "--images", "squares.png", "--provider", "abacus"), "small.onnx: "),
     ],
 )
-def test_refusals_are_one_sentence_and_write_nothing(compare, swapped, picture, here, arguments, words):
+def test_refusals_are_one_sentence_and_write_nothing(compare, swapped, image, here, arguments, words):
     before = sorted(p.name for p in here.iterdir())
     result = compare(*arguments, "--report", "page.html")
     if "none" in arguments:
@@ -231,18 +231,18 @@ def test_refusals_are_one_sentence_and_write_nothing(compare, swapped, picture, 
     assert sorted(p.name for p in here.iterdir()) == before
 
 
-def test_a_report_that_cannot_be_written(compare, swapped, picture, here):
+def test_a_report_that_cannot_be_written(compare, swapped, image, here):
     (here / "file").write_text("", "utf-8")
-    assert "cannot be" in refused(compare(swapped, "--images", picture, "--report", "file/page.html"))
+    assert "cannot be" in refused(compare(swapped, "--images", image, "--report", "file/page.html"))
 
 
-def test_weights_beside_a_symbol(compare, picture, here):
+def test_weights_beside_a_symbol(compare, image, here):
     (here / "net-symbol.json").write_text("{}", "utf-8")
-    said = refused(compare("net-symbol.json", "--images", picture))
+    said = refused(compare("net-symbol.json", "--images", image))
     assert "net-symbol.json needs its weights in one file net-0000.params beside it, but there is none" in said
     for epoch in ("0001", "0002"):
         (here / f"net-{epoch}.params").write_bytes(b"")
-    said = refused(compare("net-symbol.json", "--images", picture))
+    said = refused(compare("net-symbol.json", "--images", image))
     assert "there are 2 (net-0001.params, net-0002.params)" in said
 
 
@@ -271,15 +271,15 @@ def test_a_keras_file_against_its_onnx(real_data):
     assert keras["difference"]["worst"] < 1e-4
     assert keras["divergence"]["worst"] < 1e-6
     assert 0.98 < quantised["pearson"]["mean"] < 1
-    assert quantised["pictures"] == 3
+    assert quantised["images"] == 3
 
 
 @pytest.mark.gpu
-def test_cpu_against_cuda(call, classifier, pictures):
+def test_cpu_against_cuda(call, classifier, images):
     if "cuda" not in available_providers():
         pytest.skip("this ONNX Runtime has no CUDA provider")
     options = ("--provider", "cpu", "--provider", "cuda", "--preprocess", PREPROCESS)
-    result = call("compare", classifier, classifier, "--images", pictures, *options, "--fail-below", 0.999)
+    result = call("compare", classifier, classifier, "--images", images, *options, "--fail-below", 0.999)
     if "did not start" in result.stderr:
         pytest.skip("there is no CUDA device")
     assert result.exit_code == 0, result.stderr

@@ -25,7 +25,7 @@ def evaluate(call, classifier):
 
 @pytest.fixture
 def squares(here):
-    """Three pictures: red at the upper left, blue at the lower right, and both."""
+    """Three images: red at the upper left, blue at the lower right, and both."""
     folder = here / "squares"
     folder.mkdir()
     for name, colours in {
@@ -49,7 +49,7 @@ def test_a_table_of_methods_and_baselines(evaluate, squares, here):
     result = evaluate("--images", squares, "--method", "gradcam,activationmap")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("3 pictures; mean and standard error")
+    assert lines[0].startswith("3 images; mean and standard error")
     assert lines[1].split() == ["better", "gradcam", "activationmap", "random", "centre"]
     assert [line.split()[0] for line in lines[2:9]] == [
         "deletion", "insertion", "ROAD", "average", "increase", "drop", "sparsity"
@@ -111,11 +111,11 @@ def test_one_class_for_all(evaluate, squares, labels, classifier):
         assert image["values"]["gradcam"] == {"sparsity": pytest.approx(gini, abs=1e-4)}
 
 
-def test_a_bad_picture_is_reported_and_the_others_go_on(evaluate, squares):
-    (squares / "bad.png").write_text("no picture")
+def test_a_bad_image_is_reported_and_the_others_go_on(evaluate, squares):
+    (squares / "bad.png").write_text("no image")
     result = evaluate("--images", squares, "--metric", "sparsity", "--json")
     assert result.exit_code == 1
-    assert "bad.png' is no picture" in result.stderr
+    assert "bad.png' is not an image" in result.stderr
     images = json.loads(result.stdout)["images"]
     assert [("error" in image) for image in images] == [False, False, False, True]
 
@@ -153,7 +153,7 @@ def test_refusals(evaluate, squares, options, sentence):
     assert sentence in refused(evaluate("--images", squares, *options))
 
 
-def test_boxes_of_other_pictures(evaluate, squares, boxes, labels):
+def test_boxes_of_other_images(evaluate, squares, boxes, labels):
     boxes.write_text(json.dumps({"other.png": [{"label": "red", "box": [0, 0, 1, 1]}]}))
     sentence = refused(evaluate("--images", squares, "--boxes", boxes, "--labels", labels))
     assert "the model sees none of the objects" in sentence

@@ -1,4 +1,4 @@
-"""`explain`: the pictures, the arrays, the JSON."""
+"""`explain`: the images, the arrays, the JSON."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_default_picture_lies_in_the_current_folder(explain, picture, labels, here):
-    result = explain(picture, "--labels", labels)
+def test_default_image_lies_in_the_current_folder(explain, image, labels, here):
+    result = explain(image, "--labels", labels)
     assert result.exit_code == 0, result.stderr
     assert names(here) == ["names.txt", "squares.png", "squares_gradcam.png"]
     lines = result.stdout.splitlines()
-    assert lines[0] == f"{picture} -> squares_gradcam.png"
+    assert lines[0] == f"{image} -> squares_gradcam.png"
     assert lines[2].split()[:3] == ["*", "0", "red"]
     assert lines[3].split()[:2] == ["2", "blue"]
     assert lines[-1] == "layer 'active', method gradcam, weights linear"
 
 
-def test_sheet_has_the_photo_and_one_panel_a_class(explain, picture, labels, here):
+def test_sheet_has_the_photo_and_one_panel_a_class(explain, image, labels, here):
     widths = []
     for targets in (["red"], ["red", "blue"]):
         options = [option for target in targets for option in ("--target", target)]
-        assert explain(picture, "-o", "sheet.png", "--labels", labels, *options).exit_code == 0
+        assert explain(image, "-o", "sheet.png", "--labels", labels, *options).exit_code == 0
         widths.append(cv2.imread("sheet.png").shape[1])
     # one photo and one overlay against one photo and two, each of the same width
     assert 1.3 < widths[1] / widths[0] < 1.5
 
 
-def test_heatmaps_lie_on_their_objects(explain, picture, labels):
-    explain(picture, "-o", "sheet.png", "--labels", labels, "--target", "red", "--target", "blue", "--npy")
+def test_heatmaps_lie_on_their_objects(explain, image, labels):
+    explain(image, "-o", "sheet.png", "--labels", labels, "--target", "red", "--target", "blue", "--npy")
     red, blue = np.load("sheet_0.npy"), np.load("sheet_2.npy")
     assert red.shape == blue.shape == (16, 16)
     row, column = np.unravel_index(red.argmax(), red.shape)
@@ -52,9 +52,9 @@ def test_heatmaps_lie_on_their_objects(explain, picture, labels):
     assert 10 <= column < 14
 
 
-def test_npy_is_the_heatmap_and_npz_has_everything(explain, classifier, picture):
-    assert explain(picture, "-o", "x.png", "--target", 2, "--target", 0, "--npy", "--npz").exit_code == 0
-    expected = Explainer(classifier, preprocess=PREPROCESS)(picture, [2, 0])
+def test_npy_is_the_heatmap_and_npz_has_everything(explain, classifier, image):
+    assert explain(image, "-o", "x.png", "--target", 2, "--target", 0, "--npy", "--npz").exit_code == 0
+    expected = Explainer(classifier, preprocess=PREPROCESS)(image, [2, 0])
     for m in expected.maps:
         stored = np.load(f"x_{m.target.index}.npy")
         assert stored.dtype == np.float32
@@ -66,18 +66,18 @@ def test_npy_is_the_heatmap_and_npz_has_everything(explain, classifier, picture)
         np.testing.assert_allclose(archive["scores"], expected.scores[[2, 0]], rtol=1e-5)
 
 
-def test_arrays_go_into_the_folder_that_is_given(explain, picture, here):
-    assert explain(picture, "-o", "x.png", "--npy", "--arrays", "arrays").exit_code == 0
+def test_arrays_go_into_the_folder_that_is_given(explain, image, here):
+    assert explain(image, "-o", "x.png", "--npy", "--arrays", "arrays").exit_code == 0
     assert names(here / "arrays") == ["x_0.npy"]
     assert not list(here.glob("*.npy"))
 
 
-def test_json_is_one_object_of_the_agreed_form(explain, classifier, picture, labels, here):
-    result = explain(picture, "--labels", labels, "--target", "blue", "--npy", "--json")
+def test_json_is_one_object_of_the_agreed_form(explain, classifier, image, labels, here):
+    result = explain(image, "--labels", labels, "--target", "blue", "--npy", "--json")
     assert result.exit_code == 0
     assert result.stderr == ""
     found = json.loads(result.stdout)
-    scores = Explainer(classifier, preprocess=PREPROCESS)(picture).scores.tolist()
+    scores = Explainer(classifier, preprocess=PREPROCESS)(image).scores.tolist()
     order = sorted(range(3), key=lambda i: -scores[i])
     assert found == {
         "model": str(classifier),
@@ -87,7 +87,7 @@ def test_json_is_one_object_of_the_agreed_form(explain, classifier, picture, lab
         "weights": "linear",
         "images": [
             {
-                "path": str(picture),
+                "path": str(image),
                 "top": [{"index": i, "label": LABELS[i], "score": pytest.approx(scores[i], rel=1e-5)} for i in order],
                 "explained": [
                     {
@@ -103,90 +103,90 @@ def test_json_is_one_object_of_the_agreed_form(explain, classifier, picture, lab
     assert names(here) == ["names.txt", "squares.png", "squares_gradcam_2.npy"]
 
 
-def test_json_without_arrays_has_null_and_writes_nothing(explain, picture, here):
-    found = json.loads(explain(picture, "--json").stdout)
+def test_json_without_arrays_has_null_and_writes_nothing(explain, image, here):
+    found = json.loads(explain(image, "--json").stdout)
     assert [e["heatmap"] for e in found["images"][0]["explained"]] == [None]
     assert names(here) == ["squares.png"]
 
 
-def test_json_writes_the_picture_where_one_is_asked_for(explain, picture, here):
-    json.loads(explain(picture, "--json", "-o", "sheet.png").stdout)
+def test_json_writes_the_image_where_one_is_asked_for(explain, image, here):
+    json.loads(explain(image, "--json", "-o", "sheet.png").stdout)
     assert names(here) == ["sheet.png", "squares.png"]
 
 
-def test_stdin_is_a_picture(explain, picture, here):
-    result = explain("-", "--json", "--npy", stdin=picture.read_bytes())
-    (image,) = json.loads(result.stdout)["images"]
-    assert image["path"] == "-"
-    assert image["explained"][0] == {**image["top"][0], "heatmap": "stdin_gradcam_0.npy"}
+def test_stdin_is_a_image(explain, image, here):
+    result = explain("-", "--json", "--npy", stdin=image.read_bytes())
+    (entry,) = json.loads(result.stdout)["images"]
+    assert entry["path"] == "-"
+    assert entry["explained"][0] == {**entry["top"][0], "heatmap": "stdin_gradcam_0.npy"}
     assert (here / "stdin_gradcam_0.npy").exists()
 
 
-def test_stdout_is_a_picture(explain, picture, here):
-    result = explain("-", "-o", "-", stdin=picture.read_bytes())
+def test_stdout_is_a_image(explain, image, here):
+    result = explain("-", "-o", "-", stdin=image.read_bytes())
     assert result.exit_code == 0
     sheet = cv2.imdecode(np.frombuffer(result.stdout_bytes, np.uint8), cv2.IMREAD_COLOR)
     assert sheet.shape[1] > 2 * 224
     assert names(here) == ["squares.png"]
 
 
-def test_model_from_stdin(call, classifier, picture):
-    result = call("explain", "-", picture, "--preprocess", PREPROCESS, "--json", stdin=classifier.read_bytes())
+def test_model_from_stdin(call, classifier, image):
+    result = call("explain", "-", image, "--preprocess", PREPROCESS, "--json", stdin=classifier.read_bytes())
     assert json.loads(result.stdout)["target_tensor"] == "active"
 
 
-def test_folder_gives_one_picture_each_and_equal_stems_stay_apart(explain, pictures, here):
-    result = explain(pictures, "-o", "out", "--npy")
+def test_folder_gives_one_image_each_and_equal_stems_stay_apart(explain, images, here):
+    result = explain(images, "-o", "out", "--npy")
     assert result.exit_code == 0, result.stderr
     assert names(here / "out") == ["a.png", "a_1.npy", "a_2.png", "a_2_0.npy", "b.png", "b_2.npy"]
     assert [line.split(": ")[0] for line in result.stdout.splitlines()[:3]] == [
-        str(pictures / n) for n in ("a.bmp", "a.png", "b.png")
+        str(images / n) for n in ("a.bmp", "a.png", "b.png")
     ]
 
 
-def test_results_beside_the_photos_never_overwrite_them(explain, pictures, here):
-    before = {p.name: p.read_bytes() for p in pictures.iterdir()}
-    assert explain(pictures, "-o", "photos").exit_code == 0
-    assert {n: (pictures / n).read_bytes() for n in before} == before
-    assert set(names(pictures)) - set(before) == {"a_2.png", "a_3.png", "b_2.png"}
+def test_results_beside_the_photos_never_overwrite_them(explain, images, here):
+    before = {p.name: p.read_bytes() for p in images.iterdir()}
+    assert explain(images, "-o", "photos").exit_code == 0
+    assert {n: (images / n).read_bytes() for n in before} == before
+    assert set(names(images)) - set(before) == {"a_2.png", "a_3.png", "b_2.png"}
 
 
-def test_glob_takes_what_matches(explain, pictures):
+def test_glob_takes_what_matches(explain, images):
     found = json.loads(explain("photos/*.png", "--json").stdout)
     assert [i["path"] for i in found["images"]] == ["photos/a.png", "photos/b.png"]
     found = json.loads(explain("**/b.*", "--json").stdout)
     assert [i["path"] for i in found["images"]] == ["photos/b.png"]
 
 
-def test_a_file_with_brackets_in_its_name_is_a_file(explain, picture, here):
-    shutil.copy(picture, here / "x[1].png")
+def test_a_file_with_brackets_in_its_name_is_a_file(explain, image, here):
+    shutil.copy(image, here / "x[1].png")
     found = json.loads(explain("x[1].png", "--json").stdout)
     assert [i["path"] for i in found["images"]] == ["x[1].png"]
 
 
-def test_one_bad_picture_among_many(explain, pictures, here):
+def test_one_bad_image_among_many(explain, images, here):
     result = explain("photos/a.png", "photos/notes.txt", "nothing.png", "photos/b.png", "-o", "out", "--json")
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 2
-    assert "'photos/notes.txt' is no picture" in result.stderr
-    assert "no picture 'nothing.png'" in result.stderr
-    images = json.loads(result.stdout)["images"]
-    assert [sorted(i) for i in images] == [
+    assert "'photos/notes.txt' is not an image" in result.stderr
+    assert "no image 'nothing.png'" in result.stderr
+    entries = json.loads(result.stdout)["images"]
+    assert [sorted(i) for i in entries] == [
         ["explained", "path", "top"],
         ["error", "path"],
         ["error", "path"],
         ["explained", "path", "top"],
     ]
-    assert [i["path"] for i in images] == ["photos/a.png", "photos/notes.txt", "nothing.png", "photos/b.png"]
-    assert images[0]["top"][0]["index"] == 0
-    assert images[3]["top"][0]["index"] == 2
+    assert [i["path"] for i in entries] == ["photos/a.png", "photos/notes.txt", "nothing.png", "photos/b.png"]
+    assert entries[0]["top"][0]["index"] == 0
+    assert entries[3]["top"][0]["index"] == 2
     assert names(here / "out") == ["a.png", "b.png"]
 
 
-def test_targets_by_number_name_and_rank(explain, picture, labels):
+def test_targets_by_number_name_and_rank(explain, image, labels):
     def explained(*targets):
         options = [option for target in targets for option in ("--target", target)]
-        found = json.loads(explain(picture, "--labels", labels, "--json", *options).stdout)
+        found = json.loads(explain(image, "--labels", labels, "--json", *options).stdout)
         return [e["index"] for e in found["images"][0]["explained"]]
 
     assert explained() == [0]
@@ -198,8 +198,8 @@ def test_targets_by_number_name_and_rank(explain, picture, labels):
     assert explained("top2", "green") == [0, 2, 1]
 
 
-def test_many_classes_of_many_pictures_keep_their_order(explain, pictures, classifier):
-    found = json.loads(explain(pictures, "--json", "--npy", "--target", "top3", "--batch-size", 2).stdout)
+def test_many_classes_of_many_images_keep_their_order(explain, images, classifier):
+    found = json.loads(explain(images, "--json", "--npy", "--target", "top3", "--batch-size", 2).stdout)
     explainer = Explainer(classifier, preprocess=PREPROCESS)
     for image in found["images"]:
         expected = explainer(image["path"], "top3")
@@ -208,8 +208,8 @@ def test_many_classes_of_many_pictures_keep_their_order(explain, pictures, class
             np.testing.assert_allclose(np.load(e["heatmap"]), m.heatmap, atol=1e-5)
 
 
-def test_pictures_of_different_sizes_in_one_batch(explain, here):
-    """A model with a free size takes each picture as it is."""
+def test_images_of_different_sizes_in_one_batch(explain, here):
+    """A model with a free size takes each image as it is."""
     model = small_classifier()
     for axis in (2, 3):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = "HW"[axis - 2]
@@ -222,23 +222,21 @@ def test_pictures_of_different_sizes_in_one_batch(explain, here):
     assert shapes == [(24, 32), (40, 48), (24, 32)]
 
 
-def test_an_explained_model_needs_no_options(call, classifier, picture, labels):
+def test_an_explained_model_needs_no_options(call, classifier, image, labels):
     assert call("attach", classifier, "-o", "e.onnx", "--labels", labels, "--preprocess", PREPROCESS).exit_code == 0
-    found = json.loads(call("explain", "e.onnx", picture, "--target", "blue", "--json").stdout)
+    found = json.loads(call("explain", "e.onnx", image, "--target", "blue", "--json").stdout)
     assert found["images"][0]["explained"][0]["label"] == "blue"
 
 
-def test_options_reach_the_explanation(explain, picture):
-    found = json.loads(
-        explain(picture, "--layer", "maps", "--weights", "gradient", "--score", "output", "--json").stdout
-    )
+def test_options_reach_the_explanation(explain, image):
+    found = json.loads(explain(image, "--layer", "maps", "--weights", "gradient", "--score", "output", "--json").stdout)
     assert (found["target_tensor"], found["weights"], found["score_tensor"]) == ("maps", "gradient", "scores")
 
 
-def test_drawing_options_change_the_picture(explain, picture):
+def test_drawing_options_change_the_image(explain, image):
     drawn = []
     for options in ((), ("--colormap", "viridis"), ("--opacity", "0")):
-        explain(picture, "-o", "x.png", *options)
+        explain(image, "-o", "x.png", *options)
         drawn.append(cv2.imread("x.png"))
     assert not np.array_equal(drawn[0], drawn[1])
     # With an opacity of 0 the overlay is the photo; the panels are 224 wide, 12 apart.
@@ -246,17 +244,17 @@ def test_drawing_options_change_the_picture(explain, picture):
     np.testing.assert_array_equal(photo, overlay)
 
 
-def test_a_preset_draws_as_its_library_does(explain, picture):
+def test_a_preset_draws_as_its_library_does(explain, image):
     drawn = []
     for options in (("--preset", "mxnet"), ("--preset", "mxnet", "--opacity", "0.5"), ("--opacity", "0.5")):
-        assert explain(picture, "-o", "x.png", *options).exit_code == 0
+        assert explain(image, "-o", "x.png", *options).exit_code == 0
         drawn.append(cv2.imread("x.png")[-230:-20, 248:472])
     assert not np.array_equal(drawn[0], drawn[1])
     assert np.abs(drawn[1].astype(int) - drawn[2]).max() < np.abs(drawn[0].astype(int) - drawn[2]).max()
 
 
-def test_keras_vis_is_warned_of(explain, picture):
-    result = explain(picture, "--preset", "keras-vis")
+def test_keras_vis_is_warned_of(explain, image):
+    result = explain(image, "--preset", "keras-vis")
     assert result.exit_code == 0
     assert "warning: keras-vis divides cotangents by the largest of them" in result.stderr
 
@@ -269,20 +267,20 @@ def test_a_blank_heatmap_is_said(explain, here):
     assert "zero everywhere" in result.stderr
 
 
-def test_class_names_of_another_model_are_noticed(explain, picture, here):
+def test_class_names_of_another_model_are_noticed(explain, image, here):
     (here / "ten.txt").write_text("\n".join("abcdefghij"), "utf-8")
-    result = explain(picture, "--labels", "ten.txt")
+    result = explain(image, "--labels", "ten.txt")
     assert result.exit_code == 0
     assert "10 class names for 3 classes" in result.stderr
 
 
-def test_names_from_files_cannot_steer_the_terminal(explain, picture, here):
+def test_names_from_files_cannot_steer_the_terminal(explain, image, here):
     (here / "evil.txt").write_text("\x1b[2Jred\ngreen\nblue", "utf-8")
-    assert "\x1b" not in explain(picture, "--labels", "evil.txt").output
+    assert "\x1b" not in explain(image, "--labels", "evil.txt").output
 
 
-def test_several_methods_on_one_sheet(explain, classifier, picture, here):
-    result = explain(picture, "-o", "sheet.png", "--method", "gradcam,hirescam,activationmap", "--npy", "--json")
+def test_several_methods_on_one_sheet(explain, classifier, image, here):
+    result = explain(image, "-o", "sheet.png", "--method", "gradcam,hirescam,activationmap", "--npy", "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert [m["method"] for m in found["methods"]] == ["gradcam", "hirescam", "activationmap"]
@@ -290,13 +288,13 @@ def test_several_methods_on_one_sheet(explain, classifier, picture, here):
     explained = found["images"][0]["explained"]
     assert [(e["method"], e["index"]) for e in explained] == [("gradcam", 0), ("hirescam", 0), ("activationmap", 0)]
     for e in explained:
-        expected = Explainer(classifier, preprocess=PREPROCESS, method=e["method"])(picture)
+        expected = Explainer(classifier, preprocess=PREPROCESS, method=e["method"])(image)
         np.testing.assert_allclose(np.load(e["heatmap"]), expected.heatmap, atol=1e-6)
     assert names(here) == sorted(["sheet.png", "squares.png", *(e["heatmap"] for e in explained)])
 
 
-def test_several_methods_of_a_picture_on_standard_input(explain, picture, here):
-    result = explain("-", "--method", "gradcam,layercam", "--npz", stdin=picture.read_bytes())
+def test_several_methods_of_a_image_on_standard_input(explain, image, here):
+    result = explain("-", "--method", "gradcam,layercam", "--npz", stdin=image.read_bytes())
     assert result.exit_code == 0, result.stderr
     assert names(here) == [
         "squares.png", "stdin_gradcam.png", "stdin_gradcam_gradcam.npz", "stdin_gradcam_layercam.npz"
@@ -304,22 +302,22 @@ def test_several_methods_of_a_picture_on_standard_input(explain, picture, here):
     assert [line.split(", ")[1] for line in result.stdout.splitlines()[-2:]] == ["method gradcam", "method layercam"]
 
 
-def test_one_class_asked_for_twice_is_shown_once(explain, picture, labels):
-    found = json.loads(explain(picture, "--labels", labels, "--target", "blue", "--target", 2, "--json").stdout)
+def test_one_class_asked_for_twice_is_shown_once(explain, image, labels):
+    found = json.loads(explain(image, "--labels", labels, "--target", "blue", "--target", 2, "--json").stdout)
     assert [e["index"] for e in found["images"][0]["explained"]] == [2]
 
 
-def test_box_of_the_hot_region(explain, picture):
+def test_box_of_the_hot_region(explain, image):
     """The red square lies at 4 to 12 of 32 pixels; its heatmap of 16x16 cells is enlarged twice."""
-    (image,) = json.loads(explain(picture, "--style", "box", "--threshold", 0.5, "--json").stdout)["images"]
-    (x0, y0, x1, y1) = image["explained"][0]["box"]
+    (entry,) = json.loads(explain(image, "--style", "box", "--threshold", 0.5, "--json").stdout)["images"]
+    (x0, y0, x1, y1) = entry["explained"][0]["box"]
     assert max(abs(x0 - 4), abs(y0 - 4), abs(x1 - 12), abs(y1 - 12)) <= 1
-    (image,) = json.loads(explain(picture, "--style", "box", "--top-percent", 100, "--json").stdout)["images"]
-    assert image["explained"][0]["box"] == [0, 0, 32, 32]
+    (entry,) = json.loads(explain(image, "--style", "box", "--top-percent", 100, "--json").stdout)["images"]
+    assert entry["explained"][0]["box"] == [0, 0, 32, 32]
 
 
-def test_alpha_is_one_transparent_picture_of_the_photos_size(explain, picture, here):
-    assert explain(picture, "-o", "a.png", "--style", "alpha", "--opacity", 1).exit_code == 0
+def test_alpha_is_one_transparent_image_of_the_photos_size(explain, image, here):
+    assert explain(image, "-o", "a.png", "--style", "alpha", "--opacity", 1).exit_code == 0
     drawn = cv2.imread("a.png", cv2.IMREAD_UNCHANGED)
     assert drawn.shape == (32, 32, 4)
     assert drawn[7, 7, 3] > 200
@@ -327,9 +325,9 @@ def test_alpha_is_one_transparent_picture_of_the_photos_size(explain, picture, h
 
 
 @pytest.mark.parametrize("style", ["mask", "contour", "signed"])
-def test_styles_differ_from_the_overlay_in_their_panel_alone(explain, picture, style):
+def test_styles_differ_from_the_overlay_in_their_panel_alone(explain, image, style):
     for name, options in (("plain.png", ()), ("styled.png", ("--style", style))):
-        assert explain(picture, "-o", name, *options).exit_code == 0
+        assert explain(image, "-o", name, *options).exit_code == 0
     plain, styled = cv2.imread("plain.png"), cv2.imread("styled.png")
     assert (plain[:, :230] == styled[:, :230]).all()
     assert (plain[:, 240:460] != styled[:, 240:460]).any()
@@ -338,16 +336,16 @@ def test_styles_differ_from_the_overlay_in_their_panel_alone(explain, picture, s
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--style", "alpha", "--target", "top2"], "one transparent picture: ask for one class"),
-        (["--style", "alpha", "--method", "gradcam,layercam"], "one transparent picture"),
+        (["--style", "alpha", "--target", "top2"], "one transparent image: ask for one class"),
+        (["--style", "alpha", "--method", "gradcam,layercam"], "one transparent image"),
         (["--style", "alpha", "-o", "a.jpg"], ".jpg file holds no transparency"),
         (["--style", "mask", "--threshold", 0], "the threshold is 0"),
         (["--style", "mask", "--top-percent", 101], "101.0 percent of the pixels"),
         (["--method", "gradcam,layercm"], "no method 'layercm'"),
     ],
 )
-def test_styles_that_cannot_be_drawn(explain, picture, here, options, sentence):
-    assert sentence in refused(explain(picture, *options))
+def test_styles_that_cannot_be_drawn(explain, image, here, options, sentence):
+    assert sentence in refused(explain(image, *options))
     assert names(here) == ["squares.png"]
 
 
@@ -362,5 +360,5 @@ def test_styles_that_cannot_be_drawn(explain, picture, here, options, sentence):
         ["--style", "blob"],
     ],
 )
-def test_options_that_contradict_each_other(explain, picture, options):
-    refused(explain(picture, *options), 2)
+def test_options_that_contradict_each_other(explain, image, options):
+    refused(explain(image, *options), 2)

@@ -28,19 +28,19 @@ def test_an_onnx_model_gets_its_layer_exposed(call, classifier, here):
     assert "Layer: the output of node 'conv', as asked." in result.stdout
     assert "Scores: 'scores' (softmax)." in result.stdout
     x = np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)
-    before, after = Session(classifier).run({"picture": x}), Session(here / "out.onnx").run({"picture": x})
+    before, after = Session(classifier).run({"image": x}), Session(here / "out.onnx").run({"image": x})
     assert list(after) == ["scores", "conv"]
     assert np.array_equal(before["scores"], after["scores"])
     assert after["conv"].min() < 0
 
 
-def test_what_it_carries_serves_the_other_commands(call, classifier, labels, picture):
+def test_what_it_carries_serves_the_other_commands(call, classifier, labels, image):
     made = call("export", "onnx", classifier, "-o", "m.onnx", "--labels", labels, "--preprocess", PREPROCESS)
     assert "It carries class names and preprocessing." in made.stdout
-    assert "layer 'active'" in call("explain", "m.onnx", picture, "-o", "out.png").stdout
+    assert "layer 'active'" in call("explain", "m.onnx", image, "-o", "out.png").stdout
     asked = call("export", "onnx", classifier, "-o", "conv.onnx", "--layer", "maps", "--preprocess", PREPROCESS)
     assert asked.exit_code == 0
-    assert "layer 'maps'" in call("explain", "conv.onnx", picture, "-o", "out.png").stdout
+    assert "layer 'maps'" in call("explain", "conv.onnx", image, "-o", "out.png").stdout
     assert call("attach", "conv.onnx", "-o", "e.onnx").exit_code == 0
 
 

@@ -18,11 +18,11 @@ def test_says_everything_that_is_decided(call, classifier):
     assert result.stderr == ""
     for line in (
         f"{classifier}: opset ai.onnx 18, made by tests",
-        "  'picture'  float32  [N, 3, 16, 16]",
+        "  'image'  float32  [N, 3, 16, 16]",
         "  'scores'  float32  [N, 3]",
         "class names: none carried",
         "score: 'logits', 3 classes",
-        "picture: 'picture', NCHW",
+        "image: 'image', NCHW",
         "layer: 'active' [N, 4, 16, 16] NCHW",
         "  the last tensor with spatial extent (16x16) on every path to the score, before pooling or flattening",
         "head: pooling and one linear layer",
@@ -40,7 +40,7 @@ def test_json(call, classifier):
     assert found["model"] == str(classifier)
     assert found["opset"] == {"ai.onnx": 18}
     assert found["producer"] == "tests"
-    assert found["inputs"] == [{"name": "picture", "dtype": "float32", "shape": ["N", 3, 16, 16]}]
+    assert found["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["N", 3, 16, 16]}]
     assert found["outputs"] == [{"name": "scores", "dtype": "float32", "shape": ["N", 3]}]
     assert {k: found["score"][k] for k in ("output", "tensor", "classes", "activation", "single_logit")} == {
         "output": "scores",
@@ -49,7 +49,7 @@ def test_json(call, classifier):
         "activation": "softmax",
         "single_logit": False,
     }
-    assert (found["image_input"], found["image_layout"]) == ("picture", "NCHW")
+    assert (found["image_input"], found["image_layout"]) == ("image", "NCHW")
     assert found["layer"]["tensor"] == "active"
     assert found["layer"]["grid"] == [16, 16]
     assert [(c["tensor"], c["operator"], c["node"], c["every_path"]) for c in found["candidates"]] == [
@@ -142,7 +142,7 @@ def test_initializers_listed_as_inputs_are_no_inputs(call, here):
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     onnx.save(model, "old.onnx")
     found = json.loads(call("inspect", "old.onnx", "--json").stdout)
-    assert [i["name"] for i in found["inputs"]] == ["picture"]
+    assert [i["name"] for i in found["inputs"]] == ["image"]
 
 
 def test_a_pad_that_would_be_computed_wrongly_is_warned_of(call, here):

@@ -53,7 +53,7 @@ def test_doctor(call):
     assert found["packages"]["onnx"] == onnx.__version__
     assert found["packages"]["onnxruntime"] == onnxruntime.__version__
     assert found["failures"] == {}
-    assert found["pictures"] is True
+    assert found["images"] is True
     (cpu,) = (p for p in found["providers"] if p["name"] == "cpu")
     assert cpu == {"name": "cpu", "starts": True, "reason": None}
     for provider in found["providers"]:
@@ -66,7 +66,7 @@ def test_doctor(call):
     assert f"opsets: up to {newest} are understood, and this ONNX Runtime runs them up to {runs};" in result.stdout
     assert result.exit_code == 0
     assert "  cpu: starts" in result.stdout.splitlines()
-    assert "pictures: can be read and drawn" in result.stdout
+    assert "images: can be read and drawn" in result.stdout
 
 
 def test_doctor_without_libgl(call, monkeypatch):
@@ -83,7 +83,7 @@ def test_doctor_without_libgl(call, monkeypatch):
     assert "opencv-python-headless" in result.stdout
     assert "libGL.so.1" in result.stdout
     found = json.loads(call("doctor", "--json").stdout)
-    assert found["pictures"] is False
+    assert found["images"] is False
     assert found["packages"]["cv2"] is None
 
 

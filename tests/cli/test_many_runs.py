@@ -21,9 +21,9 @@ def heatmap(result):
     return np.load("x_0.npy")
 
 
-def test_the_seed_is_the_users(explain, picture):
+def test_the_seed_is_the_users(explain, image):
     def found(*options):
-        return heatmap(explain(picture, "-o", "x.png", "--npy", "--target", 0, "--method", "smoothgrad", *options))
+        return heatmap(explain(image, "-o", "x.png", "--npy", "--target", 0, "--method", "smoothgrad", *options))
 
     one, same, other = found("--seed", 3), found("--seed", 3), found("--seed", 4)
     np.testing.assert_array_equal(one, same)
@@ -31,18 +31,18 @@ def test_the_seed_is_the_users(explain, picture):
 
 
 @pytest.mark.parametrize("options", [["--augment"], ["--eigen-smooth"], ["--method", "scorecam", "--batch-size", 3]])
-def test_options_reach_the_explainer(explain, picture, classifier, options):
+def test_options_reach_the_explainer(explain, image, classifier, options):
     arguments = {"--augment": {"augment": True}, "--eigen-smooth": {"eigen_smooth": True}, "--method": {}}[options[0]]
     method = "scorecam" if "scorecam" in options else "gradcam"
-    expected = Explainer(classifier, preprocess=PREPROCESS, method=method, **arguments)(picture, 0).heatmap
-    plain = Explainer(classifier, preprocess=PREPROCESS)(picture, 0).heatmap
-    found = heatmap(explain(picture, "-o", "x.png", "--npy", "--target", 0, *options))
+    expected = Explainer(classifier, preprocess=PREPROCESS, method=method, **arguments)(image, 0).heatmap
+    plain = Explainer(classifier, preprocess=PREPROCESS)(image, 0).heatmap
+    found = heatmap(explain(image, "-o", "x.png", "--npy", "--target", 0, *options))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert not np.allclose(found, plain, atol=1e-3)
 
 
-def test_eigen_smoothing_of_what_adds_up_nothing_is_refused(explain, picture):
-    result = explain(picture, "--method", "eigencam", "--eigen-smooth")
+def test_eigen_smoothing_of_what_adds_up_nothing_is_refused(explain, image):
+    result = explain(image, "--method", "eigencam", "--eigen-smooth")
     assert result.exit_code == 1
     assert "eigen smoothing is for methods that add up weighed activation maps, and Eigen-CAM does not" in result.stderr
 
@@ -54,9 +54,9 @@ def test_a_method_of_many_runs_cannot_be_attached(call, classifier, here):
     assert not list(here.glob("x.onnx*"))
 
 
-def test_the_runs_of_one_picture_have_a_bar_at_a_terminal(classifier, picture, here):
+def test_the_runs_of_one_image_have_a_bar_at_a_terminal(classifier, image, here):
     main, worker = pty.openpty()
-    command = [sys.executable, "-m", "onnx_gradcam", "explain", str(classifier), str(picture), "--preprocess"]
+    command = [sys.executable, "-m", "onnx_gradcam", "explain", str(classifier), str(image), "--preprocess"]
     command += [PREPROCESS, "--method", "rise", "--batch-size", "1", "-o", "x.png"]
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=worker, env=os.environ | {"TERM": "xterm", "COLUMNS": "100"}

@@ -64,10 +64,10 @@ def write_bad_models(folder):
     ],
 )
 @pytest.mark.parametrize("command", ["explain", "attach"])
-def test_bad_models(call, picture, here, untouched, command, model, words):
+def test_bad_models(call, image, here, untouched, command, model, words):
     write_bad_models(here)
     untouched()
-    arguments = [picture, "-o", "o.png", "--preprocess", "none", "--npy"] if command == "explain" else ["-o", "o.onnx"]
+    arguments = [image, "-o", "o.png", "--preprocess", "none", "--npy"] if command == "explain" else ["-o", "o.onnx"]
     sentence = refused(call(command, model, *arguments))
     for word in words:
         assert word in sentence
@@ -85,33 +85,33 @@ def test_bad_models(call, picture, here, untouched, command, model, words):
         (["--method", "gradcm"], ["no method 'gradcm'", "did you mean 'gradcam'"]),
         (["--provider", "cudda"], ["'cudda'", "did you mean 'cuda'", "cpu"]),
         (["--output", "score"], ["no output 'score'", "did you mean 'scores'"]),
-        (["--input", "pictures"], ["no image input 'pictures'", "did you mean 'picture'"]),
+        (["--input", "images"], ["no image input 'images'", "did you mean 'image'"]),
         (["--colormap", "jett"], ["no colour map 'jett'", "did you mean 'jet'"]),
         (["--labels", "nobody.txt"], ["'nobody.txt' cannot be read"]),
         (["--preprocess", "torchvison"], ["'torchvison'", "did you mean 'torchvision'"]),
         (["--preprocess", '{"sise": [16, 16]}'], ["Unknown key 'sise'", "did you mean 'size'"]),
         (["--preprocess", '{"size": [17, 17]}'], ["17x17", "16x16"]),
         (["-o", "o.pgn"], ["'o.pgn' ends in no known kind", "'.png'"]),
-        (["-o", "squares.png"], ["'squares.png' is the picture itself"]),
+        (["-o", "squares.png"], ["'squares.png' is the image itself"]),
         (["-o", "names.txt/o.png"], ["names.txt' is not a folder"]),
     ],
 )
-def test_bad_choices(explain, picture, labels, untouched, options, words):
+def test_bad_choices(explain, image, labels, untouched, options, words):
     untouched()
     sentence = refused(explain("squares.png", "-o", "o.png", "--npy", "--labels", labels, *options))
     for word in words:
         assert word in sentence
 
 
-def test_a_picture_that_is_none(explain, here, untouched):
-    (here / "no.jpg").write_text("no picture", "utf-8")
+def test_a_image_that_is_none(explain, here, untouched):
+    (here / "no.jpg").write_text("no image", "utf-8")
     untouched()
     sentence = refused(explain("no.jpg", "-o", "out/x.png", "--npy"))
-    assert "'no.jpg' is no picture" in sentence
+    assert "'no.jpg' is not an image" in sentence
 
 
-def test_a_picture_that_is_none_in_json(explain, here, untouched):
-    (here / "no.jpg").write_text("no picture", "utf-8")
+def test_a_image_that_is_none_in_json(explain, here, untouched):
+    (here / "no.jpg").write_text("no image", "utf-8")
     untouched()
     result = explain("no.jpg", "--json", "--npy")
     assert result.exit_code == 1
@@ -124,12 +124,12 @@ def test_a_picture_that_is_none_in_json(explain, here, untouched):
     ("image", "words"),
     [
         ("nothing/*.png", ["no file matches 'nothing/*.png'"]),
-        ("empty", ["the folder 'empty' holds no picture"]),
-        ("missing.png", ["no picture 'missing.png'"]),
-        ("", ["name of a picture is empty"]),
+        ("empty", ["the folder 'empty' holds no image"]),
+        ("missing.png", ["no image 'missing.png'"]),
+        ("", ["name of an image is empty"]),
     ],
 )
-def test_no_picture_found(explain, here, untouched, image, words):
+def test_no_image_found(explain, here, untouched, image, words):
     (here / "empty").mkdir()
     untouched()
     sentence = refused(explain(image, "-o", "o.png"))
@@ -137,28 +137,28 @@ def test_no_picture_found(explain, here, untouched, image, words):
         assert word in sentence
 
 
-def test_no_preprocessing_known(call, classifier, picture):
-    sentence = refused(call("explain", classifier, picture))
+def test_no_preprocessing_known(call, classifier, image):
+    sentence = refused(call("explain", classifier, image))
     assert "--preprocess" in sentence
     assert "torchvision" in sentence
 
 
-def test_class_name_without_names(explain, picture):
-    assert "--labels" in refused(explain(picture, "--target", "red"))
+def test_class_name_without_names(explain, image):
+    assert "--labels" in refused(explain(image, "--target", "red"))
 
 
-def test_a_folder_nobody_may_write_to(explain, picture, here, monkeypatch):
+def test_a_folder_nobody_may_write_to(explain, image, here, monkeypatch):
     """Permissions do not bind the superuser, so the system's answer stands in for them."""
     (here / "locked").mkdir()
     monkeypatch.setattr(sources.os, "access", lambda path, _mode: not str(path).endswith("locked"))
-    sentence = refused(explain(picture, "-o", "locked/x.png"))
+    sentence = refused(explain(image, "-o", "locked/x.png"))
     assert "locked' cannot be written to" in sentence
     assert not list((here / "locked").iterdir())
 
 
-def test_an_explained_model_takes_no_other_layer(call, classifier, picture, here):
+def test_an_explained_model_takes_no_other_layer(call, classifier, image, here):
     assert call("attach", classifier, "-o", "e.onnx").exit_code == 0
-    sentence = refused(call("explain", "e.onnx", picture, "--preprocess", "none", "--layer", "maps"))
+    sentence = refused(call("explain", "e.onnx", image, "--preprocess", "none", "--layer", "maps"))
     assert "explained already" in sentence
     assert "start from the original model" in sentence
     assert "explained already" in refused(call("attach", "e.onnx", "-o", "twice.onnx"))

@@ -62,28 +62,28 @@ def test_inspect_says_which_method_and_why(call, segmenter):
     assert "the default for" not in asked
 
 
-def test_attach_and_explain_a_segmentation(call, here, segmenter, picture):
+def test_attach_and_explain_a_segmentation(call, here, segmenter, image):
     done = call("attach", segmenter, "-o", "e.onnx", "--task", "segmentation", "--preprocess", PREPROCESS)
     assert done.exit_code == 0, done.stderr
     assert "Method hirescam" in done.stdout
     facts = json.loads(call("inspect", "e.onnx", "--json").stdout)["explained"]
     assert (facts["task"], facts["method"], facts["mask_input"]) == ("segmentation", "hirescam", "")
-    one = call("explain", "e.onnx", picture, "--target", "2", "--npy", "-o", "o.png")
+    one = call("explain", "e.onnx", image, "--target", "2", "--npy", "-o", "o.png")
     assert one.exit_code == 0, one.stderr
     direct = call(
-        "explain", segmenter, picture, "--task", "segmentation", "--target", "2", "--npy", "-o", "d.png",
+        "explain", segmenter, image, "--task", "segmentation", "--target", "2", "--npy", "-o", "d.png",
         "--preprocess", PREPROCESS,
     )  # fmt: skip
     assert direct.exit_code == 0, direct.stderr
     np.testing.assert_array_equal(np.load(here / "o_2.npy"), np.load(here / "d_2.npy"))
 
 
-def test_a_region(call, here, segmenter, picture):
-    common = ["explain", segmenter, picture, "--task", "segmentation", "--preprocess", PREPROCESS, "--json"]
-    result = call(*common, "--mask", "input", "--region", picture)
+def test_a_region(call, here, segmenter, image):
+    common = ["explain", segmenter, image, "--task", "segmentation", "--preprocess", PREPROCESS, "--json"]
+    result = call(*common, "--mask", "input", "--region", image)
     assert result.exit_code == 0, result.stderr
     assert "give a --region" in call(*common, "--mask", "input").stderr
-    assert "takes no region" in call(*common, "--region", picture).stderr
+    assert "takes no region" in call(*common, "--region", image).stderr
 
 
 def test_boxes_in_several_outputs(call, here, detector):
@@ -105,11 +105,11 @@ def test_boxes_in_several_outputs(call, here, detector):
     assert not (here / "x.onnx").exists()
 
 
-def test_a_reference_and_a_class_to_compare_with(call, here, classifier, picture, labels):
+def test_a_reference_and_a_class_to_compare_with(call, here, classifier, image, labels):
     common = ["attach", classifier, "-o", "e.onnx", "--preprocess", PREPROCESS, "--labels", labels]
-    done = call(*common, "--task", "embedding", "--reference", picture)
+    done = call(*common, "--task", "embedding", "--reference", image)
     assert done.exit_code == 0, done.stderr
-    result = json.loads(call("explain", "e.onnx", picture, "--json").stdout)
+    result = json.loads(call("explain", "e.onnx", image, "--json").stdout)
     assert result["images"][0]["explained"][0]["score"] == pytest.approx(1, abs=1e-4)
     assert call(*common, "--against", "green").exit_code == 0
     refused = call(*common, "--against", "gren")
@@ -119,10 +119,10 @@ def test_a_reference_and_a_class_to_compare_with(call, here, classifier, picture
     assert "without class names" in call("inspect", classifier, "--against", "green").stderr
 
 
-def test_all_classes_at_once(call, here, classifier, picture):
+def test_all_classes_at_once(call, here, classifier, image):
     done = call("attach", classifier, "-o", "e.onnx", "--class-input", "all", "--preprocess", PREPROCESS)
     assert done.exit_code == 0, done.stderr
     assert "heatmap [N, 3, 16, 16]" in done.stdout
     assert "all classes are explained at once" in done.stdout
-    several = json.loads(call("explain", "e.onnx", picture, "--target", "top3", "--json").stdout)
+    several = json.loads(call("explain", "e.onnx", image, "--target", "top3", "--json").stdout)
     assert len(several["images"][0]["explained"]) == 3

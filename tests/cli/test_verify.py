@@ -14,8 +14,8 @@ from onnx_gradcam.autodiff.registry import RULES, Rule, rules
 from .conftest import PREPROCESS, refused, small_classifier
 
 
-def test_agreement_on_random_numbers_and_on_a_picture(call, classifier, picture):
-    for extra in ((), (picture, "--preprocess", PREPROCESS), ("--weights", "gradient", "--grad-dtype", "float32")):
+def test_agreement_on_random_numbers_and_on_a_image(call, classifier, image):
+    for extra in ((), (image, "--preprocess", PREPROCESS), ("--weights", "gradient", "--grad-dtype", "float32")):
         result = call("verify", classifier, *extra)
         assert result.exit_code == 0, result.output
         lines = dict(line.strip().split(":") for line in result.stdout.splitlines()[1:])
@@ -46,8 +46,8 @@ def test_json_and_disagreement(call, classifier, monkeypatch):
     assert "try another --seed" in spoken.stderr
 
 
-def test_a_bad_picture_is_refused(call, classifier, here):
-    (here / "no.png").write_text("no picture", "utf-8")
+def test_a_bad_image_is_refused(call, classifier, here):
+    (here / "no.png").write_text("no image", "utf-8")
     assert "no.png" in refused(call("verify", classifier, "no.png", "--preprocess", PREPROCESS))
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from support.cam_oracle import numeric_grad_cam
-from support.graphs import graph, pictures, run, vit, weight
+from support.graphs import graph, images, run, vit, weight
 from support.helpers import needs_opset
 
 from onnx_gradcam.editor.attachment import attach
@@ -70,7 +70,7 @@ def test_taken_names_get_a_prefix():
         "heatmap_class",
         "target_class",
     )
-    assert explain(source, pictures())["gradcam_heatmap"].shape == (2, 8, 8)
+    assert explain(source, images())["gradcam_heatmap"].shape == (2, 8, 8)
 
 
 def test_the_explained_model_is_valid_and_has_all_its_nodes_before_the_appended_ones():
@@ -86,7 +86,7 @@ def test_the_explained_model_is_valid_and_has_all_its_nodes_before_the_appended_
 @pytest.mark.parametrize("weights", ["auto", "linear", "gradient", "finite"])
 def test_closed_form(weights):
     """Behind pooling and a linear layer, the map is sum_k W_kc A_k / HW."""
-    source, x = model("y = Gemm<alpha=0.5, transB=1>(f, V, B)"), pictures(3)
+    source, x = model("y = Gemm<alpha=0.5, transB=1>(f, V, B)"), images(3)
     got = explain(source, x, [2, 0, 3], weights=weights, expose_activation=True)
     rows = 0.5 * weight("V", 4, 6)[[2, 0, 3]]
     cam = np.einsum("nk,nkhw->nhw", rows, got["a"]) / 36
@@ -109,7 +109,7 @@ CURVED = {
 @pytest.mark.parametrize("tail", CURVED.values(), ids=CURVED)
 def test_gradient_and_finite_differences_agree_behind_a_curved_head(tail):
     source = model(tail, W6=(6, 6), g=np.ones(6, np.float32))
-    x, classes = 2 * pictures(3), [1, 3, 0]
+    x, classes = 2 * images(3), [1, 3, 0]
     exact = explain(source, x, classes, weights="gradient", score="output")["cam"]
     finite = explain(source, x, classes, weights="finite", score="output")["cam"]
     np.testing.assert_allclose(exact, numeric_grad_cam(source, x, classes, score="output"), rtol=5e-3, atol=5e-3)
@@ -127,7 +127,7 @@ NUMERIC = {
 @pytest.mark.parametrize("tail", NUMERIC.values(), ids=NUMERIC)
 def test_the_map_is_what_moving_the_activations_does(tail):
     source = model(tail, BODY, W54=(54, 4), L=(6, 6, 1, 1), L1=(1, 6, 1, 1), hw=[2, 3])
-    x, classes = pictures(2), [1, 2]
+    x, classes = images(2), [1, 2]
     for layer in ("auto", "a"):
         got = explain(source, x, classes, layer=layer)["cam"]
         want = numeric_grad_cam(source, x, classes, layer=layer, step=1e-3)
@@ -148,7 +148,7 @@ def test_the_map_is_what_moving_the_activations_does(tail):
     ids=str,
 )
 def test_vision_transformers(options):
-    source, x, classes = vit(**options), pictures(2), [1, 3]
+    source, x, classes = vit(**options), images(2), [1, 3]
     got = explain(source, x, classes)
     want = numeric_grad_cam(source, x, classes)
     assert got["cam"].shape == (2, 4, 4)
@@ -157,7 +157,7 @@ def test_vision_transformers(options):
 
 
 def test_a_mean_over_all_tokens_counts_the_class_token():
-    source, x = vit(head="mean", registers=2), pictures(2)
+    source, x = vit(head="mean", registers=2), images(2)
     got = {w: explain(source, x, [1, 3], weights=w)["cam"] for w in ("linear", "gradient", "finite")}
     np.testing.assert_allclose(got["linear"], got["gradient"], rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(got["finite"], got["gradient"], atol=1e-2 * np.abs(got["gradient"]).max())
@@ -166,7 +166,7 @@ def test_a_mean_over_all_tokens_counts_the_class_token():
 def test_a_zero_map_stays_zero():
     """All weights of class 1 are negative on activations that are positive, so there is nothing to show."""
     negative = np.array([[1, -1, 1, 1]] * 6, np.float32)
-    x = pictures(2)
+    x = images(2)
     got = explain(model(W=negative), x, [1, 1])
     assert (got["cam"] < 0).any()
     assert (got["cam"] <= 0).all()
@@ -180,7 +180,7 @@ def test_a_zero_map_stays_zero():
 
 
 def test_the_class_left_out_one_for_all_or_one_a_row():
-    source, x = model(), pictures(3)
+    source, x = model(), images(3)
     best = explain(source, x)
     assert best["heatmap_class"].tolist() == best["y"].argmax(axis=1).tolist()
     one = explain(source, x, [2])
@@ -195,13 +195,13 @@ def test_the_class_left_out_one_for_all_or_one_a_row():
 @pytest.mark.parametrize("wrong", [[4], [0, 4], [99, 99]])
 def test_a_class_out_of_range_is_an_error_and_no_empty_map(wrong, weights):
     with pytest.raises(ModelError, match="cannot run the model"):
-        explain(model(), pictures(2), wrong, weights=weights)
+        explain(model(), images(2), wrong, weights=weights)
 
 
 def test_a_class_out_of_range_where_the_model_does_not_say_how_many_there_are():
     source = model("y = MatMul(f, U)", inputs="float[N,3,8,8] x, float[6,K] U", outputs="float[N,K] y")
     assert plan(source).score.classes is None
-    proto, x, u = explained(source), pictures(2), weight("W", 6, 4)
+    proto, x, u = explained(source), images(2), weight("W", 6, 4)
     got = run(proto, x=x, U=u, target_class=np.array([1, 3]))
     np.testing.assert_allclose(got["cam"], explain(model(), x, [1, 3])["cam"], rtol=1e-5, atol=1e-7)
     with pytest.raises(ModelError, match="cannot run the model"):
@@ -211,23 +211,23 @@ def test_a_class_out_of_range_where_the_model_does_not_say_how_many_there_are():
 @pytest.mark.parametrize("wrong", [[1, 2], [1, 2, 3, 0]])
 def test_neither_one_class_nor_one_a_row(wrong):
     with pytest.raises(ModelError, match="cannot run the model"):
-        explain(model(), pictures(3), wrong)
+        explain(model(), images(3), wrong)
     with pytest.raises(ModelError, match="cannot run the model"):
-        explain(model(), pictures(1), wrong)
+        explain(model(), images(1), wrong)
 
 
 def test_a_required_class():
     proto = explained(model(), class_input="required")
     session = Session(proto.SerializeToString())
     assert [(i.name, i.dtype, i.shape) for i in session.inputs][1] == ("target_class", "int64", ("N",))
-    got = session.run({"x": pictures(2), "target_class": np.array([3, -1])})
+    got = session.run({"x": images(2), "target_class": np.array([3, -1])})
     assert got["heatmap_class"].tolist() == [3, got["y"][1].argmax()]
     with pytest.raises(ModelError, match="target_class"):
-        session.run({"x": pictures(2)})
+        session.run({"x": images(2)})
 
 
 def test_no_class_input():
-    source, x = model(), pictures(3)
+    source, x = model(), images(3)
     fixed = attach(source, class_input="none", target=2)
     assert fixed.metadata.class_input == ""
     got = run(fixed.to_proto(), x=x)
@@ -243,7 +243,7 @@ def test_no_class_input():
 @pytest.mark.parametrize("weights", ["linear", "gradient", "finite"])
 @pytest.mark.parametrize("tail", ["y = Gemm(f, W1)", "l = Gemm(f, W1) y = Sigmoid(l)"])
 def test_a_single_logit_and_its_complement(tail, weights):
-    source, x = model(tail, W1=(6, 1), outputs="float[N,1] y"), pictures(3)
+    source, x = model(tail, W1=(6, 1), outputs="float[N,1] y"), images(3)
     one = explain(source, x, [1], weights=weights)
     zero = explain(source, x, [0], weights=weights)
     np.testing.assert_array_equal(zero["cam"], -one["cam"])
@@ -260,7 +260,7 @@ def test_a_single_logit_and_its_complement(tail, weights):
 def test_a_single_probability_has_its_threshold_at_a_half(tail):
     signs = np.array([[1], [-1]] * 3, np.float32)
     source = model(f"l = Gemm(f, W1) {tail}", W1=signs, outputs="float[N,1] y", minus=[-1, 1])
-    best = explain(source, pictures(8), score="output")
+    best = explain(source, images(8), score="output")
     assert best["heatmap_class"].tolist() == (best["y"][:, 0] > 0.5).astype(int).tolist()
     assert 0 < best["heatmap_class"].sum() < 8
 
@@ -270,13 +270,13 @@ def test_a_single_probability_has_its_threshold_at_a_half(tail):
 
 @pytest.mark.parametrize("weights", ["linear", "gradient", "finite"])
 def test_original_outputs_are_bit_identical(weights):
-    source, x = model("l = Gemm(f, W) y = Softmax(l)"), pictures(4)
+    source, x = model("l = Gemm(f, W) y = Softmax(l)"), images(4)
     np.testing.assert_array_equal(explain(source, x, weights=weights)["y"], run(source, x=x)["y"])
 
 
 def test_a_batch_is_its_samples():
     for source in (model(), model(CURVED["tanh"]), vit()):
-        x = pictures(3)
+        x = images(3)
         together = explain(source, x, [0, 1, 2])
         for i in range(3):
             alone = explain(source, x[i : i + 1], [i])
@@ -285,9 +285,9 @@ def test_a_batch_is_its_samples():
 
 
 def test_the_activation_maps_on_request():
-    got = explain(model(), pictures(2), expose_activation=True)
+    got = explain(model(), images(2), expose_activation=True)
     assert got["a"].shape == (2, 6, 6, 6)
-    assert "a" not in explain(model(), pictures(2))
+    assert "a" not in explain(model(), images(2))
     listed = model(outputs="float[N,4] y, float[N,6,6,6] a")
     proto = explained(listed, expose_activation=True)
     assert [o.name for o in proto.graph.output].count("a") == 1
@@ -306,14 +306,14 @@ def test_options_say_the_same_as_choices():
 def test_dynamic_height_and_width():
     source = model(inputs="float[N,3,H,W] x")
     for height, width in ((8, 8), (12, 9)):
-        x = pictures(2, 3, height, width)
+        x = images(2, 3, height, width)
         got = explain(source, x, [1, 2], expose_activation=True)
         assert got["heatmap"].shape == (2, height, width)
         cam = np.einsum("nk,nkhw->nhw", weight("W", 6, 4).T[[1, 2]], got["a"]) / ((height - 2) * (width - 2))
         np.testing.assert_allclose(got["cam"], cam, rtol=1e-5, atol=1e-7)
 
 
-def test_a_token_grid_that_depends_on_the_picture_is_refused():
+def test_a_token_grid_that_depends_on_the_image_is_refused():
     """Sixteen tokens may be 4x4 as well as 2x8: only a fixed size tells."""
     source = graph(
         "a = Conv<strides=[2, 2]>(x, K) m = Reshape(a, merged) k = Transpose<perm=[0, 2, 1]>(m)"
@@ -337,7 +337,7 @@ def test_float16():
         dtype=dtype,
         **SIZES,
     )
-    x = pictures(2, dtype=dtype)
+    x = images(2, dtype=dtype)
     for weights in ("linear", "gradient"):
         got = explain(source, x, [1, 2], weights=weights, expose_activation=True)
         assert (got["heatmap"].dtype, got["cam"].dtype, got["y"].dtype) == (np.float32, np.float32, dtype)
@@ -352,7 +352,7 @@ def test_channels_last_input():
         inputs="float[N,8,8,3] i",
         **SIZES,
     )
-    x = pictures(2)
+    x = images(2)
     proto = attach(last)
     assert proto.metadata.layout == "NHWC"
     got = run(proto.to_proto(), i=np.ascontiguousarray(x.transpose(0, 2, 3, 1)))
@@ -378,7 +378,7 @@ def test_uint8_input():
 def test_operator_sets(opset):
     source = model("l = Gemm(f, W, B) y = Softmax<axis=1>(l)", opset=opset)
     source.ir_version = 13 if opset > 25 else 10
-    x = pictures(2)
+    x = images(2)
     for weights in ("linear", "gradient"):
         got = explain(source, x, [1, 2], weights=weights, expose_activation=True)
         cam = np.einsum("nk,nkhw->nhw", weight("W", 6, 4).T[[1, 2]], got["a"]) / 36
@@ -392,13 +392,13 @@ def test_initializers_listed_as_inputs():
         source.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     proto = explained(source)
     assert [i.name for i in proto.graph.input] == ["x", "target_class"]
-    np.testing.assert_array_equal(run(proto, x=pictures(2))["cam"], explain(model(), pictures(2))["cam"])
+    np.testing.assert_array_equal(run(proto, x=images(2))["cam"], explain(model(), images(2))["cam"])
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_fixed_batch(batch):
     source = model(inputs=f"float[{batch},3,8,8] x", outputs=f"float[{batch},4] y")
-    x = pictures(batch)
+    x = images(batch)
     got = explain(source, x, [1] * batch)
     np.testing.assert_allclose(got["cam"], explain(model(), x, [1])["cam"], rtol=1e-6)
     assert [tuple(d.dim_value for d in o.type.tensor_type.shape.dim) for o in explained(source).graph.output[1:]] == [
@@ -422,7 +422,7 @@ HAZARD = {
 def test_zero_padding_before_a_max_pool_is_computed_right_and_warned_of():
     """ONNX Runtime folds the zeros into the pool, which pads with minus infinity."""
     source = model(**HAZARD, K=np.abs(weight("K", 6, 3, 3, 3)))
-    x = np.abs(pictures(2))
+    x = np.abs(images(2))
     right = run(source, disabled=["Pad_Fusion"], x=x)["y"]
     assert np.abs(run(source, x=x)["y"] - right).max() > 1e-3, "this ONNX Runtime is right by itself: drop the guard"
     result = attach(source)
@@ -477,7 +477,7 @@ def test_an_explained_model_is_not_explained_again():
     [
         (
             graph("y = Gemm(x, W)", inputs="float[N,6] x", W=(6, 4)),
-            "no input of rank 4 that could take a picture",
+            "no input of rank 4 that could take an image",
         ),
         (
             graph(
@@ -485,17 +485,17 @@ def test_an_explained_model_is_not_explained_again():
                 inputs="float[N,3,8,8] x, float[N,4,6,6] z",
                 K=(4, 3, 3, 3),
             ),
-            "several inputs that could take a picture.*--input",
+            "several inputs that could take an image.*--input",
         ),
         (graph("f = Flatten(x) y = Gemm(f, W)", W=(192, 4)), "no tensor with places to point at|cannot be told"),
     ],
 )
-def test_models_that_take_no_picture(source, message):
+def test_models_that_take_no_image(source, message):
     with pytest.raises(TargetError, match=message):
         attach(source)
 
 
-def test_the_picture_can_be_named():
+def test_the_image_can_be_named():
     source = graph(
         "c = Conv(x, K) d = Add(c, z) p = GlobalAveragePool(d) y = Flatten(p)",
         inputs="float[N,3,8,8] x, float[N,4,6,6] z",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.graphs import graph, pictures, run, weight
+from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.editor.plan import Options, plan
@@ -83,7 +83,7 @@ LINEAR = {
 @pytest.mark.parametrize(("tail", "rows"), LINEAR.values(), ids=LINEAR)
 @pytest.mark.parametrize("weights", ["linear", "gradient", "finite"])
 def test_linear_heads(tail, rows, weights):
-    source, x = model(tail, outputs="float[N,K] y"), pictures(2)
+    source, x = model(tail, outputs="float[N,K] y"), images(2)
     work = plan(source)
     assert work.weights == "linear"
     assert work.head is not None
@@ -156,7 +156,7 @@ def test_what_does_not_begin_with_an_average_over_all_places_is_no_pooled_head(t
 def test_finite_differences_whatever_the_size_of_the_activations(tail, scale):
     """The step is relative to the pooled values: neither rounding nor curvature gets the better of it."""
     source = model(tail, square4=(6, 6, 1, 1), K=weight("K", 6, 3, 3, 3) * np.float32(scale))
-    x, classes = pictures(3), np.array([0, 3, 2])
+    x, classes = images(3), np.array([0, 3, 2])
     exact, finite = (
         run(attach(source, weights=w).to_proto(), x=x, target_class=classes)["cam"] for w in ("gradient", "finite")
     )
@@ -167,6 +167,6 @@ def test_finite_differences_whatever_the_size_of_the_activations(tail, scale):
 
 def test_finite_differences_need_a_head_that_takes_any_batch():
     source = model(f"{FLAT} h = Tanh(f) y = MatMul(h, W)", inputs="float[2,3,8,8] x", outputs="float[2,4] y")
-    got = run(attach(source, weights="finite").to_proto(), x=pictures(2))
-    want = run(attach(source, weights="gradient").to_proto(), x=pictures(2))
+    got = run(attach(source, weights="finite").to_proto(), x=images(2))
+    want = run(attach(source, weights="gradient").to_proto(), x=images(2))
     np.testing.assert_allclose(got["cam"], want["cam"], atol=1e-3 * np.abs(want["cam"]).max())

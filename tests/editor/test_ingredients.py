@@ -1,11 +1,11 @@
-"""What methods ask for: the picture's cotangent, several layers, modifiers; on models whose numbers are known."""
+"""What methods ask for: the image's cotangent, several layers, modifiers; on models whose numbers are known."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, pictures, run
+from support.graphs import graph, images, run
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import TargetError, UnsupportedError
@@ -28,8 +28,8 @@ def slope(x: np.ndarray, direction: np.ndarray, index: int, step: float = 1e-3) 
     return float(up - down) / (2 * step)
 
 
-def test_the_gradient_of_the_picture_is_the_derivative():
-    x, direction = pictures(1, 3, 8, 8), pictures(1, 3, 8, 8, seed=5)
+def test_the_gradient_of_the_image_is_the_derivative():
+    x, direction = images(1, 3, 8, 8), images(1, 3, 8, 8, seed=5)
     results = explained(x, [2], method="gradient")
     assert results["attribution"].shape == x.shape
     assert np.vdot(results["attribution"], direction) == pytest.approx(slope(x, direction, 2), rel=2e-2)
@@ -37,7 +37,7 @@ def test_the_gradient_of_the_picture_is_the_derivative():
 
 
 def test_saliency_is_the_absolute_gradient_and_its_map_the_largest_channel():
-    x = pictures(2, 3, 8, 8)
+    x = images(2, 3, 8, 8)
     signed = explained(x, [1], method="gradient")["attribution"]
     results = explained(x, [1], method="saliency")
     np.testing.assert_array_equal(results["attribution"], np.abs(signed))
@@ -49,7 +49,7 @@ def test_saliency_is_the_absolute_gradient_and_its_map_the_largest_channel():
 
 def test_an_attribution_has_the_axes_of_the_input():
     source = graph(f"n = Transpose<perm=[0,3,1,2]>(x) {DEEP.replace('(x,', '(n,')}", inputs="float[N,8,8,3] x", **SIZES)
-    x = pictures(1, 3, 8, 8)
+    x = images(1, 3, 8, 8)
     expected = explained(x, [0], method="gradient")
     results = explained(x.transpose(0, 2, 3, 1), [0], method="gradient", source=source)
     np.testing.assert_allclose(results["attribution"], expected["attribution"].transpose(0, 2, 3, 1), rtol=1e-5)
@@ -57,7 +57,7 @@ def test_an_attribution_has_the_axes_of_the_input():
 
 
 def test_several_layers_are_averaged_and_scaled_again():
-    x = pictures(2, 3, 8, 8)
+    x = images(2, 3, 8, 8)
     single = [explained(x, [1], layer=name)["heatmap"] for name in ("a", "b")]
     results = explained(x, [1], layer=["a", "b"])
     mean = np.mean(single, axis=0)
@@ -70,7 +70,7 @@ def test_the_same_layer_twice_counts_once():
 
 
 def test_modifiers_change_the_gradient():
-    x = pictures(1, 3, 8, 8)
+    x = images(1, 3, 8, 8)
     plain, guided, deconvnet = (
         explained(x, [1], method="gradient", modifier=modifier)["attribution"]
         for modifier in (None, "guided", "deconvnet")
@@ -91,7 +91,7 @@ def test_refusals():
 
 
 def test_the_difference_of_two_classes_is_the_difference_of_their_maps():
-    x = pictures(2)
+    x = images(2)
     for weights in ("linear", "gradient"):
         one, other = (explained(x, [index], weights=weights)["cam"] for index in (1, 3))
         cam = explained(x, [1], against=3, weights=weights)["cam"]
@@ -99,7 +99,7 @@ def test_the_difference_of_two_classes_is_the_difference_of_their_maps():
 
 
 def test_the_runner_up_is_the_best_other_class():
-    x = pictures(3)
+    x = images(3)
     results = explained(x, [-1], against="runner-up")
     order = np.argsort(-results["y"], axis=1)
     np.testing.assert_array_equal(results["heatmap_class"], order[:, 0])

@@ -14,7 +14,7 @@ from onnx_gradcam.editor.presets import PRESETS
 from onnx_gradcam.errors import UnsupportedError
 
 LIBRARIES = ("pytorch-grad-cam", "captum", "tf-keras-vis", "xplique", "keras-vis", "keras-vis-0.4.1", "chollet-1e")
-"""Those whose heatmap is of the picture's size."""
+"""Those whose heatmap is of the image's size."""
 
 
 def scaled(values):
@@ -27,7 +27,7 @@ class TestHeatmaps:
         np.testing.assert_allclose(explained("default", case)["p"], ORACLE[f"{case}/scores"][0], rtol=1e-4)
 
     @pytest.mark.parametrize("preset", LIBRARIES)
-    def test_of_the_pictures_size(self, preset, case):
+    def test_of_the_images_size(self, preset, case):
         expected = ORACLE[f"{case}/heatmap/{preset}"]
         if preset in {"captum", "xplique"}:  # which leave the values as they are
             expected = scaled(expected)
@@ -52,7 +52,7 @@ class TestHeatmaps:
 
     @pytest.mark.parametrize("preset", ["chollet-2e", "keras-io", "torch-cam"])
     def test_of_the_layers_size(self, preset, case):
-        """The heatmap is the library's map, resized as it would be for a picture."""
+        """The heatmap is the library's map, resized as it would be for an image."""
         name = {"chollet-2e": "cells/chollet", "keras-io": "cells/keras-io"}.get(preset, f"heatmap/{preset}")
         expected = cv2.resize(ORACLE[f"{case}/{name}"], (WIDTH, HEIGHT))
         np.testing.assert_allclose(explained(preset, case)["heatmap"], expected, atol=1e-4)
@@ -120,7 +120,7 @@ class TestTraps:
 
     def test_a_spline_needs_fixed_sizes(self):
         free = network("height", "width")
-        with pytest.raises(UnsupportedError, match="a spline needs fixed sizes of layer and picture; export the model"):
+        with pytest.raises(UnsupportedError, match="a spline needs fixed sizes of layer and image; export the model"):
             attach(free, layer="a", preset="keras-vis")
 
 

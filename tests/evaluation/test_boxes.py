@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from onnx_gradcam.errors import ImageError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.evaluation.boxes import Thing, energy_inside, points_inside, read_boxes
 
 
@@ -16,7 +16,7 @@ def write(path, value):
     return path
 
 
-def test_a_list_for_each_picture(tmp_path):
+def test_a_list_for_each_image(tmp_path):
     path = write(
         tmp_path / "b.json",
         {
@@ -73,17 +73,17 @@ def test_a_folder_of_voc(tmp_path):
     ],
 )
 def test_other_files(tmp_path, text, sentence):
-    with pytest.raises(ImageError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         read_boxes(write(tmp_path / "b.json", text))
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(ImageError, match="No such file"):
+    with pytest.raises(InputError, match="No such file"):
         read_boxes(tmp_path / "none.json")
-    with pytest.raises(ImageError, match=r"holds no \.xml file"):
+    with pytest.raises(InputError, match=r"holds no \.xml file"):
         read_boxes(tmp_path)
     (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ImageError, match="it is no text"):
+    with pytest.raises(InputError, match="it is no text"):
         read_boxes(tmp_path / "b.json")
 
 
@@ -98,12 +98,12 @@ def test_files_that_cannot_be_read(tmp_path):
 )
 def test_other_annotations(tmp_path, text, sentence):
     write(tmp_path / "a.xml", text)
-    with pytest.raises(ImageError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         read_boxes(tmp_path)
 
 
 def test_pixels_of_boxes():
-    """The last row and column belong to a box; what lies outside of the picture is left out."""
+    """The last row and column belong to a box; what lies outside of the image is left out."""
     inside = Thing("x", [(1, 2, 3, 2), (-5, 4, 0, 99)], []).inside(6, 5)
     assert sorted(map(tuple, np.argwhere(inside).tolist())) == [(2, 1), (2, 2), (2, 3), (4, 0), (5, 0)]
 

@@ -1,4 +1,4 @@
-"""Several models on the same pictures."""
+"""Several models on the same images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_gradcam import Explainer, attach
-from onnx_gradcam.errors import ImageError, ModelError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.evaluation.comparison import METRICS, Compared, NativeMaps, compare_models, spreads
 
 PREPROCESS = {"scale": 1 / 255}
@@ -25,7 +25,7 @@ def classifier(order=(0, 1, 2), *, side: int = 16, ending: str = "", gain: float
     kernel[range(3), range(3)] = 1
     dense = (gain * np.eye(3, dtype=np.float32))[:, list(order)]
     nodes = [
-        helper.make_node("Conv", ["picture", "kernel", "bias"], ["maps"]),
+        helper.make_node("Conv", ["image", "kernel", "bias"], ["maps"]),
         helper.make_node("Relu", ["maps"], ["active"]),
         helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["flat"]),
@@ -36,7 +36,7 @@ def classifier(order=(0, 1, 2), *, side: int = 16, ending: str = "", gain: float
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["N", 3, side, side])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, side, side])],
         [helper.make_tensor_value_info("scores" if ending else "logits", TensorProto.FLOAT, ["N", len(order)])],
         [numpy_helper.from_array(v, k) for k, v in weights.items()],
     )
@@ -48,7 +48,7 @@ def explainer(*arguments, labels=None, preprocess=PREPROCESS, **options) -> Expl
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[str]:
+def images(tmp_path) -> list[str]:
     """Red at the upper left and less blue at the lower right; green in the middle; black."""
     squares = np.full((32, 48, 3), 40, np.uint8)
     squares[4:12, 4:12] = 255, 40, 40
@@ -62,8 +62,8 @@ def pictures(tmp_path) -> list[str]:
     return found
 
 
-def test_a_model_agrees_fully_with_itself(pictures):
-    results = list(compare_models({"a": explainer(), "b": explainer()}, pictures))
+def test_a_model_agrees_fully_with_itself(images):
+    results = list(compare_models({"a": explainer(), "b": explainer()}, images))
     assert [r.target.index for r in results[:2]] == [0, 1]
     for result in results:
         (agreement,) = result.agreements
@@ -73,11 +73,11 @@ def test_a_model_agrees_fully_with_itself(pictures):
     assert results[2].agreements[0].maps.blank == (True, True)
 
 
-def test_the_numbers_are_those_of_the_maps_on_the_picture(pictures):
-    """Two resolutions, one class, on pixels of the picture: by `heatmap_on_image`, from outside."""
+def test_the_numbers_are_those_of_the_maps_on_the_image(images):
+    """Two resolutions, one class, on pixels of the image: by `heatmap_on_image`, from outside."""
     small, large = explainer(), explainer(side=32)
-    (result,) = compare_models({"a": small, "b": large}, pictures[:1], target=2)
-    a, b = small(pictures[0], 2).heatmap_on_image(), large(pictures[0], 2).heatmap_on_image()
+    (result,) = compare_models({"a": small, "b": large}, images[:1], target=2)
+    a, b = small(images[0], 2).heatmap_on_image(), large(images[0], 2).heatmap_on_image()
     maps = result.agreements[0].maps
     assert maps.pearson == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-6)
     assert maps.difference == pytest.approx(np.abs(a - b).max(), abs=1e-6)
@@ -87,9 +87,9 @@ def test_the_numbers_are_those_of_the_maps_on_the_picture(pictures):
     assert 0 < maps.pearson < 1
 
 
-def test_all_models_explain_the_first_ones_class(pictures):
+def test_all_models_explain_the_first_ones_class(images):
     """The second's weights are swapped: it holds blue for the best, but explains what the first calls class 0."""
-    results = list(compare_models({"a": explainer(), "b": explainer((2, 1, 0)), "c": explainer()}, pictures[:1]))
+    results = list(compare_models({"a": explainer(), "b": explainer((2, 1, 0)), "c": explainer()}, images[:1]))
     second, third = results[0].agreements
     assert (second.side, third.side) == ("b", "c")
     assert second.same_top is False
@@ -99,9 +99,9 @@ def test_all_models_explain_the_first_ones_class(pictures):
     assert third.same_top is True
 
 
-def test_classes_of_the_same_name_are_compared(pictures):
+def test_classes_of_the_same_name_are_compared(images):
     other = explainer((2, 1, 0), labels=["Blue", "green", "red, crimson"])
-    (result,) = compare_models({"a": explainer(labels=NAMES), "b": other}, pictures[:1])
+    (result,) = compare_models({"a": explainer(labels=NAMES), "b": other}, images[:1])
     (agreement,) = result.agreements
     assert (agreement.target.index, agreement.target.label) == (2, "red, crimson")
     assert agreement.same_top is True
@@ -109,43 +109,43 @@ def test_classes_of_the_same_name_are_compared(pictures):
     assert agreement.divergence == pytest.approx(0, abs=1e-6)
 
 
-def test_models_of_different_classes_are_refused(pictures):
+def test_models_of_different_classes_are_refused(images):
     two = classifier((0, 1))
     with pytest.raises(TargetError, match="a has 3 classes and b has 2; give both their class names"):
-        list(compare_models({"a": explainer(), "b": Explainer(two, preprocess=PREPROCESS)}, pictures))
+        list(compare_models({"a": explainer(), "b": Explainer(two, preprocess=PREPROCESS)}, images))
     named = Explainer(two, preprocess=PREPROCESS, labels=["red", "green"])
     with pytest.raises(TargetError, match="'blue'"):
-        list(compare_models({"a": explainer(labels=NAMES), "b": named}, pictures))
+        list(compare_models({"a": explainer(labels=NAMES), "b": named}, images))
     other = explainer(labels=["red", "lime", "blue"])
     with pytest.raises(TargetError, match=r"a and b do not have the same classes .no class is called 'green'"):
-        list(compare_models({"a": explainer(labels=NAMES), "b": other}, pictures))
+        list(compare_models({"a": explainer(labels=NAMES), "b": other}, images))
 
 
-def test_a_part_of_the_classes_is_compared_by_name(pictures):
+def test_a_part_of_the_classes_is_compared_by_name(images):
     few = Explainer(classifier((1, 0)), preprocess=PREPROCESS, labels=["green", "red"])
-    (result,) = compare_models({"few": few, "all": explainer(labels=NAMES)}, pictures[:1])
+    (result,) = compare_models({"few": few, "all": explainer(labels=NAMES)}, images[:1])
     (agreement,) = result.agreements
     assert (result.target.label, agreement.target.label, agreement.target.index) == ("red", "red", 0)
     assert agreement.same_top is True
     # The other's probabilities of the classes that the first lacks are lost: -log of what remains.
-    e = np.exp(few(pictures[0]).scores.astype(np.float64))
-    whole = np.exp(explainer()(pictures[0]).scores.astype(np.float64))
+    e = np.exp(few(images[0]).scores.astype(np.float64))
+    whole = np.exp(explainer()(images[0]).scores.astype(np.float64))
     assert agreement.divergence == pytest.approx(math.log(whole.sum() / e.sum()), rel=1e-5)
 
 
-def test_scores_of_different_kinds_are_one_distribution(pictures):
+def test_scores_of_different_kinds_are_one_distribution(images):
     softmax, log = explainer(ending="Softmax"), explainer(ending="LogSoftmax")
-    (result,) = compare_models({"logits": explainer(), "softmax": softmax, "log": log}, pictures[:1])
+    (result,) = compare_models({"logits": explainer(), "softmax": softmax, "log": log}, images[:1])
     assert [a.divergence for a in result.agreements] == pytest.approx([0, 0], abs=1e-6)
     sharper = explainer(gain=16.0)
-    (result,) = compare_models({"logits": explainer(), "sharper": sharper}, pictures[:1])
-    p, q = (np.exp(e(pictures[0]).scores.astype(np.float64)) for e in (explainer(), sharper))
+    (result,) = compare_models({"logits": explainer(), "sharper": sharper}, images[:1])
+    p, q = (np.exp(e(images[0]).scores.astype(np.float64)) for e in (explainer(), sharper))
     p, q = p / p.sum(), q / q.sum()
     assert result.agreements[0].divergence == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
 
 
 def test_only_what_a_model_saw_is_compared(tmp_path):
-    """Both cut the same margins off a wide picture: those do not count as agreement."""
+    """Both cut the same margins off a wide image: those do not count as agreement."""
     pixels = np.full((32, 320, 3), 40, np.uint8)
     pixels[4:12, 148:156] = 255, 40, 40
     pixels[20:28, 164:172] = 40, 40, 255
@@ -174,8 +174,8 @@ def test_what_one_model_alone_saw_counts(tmp_path):
         assert result.agreements[0].maps.pearson == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-6)
 
 
-def test_large_pictures_are_compared_on_a_grid(tmp_path):
-    """A picture of 1200x1800 costs no more than one of 512, and the shift is in its own pixels."""
+def test_large_images_are_compared_on_a_grid(tmp_path):
+    """An image of 1200x1800 costs no more than one of 512, and the shift is in its own pixels."""
     pixels = np.full((1200, 1800, 3), 40, np.uint8)
     pixels[150:450, 150:450] = 255, 40, 40
     pixels[750:1050, 1350:1650] = 40, 40, 255
@@ -186,14 +186,14 @@ def test_large_pictures_are_compared_on_a_grid(tmp_path):
     assert result.agreements[0].maps.shift == pytest.approx(math.hypot(600, 1200), rel=0.1)
 
 
-def test_native_maps_are_one_more_side(pictures, tmp_path):
+def test_native_maps_are_one_more_side(images, tmp_path):
     model = explainer()
-    own = {name: model(name).cam for name in pictures}
+    own = {name: model(name).cam for name in images}
     np.savez(
         tmp_path / "maps.npz", **{name.rpartition("/")[2]: cam for name, cam in own.items() if "b.png" not in name}
     )
     natives = {"framework": NativeMaps(tmp_path / "maps.npz")}
-    first, second, third = compare_models({"a": model}, pictures, natives=natives)
+    first, second, third = compare_models({"a": model}, images, natives=natives)
     (agreement,) = first.agreements
     assert (agreement.side, agreement.same_top, agreement.divergence, agreement.target) == (
         "framework",
@@ -202,39 +202,39 @@ def test_native_maps_are_one_more_side(pictures, tmp_path):
         None,
     )
     assert agreement.maps.pearson == pytest.approx(1, abs=1e-6)
-    assert isinstance(second, ImageError)
+    assert isinstance(second, InputError)
     assert "no map" in str(second)
     assert third.agreements[0].maps.blank == (True, True)
     natives["framework"].close()
 
 
-def test_a_bad_picture_is_reported_and_the_others_go_on(pictures, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    found = list(compare_models({"a": explainer(), "b": explainer()}, [str(tmp_path / "bad.png"), *pictures]))
-    assert isinstance(found[0], ImageError)
+def test_a_bad_image_is_reported_and_the_others_go_on(images, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    found = list(compare_models({"a": explainer(), "b": explainer()}, [str(tmp_path / "bad.png"), *images]))
+    assert isinstance(found[0], InputError)
     assert all(isinstance(r, Compared) for r in found[1:])
 
 
-def test_an_error_names_the_model(pictures):
+def test_an_error_names_the_model(images):
     broken = onnx.load_from_string(classifier())
     broken.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.full((3, 3), np.nan, np.float32), "dense"))
     models = {"fine": explainer(), "broken": Explainer(broken, preprocess=PREPROCESS)}
     with pytest.raises(ModelError, match=r"^broken: the model gives NaN"):
-        list(compare_models(models, pictures))
+        list(compare_models(models, images))
     with pytest.raises(TargetError, match=r"^fine: class 7 is out of range"):
-        list(compare_models({"fine": explainer(), "b": explainer()}, pictures, target=7))
+        list(compare_models({"fine": explainer(), "b": explainer()}, images, target=7))
 
 
-def test_a_fixed_class_is_explained_by_the_first_model_alone(pictures):
+def test_a_fixed_class_is_explained_by_the_first_model_alone(images):
     fixed = attach(classifier(), class_input="none", target=2, preprocessing=PREPROCESS).to_proto().SerializeToString()
-    (result,) = compare_models({"fixed": Explainer(fixed), "b": explainer()}, pictures[:1])
+    (result,) = compare_models({"fixed": Explainer(fixed), "b": explainer()}, images[:1])
     assert result.target.index == result.agreements[0].target.index == 2
     with pytest.raises(TargetError, match="b: the class is fixed in this model"):
-        list(compare_models({"a": explainer(), "b": Explainer(fixed)}, pictures[:1]))
+        list(compare_models({"a": explainer(), "b": Explainer(fixed)}, images[:1]))
 
 
-def test_spreads_know_which_way_is_worse(pictures):
-    results = list(compare_models({"a": explainer(), "b": explainer(side=32)}, pictures))
+def test_spreads_know_which_way_is_worse(images):
+    results = list(compare_models({"a": explainer(), "b": explainer(side=32)}, images))
     agreements = [a for r in results for a in r.agreements]
     found = spreads(agreements)
     for name in METRICS:
@@ -245,7 +245,7 @@ def test_spreads_know_which_way_is_worse(pictures):
     assert spreads([])["pearson"] is None
 
 
-def test_pictures_are_held_one_at_a_time(tmp_path):
+def test_images_are_held_one_at_a_time(tmp_path):
     paths = []
     for i in range(4):
         paths.append(str(tmp_path / f"{i}.png"))

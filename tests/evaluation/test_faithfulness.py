@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from support.graphs import graph, run
 
-from onnx_gradcam.errors import ShapeError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.evaluation.faithfulness import METRICS, PERCENTILES, Trial, blurred, impute, measure
 
 ORACLE = dict(np.load(Path(__file__).parents[1] / "oracles" / "pytorch_grad_cam_metrics.npz"))
 
 
-def linear(weights, picture, **options):
+def linear(weights, image, **options):
     """A score that is the sum of the weighed values."""
 
-    def scores(pictures):
-        assert pictures.dtype == np.float32
-        assert len(pictures) <= options.get("batch_size", 8)
-        return (pictures * weights).sum((1, 2, 3))
+    def scores(images):
+        assert images.dtype == np.float32
+        assert len(images) <= options.get("batch_size", 8)
+        return (images * weights).sum((1, 2, 3))
 
-    return Trial(picture=picture, scores=scores, score=float((picture * weights).sum()), **options)
+    return Trial(image=image, scores=scores, score=float((image * weights).sum()), **options)
 
 
 def metric(name, trial, heatmap):
@@ -49,10 +49,10 @@ class TestDeletionAndInsertion:
     @pytest.mark.parametrize("steps", [1, 7, 40])
     def test_areas_by_hand(self, steps):
         rng = np.random.default_rng(1)
-        picture, weights = rng.standard_normal((2, 3, 6, 7)).astype(np.float32)
+        image, weights = rng.standard_normal((2, 3, 6, 7)).astype(np.float32)
         heatmap = distinct(6, 7)
         order = np.argsort(-heatmap.ravel())
-        for name, before, after in (("deletion", picture, 0 * picture), ("insertion", blurred(picture), picture)):
+        for name, before, after in (("deletion", image, 0 * image), ("insertion", blurred(image), image)):
             curve = []
             for step in range(steps + 1):
                 state = before.copy()
@@ -60,9 +60,9 @@ class TestDeletionAndInsertion:
                     state[:, pixel // 7, pixel % 7] = after[:, pixel // 7, pixel % 7]
                 curve.append((state * weights).sum())
             area = sum((a + b) / 2 for a, b in pairwise(curve)) / steps
-            assert metric(name, linear(weights, picture, steps=steps), heatmap) == pytest.approx(area, rel=1e-4)
+            assert metric(name, linear(weights, image, steps=steps), heatmap) == pytest.approx(area, rel=1e-4)
 
-    def test_equal_pixels_go_in_no_order_of_the_picture(self):
+    def test_equal_pixels_go_in_no_order_of_the_image(self):
         """All of the score lies in the upper half; in reading order the area would be a quarter."""
         weights = np.zeros((1, 32, 32))
         weights[:, :16] = 1 / 512
@@ -84,7 +84,7 @@ class TestDeletionAndInsertion:
         assert blurred(np.ones((1, 1, 2), np.float32)).shape == (1, 1, 2)
 
 
-class TestOfTheHeatmapTimesThePicture:
+class TestOfTheHeatmapTimesTheImage:
     def test_drop_and_increase(self):
         weights = np.array([[[1.0, 1.0, -1.0, 0.0]]])
         trial = linear(weights, np.array([[[3, 1, 2, 5]]], np.float32))  # score 2
@@ -127,10 +127,10 @@ class TestImputation:
 
     def test_what_is_there_stays_and_holes_are_means(self):
         rng = np.random.default_rng(0)
-        picture = rng.standard_normal((2, 9, 8)).astype(np.float32)
+        image = rng.standard_normal((2, 9, 8)).astype(np.float32)
         kept = rng.random((9, 8)) < 0.4
-        filled = impute(picture, kept)
-        np.testing.assert_array_equal(filled[:, kept], picture[:, kept])
+        filled = impute(image, kept)
+        np.testing.assert_array_equal(filled[:, kept], image[:, kept])
         weights = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
         for y, x in np.argwhere(~kept):
             total, present = np.zeros(2), 0.0
@@ -142,23 +142,23 @@ class TestImputation:
             np.testing.assert_allclose(filled[:, y, x], total / present, atol=1e-4)
 
     def test_one_pixel_left_fills_the_whole(self):
-        picture = np.random.default_rng(0).standard_normal((3, 6, 5)).astype(np.float32)
+        image = np.random.default_rng(0).standard_normal((3, 6, 5)).astype(np.float32)
         kept = np.zeros((6, 5), bool)
         kept[2, 3] = True
-        np.testing.assert_allclose(impute(picture, kept), np.broadcast_to(picture[:, 2:3, 3:4], (3, 6, 5)), atol=1e-3)
+        np.testing.assert_allclose(impute(image, kept), np.broadcast_to(image[:, 2:3, 3:4], (3, 6, 5)), atol=1e-3)
 
     def test_pixels_of_any_range(self):
         """Accuracy is relative: pixels up to 255 are not computed forever."""
-        picture = np.random.default_rng(0).standard_normal((3, 40, 30)).astype(np.float32)
+        image = np.random.default_rng(0).standard_normal((3, 40, 30)).astype(np.float32)
         kept = np.random.default_rng(1).random((40, 30)) < 0.2
-        np.testing.assert_allclose(impute(1000 * picture, kept), 1000 * impute(picture, kept), atol=0.5)
-        np.testing.assert_array_equal(impute(0 * picture, kept), 0 * picture)
+        np.testing.assert_allclose(impute(1000 * image, kept), 1000 * impute(image, kept), atol=0.5)
+        np.testing.assert_array_equal(impute(0 * image, kept), 0 * image)
 
     def test_a_guess_changes_nothing_but_the_work(self):
-        picture = np.random.default_rng(0).standard_normal((1, 20, 20)).astype(np.float32)
+        image = np.random.default_rng(0).standard_normal((1, 20, 20)).astype(np.float32)
         kept = np.random.default_rng(1).random((20, 20)) < 0.3
-        guess = np.full_like(picture, 7)
-        np.testing.assert_allclose(impute(picture, kept, guess), impute(picture, kept), atol=1e-3)
+        guess = np.full_like(image, 7)
+        np.testing.assert_allclose(impute(image, kept, guess), impute(image, kept), atol=1e-3)
 
     def test_pytorch_grad_cams(self):
         for x, heatmap, expected in zip(ORACLE["x"], ORACLE["heatmap"], ORACLE["imputed"], strict=True):
@@ -186,7 +186,7 @@ def test_pytorch_grad_cams_metrics(network, monkeypatch, row):
     monkeypatch.setattr("onnx_gradcam.evaluation.faithfulness._NOISE", 0)
     x, heatmap, c = ORACLE["x"][row], ORACLE["heatmap"][row], int(ORACLE["classes"][row])
     score = float(ORACLE["scores"][row, c])
-    trial = Trial(picture=x, scores=lambda pictures: run(network, x=pictures)["y"][:, c], score=score)
+    trial = Trial(image=x, scores=lambda images: run(network, x=images)["y"][:, c], score=score)
     found = measure(trial, heatmap, ["road", "average_drop", "increase"])
     assert found["road"] == pytest.approx(ORACLE["road"][row], abs=1e-4)
     assert found["average_drop"] * score == pytest.approx(ORACLE["drop"][row], abs=1e-5)
@@ -195,21 +195,21 @@ def test_pytorch_grad_cams_metrics(network, monkeypatch, row):
 
 def test_road_of_a_map_that_knows_where_the_score_is(network):
     """A bright square on a plane: without it, and it alone, is filled in from the plane."""
-    picture = np.zeros((1, 20, 20), np.float32)
-    picture[:, 5:10, 5:10] = 1
-    weights = picture / 25
-    trial = linear(weights, picture)
-    assert metric("road", trial, picture[0]) > 0.25
-    assert metric("road", trial, 1 - picture[0]) < -0.25
+    image = np.zeros((1, 20, 20), np.float32)
+    image[:, 5:10, 5:10] = 1
+    weights = image / 25
+    trial = linear(weights, image)
+    assert metric("road", trial, image[0]) > 0.25
+    assert metric("road", trial, 1 - image[0]) < -0.25
     assert abs(metric("road", trial, distinct(20, 20))) < 0.15
 
 
-def test_a_large_picture_is_never_held_many_times():
+def test_a_large_image_is_never_held_many_times():
     """No more than a batch is asked for at once, and everything is asked for."""
     asked = []
-    picture = np.random.default_rng(0).standard_normal((1, 30, 30)).astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((1, 30, 30)).astype(np.float32)
     trial = Trial(
-        picture=picture, scores=lambda p: asked.append(len(p)) or np.zeros(len(p)), score=1.0, steps=20, batch_size=4
+        image=image, scores=lambda p: asked.append(len(p)) or np.zeros(len(p)), score=1.0, steps=20, batch_size=4
     )
     measure(trial, distinct(30, 30).astype(np.float32), list(METRICS))
     assert max(asked) == 4
@@ -217,5 +217,5 @@ def test_a_large_picture_is_never_held_many_times():
 
 
 def test_a_heatmap_of_another_size_is_refused():
-    with pytest.raises(ShapeError, match=r"heatmap is \[3, 4\] and the model's input \[4, 4\]"):
+    with pytest.raises(InputError, match=r"heatmap is \[3, 4\] and the model's input \[4, 4\]"):
         measure(linear(1, np.zeros((1, 4, 4), np.float32)), np.zeros((3, 4)), ["road"])

@@ -61,15 +61,15 @@ def test_worst_first_with_all_numbers():
     assert "2 of 4" in text
 
 
-def test_pictures_lie_inside_and_say_what_they_show():
+def test_images_lie_inside_and_say_what_they_show():
     parsed = Page(page([result("photo.png", 4)]))
-    pictures = parsed.all("img")
-    assert [p["alt"] for p in pictures] == [
-        "The picture photo.png",
+    images = parsed.all("img")
+    assert [p["alt"] for p in images] == [
+        "The image photo.png",
         "Heatmap of a for tabby over photo.png: hottest 28% from the left and 54% from the top",
         "Heatmap of b for tabby over photo.png: hottest 53% from the left and 54% from the top",
     ]
-    for p in pictures:
+    for p in images:
         kind, data = p["src"].split(",", 1)
         assert kind == "data:image/jpeg;base64"
         decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
@@ -117,7 +117,7 @@ def test_tables_have_headers_and_scroll_by_keyboard():
 
 
 def test_a_page_is_bounded():
-    """Of many pictures the worst 24 are shown, all are in the table, and no pixels of others are kept."""
+    """Of many images the worst 24 are shown, all are in the table, and no pixels of others are kept."""
     shifts = np.random.default_rng(0).permutation(200) / 80
     report = Report({"a": {}, "b": {}}, "pearson")
     for i, shift in enumerate(shifts):
@@ -166,6 +166,6 @@ def test_paths_are_shown_less_their_folder():
 
 
 def test_a_page_without_any_result_says_so():
-    text = page([], failed=[("a.png", "'a.png' is no picture")])
-    assert "No picture could be compared." in text
-    assert "0 pictures compared, 1 left out." in "".join(Page(text).text)
+    text = page([], failed=[("a.png", "'a.png' is not an image")])
+    assert "No image could be compared." in text
+    assert "0 images compared, 1 left out." in "".join(Page(text).text)

@@ -12,7 +12,7 @@ from onnx import parser
 from onnx_gradcam.autodiff.registry import RULES, Rule, rules
 from onnx_gradcam.editor.plan import Options
 from onnx_gradcam.errors import UnsupportedError
-from onnx_gradcam.evaluation.verification import _random_picture, check_explanation
+from onnx_gradcam.evaluation.verification import _random_image, check_explanation
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 
@@ -57,8 +57,8 @@ def test_a_fixed_batch_is_judged_by_its_first_row(head, given):
     proto = model(head, 1 if head == "single" else 3)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 4
-    picture = RNG.standard_normal((1, 3, 6, 6)).astype(np.float32) if given else None
-    check = check_explanation(proto, picture, Options(target=1))
+    image = RNG.standard_normal((1, 3, 6, 6)).astype(np.float32) if given else None
+    check = check_explanation(proto, image, Options(target=1))
     assert check.relative < 1e-4, str(check)
     assert abs(check.analytic) > 1e-4
     assert len(check.gradient) == 4
@@ -79,12 +79,12 @@ def test_heads_in_half_precision(head):
 
 
 @pytest.mark.parametrize("name", ["float", "float16", "double", "bfloat16"])
-def test_random_pictures_of_every_float_type(name):
+def test_random_images_of_every_float_type(name):
     text = f'<ir_version: 8, opset_import: ["" : 18]> g ({name}[2,3,6,6] x) => ({name}[2,3,6,6] y) {{ y = Neg(x) }}'
     t = Builder(load(parser.parse_model(text)))
-    picture = _random_picture(t.find("x"), np.random.default_rng(0))
-    assert picture.dtype == t.find("x").dtype
-    assert 0.8 < picture.astype(np.float32).std() < 1.2
+    image = _random_image(t.find("x"), np.random.default_rng(0))
+    assert image.dtype == t.find("x").dtype
+    assert 0.8 < image.astype(np.float32).std() < 1.2
 
 
 def test_a_wrong_rule_is_found(monkeypatch):

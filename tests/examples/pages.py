@@ -2,7 +2,7 @@
 
     python tests/examples/pages.py
 
-writes the pictures that the pages show anew. A page is Markdown with four kinds of fenced blocks:
+writes the images that the pages show anew. A page is Markdown with four kinds of fenced blocks:
 
 - no language: commands, one a line;
 - `python`: run in one namespace a page; with `alone` behind it, in a Python that cannot import this package;
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "examples").glob("*.md"))
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PICTURE = re.compile(r"!\[[^\]]*\]\((\.\./images/[^)]+)\)")
+IMAGE = re.compile(r"!\[[^\]]*\]\((\.\./images/[^)]+)\)")
 CLONE = ("circle_and_star.png", "square_and_ring.png", "boxes.json", "shapes.txt", "shapes.json", "shapes.onnx")
 
 
@@ -55,8 +55,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def shown(page: Path) -> list[Path]:
-    """The stored pictures that a page shows."""
-    return [(page.parent / link).resolve() for link in PICTURE.findall(page.read_text(encoding="utf-8"))]
+    """The stored images that a page shows."""
+    return [(page.parent / link).resolve() for link in IMAGE.findall(page.read_text(encoding="utf-8"))]
 
 
 # ----- what the pages begin with -----------------------------------------------
@@ -156,14 +156,14 @@ def _alike(line: str, other: str) -> bool:
     return all(math.isclose(float(a), float(b), rel_tol=0.05, abs_tol=0.02) for a, b in pairs)
 
 
-def picture_gap(stored: Path, made: Path) -> float:
-    """Mean difference of two pictures' values, 0 to 255; infinite where their sizes differ."""
+def image_gap(stored: Path, made: Path) -> float:
+    """Mean difference of two images' values, 0 to 255; infinite where their sizes differ."""
     a, b = (cv2.imread(str(path)).astype(np.float64) for path in (stored, made))
     return float(np.abs(a - b).mean()) if a.shape == b.shape else math.inf
 
 
 def main() -> None:
-    """Run all pages and store their pictures."""
+    """Run all pages and store their images."""
     import os  # noqa: PLC0415 - here alone
     import tempfile  # noqa: PLC0415
 
@@ -172,9 +172,9 @@ def main() -> None:
             furnish(Path(folder))
             os.chdir(folder)
             run_page(page)
-            for picture in shown(page):
-                pixels = cv2.imread(str(Path(folder) / picture.name))
-                cv2.imwrite(str(picture), pixels, [cv2.IMWRITE_JPEG_QUALITY, 75])
+            for image in shown(page):
+                pixels = cv2.imread(str(Path(folder) / image.name))
+                cv2.imwrite(str(image), pixels, [cv2.IMWRITE_JPEG_QUALITY, 75])
         os.chdir(ROOT)
 
 

@@ -70,9 +70,9 @@ def dogs_and_cats(path: Path) -> None:
 
 
 def vgg16(path: Path) -> None:
-    """VGG16 on pictures of 192 x 192, its last maps 12 x 12."""
+    """VGG16 on images of 192 x 192, its last maps 12 x 12."""
     demo = Demo()
-    # The picture as the demo takes it, and its negative, as what ReLU leaves of either.
+    # The image as the demo takes it, and its negative, as what ReLU leaves of either.
     begin = np.zeros((3, 3, 3, 6))
     for channel in range(3):
         begin[1, 1, 2 - channel, [channel, channel + 3]] = np.array([1, -1]) / 63.75

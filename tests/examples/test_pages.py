@@ -1,4 +1,4 @@
-"""The pages of `docs/examples` do what they say: commands, code, output and pictures."""
+"""The pages of `docs/examples` do what they say: commands, code, output and images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def furnished(tmp_path, monkeypatch):
 def test_page(page, furnished):
     pages.run_page(page)
     for stored in pages.shown(page):
-        assert pages.picture_gap(stored, furnished / stored.name) < 5, f"run tests/examples/pages.py: {stored.name}"
+        assert pages.image_gap(stored, furnished / stored.name) < 5, f"run tests/examples/pages.py: {stored.name}"
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_the_full_network_goes_the_same_way(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pages.make_originals(pages.ROOT / "docs" / "examples" / f"{name}.md")
     (made,) = tmp_path.glob("*.keras")
-    picture = pages.ROOT / "models" / "circle_and_star.png"
+    image = pages.ROOT / "models" / "circle_and_star.png"
     for arguments in (
         ["export", "keras", made, "-o", "out.onnx", *(["--layer", "block5_conv3"] if name == "vgg16" else [])],
         ["inspect", "out.onnx"],
-        ["explain", "out.onnx", picture, "--target", "0", "--preprocess", "none", "-o", "out.png"],
+        ["explain", "out.onnx", image, "--target", "0", "--preprocess", "none", "-o", "out.png"],
     ):
         result = CliRunner().invoke(app, [str(a) for a in arguments])
         assert result.exit_code == 0, result.output

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support.graphs import graph, pictures, run
+from support.graphs import graph, images, run
 
 from onnx_gradcam import attach
-from onnx_gradcam.errors import PreprocessingError, TargetError
+from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.writer import Product
 from onnx_gradcam.graph.load import load
@@ -52,7 +52,7 @@ def test_the_layer_is_exposed_under_its_name_without_a_copy():
     assert node.op_type == "Relu"
     assert [n.op_type for n in proto.graph.node].count("Identity") == 0
     assert any("block1" in n.input for n in proto.graph.node), "the exposed tensor is the one that goes on"
-    x = pictures()
+    x = images()
     before, after = run(classifier(), x=x), run(proto, x=x)
     assert np.array_equal(before["y"], after["y"])
     rectified = run(classifier(outputs="float[N,4] y, float[N,5,8,8] t2"), x=x)["t2"]
@@ -182,7 +182,7 @@ def padded(mode: str = "", fill: str = "", **constants) -> onnx.ModelProto:
 @pytest.mark.parametrize("constants", [{}, {"fill": ", zero", "zero": np.float32(0)}], ids=["absent", "given"])
 def test_padding_before_a_pool_is_safe_from_the_optimiser(constants):
     model = padded(**constants)
-    x = np.abs(pictures(2, 3, 10, 10))
+    x = np.abs(images(2, 3, 10, 10))
     right = run(model, x=x, disabled=["Pad_Fusion"])["y"]
     proto = finish_export(product(model, {"a": "t1"})).to_proto()
     fill = next(n for n in proto.graph.node if n.op_type == "Pad").input[2]
@@ -219,7 +219,7 @@ def test_a_score_without_an_activation_is_a_logit():
 
 
 def test_class_names_have_to_fit():
-    with pytest.raises(PreprocessingError, match="there are 3 class names for 4 classes"):
+    with pytest.raises(InputError, match="there are 3 class names for 4 classes"):
         finish_export(product(), labels=["a", "b", "c"])
     made = finish_export(product(labels=["a", "b", "c"]))
     assert made.carried.labels is None
@@ -229,7 +229,7 @@ def test_class_names_have_to_fit():
 
 
 def test_preprocessing_that_makes_no_sense_is_refused():
-    with pytest.raises(PreprocessingError, match="Unknown key 'scael'"):
+    with pytest.raises(InputError, match="Unknown key 'scael'"):
         finish_export(product(), preprocessing={"scael": 1})
 
 
@@ -242,10 +242,10 @@ def test_facts_of_an_earlier_export_do_not_survive():
 
 def test_weights_too_many_for_one_file_go_beside_it(tmp_path, monkeypatch):
     made = finish_export(product(), "block1")
-    before = run(made.to_proto(), x=pictures())
+    before = run(made.to_proto(), x=images())
     monkeypatch.setattr("onnx_gradcam.graph.model._LARGEST_FILE", 500)
     made.save(tmp_path / "m.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
-    after = run(onnx.load(tmp_path / "m.onnx"), x=pictures())
+    after = run(onnx.load(tmp_path / "m.onnx"), x=images())
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert attach(tmp_path / "m.onnx").metadata.target_tensor == "block1"

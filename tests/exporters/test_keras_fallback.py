@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from support.fake_python import interpreter
-from support.graphs import graph, pictures, run
+from support.graphs import graph, images, run
 
 from onnx_gradcam import attach
 from onnx_gradcam.errors import ExportError, TargetError, UnsupportedError
@@ -66,7 +66,7 @@ CASES = [
 def test_values_are_those_of_keras(route, name, custom, trust, models):
     made = finish_export(read_keras_with(route, models / name, custom=custom, trust=trust))
     ref = dict(np.load(models / f"{name.split('.')[0]}.npz"))
-    pictures, scores = ref.pop("pictures"), ref.pop("scores")
+    images, scores = ref.pop("images"), ref.pop("scores")
     assert made.carried.parity.endswith("of Keras's values, relative, at batch 1 and 3")
     assert made.model.shapes[made.image] == ("batch", 32, 32, 3)
     layers = made.carried.layers
@@ -80,7 +80,7 @@ def test_values_are_those_of_keras(route, name, custom, trust, models):
     for tensor in {layers[layer].tensor for layer in wanted} - exposed:
         proto.graph.output.add().name = tensor
     for count in (1, 3):
-        results = run(proto, **{made.image: pictures[:count]})
+        results = run(proto, **{made.image: images[:count]})
         assert close(results[made.score], scores[:count]) <= 1e-5
         for layer, value in wanted.items():
             found = results[layers[layer].tensor]
@@ -143,7 +143,7 @@ def test_a_graph_that_computes_something_else_is_refused(wrong, tmp_path):
     onnx.save(model, tmp_path / "made.onnx")
     reference = {}
     for batch in (1, 3):
-        x = pictures(batch)
+        x = images(batch)
         values = {"": x, **run(model, x=x)}
         reference |= {f"{batch} {name}": value + 0.001 * (name == wrong != "") for name, value in values.items()}
     np.savez(tmp_path / "reference.npz", **reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, pictures, run
+from support.graphs import graph, images, run
 
 from onnx_gradcam import attach
 from onnx_gradcam.errors import ModelError, TargetError
@@ -39,7 +39,7 @@ def test_exported_twice_is_exported_once(path, tmp_path):
     first.save(tmp_path / "one.onnx")
     second = finish_export(read_onnx(tmp_path / "one.onnx"), "maps")
     assert second.carried == first.carried
-    x = pictures()
+    x = images()
     one, two = run(first.to_proto(), x=x), run(second.to_proto(), x=x)
     assert list(one) == list(two) == ["y", "maps"]
     assert all(np.array_equal(one[name], two[name]) for name in one)

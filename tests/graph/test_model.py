@@ -78,7 +78,7 @@ def test_a_folder(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"\0", b"this is a text file\n", b"<html>404</html>", b"\x89PNG\r\n\x1a\n" + bytes(64), os.urandom(200)],
-    ids=["empty", "zero", "text", "html", "picture", "noise"],
+    ids=["empty", "zero", "text", "html", "image", "noise"],
 )
 def test_a_file_that_is_no_model(tmp_path, content):
     path = tmp_path / "model.onnx"

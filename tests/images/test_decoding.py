@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from onnx_gradcam.errors import ImageError, PreprocessingError, ShapeError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.images import decoding as image_module
 from onnx_gradcam.images.decoding import Placement, prepare, read_image
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
@@ -43,10 +43,10 @@ class TestReadImage:
         file = tmp_path / "ö.png"
         file.write_bytes(data)
         for source in (file, str(file), data, RGB):
-            picture = read_image(source)
-            assert picture.dtype == np.uint8
-            assert picture.flags.c_contiguous
-            np.testing.assert_array_equal(picture, RGB)
+            image = read_image(source)
+            assert image.dtype == np.uint8
+            assert image.flags.c_contiguous
+            np.testing.assert_array_equal(image, RGB)
 
     @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm"])
     def test_lossless_formats(self, suffix):
@@ -55,12 +55,12 @@ class TestReadImage:
     @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
     def test_lossy_formats(self, suffix):
         smooth = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
-        picture = read_image(encode(bgr(smooth), suffix))
-        assert np.abs(picture.astype(int) - smooth).mean() < 4
+        image = read_image(encode(bgr(smooth), suffix))
+        assert np.abs(image.astype(int) - smooth).mean() < 4
 
     def test_grey_becomes_rgb(self):
-        picture = read_image(encode(RGB[:, :, 0]))
-        np.testing.assert_array_equal(picture, np.stack([RGB[:, :, 0]] * 3, axis=2))
+        image = read_image(encode(RGB[:, :, 0]))
+        np.testing.assert_array_equal(image, np.stack([RGB[:, :, 0]] * 3, axis=2))
 
     def test_transparency_is_dropped(self):
         transparent = np.dstack([bgr(RGB), np.full((2, 3), 7, np.uint8)])
@@ -88,9 +88,9 @@ class TestReadImage:
         stored = RGB.repeat(16, axis=0).repeat(16, axis=1)
         exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
         jpeg = encode(bgr(stored), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 98)
-        picture = read_image(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
-        assert picture.shape == turned(stored).shape
-        assert np.abs(picture.astype(int) - turned(stored)).max() < 12
+        image = read_image(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
+        assert image.shape == turned(stored).shape
+        assert np.abs(image.astype(int) - turned(stored)).max() < 12
 
     @pytest.mark.parametrize(
         ("array", "expected"),
@@ -115,33 +115,33 @@ class TestReadImage:
         ],
     )
     def test_arrays_of_another_kind_are_refused(self, array, said):
-        with pytest.raises(ImageError, match=said):
+        with pytest.raises(InputError, match=said):
             read_image(array)
 
 
-class TestBadPictures:
+class TestBadImages:
     @pytest.mark.parametrize(
         ("suffix", "kept", "said"),
         [
             (None, 0, "is empty"),
-            (None, -1, "is no picture that OpenCV can read"),
-            (".png", -20, "is a damaged picture, it is cut off"),
-            (".png", 11, "is a damaged picture, its header is damaged or cut off"),
-            (".jpg", -40, "is a damaged picture, it is cut off"),
-            (".jpg", 20, "is a damaged picture, it is cut off"),
-            (".tiff", -30, "is a damaged picture"),
-            (".webp", -9, "is a damaged picture"),
-            (".bmp", -9, "is a damaged picture"),
-            (".ppm", -9, "is a damaged picture"),
-            (".jp2", -9, "is a damaged picture"),
+            (None, -1, "is not an image that OpenCV can read"),
+            (".png", -20, "is a damaged image, it is cut off"),
+            (".png", 11, "is a damaged image, its header is damaged or cut off"),
+            (".jpg", -40, "is a damaged image, it is cut off"),
+            (".jpg", 20, "is a damaged image, it is cut off"),
+            (".tiff", -30, "is a damaged image"),
+            (".webp", -9, "is a damaged image"),
+            (".bmp", -9, "is a damaged image"),
+            (".ppm", -9, "is a damaged image"),
+            (".jp2", -9, "is a damaged image"),
         ],
     )
     def test_one_sentence_that_names_the_file_and_a_silent_terminal(self, tmp_path, capfd, suffix, kept, said):
         noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-        content = encode(noise, suffix) if suffix else b"this is a text, not a picture\n" * 40
+        content = encode(noise, suffix) if suffix else b"this is a text, not an image\n" * 40
         file = tmp_path / "bad.png"
         file.write_bytes(content[:kept])
-        with pytest.raises(ImageError) as caught:
+        with pytest.raises(InputError) as caught:
             read_image(file)
         assert said in str(caught.value)
         assert str(file) in str(caught.value)
@@ -149,11 +149,11 @@ class TestBadPictures:
         assert capfd.readouterr() == ("", "")
 
     def test_missing_file_folder_and_impossible_name(self, tmp_path):
-        with pytest.raises(ImageError, match=r"There is no picture '.*gone\.png'"):
+        with pytest.raises(InputError, match=r"There is not an image '.*gone\.png'"):
             read_image(tmp_path / "gone.png")
-        with pytest.raises(ImageError, match="is a folder"):
+        with pytest.raises(InputError, match="is a folder"):
             read_image(tmp_path)
-        with pytest.raises(ImageError, match="cannot be read"):
+        with pytest.raises(InputError, match="cannot be read"):
             read_image("a\0b.png")
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
@@ -170,7 +170,7 @@ class TestBadPictures:
         assert os.read(master, 1000) == b"afterwards"
         os.close(master)
 
-    def test_a_bad_profile_in_a_good_picture_is_not_reported(self, capfd):
+    def test_a_bad_profile_in_a_good_image_is_not_reported(self, capfd):
         content = b"x\0\0" + zlib.compress(b"junk" * 40)
         profile = struct.pack(">I", len(content)) + b"iCCP" + content + struct.pack(">I", zlib.crc32(b"iCCP" + content))
         data = encode(bgr(RGB))
@@ -185,7 +185,7 @@ class TestBadPictures:
 
         def read_many():
             for _ in range(50):
-                with pytest.raises(ImageError):
+                with pytest.raises(InputError):
                     read_image(broken)
 
         threads = [threading.Thread(target=read_many) for _ in range(4)]
@@ -203,7 +203,7 @@ class TestBadPictures:
         bomb += chunk(b"IDAT", zlib.compress(bytes(10_000_000))) + chunk(b"IEND", b"")
         monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
         tracemalloc.start()
-        with pytest.raises(ImageError, match=r"is 30000x30000 .* above the limit of 134217728 pixels"):
+        with pytest.raises(InputError, match=r"is 30000x30000 .* above the limit of 134217728 pixels"):
             read_image(bomb)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
         tracemalloc.stop()
@@ -211,17 +211,17 @@ class TestBadPictures:
     def test_the_limit_of_pixels_is_inclusive(self):
         data = encode(RGB)
         assert read_image(data, max_pixels=6).shape == (2, 3, 3)
-        with pytest.raises(ImageError, match="above the limit of 5 pixels"):
+        with pytest.raises(InputError, match="above the limit of 5 pixels"):
             read_image(data, max_pixels=5)
 
     def test_the_limit_of_bytes(self, monkeypatch, tmp_path):
         monkeypatch.setattr(image_module, "MAX_BYTES", 2**20)
         file = tmp_path / "large.bmp"
         file.write_bytes(bytes(2**20 + 1))
-        with pytest.raises(ImageError, match="larger than 1 MB"):
+        with pytest.raises(InputError, match="larger than 1 MB"):
             read_image(file)
 
-    def test_opencv_is_not_imported_before_a_picture_is_touched(self):
+    def test_opencv_is_not_imported_before_a_image_is_touched(self):
         code = "import sys, onnx_gradcam.images.decoding, onnx_gradcam.images.drawing; print('cv2' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
         assert done.stdout.strip() == b"False"
@@ -237,7 +237,7 @@ class TestBadPictures:
         (tmp_path / "cv2.py").write_text(f"raise {error}", encoding="utf-8")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "cv2")
-        with pytest.raises(ImageError, match=said):
+        with pytest.raises(InputError, match=said):
             read_image(encode(RGB))
 
 
@@ -302,7 +302,7 @@ class TestPrepare:
             assert got.dtype == np.float32
             np.testing.assert_allclose(got, values, rtol=2e-7, atol=2e-7, err_msg=name)
 
-    def test_a_smaller_picture_is_an_average_of_areas(self, photo):
+    def test_a_smaller_image_is_an_average_of_areas(self, photo):
         values, placement = prepare(photo, Preprocessing(size=(64, 32), layout="NHWC", dtype="uint8"))
         blocks = photo.reshape(64, 4, 32, 8, 3).mean(axis=(1, 3))
         assert np.abs(values - blocks).max() <= 0.5 + 1e-9
@@ -315,7 +315,7 @@ class TestPrepare:
         assert values.shape == (3, 6, 4)
         assert set(values.ravel().tolist()) == {100}
 
-    def test_a_larger_picture_is_bilinear_between_pixel_centres(self):
+    def test_a_larger_image_is_bilinear_between_pixel_centres(self):
         ramp = np.array([[[0] * 3, [100] * 3]], np.uint8)
         values, _ = prepare(ramp, Preprocessing(size=(1, 4)))
         assert values[0, 0].tolist() == [0, 25, 75, 100]
@@ -329,7 +329,7 @@ class TestPrepare:
         assert placement == Placement((36, 4, 92, 60), 64, 128)
 
     @pytest.mark.parametrize(
-        ("size", "picture", "box"),
+        ("size", "image", "box"),
         [
             # short = 256 for 224: half of 512, so 1 input pixel = 2 pixels; 32 input pixels are cut off the height.
             ((224, 224), (512, 1024), (288, 32, 736, 480)),
@@ -339,26 +339,26 @@ class TestPrepare:
             ((224, 448), (512, 512), (32, 144, 480, 368)),
         ],
     )
-    def test_short_crop_by_default_keeps_seven_eighths(self, size, picture, box):
-        _, placement = prepare(np.zeros((*picture, 3), np.uint8), Preprocessing(size=size, resize="short_crop"))
+    def test_short_crop_by_default_keeps_seven_eighths(self, size, image, box):
+        _, placement = prepare(np.zeros((*image, 3), np.uint8), Preprocessing(size=size, resize="short_crop"))
         assert placement.box == box
 
     def test_refusals(self):
-        with pytest.raises(ImageError, match=r'2x3 .* "none" wants exactly 4x6'):
+        with pytest.raises(InputError, match=r'2x3 .* "none" wants exactly 4x6'):
             prepare(RGB, Preprocessing(size=(4, 6), resize="none"))
-        with pytest.raises(ImageError, match=r"10x15 .* cannot give a crop of 10x20"):
+        with pytest.raises(InputError, match=r"10x15 .* cannot give a crop of 10x20"):
             prepare(RGB, Preprocessing(size=(10, 20), resize="short_crop", short=10))
-        with pytest.raises(ImageError, match=r"1x9000 .* too narrow .* 256x2304000"):
+        with pytest.raises(InputError, match=r"1x9000 .* too narrow .* 256x2304000"):
             prepare(np.zeros((1, 9000, 3), np.uint8), Preprocessing(size=(224, 224), resize="short_crop"))
-        with pytest.raises(PreprocessingError, match="needs the size of the crop"):
+        with pytest.raises(InputError, match="needs the size of the crop"):
             prepare(RGB, Preprocessing(resize="short_crop"))
-        with pytest.raises(ImageError, match=r"not float64 of shape \[2, 3, 3\]"):
+        with pytest.raises(InputError, match=r"not float64 of shape \[2, 3, 3\]"):
             prepare(RGB / 255, Preprocessing())
         assert prepare(RGB, Preprocessing(resize="none"))[0].shape == (3, 2, 3)
 
 
 class TestProject:
-    def test_whole_picture_is_cv2_bilinear(self):
+    def test_whole_image_is_cv2_bilinear(self):
         heatmap = np.random.default_rng(1).random((7, 5), dtype=np.float32)
         laid = Placement((0, 0, 40, 30), 30, 40).project(heatmap)
         assert laid.dtype == np.float32
@@ -374,30 +374,30 @@ class TestProject:
         laid = Placement((1.6, 0.4, 4.4, 2.6), 4, 6).project(np.ones((3, 3)))
         assert laid.tolist() == [[0, 0, 1, 1, 0, 0]] * 3 + [[0] * 6]
 
-    @pytest.mark.parametrize("picture", [(300, 500), (700, 260), (224, 224), (90, 100)])
+    @pytest.mark.parametrize("image", [(300, 500), (700, 260), (224, 224), (90, 100)])
     @pytest.mark.parametrize("description", [PRESETS["torchvision"], Preprocessing(size=(224, 200))])
-    def test_a_spot_that_the_model_sees_is_laid_back_where_it_is(self, picture, description):
-        height, width = picture
+    def test_a_spot_that_the_model_sees_is_laid_back_where_it_is(self, image, description):
+        height, width = image
         spot_y, spot_x = int(height * 0.4), int(width * 0.55)
-        image = np.zeros((height, width, 3), np.uint8)
-        image[spot_y - 3 : spot_y + 4, spot_x - 3 : spot_x + 4] = 255
-        values, placement = prepare(image, description.fitted())
+        laid = np.zeros((height, width, 3), np.uint8)
+        laid[spot_y - 3 : spot_y + 4, spot_x - 3 : spot_x + 4] = 255
+        values, placement = prepare(laid, description.fitted())
         seen = values[0] - values[0].min()
         laid = placement.project(seen)
-        assert laid.shape == picture
-        rows, columns = np.indices(picture)
+        assert laid.shape == image
+        rows, columns = np.indices(image)
         assert (laid * rows).sum() / laid.sum() == pytest.approx(spot_y, abs=0.1)
         assert (laid * columns).sum() / laid.sum() == pytest.approx(spot_x, abs=0.1)
 
     def test_what_is_no_heatmap(self):
         for wrong in (np.zeros((1, 2, 2)), np.zeros((0, 2))):
-            with pytest.raises(ShapeError, match="A heatmap is"):
+            with pytest.raises(InputError, match="A heatmap is"):
                 Placement((0, 0, 1, 1), 1, 1).project(wrong)
 
 
 @pytest.mark.real
 def test_scores_of_real_classifiers_are_reproduced(real_data):
-    """Every picture whose scores are known, to the four decimals they are stored with."""
+    """Every image whose scores are known, to the four decimals they are stored with."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     compared = 0

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from onnx_gradcam.errors import ImageError, ShapeError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.images import drawing as render
 from onnx_gradcam.images.decoding import read_image
 from onnx_gradcam.images.drawing import COLORMAPS, SUFFIXES, colorize, overlay, save_image, sheet
@@ -14,11 +14,11 @@ BLUE, RED = (0, 0, 128), (128, 0, 0)  # the two ends of jet
 PLAIN, COLD, HOT = (60, 76, 90), (30, 38, 109), (94, 38, 45)
 
 
-def gray_picture(height, width):
+def gray_image(height, width):
     return np.full((height, width, 3), 100, np.uint8)
 
 
-def plain_picture(height, width):
+def plain_image(height, width):
     return np.full((height, width, 3), PLAIN, np.uint8)
 
 
@@ -44,38 +44,38 @@ class TestColorize:
     def test_rounding_noise_is_clipped_anything_else_refused(self):
         assert tuple(colorize(np.array([[1 + 1e-6]]))[0, 0]) == RED
         for wrong in ([[-0.5, 0.2]], [[0.0, 3.5]], [[0.0, np.nan]]):
-            with pytest.raises(ImageError, match=r"bring it to \[0, 1\]"):
+            with pytest.raises(InputError, match=r"bring it to \[0, 1\]"):
                 colorize(np.array(wrong))
 
     def test_refusals(self):
-        with pytest.raises(ImageError, match="there is no colour map 'virids'; did you mean 'viridis'"):
+        with pytest.raises(InputError, match="there is no colour map 'virids'; did you mean 'viridis'"):
             colorize(np.zeros((2, 2)), "virids")
-        with pytest.raises(ShapeError, match=r"not of shape \[1, 2, 2\]"):
+        with pytest.raises(InputError, match=r"not of shape \[1, 2, 2\]"):
             colorize(np.zeros((1, 2, 2)))
 
 
 class TestOverlay:
     def test_blends_by_hand(self):
-        blended = overlay(gray_picture(1, 2), np.array([[0.0, 1.0]]))
+        blended = overlay(gray_image(1, 2), np.array([[0.0, 1.0]]))
         assert blended.tolist() == [[[50, 50, 114], [114, 50, 50]]]
-        blended = overlay(gray_picture(1, 2), np.array([[0.0, 1.0]]), opacity=0.25)
+        blended = overlay(gray_image(1, 2), np.array([[0.0, 1.0]]), opacity=0.25)
         assert blended.tolist() == [[[75, 75, 107], [107, 75, 75]]]
 
-    def test_where_the_model_did_not_look_the_picture_stays(self):
-        blended = overlay(gray_picture(1, 3), np.array([[0.0, np.nan, 1.0]]))
+    def test_where_the_model_did_not_look_the_image_stays(self):
+        blended = overlay(gray_image(1, 3), np.array([[0.0, np.nan, 1.0]]))
         assert blended.tolist() == [[[50, 50, 114], [100, 100, 100], [114, 50, 50]]]
 
     def test_the_two_ends_of_opacity(self):
-        picture, heatmap = gray_picture(3, 5), np.random.default_rng(0).random((3, 5))
-        np.testing.assert_array_equal(overlay(picture, heatmap, opacity=0), picture)
-        np.testing.assert_array_equal(overlay(picture, heatmap, opacity=1, colormap="bone"), colorize(heatmap, "bone"))
+        image, heatmap = gray_image(3, 5), np.random.default_rng(0).random((3, 5))
+        np.testing.assert_array_equal(overlay(image, heatmap, opacity=0), image)
+        np.testing.assert_array_equal(overlay(image, heatmap, opacity=1, colormap="bone"), colorize(heatmap, "bone"))
 
     def test_refusals(self):
-        with pytest.raises(ShapeError, match=r"heatmap is \[3, 4\] and the picture \[4, 3\]"):
-            overlay(gray_picture(4, 3), np.zeros((3, 4)))
-        with pytest.raises(ImageError, match=r"opacity is 1\.5"):
-            overlay(gray_picture(4, 3), np.zeros((4, 3)), opacity=1.5)
-        with pytest.raises(ImageError, match="not float64"):
+        with pytest.raises(InputError, match=r"heatmap is \[3, 4\] and the image \[4, 3\]"):
+            overlay(gray_image(4, 3), np.zeros((3, 4)))
+        with pytest.raises(InputError, match=r"opacity is 1\.5"):
+            overlay(gray_image(4, 3), np.zeros((4, 3)), opacity=1.5)
+        with pytest.raises(InputError, match="not float64"):
             overlay(np.zeros((4, 3, 3)), np.zeros((4, 3)))
 
 
@@ -87,7 +87,7 @@ def solid(drawn, colour):
 
 class TestSheet:
     def test_photo_first_then_one_panel_a_class_none_stretched(self):
-        drawn = sheet(plain_picture(300, 240), [("cold", np.zeros((300, 240))), ("hot", np.ones((300, 240)))])
+        drawn = sheet(plain_image(300, 240), [("cold", np.zeros((300, 240))), ("hot", np.ones((300, 240)))])
         boxes = [solid(drawn, colour) for colour in (PLAIN, COLD, HOT)]
         assert [box[2:] for box in boxes] == [(300, 240)] * 3
         tops, lefts = [box[0] for box in boxes], [box[1] for box in boxes]
@@ -96,7 +96,7 @@ class TestSheet:
         assert lefts[1] - lefts[0] == lefts[2] - lefts[1] > 240
 
     def test_colour_bar_has_hot_on_top(self):
-        drawn = sheet(gray_picture(300, 300), [("a", np.full((300, 300), 0.5))])
+        drawn = sheet(gray_image(300, 300), [("a", np.full((300, 300), 0.5))])
         top, bottom = solid(drawn, RED), solid(drawn, BLUE)
         assert top[0] < bottom[0]
         assert top[1] == bottom[1] > 600  # right of both panels
@@ -110,12 +110,12 @@ class TestSheet:
         monkeypatch.setattr(
             render, "_write", lambda c, text, at, s: written.append((text, at[1])) or write(c, text, at, s)
         )
-        sheet(gray_picture(300, 300), [])
+        sheet(gray_image(300, 300), [])
         (one, above), (zero, below) = written[1:]
         assert (one, zero) == ("1", "0")
         assert above < below
 
-    def test_a_small_picture_is_enlarged_by_a_whole_factor(self):
+    def test_a_small_image_is_enlarged_by_a_whole_factor(self):
         photo = np.random.default_rng(3).integers(0, 255, (32, 32, 3), dtype=np.uint8)
         drawn = sheet(photo, [("cat 0.83", np.zeros((32, 32)))])
         large = photo.repeat(7, axis=0).repeat(7, axis=1)
@@ -127,29 +127,29 @@ class TestSheet:
         ]
         assert len(found) == 1
 
-    def test_a_huge_picture_is_reduced(self):
-        drawn = sheet(plain_picture(1500, 3000), [])
+    def test_a_huge_image_is_reduced(self):
+        drawn = sheet(plain_image(1500, 3000), [])
         assert solid(drawn, PLAIN)[2:] == (500, 1000)
 
-    def test_very_wide_pictures_go_below_each_other(self):
-        drawn = sheet(plain_picture(100, 1000), [("hot", np.ones((100, 1000)))])
+    def test_very_wide_images_go_below_each_other(self):
+        drawn = sheet(plain_image(100, 1000), [("hot", np.ones((100, 1000)))])
         photo, hot = solid(drawn, PLAIN), solid(drawn, HOT)
         assert photo[1] == hot[1]
         assert hot[0] > photo[0] + 100
 
     def test_seven_classes_make_rows(self):
-        drawn = sheet(gray_picture(224, 224), [(str(n), np.zeros((224, 224))) for n in range(7)])
+        drawn = sheet(gray_image(224, 224), [(str(n), np.zeros((224, 224))) for n in range(7)])
         assert 2 * 224 < drawn.shape[0] < 2 * 300
         assert 4 * 224 < drawn.shape[1] < 5 * 224
 
-    @pytest.mark.parametrize("picture", [(1, 1), (1, 3000), (3000, 1), (5, 7)])
-    def test_odd_pictures(self, picture):
-        drawn = sheet(gray_picture(*picture), [("x 0.5", np.zeros(picture))], title="odd")
+    @pytest.mark.parametrize("image", [(1, 1), (1, 3000), (3000, 1), (5, 7)])
+    def test_odd_images(self, image):
+        drawn = sheet(gray_image(*image), [("x 0.5", np.zeros(image))], title="odd")
         assert max(drawn.shape) < 1300
 
     def test_rows_of_panels_have_the_photo_in_the_first(self):
         hot = [(str(n), np.ones((224, 224))) for n in range(4)]
-        drawn = sheet(plain_picture(224, 224), hot, row=2)
+        drawn = sheet(plain_image(224, 224), hot, row=2)
         assert solid(drawn, PLAIN)[2:] == (224, 224)
         _, left, height, width = solid(drawn, HOT)
         assert left > 224
@@ -161,19 +161,19 @@ class TestSheet:
     def test_ends_of_the_bar_and_none(self, monkeypatch):
         written = []
         monkeypatch.setattr(render, "_write", lambda *given: written.append(given[1]))
-        signed = sheet(gray_picture(300, 300), [], colormap="bwr", ends=("-1", "1"))
+        signed = sheet(gray_image(300, 300), [], colormap="bwr", ends=("-1", "1"))
         assert written[1:] == ["1", "-1"]
         top, bottom = solid(signed, (255, 0, 0)), solid(signed, (0, 0, 255))
         assert top[0] < bottom[0]
-        assert sheet(gray_picture(300, 300), [], ends=None).shape[1] < signed.shape[1]
+        assert sheet(gray_image(300, 300), [], ends=None).shape[1] < signed.shape[1]
 
     def test_a_heatmap_of_another_size_is_refused(self):
-        with pytest.raises(ShapeError, match=r"heatmap of 'tabby' is \[7, 7\] and the picture \[224, 224\]"):
-            sheet(gray_picture(224, 224), [("tabby", np.zeros((7, 7)))])
+        with pytest.raises(InputError, match=r"heatmap of 'tabby' is \[7, 7\] and the image \[224, 224\]"):
+            sheet(gray_image(224, 224), [("tabby", np.zeros((7, 7)))])
 
     def test_a_title_adds_a_line_of_ink(self):
-        plain = sheet(gray_picture(224, 224), [])
-        titled = sheet(gray_picture(224, 224), [], title="model")
+        plain = sheet(gray_image(224, 224), [])
+        titled = sheet(gray_image(224, 224), [], title="model")
         extra = titled.shape[0] - plain.shape[0]
         assert extra > 10
         assert titled.shape[1] == plain.shape[1]
@@ -216,39 +216,39 @@ class TestCaptions:
 class TestSaveImage:
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_reads_back(self, tmp_path, suffix):
-        picture = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
-        save_image(picture, tmp_path / f"out{suffix.upper()}")
+        image = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
+        save_image(image, tmp_path / f"out{suffix.upper()}")
         back = read_image(tmp_path / f"out{suffix.upper()}")
-        assert np.abs(back.astype(int) - picture).mean() < (4 if suffix in (".jpg", ".jpeg", ".webp") else 1e-9)
+        assert np.abs(back.astype(int) - image).mean() < (4 if suffix in (".jpg", ".jpeg", ".webp") else 1e-9)
 
     def test_transparency_is_kept_or_refused(self, tmp_path):
-        picture = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
-        save_image(picture, tmp_path / "a.png")
+        image = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+        save_image(image, tmp_path / "a.png")
         back = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
-        np.testing.assert_array_equal(back[:, :, [2, 1, 0, 3]], picture)
-        with pytest.raises(ImageError, match=r"\.jpg file holds no transparency: save it as one of \.png"):
-            save_image(picture, tmp_path / "a.jpg")
+        np.testing.assert_array_equal(back[:, :, [2, 1, 0, 3]], image)
+        with pytest.raises(InputError, match=r"\.jpg file holds no transparency: save it as one of \.png"):
+            save_image(image, tmp_path / "a.jpg")
         assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
     def test_replaces_and_leaves_nothing_else(self, tmp_path):
         file = tmp_path / "out.png"
         file.write_bytes(b"old")
-        save_image(gray_picture(2, 2), file)
+        save_image(gray_image(2, 2), file)
         assert read_image(file)[0, 0, 0] == 100
         assert list(tmp_path.iterdir()) == [file]
 
     def test_refusals_write_nothing(self, tmp_path, capfd):
-        with pytest.raises(ImageError, match=r"no known kind of picture; did you mean '\.png'"):
-            save_image(gray_picture(2, 2), tmp_path / "out.pgn")
-        with pytest.raises(ImageError, match=r"no known kind of picture; known: \.png"):
-            save_image(gray_picture(2, 2), tmp_path / "out")
-        with pytest.raises(ImageError, match="cannot be written: No such file"):
-            save_image(gray_picture(2, 2), tmp_path / "gone" / "out.png")
-        with pytest.raises(ImageError, match=r"1x20000 .* cannot be saved as \.webp"):
-            save_image(gray_picture(1, 20_000), tmp_path / "out.webp")
+        with pytest.raises(InputError, match=r"no known kind of image; did you mean '\.png'"):
+            save_image(gray_image(2, 2), tmp_path / "out.pgn")
+        with pytest.raises(InputError, match=r"no known kind of image; known: \.png"):
+            save_image(gray_image(2, 2), tmp_path / "out")
+        with pytest.raises(InputError, match="cannot be written: No such file"):
+            save_image(gray_image(2, 2), tmp_path / "gone" / "out.png")
+        with pytest.raises(InputError, match=r"1x20000 .* cannot be saved as \.webp"):
+            save_image(gray_image(1, 20_000), tmp_path / "out.webp")
         folder = tmp_path / "folder.png"
         folder.mkdir()
-        with pytest.raises(ImageError, match=r"folder\.png' cannot be written: Is a directory"):
-            save_image(gray_picture(2, 2), folder)
+        with pytest.raises(InputError, match=r"folder\.png' cannot be written: Is a directory"):
+            save_image(gray_image(2, 2), folder)
         assert list(tmp_path.iterdir()) == [folder]
         assert capfd.readouterr() == ("", "")

@@ -65,9 +65,9 @@ def test_size_of_hand_made_tiff(kind):
         (b"\xff\xd8\xff\xe1\0\x0a\xff\xc0\0\0\0\1\0\1\xff\xff\xc2\0\x0b\x08\0\x14\0\x1e", (20, 30)),
         # A Huffman table that looks like a frame comes first.
         (b"\xff\xd8\xff\xc4\0\x09\x08\0\1\0\1\0\0\xff\xc0\0\x0b\x08\0\x14\0\x1e", (20, 30)),
-        (b"a text about pictures", None),
-        (b"BMW builds cars, not pictures", None),
-        (b"P1 is no picture", "its header says no size"),
+        (b"a text about images", None),
+        (b"BMW builds cars, not images", None),
+        (b"P1 is not an image", "its header says no size"),
         (b"\xff\xd8\xff\xda\0\0", "its header says no size"),
         (b"\xff\xd8\xff\xe0\0", "it is cut off"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "it is cut off"),

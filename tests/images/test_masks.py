@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_gradcam.errors import ImageError, ShapeError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.images.drawing import colorize, overlay
 from onnx_gradcam.images.masks import STYLES, Look, hot_box, hot_region
@@ -48,7 +48,7 @@ class TestRegion:
             assert not hot_region(blank, top_percent=50).any()
 
     def test_no_map(self):
-        with pytest.raises(ShapeError, match="pass one sample's"):
+        with pytest.raises(InputError, match="pass one sample's"):
             hot_region(np.zeros((1, 4, 4)))
 
     def test_box_of_the_largest_part(self):
@@ -59,11 +59,11 @@ class TestRegion:
 
 class TestStyles:
     def test_mask_darkens_the_rest(self):
-        picture, heatmap = photo(), two_spots()
-        drawn = Look(style="mask", opacity=0.75).draw(picture, heatmap)
+        image, heatmap = photo(), two_spots()
+        drawn = Look(style="mask", opacity=0.75).draw(image, heatmap)
         hot = heatmap > 0.5
-        np.testing.assert_array_equal(drawn[hot], picture[hot])
-        np.testing.assert_allclose(drawn[~hot], picture[~hot] / 4, atol=0.51)
+        np.testing.assert_array_equal(drawn[hot], image[hot])
+        np.testing.assert_allclose(drawn[~hot], image[~hot] / 4, atol=0.51)
 
     def test_box_is_drawn_around_the_largest_part(self):
         drawn = Look(style="box").draw(photo(), two_spots())
@@ -73,9 +73,9 @@ class TestStyles:
         np.testing.assert_array_equal(drawn[14, 29], photo()[14, 29])
 
     def test_contour_follows_every_part(self):
-        picture, heatmap = photo(), two_spots()
-        drawn = Look(style="contour").draw(picture, heatmap)
-        changed = (drawn != picture).any(axis=2)
+        image, heatmap = photo(), two_spots()
+        drawn = Look(style="contour").draw(image, heatmap)
+        changed = (drawn != image).any(axis=2)
         assert changed[10:20, 20].all()
         assert changed[30:33, 5].all()
         assert not changed[14, 25:35].any()
@@ -89,11 +89,11 @@ class TestStyles:
         np.testing.assert_array_equal(drawn[0, :3, :3], colorize(heatmap[:, :3])[0])
 
     def test_signed_has_white_at_zero_over_grey(self):
-        picture = photo(1, 3)
-        drawn = Look(style="signed", opacity=1).draw(picture, np.array([[-1.0, 0.0, 1.0]]))
+        image = photo(1, 3)
+        drawn = Look(style="signed", opacity=1).draw(image, np.array([[-1.0, 0.0, 1.0]]))
         assert drawn[0].tolist() == [[0, 0, 255], [255, 255, 255], [255, 0, 0]]
-        plain = Look(style="signed", opacity=0).draw(picture, np.array([[-1.0, 0.0, NAN]])).astype(int)
-        grey = round(float(picture[0, 0] @ (0.299, 0.587, 0.114)))
+        plain = Look(style="signed", opacity=0).draw(image, np.array([[-1.0, 0.0, NAN]])).astype(int)
+        grey = round(float(image[0, 0] @ (0.299, 0.587, 0.114)))
         np.testing.assert_allclose(plain[0, 0], (0, 0, grey), atol=1)
         assert (np.ptp(plain[0, 1:], axis=1) == 0).all()
 
@@ -117,17 +117,17 @@ class TestStyles:
         ],
     )
     def test_refusals(self, look, sentence):
-        with pytest.raises(ImageError, match=sentence):
+        with pytest.raises(InputError, match=sentence):
             Look(**look)
 
 
 def explanation(cam=((1.0, -2.0), (0.0, 0.5)), classes=1):
     """A model that saw the middle 20 of 40 columns."""
-    picture = np.full((20, 40, 3), 90, np.uint8)
+    image = np.full((20, 40, 3), 90, np.uint8)
     cam = np.array(cam, np.float32)
     heatmap = np.array([[1, 0], [0, 0.5]], np.float32)
     maps = [ClassMap(Target(i, f"class {i}", 0.5), heatmap, cam) for i in range(classes)]
-    return Explanation(picture, Placement((10, 0, 30, 20), 20, 40), np.full(3, 0.5), None, maps)
+    return Explanation(image, Placement((10, 0, 30, 20), 20, 40), np.full(3, 0.5), None, maps)
 
 
 class TestExplanation:
@@ -172,5 +172,5 @@ class TestExplanation:
         # the photo and one panel a class in each row, against the photo and one panel
         assert several.shape[0] == one.shape[0]
         assert 1.4 < several.shape[1] / one.shape[1] < 1.5
-        with pytest.raises(ImageError, match="a sheet is not transparent"):
+        with pytest.raises(InputError, match="a sheet is not transparent"):
             explanation().sheet(style="alpha")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from onnx_gradcam.errors import PreprocessingError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
 
 IMAGENET = {
@@ -86,7 +86,7 @@ def test_one_number_is_the_mean_and_std_of_all_channels():
     ],
 )
 def test_what_makes_no_sense_is_refused(source, said):
-    with pytest.raises(PreprocessingError) as caught:
+    with pytest.raises(InputError) as caught:
         parse_preprocessing(source)
     assert said in str(caught.value)
 
@@ -95,10 +95,10 @@ def test_a_file_that_holds_no_object_is_refused(tmp_path):
     for content, said in ((b"[]", "not a list"), (b"\xff\xfe\x00", "no UTF-8 text"), (b"", "no valid JSON")):
         file = tmp_path / "prep.json"
         file.write_bytes(content)
-        with pytest.raises(PreprocessingError, match=said) as caught:
+        with pytest.raises(InputError, match=said) as caught:
             parse_preprocessing(file)
         assert "prep.json" in str(caught.value)
-    with pytest.raises(PreprocessingError, match="Is a directory"):
+    with pytest.raises(InputError, match="Is a directory"):
         parse_preprocessing(tmp_path)
 
 
@@ -118,17 +118,17 @@ class TestFitted:
         assert asked.fitted(height=None, width=120).size == (100, 120)
 
     def test_a_size_asked_for_against_a_fixed_one(self):
-        with pytest.raises(PreprocessingError, match=r"256x256 .* but the model's input is 224x224"):
+        with pytest.raises(InputError, match=r"256x256 .* but the model's input is 224x224"):
             Preprocessing(size=(256, 256)).fitted(height=224, width=224)
-        with pytest.raises(PreprocessingError, match=r"256x250 .* input is \?x224"):
+        with pytest.raises(InputError, match=r"256x250 .* input is \?x224"):
             Preprocessing(size=(256, 250)).fitted(height=None, width=224)
 
     def test_one_side_open_needs_a_size(self):
-        with pytest.raises(PreprocessingError, match=r"input is 224x\? .* one side open"):
+        with pytest.raises(InputError, match=r"input is 224x\? .* one side open"):
             PRESETS["torchvision"].fitted(height=224, width=None)
 
     def test_short_too_small_for_the_models_size(self):
-        with pytest.raises(PreprocessingError, match='"short" is 256 pixels, too small to cut 299x299'):
+        with pytest.raises(InputError, match='"short" is 256 pixels, too small to cut 299x299'):
             Preprocessing(resize="short_crop", short=256).fitted(height=299, width=299)
 
     def test_one_channel_makes_it_gray(self):
@@ -137,26 +137,26 @@ class TestFitted:
         assert Preprocessing(mean=(2.0, 2.0, 2.0)).fitted(channels=1).mean == (2.0,)
 
     def test_one_channel_against_a_mean_for_each_of_three(self):
-        with pytest.raises(PreprocessingError, match=r'1 channel, but "mean" has a value for each of 3 \(0.485'):
+        with pytest.raises(InputError, match=r'1 channel, but "mean" has a value for each of 3 \(0.485'):
             PRESETS["torchvision"].fitted(channels=1)
 
     @pytest.mark.parametrize(("color", "channels"), [("gray", 3), ("rgb", 4), ("bgr", 2)])
     def test_channels_that_the_color_does_not_give(self, color, channels):
-        with pytest.raises(PreprocessingError, match=f'{channels} channels, but "color": "{color}"'):
+        with pytest.raises(InputError, match=f'{channels} channels, but "color": "{color}"'):
             Preprocessing(color=color).fitted(channels=channels)
 
     def test_an_integer_input_takes_raw_pixels_only(self):
         assert PRESETS["none"].fitted(dtype="uint8").dtype == "uint8"
         assert Preprocessing(mean=(128.0,)).fitted(dtype="int8").dtype == "int8"
-        with pytest.raises(PreprocessingError, match=r"int8 \(-128 to 127\), but .* from 0 to 255"):
+        with pytest.raises(InputError, match=r"int8 \(-128 to 127\), but .* from 0 to 255"):
             PRESETS["none"].fitted(dtype="int8")
-        with pytest.raises(PreprocessingError, match=r"uint8 \(0 to 255\), but .* from -2.118 to 2.64"):
+        with pytest.raises(InputError, match=r"uint8 \(0 to 255\), but .* from -2.118 to 2.64"):
             PRESETS["torchvision"].fitted(dtype="uint8")
-        with pytest.raises(PreprocessingError, match="from 0 to 1"):  # would round to two levels
+        with pytest.raises(InputError, match="from 0 to 1"):  # would round to two levels
             Preprocessing(scale=1 / 255).fitted(dtype="uint8")
 
     def test_a_type_that_is_no_number(self):
-        with pytest.raises(PreprocessingError, match="of type string"):
+        with pytest.raises(InputError, match="of type string"):
             PRESETS["none"].fitted(dtype="string")
 
 
@@ -187,15 +187,15 @@ def test_labels_one_a_line(tmp_path):
 def test_what_is_no_label_file(tmp_path, content, said):
     file = tmp_path / "labels.txt"
     file.write_bytes(content)
-    with pytest.raises(PreprocessingError, match=said) as caught:
+    with pytest.raises(InputError, match=said) as caught:
         read_labels(file)
     assert "labels.txt" in str(caught.value)
 
 
 def test_no_label_file(tmp_path):
-    with pytest.raises(PreprocessingError, match="No such file"):
+    with pytest.raises(InputError, match="No such file"):
         read_labels(tmp_path / "none.txt")
-    with pytest.raises(PreprocessingError, match="null"):
+    with pytest.raises(InputError, match="null"):
         read_labels("a\0b")
 
 

@@ -14,11 +14,11 @@ from rectified import CLASSES, SEED, network, store
 
 SAMPLES, NOISE = 50, 0.15
 WINDOW, STEP = 7, 3
-"""Of an occlusion whose last windows reach beyond the picture."""
+"""Of an occlusion whose last windows reach beyond the image."""
 
 
 class Tunnel(attr.NoiseTunnel):
-    """With NumPy's random numbers, from the same seed for every picture."""
+    """With NumPy's random numbers, from the same seed for every image."""
 
     @staticmethod
     def _add_noise_to_input(input, stdev, nt_samples_partition):  # noqa: A002 - the library's own name

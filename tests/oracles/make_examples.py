@@ -1,10 +1,10 @@
 """Makes the thin stand-ins of `tests/examples`: InceptionV3 and ResNet50v2, with fewer channels.
 
-    python tests/oracles/make_examples.py pictures P.npz          with opencv
+    python tests/oracles/make_examples.py images P.npz          with opencv
     python tests/oracles/make_examples.py inceptionv3 P.npz       with keras 3.15 on torch
     python tests/oracles/make_examples.py resnet50_v2 P.npz       with mxnet 1.9.1, numpy 1.26
 
-Nothing comes from elsewhere: ResNet50v2 learns the shapes that `models/draw_shapes.py` draws, one in each picture, and
+Nothing comes from elsewhere: ResNet50v2 learns the shapes that `models/draw_shapes.py` draws, one in each image, and
 InceptionV3 is random. Names, order and kinds of the layers are those of the originals. To keep the files small,
 channels are a sixteenth, and weights are rounded to 63 levels a tensor.
 """
@@ -23,23 +23,23 @@ SIDE, COUNT, HELD_BACK, BATCH = 160, 6000, 400, 32
 LEVELS = 31
 
 
-def write_pictures(path):
-    """Six thousand pictures `[N, 160, 160, 3]` and the class of the one shape on each."""
+def write_images(path):
+    """Six thousand images `[N, 160, 160, 3]` and the class of the one shape on each."""
     sys.path.insert(0, str(ROOT / "models"))
     import draw_shapes  # noqa: PLC0415 - beside the models
 
-    drawn = draw_shapes.draw_pictures(5, COUNT, 1, 1, SIDE)
-    np.savez(path, pictures=[p.pixels for p in drawn], classes=[p.shapes[0].index for p in drawn])
+    drawn = draw_shapes.draw_images(5, COUNT, 1, 1, SIDE)
+    np.savez(path, images=[p.pixels for p in drawn], classes=[p.shapes[0].index for p in drawn])
 
 
 def batches(path, steps):
-    """Batches of training pictures, turned and mirrored at random."""
+    """Batches of training images, turned and mirrored at random."""
     with np.load(path) as stored:
-        pictures, classes = stored["pictures"][HELD_BACK:], stored["classes"][HELD_BACK:]
+        images, classes = stored["images"][HELD_BACK:], stored["classes"][HELD_BACK:]
     rng = np.random.default_rng(0)
     for _ in range(steps):
-        rows = rng.integers(len(pictures), size=BATCH)
-        batch = np.rot90(pictures[rows], rng.integers(4), (1, 2))
+        rows = rng.integers(len(images), size=BATCH)
+        batch = np.rot90(images[rows], rng.integers(4), (1, 2))
         yield (batch[:, :, ::-1] if rng.integers(2) else batch).astype(np.float32), classes[rows]
 
 
@@ -96,7 +96,7 @@ def random_keras(path):
     keras.utils.set_random_seed(0)
     model = inceptionv3(keras)
     with np.load(path) as stored:
-        x = stored["pictures"][:BATCH].astype(np.float32)
+        x = stored["images"][:BATCH].astype(np.float32)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):
             layer.set_weights([rounded(w) for w in layer.get_weights()])
@@ -145,7 +145,7 @@ def train_mxnet(path):
     for parameter in network.collect_params().values():
         parameter.set_data(mx.nd.array(rounded(parameter.data().asnumpy())))
     with np.load(path) as stored:
-        x, c = stored["pictures"][:HELD_BACK].astype(np.float32), stored["classes"][:HELD_BACK]
+        x, c = stored["images"][:HELD_BACK].astype(np.float32), stored["classes"][:HELD_BACK]
     found = network(mx.nd.array(gluon(x))).asnumpy().argmax(1)
     say("right:", (found == c).mean())
     network.export(str(OUT / "resnet50_v2"))
@@ -162,4 +162,4 @@ def gluon(x):
 
 if __name__ == "__main__":
     what, file = sys.argv[1:]
-    {"pictures": write_pictures, "resnet50_v2": train_mxnet, "inceptionv3": random_keras}[what](file)
+    {"images": write_images, "resnet50_v2": train_mxnet, "inceptionv3": random_keras}[what](file)

@@ -25,7 +25,7 @@ SEED = 20
 
 def convolutions(K, L):
     """Two-dimensional convolutions."""
-    x = K.Input((7, 8, 4), name="picture")
+    x = K.Input((7, 8, 4), name="image")
     return x, [
         L.Conv2D(6, 3, name="valid", activation="relu")(x),
         L.Conv2D(5, (3, 2), strides=2, padding="same", use_bias=False, name="same_stride")(x),
@@ -83,7 +83,7 @@ def other_ranks(K, L):
 
 def pools(K, L):
     """Pools, and layers that move places."""
-    x = K.Input((11, 9, 3), name="picture")
+    x = K.Input((11, 9, 3), name="image")
     return x, [
         L.MaxPooling2D(3, strides=2, padding="same", name="max_same")(x),
         L.MaxPooling2D((2, 3), name="max_valid")(x),
@@ -108,7 +108,7 @@ def pools(K, L):
 
 def activations(K, L):
     """Activation functions by name."""
-    x = K.Input((4, 3, 4), name="picture")
+    x = K.Input((4, 3, 4), name="image")
     names = ["relu", "elu", "selu", "sigmoid", "tanh", "softplus", "softsign", "exponential", "hard_sigmoid", "swish"]
     names += ["gelu", "softmax", "linear", "relu6", "leaky_relu", "mish"]
     if K.__name__ == "keras":
@@ -121,7 +121,7 @@ def activations(K, L):
 
 def normalisations(K, L):
     """Normalisation layers, and activation functions that are layers."""
-    x = K.Input((4, 5, 4), name="picture")
+    x = K.Input((4, 5, 4), name="image")
     threes = [L.GroupNormalization(2, name="group_norm"), L.GroupNormalization(-1, scale=False, name="instance_norm")]
     alpha = {"negative_slope": 0.4} if K.__name__ == "keras" else {"alpha": 0.4}
     return x, [
@@ -181,7 +181,7 @@ def structure(K, L):
     frozen.trainable = False
     outer_in = K.Input((6, 6, 4), name="outer_in")
     outer = K.Model(outer_in, L.ReLU(name="after")(block(frozen(outer_in))), name="outer")
-    x = K.Input((6, 6, 4), name="picture")
+    x = K.Input((6, 6, 4), name="image")
     y = outer(x)
     first, second = twins(y)
     again, _ = twins(first)
@@ -196,28 +196,28 @@ def wrapped(K, L):
     """A model whose outputs are two calls of another model."""
     inside = K.Input((5, 5, 3), name="inside")
     block = K.Model(inside, L.Conv2D(3, 3, padding="same", activation="tanh", name="conv")(inside), name="block")
-    x = K.Input((5, 5, 3), name="picture")
+    x = K.Input((5, 5, 3), name="image")
     once = block(x)
     return x, [once, block(once)]
 
 
 def uneven_pools(K, L):
     """Means over windows whose padding is uneven, which Keras on PyTorch computes otherwise than on TensorFlow."""
-    x = K.Input((6, 8, 3), name="picture")
+    x = K.Input((6, 8, 3), name="image")
     return x, [L.AveragePooling2D(3, strides=2, padding="same", name="average")(x)]
 
 
 def sequential(K, L):
     """A sequential model with a sequential model in it."""
     head = K.Sequential([L.Dense(6, activation="relu", name="hidden"), L.Dense(4, name="scores")], name="head")
-    layers = [K.Input((8, 8, 3), name="picture"), L.Conv2D(5, 3, strides=2, activation="relu", name="conv")]
+    layers = [K.Input((8, 8, 3), name="image"), L.Conv2D(5, 3, strides=2, activation="relu", name="conv")]
     layers += [L.MaxPooling2D(2, name="pool"), L.Flatten(name="flat"), head, L.Softmax(name="probabilities")]
     return K.Sequential(layers, name="sequential")
 
 
 def preparation(K, L):
-    """Layers and operations that prepare pictures."""
-    x = K.Input((8, 9, 3), name="picture")
+    """Layers and operations that prepare images."""
+    x = K.Input((8, 9, 3), name="image")
     mean, variance = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
     y = L.Rescaling(0.5, offset=-0.25, name="rescaled")(x)
     outputs = [
@@ -258,7 +258,7 @@ def preparation(K, L):
 def channels_first(K, L):
     """A model whose maps are `[N, C, H, W]` in Keras."""
     first = {"data_format": "channels_first"}
-    x = K.Input((3, 9, 8), name="picture")
+    x = K.Input((3, 9, 8), name="image")
     y = L.Conv2D(6, 3, padding="same", strides=2, activation="relu", **first, name="conv")(x)
     y = L.BatchNormalization(axis=1, name="norm")(y)
     z = L.SeparableConv2D(6, 3, padding="same", **first, name="separable")(y)
@@ -276,7 +276,7 @@ def channels_first(K, L):
 
 def mixed_precision(K, L):
     """A model of the policy `mixed_bfloat16`; what is stored is computed in float32."""
-    x = K.Input((8, 8, 3), name="picture")
+    x = K.Input((8, 8, 3), name="image")
     y = L.Conv2D(4, 3, activation="relu", name="conv", dtype="mixed_bfloat16")(x)
     y = L.BatchNormalization(name="norm", dtype="mixed_bfloat16")(y)
     y = L.GlobalAveragePooling2D(name="pool", dtype="mixed_bfloat16")(y)
@@ -285,7 +285,7 @@ def mixed_precision(K, L):
 
 def free_sizes(K, L):
     """A fully convolutional model of free height and width."""
-    x = K.Input((None, None, 3), name="picture")
+    x = K.Input((None, None, 3), name="image")
     y = L.Conv2D(4, 3, padding="same", strides=2, activation="relu", name="conv")(x)
     y = L.DepthwiseConv2D(3, padding="same", dilation_rate=2, name="depthwise")(y)
     y = L.GroupNormalization(2, name="group_norm")(L.MaxPooling2D(3, strides=2, padding="same", name="pool")(y))
@@ -298,7 +298,7 @@ def applications(K, L):
     modules = "keras.src.applications"
     scale = importlib.import_module(f"{modules}.convnext").LayerScale
     custom = importlib.import_module(f"{modules}.inception_resnet_v2").CustomScaleLayer
-    x = K.Input((4, 4, 3), name="picture")
+    x = K.Input((4, 4, 3), name="image")
     y = scale(0.5, 3, name="layer_scale")(L.Conv2D(3, 1, name="conv")(x))
     return x, [custom(0.3, name="custom_scale")([x, y])]
 
@@ -306,7 +306,7 @@ def applications(K, L):
 def tensorflow_functions(K, L):
     """Functions whose defaults are not those of Keras's operations of the same name."""
     tf = importlib.import_module("tensorflow")
-    x = K.Input((4, 3, 4), name="picture")
+    x = K.Input((4, 3, 4), name="image")
     y = L.Conv2D(5, 1, name="conv")(x)
     return x, [tf.nn.gelu(y), tf.nn.gelu(y, approximate=True)]
 

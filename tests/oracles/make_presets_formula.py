@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 import scipy
 from PIL import Image
-from preset_network import CASES, HEIGHT, WIDTH, pictures
+from preset_network import CASES, HEIGHT, WIDTH, images
 
 JET = mpl.colormaps["jet"]
 
@@ -45,9 +45,9 @@ def imresized(cells):
     return np.array(Image.fromarray(cells, mode="F").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
 
-def keras_vis_overlay(heatmap, picture):
+def keras_vis_overlay(heatmap, image):
     colours = np.uint8(JET(heatmap)[..., :3] * 255)
-    return (colours * 0.5 + picture * (1.0 - 0.5)).astype(np.uint8)
+    return (colours * 0.5 + image * (1.0 - 0.5)).astype(np.uint8)
 
 
 def chollet(maps, cotangent):
@@ -57,9 +57,9 @@ def chollet(maps, cotangent):
     return heatmap / np.max(heatmap)
 
 
-def chollet_first_overlay(cells, picture):
-    blue_first = picture[..., ::-1]
-    heatmap = np.uint8(255 * cv2.resize(cells, picture.shape[1::-1]))
+def chollet_first_overlay(cells, image):
+    blue_first = image[..., ::-1]
+    heatmap = np.uint8(255 * cv2.resize(cells, image.shape[1::-1]))
     both = cv2.applyColorMap(heatmap, cv2.COLORMAP_JET) * 0.4 + blue_first
     return cv2.imdecode(cv2.imencode(".png", both)[1], cv2.IMREAD_COLOR)[..., ::-1]
 
@@ -69,17 +69,17 @@ def main():
     facts = {}
     for case, (sample, _) in CASES.items():
         maps, output = (layer[f"{case}/{name}"][0] for name in ("A", "output"))
-        picture = pictures()[sample]
-        large = picture.repeat(3, axis=0).repeat(3, axis=1)
+        image = images()[sample]
+        large = image.repeat(3, axis=0).repeat(3, axis=1)
         found = {}
         for name, resize in (("keras-vis", zoomed), ("keras-vis-0.4.1", imresized)):
             found[f"cam/{name}"], heatmap = keras_vis(maps, output, resize)
             found[f"heatmap/{name}"] = heatmap
-            found[f"overlay/{name}"] = keras_vis_overlay(heatmap, picture)
+            found[f"overlay/{name}"] = keras_vis_overlay(heatmap, image)
         cells = chollet(maps, output)
         found["cells/chollet"] = cells
         found["heatmap/chollet-1e"] = cv2.resize(cells, (WIDTH, HEIGHT))
-        found["overlay/chollet-1e"] = chollet_first_overlay(cells, picture)
+        found["overlay/chollet-1e"] = chollet_first_overlay(cells, image)
         found["overlay/chollet-1e/large"] = chollet_first_overlay(cells, large)
         facts |= {f"{case}/{name}": value for name, value in found.items()}
     versions = {"scipy": scipy.__version__, "pillow": PIL.__version__, "opencv": cv2.__version__}

@@ -1,8 +1,8 @@
-"""Writes `presets_mxnet.npz`: what MXNet's Grad-CAM tutorial computes, on the left of the pictures.
+"""Writes `presets_mxnet.npz`: what MXNet's Grad-CAM tutorial computes, on the left of the images.
 
 Needs mxnet 1.9.1 and OpenCV: `python tests/oracles/make_presets_mxnet.py`. The tutorial is no package, so its steps
 (docs/tutorial_utils/vision/cnn_visualization/gradcam.py: get_cam, visualize, get_img_heatmap) are done here in its own
-words. It mixes up height and width, so pictures are square.
+words. It mixes up height and width, so images are square.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ np.bool = bool  # the name that mxnet uses was taken out of NumPy 1.24
 
 import mxnet as mx  # noqa: E402
 from mxnet import autograd, nd  # noqa: E402
-from preset_network import CASES, HEIGHT, inputs, pictures, weights  # noqa: E402
+from preset_network import CASES, HEIGHT, images, inputs, weights  # noqa: E402
 
 
 def behind(maps, numbers):
@@ -31,7 +31,7 @@ def main():
     numbers = {name: nd.array(value) for name, value in weights().items()}
     facts = {}
     for case, (sample, index) in CASES.items():
-        x, picture = inputs()[sample : sample + 1, ..., :HEIGHT], pictures()[sample][:, :HEIGHT]
+        x, image = inputs()[sample : sample + 1, ..., :HEIGHT], images()[sample][:, :HEIGHT]
         first = nd.Convolution(
             nd.array(x), numbers["first"], numbers["first_bias"], kernel=(3, 3), stride=(2, 2), num_filter=8
         )
@@ -49,7 +49,7 @@ def main():
         cam = np.uint8((cam - np.min(cam)) / (np.max(cam) - np.min(cam)) * 255)
         cam = cv2.resize(cam, (HEIGHT, HEIGHT))
         heat = cv2.cvtColor(cv2.applyColorMap(cam, cv2.COLORMAP_COOL), cv2.COLOR_BGR2RGB)
-        both = np.float32(heat) + np.float32(picture)
+        both = np.float32(heat) + np.float32(image)
         both = both / np.max(both) * 255
         found = {"cam": raw, "heatmap": cam, "overlay": both.astype(int).astype(np.uint8)}
         facts.update({f"{case}/{name}": value for name, value in found.items()})

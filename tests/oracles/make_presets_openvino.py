@@ -2,7 +2,7 @@
 
 Needs openvino 2024.6 and openvino-xai 1.1.0 with OpenCV: `python tests/oracles/make_presets_openvino.py`. What is kept
 for each case: `saliency`, the output of the model, at the layer's size; `heatmap`, and `overlay`, which is drawn on a
-picture of three times the size too.
+image of three times the size too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from openvino_xai.common.parameters import Task
 from openvino_xai.explainer.explanation import Explanation
 from openvino_xai.explainer.visualizer import Visualizer
 from openvino_xai.methods.white_box.recipro_cam import ReciproCAM
-from preset_network import CASES, HEIGHT, WIDTH, inputs, pictures, weights
+from preset_network import CASES, HEIGHT, WIDTH, images, inputs, weights
 
 
 def network():
@@ -42,7 +42,7 @@ def network():
 def main():
     facts = {}
     for case, (sample, index) in CASES.items():
-        picture, x = pictures()[sample], inputs()[sample : sample + 1]
+        image, x = images()[sample], inputs()[sample : sample + 1]
         method = ReciproCAM(network(), target_layer="second", prepare_model=False)
         # A processor may compute in bfloat16 by default, in which most places have the same score.
         model = ov.Core().compile_model(
@@ -50,8 +50,8 @@ def main():
         )
         saliency = model(x)["saliency_map"]
         found = {"saliency": saliency[0, index]}
-        large = picture.repeat(3, axis=0).repeat(3, axis=1)
-        drawings = {"heatmap": (picture, False), "overlay": (picture, True), "overlay/large": (large, True)}
+        large = image.repeat(3, axis=0).repeat(3, axis=1)
+        drawings = {"heatmap": (image, False), "overlay": (image, True), "overlay/large": (large, True)}
         for name, (shown, overlay) in drawings.items():
             explanation = Explanation(saliency, [index], Task.CLASSIFICATION)
             drawn = Visualizer()(explanation, shown, overlay=overlay, colormap=False, overlay_prediction=False)

@@ -22,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
 from matplotlib import pyplot as plt
-from preset_network import CASES, HEIGHT, WIDTH, inputs, pictures, weights
+from preset_network import CASES, HEIGHT, WIDTH, images, inputs, weights
 from tf_explain.core.grad_cam import GradCAM as TfExplain
 from tf_keras_vis.gradcam import Gradcam
 from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
@@ -52,7 +52,7 @@ def network():
 
 
 def drawn(draw):
-    """What `draw` puts on axes that have a pixel for each of the picture: `uint8 [H, W, 3]`."""
+    """What `draw` puts on axes that have a pixel for each of the image: `uint8 [H, W, 3]`."""
     figure = plt.figure(figsize=(WIDTH / 10, HEIGHT / 10), dpi=10)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -63,21 +63,21 @@ def drawn(draw):
     return pixels
 
 
-def on_picture(heatmap, picture):
+def on_image(heatmap, image):
     """As the examples of tf-keras-vis draw it."""
 
     def draw(axes):
-        axes.imshow(picture)
+        axes.imshow(image)
         axes.imshow(np.uint8(mpl.colormaps["jet"](heatmap)[..., :3] * 255), cmap="jet", alpha=0.5)
 
     return drawn(draw)
 
 
-def superimposed(cells, picture):
+def superimposed(cells, image):
     """The page of keras.io, from the map of the layer at its own size."""
     colours = mpl.colormaps["jet"](np.arange(256))[:, :3][np.uint8(255 * cells)]
-    drawing = keras.utils.array_to_img(colours).resize(picture.shape[1::-1])
-    both = keras.utils.img_to_array(drawing) * 0.4 + keras.utils.img_to_array(picture)
+    drawing = keras.utils.array_to_img(colours).resize(image.shape[1::-1])
+    both = keras.utils.img_to_array(drawing) * 0.4 + keras.utils.img_to_array(image)
     return np.asarray(keras.utils.array_to_img(both))
 
 
@@ -88,7 +88,7 @@ def main():
     linear.layers[-1].activation = keras.activations.linear
     facts = {}
     for case, (sample, index) in CASES.items():
-        x, picture = inputs()[sample : sample + 1].transpose(0, 2, 3, 1), pictures()[sample]
+        x, image = inputs()[sample : sample + 1].transpose(0, 2, 3, 1), images()[sample]
         found = {"scores": model(x).numpy()}
         score, layer = CategoricalScore([index]), "second"
         # Its search for a convolution knows the classes of Keras 3 alone.
@@ -98,11 +98,11 @@ def main():
             found[f"heatmap/{name}"] = kind(model)(score, x, **where)[0]
             found[f"heatmap/{name}/logit"] = kind(model, ReplaceToLinear(), clone=True)(score, x, **where)[0]
             found[f"cells/{name}"] = kind(model)(score, x, **bare)[0]
-        found["overlay/tf-keras-vis"] = on_picture(found["heatmap/tf-keras-vis"], picture)
+        found["overlay/tf-keras-vis"] = on_image(found["heatmap/tf-keras-vis"], image)
 
         maps, cotangent = TfExplain.get_gradients_and_filters(model, x, layer, index, True)
         found["cam/tf-explain"] = TfExplain.generate_ponderated_output(maps, cotangent)[0]
-        unscaled = (picture[None].astype(np.float32) / 127.5 - 1).astype(np.float32)
+        unscaled = (image[None].astype(np.float32) / 127.5 - 1).astype(np.float32)
         found["overlay/tf-explain"] = TfExplain().explain((unscaled, None), model, index, layer)
 
         explanation = Xplique(linear, conv_layer=layer).explain(x, np.eye(5, dtype=np.float32)[[index]])
@@ -117,8 +117,8 @@ def main():
         cells = tf.squeeze(maps[0] @ tf.reduce_mean(tape.gradient(value, maps), axis=(0, 1, 2))[..., tf.newaxis])
         cells = (tf.maximum(cells, 0) / tf.math.reduce_max(cells)).numpy()
         found["cells/keras-io"] = cells
-        found["overlay/keras-io"] = superimposed(cells, picture)
-        found["overlay/keras-io/large"] = superimposed(cells, picture.repeat(3, axis=0).repeat(3, axis=1))
+        found["overlay/keras-io"] = superimposed(cells, image)
+        found["overlay/keras-io/large"] = superimposed(cells, image.repeat(3, axis=0).repeat(3, axis=1))
         facts |= {f"{case}/{name}": np.asarray(value) for name, value in found.items()}
     versions = {"tensorflow": tf.__version__, "tf-keras-vis": "0.8.7", "tf-explain": "0.3.1", "xplique": "2.0.2"}
     versions |= {"matplotlib": mpl.__version__, "network": "preset_network.py"}

@@ -7,7 +7,7 @@ Needs torch 2.13, grad-cam 1.5.7, torchcam 0.5.0, captum 0.9.0, Pillow and matpl
 | --- | --- |
 | `A`, `logit`, `output` | the maps of the layer, and the cotangents of logit and probability |
 | `heatmap/LIBRARY` | `[H, W]` for pytorch-grad-cam and captum, at the layer's size for torch-cam |
-| `overlay/LIBRARY` | `uint8 [H, W, 3]`, the library's own; torch-cam also draws on a picture of three times the size |
+| `overlay/LIBRARY` | `uint8 [H, W, 3]`, the library's own; torch-cam also draws on an image of three times the size |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from captum.attr import visualization as captum_visualization
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from preset_network import CASES, HEIGHT, WIDTH, inputs, pictures, weights
+from preset_network import CASES, HEIGHT, WIDTH, images, inputs, weights
 from torch import nn
 from torchcam.methods import GradCAM as TorchCam
 from torchcam.utils import overlay_mask
@@ -58,7 +58,7 @@ class Network(nn.Module):
 
 
 def drawn(draw):
-    """What `draw(axes)` puts on axes that have a pixel for each of the picture: `uint8 [H, W, 3]`."""
+    """What `draw(axes)` puts on axes that have a pixel for each of the image: `uint8 [H, W, 3]`."""
     figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10), dpi=10)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -69,10 +69,10 @@ def drawn(draw):
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def blended(attribution, picture):
+def blended(attribution, image):
     def draw(figure, axes):
         captum_visualization.visualize_image_attr(
-            attribution[..., None], picture, "blended_heat_map", "all", plt_fig_axis=(figure, axes), use_pyplot=False
+            attribution[..., None], image, "blended_heat_map", "all", plt_fig_axis=(figure, axes), use_pyplot=False
         )
 
     return drawn(draw)
@@ -82,7 +82,7 @@ def main():
     network = Network().eval()
     facts = {}
     for case, (sample, index) in CASES.items():
-        x, picture = torch.from_numpy(inputs()[sample : sample + 1]), pictures()[sample]
+        x, image = torch.from_numpy(inputs()[sample : sample + 1]), images()[sample]
         found = {}
         maps = network.second(torch.relu(network.first(x))).detach().requires_grad_()
         logits = network.behind(maps)
@@ -95,14 +95,14 @@ def main():
         found["heatmap/pytorch-grad-cam/both"] = GradCAM(network, [network.first, network.second])(
             x, [ClassifierOutputTarget(index)]
         )[0]
-        found["overlay/pytorch-grad-cam"] = show_cam_on_image(np.float32(picture) / 255, mask, use_rgb=True)
+        found["overlay/pytorch-grad-cam"] = show_cam_on_image(np.float32(image) / 255, mask, use_rgb=True)
 
         with TorchCam(network, "second", input_shape=(3, HEIGHT, WIDTH)) as extractor:
             (cam,) = extractor(index, network(x))
             found["heatmap/torch-cam"] = cam[0]
         mask = to_pil_image(cam, mode="F")
-        found["overlay/torch-cam"] = np.asarray(overlay_mask(Image.fromarray(picture), mask))
-        large = Image.fromarray(picture.repeat(3, axis=0).repeat(3, axis=1))
+        found["overlay/torch-cam"] = np.asarray(overlay_mask(Image.fromarray(image), mask))
+        large = Image.fromarray(image.repeat(3, axis=0).repeat(3, axis=1))
         found["overlay/torch-cam/large"] = np.asarray(overlay_mask(large, mask))
         with TorchCam(network, ["first", "second"], input_shape=(3, HEIGHT, WIDTH)) as extractor:
             found["heatmap/torch-cam/both"] = extractor.fuse_cams(extractor(index, network(x)), (HEIGHT, WIDTH))[0]
@@ -111,7 +111,7 @@ def main():
         found["raw/captum"] = attribution.detach()[0, 0]
         attribution = LayerAttribution.interpolate(attribution, (HEIGHT, WIDTH)).detach()[0, 0].numpy()
         found["heatmap/captum"] = attribution
-        found["overlay/captum"] = blended(attribution, picture)
+        found["overlay/captum"] = blended(attribution, image)
         facts |= {f"{case}/{name}": np.asarray(value) for name, value in found.items()}
     versions = {"torch": torch.__version__, "grad-cam": "1.5.7", "torchcam": "0.5.0", "captum": "0.9.0"}
     versions |= {"matplotlib": mpl.__version__, "network": "preset_network.py"}

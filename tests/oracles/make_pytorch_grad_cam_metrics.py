@@ -1,4 +1,4 @@
-"""Make pytorch_grad_cam_metrics.npz: what pytorch-grad-cam's metrics say of two pictures and two heatmaps.
+"""Make pytorch_grad_cam_metrics.npz: what pytorch-grad-cam's metrics say of two images and two heatmaps.
 
 Run by hand, with torch and grad-cam installed::
 

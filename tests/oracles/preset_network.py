@@ -1,4 +1,4 @@
-"""The network and the pictures that other libraries were run on; the same numbers wherever they are made.
+"""The network and the images that other libraries were run on; the same numbers wherever they are made.
 
 Three convolutions, so that the maps behind the second one are of mixed sign and cotangents differ from place to place.
 The third has no negative weight, and the last class less of everything than any other one: its cotangents are negative
@@ -31,19 +31,19 @@ def weights() -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in {**found, "last": last, **halves}.items()}
 
 
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     """`uint8 [2, HEIGHT, WIDTH, 3]`: blobs of colour."""
     random = np.random.RandomState(5)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     found = np.full((2, HEIGHT, WIDTH, 3), 60.0)
-    for picture in found:
+    for image in found:
         for _ in range(7):
             y, x, size = random.uniform(0, HEIGHT), random.uniform(0, WIDTH), random.uniform(2, 6)
             blob = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * size**2))
-            picture[:] += blob[..., None] * random.uniform(-80, 190, 3)
+            image[:] += blob[..., None] * random.uniform(-80, 190, 3)
     return np.clip(np.rint(found), 0, 255).astype(np.uint8)
 
 
 def inputs() -> np.ndarray:
     """`float32 [2, 3, HEIGHT, WIDTH]` in [-1, 1]."""
-    return (pictures().transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
+    return (images().transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)

@@ -33,7 +33,7 @@ class Network(nn.Module):
 
 
 def network():
-    """The network, two pictures, and what is stored of both."""
+    """The network, two images, and what is stored of both."""
     torch.manual_seed(11)
     made = Network().eval()
     with torch.no_grad():

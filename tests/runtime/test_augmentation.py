@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.graphs import graph, pictures
+from support.graphs import graph, images
 from support.rectified_network import network, oracle
 
 from onnx_gradcam.editor.attachment import attach
@@ -35,14 +35,14 @@ def test_pytorch_grad_cam(method):
 
 @pytest.mark.parametrize("method", ["gradcam", "gradient", "scorecam"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_mirrored_picture_has_a_mirrored_map(kind, method):
+def test_a_mirrored_image_has_a_mirrored_map(kind, method):
     body, inputs, shape = MODELS[kind]
     outputs = "float[1,4] y" if kind == "fixed-batch" else "float[N,4] y"
     constants = {"little": np.float32(1 / 64)} if kind == "whole-numbers" else {}
     source = graph(body, inputs=inputs, outputs=outputs, **constants, **SIZES)
     explainer = Explainer(source, method=method, preprocess=PREPROCESS, augment=True)
     width = explainer.metadata.layout.index("W")
-    x = pictures(2, *shape)
+    x = images(2, *shape)
     if kind == "whole-numbers":
         x = np.clip(128 + 60 * x, 0, 255).astype(np.uint8)
     upright, mirrored = explainer.run(x, [1, 3]), explainer.run(np.flip(x, width), [1, 3])
@@ -54,11 +54,11 @@ def test_a_mirrored_picture_has_a_mirrored_map(kind, method):
             np.testing.assert_allclose(mirrored[name] / scale, np.flip(upright[name], axis) / scale, atol=1e-5)
 
 
-def test_all_six_explain_the_class_of_the_picture_as_it_is():
+def test_all_six_explain_the_class_of_the_image_as_it_is():
     body, inputs, shape = MODELS["channels-first"]
     source = graph(body, inputs=inputs, **SIZES)
     explainer = Explainer(source, preprocess=PREPROCESS, augment=True)
-    x = pictures(6, *shape)
+    x = images(6, *shape)
     best = explainer.run(x, [-1] * 6)
     given = explainer.run(x, best["heatmap_class"].tolist())
     np.testing.assert_array_equal(best["heatmap"], given["heatmap"])
@@ -68,7 +68,7 @@ def test_a_model_that_chooses_other_classes_is_refused():
     body = "c = Conv(x, K) a = Relu(c) f = Flatten(a) y = Gemm(f, V)"
     source = graph(body, K=(6, 3, 3, 3), V=(6 * 36, 4))
     source = attach(source, class_input="none").to_proto().SerializeToString()
-    x = pictures(60)
+    x = images(60)
     plain = Explainer(source, preprocess=PREPROCESS)
     turned = plain.run(np.flip(x, 3), [-1] * 60)["heatmap_class"]
     assert (plain.run(x, [-1] * 60)["heatmap_class"] != turned).any()

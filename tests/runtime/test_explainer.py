@@ -1,4 +1,4 @@
-"""A model and pictures in, explanations out."""
+"""A model and images in, explanations out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from support.graphs import graph, run, weight
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, RuntimeProviderError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.drawing import save_image
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
@@ -37,27 +37,27 @@ def explainer() -> Explainer:
     return Explainer(model(), labels=LABELS, preprocess=PREPROCESS, threads=1)
 
 
-def pictures(count: int, height: int = 12, width: int = 16) -> list[np.ndarray]:
+def images(count: int, height: int = 12, width: int = 16) -> list[np.ndarray]:
     rng = np.random.default_rng(3)
     return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def expected(explainer: Explainer, picture: np.ndarray, cls: int) -> dict[str, np.ndarray]:
-    tensor, _ = prepare(picture, explainer.preprocessing)
+def expected(explainer: Explainer, image: np.ndarray, cls: int) -> dict[str, np.ndarray]:
+    tensor, _ = prepare(image, explainer.preprocessing)
     return run(attach(model()).to_proto(), x=tensor[None], target_class=np.array([cls]))
 
 
 def test_an_explanation(explainer):
-    (picture,) = pictures(1)
-    got = explainer(picture, 2)
-    want = expected(explainer, picture, 2)
+    (image,) = images(1)
+    got = explainer(image, 2)
+    want = expected(explainer, image, 2)
     assert isinstance(got, Explanation)
     np.testing.assert_allclose(got.heatmap, want["heatmap"][0], atol=1e-6)
     np.testing.assert_allclose(got.cam, want["cam"][0], atol=1e-6)
     np.testing.assert_allclose(got.scores, want["y"][0], rtol=1e-5)
     assert (got.target.index, got.target.label) == (2, "Goldfish")
     assert got.target.score == pytest.approx(want["y"][0, 2], rel=1e-5)
-    np.testing.assert_array_equal(got.image, picture)
+    np.testing.assert_array_equal(got.image, image)
     assert got.heatmap_on_image().shape == (12, 16)
     assert got.overlay().pixels.shape == (12, 16, 3)
     assert [t.index for t in got.top(3)] == np.argsort(-want["y"][0])[:3].tolist()
@@ -83,17 +83,17 @@ def test_an_explanation(explainer):
     ],
 )
 def test_targets(explainer, target, indices):
-    (picture,) = pictures(1)
-    got = explainer(picture, target)
+    (image,) = images(1)
+    got = explainer(image, target)
     assert [m.target.index for m in got.maps] == indices
     assert [m.target.label for m in got.maps] == [LABELS[i] for i in indices]
     for one, index in zip(got.maps, indices, strict=True):
-        np.testing.assert_allclose(one.heatmap, expected(explainer, picture, index)["heatmap"][0], atol=1e-6)
+        np.testing.assert_allclose(one.heatmap, expected(explainer, image, index)["heatmap"][0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("target", "count"), [(None, 1), ("top1", 1), ("top3", 3), ("top4", 4), ("top9", 4)])
 def test_the_highest_scores(explainer, target, count):
-    for got in explainer.stream(pictures(3), target):
+    for got in explainer.stream(images(3), target):
         assert isinstance(got, Explanation)
         assert [m.target for m in got.maps] == got.top(count)
         assert len(got.maps) == count
@@ -114,30 +114,30 @@ def test_the_highest_scores(explainer, target, count):
 )
 def test_targets_that_are_not_there(explainer, target, message):
     with pytest.raises(TargetError, match=message):
-        explainer(pictures(1)[0], target)
+        explainer(images(1)[0], target)
 
 
 def test_names_without_labels_and_labels_that_are_not_unique():
     bare = Explainer(model(), preprocess=PREPROCESS)
-    assert bare(pictures(1)[0], 1).target.label == "class 1"
+    assert bare(images(1)[0], 1).target.label == "class 1"
     with pytest.raises(TargetError, match="give them with --labels"):
-        bare(pictures(1)[0], "cat")
+        bare(images(1)[0], "cat")
     cranes = Explainer(model(), labels=["crane", "dog", "crane", "cat"], preprocess=PREPROCESS)
     with pytest.raises(TargetError, match=r"several classes are called 'crane' \(0, 2\); give the number"):
-        cranes(pictures(1)[0], "crane")
+        cranes(images(1)[0], "crane")
 
 
 def test_labels_that_do_not_fit_are_warned_of():
     explainer = Explainer(model(), labels=["a", "b"], preprocess=PREPROCESS)
     assert explainer.warnings == ["there are 2 class names for 4 classes: are they this model's?"]
-    assert explainer(pictures(1)[0], 3).target.label == "class 3"
+    assert explainer(images(1)[0], 3).target.label == "class 3"
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
-def test_a_stream_is_its_pictures_one_by_one(explainer, batch_size):
-    images = pictures(5)
-    together = list(explainer.stream(images, ["goldfish", 0], batch_size=batch_size))
-    for image, got in zip(images, together, strict=True):
+def test_a_stream_is_its_images_one_by_one(explainer, batch_size):
+    several = images(5)
+    together = list(explainer.stream(several, ["goldfish", 0], batch_size=batch_size))
+    for image, got in zip(several, together, strict=True):
         alone = explainer(image, ["goldfish", 0])
         for a, b in zip(got.maps, alone.maps, strict=True):
             assert a.target.index == b.target.index
@@ -148,24 +148,24 @@ def test_a_stream_holds_one_batch_at_a_time(explainer):
     taken: list[int] = []
 
     def source():
-        for i, picture in enumerate(pictures(5)):
+        for i, image in enumerate(images(5)):
             taken.append(i)
-            yield picture
+            yield image
 
     stream = explainer.stream(source(), batch_size=2)
     next(stream)
     assert taken == [0, 1]
 
 
-def test_a_picture_that_cannot_be_read_does_not_stop_the_others(explainer, tmp_path):
-    good = pictures(2)
+def test_a_image_that_cannot_be_read_does_not_stop_the_others(explainer, tmp_path):
+    good = images(2)
     save_image(good[0], tmp_path / "good.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     got = list(explainer.stream([tmp_path / "bad.png", tmp_path / "good.png", b"", good[1]], 1, batch_size=3))
-    assert [type(g) for g in got] == [ImageError, Explanation, ImageError, Explanation]
+    assert [type(g) for g in got] == [InputError, Explanation, InputError, Explanation]
     assert "bad.png" in str(got[0])
     np.testing.assert_allclose(got[1].heatmap, explainer(good[0], 1).heatmap, atol=1e-6)
-    with pytest.raises(ImageError, match=r"bad\.png"):
+    with pytest.raises(InputError, match=r"bad\.png"):
         explainer(tmp_path / "bad.png")
 
 
@@ -173,8 +173,8 @@ def test_a_picture_that_cannot_be_read_does_not_stop_the_others(explainer, tmp_p
 def test_fixed_batches(explainer, batch):
     fixed = Explainer(model(batch), labels=LABELS, preprocess=PREPROCESS)
     assert fixed.fixed_batch == int(batch)
-    images = pictures(4)
-    for got, want in zip(fixed.stream(images, "top2"), explainer.stream(images, "top2"), strict=True):
+    several = images(4)
+    for got, want in zip(fixed.stream(several, "top2"), explainer.stream(several, "top2"), strict=True):
         assert [m.target.index for m in got.maps] == [m.target.index for m in want.maps]
         for a, b in zip(got.maps, want.maps, strict=True):
             np.testing.assert_allclose(a.cam, b.cam, atol=1e-6)
@@ -185,14 +185,14 @@ def test_a_single_logit_speaks_for_two_classes(activation):
     tail = "l = Gemm(f, W1) y = Sigmoid(l)" if activation else "y = Gemm(f, W1)"
     choices = {"score": "output"} if "output" in activation else {}
     explainer = Explainer(model(tail=tail, classes=1), labels=["no", "yes"], preprocess=PREPROCESS, **choices)
-    for image in pictures(3):
+    for image in images(3):
         got = explainer(image, ["yes", "no"])
         yes, no = (m.target.score for m in got.maps)
         assert no == pytest.approx(1 - yes if activation else -yes)
         np.testing.assert_allclose(got.maps[0].cam, -got.maps[1].cam, atol=1e-7)
         assert explainer(image).target.index == int(np.argmax(got.scores))
     with pytest.raises(TargetError, match="the model has classes 0 to 1"):
-        explainer(pictures(1)[0], 2)
+        explainer(images(1)[0], 2)
 
 
 # ----- explained models ------------------------------------------------------
@@ -200,12 +200,12 @@ def test_a_single_logit_speaks_for_two_classes(activation):
 
 def test_an_explained_model_carries_what_it_needs(tmp_path, explainer):
     attach(model(), labels=LABELS, preprocessing=PREPROCESS).save(tmp_path / "explained.onnx")
-    (picture,) = pictures(1)
+    (image,) = images(1)
     for source in (tmp_path / "explained.onnx", (tmp_path / "explained.onnx").read_bytes()):
-        got = Explainer(source)(picture, "dipper")
-        np.testing.assert_allclose(got.heatmap, explainer(picture, 1).heatmap, atol=1e-6)
+        got = Explainer(source)(image, "dipper")
+        np.testing.assert_allclose(got.heatmap, explainer(image, 1).heatmap, atol=1e-6)
     overridden = Explainer(tmp_path / "explained.onnx", labels=["a", "b", "c", "d"])
-    assert overridden(picture, "b").target.label == "b"
+    assert overridden(image, "b").target.label == "b"
 
 
 def test_choices_come_too_late_for_an_explained_model(tmp_path):
@@ -232,25 +232,25 @@ def test_an_explained_model_runs_without_graph_code(tmp_path):
 
 def test_a_class_fixed_in_the_model():
     explainer = Explainer(model(), labels=LABELS, preprocess=PREPROCESS, class_input="none", target=2)
-    assert explainer(pictures(1)[0]).target.index == 2
+    assert explainer(images(1)[0]).target.index == 2
     with pytest.raises(TargetError, match="the class is fixed in this model"):
-        explainer(pictures(1)[0], 1)
+        explainer(images(1)[0], 1)
 
 
 def test_a_class_that_has_to_be_given():
     explainer = Explainer(model(), labels=LABELS, preprocess=PREPROCESS, class_input="required")
-    assert explainer(pictures(1)[0], "cat").target.index == 3
-    got = explainer(pictures(1)[0])
+    assert explainer(images(1)[0], "cat").target.index == 3
+    got = explainer(images(1)[0])
     assert got.target == got.top(1)[0]
 
 
 def test_preprocessing_has_to_be_known():
-    with pytest.raises(PreprocessingError, match="--preprocess: one of torchvision"):
+    with pytest.raises(InputError, match="--preprocess: one of torchvision"):
         Explainer(model())
 
 
 def test_an_execution_provider_that_is_not_there():
-    with pytest.raises(RuntimeProviderError, match="'tpu' is not there"):
+    with pytest.raises(InputError, match="'tpu' is not there"):
         Explainer(model(), preprocess=PREPROCESS, provider="tpu")
 
 
@@ -272,7 +272,7 @@ def test_a_model_that_gives_nan(explainer):
     spoilt = model()
     kernel = next(t for t in spoilt.graph.initializer if t.name == "K")
     kernel.CopyFrom(onnx.numpy_helper.from_array(np.full((6, 3, 3, 3), np.nan, np.float32), "K"))
-    stream = Explainer(spoilt, preprocess=PREPROCESS).stream(pictures(3))
-    with pytest.raises(ModelError, match="the model gives NaN for this picture; check --preprocess"):
+    stream = Explainer(spoilt, preprocess=PREPROCESS).stream(images(3))
+    with pytest.raises(ModelError, match="the model gives NaN for this image; check --preprocess"):
         next(stream)
-    assert isinstance(explainer(pictures(1)[0]), Explanation)
+    assert isinstance(explainer(images(1)[0]), Explanation)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from support.graphs import graph, pictures
+from support.graphs import graph, images
 
-from onnx_gradcam.errors import ModelError, RuntimeProviderError
+from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.runtime.session import Session, _reason, available_providers, resolve_provider
 
 MODEL = graph("y = Relu(x)", outputs="float[N,3,8,8] y")
@@ -26,7 +26,7 @@ def test_inputs_outputs_and_a_run():
     session = Session(model.SerializeToString(), threads=1)
     assert [(i.name, i.dtype, i.shape) for i in session.inputs] == [("x", "float32", ("N", 3, None, 8))]
     assert [(o.name, o.dtype) for o in session.outputs] == [("z", "float64"), ("h", "float16")]
-    x = pictures()
+    x = images()
     got = session.run({"x": x})
     np.testing.assert_array_equal(got["z"], np.maximum(x, 0).astype(np.float64))
     assert session.provider == "CPUExecutionProvider"
@@ -35,7 +35,7 @@ def test_inputs_outputs_and_a_run():
 def test_a_model_by_its_path(tmp_path):
     (tmp_path / "m.onnx").write_bytes(MODEL.SerializeToString())
     for path in (tmp_path / "m.onnx", str(tmp_path / "m.onnx")):
-        np.testing.assert_array_equal(Session(path).run({"x": -pictures()})["y"], np.maximum(-pictures(), 0))
+        np.testing.assert_array_equal(Session(path).run({"x": -images()})["y"], np.maximum(-images(), 0))
 
 
 def test_metadata():
@@ -66,7 +66,7 @@ def test_what_is_there():
     ],
 )
 def test_a_provider_that_is_not_there(name, message):
-    with pytest.raises(RuntimeProviderError, match=message):
+    with pytest.raises(InputError, match=message):
         Session(MODEL.SerializeToString(), provider=name)
 
 
@@ -76,11 +76,11 @@ def test_a_provider_that_is_built_in_but_cannot_start_is_an_error_and_nothing_is
     (tmp_path / "m.onnx").write_bytes(MODEL.SerializeToString())
     code = """
         import sys
-        from onnx_gradcam.errors import RuntimeProviderError
+        from onnx_gradcam.errors import InputError
         from onnx_gradcam.runtime.session import Session
         try:
             session = Session(sys.argv[1], provider="cuda")
-        except RuntimeProviderError as exc:
+        except InputError as exc:
             print("refused:", exc)
         else:
             print("started:", session.provider)
@@ -106,9 +106,9 @@ def test_what_onnx_runtime_cannot_load(data, capfd):
     "feeds",
     [
         {},
-        {"z": pictures()},
-        {"x": pictures(2, 4, 8, 8)},
-        {"x": pictures().astype(np.float64)},
+        {"z": images()},
+        {"x": images(2, 4, 8, 8)},
+        {"x": images().astype(np.float64)},
     ],
 )
 def test_what_onnx_runtime_cannot_run(feeds, capfd):
@@ -121,10 +121,10 @@ def test_what_onnx_runtime_cannot_run(feeds, capfd):
 
 def test_external_weights_of_a_model_given_as_bytes(tmp_path):
     model = graph("c = Conv(x, K) y = Relu(c)", outputs="float[N,6,6,6] y", K=(6, 3, 3, 3))
-    want = Session(model.SerializeToString()).run({"x": pictures()})["y"]
+    want = Session(model.SerializeToString()).run({"x": images()})["y"]
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     data = (tmp_path / "m.onnx").read_bytes()
-    np.testing.assert_array_equal(Session(data, folder=tmp_path).run({"x": pictures()})["y"], want)
+    np.testing.assert_array_equal(Session(data, folder=tmp_path).run({"x": images()})["y"], want)
 
 
 def test_an_optimisation_is_off_when_asked():

@@ -1,4 +1,4 @@
-"""Pictures in, explanations out, of models of other tasks; all classes from one run."""
+"""Images in, explanations out, of models of other tasks; all classes from one run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from support.graphs import graph, run, weight
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.errors import ImageError, ModelError, PreprocessingError, TargetError, UnsupportedError
+from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.drawing import save_image
 from onnx_gradcam.runtime.explainer import Explainer
@@ -31,7 +31,7 @@ def segmenter(size: str = "8,8", batch: str = "N") -> onnx.ModelProto:
     )
 
 
-def picture(seed: int = 3) -> np.ndarray:
+def image(seed: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
@@ -114,7 +114,7 @@ def test_the_explainer_takes_several_classes_from_one_run(monkeypatch):
     monkeypatch.setattr(every.session, "run", lambda feeds: runs.append(1) or original(feeds))
     for target in (None, 2, "top3", [3, "top2"]):
         runs.clear()
-        got, want = every(picture(), target), plain(picture(), target)
+        got, want = every(image(), target), plain(image(), target)
         assert len(runs) == 1
         assert [m.target.index for m in got.maps] == [m.target.index for m in want.maps]
         for mine, theirs in zip(got.maps, want.maps, strict=True):
@@ -135,8 +135,8 @@ def test_a_region_is_fed_at_the_resolution_of_the_maps(tmp_path):
         explainer = Explainer(
             segmenter(), preprocess=PREPROCESS, task="segmentation", mask="input", region=region, threads=1
         )
-        got = explainer(picture(), 2)
-        tensor, _ = prepare(picture(), explainer.preprocessing)
+        got = explainer(image(), 2)
+        tensor, _ = prepare(image(), explainer.preprocessing)
         proto = attach(segmenter(), task="segmentation", mask="input").to_proto()
         want = run(proto, x=tensor[None], target_class=np.array([2]), target_mask=half)
         np.testing.assert_allclose(got.heatmap, want["heatmap"][0], atol=1e-6)
@@ -149,9 +149,9 @@ def test_regions_that_cannot_be_used():
         Explainer(segmenter(), mask="input", **choices)
     with pytest.raises(TargetError, match="takes no region"):
         Explainer(segmenter(), region=np.ones((8, 8)), **choices)
-    with pytest.raises(ImageError, match=r"shape \(2, 2, 2\)"):
+    with pytest.raises(InputError, match=r"shape \(2, 2, 2\)"):
         Explainer(segmenter(), mask="input", region=np.ones((2, 2, 2)), **choices)
-    with pytest.raises(ImageError):
+    with pytest.raises(InputError):
         Explainer(segmenter(), mask="input", region="nowhere.png", **choices)
     with pytest.raises(ModelError, match="size of its maps open"):
         Explainer(segmenter("h,w"), mask="input", region=np.ones((8, 8)), **choices)
@@ -164,8 +164,8 @@ def test_regions_that_cannot_be_used():
 # ----- references and classes to compare with --------------------------------------
 
 
-def test_a_picture_is_the_reference_of_a_similarity(tmp_path):
-    other = picture(5)
+def test_a_image_is_the_reference_of_a_similarity(tmp_path):
+    other = image(5)
     save_image(other, tmp_path / "other.png")
     plain = Explainer(pooled(), preprocess=PREPROCESS, threads=1)
     embedding = plain(other).scores
@@ -174,8 +174,8 @@ def test_a_picture_is_the_reference_of_a_similarity(tmp_path):
     for reference in (embedding, other, tmp_path / "other.png", str(tmp_path / "embedding.npy")):
         explainer = Explainer(pooled(), preprocess=PREPROCESS, task="embedding", reference=reference, threads=1)
         assert explainer(other).target.score == pytest.approx(1, abs=1e-5)
-        got = explainer(picture())
-        mine = plain(picture()).scores
+        got = explainer(image())
+        mine = plain(image()).scores
         cosine = mine @ embedding / np.linalg.norm(mine) / np.linalg.norm(embedding)
         assert got.target.score == pytest.approx(cosine, abs=1e-5)
         want = got.heatmap if want is None else want
@@ -188,27 +188,27 @@ def test_references_that_cannot_be_used(tmp_path):
     for name in ("broken.npy", "words.npy", "missing.npy"):
         with pytest.raises(TargetError, match="holds no embedding"):
             Explainer(pooled(), preprocess=PREPROCESS, task="embedding", reference=tmp_path / name)
-    with pytest.raises(PreprocessingError, match="reference picture"):
-        Explainer(pooled(), task="embedding", reference=picture())
+    with pytest.raises(InputError, match="reference image"):
+        Explainer(pooled(), task="embedding", reference=image())
     two = pooled("z = Neg(y)", "float[N,4] y, float[N,4] z")
     with pytest.raises(TargetError, match="which output holds the embedding"):
-        Explainer(two, preprocess=PREPROCESS, task="embedding", reference=picture())
+        Explainer(two, preprocess=PREPROCESS, task="embedding", reference=image())
     with pytest.raises(TargetError, match="no output 'zz'"):
-        Explainer(two, preprocess=PREPROCESS, task="embedding", reference=picture(), output="zz")
-    explainer = Explainer(two, preprocess=PREPROCESS, task="embedding", reference=picture(), output="z")
-    assert explainer(picture()).target.score == pytest.approx(1, abs=1e-5)
+        Explainer(two, preprocess=PREPROCESS, task="embedding", reference=image(), output="zz")
+    explainer = Explainer(two, preprocess=PREPROCESS, task="embedding", reference=image(), output="z")
+    assert explainer(image()).target.score == pytest.approx(1, abs=1e-5)
 
 
 def test_the_class_to_compare_with_may_be_a_name():
     names = ["cat", "dog", "bird", "fish"]
-    by_name = Explainer(pooled(), preprocess=PREPROCESS, labels=names, against="bird", threads=1)(picture(), "dog")
-    by_number = Explainer(pooled(), preprocess=PREPROCESS, against=2, threads=1)(picture(), 1)
+    by_name = Explainer(pooled(), preprocess=PREPROCESS, labels=names, against="bird", threads=1)(image(), "dog")
+    by_number = Explainer(pooled(), preprocess=PREPROCESS, against=2, threads=1)(image(), 1)
     np.testing.assert_array_equal(by_name.cam, by_number.cam)
     carried = attach(pooled(), labels=names)
     props = [p for p in carried.to_proto().metadata_props if p.key == "onnx_gradcam.labels"]
     source = pooled()
     source.metadata_props.extend(props)
-    from_model = Explainer(source, preprocess=PREPROCESS, against="bird", threads=1)(picture(), 1)
+    from_model = Explainer(source, preprocess=PREPROCESS, against="bird", threads=1)(image(), 1)
     np.testing.assert_array_equal(from_model.cam, by_number.cam)
     with pytest.raises(TargetError, match=r"no class is called 'birt'.*bird"):
         Explainer(pooled(), preprocess=PREPROCESS, labels=names, against="birt")

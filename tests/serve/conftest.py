@@ -106,11 +106,11 @@ def explainer(explained) -> Explainer:
 
 @pytest.fixture(scope="session")
 def rows(repository, explainer) -> np.ndarray:
-    """Five inputs of the model, `float32 [5, 3, 96, 96]`: drawn pictures with some noise."""
+    """Five inputs of the model, `float32 [5, 3, 96, 96]`: drawn images with some noise."""
     rng = np.random.default_rng(0)
     names = ["circle_and_star", "square_and_ring", "triangle_and_cross", "circle_and_star", "square_and_ring"]
-    pictures = [read_image(repository / "models" / f"{name}.png") for name in names]
-    inputs = np.stack([prepare(one, explainer.preprocessing)[0] for one in pictures])
+    images = [read_image(repository / "models" / f"{name}.png") for name in names]
+    inputs = np.stack([prepare(one, explainer.preprocessing)[0] for one in images])
     return inputs + 0.02 * rng.standard_normal(inputs.shape).astype(np.float32)
 
 

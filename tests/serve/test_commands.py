@@ -23,7 +23,7 @@ def test_triton_writes_a_repository(explained, tmp_path):
     assert [line.split()[-1].rsplit("/", 1)[-1] for line in done.stdout.splitlines()] == [
         "shapes",
         "shapes_preprocess",
-        "shapes_pictures",
+        "shapes_images",
     ]
     assert "max_batch_size: 4\n" in (tmp_path / "repository" / "shapes" / "config.pbtxt").read_text("utf-8")
 

@@ -126,7 +126,7 @@ def ask(base: str, document: dict) -> tuple[int, dict]:
             return error.code, json.load(error)
 
 
-def test_mlservers_own_command_serves_pictures_and_tensors(stock, explainer, photo, rows):
+def test_mlservers_own_command_serves_images_and_tensors(stock, explainer, photo, rows):
     base, grpc = stock
     entry = {"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(photo).decode()]}
     outputs = [{"name": name} for name in ("heatmap", "label", "overlay_png")]

@@ -50,7 +50,7 @@ def tensors(
     return {"inputs": [{"name": name, "datatype": datatype, "shape": list(shape), "data": values}]}
 
 
-def picture(data: bytes | str, shape: object = (1,), **parameters: object) -> dict:
+def image(data: bytes | str, shape: object = (1,), **parameters: object) -> dict:
     text = base64.b64encode(data).decode() if isinstance(data, bytes) else data
     entry = {"name": "image_bytes", "datatype": "BYTES", "shape": list(shape), "data": [text]}
     return {"inputs": [entry], "parameters": parameters}
@@ -72,7 +72,7 @@ def rest_documents(photo: bytes) -> Iterator[tuple[str, object]]:
     yield "huge shape", tensors(shape=(2**40, 3, 96, 96))
     yield "shape beyond 64 bits", json.dumps(tensors([])).replace("[1,", "[99999999999999999999999,").encode()
     yield "rows too many", tensors([0.0], shape=(33, 3, 96, 96))
-    yield "unknown input", tensors(name="picture")
+    yield "unknown input", tensors(name="image")
     yield "path traversal in a name", tensors(name="../../etc/passwd")
     yield "text among the values", tensors(["0.5"] * (3 * 96 * 96))
     yield "null among the values", tensors([None] * (3 * 96 * 96))
@@ -124,32 +124,32 @@ def rest_documents(photo: bytes) -> Iterator[tuple[str, object]]:
         "class input out of range",
         {"inputs": [*good["inputs"], {"name": "target_class", "datatype": "INT64", "shape": [1], "data": [99]}]},
     )
-    yield "not an image", picture(b"hello, I am no picture")
-    yield "not an image but named so", picture(b"\xff\xd8\xff\xe0 no JPEG")
-    yield "RIFF but no WebP", picture(b"RIFF\x10\x00\x00\x00WAVEfmt ")
-    yield "SVG", picture(b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>')
-    yield "TIFF is not served", picture(b"II*\x00\x08\x00\x00\x00" + bytes(64))
-    yield "empty image", picture(b"")
-    yield "truncated image", picture(photo[: len(photo) // 2])
-    yield "image with a broken checksum", picture(photo[:60] + b"\x00\x01" + photo[62:])
-    yield "decompression bomb", picture(png(60000, 60000))
-    yield "decompression bomb within a byte limit", picture(png(5000, 5000, rows=5000))
-    yield "picture of nothing", picture(png(0, 0))
-    yield "picture like a thread", picture(png(20000, 1))
-    yield "large picture file", picture(b"\x89PNG\r\n\x1a\n" + bytes(21 << 20))
-    yield "no base64", picture("§§§")
-    yield "cut base64", picture("abc")
+    yield "not an image", image(b"hello, I am no image")
+    yield "not an image but named so", image(b"\xff\xd8\xff\xe0 no JPEG")
+    yield "RIFF but no WebP", image(b"RIFF\x10\x00\x00\x00WAVEfmt ")
+    yield "SVG", image(b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>')
+    yield "TIFF is not served", image(b"II*\x00\x08\x00\x00\x00" + bytes(64))
+    yield "empty image", image(b"")
+    yield "truncated image", image(photo[: len(photo) // 2])
+    yield "image with a broken checksum", image(photo[:60] + b"\x00\x01" + photo[62:])
+    yield "decompression bomb", image(png(60000, 60000))
+    yield "decompression bomb within a byte limit", image(png(5000, 5000, rows=5000))
+    yield "image of nothing", image(png(0, 0))
+    yield "image like a thread", image(png(20000, 1))
+    yield "large image file", image(b"\x89PNG\r\n\x1a\n" + bytes(21 << 20))
+    yield "no base64", image("§§§")
+    yield "cut base64", image("abc")
     yield "image no text", {"inputs": [{"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [1]}]}
-    yield "two images said, one there", picture(photo, shape=(2,))
+    yield "two images said, one there", image(photo, shape=(2,))
     yield "image as numbers", tensors(name="image_bytes", shape=(1,), data=[1.0])
-    yield "maps too many", picture(photo, target="top33")
-    yield "top0", picture(photo, target="top0")
-    yield "target broken JSON", picture(photo, target="[1, ")
-    yield "target of objects", picture(photo, target=[{"class": 1}])
-    yield "unknown colour map", picture(photo, colormap="../jet")
-    yield "opacity two", picture(photo, opacity=2)
-    yield "opacity NaN", picture(photo, opacity="nan")
-    yield "picture and tensor", {"inputs": picture(photo)["inputs"] + good["inputs"]}
+    yield "maps too many", image(photo, target="top33")
+    yield "top0", image(photo, target="top0")
+    yield "target broken JSON", image(photo, target="[1, ")
+    yield "target of objects", image(photo, target=[{"class": 1}])
+    yield "unknown colour map", image(photo, colormap="../jet")
+    yield "opacity two", image(photo, opacity=2)
+    yield "opacity NaN", image(photo, opacity="nan")
+    yield "image and tensor", {"inputs": image(photo)["inputs"] + good["inputs"]}
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_two_hundred_malformed_requests_are_refused_and_leave_no_trace(server, k
     grown = server.megabytes() - before
     assert grown < 30, f"{grown:.0f} MB more after {2 * len(kinds)} malformed requests"
     assert server.metric("onnx_gradcam_pending") == 0
-    got = server.outputs({**picture(photo, target="star"), "outputs": [{"name": "heatmap"}]})
+    got = server.outputs({**image(photo, target="star"), "outputs": [{"name": "heatmap"}]})
     np.testing.assert_allclose(got["heatmap"][0], explainer(photo, "star").heatmap, atol=1e-5)
 
 

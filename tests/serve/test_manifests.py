@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 from onnx_gradcam.serve.manifests import manifest
 
 URI = "s3://models/repository"
@@ -93,5 +93,5 @@ def test_it_says_what_was_asked():
     ],
 )
 def test_what_kubernetes_would_not_take_is_refused(arguments, options, says):
-    with pytest.raises(RequestError, match=says):
+    with pytest.raises(ServerError, match=says):
         manifest(*arguments, **options)

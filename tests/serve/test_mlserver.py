@@ -31,12 +31,12 @@ def tensor(name: str, values: np.ndarray, datatype: str):
     return made
 
 
-def files(*pictures: bytes):
-    return tensor("image_bytes", np.array(pictures, dtype=object), "BYTES")
+def files(*images: bytes):
+    return tensor("image_bytes", np.array(images, dtype=object), "BYTES")
 
 
-def document(*pictures: bytes, **parameters) -> dict:
-    data = [base64.b64encode(one).decode() for one in pictures]
+def document(*images: bytes, **parameters) -> dict:
+    data = [base64.b64encode(one).decode() for one in images]
     outputs = [{"name": name} for name in parameters.pop("outputs", [])]
     inputs = [{"name": "image_bytes", "datatype": "BYTES", "shape": [len(data)], "data": data}]
     return {"inputs": inputs, "parameters": parameters, **({"outputs": outputs} if outputs else {})}
@@ -83,8 +83,8 @@ def test_one_class_a_row_and_typed_contents(server, client, explainer, rows):
 
 
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
-def test_pictures_equal_those_in_process(transport, server, client, explainer, photo):
-    wanted = ["scores", "picture", "heatmap_class", "label", "score", "heatmap", "cam"]
+def test_images_equal_those_in_process(transport, server, client, explainer, photo):
+    wanted = ["scores", "image", "heatmap_class", "label", "score", "heatmap", "cam"]
     expected = explainer(photo, ["circle", "star", "top1"])
     if transport == "grpc":
         answer = client.infer(
@@ -99,7 +99,7 @@ def test_pictures_equal_those_in_process(transport, server, client, explainer, p
         got = server.outputs(document(photo, photo, target=["circle", "star", "top1"], outputs=wanted))
         labels = got["label"]
     count = len(expected.maps)
-    assert got["picture"].tolist() == [0] * count + [1] * count
+    assert got["image"].tolist() == [0] * count + [1] * count
     assert got["heatmap_class"].tolist() == [m.target.index for m in expected.maps] * 2
     assert labels == [m.target.label for m in expected.maps] * 2
     np.testing.assert_allclose(got["scores"], [expected.scores] * 2, rtol=TOLERANCE)
@@ -108,7 +108,7 @@ def test_pictures_equal_those_in_process(transport, server, client, explainer, p
     np.testing.assert_allclose(got["cam"], [m.cam for m in expected.maps] * 2, atol=TOLERANCE)
 
 
-def test_overlay_and_grey_heatmap_are_pictures(server, explainer, photo):
+def test_overlay_and_grey_heatmap_are_images(server, explainer, photo):
     wanted = ["overlay_png", "heatmap_png"]
     got = server.outputs(document(photo, target="star", outputs=wanted, colormap="viridis", opacity=0.3))
     shown, grey = (
@@ -121,11 +121,11 @@ def test_overlay_and_grey_heatmap_are_pictures(server, explainer, photo):
     np.testing.assert_allclose(grey[:, :, 0] / 255, expected.heatmap, atol=0.5 / 255 + TOLERANCE)
 
 
-def test_a_large_picture_gives_an_overlay_of_screen_size(server, explainer):
-    """The heatmap lies on the same places as on the full picture."""
-    picture = np.full((1500, 3000, 3), 30, np.uint8)
-    picture[200:700, 300:900] = (255, 80, 60)
-    source = cv2.imencode(".jpg", picture[:, :, ::-1])[1].tobytes()
+def test_a_large_image_gives_an_overlay_of_screen_size(server, explainer):
+    """The heatmap lies on the same places as on the full image."""
+    image = np.full((1500, 3000, 3), 30, np.uint8)
+    image[200:700, 300:900] = (255, 80, 60)
+    source = cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes()
     got = server.outputs(document(source, outputs=["overlay_png"], opacity="1"))
     shown = cv2.imdecode(np.frombuffer(base64.b64decode(got["overlay_png"][0]), np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (512, 1024, 3)
@@ -135,7 +135,7 @@ def test_a_large_picture_gives_an_overlay_of_screen_size(server, explainer):
 
 
 def test_thousand_requests_of_eight_clients_are_all_answered_and_none_is_mixed_up(server, explainer, rows, photo):
-    """Tensors and pictures, different classes: what runs together does not depend on each other."""
+    """Tensors and images, different classes: what runs together does not depend on each other."""
     classes = len(explainer.labels)
     expected = {
         (row, c): explainer.run(rows[row : row + 1], [c])["heatmap"][0] for row in range(5) for c in range(classes)

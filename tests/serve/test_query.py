@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import ServerError
 from onnx_gradcam.serve.query import DATATYPES, Result, Tensor, datatype_of, files, numbers
 
 
@@ -43,7 +43,7 @@ def test_lists_nested_lists_and_bytes_are_the_same_array(datatype):
     ],
 )
 def test_what_is_wrong_is_said(datatype, shape, data, says):
-    with pytest.raises(RequestError, match=says) as caught:
+    with pytest.raises(ServerError, match=says) as caught:
         numbers(Tensor("x", datatype, shape, data), "float32", ["N"] * len(shape))
     assert caught.value.status == 400
 
@@ -52,27 +52,27 @@ def test_what_is_wrong_is_said(datatype, shape, data, says):
     ("datatype", "data"), [("INT8", [128]), ("UINT8", [-1]), ("INT64", [2**63]), ("UINT64", [-1]), ("INT32", [1.0])]
 )
 def test_integers_out_of_range_are_no_integers(datatype, data):
-    with pytest.raises(RequestError, match=r"range|whole number"):
+    with pytest.raises(ServerError, match=r"range|whole number"):
         numbers(Tensor("x", datatype, [1], data), DATATYPES[datatype], ["N"])
 
 
 @pytest.mark.parametrize("shape", [[-1], [0], [1.0], ["1"], [True], [None], [[1]]])
 def test_sizes_are_whole_numbers_above_zero(shape):
-    with pytest.raises(RequestError, match="its sizes are above 0"):
+    with pytest.raises(ServerError, match="its sizes are above 0"):
         Tensor("x", "FP32", shape, [1.0])
 
 
 @pytest.mark.parametrize(("shape", "wanted"), [([2, 3], (None, 4)), ([2], (None, 1)), ([1, 2, 3], ("N", 3))])
 def test_a_shape_is_that_of_the_model(shape, wanted):
-    with pytest.raises(RequestError, match="it has to be"):
+    with pytest.raises(ServerError, match="it has to be"):
         numbers(Tensor("x", "FP32", shape, [1.0] * int(np.prod(shape))), "float32", wanted)
 
 
 def test_a_refusal_allocates_nothing_of_the_size_that_is_claimed():
     tracemalloc.start()
-    with pytest.raises(RequestError):
+    with pytest.raises(ServerError):
         numbers(Tensor("x", "FP32", [2**40], b"\0" * 64), "float32", ["N"])
-    with pytest.raises(RequestError):
+    with pytest.raises(ServerError):
         files(Tensor("x", "BYTES", [2**40], struct.pack("<I", 2**32 - 1) + b"abc"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -80,17 +80,17 @@ def test_a_refusal_allocates_nothing_of_the_size_that_is_claimed():
 
 
 def test_files_come_as_base64_as_bytes_and_behind_their_lengths():
-    pictures = [b"first", b"", b"\x00\xff"]
-    framed = b"".join(struct.pack("<I", len(p)) + p for p in pictures)
-    encoded = [base64.b64encode(p) for p in pictures]
+    images = [b"first", b"", b"\x00\xff"]
+    framed = b"".join(struct.pack("<I", len(p)) + p for p in images)
+    encoded = [base64.b64encode(p) for p in images]
     for data, content_type in (
         ([e.decode() for e in encoded], ""),
         (encoded, "base64"),
-        (list(pictures), ""),
+        (list(images), ""),
         (framed, ""),
     ):
-        assert files(Tensor("x", "BYTES", [3], data, content_type)) == pictures
-        assert files(Tensor("x", "BYTES", [3, 1], data, content_type)) == pictures
+        assert files(Tensor("x", "BYTES", [3], data, content_type)) == images
+        assert files(Tensor("x", "BYTES", [3, 1], data, content_type)) == images
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_files_come_as_base64_as_bytes_and_behind_their_lengths():
     ],
 )
 def test_files_that_are_none(data, says):
-    with pytest.raises(RequestError, match=says):
+    with pytest.raises(ServerError, match=says):
         files(Tensor("x", "BYTES", [1], data))
 
 
 def test_a_type_that_the_protocol_does_not_know():
-    with pytest.raises(RequestError, match="no type for complex64"):
+    with pytest.raises(ServerError, match="no type for complex64"):
         datatype_of("complex64")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from onnx_gradcam.errors import ExplainError, ModelError, RequestError
+from onnx_gradcam.errors import ExplainError, ModelError, ServerError
 from onnx_gradcam.runtime.explainer import Explainer
 from onnx_gradcam.serve.answering import Answerer
 from onnx_gradcam.serve.limits import Limits
@@ -108,7 +108,7 @@ def test_time_that_is_over_is_said_and_the_rows_do_not_run(batching, batches, ro
             return batching.run(rows[1:2], [0])
 
         start = time.monotonic()
-        with pytest.raises(RequestError, match="took too long") as caught:
+        with pytest.raises(ServerError, match="took too long") as caught:
             pool.submit(late).result(20)
         assert caught.value.status == 504
         assert time.monotonic() - start < 2
@@ -150,7 +150,7 @@ def test_a_method_that_runs_the_model_many_times_is_served_alike(repository, row
     results, _, _ = answerer.answer(Query([image(rows[:2])], {"target": 1}, names))
     for result in results:
         np.testing.assert_allclose(result.data, expected.run(rows[:2], [1, 1])[result.name], atol=1e-5, rtol=1e-5)
-    with pytest.raises(RequestError, match="unknown output 'probe_maps'"):
+    with pytest.raises(ServerError, match="unknown output 'probe_maps'"):
         answerer.answer(Query([image(rows[:2])], {}, ["probe_maps"]))
     heatmap = answerer.answer(Query([Tensor("image_bytes", "BYTES", [1], [photo])], {"target": 1}, ["heatmap"]))[0][0]
     np.testing.assert_allclose(heatmap.data[0], expected(photo, 1).heatmap, atol=1e-5)
@@ -165,7 +165,7 @@ def test_a_method_that_runs_the_model_many_times_is_served_alike(repository, row
     ],
 )
 def test_limits_on_tensors(batching, rows, limits, status, says):
-    with pytest.raises(RequestError, match=says) as caught:
+    with pytest.raises(ServerError, match=says) as caught:
         Answerer(batching, limits).answer(Query([image(rows[:2])]))
     assert caught.value.status == status
 
@@ -179,7 +179,7 @@ def test_limits_on_tensors(batching, rows, limits, status, says):
         (Limits(rows=2), "more than the 2 maps"),
     ],
 )
-def test_limits_on_pictures(batching, photo, limits, says):
+def test_limits_on_images(batching, photo, limits, says):
     with pytest.raises(ExplainError, match=says):
         Answerer(batching, limits).answer(Query([Tensor("image_bytes", "BYTES", [1], [photo])], {"target": "top3"}))
 
@@ -188,5 +188,5 @@ def test_limits_on_pictures(batching, photo, limits, says):
     "settings", [{"rows": 0}, {"rows": -1}, {"rows": 1.5}, {"rows": True}, {"seconds": "1"}, {"row": 1}]
 )
 def test_limits_that_are_none(settings):
-    with pytest.raises(RequestError, match="limit"):
+    with pytest.raises(ServerError, match="limit"):
         Limits.from_settings(settings)

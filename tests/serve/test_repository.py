@@ -106,7 +106,7 @@ def test_the_configuration_is_that_of_the_model(written):
 
 @pytest.mark.serve
 def test_the_ensemble_leads_every_tensor_from_step_to_step(written):
-    config = parsed(written / "shapes_pictures")
+    config = parsed(written / "shapes_images")
     produced = {i.name for i in config.input}
     for step in config.ensemble_scheduling.step:
         of = parsed(written / step.model_name)
@@ -161,10 +161,10 @@ def test_a_name_cannot_leave_the_repository(explained, tmp_path, name):
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(explained, tmp_path, repository):
-    (tmp_path / "shapes_pictures").mkdir()
-    with pytest.raises(ExplainError, match=r"shapes_pictures.* is there already"):
+    (tmp_path / "shapes_images").mkdir()
+    with pytest.raises(ExplainError, match=r"shapes_images.* is there already"):
         write_repository(explained, tmp_path, name="shapes", ensemble=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["shapes_pictures"]
+    assert [p.name for p in tmp_path.iterdir()] == ["shapes_images"]
     with pytest.raises(ExplainError, match="cannot be chosen any more"):
         write_repository(explained, tmp_path, name="other", layer="x")
     with pytest.raises(ExplainError):
@@ -274,13 +274,13 @@ def test_a_live_server_gives_what_the_explainer_gives(client, explainer, rows):
 
 @pytest.mark.triton
 @pytest.mark.parametrize(("suffix", "target"), [(".png", None), (".jpg", 1), (".webp", 1)])
-def test_a_live_ensemble_takes_picture_files(client, explainer, photo, suffix, target):
-    picture = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
-    photo = cv2.imencode(suffix, picture)[1].tobytes()
+def test_a_live_ensemble_takes_image_files(client, explainer, photo, suffix, target):
+    image = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
+    photo = cv2.imencode(suffix, image)[1].tobytes()
     inputs = [tensor("image_bytes", np.array([[photo]], dtype=object), "BYTES")]
     if target is not None:
         inputs.append(tensor("target_class", np.array([[target]]), "INT64"))
-    answer = client.infer("shapes_pictures", inputs)
+    answer = client.infer("shapes_images", inputs)
     expected = explainer(photo, target)
     assert answer.as_numpy("heatmap_class").tolist() == [[expected.target.index]]
     np.testing.assert_allclose(answer.as_numpy("heatmap")[0], expected.heatmap, atol=TOLERANCE)
@@ -288,11 +288,11 @@ def test_a_live_ensemble_takes_picture_files(client, explainer, photo, suffix, t
 
 
 @pytest.mark.triton
-def test_a_live_ensemble_refuses_what_is_no_picture(client, live):
+def test_a_live_ensemble_refuses_what_is_no_image(client, live):
     triton = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed")
-    for data, says in ((b"no picture", "no picture of a kind that is served"), (b"\xff\xd8\xff\xe0", "damaged")):
+    for data, says in ((b"no image", "no image of a kind that is served"), (b"\xff\xd8\xff\xe0", "damaged")):
         with pytest.raises(triton.InferenceServerException, match=says):
-            client.infer("shapes_pictures", [tensor("image_bytes", np.array([[data]], dtype=object), "BYTES")])
+            client.infer("shapes_images", [tensor("image_bytes", np.array([[data]], dtype=object), "BYTES")])
     assert live.process.poll() is None
 
 
@@ -303,4 +303,4 @@ def test_live_metadata_and_statistics(client):
         "image": ["-1", "3", "96", "96"],
         "target_class": ["-1", "1"],
     }
-    assert client.is_model_ready("shapes_pictures")
+    assert client.is_model_ready("shapes_images")

@@ -1,4 +1,4 @@
-"""A small classifier, many small pictures, and what a run left behind."""
+"""A small classifier, many small images, and what a run left behind."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PREPROCESS = {"scale": 0.00392156862745098}
 
 
 def classifier(path: Path, *, size: int | str = 16, seed: int = 3) -> Path:
-    """Conv, Relu, pooling, Gemm over pictures of any or one size; four classes."""
+    """Conv, Relu, pooling, Gemm over images of any or one size; four classes."""
     rng = np.random.default_rng(seed)
     nodes = [
-        helper.make_node("Conv", ["picture", "kernel"], ["maps"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["image", "kernel"], ["maps"], "conv", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["maps"], ["active"], "relu"),
         helper.make_node("GlobalAveragePool", ["active"], ["pooled"], "pool"),
         helper.make_node("Flatten", ["pooled"], ["flat"], "flatten"),
@@ -28,7 +28,7 @@ def classifier(path: Path, *, size: int | str = 16, seed: int = 3) -> Path:
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["N", 3, *sides])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, *sides])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4])],
         [
             numpy_helper.from_array(rng.standard_normal((6, 3, 3, 3)).astype(np.float32), "kernel"),
@@ -41,7 +41,7 @@ def classifier(path: Path, *, size: int | str = 16, seed: int = 3) -> Path:
 
 
 def draw(folder: Path, count: int, *, sizes: tuple[int, ...] = (20,), start: int = 0) -> list[str]:
-    """Pictures of random blocks."""
+    """Images of random blocks."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(start)
     paths = []
@@ -54,20 +54,20 @@ def draw(folder: Path, count: int, *, sizes: tuple[int, ...] = (20,), start: int
 
 
 def listed(out: Path) -> tuple[list[int], list[int]]:
-    """The numbers of all pictures that were explained, and of those that failed, repetitions and all."""
+    """The numbers of all images that were explained, and of those that failed, repetitions and all."""
     done: list[int] = []
     for shard in sorted(out.glob("part-*")):
         if (shard / "index.jsonl").is_file():
             entries = [json.loads(line) for line in (shard / "index.jsonl").read_text("utf-8").splitlines()]
             assert {e["file"] for e in entries} == {f.name for f in shard.glob("0*")}
-            done += [e["picture"] for e in entries]
+            done += [e["image"] for e in entries]
         else:
             parquet = pytest.importorskip("pyarrow.parquet")
-            done += parquet.read_table(shard / "explanations.parquet", columns=["picture"])["picture"].to_pylist()
-    failed = [e["picture"] for e in failures(out)]
+            done += parquet.read_table(shard / "explanations.parquet", columns=["image"])["image"].to_pylist()
+    failed = [e["image"] for e in failures(out)]
     return sorted(done), sorted(failed)
 
 
 def failures(out: Path) -> list[dict]:
-    """What the run says of the pictures that failed."""
+    """What the run says of the images that failed."""
     return [json.loads(line) for line in (out / "_failures.jsonl").read_text("utf-8").splitlines()]

@@ -18,7 +18,7 @@ def spot(row: int, column: int) -> np.ndarray:
     return np.exp(-((y - row) ** 2 + (x - column) ** 2) / 8).astype(np.float32)
 
 
-def result(picture: str, shift: int, *, label: str = "tabby", native: bool = False, blank: bool = False) -> Compared:
+def result(path: str, shift: int, *, label: str = "tabby", native: bool = False, blank: bool = False) -> Compared:
     image = np.full((60, 80, 3), 90, np.uint8)
     first, second = spot(6, 4), spot(6, 4 + shift) * (not blank)
     placement = Placement((0, 0, 80, 60), 60, 80)
@@ -31,9 +31,7 @@ def result(picture: str, shift: int, *, label: str = "tabby", native: bool = Fal
         maps=compare_maps(first, second),
         target=other,
     )
-    return Compared(
-        picture, target, [agreement], image, [Laid(first, placement, target), Laid(second, placement, other)]
-    )
+    return Compared(path, target, [agreement], image, [Laid(first, placement, target), Laid(second, placement, other)])
 
 
 def page(results, sides=("a", "b"), failed=(), **options) -> str:

@@ -62,7 +62,7 @@ def builder(model: onnx.ModelProto) -> Builder:
 
 
 def choose(model: onnx.ModelProto, layer: str = "auto", names: dict[str, str] | None = None) -> Layer:
-    """The target tensor that is chosen in a model of one picture and one score."""
+    """The target tensor that is chosen in a model of one image and one score."""
     t = builder(model)
     score = find_score(t)
     return find_layer(t, image_inputs(t)[0], score.tensor, carries_gradient(t), layer, names)
@@ -74,7 +74,7 @@ def run(model: onnx.ModelProto, *, disabled: list[str] | None = None, **feeds: A
     return session.run(feeds)
 
 
-def pictures(count: int = 2, *shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
+def images(count: int = 2, *shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
     """Random model inputs, `[count, 3, 8, 8]` by default."""
     return np.random.default_rng(seed).standard_normal((count, *(shape or (3, 8, 8)))).astype(dtype)
 

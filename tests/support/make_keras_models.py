@@ -15,13 +15,13 @@ import tf_keras
 from own_layers import Gate, Net
 
 FOLDER = Path(sys.argv[1])
-PICTURES = np.random.default_rng(0).random((3, 32, 32, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(0).random((3, 32, 32, 3)).astype(np.float32)
 
 
 def functional(keras, special):
     """A graph of layers with a branch, a nested model, a depthwise convolution and one layer that `special` makes."""
     layers = keras.layers
-    x = picture = layers.Input((32, 32, 3), name="picture")
+    x = image = layers.Input((32, 32, 3), name="image")
     x = layers.Conv2D(8, 3, strides=2, padding="same", name="stem")(x)
     x = layers.BatchNormalization(name="norm")(x)
     x = layers.ReLU(name="relu")(x)
@@ -31,7 +31,7 @@ def functional(keras, special):
         [layers.InputLayer((16, 16, 8)), layers.Conv2D(6, 3, name="conv"), layers.ReLU(name="act")], name="inner"
     )
     x = layers.GlobalAveragePooling2D(name="pool")(inner(x))
-    return keras.Model(picture, layers.Dense(4, activation="softmax", name="predictions")(x), name="net")
+    return keras.Model(image, layers.Dense(4, activation="softmax", name="predictions")(x), name="net")
 
 
 def randomised(model, seed):
@@ -46,12 +46,12 @@ def graph_outputs(keras, model, names):
     layers = [model.get_layer(name) for name in names]
     # To Keras 2 the output of a nested model is the one inside itself.
     outputs = [x.get_output_at(0) if keras is tf_keras and hasattr(x, "layers") else x.output for x in layers]
-    return keras.Model(model.inputs, outputs).predict(PICTURES, verbose=0)
+    return keras.Model(model.inputs, outputs).predict(IMAGES, verbose=0)
 
 
 def record(name, model, layers, maps):
     found = dict(zip(layers, maps, strict=True))
-    np.savez(FOLDER / f"{name}.npz", pictures=PICTURES, scores=model.predict(PICTURES, verbose=0), **found)
+    np.savez(FOLDER / f"{name}.npz", images=IMAGES, scores=model.predict(IMAGES, verbose=0), **found)
 
 
 def main():
@@ -73,17 +73,17 @@ def main():
     for name in ("old", "old_saved"):
         record(name, old, common, graph_outputs(tf_keras, old, common))
     net = Net(name="mine")
-    net(PICTURES)
+    net(IMAGES)
     randomised(net, 5)
     net.save(FOLDER / "subclassed.keras")
-    first = net.first(PICTURES)
+    first = net.first(IMAGES)
     block = net.block(first)
     conv = net.block.layers[0](first)
     maps = {"first": first, "block/conv": conv, "block": block, "gate": net.gate(block)}
     np.savez(
         FOLDER / "subclassed.npz",
-        pictures=PICTURES,
-        scores=net.predict(PICTURES, verbose=0),
+        images=IMAGES,
+        scores=net.predict(IMAGES, verbose=0),
         **{name.replace("/", "__"): np.asarray(value) for name, value in maps.items()},
     )
 

@@ -69,10 +69,10 @@ class Page:
         self.poll("() => document.getElementById('status').textContent === 'The model is ready.'")
 
     def choose(self, *files) -> dict:
-        """Choose a picture, by path or as (name, bytes); what the page then explains."""
+        """Choose an image, by path or as (name, bytes); what the page then explains."""
         self.tab.evaluate("() => { window.seen = null; }")
         given = [{"name": f[0], "mimeType": "", "buffer": f[1]} if isinstance(f, tuple) else str(f) for f in files]
-        self.tab.set_input_files("#file", [])  # the same picture again is no change
+        self.tab.set_input_files("#file", [])  # the same image again is no change
         self.tab.set_input_files("#file", given)
         return self.seen()
 
@@ -99,7 +99,7 @@ class Page:
         )
 
     def pixels(self) -> np.ndarray:
-        """The chosen picture as this browser decodes it."""
+        """The chosen image as this browser decodes it."""
         found = self.tab.evaluate(PIXELS)
         return np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(found["height"], found["width"], 3)
 

@@ -67,13 +67,13 @@ def test_every_file_that_is_referred_to_is_there_and_nothing_lies_elsewhere(mode
 def test_the_model_gives_the_heatmaps_of_the_native_one(model, tmp_path, repository):
     build_site(model, tmp_path / "site", RUNTIME)
     native = Explainer(model)
-    picture = read_image(repository / "models" / "circle_and_star.png")
+    image = read_image(repository / "models" / "circle_and_star.png")
     session = onnxruntime.InferenceSession(tmp_path / "site" / "model.onnx", providers=["CPUExecutionProvider"])
     # An ordinary input, which onnxruntime-web can feed.
     assert [i.name for i in session.get_inputs()] == ["image", "target_class"]
-    tensor = prepare(picture, native.preprocessing)[0][None]
+    tensor = prepare(image, native.preprocessing)[0][None]
     (heatmap,) = session.run(["heatmap"], {"image": tensor, "target_class": np.array([4])})
-    np.testing.assert_array_equal(heatmap[0], native(picture, target=4).heatmap)
+    np.testing.assert_array_equal(heatmap[0], native(image, target=4).heatmap)
 
 
 def test_an_explained_model_serves_as_well(model, tmp_path):
@@ -133,7 +133,7 @@ def refusals(tmp_path, model):
     attach(model, class_input="none", target=1).save(tmp_path / "fixed.onnx")
     attach(model).save(tmp_path / "explained.onnx")
     return {
-        "unknown": (plain, {}, "how pictures become this model's input is not known; attach with --preprocess"),
+        "unknown": (plain, {}, "how images become this model's input is not known; attach with --preprocess"),
         "fixed": (tmp_path / "fixed.onnx", {}, "the class is fixed in this model"),
         "explained": (tmp_path / "explained.onnx", {"layer": "a"}, "explained already; layer cannot be chosen"),
         "other": (saved(other, tmp_path / "o.onnx"), {"preprocessing": PLAIN, "image": "x"}, "another input, 'z'"),

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from onnx_gradcam.errors import RequestError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.web import runtime_files as module
 from onnx_gradcam.web.runtime_files import FILES, runtime_files
 
@@ -73,7 +73,7 @@ def test_the_download_is_kept(published, registry):
 
 def test_a_changed_package_is_refused(published, registry, tmp_path):
     registry.write_bytes(packed({**CONTENTS, "ort.wasm.min.mjs": b"evil"}))
-    with pytest.raises(RequestError, match=r"is not the published onnxruntime-web 1\.30\.0; .*npm pack"):
+    with pytest.raises(InputError, match=r"is not the published onnxruntime-web 1\.30\.0; .*npm pack"):
         runtime_files()
     assert not (tmp_path / "cache").exists()
 
@@ -82,7 +82,7 @@ def test_a_changed_cache_is_refused(published, registry, tmp_path):
     registry.write_bytes(published)
     runtime_files()
     (tmp_path / "cache" / "ort.wasm.min.mjs").write_bytes(b"evil")
-    with pytest.raises(RequestError, match=r"ort\.wasm\.min\.mjs in .*cache.* is not that of onnxruntime-web"):
+    with pytest.raises(InputError, match=r"ort\.wasm\.min\.mjs in .*cache.* is not that of onnxruntime-web"):
         runtime_files()
 
 
@@ -113,17 +113,17 @@ def test_the_file_of_npm_pack(published, tmp_path):
 )
 def test_what_is_no_package_is_refused(published, tmp_path, made, message):
     made(tmp_path / "given")
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(InputError, match=message):
         runtime_files(tmp_path / "given")
 
 
 def test_offline_says_what_to_do(published):
-    with pytest.raises(RequestError, match=r"cannot be downloaded .*; fetch it elsewhere with `npm pack .* --runtime"):
+    with pytest.raises(InputError, match=r"cannot be downloaded .*; fetch it elsewhere with `npm pack .* --runtime"):
         runtime_files()
 
 
 @pytest.mark.parametrize("address", ["file:///etc", "ftp://host/", "nonsense", "https://"])
 def test_other_addresses_are_refused(published, monkeypatch, address):
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
-    with pytest.raises(RequestError, match="is no https:// address"):
+    with pytest.raises(InputError, match="is no https:// address"):
         runtime_files()

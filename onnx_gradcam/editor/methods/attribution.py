@@ -1,4 +1,4 @@
-"""Methods that give every value of the picture a number, from the derivative of the score with respect to it.
+"""Methods that give every value of the image a number, from the derivative of the score with respect to it.
 
 Methods that look at all layers of the model at once.
 """
@@ -58,7 +58,7 @@ def input_x_gradient(t: Builder, x: Value, gx: Value) -> Value:
     modifier="guided",
 )
 def guided_grad_cam(t: Builder, A: Value, G: Value, x: Value, gx: Value) -> Value:
-    """The guided gradient of the picture, times the Grad-CAM heatmap spread over the picture."""
+    """The guided gradient of the image, times the Grad-CAM heatmap spread over the image."""
     cam = t.op("Relu", weighted_sum(t, A, mean_over_places(t, G)))
     spread = bilinear(t, cam, places(t, x))
     return t.op("Mul", gx, t.op("Unsqueeze", spread, t.ints(1)))

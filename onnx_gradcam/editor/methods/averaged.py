@@ -1,4 +1,4 @@
-"""Methods that differentiate the score at many pictures near the one that is explained."""
+"""Methods that differentiate the score at many images near the one that is explained."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _SAMPLES = 50
 """Of SmoothGrad and its relatives, as its section 3.2 advises."""
 
 _NOISE = 0.15
-"""Standard deviation of the noise relative to the range of the picture's values; SmoothGrad, section 3.2."""
+"""Standard deviation of the noise relative to the range of the image's values; SmoothGrad, section 3.2."""
 
 _FEW_SAMPLES, _FIXED_NOISE = 4, 0.3
-"""Smooth Grad-CAM++ of torch-cam; its noise does not depend on the picture."""
+"""Smooth Grad-CAM++ of torch-cam; its noise does not depend on the image."""
 
 _STEPS = 50
 """Of the integral; the paper's section 5 finds 20 to 300 enough."""
 
 
-# ----- the picture itself ------------------------------------------------------
+# ----- the image itself ------------------------------------------------------
 
 
 @method(
@@ -34,7 +34,7 @@ _STEPS = 50
     passes=f"{_SAMPLES} forward and backward passes",
 )
 def smooth_grad(probe: Probe) -> Array:
-    """The mean of the gradients at noisy copies of the picture."""
+    """The mean of the gradients at noisy copies of the image."""
     return _moments(probe)[0].astype(np.float32)
 
 
@@ -48,7 +48,7 @@ def smooth_grad(probe: Probe) -> Array:
     absolute=True,
 )
 def smooth_grad_squared(probe: Probe) -> Array:
-    """The mean of the squares of the gradients at noisy copies of the picture."""
+    """The mean of the squares of the gradients at noisy copies of the image."""
     return _moments(probe)[1].astype(np.float32)
 
 
@@ -62,7 +62,7 @@ def smooth_grad_squared(probe: Probe) -> Array:
     absolute=True,
 )
 def var_grad(probe: Probe) -> Array:
-    """The variance of the gradients at noisy copies of the picture."""
+    """The variance of the gradients at noisy copies of the image."""
     mean, square = _moments(probe)
     return np.maximum(square - mean**2, 0).astype(np.float32)
 
@@ -76,7 +76,7 @@ def var_grad(probe: Probe) -> Array:
     passes=f"{_STEPS} forward and backward passes",
 )
 def integrated_gradients(probe: Probe) -> Array:
-    """The picture times the mean gradient on the straight way from zero to it."""
+    """The image times the mean gradient on the straight way from zero to it."""
     places, weights = np.polynomial.legendre.leggauss(_STEPS)
     total = np.zeros_like(probe.x, np.float64)
     for chunk in probe.steps(_STEPS):
@@ -86,10 +86,10 @@ def integrated_gradients(probe: Probe) -> Array:
 
 
 def _moments(probe: Probe) -> tuple[Array, Array]:
-    """The mean of the gradients at noisy copies of the picture, and that of their squares, `[C, H, W]` each."""
+    """The mean of the gradients at noisy copies of the image, and that of their squares, `[C, H, W]` each."""
     mean, square = np.zeros((2, *probe.x.shape), np.float64)
-    for pictures in _noisy(probe, _SAMPLES, _relative_noise(probe)):
-        gradients = probe.gradients(pictures).astype(np.float64)
+    for images in _noisy(probe, _SAMPLES, _relative_noise(probe)):
+        gradients = probe.gradients(images).astype(np.float64)
         mean += gradients.sum(0)
         square += (gradients**2).sum(0)
     return mean / _SAMPLES, square / _SAMPLES
@@ -100,7 +100,7 @@ def _relative_noise(probe: Probe) -> float:
 
 
 def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
-    """Copies of the picture with noise, in chunks, `[M, C, H, W]`."""
+    """Copies of the image with noise, in chunks, `[M, C, H, W]`."""
     for chunk in probe.steps(count):
         noise = deviation * probe.rng.standard_normal((len(chunk), *probe.x.shape))
         yield (probe.x + noise).astype(np.float32)
@@ -118,10 +118,10 @@ def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
     passes=f"{_SAMPLES} forward passes and gradients of the head",
 )
 def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
-    """Grad-CAM++ with the means of the cotangents, their squares and their cubes at noisy copies of the picture."""
+    """Grad-CAM++ with the means of the cotangents, their squares and their cubes at noisy copies of the image."""
     powers = np.zeros((3, *probe.maps.shape), np.float64)
-    for pictures in _noisy(probe, _SAMPLES, _relative_noise(probe)):
-        powers += _powers(probe.maps_and_cotangents(pictures)[1])
+    for images in _noisy(probe, _SAMPLES, _relative_noise(probe)):
+        powers += _powers(probe.maps_and_cotangents(images)[1])
     first, second, third = powers / _SAMPLES
     return _plus_plus(probe, probe.maps, probe.maps, first, second, third)
 
@@ -130,17 +130,17 @@ def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
     "smooth-gradcam++-torch-cam",
     title="Smooth Grad-CAM++ of torch-cam",
     reference="torch-cam 0.5.0 gradient.py: maps and their cotangent at the last noisy copy, where the paper has the "
-    "picture's own and the mean",
+    "image's own and the mean",
     family="sampling",
     uses=("A", "G", "total"),
     passes=f"{_FEW_SAMPLES} forward passes and gradients of the head",
 )
 def smooth_grad_cam_plus_plus_torch_cam(probe: Probe) -> Array:
-    """Smooth Grad-CAM++ of what the last noisy copy of the picture shows."""
+    """Smooth Grad-CAM++ of what the last noisy copy of the image shows."""
     powers = np.zeros((3, *probe.maps.shape), np.float64)
     maps = last = probe.maps
-    for pictures in _noisy(probe, _FEW_SAMPLES, _FIXED_NOISE):
-        several, cotangents = probe.maps_and_cotangents(pictures)
+    for images in _noisy(probe, _FEW_SAMPLES, _FIXED_NOISE):
+        several, cotangents = probe.maps_and_cotangents(images)
         powers += _powers(cotangents)
         maps, last = several[-1], cotangents[-1]
     _, second, third = powers / _FEW_SAMPLES
@@ -154,6 +154,6 @@ def _powers(cotangents: Array) -> Array:
 
 
 def _plus_plus(probe: Probe, maps: Array, own: Array, first: Array, second: Array, third: Array) -> Array:
-    """Grad-CAM++: `maps` weighed by derivatives, where `own` are the picture's activation maps."""
+    """Grad-CAM++: `maps` weighed by derivatives, where `own` are the image's activation maps."""
     alpha = second / (2 * second + (third * own).sum((1, 2), keepdims=True) + 1e-8)
     return probe.total(maps, (alpha * np.maximum(first, 0)).sum((1, 2)))

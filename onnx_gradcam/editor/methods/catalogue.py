@@ -12,15 +12,15 @@ A method is a pure function of the builder and of what it asks for by the names 
 | `attentions` | the cotangent of each block's attention map, and the number of tokens before the grid | a list of `[N, heads, T, T]`, int |
 | `score` | the explained score | float32 `[N]` |
 | `total` | a function `(maps, weights) -> [N, *spatial]`: the sum over channels of maps times weights that broadcast, if any, or with eigen smoothing the leading component of the products | |
-| `x` | the picture as the model gets it | float32 `[N, C, H, W]` |
+| `x` | the image as the model gets it | float32 `[N, C, H, W]` |
 | `gx` | its cotangent | as `x` |
 
 A method of the family `cam` returns the raw signed map, `[N, *spatial]`; one of the family `attribution` a number for
-every value of the picture, `[N, C, H, W]`. Both are written into the model.
+every value of the image, `[N, C, H, W]`. Both are written into the model.
 
-Methods that run the model many times are no part of a model: `sampling` differentiates at many pictures, `perturbation`
+Methods that run the model many times are no part of a model: `sampling` differentiates at many images, `perturbation`
 watches the score change. They are functions of a `Probe`, and say what of the above they use. They return a number for
-every value of the picture, `[C, H, W]`, or a map of the layer's or the picture's size, `[h, w]`. Adding a method is
+every value of the image, `[C, H, W]`, or a map of the layer's or the image's size, `[h, w]`. Adding a method is
 adding one function.
 """  # noqa: E501 - a row of the table is one line
 
@@ -54,7 +54,7 @@ class Method:
         family: see above.
         uses: what it uses where its function does not say by its parameters; `head` is the model behind the layer.
         passes: what it costs, in words, where that does not follow.
-        modifier: how the cotangent of the picture is changed on its way back: `guided`, `deconvnet` or not.
+        modifier: how the cotangent of the image is changed on its way back: `guided`, `deconvnet` or not.
         objective: what is differentiated, by its name in `onnx_gradcam.editor.targets.objective`.
         combine: how the heatmaps of several layers become one, where it is not what the preset says.
         linear_head: it is defined for pooling and one linear layer behind the activation maps alone.
@@ -86,7 +86,7 @@ class Method:
 
     @property
     def needs_layer(self) -> bool:
-        """Whether it looks at a layer, and not at the picture alone."""
+        """Whether it looks at a layer, and not at the image alone."""
         return not {"A", "G", "head"}.isdisjoint(self.needs)
 
     @property

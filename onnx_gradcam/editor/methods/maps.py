@@ -1,6 +1,6 @@
 """Resizing of maps in the graph, and the interpolation matrices that stand for it where the sizes are known.
 
-From raw maps to the heatmap, in the graph: rectifying, scaling a sample, resizing to the picture, several layers.
+From raw maps to the heatmap, in the graph: rectifying, scaling a sample, resizing to the image, several layers.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def spline(t: Builder, maps: Value, size: Value) -> Value:
     """
     if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
         raise UnsupportedError(
-            "a spline needs fixed sizes of layer and picture; export the model with a fixed size, or choose another "
+            "a spline needs fixed sizes of layer and image; export the model with a fixed size, or choose another "
             "preset"
         )
     return resize(t, maps, size, _spline)
@@ -107,12 +107,12 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
         matrix: the interpolation along one axis, used where the sizes are known.
         attributes: of the Resize node that does the same where they are not.
     """
-    grid, picture = maps.shape[1:], size.array()
-    if picture is not None and all(isinstance(d, int) for d in grid):
-        if tuple(grid) == tuple(picture):
+    grid, image = maps.shape[1:], size.array()
+    if image is not None and all(isinstance(d, int) for d in grid):
+        if tuple(grid) == tuple(image):
             return maps
         # Two small products take half the time of a Resize and need none of the axes around it.
-        rows, columns = (matrix(int(d or 0), int(p)) for d, p in zip(grid, picture, strict=True))
+        rows, columns = (matrix(int(d or 0), int(p)) for d, p in zip(grid, image, strict=True))
         return t.const(rows) @ (maps @ t.const(columns.T))
     channel = t.op("Unsqueeze", maps, t.ints(1))
     batch = t.op("Shape", channel, start=0, end=2) if not isinstance(maps.shape[0], int) else t.ints(maps.shape[0], 1)
@@ -217,7 +217,7 @@ def finish(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | No
     Args:
         t: the builder.
         cams: `float32 [N, h, w]`, one a layer.
-        size: the picture's height and width, `int64 [2]`.
+        size: the image's height and width, `int64 [2]`.
         combine: how several layers become one.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Methods that change the picture, or its activation maps, and watch the score; no gradient is needed.
+"""Methods that change the image, or its activation maps, and watch the score; no gradient is needed.
 
 Methods that run the head again, inside of the model, on activation maps of which only a part is left.
 """
@@ -32,7 +32,7 @@ _MASKS, _CELLS, _SEEN = 4000, 7, 0.5
 """RISE, section 4: how many masks, of how many cells a side, and the part of the cells that is seen."""
 
 _WINDOWS = 8
-"""Occlusion: how many windows lie side by side along each side of the picture; they move by half of their size."""
+"""Occlusion: how many windows lie side by side along each side of the image; they move by half of their size."""
 
 
 # ----- channels of a layer -----------------------------------------------------
@@ -144,11 +144,11 @@ def is_cam(probe: Probe) -> Array:
 def _mean_scores(
     ask: Callable[[Array], Array], probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], Array]
 ) -> Array:
-    """The mean score of every channel, `[C]`, over several rounds of masks on the picture.
+    """The mean score of every channel, `[C]`, over several rounds of masks on the image.
 
     Args:
-        ask: from pictures to scores.
-        probe: the picture.
+        ask: from images to scores.
+        probe: the image.
         rounds: how many masks each channel has.
         masks: from rounds and channels, `[M]` each, to masks `[M, H, W]`; round by round, channel by channel.
     """
@@ -192,7 +192,7 @@ def _softmax(values: Array) -> Array:
     return softmax
 
 
-# ----- places of the picture ---------------------------------------------------
+# ----- places of the image ---------------------------------------------------
 
 
 @method(
@@ -219,7 +219,7 @@ def rise(probe: Probe) -> Array:
 
 
 def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, int]) -> Array:
-    """Masks of the picture's size, each cut anywhere out of cells enlarged to one cell more than it takes."""
+    """Masks of the image's size, each cut anywhere out of cells enlarged to one cell more than it takes."""
     wide = _enlarged(cells, ((_CELLS + 1) * sides[0], (_CELLS + 1) * sides[1]), half_pixel)
     pairs = zip(wide, shifts, strict=True)
     return np.stack([mask[top : top + size[0], left : left + size[1]] for mask, (top, left) in pairs])
@@ -240,10 +240,10 @@ def occlusion(probe: Probe) -> Array:
     (score,) = probe.scores(probe.x[None])
     lost, hidden = np.zeros((2, *probe.size), np.float64)
     for chunk in probe.steps(len(places)):
-        pictures = np.repeat(probe.x[None], len(chunk), axis=0)
-        for picture, i in zip(pictures, chunk, strict=True):
-            picture[:, places[i][0], places[i][1]] = 0
-        for less, i in zip(score - probe.scores(pictures), chunk, strict=True):
+        images = np.repeat(probe.x[None], len(chunk), axis=0)
+        for image, i in zip(images, chunk, strict=True):
+            image[:, places[i][0], places[i][1]] = 0
+        for less, i in zip(score - probe.scores(images), chunk, strict=True):
             lost[places[i]] += less
             hidden[places[i]] += 1
     mean: Array = lost / hidden

@@ -14,15 +14,15 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class Probe(Protocol):
-    """One picture, one class, and a model that answers questions about them.
+    """One image, one class, and a model that answers questions about them.
 
-    Pictures are `float32 [M, C, H, W]` as the model gets them, whatever its own layout; every method runs at most
-    `batch_size` rows at once, so a method hands over chunks and never all of its pictures together.
+    Images are `float32 [M, C, H, W]` as the model gets them, whatever its own layout; every method runs at most
+    `batch_size` rows at once, so a method hands over chunks and never all of its images together.
 
     Attributes:
-        x: the picture, `float32 [C, H, W]`.
+        x: the image, `float32 [C, H, W]`.
         maps: its activation maps, `float32 [C, h, w]`.
-        size: height and width of the picture.
+        size: height and width of the image.
         rng: the source of random numbers; its seed is the user's.
         batch_size: rows to run at once.
     """
@@ -35,20 +35,20 @@ class Probe(Protocol):
     @property
     def maps(self) -> Array: ...  # noqa: D102 - see the class
 
-    def scores(self, pictures: Array) -> Array:
-        """The explained score of each picture, `[M]`."""
+    def scores(self, images: Array) -> Array:
+        """The explained score of each image, `[M]`."""
 
-    def probabilities(self, pictures: Array) -> Array:
-        """The probability of the class for each picture, `[M]`: the softmax, or the sigmoid, of the scores."""
+    def probabilities(self, images: Array) -> Array:
+        """The probability of the class for each image, `[M]`: the softmax, or the sigmoid, of the scores."""
 
     def head(self, maps: Array) -> Array:
-        """The explained score for activation maps `[M, C, h, w]` in place of the picture's own, `[M]`."""
+        """The explained score for activation maps `[M, C, h, w]` in place of the image's own, `[M]`."""
 
-    def gradients(self, pictures: Array) -> Array:
-        """The cotangent of each picture, `[M, C, H, W]`."""
+    def gradients(self, images: Array) -> Array:
+        """The cotangent of each image, `[M, C, H, W]`."""
 
-    def maps_and_cotangents(self, pictures: Array) -> tuple[Array, Array]:
-        """The activation maps of each picture and their cotangents, `[M, C, h, w]` each."""
+    def maps_and_cotangents(self, images: Array) -> tuple[Array, Array]:
+        """The activation maps of each image and their cotangents, `[M, C, h, w]` each."""
 
     def total(self, maps: Array, weights: Array) -> Array:
         """The sum over channels of maps `[C, h, w]` times weights `[C]`, `[h, w]`, or their leading component.

@@ -29,7 +29,7 @@ class Axis:
         grid: for tokens, the sizes of the grid (in the example binding of free dimensions).
         before: for tokens, how many class or register tokens come before the grid.
         after: how many come after it.
-        place: for a spatial dimension, which of the picture's it is: 0 the height, 1 the width.
+        place: for a spatial dimension, which of the image's it is: 0 the height, 1 the width.
         parts: for a product, its factors and their sizes.
     """
 

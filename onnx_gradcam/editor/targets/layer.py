@@ -32,7 +32,7 @@ class Candidate:
     Attributes:
         tensor: the activation maps.
         layout: the meaning of its axes.
-        every_path: whether it lies on every path from the picture to the score.
+        every_path: whether it lies on every path from the image to the score.
     """
 
     tensor: Value
@@ -129,7 +129,7 @@ def find_layer(
 
     Args:
         t: the graph.
-        image: the picture.
+        image: the image.
         score: the tensor that is differentiated.
         carries: which edges a gradient can cross.
         layer: a tensor name, a node name, a framework's layer name, or `auto`.
@@ -165,14 +165,14 @@ def find_layer(
         chosen, reason = _automatic(t, _no_answers(candidates, path, classes, boxes=boxes), score)
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
         raise TargetError(
-            f"how the tokens of {chosen.tensor.name!r} lie depends on the picture's size, which the model leaves open; "
+            f"how the tokens of {chosen.tensor.name!r} lie depends on the image's size, which the model leaves open; "
             "export it with a fixed size"
         )
     return Layer(chosen, reason, candidates)
 
 
 def _has_places(t: Builder, value: Value, layout: Layout, batch: int) -> bool:
-    """More than one place, one channel axis, the picture's batch axis, and nothing unknown."""
+    """More than one place, one channel axis, the image's batch axis, and nothing unknown."""
     kinds = [axis.kind if axis is not None else None for axis in layout]
     if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
         return False
@@ -390,7 +390,7 @@ def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candid
 
     Args:
         t: the graph.
-        path: the nodes between the picture and the score.
+        path: the nodes between the image and the score.
         candidates: every tensor with places on the way, in graph order.
 
     Raises:

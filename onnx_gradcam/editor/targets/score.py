@@ -44,19 +44,19 @@ class Score:
 
 
 def image_inputs(t: Builder) -> list[Value]:
-    """The graph inputs that may hold pictures: rank 4, numbers rather than indices."""
+    """The graph inputs that may hold images: rank 4, numbers rather than indices."""
     return [v for v in map(t.wrap, t.graph.inputs) if v.known_shape is not None and v.rank == 4]
 
 
 def find_image(t: Builder, name: str | None = None) -> Value:
-    """The graph input that takes pictures.
+    """The graph input that takes images.
 
     Args:
         t: the graph.
         name: its name, where several would do.
 
     Raises:
-        TargetError: no input looks like pictures, or several do.
+        TargetError: no input looks like images, or several do.
     """
     candidates = image_inputs(t)
     inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
@@ -68,9 +68,9 @@ def find_image(t: Builder, name: str | None = None) -> Value:
         return found
     if len(candidates) != 1:
         what = (
-            "no input of rank 4 that could take a picture"
+            "no input of rank 4 that could take an image"
             if not candidates
-            else "several inputs that could take a picture"
+            else "several inputs that could take an image"
         )
         raise TargetError(f"the model has {what} (inputs: {inputs}); name one with --input")
     return candidates[0]

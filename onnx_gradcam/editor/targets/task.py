@@ -34,7 +34,7 @@ _BEFORE_MAPS = {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "Identity", "Cast"
 
 
 def segmentation(t: Builder, output: str | None, mask: Mask, kind: Literal["logit", "output"] = "logit") -> None:
-    """The sum of each class's scores over a part of the picture, as pytorch-grad-cam's SemanticSegmentationTarget.
+    """The sum of each class's scores over a part of the image, as pytorch-grad-cam's SemanticSegmentationTarget.
 
     A single map decides between two classes: 1 is the map itself, 0 its complement, the negated map. A class without
     a place of its own scores zero, and less than every class that has one where these are negative.
@@ -241,7 +241,7 @@ def similarity(t: Builder, output: str | None, reference: npt.NDArray[np.floatin
         flat = np.asarray(reference, np.float64).reshape(-1)
     except (TypeError, ValueError) as exc:
         raise TargetError(
-            "the reference is no embedding of numbers; the command line and Explainer read pictures"
+            "the reference is no embedding of numbers; the command line and Explainer read images"
         ) from exc
     length = float(np.linalg.norm(flat))
     if not np.isfinite(length) or length == 0:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnx_gradcam.errors import ExportError, ShapeError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 
 from . import layers as _registered  # noqa: F401 - fills the registry
@@ -181,7 +181,7 @@ class Context:
         """Let a layer write its nodes and name what comes out after it."""
         try:
             y = write(self.call(layer))
-        except ShapeError as exc:
+        except ExportError as exc:
             raise ExportError(f"{layer}: {exc}; {REMEDY}") from exc
         except _DAMAGE as exc:
             raise ExportError(f"{layer}: its configuration makes no sense ({exc!r}); save the model again") from exc

@@ -34,7 +34,7 @@ class _Network:
     Attributes:
         mode: the preset that its `preprocess_input` stands for.
         convolutions: how many layers with Conv in their class it has, with its classifier and without.
-        within: whether the network begins with layers that prepare the picture.
+        within: whether the network begins with layers that prepare the image.
     """
 
     mode: str
@@ -223,7 +223,7 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
     ):
         raise ExportError(f"the shape of input {name!r} is {shape!r}; build the model before it is saved")
     if dtype not in (None, "float32", "float16", "bfloat16", "float64", "uint8"):
-        raise ExportError(f"input {name!r} is of type {dtype!r}, which is no picture; {REMEDY}")
+        raise ExportError(f"input {name!r} is of type {dtype!r}, which is not an image; {REMEDY}")
     rank = len(shape)
     free = _FREE.get(rank, (BATCH, *(f"{name}_{i}" for i in range(1, rank))))
     if context.writer.graph.inputs and rank == 4:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.errors import ExportError, UnsupportedError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
@@ -166,7 +166,7 @@ def leaky_relu(
 def _prelu(t: Writer, x: Value, gamma: Value | None) -> Value:
     slopes = None if gamma is None else gamma.array()
     if gamma is None or slopes is None or slopes.ndim != 1 or slopes.size not in (1, x.shape[1]):
-        raise ShapeError(
+        raise ExportError(
             f"its slopes are not one number, or one for each of its {x.shape[1]} channels; give the right .params"
         )
     return t.op("PRelu", x, t.const(slopes.reshape(-1, *[1] * (x.rank - 2))))
@@ -246,7 +246,7 @@ def _check_equal(a: Value, b: Value) -> None:
     """ONNX would stretch where MXNet refuses."""
     known = [(x, y) for x, y in zip(a.shape, b.shape, strict=False) if isinstance(x, int) and isinstance(y, int)]
     if a.rank != b.rank or any(x != y for x, y in known):
-        raise ShapeError(
+        raise ExportError(
             f"its inputs have shapes {list(a.shape)} and {list(b.shape)}, which are not equal; pass input_shape"
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.errors import ExportError, UnsupportedError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
@@ -32,7 +32,7 @@ def fully_connected(
         data = t.op("Flatten", data, axis=1)
     have = fixed(data.shape[-1], "the number of features that its weights take")
     if weight.rank != 2 or weight.shape[0] != num_hidden:
-        raise ShapeError(
+        raise ExportError(
             f"its weights {weight.name!r} have shape {list(weight.shape)}, where its num_hidden is {num_hidden}; "
             "give the .params that belongs to the symbol"
         )
@@ -41,7 +41,7 @@ def fully_connected(
         raise FeatureMismatchError(have, want)
     bias = None if no_bias else bias
     if bias is not None and bias.shape != (num_hidden,):
-        raise ShapeError(
+        raise ExportError(
             f"its bias {bias.name!r} has shape {list(bias.shape)}, not [{num_hidden}]; give the right .params"
         )
     if data.rank == 2:
@@ -118,7 +118,7 @@ def _check_vectors(dim: int | str | None, *vectors: Value) -> None:
     size = fixed(dim, "the number of its weights")
     for vector in vectors:
         if vector.shape != (size,):
-            raise ShapeError(
+            raise ExportError(
                 f"its {vector.name!r} has shape {list(vector.shape)}, where its input has {size} channels; "
                 "give the .params that belongs to the symbol, or pass input_shape"
             )

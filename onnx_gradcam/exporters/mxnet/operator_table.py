@@ -1,4 +1,4 @@
-"""The size of the picture, where a network fixes it and only its weights know.
+"""The size of the image, where a network fixes it and only its weights know.
 
 What each MXNet operator becomes: the registry, and the reading of attributes by the rules' own signatures.
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from onnx_gradcam.errors import ExplainError, ShapeError, UnsupportedError
+from onnx_gradcam.errors import ExplainError, ExportError, UnsupportedError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
@@ -40,15 +40,15 @@ _LARGEST_SIDE = 2048
 
 
 class FreeSizeError(UnsupportedError):
-    """A node that needs a number where the size of the picture is free."""
+    """A node that needs a number where the size of the image is free."""
 
 
-class FeatureMismatchError(ShapeError):
-    """A dense layer whose weights want more or fewer features than the picture gives."""
+class FeatureMismatchError(ExportError):
+    """A dense layer whose weights want more or fewer features than the image gives."""
 
     def __init__(self, have: int, want: int) -> None:
         super().__init__(
-            f"its weights take {want} features, but the picture gives {have}; give the size that the network was "
+            f"its weights take {want} features, but the image gives {have}; give the size that the network was "
             "trained for as input_shape=(channels, height, width)"
         )
         self.excess = have - want
@@ -61,7 +61,7 @@ def fixed(dim: int | str | None, what: str) -> int:
         FreeSizeError: it is free.
     """
     if not isinstance(dim, int):
-        raise FreeSizeError(f"{what} depends on the size of the picture, which is free; {_REMEDY}")
+        raise FreeSizeError(f"{what} depends on the size of the image, which is free; {_REMEDY}")
     return dim
 
 
@@ -75,12 +75,12 @@ def fixed_sizes(x: Value, what: str) -> tuple[int, ...]:
 
 
 def fitting_side(attempt: Callable[[int], object]) -> int | None:
-    """The side of a square picture that fits the weights; `None` where they do not tell.
+    """The side of a square image that fits the weights; `None` where they do not tell.
 
     Pooling and strides round, so that several sides may fit: a usual one is preferred, then a multiple of 8.
 
     Args:
-        attempt: writes the network for a picture of that side.
+        attempt: writes the network for an image of that side.
 
     Raises:
         ExplainError: the attempt fails for another reason than the size.

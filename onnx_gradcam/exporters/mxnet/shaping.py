@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.errors import ExportError, UnsupportedError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.shapes import Shape
@@ -63,7 +63,7 @@ def _decoded(have: Shape, codes: list[int]) -> list[int | tuple[int, ...]]:
         code = codes[i]
         taken = {0: 1, -2: len(have) - at, -3: 2, -4: 1}.get(code, 1)
         if code in (0, -2, -3, -4) and at + taken > len(have):
-            raise ShapeError(f"its shape {codes} asks for more dimensions than the {len(have)} of its input")
+            raise ExportError(f"its shape {codes} asks for more dimensions than the {len(have)} of its input")
         if code == 0:
             planned.append((at,))
         elif code == -2:
@@ -161,7 +161,7 @@ def squeeze(t: Writer, data: Value, *, axis: Ints | None = None) -> Value:
         axis = tuple(i for i, dim in enumerate(data.shape) if dim == 1)
     places = [_axis(i, data.rank) for i in axis]
     if 0 in places:
-        raise UnsupportedError(f"its axis is {axis}, which drops the batch; save a network that takes several pictures")
+        raise UnsupportedError(f"its axis is {axis}, which drops the batch; save a network that takes several images")
     return t.op("Squeeze", data, t.ints(*places))
 
 
@@ -221,7 +221,7 @@ def slice_like(t: Writer, data: Value, shape_like: Value, *, axes: Ints = ()) ->
     """The first elements, as many as another tensor has."""
     places = [_axis(axis, data.rank) for axis in axes] or list(range(shape_like.rank))
     if max(places) >= min(data.rank, shape_like.rank):
-        raise ShapeError(f"its axes {axes} are not dimensions of both its inputs; pass input_shape")
+        raise ExportError(f"its axes {axes} are not dimensions of both its inputs; pass input_shape")
     places = [i for i in places if data.shape[i] is None or data.shape[i] != shape_like.shape[i]]
     if not places:
         return data
@@ -246,5 +246,5 @@ def crop(
     have = fixed_sizes(data, "what it cuts")
     top, left = ((h - w) // 2 for h, w in zip(have, want, strict=True)) if center_crop else offset
     if top < 0 or left < 0 or top + want[0] > have[0] or left + want[1] > have[1]:
-        raise ShapeError(f"it cuts {want} at {top, left} out of {have}, which is smaller; pass input_shape")
+        raise ExportError(f"it cuts {want} at {top, left} out of {have}, which is smaller; pass input_shape")
     return t.op("Slice", data, t.ints(top, left), t.ints(top + want[0], left + want[1]), t.ints(2, 3))

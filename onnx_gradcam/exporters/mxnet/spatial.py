@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_gradcam.errors import ShapeError, UnsupportedError
+from onnx_gradcam.errors import ExportError, UnsupportedError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
@@ -36,12 +36,12 @@ def _spatial(given: Ints, rank: int, default: int, name: str) -> list[int]:
 
 def _check_weight(weight: Value, shape: tuple[int, ...], bias: Value | None, filters: int) -> None:
     if weight.shape != shape:
-        raise ShapeError(
+        raise ExportError(
             f"its weights {weight.name!r} have shape {list(weight.shape)}, where its attributes want {list(shape)}; "
             "give the .params that belongs to the symbol"
         )
     if bias is not None and bias.shape != (filters,):
-        raise ShapeError(
+        raise ExportError(
             f"its bias {bias.name!r} has shape {list(bias.shape)}, not [{filters}]; give the right .params"
         )
 
@@ -50,18 +50,18 @@ def _channels(x: Value, rank: int) -> int:
     if not 1 <= rank <= 3:
         raise UnsupportedError(f"its kernel has {rank} dimensions; known are 1 to 3")
     if x.rank != rank + 2:
-        raise ShapeError(f"its input has {x.rank} dimensions, where its kernel wants {rank + 2}; pass input_shape")
+        raise ExportError(f"its input has {x.rank} dimensions, where its kernel wants {rank + 2}; pass input_shape")
     channels = x.shape[1]
     if not isinstance(channels, int):
-        raise ShapeError("the channels of its input are unknown; pass input_shape=(channels, height, width)")
+        raise ExportError("the channels of its input are unknown; pass input_shape=(channels, height, width)")
     return channels
 
 
 def _check_reach(x: Value, extents: list[int], pads: list[int]) -> None:
-    """ONNX's inference lets a kernel reach over the picture; MXNet and ONNX Runtime do not."""
+    """ONNX's inference lets a kernel reach over the image; MXNet and ONNX Runtime do not."""
     for size, extent, pad in zip(x.shape[2:], extents, pads, strict=True):
         if isinstance(size, int) and extent > size + 2 * pad:
-            raise ShapeError(f"its kernel reaches over {extent} places, but its input has {size}; pass input_shape")
+            raise ExportError(f"its kernel reaches over {extent} places, but its input has {size}; pass input_shape")
 
 
 @mxnet_operator("Convolution", "Convolution_v1", ignored=_PERFORMANCE, layout="made")
@@ -85,7 +85,7 @@ def convolution(
     rank, bias = len(kernel), None if no_bias else bias
     channels = _channels(data, rank)
     if num_group < 1 or channels % num_group:
-        raise ShapeError(f"its {channels} input channels do not split into {num_group} groups; pass input_shape")
+        raise ExportError(f"its {channels} input channels do not split into {num_group} groups; pass input_shape")
     _check_weight(weight, (num_filter, channels // num_group, *kernel), bias, num_filter)
     strides, dilations = _spatial(stride, rank, 1, "stride"), _spatial(dilate, rank, 1, "dilate")
     pads = _spatial(pad, rank, 0, "pad")
@@ -234,7 +234,7 @@ def old_pooling(
 ) -> Value:
     """MXNet `src/operator/pooling_v1-inl.h`: its padding is zeros for the maximum too, its means are of whole windows.
 
-    Zeros behind the picture make every window of `full` a whole one.
+    Zeros behind the image make every window of `full` a whole one.
     """
     if not global_pool:
         rank = len(kernel)
@@ -258,7 +258,7 @@ def old_pooling(
 
 
 def _check_windows(x: Value, kernel: Ints, strides: list[int], pads: list[int]) -> None:
-    """ONNX leaves out a window that starts behind the picture; MXNet does not."""
+    """ONNX leaves out a window that starts behind the image; MXNet does not."""
     for dim, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
         if s < k - p + 1:
             continue  # no size has such a window

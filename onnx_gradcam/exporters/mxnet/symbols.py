@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ExplainError, ModelError, ShapeError, TargetError, UnsupportedError, near_matches
+from onnx_gradcam.errors import ExplainError, ExportError, ModelError, TargetError, UnsupportedError, near_matches
 from onnx_gradcam.exporters.writer import BATCH, Product, Writer
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.shapes import Shape
@@ -197,14 +197,14 @@ def read_mxnet(
     Args:
         symbol: the `-symbol.json`.
         params: the `.params` that belongs to it.
-        input_shape: of one picture, `(channels, height, width)`; without it what the symbol says, else what the
+        input_shape: of one image, `(channels, height, width)`; without it what the symbol says, else what the
             weights tell, else height and width stay free.
         names: further names of layers, such as `features[8][2]`, and the nodes that they stand for.
 
     Raises:
         ModelError: a file is missing or damaged, or the two do not belong together.
         UnsupportedError: an operator, or an attribute of one, that has no equal here.
-        ShapeError: weights or pictures of the wrong shape.
+        ExportError: weights or images of the wrong shape.
         TargetError: `names` holds a node that is not in the symbol.
     """
     network = _Network(read_symbol(symbol), read_parameters(params), str(params))
@@ -259,7 +259,7 @@ class _Network:
         return (node for node in map(self.symbol.nodes.__getitem__, self.live) if node.op != VARIABLE)
 
     def _data(self, parameters: Parameters, file: str) -> str:
-        """The variable that takes pictures: the only one that has no weights and is no label."""
+        """The variable that takes images: the only one that has no weights and is no label."""
         used = set()
         for node in self._operators():
             taken = OPERATORS[node.op].inputs
@@ -271,7 +271,7 @@ class _Network:
         if len(free) == 1:
             return free[0]
         if not free:
-            raise ModelError(f"{self.symbol.name}: no variable is left for the picture; {file} holds one for each")
+            raise ModelError(f"{self.symbol.name}: no variable is left for the image; {file} holds one for each")
         missing = ", ".join(map(repr, [name for name in free if name != _DATA][:3]))
         if parameters and not any(name.startswith(("arg:", "aux:")) for name in parameters):
             known = next(iter(parameters))
@@ -282,16 +282,18 @@ class _Network:
         if _DATA in free:
             raise ModelError(f"{file}: holds no weights for {missing}; give the .params that belongs to the symbol")
         raise UnsupportedError(
-            f"{self.symbol.name}: has several inputs ({missing}); export a network with one input, the picture"
+            f"{self.symbol.name}: has several inputs ({missing}); export a network with one input, the image"
         )
 
-    # ----- the size of a picture ---------------------------------------------
+    # ----- the size of an image ---------------------------------------------
 
     def sample_shape(self, given: Sequence[int] | None) -> Shape:
-        """The shape of one picture: as given, as the symbol says, or its channels as the weights want them."""
+        """The shape of one image: as given, as the symbol says, or its channels as the weights want them."""
         if given is not None:
             if not given or not all(isinstance(d, int) and not isinstance(d, bool) and d > 0 for d in given):
-                raise ShapeError(f"input_shape is {tuple(given)}; give whole numbers above 0 (channels, height, width)")
+                raise ExportError(
+                    f"input_shape is {tuple(given)}; give positive integers (channels, height, width)"
+                )
             return tuple(given)
         variable = next(n for i in self.live if (n := self.symbol.nodes[i]).name == self.data)
         stated = re.findall(r"-?\d{1,9}", variable.attributes.get("__shape__", ""))
@@ -302,7 +304,7 @@ class _Network:
         return self._derived_shape()
 
     def _consumer(self) -> tuple[Node, npt.NDArray[Any]] | None:
-        """The first layer with weights that a picture meets, and the weights."""
+        """The first layer with weights that an image meets, and the weights."""
         behind = {index for index in self.live if self.symbol.nodes[index].name == self.data}
         for index in self.live:
             node = self.symbol.nodes[index]
@@ -321,13 +323,13 @@ class _Network:
             groups = node.attributes.get("num_group", "1")
             channels = weight.shape[1] * (int(groups) if groups.isdecimal() and len(groups) < 9 else 1)
             return (channels, *{3: ("width",), 4: ("height", "width"), 5: ("depth", "height", "width")}[weight.ndim])
-        raise ShapeError(
+        raise ExportError(
             f"{self.symbol.name}: the shape of its input {self.data!r} is not known; pass "
             "input_shape=(channels, height, width)"
         )
 
     def sized(self, shape: Shape, refusal: FreeSizeError) -> tuple[_Translation, str]:
-        """The network for the square picture that it wants, and what to tell the user.
+        """The network for the square image that it wants, and what to tell the user.
 
         Raises:
             FreeSizeError: nothing tells the size; the refusal that was met without one.
@@ -343,12 +345,12 @@ class _Network:
         if architecture is not None:
             side = _GLUON_SIDES.get(architecture, _GLUON_SIDE)
             # Trained at another size than the zoo's, the weights do not fit, but may tell.
-            with contextlib.suppress(ShapeError):
-                return translated(side), f"the size of the picture is now {side} by {side}, the model zoo's; {remedy}"
+            with contextlib.suppress(ExportError):
+                return translated(side), f"the size of the image is now {side} by {side}, the model zoo's; {remedy}"
         found = fitting_side(translated)
         if found is None:
             raise refusal
-        return translated(found), f"the size of the picture is now {found} by {found}, which fits the weights; {remedy}"
+        return translated(found), f"the size of the image is now {found} by {found}, which fits the weights; {remedy}"
 
     def zoo_architecture(self) -> str | None:
         """The name of gluon's architecture, where every node's name starts with it."""
@@ -356,7 +358,7 @@ class _Network:
         return found.pop() if len(found) == 1 else None
 
     def translated(self, shape: Shape) -> _Translation:
-        """The network for pictures of this shape, before its shapes are inferred."""
+        """The network for images of this shape, before its shapes are inferred."""
         return _Translation(self, shape)
 
 
@@ -381,8 +383,8 @@ class _Translation:
         self._weights: dict[str, Value] = {}
         self._channels_first: set[Value] = set()
         self._layers: dict[str, tuple[Value, str]] = {}
-        self._picture = self.writer.input(network.data, self._dtype(), (BATCH, *shape))
-        self._channels_first.add(self._picture)
+        self._image = self.writer.input(network.data, self._dtype(), (BATCH, *shape))
+        self._channels_first.add(self._image)
         for index in network.live:
             if self._symbol.nodes[index].op != VARIABLE:
                 self._translate(index, self._symbol.nodes[index])
@@ -440,7 +442,7 @@ class _Translation:
     def _value(self, entry: Entry) -> Value:
         node = self._symbol.nodes[entry[0]]
         if node.op == VARIABLE:
-            return self._picture if node.name == self._network.data else self._weight(node.name)
+            return self._image if node.name == self._network.data else self._weight(node.name)
         if entry not in self._values:
             raise UnsupportedError(f"it takes output {entry[1]} of {node.name!r} ({node.op}), which is not exported")
         return self._values[entry]
@@ -462,7 +464,7 @@ class _Translation:
         value = self._values[entry]
         if value.rank == 2 and value.shape[1] is None:
             raise FreeSizeError(
-                f"{self._symbol.name}: how many outputs {node.name!r} has depends on the size of the picture, which is "
+                f"{self._symbol.name}: how many outputs {node.name!r} has depends on the size of the image, which is "
                 "free; pass input_shape=(channels, height, width)"
             )
         several = (entry[0], 1) in self._values

@@ -1,6 +1,6 @@
 """What a file of PyTorch's is, seen from outside; an archive that lies about itself is refused before it is opened.
 
-How pictures become the input, as timm, transformers and torchvision describe it.
+How images become the input, as timm, transformers and torchvision describe it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ Description = dict[str, Any]
 _TIMM_CROP = 0.875
 _BYTE = 255
 _CONVNEXT_UNCROPPED = 384
-"""From this size on ConvNeXt's pictures are stretched and not cropped."""
+"""From this size on ConvNeXt's images are stretched and not cropped."""
 
 
 def from_timm(config: Mapping[str, Any]) -> Description | None:

@@ -50,7 +50,7 @@ def export_pytorch(
         weights: a state dictionary: `.safetensors`, or `.pth`, `.pt`, `.th`, `.bin` read as plain tensors.
         layer: path of the module whose output is to be exact; by default the layers that survive are found by value.
         call: which of the calls of `layer`, as a list index.
-        size: height and width to fix the pictures at; by default the network's own, or any where it allows that.
+        size: height and width to fix the images at; by default the network's own, or any where it allows that.
         trust: run code that the source names.
         exporter: which of PyTorch's exporters; `auto` takes `torchscript` where `dynamo` fails, and says so.
         progress: is told what is being done.

@@ -174,12 +174,12 @@ class Source:
 
     Attributes:
         network: in evaluation mode.
-        size: height and width of its pictures.
-        channels: of its pictures.
+        size: height and width of its images.
+        channels: of its images.
         batch: the one batch size that it takes; `None` for any.
         free: whether the height and the width may be others.
         labels: class names.
-        preprocessing: how pictures become its input.
+        preprocessing: how images become its input.
         kinds: class of each module by path, where the modules do not say it themselves.
     """
 
@@ -257,14 +257,14 @@ def _from_program(path: Path, *, trust: bool) -> Source:
     if training is not None:
         raise UnsupportedError(
             f"{path}: the program is of a network in training mode (its {training.target} is random or depends on the "
-            "other pictures); call eval() on the network before torch.export.export"
+            "other images); call eval() on the network before torch.export.export"
         )
     inputs = [n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
     shape = inputs[0].meta["val"].shape if inputs else ()
     if len(inputs) != 1 or len(shape) != 4:
         raise UnsupportedError(
             f"{path}: the program takes {len(inputs)} input(s), the first of {len(shape)} axes; export a network that "
-            "takes pictures alone, [batch, channels, height, width]"
+            "takes images alone, [batch, channels, height, width]"
         )
     batch, channels, height, width = (size if isinstance(size, int) else None for size in shape)
     stacks = [dict(node.meta.get("nn_module_stack") or {}).values() for node in program.graph.nodes]

@@ -31,7 +31,7 @@ _OTHER_SIDES = (32, 64)
 """What is added to height and width for the second size; patches and strides of up to 32 divide it."""
 
 _LOUD = np.float32(30)
-"""Times the picture that layers are found with: limits that no value reached there are reached now."""
+"""Times the image that layers are found with: limits that no value reached there are reached now."""
 
 
 class Verified:
@@ -63,9 +63,7 @@ class Verified:
         self.channels = source.channels or _first_channels(self.network)
         self.batches = _BATCHES if source.batch is None else (source.batch,)
         report("running it in PyTorch")
-        self.wanted = [
-            self._reference(self._picture(batch, self.sides), self._observed(batch)) for batch in self.batches
-        ]
+        self.wanted = [self._reference(self._image(batch, self.sides), self._observed(batch)) for batch in self.batches]
         self.other = tuple(side + more for side, more in zip(self.sides, _OTHER_SIDES, strict=True))
         self.free = size is None and source.free and self._takes_other_sides()
 
@@ -112,7 +110,7 @@ class Verified:
         batches = " and ".join(map(str, self.batches))
         warnings = []
         if self.source.batch is not None:
-            warnings.append(f"the program takes {self.source.batch} picture(s) at a time, and so does the graph")
+            warnings.append(f"the program takes {self.source.batch} image(s) at a time, and so does the graph")
         return Product(
             model=model,
             framework="pytorch",
@@ -125,7 +123,7 @@ class Verified:
         )
 
     def _graph(self, way: Exporter, free: Sequence[int]) -> Model:
-        x = torch.from_numpy(self._picture(self.source.batch or _EXAMPLE_BATCH, self.sides))
+        x = torch.from_numpy(self._image(self.source.batch or _EXAMPLE_BATCH, self.sides))
         if isinstance(self.network, torch.jit.ScriptModule):
             return convert(self.network, x, way, free)
         captured = Captured(self.network, self.layer, self.call).eval()
@@ -144,7 +142,7 @@ class Verified:
         Raises:
             UnsupportedError: it is more than rounding.
         """
-        x = self._picture(batch, sides)
+        x = self._image(batch, sides)
         if sides == self.sides:
             wanted, calls = self.wanted[self.batches.index(batch)]
         else:
@@ -156,7 +154,7 @@ class Verified:
     def _layers(self, model: Model) -> dict[str, CarriedLayer]:
         """The modules whose tensors survived, the wanted one above all."""
         self.report("finding the layers")
-        x = self._picture(self.batches[0], self.sides)
+        x = self._image(self.batches[0], self.sides)
         if isinstance(self.network, torch.jit.ScriptModule):
             found = scripted_layers(model, self.network, x)
             if self.layer is not None and self.layer not in found:
@@ -177,7 +175,7 @@ class Verified:
         return {path: CarriedLayer(tensor=str(t.name), kind=kinds.get(path, "")) for path, t in found.items()}
 
     def _still_equal(self, model: Model, found: dict[str, ir.Value], x: Array) -> dict[str, ir.Value]:
-        """Those modules whose tensors have their values for a louder picture too, where limits take effect."""
+        """Those modules whose tensors have their values for a louder image too, where limits take effect."""
         _, calls = self._reference(x, "")
         values = run(model, x, sorted({str(t.name) for t in found.values()}))
         return {
@@ -199,7 +197,7 @@ class Verified:
             reason = " ".join(str(exc).split())[:200]
             raise UnsupportedError(
                 f"the network does not run on an input of shape {list(x.shape)} ({reason}); give its --size, and a "
-                "network that takes a batch of pictures alone"
+                "network that takes a batch of images alone"
             ) from exc
         if self.hooked is not None and only is not None:
             count = len(calls.get(self.hooked, ()))
@@ -222,7 +220,7 @@ class Verified:
             if isinstance(module, torch.nn.AdaptiveAvgPool2d) and module.output_size not in {1, (1, 1)}:
                 return False
         try:
-            self._reference(self._picture(self.batches[0], self.other), None)
+            self._reference(self._image(self.batches[0], self.other), None)
         except UnsupportedError:
             return False
         return True
@@ -231,12 +229,12 @@ class Verified:
         known = self.source.size
         if size is not None and known is not None and size != known and not self.source.free:
             raise UnsupportedError(
-                f"the program takes pictures of {known[0]} x {known[1]} alone; export it for {size[0]} x {size[1]}"
+                f"the program takes images of {known[0]} x {known[1]} alone; export it for {size[0]} x {size[1]}"
             )
         own = getattr(self.network, "image_size", None)
         return size or known or ((own, own) if isinstance(own, int) else _USUAL_SIZE)
 
-    def _picture(self, batch: int, sides: tuple[int, ...]) -> Array:
+    def _image(self, batch: int, sides: tuple[int, ...]) -> Array:
         """Noise in the range of a normalised photograph, always the same."""
         shape = (batch, self.channels, *sides)
         return np.random.default_rng(0).standard_normal(shape, np.float32)

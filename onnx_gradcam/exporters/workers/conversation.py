@@ -1,6 +1,6 @@
 """How a worker is asked and how it answers; imports nothing beyond the standard library.
 
-What the framework computes of random pictures, for the comparison with what was made of the model.
+What the framework computes of random images, for the comparison with what was made of the model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PICTURE", "RefusedError", "checked_tensor", "record", "serve"]
+__all__ = ["IMAGE", "RefusedError", "checked_tensor", "record", "serve"]
 
 Work = Callable[[dict[str, Any], Path], dict[str, Any]]
 
@@ -35,8 +35,8 @@ def serve(work: Work, folder: Path) -> None:
     (folder / "answer.json").write_text(json.dumps(answer), "utf-8")
 
 
-PICTURE = ""
-"""Stands for the picture in the place of a tensor's name."""
+IMAGE = ""
+"""Stands for the image in the place of a tensor's name."""
 
 _BATCHES = (1, 3)
 _LARGEST_VALUE = 255
@@ -56,15 +56,15 @@ def checked_tensor(layers: Sequence[Sequence[str]], layer: str | None) -> str:
 def record(
     folder: Path, shape: Sequence[int | None], run: Callable[[Any], Mapping[str, Any]], wanted: Collection[str]
 ) -> None:
-    """Leave pictures and what the framework makes of them in `reference.npz`, at two batch sizes.
+    """Leave images and what the framework makes of them in `reference.npz`, at two batch sizes.
 
     Each entry is called after the batch and, behind a blank, the tensor. Nothing is left where the model takes
-    pictures of any size.
+    images of any size.
 
     Args:
         folder: where the answer goes.
         shape: of the input.
-        run: gives tensors by name for pictures.
+        run: gives tensors by name for images.
         wanted: the tensors to keep.
     """
     import numpy as np  # noqa: PLC0415 - every framework brings it
@@ -75,7 +75,7 @@ def record(
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {}
     for batch in _BATCHES:
-        picture = (_LARGEST_VALUE * rng.random((batch, *sizes))).astype(np.float32)
-        found[f"{batch} {PICTURE}"] = picture
-        found |= {f"{batch} {name}": np.asarray(value) for name, value in run(picture).items() if name in wanted}
+        image = (_LARGEST_VALUE * rng.random((batch, *sizes))).astype(np.float32)
+        found[f"{batch} {IMAGE}"] = image
+        found |= {f"{batch} {name}": np.asarray(value) for name, value in run(image).items() if name in wanted}
     np.savez(folder / "reference.npz", **found)

@@ -16,7 +16,7 @@ from typing import Any
 
 from .conversation import RefusedError
 
-__all__ = ["Caught", "keras_version", "load_model", "picture_shape"]
+__all__ = ["Caught", "image_shape", "keras_version", "load_model"]
 
 _LARGEST_CONFIG = 64 * 2**20
 _OWN_MODULES = ("keras", "tf_keras", "tensorflow", "builtins")
@@ -121,7 +121,7 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
             left.extend(value)
 
 
-def picture_shape(model: Any) -> list[int | None]:
+def image_shape(model: Any) -> list[int | None]:
     """The shape of the one input, its batch free.
 
     Raises:
@@ -135,7 +135,7 @@ def picture_shape(model: Any) -> list[int | None]:
         shape = list(shape.values())
     if shape and isinstance(shape[0], (list, tuple)):
         if len(shape) > 1:
-            raise RefusedError("has several inputs, but explains one picture; save a model with one input")
+            raise RefusedError("has several inputs, but explains one image; save a model with one input")
         shape = shape[0]
     if not shape:
         raise RefusedError("does not say the shape of its input; call it once before it is saved")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .conversation import RefusedError, checked_tensor, record
-from .keras_files import Caught, keras_version, load_model, picture_shape
+from .keras_files import Caught, image_shape, keras_version, load_model
 
 __all__ = ["work"]
 
@@ -25,8 +25,8 @@ class Traced:
         outputs: the model's outputs, tensor by name.
         layers: name, class and tensor of every layer, in the order in which they run.
         version: of Keras, where known.
-        run: gives the outputs and the layers for a picture, in their order, as Keras computes them.
-        shape: of the picture.
+        run: gives the outputs and the layers for an image, in their order, as Keras computes them.
+        shape: of the image.
     """
 
     graph: Any
@@ -58,7 +58,7 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     layers = [[name, kind, renamed.get(tensor, tensor)] for name, kind, tensor in traced.layers]
     tensors = [*traced.outputs, *(tensor for _, _, tensor in layers)]
     checked = {*traced.outputs, checked_tensor(layers, request["layer"])}
-    record(folder, traced.shape, lambda picture: dict(zip(tensors, traced.run(picture), strict=True)), checked)
+    record(folder, traced.shape, lambda image: dict(zip(tensors, traced.run(image), strict=True)), checked)
     return {"version": traced.version, "outputs": list(traced.outputs), "layers": layers}
 
 
@@ -72,12 +72,12 @@ def _keras(tf: Any, request: dict[str, Any]) -> Traced:
     model = load_model(request, keras)
     caught = Caught(model)
 
-    def run(picture: Any) -> list[Any]:
+    def run(batch: Any) -> list[Any]:
         caught.outputs.clear()
-        result = model(picture, training=False)
+        result = model(batch, training=False)
         return [result, list(caught.maps().values())]
 
-    shape = picture_shape(model)
+    shape = image_shape(model)
     spec = tf.TensorSpec(shape, tf.float32, name="input")
     function = tf.function(run, autograph=False).get_concrete_function(spec)
     graph, tensors = _frozen(tf, function)
@@ -103,21 +103,21 @@ def _saved_model(tf: Any, path: str) -> Traced:
     if _SIGNATURE not in loaded.signatures:
         raise RefusedError(f"has no signature {_SIGNATURE!r}; save it with one")
     function = loaded.signatures[_SIGNATURE]
-    pictures = function.structured_input_signature[1]
-    if len(pictures) != 1:
-        raise RefusedError(f"its signature has {len(pictures)} inputs, but explains one picture")
+    images = function.structured_input_signature[1]
+    if len(images) != 1:
+        raise RefusedError(f"its signature has {len(images)} inputs, but explains one image")
     graph, tensors = _frozen(tf, function)
     image = next(i for i in function.inputs if i.dtype != tf.resource)
     # Both are sorted by key.
     outputs = dict(zip(sorted(function.structured_outputs), (t.name for t in tensors), strict=True))
     layers = _scopes(tf, graph)
 
-    def run(picture: Any) -> list[Any]:
-        own = function(**{next(iter(pictures)): tf.constant(picture)})
+    def run(batch: Any) -> list[Any]:
+        own = function(**{next(iter(images)): tf.constant(batch)})
         wanted = [tensor for _, _, tensor in layers]
         maps = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
         inside = maps.prune(maps.graph.get_tensor_by_name(image.name), wanted)
-        return [*(own[key] for key in sorted(own)), *inside(tf.constant(picture))]
+        return [*(own[key] for key in sorted(own)), *inside(tf.constant(batch))]
 
     return Traced(graph, image.name, outputs, layers, "", run, list(image.shape))
 

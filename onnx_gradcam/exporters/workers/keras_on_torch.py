@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .conversation import RefusedError, checked_tensor, record
-from .keras_files import Caught, keras_version, load_model, picture_shape
+from .keras_files import Caught, image_shape, keras_version, load_model
 
 __all__ = ["work"]
 
@@ -21,9 +21,9 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     model = load_model(request, keras)
-    shape = picture_shape(model)
+    shape = image_shape(model)
     if not all(shape[1:]):
-        raise RefusedError("leaves the size of its picture open, which this route cannot; use --via tf")
+        raise RefusedError("leaves the size of its image open, which this route cannot; use --via tf")
     caught = Caught(model)
 
     class Network(torch.nn.Module):  # type: ignore[misc]
@@ -33,9 +33,9 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             super().__init__()
             self.model = model
 
-        def forward(self, picture: Any) -> list[Any]:
+        def forward(self, image: Any) -> list[Any]:
             caught.outputs.clear()
-            result = self.model(picture, training=False)
+            result = self.model(image, training=False)
             # A copy: what is changed in place later would be caught as what it became.
             return [*_flat(result), *(value.clone() for value in caught.maps().values())]
 
@@ -61,9 +61,9 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     layers = [[name, caught.kinds[name], f"layer_{i}"] for i, name in enumerate(maps)]
     tensors = [*names, *(tensor for _, _, tensor in layers)]
 
-    def run(picture: Any) -> dict[str, Any]:
+    def run(image: Any) -> dict[str, Any]:
         with torch.no_grad():
-            values = network(torch.from_numpy(picture))
+            values = network(torch.from_numpy(image))
         return {tensor: value.numpy() for tensor, value in zip(tensors, values, strict=True)}
 
     record(folder, shape, run, {*names, checked_tensor(layers, request["layer"])})

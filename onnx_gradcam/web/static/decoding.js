@@ -1,4 +1,4 @@
-// From a file to pixels. The size is read from the file's header first: a small file may hold a huge picture.
+// From a file to pixels. The size is read from the file's header first: a small file may hold a huge image.
 
 const MOST_BYTES = 2 ** 27;
 const MOST_PIXELS = 2 ** 26;
@@ -7,16 +7,16 @@ const STRIP = 512;
 const AS_STORED = { premultiplyAlpha: "none", colorSpaceConversion: "none", imageOrientation: "from-image" };
 
 /**
- * Decode a picture; transparency is dropped.
+ * Decode an image; transparency is dropped.
  * @param {File} file
- * @returns {Promise<import("./resizing.js").Picture>} RGB.
+ * @returns {Promise<import("./resizing.js").Image>} RGB.
  */
 export async function decode(file) {
   if (file.size > MOST_BYTES) {
-    throw new Error(`${file.name} is larger than ${MOST_BYTES >> 20} MB: choose a smaller picture.`);
+    throw new Error(`${file.name} is larger than ${MOST_BYTES >> 20} MB: choose a smaller image.`);
   }
   const size = storedSize(new DataView(await readable(file)));
-  if (size === null) throw new Error(`${file.name} is no picture: choose a JPEG, PNG, WebP, GIF or BMP file.`);
+  if (size === null) throw new Error(`${file.name} is not an image: choose a JPEG, PNG, WebP, GIF or BMP file.`);
   if (size[0] * size[1] > MOST_PIXELS) {
     throw new Error(`${file.name} has ${size[0]} x ${size[1]} pixels, too many: choose one of at most 67 million.`);
   }
@@ -24,7 +24,7 @@ export async function decode(file) {
   try {
     bitmap = await createImageBitmap(file, AS_STORED);
   } catch {
-    throw new Error(`${file.name} is a damaged picture, or of a kind that this browser does not read.`);
+    throw new Error(`${file.name} is a damaged image, or of a kind that this browser does not read.`);
   }
   try {
     return pixelsOf(bitmap, file.name);
@@ -83,7 +83,7 @@ function pixelsOf(bitmap, name) {
   const data = new Uint8Array(width * height * 3);
   const canvas = new OffscreenCanvas(width, Math.min(STRIP, height));
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  if (context === null) throw new Error(`${name} cannot be drawn in this browser: choose a smaller picture.`);
+  if (context === null) throw new Error(`${name} cannot be drawn in this browser: choose a smaller image.`);
   for (let top = 0; top < height; top += STRIP) {
     const rows = Math.min(STRIP, height - top);
     context.clearRect(0, 0, width, STRIP);

@@ -1,7 +1,7 @@
-// A heatmap over its picture, as `onnx_gradcam.images.drawing.overlay` draws it.
+// A heatmap over its image, as `onnx_gradcam.images.drawing.overlay` draws it.
 
 /**
- * Lay a heatmap on the part of the picture that the model saw: bilinear between the centres of its cells, NaN outside.
+ * Lay a heatmap on the part of the image that the model saw: bilinear between the centres of its cells, NaN outside.
  * @param {{values: Float32Array, height: number, width: number}} heatmap
  * @param {number[]} box [x0, y0, x1, y1] in pixels of the result.
  */
@@ -39,18 +39,18 @@ function taps(pixels, start, end, cells) {
 }
 
 /**
- * The pixels of `(1 - opacity) * picture + opacity * colours`; where the model did not look, the picture.
- * @param {import("./resizing.js").Picture} picture RGB.
+ * The pixels of `(1 - opacity) * image + opacity * colours`; where the model did not look, the image.
+ * @param {import("./resizing.js").Image} image RGB.
  * @param {Float32Array} laid
  * @param {Uint8Array} colours 256 of three bytes.
  */
-export function overlaid(picture, laid, colours, opacity) {
-  const image = new ImageData(picture.width, picture.height);
+export function overlaid(image, laid, colours, opacity) {
+  const image = new ImageData(image.width, image.height);
   for (let i = 0; i < laid.length; i++) {
     const seen = !Number.isNaN(laid[i]);
     const level = seen ? Math.round(Math.max(0, Math.min(laid[i], 1)) * 255) * 3 : 0;
     for (let c = 0; c < 3; c++) {
-      const below = picture.data[i * 3 + c];
+      const below = image.data[i * 3 + c];
       image.data[i * 4 + c] = seen ? (1 - opacity) * below + opacity * colours[level + c] : below;
     }
     image.data[i * 4 + 3] = 255;

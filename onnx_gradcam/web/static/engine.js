@@ -12,7 +12,7 @@ export function reason(error) {
   return line.length > 300 ? `${line.slice(0, 300)} …` : line;
 }
 
-/** A model and the picture it looks at. */
+/** A model and the image it looks at. */
 export class Engine {
   /**
    * @param {object} site site.json.
@@ -39,10 +39,10 @@ export class Engine {
     this.input = null;
   }
 
-  /** Look at a picture: the classes' scores and the heatmap of the best class. */
-  async look(picture) {
+  /** Look at an image: the classes' scores and the heatmap of the best class. */
+  async look(image) {
     this.input = null;
-    const { values, shape, box } = prepare(picture, this.site.preprocessing);
+    const { values, shape, box } = prepare(image, this.site.preprocessing);
     const batch = this.site.model.batch ?? 1;
     const rows = new values.constructor(batch * values.length);
     for (let row = 0; row < batch; row++) rows.set(values, row * values.length);
@@ -63,7 +63,7 @@ export class Engine {
         model.heatmapClass,
       ]);
     } catch (error) {
-      throw new Error(`The model failed on this picture: ${reason(error)}.`);
+      throw new Error(`The model failed on this image: ${reason(error)}.`);
     }
     const heatmap = results[model.heatmap];
     const [, height, width] = heatmap.dims;
@@ -71,7 +71,7 @@ export class Engine {
     const given = numbers(results[model.scores]);
     const row = given.slice(0, given.length / batch);
     if (row.some(Number.isNaN) || !values.every(Number.isFinite)) {
-      throw new Error("The model gives no numbers for this picture: its weights or its preprocessing are wrong.");
+      throw new Error("The model gives no numbers for this image: its weights or its preprocessing are wrong.");
     }
     const all = scores.singleLogit ? [scores.kind === "sigmoid" ? 1 - row[0] : -row[0], row[0]] : row;
     return { scores: all, index: Number(results[model.heatmapClass].data[0]), heatmap: { values, height, width } };

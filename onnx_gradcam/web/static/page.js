@@ -9,7 +9,7 @@ let site;
 let ask;
 let next = null;
 let running = false;
-let view = null; // the picture that is shown, its classes and the heatmap of one of them
+let view = null; // the image that is shown, its classes and the heatmap of one of them
 
 function say(text) {
   $("status").textContent = text;
@@ -187,7 +187,7 @@ function mark() {
   }
 }
 
-/** Lay the heatmap of the chosen class on the picture, and say so. */
+/** Lay the heatmap of the chosen class on the image, and say so. */
 function show() {
   const { shown, box, heatmap, index, name } = view;
   const [down, across] = [shown.height / view.height, shown.width / view.width];
@@ -195,7 +195,7 @@ function show() {
   view.laid = projected(heatmap, scaled, shown.height, shown.width);
   draw();
   const place = hottest(view.laid, shown.height, shown.width);
-  const where = place === null ? "blank, nothing in the picture speaks for this class" : `hottest at the ${place}`;
+  const where = place === null ? "blank, nothing in the image speaks for this class" : `hottest at the ${place}`;
   $("caption").textContent = `${named(index)}, ${written(view.values[index])}: ${where}.`;
   $("view").setAttribute("aria-label", `Heatmap of ${named(index)} over ${name}: ${where}`);
   say(`Heatmap of ${named(index)}: ${where}.`);
@@ -233,5 +233,5 @@ addEventListener("drop", (event) => {
   over(false);
   const [file] = event.dataTransfer.files;
   if (file) choose(file);
-  else complain("What was dropped is no file: save the picture first, then drop it here.");
+  else complain("What was dropped is no file: save the image first, then drop it here.");
 });

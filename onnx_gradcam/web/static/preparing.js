@@ -1,4 +1,4 @@
-// From a picture's pixels to the model's input: what `onnx_gradcam.images.decoding.prepare` does, number by number.
+// From an image's pixels to the model's input: what `onnx_gradcam.images.decoding.prepare` does, number by number.
 
 import { resized, rounded } from "./resizing.js";
 
@@ -15,13 +15,13 @@ const ARRAYS = {
 const LARGEST = 2 ** 26;
 
 /**
- * @param {import("./resizing.js").Picture} picture RGB.
+ * @param {import("./resizing.js").Image} image RGB.
  * @param {object} spec `preprocessing` in site.json.
- * @returns the input of one picture without a batch axis, its shape, and the part of the picture that the model sees,
- *   [x0, y0, x1, y1] in pixels of the picture.
+ * @returns the input of one image without a batch axis, its shape, and the part of the image that the model sees,
+ *   [x0, y0, x1, y1] in pixels of the image.
  */
-export function prepare(picture, spec) {
-  const { pixels, box } = fitted(spec.color === "gray" ? gray(picture) : picture, spec);
+export function prepare(image, spec) {
+  const { pixels, box } = fitted(spec.color === "gray" ? gray(image) : image, spec);
   const { data, height, width, channels } = pixels;
   const values = new ARRAYS[spec.dtype](data.length);
   const plane = height * width;
@@ -43,18 +43,18 @@ function gray({ data, height, width }) {
   return { data: luma, height, width, channels: 1 };
 }
 
-function fitted(picture, spec) {
-  const { height, width } = picture;
-  if (spec.resize === "short_crop") return shortCrop(picture, spec);
+function fitted(image, spec) {
+  const { height, width } = image;
+  if (spec.resize === "short_crop") return shortCrop(image, spec);
   const [tall, wide] = spec.size ?? [height, width];
   if (spec.resize === "none" && (tall !== height || wide !== width)) {
-    throw new Error(`The picture is ${width} x ${height} pixels, but this model takes exactly ${wide} x ${tall}.`);
+    throw new Error(`The image is ${width} x ${height} pixels, but this model takes exactly ${wide} x ${tall}.`);
   }
-  return { pixels: resized(picture, tall, wide), box: [0, 0, width, height] };
+  return { pixels: resized(image, tall, wide), box: [0, 0, width, height] };
 }
 
-function shortCrop(picture, { size: [cropHeight, cropWidth], short }) {
-  const { height, width, channels } = picture;
+function shortCrop(image, { size: [cropHeight, cropWidth], short }) {
+  const { height, width, channels } = image;
   const least = Math.min(cropHeight, cropWidth);
   const factor = short
     ? short / Math.min(height, width)
@@ -62,13 +62,13 @@ function shortCrop(picture, { size: [cropHeight, cropWidth], short }) {
   const tall = Math.max(1, rounded(height * factor));
   const wide = Math.max(1, rounded(width * factor));
   if (tall < cropHeight || wide < cropWidth || tall * wide > LARGEST) {
-    throw new Error(`The picture, ${width} x ${height} pixels, is too narrow for this model: cut it closer to a square.`);
+    throw new Error(`The image, ${width} x ${height} pixels, is too narrow for this model: cut it closer to a square.`);
   }
   const top = rounded((tall - cropHeight) / 2);
   const left = rounded((wide - cropWidth) / 2);
   const [down, right] = [height / tall, width / wide];
   const box = [left * right, top * down, (left + cropWidth) * right, (top + cropHeight) * down];
-  const whole = resized(picture, tall, wide);
+  const whole = resized(image, tall, wide);
   const data = new Uint8Array(cropHeight * cropWidth * channels);
   for (let y = 0; y < cropHeight; y++) {
     const start = ((top + y) * wide + left) * channels;

@@ -1,18 +1,18 @@
-// Scales pictures to the bit as OpenCV 4.10 to 5.0 does (modules/imgproc/src/resize.cpp, 8 bits): a browser's own scaling
+// Scales images to the bit as OpenCV 4.10 to 5.0 does (modules/imgproc/src/resize.cpp, 8 bits): a browser's own scaling
 // differs from it, and a model trained on the one sees something else in the other.
 
 /**
- * A picture of `channels` bytes a pixel, rows from the top.
- * @typedef {{data: Uint8Array, height: number, width: number, channels: number}} Picture
+ * An image of `channels` bytes a pixel, rows from the top.
+ * @typedef {{data: Uint8Array, height: number, width: number, channels: number}} Image
  */
 
 /** By area averages where a side gets smaller, then bilinear where it gets larger. */
-export function resized(picture, height, width) {
-  const tall = Math.min(height, picture.height);
-  const wide = Math.min(width, picture.width);
-  if (tall !== picture.height || wide !== picture.width) picture = byAreas(picture, tall, wide);
-  if (tall !== height || wide !== width) picture = bilinear(picture, height, width);
-  return picture;
+export function resized(image, height, width) {
+  const tall = Math.min(height, image.height);
+  const wide = Math.min(width, image.width);
+  if (tall !== image.height || wide !== image.width) image = byAreas(image, tall, wide);
+  if (tall !== height || wide !== width) image = bilinear(image, height, width);
+  return image;
 }
 
 /** Round to the nearest integer, halves to the even one, as C's rint and Python's round do. */
@@ -28,13 +28,13 @@ function ratio(from, to) {
   return 1 / (to / from);
 }
 
-function byAreas(picture, height, width) {
-  const down = ratio(picture.height, height);
-  const across = ratio(picture.width, width);
+function byAreas(image, height, width) {
+  const down = ratio(image.height, height);
+  const across = ratio(image.width, width);
   const whole = (value) => Math.abs(value - rounded(value)) < Number.EPSILON;
   return whole(down) && whole(across)
-    ? byBlocks(picture, height, width, rounded(down), rounded(across))
-    : byParts(picture, height, width);
+    ? byBlocks(image, height, width, rounded(down), rounded(across))
+    : byParts(image, height, width);
 }
 
 /** Every pixel is the mean of a block of `tall` by `wide`. */

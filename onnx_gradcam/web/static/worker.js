@@ -13,18 +13,18 @@ const answers = {
     return {};
   },
   async look({ file }) {
-    const picture = await decode(file);
-    const found = await engine.look(picture);
-    return { ...found, shown: shownAs(picture), height: picture.height, width: picture.width };
+    const image = await decode(file);
+    const found = await engine.look(image);
+    return { ...found, shown: shownAs(image), height: image.height, width: image.width };
   },
   explain: ({ index }) => engine.explain(index),
 };
 
-/** The picture at the size of a screen. */
-function shownAs(picture) {
-  const factor = Math.min(1, LARGEST_SHOWN / Math.max(picture.height, picture.width));
-  const [height, width] = [picture.height, picture.width].map((side) => Math.max(1, Math.round(side * factor)));
-  return resized(picture, height, width);
+/** The image at the size of a screen. */
+function shownAs(image) {
+  const factor = Math.min(1, LARGEST_SHOWN / Math.max(image.height, image.width));
+  const [height, width] = [image.height, image.width].map((side) => Math.max(1, Math.round(side * factor)));
+  return resized(image, height, width);
 }
 
 onmessage = async ({ data: { kind, ...request } }) => {

@@ -1,4 +1,4 @@
-"""Methods that look at the picture, against captum; see tests/oracles/make_captum.py."""
+"""Methods that look at the image, against captum; see tests/oracles/make_captum.py."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, pictures, run
+from support.graphs import graph, images, run
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.editor.methods.catalogue import methods
@@ -40,7 +40,7 @@ def explained(source, x, classes, **choices):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_shapes_range_and_the_models_own_outputs(name):
-    x = pictures(2)
+    x = images(2)
     for source in sources(name):
         results = explained(source, x, [2], method=name)
         assert results["heatmap"].shape == (2, 8, 8)
@@ -56,7 +56,7 @@ def test_shapes_range_and_the_models_own_outputs(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_batch_of_two_is_two_singles(name):
-    x = pictures(2)
+    x = images(2)
     for source in sources(name):
         proto = attach(source, method=name).to_proto()
         both = run(proto, x=x, target_class=np.array([1, 3], np.int64))
@@ -89,7 +89,7 @@ def test_height_and_width_may_be_free(name):
         return
     proto = attach(source, method=name).to_proto()
     for shape in ((1, 3, 8, 8), (2, 3, 12, 10)):
-        results = run(proto, x=pictures(*shape), target_class=np.array([1], np.int64))
+        results = run(proto, x=images(*shape), target_class=np.array([1], np.int64))
         assert results["heatmap"].shape == (shape[0], *shape[2:])
         assert np.isfinite(results["heatmap"]).all()
         assert results["heatmap"].max() > 0
@@ -97,7 +97,7 @@ def test_height_and_width_may_be_free(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_half_precision_gives_nearly_the_same(name):
-    x = pictures(1)
+    x = images(1)
     exact = explained(pooled(), x, [1], method=name)
     half = explained(
         pooled(inputs="float16[N,3,8,8] x", outputs="float16[N,4] y", dtype=np.float16),
@@ -124,7 +124,7 @@ def test_an_operator_that_no_gradient_crosses_is_refused(name):
 
 
 def test_recipro_cam_is_the_score_of_what_is_left():
-    x = pictures(2)
+    x = images(2)
     source = flat()
     maps = run(attach(source, expose_activation=True).to_proto(), x=x)["b"]
     cam = explained(source, x, [3, 1], method="reciprocam")["cam"]

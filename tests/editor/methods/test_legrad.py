@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from support.graphs import HEADS, SIDE, WIDTH, graph, pictures, run, vit
+from support.graphs import HEADS, SIDE, WIDTH, graph, images, run, vit
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import UnsupportedError
@@ -18,7 +18,7 @@ def test_positive_derivatives_by_the_attention_of_every_block(head, registers):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     source = vit(head=head, registers=registers, blocks=3)
     w = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in source.graph.initializer}
-    x, index, prefix = pictures(2), 2, 1 + registers
+    x, index, prefix = images(2), 2, 1 + registers
 
     def norm(v):
         return torch.nn.functional.layer_norm(v, (WIDTH,), w["gamma"], w["beta"])
@@ -48,7 +48,7 @@ def test_positive_derivatives_by_the_attention_of_every_block(head, registers):
 
 def test_a_batch_of_two_is_two_singles():
     proto = attach(vit(), method="legrad").to_proto()
-    x = pictures(2)
+    x = images(2)
     both = run(proto, x=x, target_class=np.array([1, 3], np.int64))
     for i, index in enumerate([1, 3]):
         single = run(proto, x=x[i : i + 1], target_class=np.array([index], np.int64))

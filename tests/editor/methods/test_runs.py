@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, pictures, run, weight
+from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.editor.methods import averaged as sampling
@@ -44,7 +44,7 @@ def explained(method, x, classes, source=None, **choices):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_contract(method):
-    x = pictures(2)
+    x = images(2)
     results = explained(method, x, [1, -1], batch_size=7)
     assert results["heatmap"].shape == (2, 8, 8)
     assert results["heatmap"].dtype == np.float32
@@ -65,7 +65,7 @@ def test_it_cannot_be_written_into_the_model(method):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_models_of_one_batch_size(method):
-    x = pictures(1)
+    x = images(1)
     free = explained(method, x, [2])
     fixed = explained(
         method, np.repeat(x, 2, 0), [2, 2], source=model(inputs="float[2,3,8,8] x", outputs="float[2,4] y")
@@ -75,7 +75,7 @@ def test_models_of_one_batch_size(method):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_channels_last(method):
-    x = pictures(1)
+    x = images(1)
     first = explained(method, x, [2])
     source = model_of(f"t = Transpose<perm=[0,3,1,2]>(x) c = Conv(t, K) {TAIL}", "float[N,8,8,3] x")
     last = explained(method, x.transpose(0, 2, 3, 1), [2], source=source)
@@ -88,14 +88,14 @@ def test_channels_last(method):
 
 
 @pytest.mark.parametrize("method", EVERY)
-def test_pictures_of_whole_numbers(method):
+def test_images_of_whole_numbers(method):
     # Far from both ends, where noise would be cut off.
-    whole = (128 + 12 * pictures(1)).astype(np.uint8)
+    whole = (128 + 12 * images(1)).astype(np.uint8)
     source = model_of(f"r = Cast<to=1>(x) c = Conv(r, K) {TAIL}", "uint8[N,3,8,8] x")
     found = explained(method, whole, [2], source=source)
     same = explained(method, whole.astype(np.float32), [2])
     assert 0 <= found["heatmap"].min() < found["heatmap"].max() <= 1 + 1e-6
-    # Pictures in between are rounded by half a level, and what the noisy masks of SS-CAM leave is cut off.
+    # Images in between are rounded by half a level, and what the noisy masks of SS-CAM leave is cut off.
     if method != "sscam":
         np.testing.assert_allclose(found["heatmap"], same["heatmap"], atol=0.1)
     scores = run(source, x=whole)["y"]
@@ -104,7 +104,7 @@ def test_pictures_of_whole_numbers(method):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_a_single_logit_has_a_complement(method):
-    x = pictures(1)
+    x = images(1)
     source = model_of(BODY.replace("y = ", "l = ") + " y = Sigmoid(l)", "float[N,3,8,8] x", classes=1)
     yes, no = (explained(method, x, [index], source=source) for index in (1, 0))
     assert (yes["heatmap_class"][0], no["heatmap_class"][0]) == (1, 0)
@@ -122,7 +122,7 @@ def test_a_single_logit_has_a_complement(method):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_which_look_at_a_layer(method):
-    shape = explained(method, pictures(1), [2])["cam"].shape
+    shape = explained(method, images(1), [2])["cam"].shape
     assert shape == ((1, 8, 8) if method in LAYERLESS else (1, 4, 4))
 
 
@@ -132,13 +132,13 @@ def test_no_more_rows_than_the_batch_size_at_once(monkeypatch):
     monkeypatch.setattr(Prober, "answers", lambda self, rows, *a: seen.append(len(rows)) or answers(self, rows, *a))
     monkeypatch.setattr(Prober, "behind", lambda self, maps, *a: seen.append(len(maps)) or behind(self, maps, *a))
     for method in EVERY:
-        explained(method, pictures(1), [2], batch_size=3)
+        explained(method, images(1), [2], batch_size=3)
     assert max(seen) == 3
 
 
 def test_rise_is_the_mean_probability_where_a_place_is_seen(monkeypatch):
     monkeypatch.setattr(perturbation, "_MASKS", 25)
-    x = pictures(1)
+    x = images(1)
     rng = np.random.default_rng(5)
     cells = rng.random((25, 7, 7)) < 0.5
     shifts = rng.integers(0, [2, 2], (25, 2))
@@ -163,7 +163,7 @@ def test_rise_is_the_mean_probability_where_a_place_is_seen(monkeypatch):
 
 def test_smooth_grad_cam_plus_plus(monkeypatch):
     monkeypatch.setattr(sampling, "_SAMPLES", 6)
-    x = pictures(1)
+    x = images(1)
     source = graph(
         "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) f = Flatten(b) g = Gemm(f, V) h = Relu(g) "
         "y = Gemm(h, W)",
@@ -190,12 +190,12 @@ def test_smooth_grad_cam_plus_plus(monkeypatch):
 def test_a_score_of_zero_has_no_parts():
     source = model_of("c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, zeros)")
     source.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((6, 4), np.float32), "zeros"))
-    with pytest.raises(ModelError, match=r"Ablation-CAM gives NaN or infinity for this picture"):
-        explained("ablationcam", pictures(1), [2], source=source)
+    with pytest.raises(ModelError, match=r"Ablation-CAM gives NaN or infinity for this image"):
+        explained("ablationcam", images(1), [2], source=source)
 
 
 def test_ablation_behind_a_linear_head_is_the_share_of_the_score():
-    x = pictures(1)
+    x = images(1)
     maps = run(attach(model(), expose_activation=True).to_proto(), x=x)["b"]
     part = weight("W", 5, 4)[:, 2] * maps.mean((2, 3))[0]
     expected = np.tensordot(part / part.sum(), maps[0], 1)
@@ -203,14 +203,14 @@ def test_ablation_behind_a_linear_head_is_the_share_of_the_score():
 
 
 def test_integrated_gradients_add_up_to_the_change_of_the_score():
-    x = pictures(1)
+    x = images(1)
     ends = [run(model(), x=x * s)["y"][0, 1] for s in (1, 0)]
     total = explained("integrated-gradients", x, [1])["attribution"].sum()
     assert total == pytest.approx(ends[0] - ends[1], rel=2e-2)
 
 
 def test_the_seed_makes_random_numbers_repeatable():
-    x = pictures(1)
+    x = images(1)
     one, same, other = (explained("smoothgrad", x, [1], seed=seed)["cam"] for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, other)
@@ -218,22 +218,22 @@ def test_the_seed_makes_random_numbers_repeatable():
 
 def test_progress_reaches_its_end():
     seen = []
-    explained("scorecam", pictures(1), [1], batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    explained("scorecam", images(1), [1], batch_size=2, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_a_head_that_asks_the_picture_for_its_batch():
+def test_a_head_that_asks_the_image_for_its_batch():
     source = graph(
         f"{BODY.split(' f = ', maxsplit=1)[0]} s = Shape(x) n = Gather(s, zero) o = Unsqueeze(n, zeros) "
         "r = Concat<axis=0>(o, five) f = Reshape(p, r) y = Gemm(f, W)",
         **SIZES | {"zero": 0, "zeros": [0], "five": [5]},
     )
-    x = pictures(2)
+    x = images(2)
     found = explained("ablationcam", x, [2, 1], source=source, layer="b")
     np.testing.assert_allclose(found["cam"], explained("ablationcam", x, [2, 1], layer="b")["cam"], rtol=1e-5)
 
 
-def test_a_head_that_reads_the_picture_past_the_layer_is_refused():
+def test_a_head_that_reads_the_image_past_the_layer_is_refused():
     source = graph(
         "c = Conv(x, K) a = Relu(c) m = ReduceMean<keepdims=1>(x) b = Add(a, m) p = GlobalAveragePool(b) "
         "f = Flatten(p) y = Gemm(f, W)",
@@ -241,4 +241,4 @@ def test_a_head_that_reads_the_picture_past_the_layer_is_refused():
         W=(6, 4),
     )
     with pytest.raises(UnsupportedError, match=r"reads the input 'x' past it"):
-        explained("ablationcam", pictures(1), [1], source=source, layer="a")
+        explained("ablationcam", images(1), [1], source=source, layer="a")

@@ -214,7 +214,7 @@ WINDOWS = "v = Transpose<perm=[0,1,3,2,4,5]>(w) q = Reshape(v, windows)"
             {"cells": [0, 6, 2, 2, 2, 2], "inner": [3, 5]},
             "N C S S",
         ),
-        # Windows side by side are no tokens of the picture.
+        # Windows side by side are no tokens of the image.
         (
             "w = Reshape(a, cells) v = Transpose<perm=[0,3,5,2,4,1]>(w) t = Reshape(v, windows)",
             {"cells": [0, 6, 2, 2, 2, 2], "windows": [-1, 4, 6]},

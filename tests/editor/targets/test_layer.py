@@ -118,8 +118,8 @@ def test_quantised_pairs_count_as_one_tensor():
     assert layer.grid == (6, 6)
 
 
-def test_maps_whose_rows_are_no_pictures_are_passed_over():
-    """Two crops a picture: their convolution's batch is not the picture's."""
+def test_maps_whose_rows_are_no_images_are_passed_over():
+    """Two crops an image: their convolution's batch is not the image's."""
     body = (
         "r = Reshape(x, crops) c = Conv(r, K) z = Relu(c) h = GlobalAveragePool(z) f = Flatten(h) l = Gemm(f, W)"
         " q = Reshape(l, back) y = ReduceMean<keepdims=0>(q, one)"
@@ -133,7 +133,7 @@ def test_no_place_to_point_at():
         chosen("p = GlobalAveragePool(x) f = Flatten(p) y = Gemm(f, W3)", W3=(3, 4))
 
 
-def test_a_score_that_does_not_depend_on_the_picture():
+def test_a_score_that_does_not_depend_on_the_image():
     with pytest.raises(TargetError, match="the score 'y' does not depend on the input 'x'"):
         chosen(
             "c = Conv(x, K) b = Shape<start=0, end=1>(c) v = Concat<axis=0>(b, four) y = Expand(w, v)",

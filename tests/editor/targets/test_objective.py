@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from support.cam_oracle import numeric_map
-from support.graphs import graph, pictures, run
+from support.graphs import graph, images, run
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import TargetError
@@ -49,14 +49,14 @@ def ahead_of_the_similar(y: np.ndarray) -> np.ndarray:
     ],
 )
 def test_the_map_is_what_moving_the_activations_does(head, choices, score: Callable[[np.ndarray], np.ndarray]):
-    x, model = pictures(2), source(HEADS[head])
+    x, model = images(2), source(HEADS[head])
     got = run(attach(model, **choices).to_proto(), x=x, target_class=np.array([CLASS]))["cam"]
     expected = numeric_map(model, "a", ["y"], lambda out: score(out["y"].astype(np.float64)), x, local=False, step=1e-2)
     np.testing.assert_allclose(got, expected, rtol=0, atol=4e-3 * np.abs(expected).max())
 
 
 def test_a_difference_is_the_difference_of_the_maps():
-    x, model = pictures(2), source(HEADS["two layers"])
+    x, model = images(2), source(HEADS["two layers"])
     plain = attach(model).to_proto()
     each = [run(plain, x=x, target_class=np.array([i]))["cam"] for i in (CLASS, 3)]
     got = run(attach(model, against=3).to_proto(), x=x, target_class=np.array([CLASS]))["cam"]

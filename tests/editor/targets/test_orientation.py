@@ -39,7 +39,7 @@ def test_classes_permuted_behind_a_softmax_keep_their_numbers():
 
 
 def spot(explained, shape, *where):
-    """Where the heatmap of a black picture with one bright spot is largest."""
+    """Where the heatmap of a black image with one bright spot is largest."""
     x = np.zeros(shape, np.float32)
     x[where] = 1
     heatmap = run(explained.to_proto(), x=x)["heatmap"][0]
@@ -64,7 +64,7 @@ def test_height_and_width_that_change_places_inside_change_back():
     assert spot(explained, (1, 3, 12, 10), 0, slice(None), 2, 9) == (2, 9)
 
 
-def test_a_picture_lying_on_its_side_is_refused():
+def test_a_image_lying_on_its_side_is_refused():
     body = f"t = Transpose<perm=[0, 3, 2, 1]>(x) {POOLED.replace('(x,', '(t,')} y = MatMul(f, W)"
     with pytest.raises(TargetError, match=r"axes of the input 'x' are NWHC.*NCHW or NHWC"):
         attach(graph(body, inputs="float[N,10,12,3] x", **CONSTANTS))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from support.cam_oracle import numeric_map
-from support.graphs import graph, pictures, run, weight
+from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.editor.plan import Options, plan
@@ -52,7 +52,7 @@ def own(logits: np.ndarray, index: int) -> np.ndarray:
 @pytest.mark.parametrize("method", ["hirescam", "gradcam"])
 @pytest.mark.parametrize("mask", ["own", "all", "input"])
 def test_the_map_of_a_segmentation_is_what_moving_the_activations_does(mask, method):
-    x, source = pictures(2), segmenter()
+    x, source = images(2), segmenter()
     logits = run(source, x=x)["y"]
     index = int(np.bincount(logits.argmax(1).ravel(), minlength=5).argmax())
     given = (np.random.default_rng(1).random((2, 8, 8)) > 0.6).astype(np.float32)
@@ -80,7 +80,7 @@ def test_the_map_of_a_segmentation_is_what_moving_the_activations_does(mask, met
     ],
 )
 def test_the_logits_before_whatever_the_output_is(tail, outputs):
-    x = pictures(2)
+    x = images(2)
     plain = explained(segmenter(), x, 2, task="segmentation")
     got = explained(segmenter(tail, outputs), x, 2, task="segmentation")
     np.testing.assert_allclose(got["target_scores"], plain["target_scores"], rtol=1e-5, atol=1e-5)
@@ -88,7 +88,7 @@ def test_the_logits_before_whatever_the_output_is(tail, outputs):
 
 
 def test_probabilities_where_the_output_itself_is_asked_for():
-    x, source = pictures(1), segmenter("y = Softmax<axis=1>(l)")
+    x, source = images(1), segmenter("y = Softmax<axis=1>(l)")
     got = explained(source, x, 2, task="segmentation", score="output")
     out = run(source, x=x)["y"]
     np.testing.assert_allclose(got["target_scores"][:, 2], (out[:, 2] * own(out, 2)).sum((1, 2)), rtol=1e-5)
@@ -100,7 +100,7 @@ def test_probabilities_where_the_output_itself_is_asked_for():
 
 @pytest.mark.parametrize("kind", ["logit", "output"])
 def test_a_single_map_decides_between_two_classes(kind):
-    x = pictures(1)
+    x = images(1)
     source = segmenter("y = Sigmoid(l)", "float[N,1,8,8] y", classes=1)
     out = run(source, x=x)["y"][:, 0]
     value = out if kind == "output" else np.log(out / (1 - out))
@@ -115,11 +115,11 @@ def test_a_class_without_a_place_is_never_the_best_and_has_a_blank_map():
     source = segmenter(
         "n = Add(l, far) y = Identity(n)", far=np.array([-50, -60, -60, -60, -60], np.float32).reshape(1, 5, 1, 1)
     )
-    got = explained(source, pictures(1), -1, task="segmentation")
+    got = explained(source, images(1), -1, task="segmentation")
     assert got["target_scores"][0, 0] < -1000
     assert got["heatmap_class"].tolist() == [0]
     assert got["target_scores"][0].argmax() == 0
-    blank = explained(source, pictures(1), 3, task="segmentation")
+    blank = explained(source, images(1), 3, task="segmentation")
     assert not blank["heatmap"].any()
     assert np.isfinite(blank["target_scores"]).all()
 
@@ -134,14 +134,14 @@ def test_height_and_width_may_be_free():
     )
     proto = attach(source, task="segmentation").to_proto()
     for shape in ((1, 3, 8, 8), (2, 3, 12, 10)):
-        results = run(proto, x=pictures(*shape))
+        results = run(proto, x=images(*shape))
         assert results["heatmap"].shape == (shape[0], *shape[2:])
         assert np.isfinite(results["heatmap"]).all()
         assert 0.5 < results["heatmap"].max() <= 1
 
 
 def test_a_batch_of_two_is_two_singles():
-    x, proto = pictures(2), attach(segmenter(), task="segmentation").to_proto()
+    x, proto = images(2), attach(segmenter(), task="segmentation").to_proto()
     both = run(proto, x=x)
     for i in range(2):
         single = run(proto, x=x[i : i + 1])
@@ -151,8 +151,8 @@ def test_a_batch_of_two_is_two_singles():
 def test_the_rounded_logits_of_a_quantised_segmentation():
     scale, zero = np.array(0.05, np.float32), np.array(0, np.int8)
     source = segmenter("y = QuantizeLinear(l, sc, zp)", "int8[N,5,8,8] y", sc=scale, zp=zero)
-    plain = explained(segmenter(), pictures(1), 2, task="segmentation")
-    got = explained(source, pictures(1), 2, task="segmentation")
+    plain = explained(segmenter(), images(1), 2, task="segmentation")
+    got = explained(source, images(1), 2, task="segmentation")
     np.testing.assert_allclose(got["heatmap"], plain["heatmap"], atol=1e-5)
 
 
@@ -206,7 +206,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_the_map_of_a_box_is_what_moving_the_activations_does(form, rank, box, method):
     tail, outputs, columns, read = FORMS[form]
-    x, source, index = pictures(2), detector(tail, outputs, columns), 2
+    x, source, index = images(2), detector(tail, outputs, columns), 2
     scores = read(run(source, x=x)["y"])[:, :, index]
     picked = np.full(2, box) if box is not None else np.argsort(-scores, axis=1)[:, rank]
     got = explained(source, x, index, task="detection", output="y", boxes=form, box_rank=rank, box=box, method=method)
@@ -229,7 +229,7 @@ def test_levels_of_a_pyramid_are_put_one_behind_the_other():
         "w = Transpose<perm=[0,2,1]>(v) z = Sigmoid(w)"
     )
     source = detector(tail, "float[N,16,4] y, float[N,4,4] z", 4, V=(4, 7, 3, 3), small=[0, 4, 4])
-    x = pictures(2)
+    x = images(2)
     plain = run(source, x=x)
     table = np.concatenate([plain["y"], plain["z"]], axis=1)
     got = explained(source, x, 1, task="detection", output=["y", "z"])
@@ -253,7 +253,7 @@ def test_boxes_that_were_chosen_in_the_graph():
         zero=[0], one=[1], two=[2], three=[3], four=[4], five=[5], line=[-1], most=[6],
         iou=np.array([0.5], np.float32), least=np.array([0.0], np.float32),
     )  # fmt: skip
-    x = pictures(1)
+    x = images(1)
     found = run(source, x=x)["scores"][0]
     got = explained(source, x, 0, task="detection", output="scores", box=2)
     np.testing.assert_allclose(got["target_scores"], [[found[2]]], rtol=1e-6)
@@ -272,10 +272,10 @@ def test_boxes_that_were_chosen_in_the_graph():
 
 
 def test_a_detector_of_one_class_explains_this_class():
-    got = explained(detector("y = Sigmoid(t)", "float[N,16,1] y", 1), pictures(1), 0, task="detection")
+    got = explained(detector("y = Sigmoid(t)", "float[N,16,1] y", 1), images(1), 0, task="detection")
     assert got["heatmap_class"].tolist() == [0]
     with pytest.raises(ModelError, match="out of"):
-        explained(detector("y = Sigmoid(t)", "float[N,16,1] y", 1), pictures(1), 1, task="detection")
+        explained(detector("y = Sigmoid(t)", "float[N,16,1] y", 1), images(1), 1, task="detection")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def embedder() -> onnx.ModelProto:
 
 
 def test_the_map_of_a_similarity_is_what_moving_the_activations_does():
-    reference, x, source = weight("reference", 5), pictures(2), embedder()
+    reference, x, source = weight("reference", 5), images(2), embedder()
 
     def cosine(out: dict[str, np.ndarray]) -> np.ndarray:
         y = out["y"].astype(np.float64)
@@ -349,7 +349,7 @@ def test_wrong_references_are_refused(reference, choices, message):
 
 
 def test_each_value_of_a_regression_is_explained_itself():
-    x, source = pictures(2), embedder()
+    x, source = images(2), embedder()
     work = plan(source, Options(task="regression"))
     assert (work.score.single_logit, work.score.classes, work.method.name) == (False, 5, "gradcam")
     np.testing.assert_allclose(
@@ -361,7 +361,7 @@ def test_a_regression_of_one_value_has_no_complement():
     source = graph(
         f"{TRUNK} p = GlobalAveragePool(b) f = Flatten(p) y = Gemm(f, W)", outputs="float[N,1] y", **SIZES, W=(7, 1)
     )
-    x = pictures(2)
+    x = images(2)
     got = explained(source, x, -1, task="regression")
     assert got["heatmap_class"].tolist() == [0, 0]
     np.testing.assert_allclose(got["cam"], explained(source, x, 1)["cam"], rtol=1e-6)

@@ -46,7 +46,7 @@ def randomise(model, x, rng):
     """Give every normalisation scales and statistics that make a difference.
 
     The statistics are of the size of the activations: with any others a deep random network amplifies the rounding of
-    float32 beyond the tolerance, as it does where the mean is taken off that all pictures have in common.
+    float32 beyond the tolerance, as it does where the mean is taken off that all images have in common.
     """
     for weight in model.weights:
         name = weight.path.split("/")[-1]
@@ -78,7 +78,7 @@ class _AnyBackend:
         return "any"
 
 
-def pictures(count, size, rng):
+def images(count, size, rng):
     """Patches of colour with noise on them, each of a brightness and contrast of its own; from 0 to 255."""
     coarse = rng.uniform(0, 1, (count, 4, 4, 3)).repeat(-(-size // 4), 1).repeat(-(-size // 4), 2)[:, :size, :size]
     contrast, noise = rng.uniform(0.2, 0.9, (count, 1, 1, 3)), rng.uniform(0, 0.1, (count, size, size, 3))
@@ -122,7 +122,7 @@ def test_the_exported_network_is_the_same(network, tmp_path, monkeypatch):
     size = SIZES.get(network, 64)
     keras.utils.set_random_seed(4)
     model = getattr(keras.applications, network)(weights=None, input_shape=(size, size, 3), classes=17)
-    x = pictures(8, size, rng)
+    x = images(8, size, rng)
     if MODES[network] != "none":
         x = x / np.float32(127.5) - np.float32(1)
     randomise(model, x, rng)

@@ -1,4 +1,4 @@
-"""Trained Keras models found in the wild, against what Keras made of real pictures."""
+"""Trained Keras models found in the wild, against what Keras made of real images."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SIDES = {
 }
 
 
-def picture(side: int, rows: int) -> np.ndarray:
+def image(side: int, rows: int) -> np.ndarray:
     return np.random.default_rng(0).random((rows, 3, side, side), dtype=np.float32)
 
 
@@ -40,7 +40,7 @@ def test_the_zoo_is_complete():
 @pytest.mark.parametrize("name", SIDES)
 def test_a_network_of_the_zoo(name, tmp_path):
     side = SIDES[name]
-    x = picture(side, 2 if side == SMALL else 1)
+    x = image(side, 2 if side == SMALL else 1)
     files = framework.exported(name, tmp_path, x)
     product = read_mxnet(*files)
     size = ("height", "width") if side == SMALL else (side, side)
@@ -68,7 +68,7 @@ def test_a_network_of_the_zoo(name, tmp_path):
 
 @pytest.mark.parametrize("node", ["stage4__plus2", "relu1_fwd"])
 def test_grad_cam_is_mxnets(node, tmp_path):
-    x = picture(224, 2)
+    x = image(224, 2)
     files = framework.exported("resnet50_v2", tmp_path, x)
     product = read_mxnet(*files)
     layer = next(name for name in product.layers if name.endswith(f"_{node}"))

@@ -15,7 +15,7 @@ from .conftest import Case, oracles
 CASES = oracles()["cases"]
 MAPS = [name for name, stored in CASES.items() if stored["input"] in ("map", "square")]
 
-# What cannot be written for a picture whose size is free.
+# What cannot be written for an image whose size is free.
 NEED_SIZE = {
     "adaptive_even",
     "adaptive_uneven",

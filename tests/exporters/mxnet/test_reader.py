@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_gradcam.errors import ModelError, ShapeError, TargetError, UnsupportedError
+from onnx_gradcam.errors import ExportError, ModelError, TargetError, UnsupportedError
 from onnx_gradcam.exporters.mxnet import read_mxnet
 from onnx_gradcam.images.preprocessing import PRESETS, parse_preprocessing
 from onnx_gradcam.runtime.session import Session
@@ -92,7 +92,7 @@ def test_a_zero_pad_is_negative_zero(case, tmp_path):
     assert np.signbit(pad.inputs[2].const_value.numpy())
 
 
-# ----- the size of a picture -------------------------------------------------
+# ----- the size of an image -------------------------------------------------
 
 
 def classifier(folder, side=20, prefix="", head="dense"):
@@ -114,7 +114,7 @@ def test_weights_tell_the_size(tmp_path):
     product = read_mxnet(*classifier(tmp_path))
     assert tuple(product.model.shapes["data"]) == ("batch", 3, 20, 20)
     assert product.warnings == [
-        "the size of the picture is now 20 by 20, which fits the weights; pass input_shape for another size"
+        "the size of the image is now 20 by 20, which fits the weights; pass input_shape for another size"
     ]
 
 
@@ -153,19 +153,19 @@ def test_no_preprocessing_is_made_up(tmp_path):
 
 def test_the_wrong_size_is_refused(tmp_path):
     with pytest.raises(
-        ShapeError, match=r"node 'dense' \(FullyConnected\): its weights take 1296 features, but .* 900"
+        ExportError, match=r"node 'dense' \(FullyConnected\): its weights take 1296 features, but .* 900"
     ):
         read_mxnet(*classifier(tmp_path), input_shape=(3, 17, 17))
 
 
 @pytest.mark.parametrize("shape", [(), (3, 0, 4), (3, -1, 4), (3, 4.0, 4), (True, 4, 4)])
 def test_an_input_shape_that_is_none(tmp_path, shape):
-    with pytest.raises(ShapeError, match="give whole numbers above 0"):
+    with pytest.raises(ExportError, match="give whole numbers above 0"):
         read_mxnet(*classifier(tmp_path), input_shape=shape)
 
 
 def test_an_unknown_shape(case, tmp_path):
-    with pytest.raises(ShapeError, match=r"its input 'data' is not known; pass input_shape"):
+    with pytest.raises(ExportError, match=r"its input 'data' is not known; pass input_shape"):
         read_mxnet(*case("softmax").write(tmp_path))
 
 
@@ -229,7 +229,7 @@ def test_attributes_are_checked(case, tmp_path, name, changes, message):
     case = case(name)
     node = case.node("parts" if name == "split" else "y")
     node["attrs"] = node.get("attrs", {}) | changes
-    with pytest.raises((UnsupportedError, ShapeError), match=message) as caught:
+    with pytest.raises((UnsupportedError, ExportError), match=message) as caught:
         read_mxnet(*case.write(tmp_path), input_shape=case.x.shape[1:])
     assert f"node '{node['name']}' ({node['op']}): " in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -286,11 +286,11 @@ def test_several_inputs(tmp_path):
         read_mxnet(*net.write(x))
 
 
-def test_half_precision_weights_meet_a_float_picture(tmp_path):
+def test_half_precision_weights_meet_a_float_image(tmp_path):
     net = Network(tmp_path, "")
     x = net.node("Convolution", "conv", variable("data"), net.weight("w", (4, 3, 1, 1), np.float16), kernel="(1, 1)",
                  num_filter="4", no_bias="True")  # fmt: skip
-    with pytest.raises((ShapeError, UnsupportedError), match="float16"):
+    with pytest.raises((ExportError, UnsupportedError), match="float16"):
         read_mxnet(*net.write(x))
 
 

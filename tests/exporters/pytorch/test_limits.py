@@ -1,4 +1,4 @@
-"""Layers whose limits no usual picture reaches are told from the layers before them."""
+"""Layers whose limits no usual image reaches are told from the layers before them."""
 
 from __future__ import annotations
 

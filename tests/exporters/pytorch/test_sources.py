@@ -284,7 +284,7 @@ def test_a_program_of_a_fixed_batch_stays_fixed(torch, tmp_path):
     network = saved_program(torch, tmp_path / "small.pt2", free=False)
     product = export_pytorch(tmp_path / "small.pt2", exporter="torchscript")
     assert product.model.shapes["input"] == (2, 3, 16, 16)
-    assert any("2 picture(s) at a time" in warning for warning in product.warnings)
+    assert any("2 image(s) at a time" in warning for warning in product.warnings)
     check(torch, product, network, 16, batch=2)
 
 
@@ -436,7 +436,7 @@ def test_layers_that_are_not_there(torch):
         export_pytorch(network, layer="relu", call=2, size=16)
 
 
-def test_networks_that_do_not_classify_pictures(torch):
+def test_networks_that_do_not_classify_images(torch):
     nn = torch.nn
 
     class Odd(nn.Module):

@@ -1,4 +1,4 @@
-"""Architectures of torchvision, timm and transformers, small or on small pictures, and a layer of each that matters."""
+"""Architectures of torchvision, timm and transformers, small or on small images, and a layer of each that matters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry:
     Attributes:
         make: builds it.
         layer: the module whose output is compared.
-        size: height and width of its pictures.
+        size: height and width of its images.
         exporter: that exports it.
         call: which call of the module.
     """

@@ -1,6 +1,6 @@
 """Normalisation layers.
 
-Layers that prepare pictures inside the model.
+Layers that prepare images inside the model.
 """
 
 from __future__ import annotations
