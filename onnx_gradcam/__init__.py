@@ -25,10 +25,10 @@ __all__ = [
 
 _HOMES = {
     "ExplainError": "errors",
-    "Explained": "attachment",
+    "Explained": "editor.attachment",
     "Explainer": "runtime.explainer",
     "Explanation": "runtime.explainer",
-    "attach": "attachment",
+    "attach": "editor.attachment",
     "check_gradients": "autodiff.check",
 }
 

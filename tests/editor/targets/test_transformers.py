@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from autodiff.pytorch_models import randomised, vision
-from export.pytorch.zoo import needs
+from exporters.pytorch.zoo import needs
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.exporters.pytorch import export_pytorch

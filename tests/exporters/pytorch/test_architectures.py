@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from export.pytorch.zoo import ZOO, made, needs
+from exporters.pytorch.zoo import ZOO, made, needs
 
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.pytorch import export_pytorch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from autodiff.pytorch_models import randomised, vision
-from export.pytorch.zoo import needs
+from exporters.pytorch.zoo import needs
 
 from onnx_gradcam import attach
 from onnx_gradcam.exporters.finishing import finish_export

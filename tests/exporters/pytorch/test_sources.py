@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from autodiff.pytorch_models import randomised, vision
-from export.pytorch.zoo import needs
+from exporters.pytorch.zoo import needs
 
 from onnx_gradcam.errors import ExplainError, ModelError, TargetError, UnsupportedError
 from onnx_gradcam.exporters.finishing import finish_export
