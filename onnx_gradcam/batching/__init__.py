@@ -1,1 +1,1 @@
-"""Explanations of millions of images, in shards that are written whole or not at all."""
+"""Explain millions of images in shards, each of which is written atomically."""

@@ -1,4 +1,4 @@
-"""What is asked for, and who works on it."""
+"""What a batch run explains, and the session and threads that do it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
+from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.runtime.explainer import Explainer, Wanted
+from onnx_gradcam.runtime.session import resolve_provider
 
 __all__ = ["Crew", "Format", "Job", "in_order"]
 
 Format = Literal["parquet", "npz", "png"]
 
-_MOST_RUNS = 8
-"""Runs of the model at the same time: more of them would need more memory, for no more speed."""
+_MAX_RUNS: Final = 8
+"""Concurrent runs of the model: more need more memory and are no faster."""
+_RANGES: Final = {"batch_size": (1, 1024), "shard_size": (1, 65536), "threads": (1, 1024)}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,12 +33,16 @@ class Job:
     Attributes:
         model: path of the model.
         target: the classes, as for `Explainer`.
-        format: of the results: `parquet`, `npz` or `png`.
-        batch_size: the most images that the model runs at once.
-        shard_size: images in a shard.
-        threads: processor threads to use; those of the machine by default.
+        format: file format of the results.
+        batch_size: maximum number of images per run of the model, 1 to 1024.
+        shard_size: images per shard, 1 to 65536.
+        threads: number of CPU threads; by default, one per core.
         provider: execution provider, `cpu`, `cuda` ...
-        choices: other arguments of `Explainer`.
+        choices: further arguments of `Explainer`: `labels`, `preprocess`, and fields of `Options` for a model that
+            is not explained yet.
+
+    Raises:
+        InputError: an unknown format, a number out of range, or a provider that ONNX Runtime does not have.
     """
 
     model: Path
@@ -47,13 +54,27 @@ class Job:
     provider: str = "cpu"
     choices: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        formats = get_args(Format)
+        if self.format not in formats:
+            raise InputError(
+                f"unknown format {self.format!r}{near_matches(str(self.format), formats)}; "
+                f"choose one of {', '.join(formats)}"
+            )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "threads":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise InputError(f"{name} is {value!r}; choose a whole number from {low} to {high}")
+        resolve_provider(self.provider)
+
 
 class Crew:
-    """An explainer and threads that work with it: made once, for any number of shards.
+    """An explainer and its threads, created once for any number of shards.
 
-    On the CPU the model runs several times at once on a part of the threads each, rather than once on all of them:
-    nothing waits for another, and images are decoded in between. Elsewhere two runs keep the device busy, and the
-    other threads decode.
+    On the CPU, the model runs several times concurrently, each on a part of the threads, and the same threads decode
+    images in between. On other devices, two concurrent runs keep the device busy, and further threads decode.
 
     Args:
         job: what to explain.
@@ -65,23 +86,23 @@ class Crew:
     def __init__(self, job: Job) -> None:
         self.job = job
         count = job.threads or _cores()
-        runs = min(count, _MOST_RUNS)
+        runs = min(count, _MAX_RUNS)
         self.runs = runs if job.provider == "cpu" else 2
         self.explainer = Explainer(job.model, provider=job.provider, threads=max(1, count // runs), **job.choices)
         self.threads = ThreadPoolExecutor(max(runs, self.runs + 1) if job.provider != "cpu" else runs, "explain")
 
     def close(self) -> None:
-        """Let go of what is waiting; a shard that is being worked on fails."""
+        """Cancel what is waiting; a shard in progress fails."""
         self.threads.shutdown(cancel_futures=True)
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """The results of `work` in the order of `items`, of which at most `ahead` are worked on or wait to be taken."""
+    """Apply `work` to `items` in a pool, and yield the results in order; at most `ahead` are pending."""
     running: deque[Future[Result]] = deque()
     try:
         for item in items:

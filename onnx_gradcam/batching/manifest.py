@@ -1,4 +1,4 @@
-"""What a run is: written before its first shard, and compared before it is continued."""
+"""The manifest of a batch run: written before its first shard, and compared before the run is resumed."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ __all__ = ["MANIFEST", "Manifest", "begin_run", "model_digest"]
 
 MANIFEST = "_manifest.json"
 _CHUNK = 1 << 20
-_ELSEWHERE = ("labels", "preprocess")
-"""Choices that may be files: what is in them is compared."""
+_FILES = ("labels", "preprocess")
+"""Choices that may be files: their contents are compared, under other names."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What has to be the same for two runs to give the same explanations.
+    """Everything that two runs must have in common to produce the same results.
 
     Attributes:
-        version: of this package.
-        model: SHA-256 of the model file and the files of its weights.
-        explanation: method, layer, preset ... as the explained model says them.
-        choices: what else was chosen for `Explainer`.
-        preprocessing: how an image becomes the input.
+        version: version of this package.
+        model: SHA-256 of the model file and the files of its external weights.
+        explanation: method, layer, preset ... from the metadata of the explained model.
+        choices: the other arguments of `Explainer`.
+        preprocessing: how an image becomes the model's input.
         labels: SHA-256 of the class names.
-        target: the classes asked for.
-        format: of the results.
-        shard_size: images in a shard.
+        target: the classes to explain.
+        format: file format of the results.
+        shard_size: images per shard.
     """
 
     version: str
@@ -61,43 +61,43 @@ class Manifest:
         Raises:
             ModelError: the model cannot be read.
         """
-        facts = asdict(explainer.metadata)
+        explanation = asdict(explainer.metadata)
         for name in ("version", "labels", "preprocessing"):
-            del facts[name]
-        found = cls(
+            del explanation[name]
+        manifest = cls(
             version=__version__,
             model=model_digest(job.model),
-            explanation=facts,
-            choices={name: value for name, value in job.choices.items() if name not in _ELSEWHERE},
+            explanation=explanation,
+            choices={name: value for name, value in job.choices.items() if name not in _FILES},
             preprocessing=json.loads(explainer.preprocessing.to_json()),
             labels=hashlib.sha256("\n".join(explainer.labels or ()).encode("utf-8", "backslashreplace")).hexdigest(),
             target=job.target,
             format=job.format,
             shard_size=job.shard_size,
         )
-        # As a file gives it back: tuples are lists there.
-        return cls(**json.loads(json.dumps(asdict(found), default=str)))
+        # As a JSON file returns it: tuples become lists.
+        return cls(**json.loads(json.dumps(asdict(manifest), default=str)))
 
-    def check(self, there: dict[str, Any], out: Path) -> None:
-        """Refuse to continue another run.
+    def check(self, stored: dict[str, Any], out: Path) -> None:
+        """Refuse to resume another run.
 
         Raises:
-            InputError: `there`, what the folder `out` holds, is of another run.
+            InputError: `stored`, the manifest in the folder `out`, differs.
         """
-        mine = asdict(self)
+        current = asdict(self)
         for name in (field.name for field in dataclasses.fields(self)):
-            if there.get(name) != mine[name]:
+            if stored.get(name) != current[name]:
                 raise InputError(
-                    f"{str(out)!r} holds a run with another {_difference(name, there.get(name), mine[name])}; repeat "
-                    "the command as it was, or choose another folder with -o"
+                    f"{str(out)!r} contains a run with another {_difference(name, stored.get(name), current[name])}; "
+                    "repeat the original command, or choose another folder with -o"
                 )
 
 
-def _difference(name: str, there: Any, mine: Any) -> str:
-    if isinstance(there, dict) and isinstance(mine, dict):
-        key = next(k for k in {**mine, **there} if there.get(k) != mine.get(k))
-        return f"{name} ({key} {_short(there.get(key))} there, {_short(mine.get(key))} now)"
-    return f"{name.replace('_', ' ')} ({_short(there)} there, {_short(mine)} now)"
+def _difference(name: str, stored: Any, current: Any) -> str:
+    if isinstance(stored, dict) and isinstance(current, dict):
+        key = next(k for k in {**current, **stored} if stored.get(k) != current.get(k))
+        return f"{name} ({key} was {_short(stored.get(key))}, is now {_short(current.get(key))})"
+    return f"{name.replace('_', ' ')} (was {_short(stored)}, is now {_short(current)})"
 
 
 def _short(value: Any) -> str:
@@ -106,29 +106,31 @@ def _short(value: Any) -> str:
 
 
 def begin_run(out: Path, manifest: Manifest, *, resume: bool) -> None:
-    """Make the folder of a run, or see that the one there is the same run's.
+    """Create the folder of a run, or check that an existing one is of the same run.
 
     Raises:
-        InputError: it holds something else, or a run that was not to be continued.
+        InputError: the folder contains something else, or a run and `resume` is false.
     """
     file = out / MANIFEST
     if file.is_file():
         if not resume:
-            raise InputError(f"{str(out)!r} holds a run already; continue it with --resume, or choose another folder")
+            raise InputError(
+                f"{str(out)!r} already contains a run; continue it with --resume, or choose another folder"
+            )
         manifest.check(read_json(file), out)
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # A run that was killed at once leaves no more than a hidden draft of its manifest.
+        # A run that is killed immediately leaves only a hidden draft of its manifest.
         if any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise InputError(f"{str(out)!r} is not empty, and holds no run; choose another folder with -o")
+            raise InputError(f"{str(out)!r} is not empty and does not contain a run; choose another folder with -o")
         write_json(file, asdict(manifest))
     except OSError as exc:
         raise InputError(f"{str(out)!r} cannot be written ({exc.strerror}); choose another folder with -o") from exc
 
 
 def model_digest(model: Path) -> str:
-    """SHA-256 of a model file, and of the files of its weights where they lie outside of it.
+    """SHA-256 of a model file and of the files of its external weights.
 
     Raises:
         ModelError: one of the files cannot be read.
@@ -140,17 +142,17 @@ def model_digest(model: Path) -> str:
                 while chunk := stream.read(_CHUNK):
                     digest.update(chunk)
     except OSError as exc:
-        raise ModelError(f"{exc.filename}: cannot be read ({exc.strerror}); check who may read it") from exc
+        raise ModelError(f"{exc.filename}: cannot be read ({exc.strerror}); check its permissions") from exc
     return digest.hexdigest()
 
 
 def _weights(model: Path) -> Iterator[Path]:
-    """The files of external weights, in a fixed order; that they lie in the model's folder was seen to before."""
+    """The files of external weights, in a fixed order; loading has checked that they are in the model's folder."""
     proto = onnx.load(model, load_external_data=False)
     tensors = external_data_helper._get_all_tensors(proto)  # noqa: SLF001 - there is no public walk
-    places = {
+    locations = {
         external_data_helper.ExternalDataInfo(tensor).location
         for tensor in tensors
         if external_data_helper.uses_external_data(tensor)
     }
-    yield from (model.resolve().parent / place for place in sorted(places))
+    yield from (model.resolve().parent / place for place in sorted(locations))

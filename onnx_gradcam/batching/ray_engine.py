@@ -1,7 +1,7 @@
-"""Shards on a Ray cluster: the same `explain_shard`, by actors that hold one session each.
+"""Batch runs on a Ray cluster: actors with one session each call `explain_shard`.
 
-Images, model and results lie where all nodes see them under the same paths. Reading and writing are done by the
-actors' own threads, not by tasks that would wait for a slot of their own: such tasks starved when a node was lost.
+All nodes must see the images, the model and the results under the same paths. Actors read and write in threads of
+their own, because separate Ray tasks starved, waiting for CPU slots, when a node was lost.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.errors import ExplainError, InputError
+from onnx_gradcam.errors import ExplainError, InputError, reason
 
 from .job import Crew, Job
-from .manifest import Manifest, model_digest
+from .manifest import model_digest
 from .records import Record, Shard
 from .shard import explain_shard
 
 __all__ = ["RayCluster"]
 
 _SHARDS_EACH = 2
-"""Shards that an actor works on at the same time, as `run_locally` does."""
-_MOST_LOSSES = 5
-"""How often a shard is given to another actor: one image may bring every process down that reads it."""
+"""Concurrent shards per actor, as in `run_locally`."""
+_MAX_LOSSES = 5
+"""How often a shard is retried on another actor: a single image may crash every process that reads it."""
 _ON_GPU = {"cuda", "tensorrt", "rocm", "migraphx"}
 
 
@@ -38,7 +38,7 @@ class _Worker:
         self._crew: Crew | None = None
 
     def start(self) -> str:
-        """Make the session; the digest of the model as this node sees it."""
+        """Create the session, and return the digest of the model file on this node."""
         self._crew = Crew(self._job)
         return model_digest(self._job.model)
 
@@ -49,39 +49,49 @@ class _Worker:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """An engine for `run_batch`: the cluster at `RAY_ADDRESS`, the one of this computer, or a new one.
+    """An engine for `batch`: the cluster at `RAY_ADDRESS`, the one on this computer, or a new one.
 
     Args:
-        workers: actors; as many as the cluster has room for by default.
-        cpus: of each actor, fractions allowed.
-        stall_timeout: the most seconds in which no shard is finished and no actor becomes ready.
+        workers: number of actors; by default, as many as fit into the cluster.
+        cpus: CPUs per actor, at least 0.05; fractions are allowed.
+        stall_timeout: the run stops when no shard is finished and no actor becomes ready for this many seconds.
+
+    Raises:
+        InputError: a number out of range.
+
+    Example::
+
+        batch("/shared/explained.onnx", "/shared/photos", "/shared/heatmaps", engine=RayCluster(workers=4))
     """
 
     workers: int | None = None
     cpus: float = 1.0
     stall_timeout: float = 600.0
 
+    def __post_init__(self) -> None:
+        limits = {"workers": (self.workers, 1), "cpus": (self.cpus, 0.05), "stall_timeout": (self.stall_timeout, 0.01)}
+        for name, (value, low) in limits.items():
+            if value is not None and not (isinstance(value, (int, float)) and value >= low):
+                raise InputError(f"{name} is {value!r}; choose a number from {low} up")
+
     def __call__(
-        self, crew: Crew, manifest: Manifest, shards: Iterator[Shard], out: Path, progress: Any
+        self, crew: Crew, shards: Iterator[Shard], out: Path, progress: Callable[[int], None]
     ) -> Iterator[Record]:
         """Explain shards; see `onnx_gradcam.batching.running.Engine`.
 
         Raises:
-            InputError: Ray is not installed, no actor can start, nothing has happened for `stall_timeout` seconds, or a
-                shard brings every actor down.
-            ExplainError: what `explain_shard` raised.
+            InputError: Ray is not installed, no actor can start, the run stalls, or a shard crashes every actor.
+            ExplainError: as `explain_shard`.
         """
         ray = _ray()
-        crew.close()  # its session was needed to begin the run; the work is elsewhere
+        crew.close()  # its session was needed only to start the run
         explainer = crew.explainer
-        here = {
-            "labels": explainer.labels,
-            "preprocess": explainer.preprocessing,
-        }  # their files may be on this node alone
-        choices = {**crew.job.choices, **{name: value for name, value in here.items() if value is not None}}
+        # The files of these may exist on this node only.
+        contents = {"labels": explainer.labels, "preprocess": explainer.preprocessing}
+        choices = {**crew.job.choices, **{name: value for name, value in contents.items() if value is not None}}
         model, threads = crew.job.model.resolve(), max(1, round(self.cpus))
         job = replace(crew.job, model=model, threads=threads, choices=choices)
-        fleet = _Fleet(ray, self, job, out.resolve(), manifest.model)
+        fleet = _Fleet(ray, self, job, out.resolve(), model_digest(model))
         try:
             for record in fleet.run(shards):
                 progress(record.images)
@@ -91,16 +101,16 @@ class RayCluster:
 
 
 class _Fleet:
-    """The actors, and what each is at."""
+    """The actors, and the shard that each is working on."""
 
-    def __init__(self, ray: Any, wanted: RayCluster, job: Job, out: Path, digest: str) -> None:
-        self._ray, self._wanted, self._digest = ray, wanted, digest
-        count = wanted.workers or max(1, int(ray.cluster_resources().get("CPU", 1) / wanted.cpus))
+    def __init__(self, ray: Any, cluster: RayCluster, job: Job, out: Path, digest: str) -> None:
+        self._ray, self._cluster, self._digest = ray, cluster, digest
+        count = cluster.workers or max(1, int(ray.cluster_resources().get("CPU", 1) / cluster.cpus))
         gpus = 1 if job.provider.lower() in _ON_GPU else 0
         self._make: Callable[[], Any] = lambda: (
             ray.remote(_Worker)
             .options(
-                num_cpus=wanted.cpus,
+                num_cpus=cluster.cpus,
                 num_gpus=gpus,
                 max_restarts=0,
                 max_concurrency=_SHARDS_EACH,
@@ -108,7 +118,7 @@ class _Fleet:
             )
             .remote(job, out)
         )
-        self._clock = _Clock(wanted.stall_timeout)
+        self._clock = _Clock(cluster.stall_timeout)
         self._actors: set[Any] = set()
         self._starting: dict[Any, Any] = {}
         self._running: dict[Any, tuple[Any, Shard]] = {}
@@ -118,7 +128,7 @@ class _Fleet:
             self._hire()
 
     def run(self, shards: Iterator[Shard]) -> Iterator[Record]:
-        """The records, as shards are finished."""
+        """Yield the records as shards are finished."""
         clock = self._clock
         free: deque[Any] = deque()
         shard = self._next(shards)
@@ -138,11 +148,11 @@ class _Fleet:
                         clock.reset()
                         free.extend([actor] * _SHARDS_EACH)
                     continue
-                actor, given = self._running.pop(ref)
+                actor, lost_shard = self._running.pop(ref)
                 try:
                     record = self._result(ref)
                 except _Lost as lost:
-                    self._lose(actor, given, lost)
+                    self._lose(actor, lost_shard, lost)
                 else:
                     clock.reset()
                     free.append(actor)
@@ -150,7 +160,7 @@ class _Fleet:
             shard = shard or self._next(shards)
 
     def dismiss(self) -> None:
-        """Let all actors go."""
+        """Stop all actors."""
         for actor in [*self._actors, *self._starting.values()]:
             self._ray.kill(actor)
 
@@ -159,7 +169,7 @@ class _Fleet:
             return self._again.popleft()
         shard = next(shards, None)
         if shard is not None:
-            self._clock.reset()  # however long the paths took, the workers are not to blame
+            self._clock.reset()  # time spent on finding images is not a stall
         return shard
 
     def _hire(self) -> None:
@@ -167,7 +177,7 @@ class _Fleet:
         self._starting[actor.start.remote()] = actor
 
     def _started(self, ref: Any) -> Any | None:
-        """The actor that is ready now, or `None` where it died before it was: another one is on its way."""
+        """The actor that has become ready; `None` if it died, in which case another one is starting."""
         actor = self._starting.pop(ref)
         try:
             digest = self._result(ref)
@@ -175,22 +185,22 @@ class _Fleet:
             self._hire()
             return None
         if digest != self._digest:
-            raise InputError("the model on a node is another one than here; put the same file on all nodes")
+            raise InputError("the model file on a node differs from the one here; copy the same file to all nodes")
         self._actors.add(actor)
         return actor
 
     def _lose(self, actor: Any, shard: Shard, why: Exception) -> None:
         if actor in self._actors:
             self._actors.remove(actor)
-            # It may be alive behind a network that is not.
+            # It may be alive, but unreachable.
             self._ray.kill(actor)
             self._hire()
         self._again.append(shard)
         self._losses[shard.number] = self._losses.get(shard.number, 0) + 1
-        if self._losses[shard.number] > _MOST_LOSSES:
+        if self._losses[shard.number] > _MAX_LOSSES:
             raise InputError(
-                f"shard {shard.number} ({shard.paths[0]!r} to {shard.paths[-1]!r}) brought {_MOST_LOSSES + 1} workers "
-                f"down ({why}); see Ray's logs for the reason, then continue with --resume"
+                f"shard {shard.number} ({shard.paths[0]!r} to {shard.paths[-1]!r}) crashed {_MAX_LOSSES + 1} workers "
+                f"({why}); see Ray's logs for the reason, then continue with --resume"
             )
 
     def _result(self, ref: Any) -> Any:
@@ -205,22 +215,22 @@ class _Fleet:
         try:
             return self._ray.get(ref)
         except gone as exc:
-            raise _Lost(" ".join(str(exc).split())[:200]) from exc
+            raise _Lost(reason(exc)) from exc
         except errors.RayTaskError as exc:
             if isinstance(exc.cause, (ExplainError, OSError)):
                 raise exc.cause from exc
             raise
 
     def _stalled(self) -> str:
+        ready, starting, cpus = len(self._actors), len(self._starting), self._cluster.cpus
         return (
-            f"no shard was finished for {self._wanted.stall_timeout:g} seconds ({len(self._actors)} workers are ready, "
-            f"{len(self._starting)} wait for {self._wanted.cpus:g} CPUs each); see `ray status`, then continue with "
-            "--resume"
+            f"no shard was finished for {self._cluster.stall_timeout:g} seconds; {ready} workers are ready, {starting} "
+            f"are waiting for {cpus:g} CPUs each; see `ray status`, then continue with --resume"
         )
 
 
 class _Clock:
-    """Says how long nothing may happen any more."""
+    """The time left until the run counts as stalled."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -233,29 +243,30 @@ class _Clock:
         return max(0.0, self._end - time.monotonic())
 
 
-class _Lost(Exception):  # noqa: N818 - not what went wrong, but where to go on
-    """An actor or its node is gone; what it was given can be given to another."""
+class _Lost(Exception):  # noqa: N818 - not an error of the run
+    """An actor or its node is gone; its shard is retried on another one."""
 
 
 def _ray() -> Any:
-    """Ray, connected to a cluster.
+    """Import Ray and connect it to a cluster.
 
     Raises:
-        InputError: it is not installed, or there is no such cluster.
+        InputError: Ray is not installed, or the cluster cannot be reached.
     """
-    # Usage statistics go to a third party; nobody asked for that.
+    # Usage statistics would be sent to a third party.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # noqa: PLC0415 - an optional and heavy dependency
         import ray.exceptions  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         raise InputError(
-            "--engine ray needs Ray, which is not installed; run `pip install 'onnx-gradcam[ray]'`"
+            "--engine ray needs Ray, which is not installed; run `pip install '.[ray]'` in a clone of onnx-gradcam"
         ) from exc
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as exc:
-            what = " ".join(str(exc).split())[:200]
-            raise InputError(f"Ray cannot be reached ({what}); check RAY_ADDRESS, or `ray start --head`") from exc
+            raise InputError(
+                f"cannot connect to Ray ({reason(exc)}); check RAY_ADDRESS, or run `ray start --head`"
+            ) from exc
     return ray

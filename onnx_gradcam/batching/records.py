@@ -1,7 +1,4 @@
-"""What a run leaves on disk beside the explanations: what was asked for, and what each shard holds.
-
-How images are cut into shards.
-"""
+"""Shards of a batch run on disk: how images are divided into them, and what each one records about itself."""
 
 from __future__ import annotations
 
@@ -32,22 +29,50 @@ __all__ = [
 ]
 
 RECORD = "_record.json"
-"""In every shard. Readers of Parquet folders pass over names that begin with an underscore or a dot."""
+"""In every shard. Readers of Parquet folders ignore names that begin with an underscore or a dot."""
 FAILURES = "_failures.jsonl"
-"""In a shard, where an image failed; at the end one beside the shards, of all of them."""
+"""In a shard with failed images, and beside the shards for the whole run."""
 DRAFTS = ".drafts"
-"""Beside the shards: those that are not finished."""
+"""Beside the shards: those in progress."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some images of a run.
+
+    Attributes:
+        number: number of the shard, from 0.
+        first: number of its first image within the run.
+        paths: the images.
+    """
+
+    number: int
+    first: int
+    paths: list[str]
+
+    def folder(self, out: Path) -> Path:
+        """The folder of its results."""
+        return out / f"part-{self.number:08d}"
+
+
+def cut(paths: Iterable[str], size: int) -> Iterator[Shard]:
+    """Divide images into shards of `size` images, the last of which may have fewer; only one is held at a time."""
+    rest = iter(paths)
+    number = 0
+    while some := list(islice(rest, size)):
+        yield Shard(number, number * size, some)
+        number += 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished shard says of itself.
+    """What a finished shard contains.
 
     Attributes:
-        first: the number of its first image in the run.
-        images: how many it was given.
-        failures: how many of these could not be explained.
-        paths: a digest of their paths.
+        first: number of its first image within the run.
+        images: number of its images.
+        failures: number of images that could not be explained.
+        paths: SHA-256 of the paths of its images.
     """
 
     first: int
@@ -57,7 +82,7 @@ class Record:
 
     @classmethod
     def of(cls, first: int, paths: Sequence[str], failures: int) -> Record:
-        """The record of a shard that was given these paths."""
+        """The record of a shard of these images."""
         digest = hashlib.sha256()
         for path in paths:
             digest.update(os.fsencode(path) + b"\0")
@@ -65,15 +90,15 @@ class Record:
 
 
 def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
-    """The record of a shard; `None` where it is not finished.
+    """Read the record of a shard; `None` if the shard is not finished.
 
     Args:
         shard: its folder.
-        first: the number of its first image.
-        paths: the images that it should hold.
+        first: number of its first image.
+        paths: the images that it should contain.
 
     Raises:
-        InputError: it holds others, or its record is damaged.
+        InputError: the shard contains other images, or its record is damaged.
     """
     file = shard / RECORD
     if not shard.is_dir():
@@ -81,20 +106,20 @@ def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
     try:
         record = Record(**read_json(file))
     except TypeError as exc:
-        raise InputError(f"{str(file)!r} is damaged; remove the folder it lies in, and it is made again") from exc
+        raise InputError(f"{str(file)!r} is damaged; remove its folder, and the shard is computed again") from exc
     if record != Record.of(first, paths, record.failures):
         raise InputError(
-            f"the images are not those that the run was begun with (shard {str(shard)!r} holds others); "
-            "give the same ones in the same order, or choose another folder with -o"
+            f"the images are not those that the run was started with (shard {str(shard)!r} contains others); "
+            "give the same images in the same order, or choose another folder with -o"
         )
     return record
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        InputError: it cannot be read, or is none.
+        InputError: the file cannot be read or is not a JSON object.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -103,12 +128,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise InputError(f"{str(file)!r} is damaged ({exc}); choose another folder with -o") from exc
     if not isinstance(value, dict):
-        raise InputError(f"{str(file)!r} is damaged (no JSON object); choose another folder with -o")
+        raise InputError(f"{str(file)!r} is damaged (not a JSON object); choose another folder with -o")
     return value
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file, which appears whole or not at all."""
+    """Write a JSON file atomically, and wait until it is on the disk."""
     draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     sync([draft])
@@ -116,9 +141,9 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def publish(draft: Path, shard: Path) -> None:
-    """Give a finished draft its name; where somebody else did so before, theirs stays.
+    """Rename a finished draft to its shard; a shard that another process finished first is kept.
 
-    The name is given once all is on the disk, so that a power cut leaves no shard of empty files either.
+    Everything is on the disk before the rename, so a power failure cannot leave a shard of empty files.
     """
     sync([*draft.iterdir(), draft])
     try:
@@ -141,31 +166,3 @@ def sync(paths: Iterable[Path]) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Some images of a run.
-
-    Attributes:
-        number: of the shard, from 0.
-        first: the number of its first image in the run.
-        paths: the images.
-    """
-
-    number: int
-    first: int
-    paths: list[str]
-
-    def folder(self, out: Path) -> Path:
-        """Where it is written."""
-        return out / f"part-{self.number:08d}"
-
-
-def cut(paths: Iterable[str], size: int) -> Iterator[Shard]:
-    """Shards of `size` images, the last one may have fewer; never more than one is held."""
-    rest = iter(paths)
-    number = 0
-    while some := list(islice(rest, size)):
-        yield Shard(number, number * size, some)
-        number += 1

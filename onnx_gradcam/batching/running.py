@@ -1,79 +1,148 @@
-"""Shards on this computer.
+"""Batch runs: explain any number of images into a folder of shards, on this computer or another engine.
 
-A run over any number of images, on any engine.
+Memory does not grow with the number of images: paths are read as they are needed. Whenever a run ends, all shards in
+its folder are complete, and it can be resumed.
 """
 
 from __future__ import annotations
 
 import shutil
+import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.runtime.explainer import Wanted
 
-from .job import Crew, Job, in_order
+from .job import Crew, Format, Job, in_order
+from .listing import Count, ImageList
 from .manifest import Manifest, begin_run
 from .records import DRAFTS, FAILURES, Record, Shard, cut, read_record, sync
 from .shard import explain_shard
 from .writers import check_format
 
-__all__ = ["Engine", "Progress", "Summary", "run_batch", "run_locally"]
+if TYPE_CHECKING:
+    from onnx_gradcam.images.preprocessing import Preprocessing
 
-_DESKS = 2
-"""Shards at the same time: while one is written to its end, the other one keeps the crew busy."""
+__all__ = ["Engine", "Progress", "Summary", "batch", "run_batch", "run_locally"]
 
-
-def run_locally(crew: Crew, shards: Iterator[Shard], out: Path, progress: Callable[[int], None]) -> Iterator[Record]:
-    """Explain shards with one crew.
-
-    Args:
-        crew: who works on them.
-        shards: what to explain; no more of them are asked for than can be worked on.
-        out: the folder of the run.
-        progress: called with the number of images that are done, as they are.
-
-    Returns:
-        The records of the shards, in their order.
-
-    Raises:
-        ExplainError: as `explain_shard` does.
-    """
-    desks = ThreadPoolExecutor(_DESKS, "shard")
-
-    def work(shard: Shard) -> Record:
-        return explain_shard(shard.paths, shard.folder(out), crew, first=shard.first, progress=progress)
-
-    try:
-        yield from in_order(desks, work, shards, _DESKS + 1)
-    except BaseException:
-        # Also where the run is interrupted: what has begun is not worked on to its end.
-        crew.close()
-        raise
-    finally:
-        desks.shutdown(cancel_futures=True)
-
+_CONCURRENT_SHARDS: Final = 2
+"""While one shard is written to its end, the other one keeps the crew busy."""
 
 Progress = Callable[[int], None]
-Engine = Callable[[Crew, Manifest, Iterator[Shard], Path, Progress], Iterator[Record]]
-"""Works on shards: the crew that was made to begin the run, what the run is, the shards, the folder, progress."""
+Engine = Callable[[Crew, Iterator[Shard], Path, Progress], Iterator[Record]]
+"""Explains shards: takes the crew that the run was started with, the shards, the folder and progress."""
 
 
 @dataclass
 class Summary:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
-        images: that it was given, those of earlier runs that it continued included.
-        failures: how many of these could not be explained.
-        found: how many were done before it was continued.
+        images: number of images, including those of earlier runs that it resumed.
+        failures: number of images that could not be explained; `_failures.jsonl` in the folder lists them.
+        resumed: number of images that earlier runs had finished, failures included.
     """
 
     images: int = 0
     failures: int = 0
-    found: int = 0
+    resumed: int = 0
+
+    @property
+    def explained(self) -> int:
+        """Number of images that were explained."""
+        return self.images - self.failures
+
+    def add(self, record: Record) -> None:
+        """Count a finished shard."""
+        self.images += record.images
+        self.failures += record.failures
+
+
+def batch(
+    model: str | Path,
+    images: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    target: Wanted = None,
+    format: Format = "parquet",  # noqa: A002 - the user's word for it
+    batch_size: int = 8,
+    shard_size: int = 256,
+    threads: int | None = None,
+    provider: str = "cpu",
+    engine: Engine | None = None,
+    resume: bool = False,
+    labels: str | Path | Sequence[str] | None = None,
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+    **choices: Any,
+) -> Summary:
+    """Explain large image sets into a folder of shards, each of which is written atomically.
+
+    An image that cannot be read or explained is listed in `_failures.jsonl`, and the run continues.
+
+    Args:
+        model: path of a model, explained or not.
+        images: folders, with all images in and below them, and image files; `-` reads paths from standard input, one
+            per line. An iterator is read as the run proceeds.
+        out: the folder to create.
+        target: class index or name, `"top3"`, or several of these; by default, the predicted class.
+        format: `parquet` (one table per shard), `npz` or `png` (one file per image).
+        batch_size: maximum number of images per run of the model, 1 to 1024.
+        shard_size: images per shard, 1 to 65536.
+        threads: number of CPU threads; by default, one per core.
+        provider: execution provider, `cpu`, `cuda` ...
+        engine: where the shards are explained, for instance a `RayCluster`; by default, on this computer.
+        resume: continue the run in the folder, if there is one.
+        labels: class names, or a file of them; by default, those that the model carries.
+        preprocess: a preset, a JSON file or object; by default, what the model carries.
+        progress: called with the number of finished images and the total, `None` while it is unknown; from any thread.
+        warn: called with each warning.
+        choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet.
+
+    Raises:
+        InputError: an argument cannot be used, or the folder cannot be written or contains something else.
+        ExplainError: the model cannot be explained this way; see `onnx_gradcam.errors`.
+
+    Example::
+
+        summary = batch("explained.onnx", "photos/", "heatmaps/", target="top3")
+        print(summary.explained, "images,", summary.failures, "failures")
+    """
+    given = {"labels": labels, "preprocess": preprocess}
+    job = Job(
+        model=Path(model),
+        target=target,
+        format=format,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        threads=threads,
+        provider=provider,
+        choices={**{name: value for name, value in given.items() if value is not None}, **choices},
+    )
+    sources = ImageList.of(images)
+    sources.check(Path(out))
+    tell = None if progress is None else _Total(progress, Count(sources))
+    return run_batch(job, sources, Path(out), engine=engine, resume=resume, progress=tell, warn=warn)
+
+
+class _Total:
+    """Adds up the images that the threads of a run finish."""
+
+    def __init__(self, progress: Callable[[int, int | None], None], count: Count) -> None:
+        self._progress, self._count = progress, count
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def __call__(self, more: int) -> None:
+        with self._lock:
+            self._done += more
+            self._progress(self._done, self._count.total)
 
 
 def run_batch(
@@ -86,22 +155,19 @@ def run_batch(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Explain images into a folder of shards.
-
-    Memory does not grow with their number: paths are asked for when they are needed. Whenever the run ends, all
-    shards in the folder are whole, and `resume` goes on with the others.
+    """Explain images into a folder of shards, as `batch` does.
 
     Args:
         job: what to explain, and how.
-        paths: the images; the same ones in the same order where a run is continued.
+        paths: the images; to resume a run, the same ones in the same order.
         out: the folder.
-        engine: who works on the shards; this computer by default.
-        resume: continue a run that is there.
-        progress: called with the number of images that are done, from any thread.
-        warn: called with what the user should know of the model.
+        engine: where the shards are explained; by default, `run_locally`.
+        resume: continue the run in the folder, if there is one.
+        progress: called with the number of images that were just finished, from any thread.
+        warn: called with each warning about the model.
 
     Raises:
-        InputError: the folder holds another run, other images, or something else; or it cannot be written.
+        InputError: the folder contains another run, other images or something else, or it cannot be written.
         ExplainError: the model, the choices or the target cannot be used.
     """
     check_format(job.format)
@@ -109,9 +175,8 @@ def run_batch(
     crew = Crew(job)
     for warning in crew.explainer.warnings:
         (warn or (lambda _: None))(warning)
-    crew.explainer.explained([], job.target)  # refuses classes that are not there, before anything is written
-    manifest = Manifest.of(job, crew.explainer)
-    begin_run(out, manifest, resume=resume)
+    crew.explainer.explained([], job.target)  # refuses unknown classes before anything is written
+    begin_run(out, Manifest.of(job, crew.explainer), resume=resume)
     summary = Summary()
 
     def unfinished() -> Iterator[Shard]:
@@ -120,48 +185,68 @@ def run_batch(
             if record is None:
                 yield shard
                 continue
-            _count(summary, record)
-            summary.found += record.images
+            summary.add(record)
+            summary.resumed += record.images
             tell(record.images)
 
     try:
         shutil.rmtree(out / DRAFTS, ignore_errors=True)
-        for record in (engine or _here)(crew, manifest, unfinished(), out, tell):
-            _count(summary, record)
+        for record in (engine or run_locally)(crew, unfinished(), out, tell):
+            summary.add(record)
         _check_no_more(out, -(-summary.images // job.shard_size))
         _gather_failures(out)
         shutil.rmtree(out / DRAFTS, ignore_errors=True)
     except OSError as exc:
         raise InputError(
-            f"{exc.filename or str(out)!r} cannot be read or written ({exc.strerror}); make room, then continue with "
-            "--resume"
+            f"{exc.filename or str(out)!r} cannot be read or written ({exc.strerror}); free some space, then continue "
+            "with --resume"
         ) from exc
     finally:
         crew.close()
     return summary
 
 
-def _here(crew: Crew, manifest: Manifest, shards: Iterator[Shard], out: Path, progress: Progress) -> Iterator[Record]:
-    del manifest  # one computer, one model file
-    return run_locally(crew, shards, out, progress)
+def run_locally(crew: Crew, shards: Iterator[Shard], out: Path, progress: Progress) -> Iterator[Record]:
+    """Explain shards on this computer; an `Engine`.
 
+    Args:
+        crew: the session and threads to use.
+        shards: what to explain; read as the run proceeds.
+        out: the folder of the run.
+        progress: called with the number of images that were just finished.
 
-def _count(summary: Summary, record: Record) -> None:
-    summary.images += record.images
-    summary.failures += record.failures
+    Yields:
+        The records of the shards, in order.
+
+    Raises:
+        ExplainError: as `explain_shard`.
+    """
+    pool = ThreadPoolExecutor(_CONCURRENT_SHARDS, "shard")
+
+    def work(shard: Shard) -> Record:
+        return explain_shard(shard.paths, shard.folder(out), crew, first=shard.first, progress=progress)
+
+    try:
+        yield from in_order(pool, work, shards, _CONCURRENT_SHARDS + 1)
+    except BaseException:
+        # Also on an interrupt: shards in progress are abandoned.
+        crew.close()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check_no_more(out: Path, count: int) -> None:
-    """Refuse a list of images that is a part of the one that the run was begun with."""
+    """Refuse images that are only the first part of those that the run was started with."""
     if Shard(count, 0, []).folder(out).exists():
         raise InputError(
-            f"the images are not those that the run was begun with (there are shards in {str(out)!r} beyond the last "
-            "one); give the same ones in the same order, or choose another folder with -o"
+            f"the images are not those that the run was started with ({str(out)!r} contains more shards); "
+            "give the same images in the same order, or choose another folder with -o"
         )
 
 
 def _gather_failures(out: Path) -> None:
-    """Put the failures of all shards into one file beside them."""
+    """Collect the failures of all shards in one file beside them."""
     draft = out / f".{FAILURES}-{uuid.uuid4().hex}"
     with draft.open("wb") as file:
         for shard in sorted(entry for entry in out.iterdir() if entry.name.startswith("part-")):

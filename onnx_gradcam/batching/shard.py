@@ -1,4 +1,4 @@
-"""One shard: some images in, one folder of explanations out, whole or not at all. No engine is needed for it."""
+"""One shard of a batch run: explain some images into one folder, which is written atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -23,10 +23,8 @@ from .writers import Row, Writer, make_writer
 
 __all__ = ["explain_shard"]
 
-_LONGEST_SIDE = 1024
-"""Of an image that is drawn on."""
-_WAITING_BATCHES = 4
-"""How much may wait until images of the same size fill a batch."""
+_WAITING_BATCHES: Final = 4
+"""How many batches of images may wait until images of the same size fill one."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,19 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What became of a batch: rows that are ready to be written, and those that failed.
+    """The results of a batch.
 
-    `blamed` are the failures that may be the model's.
+    Attributes:
+        encoded: what the writer is to write.
+        failures: the images that failed.
+        explained: number of images that were explained.
+        model_error: a failure that may be the model's fault.
     """
 
     encoded: Any
     failures: list[dict[str, Any]]
-    good: int
-    blamed: ModelError | None = None
+    explained: int
+    model_error: ModelError | None = None
 
 
 def explain_shard(
@@ -57,27 +59,27 @@ def explain_shard(
     first: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Record:
-    """Explain some images into one folder, which appears when all is in it.
+    """Explain some images into one folder, which is written atomically.
 
-    What is finished is not done again; who else does the same at the same time does no harm, one of the two results
-    stays. An image that cannot be read or explained is listed in the folder's `_failures.jsonl`, and the others go on.
+    A finished shard is kept. If another process writes the same shard at the same time, one of the two is kept. An
+    image that cannot be read or explained is listed in the folder's `_failures.jsonl`, and the others are explained.
 
     Args:
         paths: the images.
-        out: the folder to write; it is made.
-        crew: who works on them.
-        first: the number of the first image in the run.
-        progress: called with the number of images that are done, as they are.
+        out: the folder to create.
+        crew: the session and threads to use.
+        first: number of the first image within the run.
+        progress: called with the number of images that were just finished.
 
     Raises:
-        InputError: `out` holds other images, or is damaged.
+        InputError: `out` contains other images, or is damaged.
         ModelError: the model fails at every image of the shard.
-        TargetError: there is no such class.
+        TargetError: no such class.
         OSError: `out` cannot be written.
     """
-    done = read_record(out, first, paths)
-    if done is not None:
-        return done
+    finished = read_record(out, first, paths)
+    if finished is not None:
+        return finished
     draft = out.parent / DRAFTS / f"{out.name}-{uuid.uuid4().hex}"
     draft.mkdir(parents=True)
     try:
@@ -91,14 +93,15 @@ def explain_shard(
 def _explain_into(draft: Path, paths: Sequence[str], crew: Crew, first: int, progress: Callable[[int], None]) -> Record:
     job = crew.job
     failures: list[dict[str, Any]] = []
-    good, blamed = 0, None
+    explained, model_error = 0, None
     with contextlib.closing(make_writer(job.format, draft)) as writer:
 
         def read(item: tuple[int, str]) -> _Image:
             number, path = item
             content = crew.explainer.prepared(path)
-            drawn = _LONGEST_SIDE if job.format == "png" else 0
-            return _Image(number, path, content if isinstance(content, InputError) else _reduced(content, drawn))
+            return _Image(
+                number, path, content if isinstance(content, InputError) else _reduced(content, writer.longest_side)
+            )
 
         def explain(images: list[_Image]) -> _Batch:
             return _explain_batch(images, crew, writer)
@@ -107,11 +110,11 @@ def _explain_into(draft: Path, paths: Sequence[str], crew: Crew, first: int, pro
         for batch in in_order(crew.threads, explain, _batches(read_ahead, job.batch_size), crew.runs + 1):
             writer.write(batch.encoded)
             failures += batch.failures
-            good += batch.good
-            blamed = blamed or batch.blamed
-            progress(batch.good + len(batch.failures))
-    if blamed is not None and not good:
-        raise blamed
+            explained += batch.explained
+            model_error = model_error or batch.model_error
+            progress(batch.explained + len(batch.failures))
+    if model_error is not None and not explained:
+        raise model_error
     if failures:
         failures.sort(key=lambda failure: int(failure["image"]))
         lines = "".join(json.dumps(failure) + "\n" for failure in failures)
@@ -122,7 +125,7 @@ def _explain_into(draft: Path, paths: Sequence[str], crew: Crew, first: int, pro
 
 
 def _batches(images: Iterable[_Image], size: int) -> Iterator[list[_Image]]:
-    """Batches of images that give inputs of one size, and with each those that failed before it."""
+    """Batches of images whose inputs have the same size, each with the images that failed before it."""
     waiting: dict[tuple[int, ...], list[_Image]] = {}
     failed: list[_Image] = []
     for image in images:
@@ -144,26 +147,27 @@ def _batches(images: Iterable[_Image], size: int) -> Iterator[list[_Image]]:
 
 
 def _explain_batch(images: list[_Image], crew: Crew, writer: Writer) -> _Batch:
-    failures = [_failure(p, p.content) for p in images if isinstance(p.content, InputError)]
-    ready = [(p, p.content) for p in images if isinstance(p.content, Prepared)]
-    blamed = None
+    failures = [_failure(i, i.content) for i in images if isinstance(i.content, InputError)]
+    ready = [(i, i.content) for i in images if isinstance(i.content, Prepared)]
+    model_error = None
     try:
         rows = _rows(ready, crew)
     except ModelError:
-        # One image may be at fault, and the others must not suffer for it.
-        tried = [(image, _alone(image, content, crew)) for image, content in ready]
-        rows = [row for _, row in tried if isinstance(row, Row)]
-        for image, error in tried:
+        # A single image may be at fault; the others are explained all the same.
+        results = [(image, _alone(image, content, crew)) for image, content in ready]
+        rows = [row for _, row in results if isinstance(row, Row)]
+        for image, error in results:
             if isinstance(error, ModelError):
                 failures.append(_failure(image, error))
-                blamed = error
-    return _Batch(writer.encode(rows) if rows else None, failures, len(rows), blamed)
+                model_error = error
+    return _Batch(writer.encode(rows) if rows else None, failures, len(rows), model_error)
 
 
 def _rows(ready: Sequence[tuple[_Image, Prepared]], crew: Crew) -> list[Row]:
     job = crew.job
-    found: list[Explanation] = crew.explainer.explained([c for _, c in ready], job.target, batch_size=job.batch_size)
-    return [Row(image.number, image.path, result) for (image, _), result in zip(ready, found, strict=True)]
+    contents = [content for _, content in ready]
+    results: list[Explanation] = crew.explainer.explained(contents, job.target, batch_size=job.batch_size)
+    return [Row(image.number, image.path, result) for (image, _), result in zip(ready, results, strict=True)]
 
 
 def _alone(image: _Image, content: Prepared, crew: Crew) -> Row | ModelError:
@@ -178,7 +182,7 @@ def _failure(image: _Image, error: Exception) -> dict[str, Any]:
 
 
 def _reduced(image: Prepared, longest: int) -> Prepared:
-    """An image with its longer side at most `longest`, without its pixels for 0: what waits must not be large."""
+    """Save memory: scale the longer side down to `longest`, or drop the pixels for 0."""
     if longest == 0:
         return replace(image, image=np.zeros((1, 1, 3), np.uint8))
     tall, wide = image.image.shape[:2]

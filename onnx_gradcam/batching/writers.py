@@ -1,6 +1,6 @@
-"""The formats of a shard.
+"""The file formats of a shard.
 
-Explanations become bytes (`encode`) in the threads that make them, and are written by the one that holds the shard.
+The threads that explain images encode the results; one thread per shard writes them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import io
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,11 @@ __all__ = ["Row", "Writer", "check_format", "make_writer"]
 INDEX = "index.jsonl"
 PARQUET = "explanations.parquet"
 
-_PYARROW = "--format parquet needs pyarrow, which is not installed; run `pip install 'onnx-gradcam[batch]'`"
+_LONGEST_SIDE: Final = 1024
+"""Of images with a heatmap drawn over them."""
+_PYARROW: Final = (
+    "--format parquet needs pyarrow, which is not installed; run `pip install '.[batch]'` in a clone of onnx-gradcam"
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Row:
     """The explanation of one image.
 
     Attributes:
-        number: of the image in the run, from 0.
-        path: of the image.
-        explanation: of it.
+        number: number of the image within the run, from 0.
+        path: path of the image.
+        explanation: its explanation.
     """
 
     number: int
@@ -48,43 +52,50 @@ class Row:
 
 
 class Writer(ABC):
-    """Writes explanations into a folder; `close` when nothing more comes."""
+    """Writes explanations into a folder.
+
+    Attributes:
+        folder: the folder.
+        longest_side: the longer side that images need at most, in pixels; 0 if their pixels are not used.
+    """
+
+    longest_side = 0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> Any:
-        """What to write for some images; threads may ask at the same time."""
+        """Encode some images for `write`; thread-safe."""
 
     @abstractmethod
     def write(self, encoded: Any) -> None:
-        """Write what `encode` gave, or nothing for `None`."""
+        """Write what `encode` returned, or nothing for `None`."""
 
     @abstractmethod
     def close(self) -> None:
-        """Nothing more comes."""
+        """Finish the files."""
 
 
 def check_format(form: Format) -> None:
-    """Refuse what could not be written.
+    """Check that a format can be written.
 
     Raises:
-        InputError: a package that the format takes is not installed.
+        InputError: a package that the format needs is not installed.
     """
     if form == "parquet":
         _pyarrow()
 
 
 def make_writer(form: Format, folder: Path) -> Writer:
-    """The writer of a format."""
-    return _ParquetWriter(folder) if form == "parquet" else _FileWriter(folder, form)
+    """Create the writer of a format."""
+    return _WRITERS[form](folder)
 
 
 class _ParquetWriter(Writer):
-    """One row for each explained class of each image, in `explanations.parquet`.
+    """Writes `explanations.parquet`, with a row for each explained class of each image.
 
-    Heatmaps lie row by row in lists of float32, as wide and high as the row says.
+    Heatmaps are stored as flat lists of float32 in row-major order, beside their height and width.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +118,7 @@ class _ParquetWriter(Writer):
                 ("seen", pa.list_(pa.float64())),
             ]
         )
-        # Smooth maps: exponents and upper digits repeat from place to place, once they lie apart.
+        # In smooth maps, neighbouring values share exponents and upper digits; splitting the bytes compresses better.
         self._file = parquet.ParquetWriter(
             folder / PARQUET,
             self._schema,
@@ -119,7 +130,7 @@ class _ParquetWriter(Writer):
         )
 
     def encode(self, rows: Sequence[Row]) -> Any:
-        """A record batch."""
+        """Make a record batch."""
         flat = [(row, one) for row in rows for one in row.explanation.maps]
         columns = {
             "image": [row.number for row, _ in flat],
@@ -166,26 +177,24 @@ class _File:
 
 
 class _FileWriter(Writer):
-    """One file for each image, named by its number, and `index.jsonl` that says of which image each one is.
+    """Writes one file per image, named by its number, and `index.jsonl`, which lists the image of each file."""
 
-    `npz` has the arrays of `explain --npz`: `heatmap` [classes, H, W], `cam` [classes, h, w], `classes`, `scores`.
-    `png` is the sheet of `explain`: the image, and beside it each class's heatmap over it.
-    """
+    suffix: str
 
-    def __init__(self, folder: Path, form: Format) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._form = form
         self._index = (folder / INDEX).open("w", encoding="utf-8")
 
     def encode(self, rows: Sequence[Row]) -> list[_File]:
-        """Files as bytes."""
-        return [_File(f"{row.number:09d}.{self._form}", self._content(row.explanation), _entry(row)) for row in rows]
+        """Encode the files."""
+        return [_File(f"{row.number:09d}{self.suffix}", self._content(row.explanation), _entry(row)) for row in rows]
 
+    @abstractmethod
     def _content(self, explanation: Explanation) -> bytes:
-        return _archive(explanation.maps) if self._form == "npz" else encode_image(explanation.sheet().pixels, ".png")
+        """The bytes of one file."""
 
     def write(self, encoded: list[_File] | None) -> None:
-        """Write files, and where they belong."""
+        """Write files, and their lines of the index."""
         for file in encoded or ():
             (self.folder / file.name).write_bytes(file.content)
             self._index.write(json.dumps({"image": file.entry["image"], "file": file.name, **file.entry}) + "\n")
@@ -195,8 +204,34 @@ class _FileWriter(Writer):
         self._index.close()
 
 
+class _ArrayWriter(_FileWriter):
+    """The arrays of `explain --npz`: `heatmap` [classes, H, W], `cam` [classes, h, w], `classes`, `scores`."""
+
+    suffix = ".npz"
+
+    def _content(self, explanation: Explanation) -> bytes:
+        return _archive(explanation.maps)
+
+
+class _ImageWriter(_FileWriter):
+    """The sheet of `explain`: the image, and beside it the heatmap of each class over it."""
+
+    suffix = ".png"
+    longest_side = _LONGEST_SIDE
+
+    def _content(self, explanation: Explanation) -> bytes:
+        return encode_image(explanation.sheet().pixels, self.suffix)
+
+
+_WRITERS: Final[Mapping[Format, Callable[[Path], Writer]]] = {
+    "parquet": _ParquetWriter,
+    "npz": _ArrayWriter,
+    "png": _ImageWriter,
+}
+
+
 def _archive(maps: Sequence[ClassMap]) -> bytes:
-    """What `numpy.savez_compressed` writes, compressed less and several times as fast."""
+    """As `numpy.savez_compressed`, but with less compression and several times as fast."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "heatmap": np.stack([one.heatmap for one in maps]),
         "cam": np.stack([one.cam for one in maps]),
@@ -223,15 +258,15 @@ def _entry(row: Row) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    """Names of files need not be text; bytes that are none are written as their numbers."""
+    """File names need not be valid UTF-8; other bytes are written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    """PyArrow and its Parquet module.
+    """Import PyArrow and its Parquet module.
 
     Raises:
-        InputError: it is not installed.
+        InputError: PyArrow is not installed.
     """
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")

@@ -24,6 +24,8 @@ from .options import (
     Weights,
     chosen,
 )
+from .output import complain, say, warn
+from .progress import rate
 
 __all__ = ["EngineKind", "FormatKind", "batch"]
 
@@ -125,40 +127,51 @@ def batch(
     After a kill the same command with --resume goes on: nothing is lost, nothing is done twice. An image that cannot
     be read is listed in _failures.jsonl, and the others go on; the exit code is 1 where none could be explained.
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    if images.count("-") > 1:
-        raise typer.BadParameter("standard input can be read once; give '-' once.", param_hint="IMAGES")
-    from .batching import Request, run  # noqa: PLC0415 - --help must not wait for it
+    # Imported here, as --help must not wait for it.
+    from onnx_gradcam.batching.ray_engine import RayCluster  # noqa: PLC0415
+    from onnx_gradcam.batching.records import FAILURES  # noqa: PLC0415
+    from onnx_gradcam.batching.running import batch as explain_images  # noqa: PLC0415
 
-    run(
-        Request(
-            model=model,
-            images=images,
-            out=out,
-            engine=engine.value,
+    with rate("explaining") as progress:
+        summary = explain_images(
+            model,
+            images,
+            out,
+            engine=RayCluster(workers, worker_cpus, stall_timeout) if engine is EngineKind.RAY else None,
             format=form.value,
             resume=resume,
-            target=target,
+            target=list(target) if target else None,
             batch_size=batch_size,
             shard_size=shard_size,
             threads=threads,
-            workers=workers,
-            worker_cpus=worker_cpus,
-            stall_timeout=stall_timeout,
             provider=provider,
-        ),
-        **chosen(
-            labels=labels,
-            preprocess=preprocess,
-            layer=layer,
-            method=method,
-            preset=preset,
-            modifier=modifier,
-            channels=channels,
-            weights=weights,
-            profile=profile,
-            grad_dtype=grad_dtype,
-            score=score,
-            output=output,
-            image=image_input,
-        ),
-    )
+            progress=progress,
+            warn=warn,
+            **chosen(
+                labels=labels,
+                preprocess=preprocess,
+                layer=layer,
+                method=method,
+                preset=preset,
+                modifier=modifier,
+                channels=channels,
+                weights=weights,
+                profile=profile,
+                grad_dtype=grad_dtype,
+                score=score,
+                output=output,
+                image=image_input,
+            ),
+        )
+    again = f", {summary.resumed} of them before" if summary.resumed else ""
+    say(f"{counted(summary.explained, 'image')} explained{again}, in {out}")
+    if summary.failures:
+        failed = f"{counted(summary.failures, 'image')} could not be explained; see {out / FAILURES}"
+        (warn if summary.explained else complain)(failed)
+    if not summary.explained:
+        raise typer.Exit(1)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -88,20 +88,19 @@ def stages(*names: str) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def rate(what: str, total: Callable[[], int | None]) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr with the number a second, at a terminal; call what it gives with how many more are done.
+def rate(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr with the number a second, at a terminal; call what it gives with how many are done.
 
     Args:
         what: is done.
-        total: how many there are; `None` while that is not known.
     """
     if not _at_a_terminal():
-        yield lambda _: None
+        yield lambda _done, _total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda count: bar.update(task, advance=count, total=total())
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class _Rate(ProgressColumn):

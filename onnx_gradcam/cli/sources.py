@@ -11,14 +11,9 @@ from pathlib import Path
 import typer
 
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.images.decoding import IMAGE_SUFFIXES
 
-__all__ = ["SUFFIXES", "Place", "find_images", "places"]
-
-SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"} | {
-    ".tif",
-    ".tiff",
-    ".webp",
-}
+__all__ = ["Place", "find_images", "places"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +58,11 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 
 def _in_folder(folder: Path) -> list[str]:
     try:
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
     except OSError as exc:
         raise InputError(f"the folder {str(folder)!r} cannot be read ({exc.strerror})") from exc
     if not files:
-        raise InputError(f"the folder {str(folder)!r} holds no image ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"the folder {str(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return [str(f) for f in files]
 
 

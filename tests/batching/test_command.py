@@ -11,8 +11,8 @@ import pytest
 from support.batch_runs import PREPROCESS, draw, failures, listed
 from typer.testing import CliRunner
 
+from onnx_gradcam.batching.listing import listed as paths_of
 from onnx_gradcam.cli import app
-from onnx_gradcam.cli.batching import listed as paths_of
 from onnx_gradcam.errors import InputError
 
 
@@ -60,7 +60,7 @@ def test_a_folder_a_image_and_a_list_in_one_run(call, folder, tmp_path):
     stdin = f"{folder}/00001.png\r\n\n{folder}/missing.png\nphotos/00002.png\n".encode()
     result = call("photos", "-", other, "-o", "out", "--format", "npz", "--target", "top2", stdin=stdin)
     assert (result.exit_code, result.stdout) == (0, "10 images explained, in out\n")
-    assert "warning: 1 images could not be explained; out/_failures.jsonl says why" in result.stderr
+    assert "warning: 1 image could not be explained; see out/_failures.jsonl" in result.stderr
     done, failed = listed(tmp_path / "out")
     assert (sorted(done + failed), failed) == (list(range(11)), [8])
     entries = [json.loads(line) for line in (tmp_path / "out/part-00000000/index.jsonl").read_text().splitlines()]
@@ -80,10 +80,10 @@ def test_where_no_image_can_be_explained_the_exit_code_says_so(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["photos", "-o", "photos/out"], "would lie in 'photos', among the images"),
-        (["photos", "-o", "photos"], "would lie in 'photos', among the images"),
-        (["nowhere", "-o", "out"], "there is no folder and no image 'nowhere'"),
-        (["", "-o", "out"], "the name of an image is empty"),
+        (["photos", "-o", "photos/out"], "would be written into 'photos', among the images"),
+        (["photos", "-o", "photos"], "would be written into 'photos', among the images"),
+        (["nowhere", "-o", "out"], "no such image or folder: 'nowhere'"),
+        (["", "-o", "out"], "the path of an image is empty"),
         (["photos", "-o", "out", "--target", "9"], "class 9 is out of range"),
         (["photos", "-o", "out", "--target", "cat"], "cannot be looked up without class names"),
         (["photos", "-o", "out", "--method", "gradcan"], "did you mean"),
@@ -99,8 +99,8 @@ def test_what_is_refused_leaves_nothing(call, folder, tmp_path, arguments, sente
     ("stdin", "sentence"),
     [
         (b"", "standard input is empty"),
-        (b"\x89PNG\0\0\n", "line 1 of standard input is no path"),
-        (b"a.png\n" + b"x" * 100_000, "line 2 of standard input is no path"),
+        (b"\x89PNG\0\0\n", "line 1 of standard input is not a path"),
+        (b"a.png\n" + b"x" * 100_000, "line 2 of standard input is not a path"),
     ],
 )
 def test_standard_input_that_is_no_list_is_refused(call, stdin, sentence):
@@ -109,7 +109,7 @@ def test_standard_input_that_is_no_list_is_refused(call, stdin, sentence):
 
 def test_a_folder_without_images_is_refused(call, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "holds no image" in refused(call("empty", "-o", "out", "--format", "npz"))
+    assert "contains no image" in refused(call("empty", "-o", "out", "--format", "npz"))
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser reads everything")
@@ -129,7 +129,7 @@ def test_a_folder_that_vanishes_stops_the_run(folder, monkeypatch):
 
 
 def test_wrong_usage(call, folder):
-    assert "give '-' once" in refused(call("-", "-", "-o", "out"), 2)
+    assert "give '-' once" in refused(call("-", "-", "-o", "out"))
     assert "Missing option" in refused(call("photos"), 2)
     assert "--shard-size" in refused(call("photos", "-o", "out", "--shard-size", "0"), 2)
 

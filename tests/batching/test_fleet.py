@@ -112,7 +112,7 @@ def test_a_shard_that_brings_every_actor_down_stops_the_run():
             raise DiedError("out of memory")
         return works(actor, name, shard)
 
-    with pytest.raises(InputError, match=r"shard 2 \('8' to '11'\) brought 6 workers down \(out of memory\)"):
+    with pytest.raises(InputError, match=r"shard 2 \('8' to '11'\) crashed 6 workers \(out of memory\)"):
         run(MadeUpRay(task))
 
 
@@ -120,7 +120,7 @@ def test_actors_that_never_start_are_not_waited_for_for_ever():
     def task(actor, name, shard=None):
         raise DiedError
 
-    with pytest.raises(InputError, match=r"no shard was finished for 0.05 seconds \(0 workers are ready, 2 wait"):
+    with pytest.raises(InputError, match=r"no shard was finished for 0.05 seconds; 0 workers are ready, 2 are wait"):
         run(MadeUpRay(task), stall_timeout=0.05)
 
 
@@ -128,7 +128,7 @@ def test_an_actor_with_another_model_is_refused():
     def task(actor, name, shard=None):
         return "e" * 64 if name == "start" else works(actor, name, shard)
 
-    with pytest.raises(InputError, match="the model on a node is another one than here"):
+    with pytest.raises(InputError, match="the model file on a node differs from the one here"):
         run(MadeUpRay(task))
 
 

@@ -30,7 +30,7 @@ def job(model):
 def test_every_image_once_in_shards_of_the_size_asked_for(job, images, tmp_path):
     seen = []
     summary = run_batch(job(), iter(images), tmp_path / "out", progress=seen.append)
-    assert (summary.images, summary.failures, summary.found, sum(seen)) == (40, 0, 0, 40)
+    assert (summary.images, summary.failures, summary.resumed, sum(seen)) == (40, 0, 0, 40)
     assert listed(tmp_path / "out") == (list(range(40)), [])
     shards = sorted(f.name for f in (tmp_path / "out").iterdir())
     assert shards == ["_failures.jsonl", "_manifest.json", *(f"part-{i:08d}" for i in range(5))]
@@ -91,7 +91,7 @@ def test_a_run_goes_on_where_it_stopped_and_redoes_nothing(job, images, tmp_path
     there = {f: f.stat().st_ino for f in (tmp_path / "out").glob("part-*/*")}
     summary = run_batch(job(), images, tmp_path / "out", resume=True)
     assert summary.images == 40
-    assert summary.found == 8 * len({f.parent for f in there})
+    assert summary.resumed == 8 * len({f.parent for f in there})
     assert there == {f: f.stat().st_ino for f in there}
     assert listed(tmp_path / "out") == (list(range(40)), [])
     assert not (tmp_path / "out" / ".drafts").exists()
@@ -99,12 +99,12 @@ def test_a_run_goes_on_where_it_stopped_and_redoes_nothing(job, images, tmp_path
 
 def test_threads_batch_size_and_engine_may_change_on_the_way(job, images, tmp_path):
     run_batch(job(threads=1, batch_size=3), images, tmp_path / "out")
-    assert run_batch(job(), images, tmp_path / "out", resume=True).found == 40
+    assert run_batch(job(), images, tmp_path / "out", resume=True).resumed == 40
 
 
 def test_a_run_is_not_begun_over_another(job, images, tmp_path):
     run_batch(job(), images[:8], tmp_path / "out")
-    with pytest.raises(InputError, match="holds a run already; continue it with --resume"):
+    with pytest.raises(InputError, match="already contains a run; continue it with --resume"):
         run_batch(job(), images[:8], tmp_path / "out")
 
 
@@ -112,7 +112,7 @@ def test_a_folder_with_something_else_in_it_is_refused(job, images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine", "utf-8")
     for resume in (False, True):
-        with pytest.raises(InputError, match="is not empty, and holds no run"):
+        with pytest.raises(InputError, match="is not empty and does not contain a run"):
             run_batch(job(), images, tmp_path / "out", resume=resume)
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
@@ -122,13 +122,13 @@ def test_resuming_nothing_begins_a_run(job, images, tmp_path):
 
 
 CHANGES = {
-    "method": ({"choices": {"preprocess": PREPROCESS, "method": "layercam"}}, r"explanation \(method \"gradcam\""),
-    "choice": ({"choices": {"preprocess": PREPROCESS, "seed": 5}}, r"choices \(seed null there, 5 now\)"),
-    "preprocessing": ({"choices": {"preprocess": {"scale": 1.0}}}, r"preprocessing \(scale 0.0039"),
+    "method": ({"choices": {"preprocess": PREPROCESS, "method": "layercam"}}, r"explanation \(method was \"gradcam\""),
+    "choice": ({"choices": {"preprocess": PREPROCESS, "seed": 5}}, r"choices \(seed was null, is now 5\)"),
+    "preprocessing": ({"choices": {"preprocess": {"scale": 1.0}}}, r"preprocessing \(scale was 0.0039"),
     "labels": ({"choices": {"preprocess": PREPROCESS, "labels": list("abcd")}}, "labels"),
-    "target": ({"target": 2}, r"target \(null there, 2 now\)"),
-    "format": ({"format": "png"}, r"format \(\"npz\" there, \"png\" now\)"),
-    "shards": ({"shard_size": 9}, r"shard size \(8 there, 9 now\)"),
+    "target": ({"target": 2}, r"target \(was null, is now 2\)"),
+    "format": ({"format": "png"}, r"format \(was \"npz\", is now \"png\"\)"),
+    "shards": ({"shard_size": 9}, r"shard size \(was 8, is now 9\)"),
 }
 
 
@@ -137,7 +137,7 @@ def test_another_run_is_not_continued(job, images, tmp_path, change):
     options, sentence = CHANGES[change]
     run_batch(job(), images[:16], tmp_path / "out")
     before = sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "out").rglob("*"))
-    with pytest.raises(InputError, match=f"holds a run with another {sentence}") as error:
+    with pytest.raises(InputError, match=f"contains a run with another {sentence}") as error:
         run_batch(job(**options), images, tmp_path / "out", resume=True)
     assert "choose another folder with -o" in str(error.value)
     assert before == sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "out").rglob("*"))
@@ -146,7 +146,7 @@ def test_another_run_is_not_continued(job, images, tmp_path, change):
 def test_another_model_is_not_continued_with(job, images, tmp_path):
     run_batch(job(), images[:16], tmp_path / "out")
     other = classifier(tmp_path / "other.onnx", seed=4)  # of the same architecture
-    with pytest.raises(InputError, match="holds a run with another model"):
+    with pytest.raises(InputError, match="contains a run with another model"):
         run_batch(job(model=other), images, tmp_path / "out", resume=True)
 
 
@@ -154,20 +154,20 @@ def test_another_version_is_not_continued_with(job, images, tmp_path):
     run_batch(job(), images[:16], tmp_path / "out")
     file = tmp_path / "out" / "_manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "version": "0.0.9"}), "utf-8")
-    with pytest.raises(InputError, match=r'another version \("0.0.9" there, '):
+    with pytest.raises(InputError, match=r'another version \(was "0.0.9", '):
         run_batch(job(), images, tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize("count", [15, 24, 39])
 def test_fewer_images_are_not_the_same_run(job, images, tmp_path, count):
     run_batch(job(), images, tmp_path / "out")
-    with pytest.raises(InputError, match="not those that the run was begun with"):
+    with pytest.raises(InputError, match="not those that the run was started with"):
         run_batch(job(), images[:count], tmp_path / "out", resume=True)
 
 
 def test_one_more_image_is_not_the_same_run(job, images, tmp_path):
     run_batch(job(), images[:12], tmp_path / "out")
-    with pytest.raises(InputError, match="not those that the run was begun with"):
+    with pytest.raises(InputError, match="not those that the run was started with"):
         run_batch(job(), images[:13], tmp_path / "out", resume=True)
 
 
@@ -194,7 +194,7 @@ def test_nothing_is_written_for_a_model_that_is_none(job, images, tmp_path):
 
 def test_parquet_without_pyarrow_is_refused_at_once(job, images, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"needs pyarrow.*onnx-gradcam\[batch\]"):
+    with pytest.raises(InputError, match=r"needs pyarrow.*'\.\[batch\]'"):
         run_batch(job(format="parquet"), images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -207,7 +207,7 @@ def test_a_full_disk_is_said_in_one_sentence(job, images, tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r"No space left on device.*--resume"):
         run_batch(job(), images, tmp_path / "out")
     monkeypatch.undo()
-    assert run_batch(job(), images, tmp_path / "out", resume=True).found == 40
+    assert run_batch(job(), images, tmp_path / "out", resume=True).resumed == 40
 
 
 def test_a_file_where_the_folder_should_be_is_said_in_one_sentence(job, images, tmp_path):
@@ -245,7 +245,7 @@ def test_paths_that_are_no_text_are_told_apart(job, tmp_path):
         with open(name, "wb") as file, open(path, "rb") as source:  # noqa: PTH123
             file.write(source.read())
     assert run_batch(job(shard_size=2), odd, tmp_path / "out").images == 2
-    assert run_batch(job(shard_size=2), odd, tmp_path / "out", resume=True).found == 2
+    assert run_batch(job(shard_size=2), odd, tmp_path / "out", resume=True).resumed == 2
     with pytest.raises(InputError, match="not those"):
         run_batch(job(shard_size=2), odd[::-1], tmp_path / "out", resume=True)
     pytest.importorskip("pyarrow")

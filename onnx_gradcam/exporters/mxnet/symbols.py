@@ -291,9 +291,7 @@ class _Network:
         """The shape of one image: as given, as the symbol says, or its channels as the weights want them."""
         if given is not None:
             if not given or not all(isinstance(d, int) and not isinstance(d, bool) and d > 0 for d in given):
-                raise ExportError(
-                    f"input_shape is {tuple(given)}; give positive integers (channels, height, width)"
-                )
+                raise ExportError(f"input_shape is {tuple(given)}; give positive integers (channels, height, width)")
             return tuple(given)
         variable = next(n for i in self.live if (n := self.symbol.nodes[i]).name == self.data)
         stated = re.findall(r"-?\d{1,9}", variable.attributes.get("__shape__", ""))
