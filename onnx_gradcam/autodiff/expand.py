@@ -18,6 +18,7 @@ from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.inline import unroll
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import between
+from onnx_gradcam.graph.shapes import TensorInfo
 
 from .backward import carries_gradient
 from .registry import ZERO, Table, rules
@@ -116,7 +117,7 @@ def _body(model: Model, node: ir.Node) -> onnx.FunctionProto | None:
     for i, output in enumerate(node.outputs):
         # An omitted output has no name, yet the body may read its value.
         output.name = output.name or f"{node.outputs[0].name}/unused_{i}"
-    types = [_type(model, value) for value in node.inputs]
+    types = [_type(value) for value in node.inputs]
     body = newest_body(schema, opset, ir.to_proto(node), types)
     if body is None:
         return None
@@ -156,11 +157,11 @@ def _valid(body: onnx.FunctionProto, model: Model) -> bool:
     return True
 
 
-def _type(model: Model, value: ir.Value | None) -> onnx.TypeProto:
+def _type(value: ir.Value | None) -> onnx.TypeProto:
     if value is None:
         return onnx.TypeProto()
-    name = str(value.name)
-    return onnx.helper.make_tensor_type_proto(model.types.get(name, 0), model.shapes.get(name))
+    info = TensorInfo.of(value)
+    return onnx.helper.make_tensor_type_proto(info.elem_type, info.shape)
 
 
 def _call(model: Model, node: ir.Node, body: onnx.FunctionProto, name: str) -> None:

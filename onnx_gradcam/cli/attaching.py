@@ -15,6 +15,7 @@ from onnx_gradcam.editor.attachment import Explained
 from onnx_gradcam.editor.attachment import attach as attach_to
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.read import read_proto
+from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.runtime.agreement import Precision, check_agreement, random_feeds
@@ -99,10 +100,8 @@ def _class_index(target: str, source: Path | bytes, names: Sequence[str] | None)
 def _check_preprocessing(explained: Explained) -> None:
     """Refuse a description that contradicts the model now rather than when the first image comes."""
     facts, model = explained.metadata, explained.model
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(model.types[facts.image_input]).name
-    fit_preprocessing(
-        parse_preprocessing(facts.preprocessing or {}), facts.layout, model.shapes[facts.image_input], dtype
-    )
+    described, dtype = parse_preprocessing(facts.preprocessing or {}), str(model.info(facts.image_input).dtype)
+    fit_preprocessing(described, facts.layout, model.shape(facts.image_input), dtype)
 
 
 def _weight_bytes(explained: Explained) -> int:
@@ -144,7 +143,7 @@ def _random_run(model: Path | bytes, explained: Explained, given: Mapping[str, A
 
 def _input_shapes(session: Session, explained: Explained) -> Mapping[str, Sequence[int]]:
     """A shape for every input; free dimensions as shape inference tried them, one for those it knows nothing of."""
-    shapes = {i.name: explained.model.example.get(i.name) for i in session.inputs}
+    shapes = {i.name: explained.model.info(i.name).probe_shape for i in session.inputs}
     facts = explained.metadata
     rows = (shapes[facts.image_input] or (1,))[0]
     return {
@@ -158,7 +157,8 @@ def _input_shapes(session: Session, explained: Explained) -> Mapping[str, Sequen
 def _precision(explained: Explained) -> Precision:
     if any(node.op_type == "QuantizeLinear" for node in explained.model.core.graph):
         return "quantised"
-    return "float16" if onnx.TensorProto.FLOAT16 in explained.model.types.values() else "float32"
+    types = {TensorInfo.of(value).elem_type for value in explained.model.tensors()}
+    return "float16" if onnx.TensorProto.FLOAT16 in types else "float32"
 
 
 def _to_stdout(proto: onnx.ModelProto) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 
 from onnx_gradcam import __version__
 from onnx_gradcam.autodiff.providers import PROVIDERS, conform
@@ -21,6 +20,7 @@ from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.shapes import declare
 from onnx_gradcam.metadata import Carried, Metadata, peek
 
 from .ingredients import Quantities, free_name
@@ -224,10 +224,7 @@ def with_required_class(source: str | Path, choices: dict[str, Any]) -> tuple[Mo
     value = graph.initializers.pop(metadata.class_input, None)
     if value is not None:
         value.const_value = None
-        batch = model.shapes[metadata.image_input][0]
-        value.shape = ir.Shape([batch])
+        declare(value, onnx.TensorProto.INT64, model.shape(metadata.image_input)[:1])
         graph.inputs.append(value)
-        model.shapes[metadata.class_input] = (batch,)
-        model.types[metadata.class_input] = onnx.TensorProto.INT64
     model.check()
     return model, metadata

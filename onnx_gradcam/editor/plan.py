@@ -270,7 +270,7 @@ def _plan(t: Builder, options: Options) -> Plan:
     problems = missing_rules(t, score.tensor, [image] if "gx" in method.needs else targets)
     modified = (options.modifier or method.modifier or preset.modifier) is not None
     weights = _weights(options, method, None if modified else head, problems)
-    batches = {t.model.example[v.name][0] for v in (image, score.tensor) if v.name in t.model.example}
+    batches = {v.probe_shape[0] for v in (image, score.tensor) if v.probe_shape is not None}
     if len(batches) > 1:
         raise TargetError(
             f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "

@@ -126,7 +126,7 @@ def _ask_for_sizes(t: Builder, image: Value, maps: Value) -> None:
 def finisher(preset: str, grid: Sequence[int], size: Sequence[int]) -> bytes:
     """A model from raw maps `cam`, `float32 [N, *grid]`, to `heatmap`, `float32 [N, *size]`, as the preset has it."""
     core = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 18}, name="finish"), ir_version=10)
-    t = Builder(Model(core, None, {}, {}, {}, "the finishing"))
+    t = Builder(Model(core, None, "the finishing"))
     cam = t.input("cam", np.float32, ("N", *grid))
     heatmap = find_preset(preset).finish(t, [cam], t.ints(*size), None)
     t.output(t.refine(heatmap, ("N", *size)), HEATMAP)

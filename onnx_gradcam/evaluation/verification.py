@@ -99,11 +99,9 @@ def _head(work: Plan) -> tuple[onnx.ModelProto, list[Value]]:
             sides[value.name] = value
         else:
             constants[value.name] = onnx.numpy_helper.from_array(array, value.name)
-    inputs = [
-        onnx.helper.make_tensor_value_info(v.name, t.model.types[v.name], v.shape) for v in (target, *sides.values())
-    ]
+    inputs = [onnx.helper.make_tensor_value_info(v.name, v.elem_type, v.shape) for v in (target, *sides.values())]
     score = work.score.tensor
-    output = onnx.helper.make_tensor_value_info(score.name, t.model.types[score.name], score.shape)
+    output = onnx.helper.make_tensor_value_info(score.name, score.elem_type, score.shape)
     nodes = [ir.to_proto(node) for node in work.path]
     graph = onnx.helper.make_graph(nodes, "head", inputs, [output], list(constants.values()))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in t.model.core.opset_imports.items()]

@@ -111,7 +111,8 @@ def finish_export(
     chosen = find_layer(t, image, score.tensor, carries, layer or "auto", names)
     _, alive = between(t.nodes, [image.core], [score.output.core], carries)
     tensors = _resolved(t, names, alive)
-    _drop_unread(t)
+    # Views of layers that only served to find the tensors that they show.
+    t.model.remove_unread(t.nodes, list(t.graph.initializers.values()))
     target = chosen.chosen.tensor
     _name_after_layers(t, target, layer, tensors)
     t.expose(target)
@@ -169,16 +170,6 @@ def _resolved(t: Builder, names: Mapping[str, str], alive: set[ir.Value]) -> dic
     found = {name: by_name.get(tensor) for name, tensor in names.items()}
     traced = {name: on_path(t, t.wrap(value), alive) for name, value in found.items() if value is not None}
     return {name: value for name, value in traced.items() if value.core in alive}
-
-
-def _drop_unread(t: Builder) -> None:
-    """Remove nodes and weights that no output needs: views of layers that only served to find them."""
-    for node in reversed(t.nodes):
-        if not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            t.graph.remove(node, safe=True)
-    for value in list(t.graph.initializers.values()):
-        if not value.uses() and not value.is_graph_output():
-            t.graph.initializers.pop(str(value.name))
 
 
 def _name_after_layers(t: Builder, target: Value, layer: str | None, tensors: Mapping[str, Value]) -> None:

@@ -31,7 +31,7 @@ def run(model: Model, x: Array, tensors: Iterable[str] = ()) -> dict[str, Array]
     there = {output.name for output in proto.graph.output}
     for name in tensors:
         if name not in there:
-            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, model.types[name], None))
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, model.info(name).elem_type, None))
     session = Session(proto.SerializeToString(), disabled_optimizers=["Pad_Fusion"])
     return session.run({session.inputs[0].name: x})
 

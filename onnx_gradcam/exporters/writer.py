@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.shapes import declare
 from onnx_gradcam.metadata import CarriedLayer
 
 __all__ = ["BATCH", "Product", "Writer"]
@@ -63,7 +64,7 @@ class Writer(Builder):
     def __init__(self, name: str) -> None:
         graph = ir.Graph([], [], nodes=[], opset_imports={"": _OPSET}, name=name)
         core = ir.Model(graph, ir_version=_IR_VERSION, producer_name="onnx-gradcam")
-        super().__init__(Model(core, None, {}, {}, {}, name))
+        super().__init__(Model(core, None, name))
 
     def weight(self, name: str, content: npt.NDArray[Any] | ir.TensorProtocol) -> Value:
         """A named weight; a lazy tensor is not read before the model is saved.
@@ -74,7 +75,7 @@ class Writer(Builder):
         self._claim(name)
         tensor = ir.tensor(content, name=name)
         value = ir.Value(name=name, const_value=tensor)
-        self._register(value, int(tensor.dtype), tuple(tensor.shape.numpy()))
+        declare(value, int(tensor.dtype), tuple(tensor.shape.numpy()))
         self.graph.register_initializer(value)
         return self.wrap(value)
 

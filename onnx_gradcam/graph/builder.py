@@ -1,15 +1,15 @@
-"""A tensor of the graph as rules and methods see it.
+"""Append typed nodes to a model.
 
-Append typed nodes to a model: values one can do arithmetic with, shared constants, static shapes where known.
-
-A rule or a method sees `Value`s and a `Builder`, nothing of the library underneath. Every appended node is typed at
-once by ONNX's own inference, so a wrong node fails on the line that made it. Nothing needs pruning while building:
-`Builder.finish` drops what no output reaches.
+A gradient rule or a CAM method works with two classes alone. A `Value` is a tensor: it has a dtype and a shape, and
+arithmetic on it appends nodes. A `Builder` appends all other operators and shares equal constants. ONNX's own inference
+types each node at once, so that a wrong node fails on the line that appends it. Code that builds may append too much:
+`Builder.finish` removes what no output of the graph needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_gradcam.errors import ModelError, UnsupportedError
 
 from .model import Model
-from .shapes import Shape
+from .shapes import Shape, TensorInfo, declare
 
 __all__ = ["Builder", "Value"]
 
@@ -42,14 +42,17 @@ class Value:
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """The element type; `None` where inference could not find it."""
-        kind = self._builder.model.types.get(self.name, 0)
-        return ir.DataType(kind).numpy() if kind else None
+        return TensorInfo.of(self.core).dtype
+
+    @property
+    def elem_type(self) -> int:
+        """The ONNX element type; 0 where inference could not find it."""
+        return TensorInfo.of(self.core).elem_type
 
     @property
     def is_float(self) -> bool:
         """Whether the tensor holds floating-point numbers."""
-        kind = self._builder.model.types.get(self.name, 0)
-        return bool(kind) and ir.DataType(kind).is_floating_point()
+        return bool(self.elem_type) and ir.DataType(self.elem_type).is_floating_point()
 
     @property
     def is_real(self) -> bool:
@@ -62,7 +65,12 @@ class Value:
     @property
     def known_shape(self) -> Shape | None:
         """The shape, or `None` where not even the rank is known."""
-        return self._builder.model.shapes.get(self.name)
+        return TensorInfo.of(self.core).shape
+
+    @property
+    def probe_shape(self) -> tuple[int, ...] | None:
+        """The shape for one choice of the free input dimensions, or `None` where a dimension is unknown then too."""
+        return TensorInfo.of(self.core).probe_shape
 
     @property
     def shape(self) -> Shape:
@@ -198,14 +206,8 @@ class Builder:
 
     def find(self, name: str) -> Value | None:
         """The tensor called `name`, or `None`."""
-        for value in (*self.graph.inputs, *self.graph.initializers.values()):
-            if value.name == name:
-                return self.wrap(value)
-        for node in self.graph:
-            for output in node.outputs:
-                if output.name == name:
-                    return self.wrap(output)
-        return None
+        value = self.model.find(name)
+        return None if value is None else self.wrap(value)
 
     def unique(self, stem: str) -> str:
         """A name that nothing in the graph bears."""
@@ -228,7 +230,7 @@ class Builder:
         if key not in self._constants:
             value = ir.Value(name=self.unique("const"))
             value.const_value = ir.tensor(array, name=value.name)
-            self._register(value, int(value.const_value.dtype), array.shape)
+            declare(value, int(value.const_value.dtype), array.shape)
             self.graph.register_initializer(value)
             self._constants[key] = self.wrap(value)
         return self._constants[key]
@@ -236,14 +238,6 @@ class Builder:
     def ints(self, *numbers: int) -> Value:
         """A constant `int64` vector."""
         return self.const(np.array(numbers, np.int64))
-
-    def _register(self, value: ir.Value, kind: int, shape: Shape | None) -> None:
-        if kind:
-            self.model.types[str(value.name)] = kind
-            value.dtype = ir.DataType(kind)
-        if shape is not None:
-            self.model.shapes[str(value.name)] = shape
-            value.shape = ir.Shape(shape)
 
     def refine(self, value: Value, shape: Shape) -> Value:
         """State the shape of an appended value where inference knows less.
@@ -260,7 +254,7 @@ class Builder:
             shape = tuple(
                 a if isinstance(a, int) else b if b is not None else a for a, b in zip(known, shape, strict=True)
             )
-        self._register(value.core, 0, shape)
+        declare(value.core, 0, shape)
         return value
 
     # ----- nodes -------------------------------------------------------------
@@ -328,17 +322,16 @@ class Builder:
             shape = None
             if tensor.HasField("shape"):
                 shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-            self._register(output, tensor.elem_type, shape)
+            declare(output, tensor.elem_type, shape)
 
     def _type_proto(self, value: Value) -> onnx.TypeProto:
-        kind = self.model.types.get(value.name, 0)
-        return onnx.helper.make_tensor_type_proto(kind, value.known_shape)
+        return onnx.helper.make_tensor_type_proto(value.elem_type, value.known_shape)
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Shape) -> Value:
         """Add a graph input."""
         value = ir.Value(name=name)
         self._names.add(name)
-        self._register(value, int(ir.DataType.from_numpy(np.dtype(dtype))), shape)
+        declare(value, int(ir.DataType.from_numpy(np.dtype(dtype))), shape)
         self.graph.inputs.append(value)
         return self.wrap(value)
 
@@ -359,12 +352,6 @@ class Builder:
 
     def rename(self, value: Value, name: str) -> Value:
         """Call a tensor `name`, which nothing else in the graph may be called; what reads it follows."""
-        model, old = self.model, value.name
-        model.types[name] = model.types.pop(old, 0)
-        if old in model.shapes:
-            model.shapes[name] = model.shapes.pop(old)
-        if old in model.example:
-            model.example[name] = model.example.pop(old)
         value.core.name = name
         self._names.add(name)
         return value
@@ -372,17 +359,16 @@ class Builder:
     def expose(self, value: Value) -> None:
         """Make a tensor of the graph an output of its own name."""
         if not value.core.is_graph_output():
-            self._register(value.core, self.model.types.get(value.name, 0), value.known_shape)
+            declare(value.core, value.elem_type, value.known_shape)
             self.graph.outputs.append(value.core)
 
     def take_over(self, old: ir.Value, new: Value) -> None:
         """Let an appended value take the place and the name of a tensor of the graph."""
-        types, shapes = self.model.types, self.model.shapes
         name, dead = str(old.name), self.unique("replaced")
-        kind, shape = types.pop(new.name), shapes.pop(new.name, None)
         ir.convenience.replace_all_uses_with(old, new.core, replace_graph_outputs=True)
         old.name, new.core.name = dead, name
-        self._register(new.core, kind, shape)
+        declare(new.core, new.elem_type, new.known_shape)
+        replace(TensorInfo.of(new.core), probe_shape=TensorInfo.of(old).probe_shape).keep_on(new.core)
 
     def adopt(self) -> None:
         """Count the nodes appended so far among those that a backward pass may cross."""
@@ -403,14 +389,9 @@ class Builder:
         else:
             ir.convenience.replace_all_uses_with(old, new.core)
 
-    def finish(self) -> None:
-        """Drop every appended node and constant that no output of the graph reaches."""
-        for node in reversed(self._appended):
-            if not any(o.uses() or o.is_graph_output() for o in node.outputs):
-                self.graph.remove(node, safe=True)
-        for constant in self._constants.values():
-            if not constant.core.uses() and not constant.core.is_graph_output():
-                self.graph.initializers.pop(constant.name)
+    def finish(self) -> bool:
+        """Remove, in place, appended nodes and constants that no output needs; whether there were any."""
+        return self.model.remove_unread(self._appended, [c.core for c in self._constants.values()])
 
     # ----- shapes and the few operators everyone needs -----------------------
 

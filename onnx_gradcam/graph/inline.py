@@ -18,7 +18,7 @@ from onnx_gradcam.errors import UnsupportedError
 from .builder import Builder, Value
 from .fold import evaluate_node
 from .model import Model
-from .shapes import Shape
+from .shapes import Shape, TensorInfo
 
 __all__ = ["MOST_ITERATIONS", "MOST_NODES", "Array", "constant", "inline_known_branches", "loop_iterations", "unroll"]
 
@@ -266,5 +266,6 @@ def _replace(t: Builder, node: ir.Node, outputs: Sequence[ir.Value], outside: Co
             new = copy.outputs[0]  # noqa: PLW2901
         named.add(new)
         new.name, new.type, new.shape = name, old.type or new.type, old.shape
+        TensorInfo.of(old).keep_on(new)
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     t.graph.remove(node, safe=True)

@@ -11,7 +11,6 @@ from .decompose import decompose
 from .inline import inline_known_branches
 from .model import Model
 from .read import normalise, read_proto
-from .shapes import infer_shapes
 
 __all__ = ["load"]
 
@@ -24,7 +23,6 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
     """
     proto, folder = read_proto(source)
     small, weights = normalise(proto)
-    inferred = infer_shapes(small)
     model = ir.from_proto(small)
     graph = model.graph
     for value in [v for v in graph.inputs if v.name in weights]:
@@ -35,7 +33,8 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
         value.dtype = tensor.dtype
         graph.register_initializer(value)
     name = str(source) if isinstance(source, (str, Path)) else "the model"
-    loaded = Model(model, folder, inferred.types, inferred.shapes, inferred.example, name)
+    loaded = Model(model, folder, name)
+    loaded.infer()
     inline_known_branches(loaded)
     decompose(loaded)
     return loaded

@@ -1,10 +1,10 @@
-"""A normalised model: what is known of its tensors, how it is checked and saved."""
+"""A loaded model: its tensors, its validity, its file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,33 +14,29 @@ import onnx_ir as ir
 from onnx_gradcam.errors import ModelError
 
 from .read import skeleton
-from .shapes import Shape, infer_shapes
+from .shapes import Shape, TensorInfo, infer_shapes
 
 __all__ = ["Model"]
 
 _SMALL_BYTES = 1000
 _LARGEST_FILE = 2**31 - 2**24
-"""Bytes of weights that the file itself may hold: protobuf encodes no two gigabytes."""
+"""Bytes of weights that one file can hold: protobuf encodes less than two gigabytes."""
 
 
 @dataclass(eq=False)
 class Model:
-    """A normalised model, and what is known of its tensors.
+    """A normalised model: opset 18 or above, no functions, no initializer among the inputs.
+
+    Types and shapes are kept on the tensors themselves: `TensorInfo.of(value)`, or `info` by name.
 
     Attributes:
-        core: the model itself: opset 18 or above, no functions, no initializer among the inputs.
+        core: the model itself.
         folder: the folder that external weights are relative to.
-        types: ONNX element type of every tensor, by name.
-        shapes: shape of every tensor whose rank is known, by name.
-        example: shapes for one choice of the free input dimensions, by name.
         name: what to call the model in messages.
     """
 
     core: ir.Model
     folder: Path | None
-    types: dict[str, int]
-    shapes: dict[str, Shape]
-    example: dict[str, tuple[int, ...]]
     name: str
     _external: bool = field(init=False, default=False)
 
@@ -49,6 +45,41 @@ class Model:
 
     def _initializers(self) -> Iterator[ir.Value]:
         yield from self.core.graph.initializers.values()
+
+    def tensors(self) -> Iterator[ir.Value]:
+        """The tensors of the main graph: inputs, initializers, then outputs of nodes."""
+        yield from self.core.graph.inputs
+        yield from self._initializers()
+        for node in self.core.graph:
+            yield from node.outputs
+
+    def find(self, name: str) -> ir.Value | None:
+        """The tensor of the main graph called `name`, or `None`."""
+        return next((value for value in self.tensors() if value.name == name), None)
+
+    def info(self, name: str) -> TensorInfo:
+        """The type and shape of the tensor called `name`.
+
+        Raises:
+            ModelError: there is no tensor of this name.
+        """
+        value = self.find(name)
+        if value is None:
+            raise ModelError(f"{self.name} has no tensor {name!r}; was it edited after it was written?")
+        return TensorInfo.of(value)
+
+    def shape(self, name: str) -> Shape:
+        """The shape of the tensor called `name`.
+
+        Raises:
+            ModelError: there is no tensor of this name, or its rank is unknown.
+        """
+        shape = self.info(name).shape
+        if shape is None:
+            raise ModelError(
+                f"{self.name}: the rank of tensor {name!r} is unknown; run ONNX shape inference on the model first"
+            )
+        return shape
 
     @property
     def opset(self) -> int:
@@ -65,7 +96,7 @@ class Model:
         return ir.to_proto(self.core)
 
     def _skeleton(self) -> onnx.ModelProto:
-        """The model without its larger weights, none of which is read or copied on the way."""
+        """A copy without the larger weights, made without reading them."""
         weights = {v: w for v in self._initializers() if (w := v.const_value) is not None and w.nbytes > _SMALL_BYTES}
         for value, weight in weights.items():
             value.const_value = ir.ExternalTensor(
@@ -77,13 +108,34 @@ class Model:
             for value, weight in weights.items():
                 value.const_value = weight
 
-    def infer(self) -> None:
-        """Infer types and shapes again, after nodes of the graph have been replaced."""
+    def infer(self) -> bool:
+        """Infer types and shapes again, in place, after nodes have been replaced; whether any of them changed."""
         inferred = infer_shapes(self._skeleton())
-        self.types, self.shapes, self.example = inferred.types, inferred.shapes, inferred.example
+        changed = False
+        for value in self.tensors():
+            changed |= inferred.get(str(value.name), TensorInfo()).keep_on(value)
+        return changed
+
+    def remove_unread(self, nodes: Sequence[ir.Node], initializers: Sequence[ir.Value]) -> bool:
+        """Remove, in place, those of the nodes and initializers that no output needs; whether there were any.
+
+        Args:
+            nodes: nodes of the main graph, each behind those that it reads.
+            initializers: initializers of the main graph.
+        """
+        graph, removed = self.core.graph, False
+        for node in reversed(nodes):
+            if not any(o.uses() or o.is_graph_output() for o in node.outputs):
+                graph.remove(node, safe=True)
+                removed = True
+        for value in initializers:
+            if not value.uses() and not value.is_graph_output():
+                graph.initializers.pop(str(value.name))
+                removed = True
+        return removed
 
     def check(self) -> None:
-        """Run the ONNX checker with full shape inference over the weightless model.
+        """Check the model without its weights with the ONNX checker and full shape inference.
 
         Raises:
             ModelError: the graph is not valid; the message is the checker's.
@@ -94,17 +146,17 @@ class Model:
             raise ModelError(f"{self.name}: the graph is not valid ONNX: {' '.join(str(exc).split())}") from exc
 
     def save(self, path: str | Path) -> None:
-        """Write the model; the file appears complete or not at all.
+        """Write the model atomically.
 
-        External weights stay where they are when `path` lies in the model's own folder, and are copied to
-        `<name>.data` beside `path` otherwise. So are all weights where they are too many for one file.
+        External weights stay where they are if `path` is in the model's own folder; otherwise they are copied to
+        `<name>.data` beside `path`. Weights that are too large for one file are written there too.
 
         Raises:
             ModelError: the folder cannot be written.
         """
         path = Path(path)
         if path.is_dir():
-            raise ModelError(f"{path}: is a folder; give the name of a file in it")
+            raise ModelError(f"{path} is a folder; give the name of a file in it")
         tensors = [v.const_value for v in self._initializers() if v.const_value is not None]
         inside = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
         moved = inside > _LARGEST_FILE or (self._external and path.resolve().parent != self.folder)
@@ -117,4 +169,4 @@ class Model:
                     os.replace(draft.with_name(data), path.with_name(data))  # noqa: PTH105 - atomic on both systems
                 os.replace(draft, path)  # noqa: PTH105
         except OSError as exc:
-            raise ModelError(f"{path}: cannot be written ({exc.strerror or exc})") from exc
+            raise ModelError(f"{path} cannot be written ({exc.strerror or exc})") from exc

@@ -1,21 +1,24 @@
-"""Shapes of every tensor, sharper than one pass of shape inference gives them.
+"""What is known of a tensor, and the shape inference that finds it out.
 
-Exporters write dynamic batches as arithmetic over `Shape` nodes, and ONNX's own inference loses most dimensions
-behind it. Here inference runs twice more with every free input dimension bound to two different numbers: what comes
-out equal both times does not depend on the inputs, what comes out as an input's own pair *is* that input's
-dimension, and any other pair gets a symbol of its own.
+ONNX's own inference loses most dimensions behind a dynamic batch, because exporters compute with the output of
+`Shape` nodes there. Here inference runs twice more, with two different numbers for every free input dimension. A
+dimension that is equal in both runs is static; one that equals the pair of an input dimension *is* that dimension;
+every other pair becomes a new symbol.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 
 from .fold import complete_shapes
 
-__all__ = ["Inferred", "Shape", "infer_shapes"]
+__all__ = ["Shape", "TensorInfo", "declare", "infer_shapes"]
 
 Shape = tuple["int | str | None", ...]
 """One entry a dimension: a number, a symbol (equal symbols are equal numbers), or `None` for unknown."""
@@ -23,25 +26,66 @@ Shape = tuple["int | str | None", ...]
 _BATCH_PROBES = ((3, 5), (7, 11), (13, 17), (19, 23))
 _UNINFERABLE = {"GroupNormalization", "MeanVarianceNormalization"}
 _SIZE_PROBES = ((224, 320), (256, 352), (288, 384), (192, 416))
+_KEY = "onnx_gradcam.tensor_info"
 
 
 @dataclass(frozen=True)
-class Inferred:
-    """What inference found, by tensor name.
+class TensorInfo:
+    """What is known of a tensor, kept on its `ir.Value`.
+
+    `ir.Value.shape` is what the file states and is written back unchanged; inference knows more, under symbols that
+    no file should contain.
 
     Attributes:
-        types: ONNX element types.
-        shapes: shapes; tensors of unknown rank are left out.
-        example: shapes for one choice of the free input dimensions, as far as they are numbers.
+        elem_type: ONNX element type; 0 for unknown.
+        shape: the shape; `None` if the rank is unknown.
+        probe_shape: the shape for one choice of the free input dimensions; `None` if a dimension is unknown then too.
     """
 
-    types: dict[str, int]
-    shapes: dict[str, Shape]
-    example: dict[str, tuple[int, ...]]
+    elem_type: int = 0
+    shape: Shape | None = None
+    probe_shape: tuple[int, ...] | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The NumPy type; `None` for unknown."""
+        return ir.DataType(self.elem_type).numpy() if self.elem_type else None
+
+    @classmethod
+    def of(cls, value: ir.Value) -> TensorInfo:
+        """What is known of `value`."""
+        info = value.meta.get(_KEY, _UNKNOWN)
+        assert isinstance(info, TensorInfo)  # noqa: S101 - nobody else writes this key
+        return info
+
+    def keep_on(self, value: ir.Value) -> bool:
+        """Make this what is known of `value`, in place; whether that is news."""
+        changed = self != TensorInfo.of(value)
+        value.meta[_KEY] = self
+        return changed
 
 
-def infer_shapes(skeleton: onnx.ModelProto) -> Inferred:
-    """Element types and shapes of all tensors of the main graph of a weightless model."""
+_UNKNOWN = TensorInfo()
+
+
+def declare(value: ir.Value, elem_type: int, shape: Shape | None) -> None:
+    """Set the type and shape of a tensor, in what is known and in the file; 0 and `None` leave each as it is."""
+    info = TensorInfo.of(value)
+    if elem_type:
+        value.dtype = ir.DataType(elem_type)
+        info = replace(info, elem_type=elem_type)
+    if shape is not None:
+        value.shape = ir.Shape(shape)
+        info = replace(info, shape=shape)
+    info.keep_on(value)
+
+
+def infer_shapes(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
+    """Infer types and shapes of the tensors of the main graph of a model without weights.
+
+    Returns:
+        What is known, by tensor name; the model stays as it is.
+    """
     plain = _run(skeleton)
     types = {i.name: i.type.tensor_type.elem_type for i in _infos(plain) if i.type.HasField("tensor_type")}
     types |= {t.name: t.data_type for t in skeleton.graph.initializer}
@@ -57,8 +101,16 @@ def infer_shapes(skeleton: onnx.ModelProto) -> Inferred:
             # A rank that only the probes give is inference giving up half-way on sizes that do not fit.
             if len(first[name]) == len(second[name]) == len(shapes.get(name, first[name])):
                 shapes[name] = _merge(first[name], second[name], shapes.get(name), symbols)
-    example = {n: tuple(d for d in dims if isinstance(d, int)) for n, dims in first.items()}
-    return Inferred(types, shapes, {n: dims for n, dims in example.items() if len(dims) == len(first[n])})
+    return {
+        name: TensorInfo(types.get(name, 0), shapes.get(name), _numbers(first.get(name)))
+        for name in types.keys() | shapes.keys() | first.keys()
+    }
+
+
+def _numbers(shape: Shape | None) -> tuple[int, ...] | None:
+    """The shape, if every dimension is a number."""
+    sizes = tuple(d for d in shape or () if isinstance(d, int))
+    return sizes if shape is not None and len(sizes) == len(shape) else None
 
 
 def _merge(a: Shape, b: Shape, plain: Shape | None, symbols: Mapping[tuple[int, int], str]) -> Shape:
@@ -80,7 +132,7 @@ def _run(skeleton: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _inferable(skeleton: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, with Identity in place of the operators that keep the shape and that ONNX infers nothing for."""
+    """The model with Identity for the operators that keep the shape but that ONNX does not infer."""
     if not any(node.op_type in _UNINFERABLE for node in skeleton.graph.node):
         return skeleton
     model = onnx.ModelProto()
@@ -111,7 +163,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
 
 
 def _bindings(skeleton: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Two numbers for every free dimension of the inputs, keyed by its symbol (made up where it has none)."""
+    """Two numbers for every free input dimension, by its symbol; one without a symbol gets one."""
     bindings: dict[str, tuple[int, int]] = {}
     batches, sizes = iter(_BATCH_PROBES), iter(_SIZE_PROBES)
     for info in skeleton.graph.input:
@@ -126,17 +178,14 @@ def _bindings(skeleton: onnx.ModelProto) -> dict[str, tuple[int, int]]:
 
 
 def _symbol(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str | None:
-    """The symbol of a free dimension; `None` when the dimension is a positive number.
-
-    Zero and negative numbers are what some converters write for "any".
-    """
+    """The symbol of a free dimension; `None` for a positive number. Some converters write 0 or -1 for "any"."""
     if dim.HasField("dim_value") and dim.dim_value > 0:
         return None
     return dim.dim_param or f"{name}.{axis}"
 
 
-def _bound(skeleton: onnx.ModelProto, probes: Mapping[str, tuple[int, int]], which: int) -> onnx.ModelProto:
-    """The model with the free input dimensions bound, and every shape it states of itself forgotten."""
+def _bound(skeleton: onnx.ModelProto, probes: Mapping[str, tuple[int, int]], run: int) -> onnx.ModelProto:
+    """A copy with numbers for the free input dimensions and without the shapes that the file states."""
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
     del model.graph.value_info[:]
@@ -146,5 +195,5 @@ def _bound(skeleton: onnx.ModelProto, probes: Mapping[str, tuple[int, int]], whi
         for axis, dim in enumerate(info.type.tensor_type.shape.dim):
             symbol = _symbol(info.name, axis, dim)
             if symbol is not None:
-                dim.dim_value = probes[symbol][which]
+                dim.dim_value = probes[symbol][run]
     return model

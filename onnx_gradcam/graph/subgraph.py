@@ -15,6 +15,7 @@ from onnx_gradcam.errors import UnsupportedError
 
 from .builder import Builder, Value
 from .model import Model
+from .shapes import declare
 
 __all__ = ["Body", "Inner", "copied", "either", "scan"]
 
@@ -26,7 +27,7 @@ class Inner(Builder):
         core = ir.Model(ir.Graph([], [], nodes=[], name=outer.unique("body")), ir_version=outer.model.core.ir_version)
         core.opset_imports.update(outer.model.core.opset_imports)
         model = outer.model
-        super().__init__(Model(core, model.folder, model.types, model.shapes, model.example, model.name))
+        super().__init__(Model(core, model.folder, model.name))
         self._outer = outer
 
     def unique(self, stem: str) -> str:
@@ -36,8 +37,7 @@ class Inner(Builder):
     def parameter(self, like: Value, drop: int) -> Value:
         """Add an input of the type of `like` and of its shape without the first `drop` dimensions."""
         value = ir.Value(name=self.unique("body_input"))
-        kind = self.model.types[like.name]
-        self._register(value, kind, like.shape[drop:])
+        declare(value, like.elem_type, like.shape[drop:])
         self.graph.inputs.append(value)
         return self.wrap(value)
 

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import onnx
-
 from onnx_gradcam.editor.attachment import with_required_class
 from onnx_gradcam.errors import ModelError, ServerError
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.runtime.explainer import fit_preprocessing
@@ -304,7 +303,8 @@ def write_repository(
             "cannot switch it off; export the model again with `onnx-gradcam export`"
         )
     inputs = [_port(model, value.name) for value in model.core.graph.inputs]
-    outputs = [_port(model, value.name, metadata) for value in model.core.graph.outputs if value.name in model.shapes]
+    ranked = [value for value in model.core.graph.outputs if TensorInfo.of(value).shape is not None]
+    outputs = [_port(model, value.name, metadata) for value in ranked]
     if max_batch:
         _check_batch(inputs)
     kept = [port for port in outputs if not max_batch or (port.shape and port.shape[0] < 0)]
@@ -324,10 +324,10 @@ def write_repository(
 
 def _port(model: Model, name: str | None, metadata: Metadata | None = None) -> Port:
     assert name is not None  # noqa: S101 - inputs and outputs of a graph have names
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(model.types[name]).name
+    dtype = str(model.info(name).dtype)
     if dtype not in TYPES:
         raise ModelError(f"Triton has no type for the tensor {name!r} of {dtype}; cast it in the model")
-    shape = [size if isinstance(size, int) and size > 0 else -1 for size in model.shapes[name]]
+    shape = [size if isinstance(size, int) and size > 0 else -1 for size in model.shape(name)]
     labels = metadata is not None and metadata.labels is not None and name == metadata.scores_output
     return Port(name=name, dtype=dtype, shape=shape, labels="labels.txt" if labels else "")
 

@@ -13,7 +13,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.editor.attachment import with_required_class
@@ -109,7 +108,7 @@ def _way(metadata: Metadata, wanted: Probabilities | None) -> str:
 def _facts(model: Model, metadata: Metadata, way: str, title: str) -> dict[str, Any]:
     """What the page knows of the model: site.json."""
     preprocessing = _fitted(model, metadata)
-    batch = model.shapes[metadata.image_input][0]
+    batch = model.shape(metadata.image_input)[0]
     disabled = ";".join(metadata.disabled_optimizers)
     options: dict[str, Any] = {"executionProviders": ["wasm"], "logSeverityLevel": 3}
     if disabled:
@@ -154,8 +153,8 @@ def _fitted(model: Model, metadata: Metadata) -> Preprocessing:
             f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
         )
     name = metadata.image_input
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(model.types[name]).name
-    return fit_preprocessing(parse_preprocessing(metadata.preprocessing), metadata.layout, model.shapes[name], dtype)
+    described, dtype = parse_preprocessing(metadata.preprocessing), str(model.info(name).dtype)
+    return fit_preprocessing(described, metadata.layout, model.shape(name), dtype)
 
 
 def _colours(name: str) -> npt.NDArray[np.uint8]:

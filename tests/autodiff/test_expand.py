@@ -154,10 +154,10 @@ def test_only_the_path_is_expanded_and_values_stay():
 
 def test_tensors_keep_their_names_shapes_and_types():
     prepared = load(model(TEXT))
-    before = {name: prepared.shapes[name] for name in ("a", "y", "z", "aside")}
+    before = {name: prepared.shape(name) for name in ("a", "y", "z", "aside")}
     expand_missing(prepared, ["z"], ["x"], without("LayerNormalization", "Elu"))
-    assert {name: prepared.shapes[name] for name in before} == before
-    assert all(prepared.types[str(o.name)] for n in prepared.core.graph for o in n.outputs)
+    assert {name: prepared.shape(name) for name in before} == before
+    assert all(prepared.info(str(o.name)).elem_type for n in prepared.core.graph for o in n.outputs)
 
 
 def test_nothing_happens_where_every_operator_has_a_rule():
@@ -232,7 +232,7 @@ def test_a_large_weight_stays_where_it_is():
     tensor = prepared.core.graph.initializers["w"].const_value
     expand_missing(prepared, ["y"], ["x"], without("Elu"))
     assert prepared.core.graph.initializers["w"].const_value is tensor
-    assert prepared.shapes["w"] == (3, 1000)
+    assert prepared.shape("w") == (3, 1000)
 
 
 def test_an_unknown_tensor_is_refused():

@@ -37,9 +37,9 @@ def test_the_model_comes_back_with_a_named_batch(tmp_path):
         " backend=os.environ['KERAS_BACKEND'], folder=str(folder))",
     )
     converted = convert(python, KERAS_BACKEND="torch")
-    assert converted.model.shapes["x"] == ("batch", 3, 8, 8)
-    assert converted.model.shapes["t"] == ("batch", 5, 6, 6)
-    assert converted.model.shapes["y"] == ("batch", 4)
+    assert converted.model.shape("x") == ("batch", 3, 8, 8)
+    assert converted.model.shape("t") == ("batch", 5, 6, 6)
+    assert converted.model.shape("y") == ("batch", 4)
     folder = converted.answer.pop("folder")
     assert converted.answer == {
         "worker": "from_tflite",

@@ -68,7 +68,7 @@ def test_values_are_those_of_keras(route, name, custom, trust, models):
     ref = dict(np.load(models / f"{name.split('.')[0]}.npz"))
     images, scores = ref.pop("images"), ref.pop("scores")
     assert made.carried.parity.endswith("of Keras's values, relative, at batch 1 and 3")
-    assert made.model.shapes[made.image] == ("batch", 32, 32, 3)
+    assert made.model.shape(made.image) == ("batch", 32, 32, 3)
     layers = made.carried.layers
     wanted = {key.replace("__", "/"): value for key, value in ref.items()}
     assert set(wanted) <= set(layers), set(layers)

@@ -361,7 +361,7 @@ def test_a_model_optimised_by_onnx_runtime_is_understood(tmp_path):
     optimised = onnx.load(tmp_path / "optimised.onnx")
     assert any(n.domain == MICROSOFT for n in optimised.graph.node)
     plain = load(tmp_path / "optimised.onnx")
-    assert plain.shapes["y"] == ("N", 5)
+    assert plain.shape("y") == ("N", 5)
     x = floats(2, 3, 12, 12)
     expected = quiet_session(model).run(None, {"x": x})[0]
     np.testing.assert_allclose(quiet_session(plain.to_proto()).run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)

@@ -106,4 +106,4 @@ def test_operators_and_branches_that_nobody_knows():
 
 def test_a_free_batch_stays_a_symbol():
     model = graph(EXPAND, outputs="float[] y", token=(1, 1, 6), minus=[-1], one=[1], ones=[1, 1, 1], three=[3])
-    assert load(model).shapes["y"] == ("N", 1, 6)
+    assert load(model).shape("y") == ("N", 1, 6)

@@ -60,7 +60,7 @@ def test_a_known_condition_leaves_one_branch(condition, kept):
                     else_branch = e () => (float[N,3] q) {{ q = Neg(x) }} >
     }}""")
     assert operators(model)[-1] == kept
-    assert model.shapes["y"] == ("N", 3)
+    assert model.shape("y") == ("N", 3)
 
 
 def test_a_condition_on_the_batch_is_not_known():

@@ -145,8 +145,8 @@ def test_external_weights_are_not_read_until_needed(external):
     model = load(path)
     (path.parent / "weights.bin").write_bytes(b"\0" * 16 + (2 * W).tobytes())
     np.testing.assert_array_equal(model.core.graph.initializers["w"].const_value.numpy(), 2 * W)
-    assert model.shapes["w"] == (3, 400)
-    assert model.shapes["y"] == ("N", 400)
+    assert model.shape("w") == (3, 400)
+    assert model.shape("y") == ("N", 400)
 
 
 def test_external_weights_without_offset_and_length(external):
@@ -282,7 +282,7 @@ def test_every_opset_is_raised_to_18_and_no_further_with_equal_values(opset):
     model = load(proto)
     assert model.opset == max(opset, 18)
     assert [i.name for i in model.core.graph.inputs] == ["x"]
-    assert model.shapes["c"] == ("N", 16, 4, 4)
+    assert model.shape("c") == ("N", 16, 4, 4)
     model.check()
     (got,) = quiet_session(model.to_proto()).run(None, {"x": x})
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)

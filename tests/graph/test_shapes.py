@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import parser
 
+from onnx_gradcam.errors import ModelError
+from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
-from onnx_gradcam.graph.shapes import infer_shapes
+from onnx_gradcam.graph.shapes import TensorInfo, infer_shapes
+
+
+def inferred(text, opset=18):
+    return infer_shapes(parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]>\n{text}'))
 
 
 def shapes(text, opset=18):
-    return infer_shapes(parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]>\n{text}')).shapes
+    return {name: info.shape for name, info in inferred(text, opset).items()}
 
 
 FLATTEN = """g (float[N,3,4,4] x) => (float[A,B] y)
@@ -40,9 +47,9 @@ def test_a_batch_without_a_name_has_a_symbol_of_its_own():
 def test_zero_and_minus_one_in_an_input_mean_any(size):
     model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}')
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
-    found = infer_shapes(model).shapes
-    assert found["y"][1] == 48
-    assert isinstance(found["y"][0], str)
+    batch, width = infer_shapes(model)["y"].shape
+    assert width == 48
+    assert isinstance(batch, str)
 
 
 def test_static_models_are_inferred_in_one_run():
@@ -77,23 +84,23 @@ def test_a_dimension_that_data_decide_is_no_number():
     assert not isinstance(found["y"][1], int)
 
 
-def test_an_unknown_rank_is_left_out():
+def test_an_unknown_rank_is_no_shape():
     found = shapes("g (float[N] x, int64[K] s) => (float y) { r = Reshape(x, s)\n y = ReduceSum<keepdims = 0>(r) }")
-    assert "r" not in found
+    assert found["r"] is None
     assert found["y"] == ()
 
 
 def test_wrong_shapes_that_a_model_states_do_not_win_over_what_follows_from_its_inputs():
     model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}')
     model.graph.value_info.append(onnx.helper.make_tensor_value_info("target", onnx.TensorProto.INT64, [2]))
-    assert infer_shapes(model).shapes["y"] == ("N", 48)
+    assert infer_shapes(model)["y"].shape == ("N", 48)
 
 
-def test_the_example_holds_numbers_only():
-    inferred = infer_shapes(parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}'))
-    n = inferred.example["x"][0]
-    assert inferred.example["x"] == (n, 3, 4, 4)
-    assert inferred.example["y"] == (n, 48)
+def test_probe_shapes_hold_numbers_only():
+    tensors = inferred(FLATTEN)
+    n = tensors["x"].probe_shape[0]
+    assert tensors["x"].probe_shape == (n, 3, 4, 4)
+    assert tensors["y"].probe_shape == (n, 48)
 
 
 def test_more_free_dimensions_than_probes_still_infer():
@@ -112,5 +119,39 @@ def test_types_of_weights_and_of_what_follows_are_known():
     prepared = load(model)
     kinds = onnx.TensorProto
     expected = {"x": kinds.FLOAT, "w": kinds.FLOAT, "a": kinds.FLOAT, "h": kinds.FLOAT16, "y": kinds.BOOL}
-    assert {name: prepared.types[name] for name in expected} == expected
-    assert prepared.shapes["a"] == ("N", 200)
+    assert {name: prepared.info(name).elem_type for name in expected} == expected
+    assert prepared.shape("a") == ("N", 200)
+    assert [prepared.info(name).dtype for name in ("w", "h", "y")] == [np.float32, np.float16, np.bool_]
+
+
+def test_what_is_known_is_kept_on_the_tensor_under_every_name_and_never_written():
+    model = load(parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}'))
+    before = model.to_proto().SerializeToString()
+    assert not model.infer()
+    assert model.to_proto().SerializeToString() == before
+    t = Builder(model)
+    batch = t.find("n")
+    info = TensorInfo.of(batch.core)
+    assert (info.elem_type, info.shape, info.probe_shape) == (onnx.TensorProto.INT64, (), ())
+    t.rename(batch, "batch")
+    assert model.info("batch") is info
+    with pytest.raises(ModelError, match=r"has no tensor 'n'"):
+        model.info("n")
+    t.take_over(batch.core, t.const(2, np.int64))
+    assert model.info("batch") == info
+
+
+def test_a_rank_that_is_needed_and_unknown_is_said():
+    text = "g (float[N] x, int64[K] s) => (float y) { r = Reshape(x, s)\n y = ReduceSum<keepdims = 0>(r) }"
+    model = load(parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{text}'))
+    assert model.shape("y") == ()
+    with pytest.raises(ModelError, match=r"the rank of tensor 'r' is unknown; run ONNX shape inference"):
+        model.shape("r")
+
+
+def test_inference_says_whether_it_found_anything_new():
+    model = load(parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{FLATTEN}'))
+    model.core.graph.inputs[0].shape = ir.Shape(["N", 3, 2, 2])
+    assert model.infer()
+    assert model.shape("y") == ("N", 12)
+    assert not model.infer()

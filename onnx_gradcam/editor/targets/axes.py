@@ -399,7 +399,7 @@ def _replaced(layout: Layout, where: int, axis: Axis | None) -> Layout:
 
 
 def _example(t: Builder, value: ir.Value | None) -> tuple[int, ...] | None:
-    return None if value is None else t.model.example.get(str(value.name))
+    return None if value is None else t.wrap(value).probe_shape
 
 
 _RULES: dict[str, Callable[[Builder, ir.Node, Sequence[Layout | None]], Layout | None]] = {

@@ -147,12 +147,12 @@ def find_layer(
         raise TargetError(f"the score {score.name!r} does not depend on the input {image.name!r}; name another output")
     path, alive = between(t.nodes, [image.core], [score.core], carries)
     on_every_path = set(chain)
-    batch = t.model.example.get(image.name, (0,))[0]
+    batch = (image.probe_shape or (0,))[0]
     candidates = [
         Candidate(t.wrap(o), layout, o in on_every_path)
         for node in path
         for o in node.outputs
-        if o in alive and (layout := layouts.get(o)) is not None and _has_places(t, t.wrap(o), layout, batch)
+        if o in alive and (layout := layouts.get(o)) is not None and _has_places(t.wrap(o), layout, batch)
     ]
     head = _class_token_head(t, candidates, path)
     if layer != "auto":
@@ -171,12 +171,12 @@ def find_layer(
     return Layer(chosen, reason, candidates)
 
 
-def _has_places(t: Builder, value: Value, layout: Layout, batch: int) -> bool:
+def _has_places(value: Value, layout: Layout, batch: int) -> bool:
     """More than one place, one channel axis, the image's batch axis, and nothing unknown."""
     kinds = [axis.kind if axis is not None else None for axis in layout]
     if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
         return False
-    if t.model.example.get(value.name, (batch,) * len(kinds))[kinds.index("N")] != batch:
+    if value.probe_shape is not None and value.probe_shape[kinds.index("N")] != batch:
         return False
     tokens = next((axis for axis in layout if axis is not None and axis.kind == "T"), None)
     if tokens is not None:
@@ -306,7 +306,7 @@ def _reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
         kept = window(t, node, where, first + count + axis.after)
         if kept is None:
             # Bounds computed from shapes: so short a slice holds no whole grid, but may hold all tokens before it.
-            result = t.model.example.get(str(node.outputs[0].name))
+            result = t.wrap(node.outputs[0]).probe_shape
             return result is not None and result[where] <= first
         return kept[1] <= first or kept[0] >= first + count
     if node.op_type == "Gather" and node.attributes.get_int("axis", 0) % len(source.layout) == where:

@@ -161,7 +161,7 @@ def _product(archive: Archive) -> Product:
         name: CarriedLayer(
             tensor=tensor.value.name,
             kind=kind,
-            shape=list(finished.shapes.get(tensor.value.name, ())),
+            shape=list(tensor.value.known_shape or ()),
             layout=_layout(tensor, channels_last=channels_last),
         )
         for name, (tensor, kind) in context.layers.items()

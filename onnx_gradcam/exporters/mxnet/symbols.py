@@ -474,13 +474,12 @@ class _Translation:
 
     def layers(self) -> dict[str, CarriedLayer]:
         """The table of layers, once the shapes are known."""
-        shapes = self.writer.model.shapes
         return {
             name: CarriedLayer(
                 tensor=value.name,
                 kind=kind,
-                shape=list(shapes.get(value.name, ())),
-                layout=_LAYOUTS.get(len(shapes.get(value.name, ())), "") if value in self._channels_first else "",
+                shape=list(value.known_shape or ()),
+                layout=_LAYOUTS.get(len(value.known_shape or ()), "") if value in self._channels_first else "",
             )
             for name, (value, kind) in self._layers.items()
         }

@@ -16,6 +16,7 @@ import torch
 from onnx_gradcam.exporters.parity import difference, run
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import between
+from onnx_gradcam.graph.shapes import TensorInfo
 
 from .capture import Array
 from .conversion import SCOPES
@@ -38,8 +39,7 @@ def take_target(model: Model, name: str) -> ir.Value:
     graph.outputs.remove(target)
     while (node := target.producer()) is not None and node.op_type == "Identity" and node.inputs[0] is not None:
         source = node.inputs[0]
-        if not target.uses() and target not in graph.outputs:
-            graph.remove(node, safe=True)
+        model.remove_unread([node], [])
         target = source
     return target
 
@@ -48,7 +48,7 @@ def on_path(model: Model) -> list[ir.Value]:
     """The floating-point tensors on some path from the input to an output, in the order in which they are computed."""
     graph = model.core.graph
     nodes, alive = between(tuple(graph), graph.inputs, graph.outputs, lambda _node, _value: True)
-    return [o for node in nodes for o in node.outputs if o in alive and model.types.get(str(o.name)) in _FLOATS]
+    return [o for node in nodes for o in node.outputs if o in alive and TensorInfo.of(o).elem_type in _FLOATS]
 
 
 def match(

@@ -74,7 +74,7 @@ def test_every_layer_is_a_tensor_on_the_path(path):
     for name, layer in product.layers.items():
         tensor = tensors[layer.tensor]
         assert tensor.uses() or tensor.is_graph_output(), name
-        assert layer.shape == list(product.model.shapes[layer.tensor])
+        assert layer.shape == list(product.model.shape(layer.tensor))
         if layer.kind not in {"InputLayer", "Functional", "Sequential", "Model"}:
             assert layer.tensor == name
 

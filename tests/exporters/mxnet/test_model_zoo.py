@@ -44,7 +44,7 @@ def test_a_network_of_the_zoo(name, tmp_path):
     files = framework.exported(name, tmp_path, x)
     product = read_mxnet(*files)
     size = ("height", "width") if side == SMALL else (side, side)
-    assert tuple(product.model.shapes["data"]) == ("batch", 3, *size)
+    assert tuple(product.model.shape("data")) == ("batch", 3, *size)
     assert product.preprocessing is not None
     inside = [node for node, layer in product.layers.items() if layer.tensor == node and len(layer.shape) == 4]
     chosen = [inside[len(inside) * part // 4] for part in (1, 2, 3)] + inside[-1:]

@@ -53,7 +53,7 @@ def test_a_free_size_gives_the_same_or_is_refused(name, tmp_path):
             read_mxnet(*files)
         return
     product = read_mxnet(*files)
-    assert tuple(product.model.shapes["data"]) == ("batch", 4, "height", "width")
+    assert tuple(product.model.shape("data")) == ("batch", 4, "height", "width")
     case.check(product.model)
 
 

@@ -112,19 +112,19 @@ def classifier(folder, side=20, prefix="", head="dense"):
 
 def test_weights_tell_the_size(tmp_path):
     product = read_mxnet(*classifier(tmp_path))
-    assert tuple(product.model.shapes["data"]) == ("batch", 3, 20, 20)
+    assert tuple(product.model.shape("data")) == ("batch", 3, 20, 20)
     assert product.warnings == [
         "the size of the image is now 20 by 20, which fits the weights; pass input_shape for another size"
     ]
 
 
 def test_a_usual_size_is_preferred(tmp_path):
-    assert tuple(read_mxnet(*classifier(tmp_path, 32)).model.shapes["data"]) == ("batch", 3, 32, 32)
+    assert tuple(read_mxnet(*classifier(tmp_path, 32)).model.shape("data")) == ("batch", 3, 32, 32)
 
 
 def test_pooling_leaves_the_size_free(tmp_path):
     product = read_mxnet(*classifier(tmp_path, head="pool"))
-    assert tuple(product.model.shapes["data"]) == ("batch", 3, "height", "width")
+    assert tuple(product.model.shape("data")) == ("batch", 3, "height", "width")
     for shape in ((1, 3, 5, 9), (3, 3, 16, 4)):
         session = Session(product.model.to_proto().SerializeToString())
         assert session.run({"data": np.ones(shape, np.float32)})["pool"].shape == (shape[0], 4, 1, 1)
@@ -137,14 +137,14 @@ def test_nothing_tells_the_size(tmp_path):
 
 def test_the_model_zoo_has_a_size(tmp_path):
     product = read_mxnet(*classifier(tmp_path, head="flat", prefix="squeezenet0_"))
-    assert tuple(product.model.shapes["data"]) == ("batch", 3, 224, 224)
+    assert tuple(product.model.shape("data")) == ("batch", 3, 224, 224)
     assert "model zoo's" in product.warnings[0]
     assert parse_preprocessing(product.preprocessing) == PRESETS["mxnet-gluon"]
 
 
 def test_a_zoo_network_of_another_size(tmp_path):
     product = read_mxnet(*classifier(tmp_path, 64, prefix="vgg0_"))
-    assert tuple(product.model.shapes["data"]) == ("batch", 3, 64, 64)
+    assert tuple(product.model.shape("data")) == ("batch", 3, 64, 64)
 
 
 def test_no_preprocessing_is_made_up(tmp_path):

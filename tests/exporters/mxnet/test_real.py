@@ -22,7 +22,7 @@ def test_a_trained_network_gives_what_mxnet_gave(name, real_data):
     epoch, outputs, inside, side, version = NETWORKS[name]
     folder = real_data / "models" / "mxnet"
     product = read_mxnet(folder / f"{name}-symbol.json", folder / f"{name}-{epoch}.params")
-    assert tuple(product.model.shapes["data"])[2:] == (side, side)
+    assert tuple(product.model.shape("data"))[2:] == (side, side)
     assert product.version == version
     assert product.preprocessing is None
     product.model.check()

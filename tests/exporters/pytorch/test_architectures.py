@@ -32,7 +32,7 @@ def test_outputs_target_and_layers(name, torch, capsys):
     proto = exported.to_proto()
     there = {output.name for output in proto.graph.output}
     for tensor in set(table.values()) - there:
-        proto.graph.output.add(name=tensor).type.tensor_type.elem_type = exported.model.types[tensor]
+        proto.graph.output.add(name=tensor).type.tensor_type.elem_type = exported.model.info(tensor).elem_type
     session = Session(proto.SerializeToString(), threads=1)
     worst = {"outputs": 0.0, "target": 0.0, "layers": 0.0}
     for batch in (1, 3):

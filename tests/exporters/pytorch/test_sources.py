@@ -98,10 +98,10 @@ def test_a_module_and_its_call(torch, layer, call, exporter):
 def test_height_and_width_stay_free_where_the_network_allows_it(torch, exporter):
     network = small(torch)
     product = export_pytorch(network, exporter=exporter)
-    assert product.model.shapes["input"] == ("batch", 3, "height", "width")
+    assert product.model.shape("input") == ("batch", 3, "height", "width")
     check(torch, product, network, 40, batch=5)
     fixed = export_pytorch(network, size=(24, 32), exporter="torchscript")
-    assert fixed.model.shapes["input"] == ("batch", 3, 24, 32)
+    assert fixed.model.shape("input") == ("batch", 3, 24, 32)
 
 
 def test_height_and_width_are_fixed_where_the_network_computes_with_them(torch):
@@ -118,7 +118,7 @@ def test_height_and_width_are_fixed_where_the_network_computes_with_them(torch):
             return self.head(self.conv(x).relu().flatten(1))
 
     product = export_pytorch(Fixed(), exporter="torchscript")
-    assert product.model.shapes["input"] == ("batch", 3, 16, 16)
+    assert product.model.shape("input") == ("batch", 3, 16, 16)
 
 
 def test_outputs_of_a_dictionary_keep_their_names(torch):
@@ -217,7 +217,7 @@ def test_published_architectures_with_weights_of_ones_own(torch, tmp_path, libra
         exporter="torchscript",
         size=(64 if library == "timm" else None),
     )
-    assert product.model.shapes["input"][2:] == ((64, 64) if library == "timm" else ("height", "width"))
+    assert product.model.shape("input")[2:] == ((64, 64) if library == "timm" else ("height", "width"))
     assert product.labels is None
     check(torch, product, network, 64)
 
@@ -273,7 +273,7 @@ def test_a_program_needs_no_code(torch, tmp_path):
     network = saved_program(torch, tmp_path / "small.pt2")
     product = export_pytorch(tmp_path / "small.pt2", layer="second", exporter="dynamo")
     assert product.layers["second"].kind == "Conv2d"
-    assert product.model.shapes["input"] == ("batch", 3, 16, 16)
+    assert product.model.shape("input") == ("batch", 3, 16, 16)
     assert (
         b"pkg." not in product.model.to_proto().SerializeToString()
     )  # the exporter's notes, places of files among them
@@ -283,7 +283,7 @@ def test_a_program_needs_no_code(torch, tmp_path):
 def test_a_program_of_a_fixed_batch_stays_fixed(torch, tmp_path):
     network = saved_program(torch, tmp_path / "small.pt2", free=False)
     product = export_pytorch(tmp_path / "small.pt2", exporter="torchscript")
-    assert product.model.shapes["input"] == (2, 3, 16, 16)
+    assert product.model.shape("input") == (2, 3, 16, 16)
     assert any("2 image(s) at a time" in warning for warning in product.warnings)
     check(torch, product, network, 16, batch=2)
 
