@@ -25,7 +25,7 @@ from onnx_gradcam.graph.shapes import Shape
 from onnx_gradcam.images.preprocessing import PRESETS
 from onnx_gradcam.metadata import CarriedLayer
 
-from . import spatial as convolution  # noqa: F401
+from . import arithmetic, dense, shaping, spatial  # noqa: F401 - their rules register themselves
 from .operator_table import LABEL, OPERATORS, FreeSizeError, Operator, fitting_side
 from .parameters import Parameters, lazy, read_parameters
 
@@ -168,9 +168,6 @@ def _version(tree: dict[str, Any]) -> str:
     if not isinstance(number, int) or not 0 < number < 10**6:
         return ""
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
-# Their rules register themselves.
 
 
 _DATA = "data"

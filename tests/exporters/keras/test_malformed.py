@@ -201,11 +201,11 @@ def test_a_configuration_that_is_no_json_object(text, target):
         (lambda c: layer(c, "conv")["config"].update(use_bias=False), ["1 variables (kernel)", "holds 2"]),
         (lambda c: layer(c, "conv")["config"].update(dtype="int8"), ["computes in 'int8'"]),
         (lambda c: layer(c, "pool")["config"].update(pool_size=[9, 9]), ["'pool'"]),
-        (lambda c: layer(c, "image")["config"].update(batch_shape="8x8"), ["the shape of input"]),
-        (lambda c: layer(c, "image")["config"].update(dtype="int32"), ["'int32'"]),
-        (lambda c: layer(c, "image")["config"].update(dtype={}), ["of type {}"]),
+        (lambda c: layer(c, "picture")["config"].update(batch_shape="8x8"), ["the shape of input"]),
+        (lambda c: layer(c, "picture")["config"].update(dtype="int32"), ["'int32'"]),
+        (lambda c: layer(c, "picture")["config"].update(dtype={}), ["of type {}"]),
         (lambda c: c.update(class_name=[]), ["neither Functional nor Sequential"]),
-        (lambda c: layer(c, "image")["config"].update(batch_shape=[None, 8, 8, 4]), ["'kernel'"]),
+        (lambda c: layer(c, "picture")["config"].update(batch_shape=[None, 8, 8, 4]), ["'kernel'"]),
     ],
 )
 def test_a_configuration_that_does_not_fit(change, words, target):
