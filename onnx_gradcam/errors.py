@@ -76,7 +76,12 @@ def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """Another library's exception as one line for a message: its first line, shortened; its type where it is empty."""
+    """Another library's exception as one line for a message: its first line, shortened; its type where it is empty.
+
+    Of an operating system's error only what went wrong is kept, not its number and its path.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     line = next(iter(str(error).strip().splitlines()), "").strip().rstrip(".:")
     if not line:
         return type(error).__name__

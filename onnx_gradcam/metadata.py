@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import ModelError
+from .errors import InputError, ModelError
+from .files import open_file
 
 __all__ = ["PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
@@ -247,9 +248,9 @@ def peek(source: str | Path | bytes) -> dict[str, str]:
     what was found before the first damage: whoever loads the model says what is wrong with it.
     """
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as stream:
             return dict(_top_level_entries(stream))
-    except OSError:
+    except (InputError, OSError):
         return {}
 
 

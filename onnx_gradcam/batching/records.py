@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.files import sync, write_file
 
 __all__ = [
     "DRAFTS",
@@ -24,7 +24,6 @@ __all__ = [
     "publish",
     "read_json",
     "read_record",
-    "sync",
     "write_json",
 ]
 
@@ -134,10 +133,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, value: Any) -> None:
     """Write a JSON file atomically, and wait until it is on the disk."""
-    draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    sync([draft])
-    draft.replace(file)
+    write_file(file, (json.dumps(value, indent=2) + "\n").encode(), durable=True)
 
 
 def publish(draft: Path, shard: Path) -> None:
@@ -155,14 +151,3 @@ def publish(draft: Path, shard: Path) -> None:
         sync([shard.parent])
 
 
-def sync(paths: Iterable[Path]) -> None:
-    """Wait until files, and the names in folders, are on the disk."""
-    for path in paths:
-        # Folders cannot be opened on Windows, and need not be.
-        if path.is_dir() and os.name == "nt":
-            continue
-        handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

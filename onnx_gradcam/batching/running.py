@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.files import Drafts
 from onnx_gradcam.runtime.explainer import Wanted
 
 from .job import Crew, Format, Job, in_order
 from .listing import Count, ImageList
 from .manifest import Manifest, begin_run
-from .records import DRAFTS, FAILURES, Record, Shard, cut, read_record, sync
+from .records import DRAFTS, FAILURES, Record, Shard, cut, read_record
 from .shard import explain_shard
 from .writers import check_format
 
@@ -247,10 +247,7 @@ def _check_no_more(out: Path, count: int) -> None:
 
 def _gather_failures(out: Path) -> None:
     """Collect the failures of all shards in one file beside them."""
-    draft = out / f".{FAILURES}-{uuid.uuid4().hex}"
-    with draft.open("wb") as file:
+    with Drafts(durable=True) as drafts, drafts.file(out / FAILURES).open("wb") as file:
         for shard in sorted(entry for entry in out.iterdir() if entry.name.startswith("part-")):
             if (shard / FAILURES).is_file():
                 file.write((shard / FAILURES).read_bytes())
-    sync([draft])
-    draft.replace(out / FAILURES)

@@ -15,13 +15,13 @@ from onnx_gradcam.errors import ExplainError, InputError, TargetError
 from onnx_gradcam.evaluation.comparison import METRICS, Agreement, Compared, NativeMaps, compare_models, spreads
 from onnx_gradcam.evaluation.report import Report
 from onnx_gradcam.exporters.sources import as_onnx
+from onnx_gradcam.files import make_folder, write_file
 from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import Explainer
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import progress
 from .sources import find_images
-from .writing import write_whole
 
 __all__ = ["Request", "run"]
 
@@ -85,8 +85,8 @@ def run(request: Request) -> None:
         results = compare_models(models, images, request.target, natives=natives)
         reports, agreements = _collect(images, results, names[0], page if request.report is not None else None)
     if request.report is not None:
-        text = page.html().encode("utf-8", "replace")
-        write_whole(request.report, lambda file: file.write(text))
+        make_folder(request.report.parent)
+        write_file(request.report, page.html().encode("utf-8", "replace"))
     summary = {name: [a for a in agreements if a.side == name] for name in names[1:]}
     if request.as_json:
         say_json(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,16 +13,16 @@ import numpy as np
 import typer
 
 from onnx_gradcam.errors import InputError, near_matches
-from onnx_gradcam.images.drawing import SUFFIXES, TRANSPARENT
+from onnx_gradcam.files import Drafts, make_folder
+from onnx_gradcam.images.drawing import SUFFIXES, TRANSPARENT, encode_image
 from onnx_gradcam.images.masks import Look
 from onnx_gradcam.runtime.classes import parse_top
-from onnx_gradcam.runtime.explainer import Drawing, Explainer, Explanation, Target, Wanted
+from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target, Wanted
 from onnx_gradcam.runtime.explanation import method_sheet
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import bars
 from .sources import Place, find_images, places
-from .writing import make_folder, write_whole
 
 __all__ = ["Request", "run"]
 
@@ -160,50 +159,46 @@ def _check_drawing(request: Request, place: Place) -> None:
 
 def _write(found: Mapping[str, Explanation], place: Place, request: Request) -> list[str | None]:
     """Write what was asked for; the `.npy` file of each class, method by method, or `None`."""
-    if request.draw:
-        (first, *_) = found.values()
-        alone = request.look["style"] == "alpha"
-        _draw(first.overlay(**request.look) if alone else method_sheet(found, **request.look), place.image)
-    files: list[str | None] = []
-    for method, explanation in found.items():
-        base = place.arrays
-        if len(found) > 1:
-            base = base.with_name(f"{base.name}_{method}")
-        if request.npz:
-            everything: dict[str, Any] = {
-                "heatmap": np.stack([m.heatmap for m in explanation.maps]),
-                "cam": np.stack([m.cam for m in explanation.maps]),
-                "classes": np.array([m.target.index for m in explanation.maps], np.int64),
-                "scores": np.array([m.target.score for m in explanation.maps], np.float64),
-            }
-            _save_array(base, ".npz", lambda file, what=everything: np.savez_compressed(file, **what))  # type: ignore[misc]
-        for m in explanation.maps:
-            end = f"_{m.target.index}.npy"
-            files.append(
-                _save_array(base, end, lambda file, m=m: np.save(file, m.heatmap))  # type: ignore[misc]
-                if request.npy
-                else None
-            )
+    with Drafts() as drafts:
+        if request.draw:
+            _draw(found, place.image, request.look, drafts)
+        if request.npy or request.npz:
+            make_folder(place.arrays.parent)
+        files: list[str | None] = []
+        for method, explanation in found.items():
+            base = place.arrays
+            if len(found) > 1:
+                base = base.with_name(f"{base.name}_{method}")
+            if request.npz:
+                with drafts.file(base.with_name(f"{base.name}.npz")).open("wb") as file:
+                    np.savez_compressed(file, **_arrays(explanation))
+            for m in explanation.maps:
+                path = base.with_name(f"{base.name}_{m.target.index}.npy") if request.npy else None
+                if path is not None:
+                    with drafts.file(path).open("wb") as file:
+                        np.save(file, m.heatmap)
+                files.append(None if path is None else str(path))
     return files
 
 
-def _draw(sheet: Drawing, path: Path) -> None:
-    if str(path) != "-":
-        make_folder(path.parent)
-        sheet.save(path)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        draft = Path(scratch) / "sheet.png"
-        sheet.save(draft)
-        sys.stdout.buffer.write(draft.read_bytes())
+def _draw(found: Mapping[str, Explanation], path: Path, look: Mapping[str, Any], drafts: Drafts) -> None:
+    (first, *_) = found.values()
+    drawing = first.overlay(**look) if look["style"] == "alpha" else method_sheet(found, **look)
+    if str(path) == "-":
+        sys.stdout.buffer.write(encode_image(drawing.pixels, ".png"))
         sys.stdout.buffer.flush()
+        return
+    make_folder(path.parent)
+    drafts.file(path).write_bytes(encode_image(drawing.pixels, path.suffix.lower()))
 
 
-def _save_array(base: Path, end: str, write: Callable[[Any], None]) -> str:
-    """Write an array file, which appears whole or not at all; its path."""
-    path = base.with_name(base.name + end)
-    write_whole(path, write)
-    return str(path)
+def _arrays(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "heatmap": np.stack([m.heatmap for m in explanation.maps]),
+        "cam": np.stack([m.cam for m in explanation.maps]),
+        "classes": np.array([m.target.index for m in explanation.maps], np.int64),
+        "scores": np.array([m.target.score for m in explanation.maps], np.float64),
+    }
 
 
 def _report(

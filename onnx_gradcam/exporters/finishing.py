@@ -61,10 +61,10 @@ class Exported:
     warnings: list[str] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
-        """Write the model; the file appears complete or not at all.
+        """Write the model; it appears complete or not at all.
 
         Raises:
-            ModelError: the folder cannot be written.
+            InputError: the file cannot be written.
         """
         self.model.save(path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.files import Drafts
 
 from .read import skeleton
 from .shapes import Shape, TensorInfo, infer_shapes
@@ -146,27 +146,21 @@ class Model:
             raise ModelError(f"{self.name}: the graph is not valid ONNX: {' '.join(str(exc).split())}") from exc
 
     def save(self, path: str | Path) -> None:
-        """Write the model atomically.
+        """Write the model; it appears complete or not at all.
 
-        External weights stay where they are if `path` is in the model's own folder; otherwise they are copied to
-        `<name>.data` beside `path`. Weights that are too large for one file are written there too.
+        External weights stay where they are when `path` is in the model's own folder, and are copied to `<name>.data`
+        beside `path` otherwise. So are all weights where they are too many for one file.
 
         Raises:
-            ModelError: the folder cannot be written.
+            InputError: the file cannot be written.
         """
-        path = Path(path)
-        if path.is_dir():
-            raise ModelError(f"{path} is a folder; give the name of a file in it")
+        path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
         tensors = [v.const_value for v in self._initializers() if v.const_value is not None]
         inside = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
         moved = inside > _LARGEST_FILE or (self._external and path.resolve().parent != self.folder)
-        try:
-            with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as scratch:
-                draft = Path(scratch) / path.name
-                data = f"{path.name}.data" if moved else None
-                ir.save(self.core, draft, external_data=data)
-                if data is not None and draft.with_name(data).exists():
-                    os.replace(draft.with_name(data), path.with_name(data))  # noqa: PTH105 - atomic on both systems
-                os.replace(draft, path)  # noqa: PTH105
-        except OSError as exc:
-            raise ModelError(f"{path} cannot be written ({exc.strerror or exc})") from exc
+        if moved and path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{str(path)!r} is not a regular file, but the weights need a second one beside it")
+        with Drafts() as drafts:
+            # Renamed before the model, so that no model is ever without its weights.
+            data = drafts.file(path.with_name(f"{path.name}.data")).name if moved else None
+            ir.save(self.core, drafts.file(path), external_data=data)

@@ -16,7 +16,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, inliner, version_converter
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.files import read_file
 
 __all__ = ["MIN_OPSET", "normalise", "read_proto", "skeleton"]
 
@@ -43,13 +44,10 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
         proto, folder, name = _parse(source, "the model"), None, "the model"
     else:
         path = Path(source)
-        if not path.is_file():
-            what = "no such file, this is a folder" if path.is_dir() else "no such file"
-            raise ModelError(f"{path}: {what}; give the path of an .onnx model")
         try:
-            data = path.read_bytes()
-        except OSError as exc:
-            raise ModelError(f"{path}: cannot be read ({exc.strerror}); check who may read it") from exc
+            data = read_file(path)
+        except InputError as exc:
+            raise ModelError(str(exc)) from exc
         proto, folder, name = _parse(data, str(path)), path.resolve().parent, str(path)
     if not proto.graph.node and proto.graph.output:
         raise ModelError(f"{name}: its graph has no nodes, so there is nothing to explain; is it the right file?")

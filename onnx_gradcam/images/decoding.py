@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError, ModelError, TargetError
+from onnx_gradcam.files import read_file
 
 from .header import HeaderError, checked, stored_size
 from .preprocessing import INTEGER_RANGES, Preprocessing
@@ -60,18 +61,7 @@ def read_image(source: str | Path | bytes | npt.NDArray[Any], *, max_pixels: int
         return _from_array(source)
     if isinstance(source, bytes):
         return _decode(source, f"the image ({len(source)} bytes)", max_pixels)
-    name = repr(str(source))
-    try:
-        with Path(source).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise InputError(f"There is not an image {name}: check the path.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{name} is a folder: give one of the images in it.") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{name} cannot be read: {reason}.") from error
-    return _decode(data, name, max_pixels)
+    return _decode(read_file(source, MAX_BYTES), repr(str(source)), max_pixels)
 
 
 def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any], Placement]:
@@ -269,8 +259,8 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image:
     except cv2.error as error:
         raise InputError(f"{name} cannot be decoded: {' '.join(str(error).split())}.") from error
     if decoded is None:
-        what = "a damaged image, or of a kind OpenCV does not read" if size else "no image that OpenCV can read"
-        raise InputError(f"{name} is {what}: give a JPEG, PNG, WebP, TIFF, BMP or similar file.")
+        problem = "a damaged image, or of a kind OpenCV cannot read" if size else "not an image that OpenCV can read"
+        raise InputError(f"{name} is {problem}; give a JPEG, PNG, WebP, TIFF, BMP or similar file")
     image: Image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return image
 

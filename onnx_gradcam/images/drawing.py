@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError, near_matches
+from onnx_gradcam.files import write_file
 
 from .decoding import QUIET, Image, check_image, cv2_module, resized
 
@@ -177,7 +177,7 @@ def sheet(
 def save_image(image: Image, path: str | Path) -> None:
     """Write an image, uint8 RGB ``[H, W, 3]`` or RGBA ``[H, W, 4]``, in the format of the suffix, one of `SUFFIXES`.
 
-    The file appears whole or not at all; one that is there is replaced.
+    The file appears complete or not at all; an existing one is replaced.
 
     Raises:
         InputError: an unknown suffix, an image the format cannot hold, or a place that cannot be written to.
@@ -189,16 +189,7 @@ def save_image(image: Image, path: str | Path) -> None:
             f"{str(path)!r} ends in no known kind of image{near_matches(suffix, SUFFIXES)}; "
             f"known: {', '.join(SUFFIXES)}."
         )
-    encoded = encode_image(image, suffix)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        try:
-            temporary.write_bytes(encoded)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+    write_file(path, encode_image(image, suffix))
 
 
 def encode_image(image: Image, suffix: str) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 from onnx_gradcam.errors import InputError, near_matches
+from onnx_gradcam.files import read_file
 
 __all__ = [
     "PRESETS",
@@ -357,15 +358,7 @@ def _from_mapping(values: Mapping[str, Any], origin: str) -> Preprocessing:
 def _read_text(path: Path, largest: int, wanted: str) -> str:
     """The text of a UTF-8 file of at most `largest` bytes, its line ends made newlines."""
     try:
-        with path.open("rb") as file:
-            data = file.read(largest + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{str(path)!r} cannot be read: {reason}.") from error
-    if len(data) > largest:
-        raise InputError(f"{str(path)!r} is larger than {largest} bytes: it should hold {wanted}.")
-    try:
-        text = data.decode("utf-8-sig")
+        text = read_file(path, largest).decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:

@@ -15,14 +15,14 @@ import dataclasses
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from onnx_gradcam.editor.attachment import with_required_class
-from onnx_gradcam.errors import ModelError, ServerError
+from onnx_gradcam.errors import InputError, ModelError, ServerError
+from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing
@@ -342,24 +342,22 @@ def _check_batch(inputs: Sequence[Port]) -> None:
 
 
 def _write(made: _Repository, folder: Path) -> list[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-gradcam-") as scratch:
-            drafts = _drafts(made, Path(scratch))
-            places = [folder / draft.name for draft in drafts]
-            for place in places:
-                if place.exists():
-                    raise ServerError(f"{str(place)!r} is there already; remove it, or choose another --name")
-            for draft, place in zip(drafts, places, strict=True):
-                shutil.move(draft, place)
-    except OSError as error:
-        raise ModelError(f"{str(folder)!r} cannot be written to ({error.strerror or error})") from error
+    names = [made.name, *((f"{made.name}_preprocess", f"{made.name}_images") if made.ensemble else ())]
+    places = [folder / name for name in names]
+    for place in places:
+        if place.exists():
+            raise InputError(f"{str(place)!r} already exists; remove it, or choose another --name")
+    make_folder(folder)
+    with Drafts() as drafts:
+        main, *others = [drafts.folder(place) for place in places]
+        _write_model(made, main)
+        if others:
+            _write_ensemble(made, main, *others)
     return places
 
 
-def _drafts(made: _Repository, scratch: Path) -> list[Path]:
-    """Write everything below `scratch`; returns the folders."""
-    main = _folder(scratch / made.name)
+def _write_model(made: _Repository, main: Path) -> None:
+    (main / "1").mkdir()
     made.model.save(main / "1" / "model.onnx")
     config = onnx_config(made.name, made.inputs, made.outputs, made.max_batch, tensorrt=made.tensorrt)
     (main / "config.pbtxt").write_text(config, "utf-8")
@@ -368,10 +366,9 @@ def _drafts(made: _Repository, scratch: Path) -> list[Path]:
     (main / "README.md").write_text(
         readme(made.name, made.inputs, made.outputs, made.left_out, made.metadata, ensemble=made.ensemble), "utf-8"
     )
-    return [main, *_ensemble_drafts(made, scratch)] if made.ensemble else [main]
 
 
-def _ensemble_drafts(made: _Repository, scratch: Path) -> list[Path]:
+def _write_ensemble(made: _Repository, main: Path, step: Path, whole: Path) -> None:
     facts = made.metadata
     if facts.preprocessing is None:
         raise ServerError(
@@ -386,14 +383,14 @@ def _ensemble_drafts(made: _Repository, scratch: Path) -> list[Path]:
         shape = [-1, 1] if made.max_batch else [-1]
         files.append(Port(name="target_class", dtype="int64", shape=shape, optional=True))
     limits = {f.name: getattr(Limits(), f.name) for f in dataclasses.fields(Limits) if f.name.startswith("im")}
-    step = _folder(scratch / f"{made.name}_preprocess")
+    for folder in (step, whole):
+        (folder / "1").mkdir()
     (step / "1" / "model.py").write_text(_STEP, "utf-8")
     # The same tensors as the model takes, in the order that the step gives them.
     given = [image, *(port for port in made.inputs if port.name == facts.class_input)]
     said = {"preprocessing": fitted.to_json(), "limits": json.dumps(limits)}
     as_sent = [_as_sent(port, batching=made.max_batch > 0) for port in given]
     (step / "config.pbtxt").write_text(step_config(step.name, files, as_sent, made.max_batch, said), "utf-8")
-    whole = _folder(scratch / f"{made.name}_images")
     results = [_as_sent(port, batching=made.max_batch > 0) for port in made.outputs]
     steps = [
         (step.name, {port.name: port.name for port in files}, {port.name: f"model {port.name}" for port in given}),
@@ -401,15 +398,9 @@ def _ensemble_drafts(made: _Repository, scratch: Path) -> list[Path]:
     ]
     (whole / "config.pbtxt").write_text(ensemble_config(whole.name, files, results, made.max_batch, steps), "utf-8")
     if facts.labels is not None:
-        shutil.copy(scratch / made.name / "labels.txt", whole / "labels.txt")
-    return [step, whole]
+        shutil.copy(main / "labels.txt", whole / "labels.txt")
 
 
 def _as_sent(port: Port, *, batching: bool) -> Port:
     """The port as clients see it: what the model takes as [N] is sent as [N, 1]."""
     return dataclasses.replace(port, shape=[*port.shape, 1]) if batching and len(port.shape) == 1 else port
-
-
-def _folder(place: Path) -> Path:
-    (place / "1").mkdir(parents=True)
-    return place

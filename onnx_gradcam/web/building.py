@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,6 +15,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.editor.attachment import with_required_class
 from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.drawing import COLORMAPS, colorize
@@ -176,18 +175,9 @@ def _assets() -> dict[str, bytes]:
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{str(folder)!r} is there already; remove it, or choose another folder with -o")
-    try:
-        parent = folder.resolve().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".onnx-gradcam-") as scratch:
-            draft = Path(scratch) / "site"
-            for name, data in files.items():
-                (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                (draft / name).write_bytes(data)
-            if folder.exists():
-                folder.rmdir()
-            shutil.move(draft, folder)
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror or error})") from error
+    make_folder(folder.parent)
+    with Drafts() as drafts:
+        draft = drafts.folder(folder)
+        for name, data in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(data)

@@ -8,7 +8,6 @@ import io
 import os
 import sys
 import tarfile
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.files import Drafts, make_folder
 
 __all__ = ["FILES", "VERSION", "runtime_files"]
 
@@ -137,19 +137,15 @@ def _cache() -> Path:
 
 
 def _keep(files: Mapping[str, bytes], cache: Path) -> None:
-    """Put the files into the cache, each whole or not at all.
+    """Put the files into the cache, together or not at all.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as scratch:
+        make_folder(cache)
+        with Drafts() as drafts:
             for name, data in files.items():
-                draft = Path(scratch) / name
-                draft.write_bytes(data)
-                draft.replace(cache / name)
-    except OSError as error:
-        raise InputError(
-            f"the download cannot be kept in {cache} ({error.strerror}); make it writable, or {_OFFLINE}"
-        ) from error
+                drafts.file(cache / name).write_bytes(data)
+    except InputError as error:
+        raise InputError(f"the download cannot be kept: {error}; make {cache} writable, or {_OFFLINE}") from error

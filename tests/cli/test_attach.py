@@ -162,7 +162,7 @@ def test_large_weights_are_checked_on_request_only(call, classifier, here, monke
 
 def test_a_folder_that_is_not_there(call, classifier, here):
     sentence = refused(call("attach", classifier, "-o", "nowhere/e.onnx"))
-    assert "nowhere/e.onnx: cannot be written" in sentence
+    assert "nowhere/e.onnx' cannot be written" in sentence
     assert not list(here.iterdir())
 
 

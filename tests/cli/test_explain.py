@@ -169,7 +169,7 @@ def test_one_bad_image_among_many(explain, images, here):
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 2
     assert "'photos/notes.txt' is not an image" in result.stderr
-    assert "no image 'nothing.png'" in result.stderr
+    assert "no file 'nothing.png'" in result.stderr
     entries = json.loads(result.stdout)["images"]
     assert [sorted(i) for i in entries] == [
         ["explained", "path", "top"],

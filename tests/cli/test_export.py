@@ -80,7 +80,7 @@ def test_inspect_lists_the_layers_of_the_framework(call, classifier, here):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.onnx", "-o", "m.onnx"], "missing.onnx: no such file"),
+        (["missing.onnx", "-o", "m.onnx"], "there is no file 'missing.onnx'"),
         (["{model}", "-o", "m.onnx", "--layer", "activ"], "no layer 'activ'; did you mean 'active'"),
         (["{model}", "-o", "{model}"], "this is the model itself"),
         (["{model}", "-o", "no/such/folder/m.onnx"], "lies in a folder that is not there"),

@@ -66,7 +66,7 @@ def test_help_lists_every_command():
 def test_refusal_in_a_process(tmp_path):
     result = main("inspect", str(tmp_path / "missing.onnx"))
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"error: {tmp_path / 'missing.onnx'}: no such file; give the path of an .onnx model\n"
+    assert result.stderr == f"error: there is no file {str(tmp_path / 'missing.onnx')!r}; check the path\n"
 
 
 def test_debug_shows_where_a_refusal_arose(tmp_path):

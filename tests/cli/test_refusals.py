@@ -57,8 +57,8 @@ def write_bad_models(folder):
         ("truncated.onnx", ["truncated.onnx", "not an ONNX model"]),
         ("text.onnx", ["text.onnx", "not an ONNX model"]),
         ("empty.onnx", ["empty.onnx", "not an ONNX model"]),
-        ("missing.onnx", ["missing.onnx", "no such file"]),
-        (".", ["this is a folder"]),
+        ("missing.onnx", ["there is no file 'missing.onnx'"]),
+        (".", ["'.' is a folder"]),
         ("flat.onnx", ["no input of rank 4", "'x'"]),
         ("segmenter.onnx", ["say with --task what else", "'active' [N, 4, 16, 16]"]),
     ],
@@ -87,7 +87,7 @@ def test_bad_models(call, image, here, untouched, command, model, words):
         (["--output", "score"], ["no output 'score'", "did you mean 'scores'"]),
         (["--input", "images"], ["no image input 'images'", "did you mean 'image'"]),
         (["--colormap", "jett"], ["no colour map 'jett'", "did you mean 'jet'"]),
-        (["--labels", "nobody.txt"], ["'nobody.txt' cannot be read"]),
+        (["--labels", "nobody.txt"], ["there is no file 'nobody.txt'"]),
         (["--preprocess", "torchvison"], ["'torchvison'", "did you mean 'torchvision'"]),
         (["--preprocess", '{"sise": [16, 16]}'], ["Unknown key 'sise'", "did you mean 'size'"]),
         (["--preprocess", '{"size": [17, 17]}'], ["17x17", "16x16"]),
@@ -125,7 +125,7 @@ def test_a_image_that_is_none_in_json(explain, here, untouched):
     [
         ("nothing/*.png", ["no file matches 'nothing/*.png'"]),
         ("empty", ["the folder 'empty' holds no image"]),
-        ("missing.png", ["no image 'missing.png'"]),
+        ("missing.png", ["no file 'missing.png'"]),
         ("", ["name of an image is empty"]),
     ],
 )

@@ -149,7 +149,7 @@ class TestBadImages:
         assert capfd.readouterr() == ("", "")
 
     def test_missing_file_folder_and_impossible_name(self, tmp_path):
-        with pytest.raises(InputError, match=r"There is not an image '.*gone\.png'"):
+        with pytest.raises(InputError, match=r"there is no file '.*gone\.png'"):
             read_image(tmp_path / "gone.png")
         with pytest.raises(InputError, match="is a folder"):
             read_image(tmp_path)

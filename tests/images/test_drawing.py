@@ -248,7 +248,7 @@ class TestSaveImage:
             save_image(gray_image(1, 20_000), tmp_path / "out.webp")
         folder = tmp_path / "folder.png"
         folder.mkdir()
-        with pytest.raises(InputError, match=r"folder\.png' cannot be written: Is a directory"):
+        with pytest.raises(InputError, match=r"folder\.png' is a folder"):
             save_image(gray_image(2, 2), folder)
         assert list(tmp_path.iterdir()) == [folder]
         assert capfd.readouterr() == ("", "")

@@ -82,7 +82,7 @@ def test_one_number_is_the_mean_and_std_of_all_channels():
         ("[1]", "is neither a preset"),
         ('{"scale": 1', "is no valid JSON"),
         ("torchvison", "'torchvison' is neither a preset (torchvision, keras-caffe"),
-        ("torchvison", "did you mean 'torchvision'?"),
+        ("torchvison", "did you mean 'torchvision'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(source, said):
@@ -98,7 +98,7 @@ def test_a_file_that_holds_no_object_is_refused(tmp_path):
         with pytest.raises(InputError, match=said) as caught:
             parse_preprocessing(file)
         assert "prep.json" in str(caught.value)
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="is a folder"):
         parse_preprocessing(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_labels_one_a_line(tmp_path):
         (b"\n \n", "is empty"),
         (b"\x89PNG\r\n\x1a\n\0\0", "no UTF-8 text file"),
         (b"a\0b", "no UTF-8 text file"),
-        (b"a\n" * 2**23 + b"b", "larger than 16777216 bytes"),
+        (b"a\n" * 2**23 + b"b", "larger than 16 MB"),
     ],
 )
 def test_what_is_no_label_file(tmp_path, content, said):
@@ -193,7 +193,7 @@ def test_what_is_no_label_file(tmp_path, content, said):
 
 
 def test_no_label_file(tmp_path):
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="there is no file"):
         read_labels(tmp_path / "none.txt")
     with pytest.raises(InputError, match="null"):
         read_labels("a\0b")

@@ -162,7 +162,7 @@ def test_a_name_cannot_leave_the_repository(explained, tmp_path, name):
 
 def test_nothing_is_overwritten_and_nothing_half_written(explained, tmp_path, repository):
     (tmp_path / "shapes_images").mkdir()
-    with pytest.raises(ExplainError, match=r"shapes_images.* is there already"):
+    with pytest.raises(ExplainError, match=r"shapes_images.* already exists"):
         write_repository(explained, tmp_path, name="shapes", ensemble=True)
     assert [p.name for p in tmp_path.iterdir()] == ["shapes_images"]
     with pytest.raises(ExplainError, match="cannot be chosen any more"):

@@ -144,7 +144,7 @@ def refusals(tmp_path, model):
             "ends in softmax and gives probabilities already",
         ),
         "size": (plain, {"preprocessing": {"size": [9, 9]}}, "9x9 .* the model's input is 8x8"),
-        "no model": (tmp_path / "none.onnx", {}, "no such file"),
+        "no model": (tmp_path / "none.onnx", {}, "there is no file"),
     }
 
 
@@ -166,12 +166,12 @@ def test_what_is_there_stays(model, tmp_path):
     site = tmp_path / "site"
     site.mkdir()
     (site / "mine.txt").write_text("mine")
-    with pytest.raises(ExplainError, match="is there already"):
+    with pytest.raises(ExplainError, match="already exists"):
         build_site(model, site, RUNTIME)
-    with pytest.raises(ExplainError, match="is there already"):
+    with pytest.raises(ExplainError, match="already exists"):
         build_site(model, site / "mine.txt", RUNTIME)
     assert [p.name for p in site.iterdir()] == ["mine.txt"]
-    with pytest.raises(ExplainError, match="cannot be written"):
+    with pytest.raises(ExplainError, match="cannot be made"):
         build_site(model, site / "mine.txt" / "below", RUNTIME)
 
 
@@ -191,4 +191,4 @@ def test_the_command(model, tmp_path, monkeypatch):
     assert facts(tmp_path / "site")["labels"][0] == "circle"
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 1
-    assert "is there already" in again.output
+    assert "already exists" in again.output

@@ -1,0 +1,206 @@
+"""Reading and writing files: only regular files are read, and what is written appears complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from .errors import InputError, reason
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["Drafts", "make_folder", "open_file", "read_file", "sync", "write_file"]
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe or a device, which may never end, is refused.
+
+    Raises:
+        InputError: there is no such file, it is not a regular file, or it cannot be read.
+    """
+    name = repr(str(path))
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {name}; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{name} is a folder; give the path of a file in it") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be read: {reason(error)}") from error
+    raise InputError(f"{name} is not a regular file; copy its content to one")
+
+
+def read_file(path: str | Path, limit: int | None = None) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        InputError: as for `open_file`, or the file is larger.
+    """
+    with open_file(path) as file:
+        try:
+            data = file.read() if limit is None else file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{str(path)!r} cannot be read: {reason(error)}") from error
+    if limit is not None and len(data) > limit:
+        raise InputError(f"{str(path)!r} is larger than {limit >> 20} MB; give a smaller file")
+    return data
+
+
+def write_file(path: str | Path, content: bytes, *, durable: bool = False) -> None:
+    """Write one file; see `Drafts`."""
+    with Drafts(durable=durable) as drafts:
+        drafts.file(path).write_bytes(content)
+
+
+class Drafts:
+    """Files and folders that appear together when the `with` block ends, and not at all if it fails.
+
+    Drafts are written beside their destinations and renamed. A symbolic link stays a link: the file it points to is
+    replaced. What is not a regular file, such as `/dev/null` or a named pipe, is written to, not replaced.
+
+    Args:
+        durable: wait until the content is on the disk before anything appears, so that a power failure leaves no
+            empty files.
+
+    Raises:
+        InputError: on leaving the block, if a draft cannot be written or renamed.
+
+    Example::
+
+        with Drafts() as drafts:
+            drafts.file("labels.txt").write_text("cat")
+            with drafts.file("maps.npz").open("wb") as file:
+                np.savez(file, heatmap=heatmap)
+    """
+
+    def __init__(self, *, durable: bool = False) -> None:
+        self._durable = durable
+        self._path: Path | None = None
+        self._places: dict[Path, Path] = {}
+        self._scratches: dict[Path | None, Path] = {}
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def file(self, path: str | Path) -> Path:
+        """A draft of the file `path`, to be written before the block ends; without one, `path` is left alone.
+
+        Drafts of the same folder are in the same folder, under their own names.
+
+        Raises:
+            InputError: `path` is a folder, or its folder does not exist or cannot be written.
+        """
+        self._path = path = Path(path)
+        try:
+            if path.is_dir():
+                raise InputError(f"{str(path)!r} is a folder; give the path of a file in it")
+            if path.exists() and not path.is_file():
+                return self._draft(path, None)
+            # A loop of links is an error of its own kind in Python 3.11 and 3.12.
+            place = path.resolve() if path.is_symlink() else path
+            return self._draft(place, place.parent)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._refusal(error) from error
+
+    def folder(self, path: str | Path) -> Path:
+        """A draft of the folder `path`: an empty folder to be filled before the block ends.
+
+        Raises:
+            InputError: `path` exists and is not an empty folder, or the folder above it cannot be written.
+        """
+        self._path = path = Path(path)
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError(f"{str(path)!r} already exists; remove it or choose another name")
+            place = path.resolve()
+            draft = self._draft(place, place.parent)
+            draft.mkdir()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._refusal(error) from error
+        return draft
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._cleanup:
+            if isinstance(error, OSError):
+                raise self._refusal(error) from error
+            if error is None:
+                try:
+                    self._publish()
+                except OSError as failure:
+                    raise self._refusal(failure) from failure
+
+    def _draft(self, place: Path, folder: Path | None) -> Path:
+        if folder not in self._scratches:
+            scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-gradcam-", ignore_cleanup_errors=True)
+            self._scratches[folder] = Path(self._cleanup.enter_context(scratch))
+        draft = self._scratches[folder] / place.name
+        self._places[draft] = place
+        return draft
+
+    def _publish(self) -> None:
+        written = {draft: place for draft, place in self._places.items() if draft.exists()}
+        if self._durable:
+            sync(written)
+        for draft, place in written.items():
+            self._path = place
+            if place.is_dir():
+                place.rmdir()
+            if place.exists() and not place.is_file():
+                with draft.open("rb") as source, place.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+            else:
+                draft.replace(place)
+        if self._durable:
+            sync({place.parent for place in written.values() if place.is_file()})
+
+    def _refusal(self, error: BaseException) -> InputError:
+        return InputError(f"{str(self._path)!r} cannot be written: {reason(error)}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, if they do not exist.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {str(folder)!r} cannot be made: {reason(error)}") from error
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Wait until files, and the names in folders, are on the disk.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    for path in paths:
+        # Windows cannot open folders and does not need to.
+        if path.is_dir() and os.name == "nt":
+            continue
+        handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a named pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,0 +1,169 @@
+"""Files appear complete or not at all, links stay links, and only regular files are read."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from onnx_gradcam import files
+from onnx_gradcam.errors import InputError, reason
+from onnx_gradcam.files import Drafts, make_folder, open_file, read_file, write_file
+
+posix = pytest.mark.skipif(os.name == "nt", reason="named pipes and devices")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def write_two(folder: Path, error: Exception) -> None:
+    with Drafts() as drafts:
+        drafts.folder(folder / "f").joinpath("x").write_bytes(b"1")
+        drafts.file(folder / "a").write_bytes(b"after")
+        drafts.file(folder / "b").write_bytes(b"after")
+        raise error
+
+
+def test_a_file_is_written_and_replaced(tmp_path):
+    write_file(tmp_path / "a.txt", b"one")
+    write_file(str(tmp_path / "a.txt"), b"two", durable=True)
+    assert read_file(tmp_path / "a.txt") == b"two"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_files_appear_together(tmp_path):
+    with Drafts() as drafts:
+        first, second = drafts.file(tmp_path / "a"), drafts.file(tmp_path / "b")
+        assert first.parent == second.parent
+        assert (first.name, second.name) == ("a", "b")
+        first.write_bytes(b"1")
+        assert not (tmp_path / "a").exists()
+        second.write_bytes(b"2")
+        drafts.file(tmp_path / "unwritten")
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_nothing_appears_when_the_block_fails(tmp_path):
+    (tmp_path / "a").write_bytes(b"before")
+    with pytest.raises(KeyError):
+        write_two(tmp_path, KeyError())
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"before"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"b' cannot be written: 10 requested and 4 written$"):
+        write_two(tmp_path, OSError("10 requested and 4 written"))  # as NumPy raises it, without a number
+    assert names(tmp_path) == []
+
+
+def test_a_failure_to_rename_is_one_sentence(tmp_path, monkeypatch):
+    def full(paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(InputError, match=r"a' cannot be written: No space left on device$"):
+        write_file(tmp_path / "a", b"1", durable=True)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder; give the path of a file in it"):
+        write_file(tmp_path, b"")
+    with pytest.raises(InputError, match="is a folder; give the path of a file in it"):
+        read_file(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_the_folder_has_to_exist(tmp_path):
+    with pytest.raises(InputError, match=r"x' cannot be written: No such file or directory$"):
+        write_file(tmp_path / "gone" / "x", b"")
+    make_folder(tmp_path / "gone" / "deeper")
+    make_folder(tmp_path / "gone" / "deeper")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"the folder .*file' cannot be made: "):
+        make_folder(tmp_path / "file")
+
+
+@posix
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there" / "file")
+    for content in (b"1", b"2"):
+        write_file(link, content)
+        assert link.is_symlink()
+        assert (tmp_path / "there" / "file").read_bytes() == content
+    assert names(tmp_path / "there") == ["file"]
+
+
+@posix
+def test_a_loop_of_links_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_file(tmp_path / "a", b"")
+    with pytest.raises(InputError, match="cannot be read: Too many levels"):
+        read_file(tmp_path / "a")
+    assert (tmp_path / "a").is_symlink()
+
+
+@posix
+def test_a_named_pipe_is_written_through(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    write_file(pipe, b"through")
+    reader.join(10)
+    assert received == [b"through"]
+    assert pipe.is_fifo()
+
+
+@posix
+def test_a_device_is_written_to_and_stays(tmp_path):
+    link = tmp_path / "null"
+    link.symlink_to(os.devnull)
+    write_file(link, b"gone")
+    assert Path(os.devnull).is_char_device()
+    assert link.is_symlink()
+
+
+@posix
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(InputError, match="is not a regular file; copy its content to one"):
+            open_file(path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match=r"there is no file '.*gone'; check the path"):
+        read_file(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"cannot be read: .*null"):
+        read_file("a\0b")
+    (tmp_path / "large").write_bytes(bytes(2**20 + 1))
+    with pytest.raises(InputError, match="is larger than 1 MB; give a smaller file"):
+        read_file(tmp_path / "large", 2**20)
+    assert len(read_file(tmp_path / "large", 2**20 + 1)) == 2**20 + 1
+
+
+def test_a_folder_appears_complete(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with Drafts() as drafts:
+        for name in ("new", "empty"):
+            (drafts.folder(tmp_path / name) / "x").write_bytes(b"1")
+        assert not (tmp_path / "new").exists()
+    assert [names(tmp_path / name) for name in names(tmp_path)] == [["x"], ["x"]]
+    for taken in ("new", "new/x"):
+        with pytest.raises(InputError, match="already exists; remove it or choose another name"), Drafts() as drafts:
+            drafts.folder(tmp_path / taken)
+
+
+def test_the_reason_of_an_operating_systems_error():
+    assert reason(OSError(28, "No space left on device", "/long/path")) == "No space left on device"
+    assert reason(OSError("short read")) == "short read"
