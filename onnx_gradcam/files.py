@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Drafts", "make_folder", "open_file", "read_file", "sync", "write_file"]
+__all__ = ["Drafts", "make_folder", "open_file", "read_file", "read_text", "sync", "write_file"]
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -56,6 +56,26 @@ def read_file(path: str | Path, limit: int | None = None) -> bytes:
     if limit is not None and len(data) > limit:
         raise InputError(f"{str(path)!r} is larger than {limit >> 20} MB; give a smaller file")
     return data
+
+
+def read_text(path: str | Path, limit: int, content: str) -> str:
+    """Read a UTF-8 text file, its line ends made newlines.
+
+    Args:
+        path: the file.
+        limit: the largest size in bytes.
+        content: what the file should hold, for the message.
+
+    Raises:
+        InputError: as for `read_file`, or the file is not UTF-8 text.
+    """
+    try:
+        text = read_file(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InputError(f"{str(path)!r} is not a UTF-8 text file; it should hold {content}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_file(path: str | Path, content: bytes, *, durable: bool = False) -> None:

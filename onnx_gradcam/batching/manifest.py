@@ -69,7 +69,7 @@ class Manifest:
             model=model_digest(job.model),
             explanation=explanation,
             choices={name: value for name, value in job.choices.items() if name not in _FILES},
-            preprocessing=json.loads(explainer.preprocessing.to_json()),
+            preprocessing=explainer.preprocessing.to_dict(),
             labels=hashlib.sha256("\n".join(explainer.labels or ()).encode("utf-8", "backslashreplace")).hexdigest(),
             target=job.target,
             format=job.format,

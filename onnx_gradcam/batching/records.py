@@ -149,5 +149,3 @@ def publish(draft: Path, shard: Path) -> None:
             raise
     else:
         sync([shard.parent])
-
-

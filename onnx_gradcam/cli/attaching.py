@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,8 @@ from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.runtime.agreement import Precision, check_agreement, random_feeds
-from onnx_gradcam.runtime.choices import settled
+from onnx_gradcam.runtime.choices import resolve_choices
 from onnx_gradcam.runtime.classes import find_class
-from onnx_gradcam.runtime.explainer import fit_preprocessing
 from onnx_gradcam.runtime.session import Session
 
 from .output import say, shape, warn
@@ -64,11 +62,11 @@ def run(
     if target is not None:
         choices["target"] = _class_index(target, source, names)
     if not {"against", "reference"}.isdisjoint(choices):
-        choices = settled(source, choices, names, described)
+        choices = resolve_choices(source, choices, names, described)
     explained = attach_to(
         source,
         labels=names,
-        preprocessing=None if described is None else json.loads(described.to_json()),
+        preprocessing=None if described is None else described.to_dict(),
         **choices,
     )
     facts = explained.metadata
@@ -101,7 +99,7 @@ def _check_preprocessing(explained: Explained) -> None:
     """Refuse a description that contradicts the model now rather than when the first image comes."""
     facts, model = explained.metadata, explained.model
     described, dtype = parse_preprocessing(facts.preprocessing or {}), str(model.info(facts.image_input).dtype)
-    fit_preprocessing(described, facts.layout, model.shape(facts.image_input), dtype)
+    described.for_input(facts.layout, model.shape(facts.image_input), dtype)
 
 
 def _weight_bytes(explained: Explained) -> int:

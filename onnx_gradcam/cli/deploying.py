@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,6 @@ def write_triton(model: Path, out: Path, *, labels: Path | None, preprocess: str
     if labels is not None:
         options["labels"] = read_labels(labels)
     if preprocess is not None:
-        options["preprocessing"] = json.loads(parse_preprocessing(preprocess).to_json())
+        options["preprocessing"] = parse_preprocessing(preprocess).to_dict()
     for folder in write_repository(model, out, **options):
         say(f"wrote {folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,6 @@ from onnx_gradcam.errors import ModelError
 from onnx_gradcam.exporters.finishing import Exported, finish_export
 from onnx_gradcam.exporters.writer import Product
 from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
-from onnx_gradcam.runtime.explainer import fit_preprocessing
 
 from .output import say, say_json, shape, warn
 from .progress import stages
@@ -125,7 +123,7 @@ def _export(
     """
     _check_place(out, sources)
     names = None if labels is None else read_labels(labels)
-    described = None if preprocess is None else json.loads(parse_preprocessing(preprocess).to_json())
+    described = None if preprocess is None else parse_preprocessing(preprocess).to_dict()
     with stages(f"reading {sources[0]}", "exposing the layer", f"writing {out}") as begin_next:
         product = read()
         begin_next()
@@ -160,7 +158,7 @@ def _check_preprocessing(made: Exported) -> None:
     """Refuse a description that contradicts the model now rather than when the first image comes."""
     described = made.carried.preprocessing
     if described is not None and made.image_layout in {"NCHW", "NHWC"}:
-        fit_preprocessing(parse_preprocessing(described), made.image_layout, made.image_shape, made.image_dtype)
+        parse_preprocessing(described).for_input(made.image_layout, made.image_shape, made.image_dtype)
 
 
 def _facts(made: Exported, out: Path) -> dict[str, Any]:

@@ -80,9 +80,9 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
         return found
     try:
         if not {"against", "reference"}.isdisjoint(choices):
-            from onnx_gradcam.runtime.choices import settled  # noqa: PLC0415 - it runs models, which others need not
+            from onnx_gradcam.runtime.choices import resolve_choices  # noqa: PLC0415 - it runs models, which others need not
 
-            choices = settled(source, choices, None, None)
+            choices = resolve_choices(source, choices, None, None)
         return found | _planned(plan(source, Options(**choices)))
     except ExplainError as exc:
         known = _score_alone(source, choices) if isinstance(exc, TargetError) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def write_site(
     if labels is not None:
         options["labels"] = read_labels(labels)
     if preprocess is not None:
-        options["preprocessing"] = json.loads(parse_preprocessing(preprocess).to_json())
+        options["preprocessing"] = parse_preprocessing(preprocess).to_dict()
     files = build_site(model, out, runtime_files(runtime, say), **options)
     say(f"wrote {len(files)} files into {out}")
     say(f"To see it: python -m http.server --directory {out} --bind 127.0.0.1, then http://127.0.0.1:8000")

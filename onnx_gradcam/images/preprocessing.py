@@ -1,20 +1,20 @@
 """How an image becomes a model's input: the description, its presets and its JSON form.
 
-Nothing here touches pixels: ``runtime.image.prepare`` carries a description out. The JSON form is what
-``--preprocess`` takes and what an explained model keeps in its metadata.
+Nothing here touches pixels; `images.decoding.prepare` applies a description. Its JSON form is what `--preprocess` takes
+and what an explained model stores in its metadata.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 from onnx_gradcam.errors import InputError, near_matches
-from onnx_gradcam.files import read_file
+from onnx_gradcam.files import read_text
 
 __all__ = [
     "PRESETS",
@@ -40,7 +40,7 @@ INTEGER_RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "int32": (-(2**31), 2**31 - 1),
 }
 
-# Below this span an integer input would merge more than every second of the 256 pixel levels.
+# A narrower integer input would merge more than half of the 256 pixel levels.
 _LEAST_INTEGER_SPAN: Final = 127
 _LARGEST_JSON: Final = 2**20
 _LARGEST_LABEL_FILE: Final = 2**24
@@ -60,10 +60,10 @@ def _is_pixels(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_choice(key: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
+def _check_choice(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
         raise InputError(
-            f'"{key}" cannot be {value!r}{near_matches(str(value), known)}; it is one of {", ".join(known)}.'
+            f'"{key}" cannot be {value!r}{near_matches(str(value), allowed)} (allowed: {", ".join(allowed)})'
         )
 
 
@@ -71,14 +71,14 @@ def _check_size(key: str, size: object) -> None:
     if size is None:
         return
     if not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_pixels, size))):
-        raise InputError(f'"{key}" has to be [height, width] in pixels above 0, not {size!r}.')
+        raise InputError(f'"{key}" has to be [height, width] in pixels above 0, not {size!r}')
 
 
 def _check_numbers(key: str, values: tuple[object, ...], *, nonzero: bool) -> None:
     for value in values:
         if not _is_number(value) or (nonzero and value == 0):
-            wanted = "a number other than 0" if nonzero else "a number"
-            raise InputError(f'"{key}" has to be {wanted}, not {value!r}.')
+            allowed = "a number other than 0" if nonzero else "a number"
+            raise InputError(f'"{key}" has to be {allowed}, not {value!r}')
 
 
 def _check_channels(key: str, values: object, channels: int) -> None:
@@ -86,7 +86,7 @@ def _check_channels(key: str, values: object, channels: int) -> None:
         return
     if not isinstance(values, tuple) or len(values) not in (1, channels):
         counts = "1 value" if channels == 1 else f"1 or {channels} values"
-        raise InputError(f'"{key}" has to have {counts}, for {channels} channel(s), not {values!r}.')
+        raise InputError(f'"{key}" has to have {counts}, not {values!r}')
     _check_numbers(key, values, nonzero=key == "std")
 
 
@@ -96,25 +96,29 @@ def _by(size: tuple[int | None, int | None]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From an image's pixels (0 to 255) to a model's input: ``(pixel * scale - mean) / std``.
+    """How the pixels of an image, 0 to 255, become a model's input: `(pixel * scale - mean) / std`.
 
-    An integer `dtype` is rounded to the nearest value and clipped to its range.
+    For an integer `dtype` the values are rounded and clipped to its range.
 
     Attributes:
-        size: (height, width) in pixels of the model's input; None takes the model's own.
-        resize: ``stretch`` scales both sides to `size`; ``short_crop`` scales the shorter side to `short`,
-            keeping proportions, and cuts `size` out of the centre; ``none`` wants images of exactly `size`.
-        short: pixels of the shorter side before the crop; None is 256/224 of the shorter side of `size`.
-        color: the order of the channels; ``gray`` is one channel, the luma of ITU-R BT.601.
-        scale: multiplies the pixel before `mean` is taken off.
-        mean: one value for all channels, or one a channel in the order of `color`; None is 0.
-        std: as `mean`; None is 1.
+        size: (height, width) of the model's input in pixels; `None` for the size that the model declares.
+        resize: `stretch` scales both sides to `size`; `short_crop` scales the shorter side to `short`, keeping the
+            aspect ratio, and crops `size` from the centre; `none` requires images of exactly `size`.
+        short: the shorter side before the crop in pixels; `None` for 256/224 of the shorter side of `size`.
+        color: the order of the channels; `gray` is one channel, the luma of ITU-R BT.601.
+        scale: factor applied to the pixels before `mean` is subtracted.
+        mean: one value for all channels, or one a channel in the order of `color`; `None` for 0.
+        std: like `mean`; `None` for 1.
         layout: whether the channels come before or after height and width.
-        dtype: the element type of the input.
-        fallback_size: (height, width) taken where neither `size` nor the model says one.
+        dtype: dtype of the input.
+        fallback_size: (height, width) if neither `size` nor the model has one.
 
     Raises:
-        InputError: a value is out of its range, or two of them contradict each other.
+        InputError: a value is out of range, or two values contradict each other.
+
+    Example::
+
+        Preprocessing(size=(224, 224), scale=1 / 255, mean=(0.5,), std=(0.5,))
     """
 
     size: tuple[int, int] | None = None
@@ -129,8 +133,8 @@ class Preprocessing:
     fallback_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for key, known in _CHOICES.items():
-            _check_choice(key, getattr(self, key), known)
+        for key, allowed in _CHOICES.items():
+            _check_choice(key, getattr(self, key), allowed)
         for key in ("size", "fallback_size"):
             _check_size(key, getattr(self, key))
         _check_numbers("scale", (self.scale,), nonzero=True)
@@ -140,11 +144,11 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """How many channels the input has: 1 for gray, else 3."""
+        """The number of channels of the input: 1 for gray, else 3."""
         return 1 if self.color == "gray" else 3
 
     def value_range(self) -> tuple[float, float]:
-        """The lowest and the highest input value a pixel can give, before any rounding."""
+        """The lowest and the highest value of the input, before rounding."""
         mean, std = self.mean or (0.0,), self.std or (1.0,)
         ends = [
             (pixel * self.scale - mean[c % len(mean)]) / std[c % len(std)]
@@ -162,12 +166,12 @@ class Preprocessing:
         layout: Layout | None = None,
         dtype: str | None = None,
     ) -> Preprocessing:
-        """Adapt to what a model's input declares; None is unknown.
+        """The description adapted to a model's input; `None` for what the model leaves open.
 
-        The model decides layout and element type, and the size where none was asked for.
+        The model determines layout and dtype, and the size if the description has none.
 
         Raises:
-            InputError: the model declares what this description contradicts.
+            InputError: the description contradicts the model.
         """
         return replace(
             self,
@@ -178,17 +182,42 @@ class Preprocessing:
             **self._fitted_color(channels),
         )
 
-    def to_json(self) -> str:
-        """One JSON object with the keys that differ from None; `parse_preprocessing` reads it back."""
+    def for_input(self, layout: str, shape: Sequence[int | str | None], dtype: str) -> Preprocessing:
+        """The description adapted to a model's input.
+
+        Args:
+            layout: the axes of the input, `NCHW` or `NHWC`.
+            shape: its shape; free dimensions are symbols or `None`.
+            dtype: its dtype, as NumPy names it.
+
+        Raises:
+            InputError: the description contradicts the model.
+        """
+        sizes = dict(zip(layout, shape, strict=True))
+        fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in sizes.items()}
+        return self.fitted(
+            channels=fixed["C"], height=fixed["H"], width=fixed["W"], layout=cast("Layout", layout), dtype=dtype
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is not `None`, as JSON has it; `parse_preprocessing` reads it back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps({key: value for key, value in values.items() if value is not None})
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if value is not None
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
-        """Read one JSON object; a missing key has its default.
+        """Read a JSON object; missing keys have their defaults.
 
         Raises:
-            InputError: no JSON object, an unknown key or a bad value.
+            InputError: not a JSON object, an unknown key or a value out of range.
         """
         return _from_json(text, "the inline JSON")
 
@@ -197,23 +226,23 @@ class Preprocessing:
             return
         if self.resize != "short_crop":
             raise InputError(
-                f'"short" belongs to "resize": "short_crop", but "resize" is "{self.resize}": drop one of the two.'
+                f'"short" belongs to "resize": "short_crop", but "resize" is "{self.resize}"; leave one of the two out'
             )
         if not _is_pixels(self.short):
-            raise InputError(f'"short" has to be a number of pixels above 0, not {self.short!r}.')
+            raise InputError(f'"short" has to be a number of pixels above 0, not {self.short!r}')
         if self.size is not None and self.short < min(self.size):
             raise InputError(
-                f'"short" is {self.short} pixels, too small to cut {_by(self.size)} out of: '
-                f"make it at least {min(self.size)}."
+                f'"short" is {self.short} pixels, too small to crop {_by(self.size)} from; '
+                f"make it at least {min(self.size)}"
             )
 
     def _fitted_size(self, height: int | None, width: int | None) -> tuple[int, int] | None:
         if self.size is not None:
-            for asked, declared in zip(self.size, (height, width), strict=True):
-                if declared is not None and asked != declared:
+            for side, declared in zip(self.size, (height, width), strict=True):
+                if declared is not None and side != declared:
                     raise InputError(
-                        f"The preprocessing makes images of {_by(self.size)} (height x width), but the model's "
-                        f'input is {_by((height, width))}: leave "size" out or make it the model\'s.'
+                        f"the preprocessing makes images of {_by(self.size)} (height x width), but the model's "
+                        f'input is {_by((height, width))}; leave "size" out or make it the model\'s'
                     )
             return self.size
         if height is not None and width is not None:
@@ -221,8 +250,8 @@ class Preprocessing:
         if height is None and width is None:
             return self.fallback_size
         raise InputError(
-            f"The model's input is {_by((height, width))} (height x width), one side open: "
-            'say both in the preprocessing as "size": [height, width].'
+            f"the model's input is {_by((height, width))} (height x width), one side open; "
+            'give both in the preprocessing as "size": [height, width]'
         )
 
     def _fitted_color(self, channels: int | None) -> dict[str, Any]:
@@ -230,15 +259,15 @@ class Preprocessing:
             return {}
         if channels != 1:
             raise InputError(
-                f'The model\'s input has {channels} channels, but "color": "{self.color}" gives {self.channels}: '
-                "only models of 1 channel (gray) or 3 (rgb, bgr) take an image."
+                f'the model\'s input has {channels} channels, but "color": "{self.color}" has {self.channels}; '
+                "a model has to take 1 channel (gray) or 3 (rgb, bgr)"
             )
         for key in ("mean", "std"):
             values = getattr(self, key)
             if values is not None and len(set(values)) > 1:
                 raise InputError(
-                    f'The model\'s input has 1 channel, but "{key}" has a value for each of 3 '
-                    f'({", ".join(map(str, values))}): say "color": "gray" and one "{key}".'
+                    f'the model\'s input has 1 channel, but "{key}" has a value for each of 3 '
+                    f'({", ".join(map(str, values))}); give "color": "gray" and one "{key}"'
                 )
         return {"color": "gray", "mean": self.mean and self.mean[:1], "std": self.std and self.std[:1]}
 
@@ -247,15 +276,15 @@ class Preprocessing:
             return self.dtype
         if dtype not in _CHOICES["dtype"]:
             raise InputError(
-                f"The model's input is of type {dtype}, which no image can be given as: "
-                f"it has to be one of {', '.join(_CHOICES['dtype'])}."
+                f"the model's input is of type {dtype}, which an image cannot be converted to; "
+                f"it has to be one of {', '.join(_CHOICES['dtype'])}"
             )
         if dtype in INTEGER_RANGES:
             (low, high), (least, most) = self.value_range(), INTEGER_RANGES[dtype]
             if low < least or high > most or high - low < _LEAST_INTEGER_SPAN:
                 raise InputError(
-                    f"The model's input is {dtype} ({least} to {most}), but the preprocessing gives values from "
-                    f'{low:.4g} to {high:.4g}: choose "scale", "mean" and "std" that fill that range.'
+                    f"the model's input is {dtype} ({least} to {most}), but the preprocessing makes values from "
+                    f'{low:.4g} to {high:.4g}; choose "scale", "mean" and "std" that fill that range'
                 )
         return cast("DType", dtype)
 
@@ -286,10 +315,10 @@ PRESETS: Final[Mapping[str, Preprocessing]] = {
 
 
 def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) -> Preprocessing:
-    """Read a description: a preset's name, an inline JSON object, the path of a JSON file, or a mapping.
+    """Read a description: the name of a preset, a JSON object, the path of a JSON file, or a mapping.
 
     Raises:
-        InputError: none of these, an unknown key, or a bad value.
+        InputError: none of these, an unknown key, or a value out of range.
     """
     if isinstance(source, Preprocessing):
         return source
@@ -302,10 +331,10 @@ def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) 
         return Preprocessing.from_json(text)
     if not Path(text).exists():
         raise InputError(
-            f"{text!r} is neither a preset ({', '.join(PRESETS)}) nor a JSON file that exists"
-            f"{near_matches(text, PRESETS) or '.'}"
+            f"unknown preprocessing {text!r}{near_matches(text, PRESETS)}; give a preset ({', '.join(PRESETS)}), "
+            "a JSON object or the path of a JSON file"
         )
-    return _from_json(_read_text(Path(text), _LARGEST_JSON, "a JSON object"), repr(text))
+    return _from_json(read_text(text, _LARGEST_JSON, "a JSON object"), repr(text))
 
 
 def read_labels(path: str | Path) -> list[str]:
@@ -316,7 +345,7 @@ def read_labels(path: str | Path) -> list[str]:
     Raises:
         InputError: no such file, one that is no text, too large, or empty.
     """
-    text = _read_text(Path(path), _LARGEST_LABEL_FILE, "class names, one a line").rstrip()
+    text = read_text(path, _LARGEST_LABEL_FILE, "class names, one a line").rstrip()
     if not text:
         raise InputError(f"{str(path)!r} is empty: put the class names in it, one a line.")
     return [line.strip() for line in text.split("\n")]
@@ -326,21 +355,21 @@ def _from_json(text: str, origin: str) -> Preprocessing:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InputError(f"The preprocessing in {origin} is no valid JSON: {error}.") from error
+        raise InputError(f"the preprocessing in {origin} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(
-            f'The preprocessing in {origin} has to be a JSON object such as {{"size": [224, 224]}}, '
-            f"not a {type(value).__name__}."
+            f'the preprocessing in {origin} has to be a JSON object such as {{"size": [224, 224]}}, '
+            f"not a {type(value).__name__}"
         )
     return _from_mapping(value, origin)
 
 
 def _from_mapping(values: Mapping[str, Any], origin: str) -> Preprocessing:
-    known = [field.name for field in fields(Preprocessing)]
+    allowed = [field.name for field in fields(Preprocessing)]
     for key in values:
-        if key not in known:
+        if key not in allowed:
             raise InputError(
-                f"Unknown key {key!r} in {origin}{near_matches(str(key), known)}; known: {', '.join(known)}."
+                f"unknown key {key!r} in {origin}{near_matches(str(key), allowed)} (allowed: {', '.join(allowed)})"
             )
     arguments = {key: value for key, value in values.items() if value is not None}
     for key in ("size", "fallback_size", "mean", "std"):
@@ -352,15 +381,4 @@ def _from_mapping(values: Mapping[str, Any], origin: str) -> Preprocessing:
     try:
         return Preprocessing(**arguments)
     except InputError as error:
-        raise InputError(f"In {origin}: {error}") from error
-
-
-def _read_text(path: Path, largest: int, wanted: str) -> str:
-    """The text of a UTF-8 file of at most `largest` bytes, its line ends made newlines."""
-    try:
-        text = read_file(path, largest).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise InputError(f"{str(path)!r} is no UTF-8 text file: it should hold {wanted}.")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        raise InputError(f"in {origin}: {error}") from error

@@ -18,13 +18,12 @@ from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Carried
 
 from .classes import find_class
-from .explainer import fit_preprocessing
 from .session import Session
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["read_reference", "settled"]
+__all__ = ["read_reference", "resolve_choices"]
 
 Array = npt.NDArray[Any]
 
@@ -69,9 +68,7 @@ def read_reference(
         raise InputError("how the reference image becomes the model's input is not known; say --preprocess")
     session = Session(model if isinstance(model, (str, Path, bytes)) else proto.SerializeToString(), folder=folder)
     info = next(i for i in session.inputs if i.name == name)
-    row, _ = prepare(
-        read_image(reference), fit_preprocessing(parse_preprocessing(asked), layout, info.shape, info.dtype)
-    )
+    row, _ = prepare(read_image(reference), parse_preprocessing(asked).for_input(layout, info.shape, info.dtype))
     count = info.shape[0] if isinstance(info.shape[0], int) else 1
     results = session.run({name: np.repeat(row[None], count, axis=0)})
     if output is None and len(results) > 1:
@@ -81,7 +78,7 @@ def read_reference(
     return np.asarray(results[output or next(iter(results))][0], np.float64).reshape(-1)
 
 
-def settled(
+def resolve_choices(
     model: str | Path | bytes | onnx.ModelProto,
     choices: Mapping[str, Any],
     labels: str | Path | Sequence[str] | None,

@@ -85,9 +85,9 @@ class Explainer:
         self._augment = augment
         runs = {"seed": seed, "batch_size": batch_size, "progress": progress}
         if not {"against", "reference"}.isdisjoint(choices):
-            from .choices import settled  # noqa: PLC0415 - explained models run without graph code
+            from .choices import resolve_choices  # noqa: PLC0415 - explained models run without graph code
 
-            choices = settled(model, choices, labels, preprocess)
+            choices = resolve_choices(model, choices, labels, preprocess)
         self.metadata, self.session = self._explained(model, choices, runs, {"provider": provider, "threads": threads})
         self.labels = self._labels(labels)
         asked = preprocess if preprocess is not None else self.metadata.preprocessing
@@ -166,7 +166,7 @@ class Explainer:
                 "how images become this model's input is not known; say it with --preprocess: one of "
                 f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
             )
-        return fit_preprocessing(described, self.metadata.layout, self._input.shape, self._input.dtype)
+        return described.for_input(self.metadata.layout, self._input.shape, self._input.dtype)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -335,31 +335,6 @@ class Explainer:
         output = next(o for o in self.session.outputs if o.name == self.metadata.scores_output)
         sizes = [d for d in output.shape[1:] if d != 1]
         return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
-
-
-def fit_preprocessing(
-    described: Preprocessing, layout: str, shape: Sequence[int | str | None], dtype: str
-) -> Preprocessing:
-    """Adapt a description to the model's input.
-
-    Args:
-        described: how images become the input.
-        layout: the input's axes, `NCHW` or `NHWC`.
-        shape: its shape; free dimensions are symbols or `None`.
-        dtype: its NumPy type.
-
-    Raises:
-        InputError: the two contradict each other.
-    """
-    sizes = dict(zip(layout, shape, strict=True))
-    fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in sizes.items()}
-    return described.fitted(
-        channels=fixed["C"],
-        height=fixed["H"],
-        width=fixed["W"],
-        layout="NCHW" if layout == "NCHW" else "NHWC",
-        dtype=dtype,
-    )
 
 
 @dataclass(frozen=True, eq=False)

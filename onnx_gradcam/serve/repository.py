@@ -27,7 +27,6 @@ from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Metadata
-from onnx_gradcam.runtime.explainer import fit_preprocessing
 
 from .limits import Limits
 
@@ -377,7 +376,7 @@ def _write_ensemble(made: _Repository, main: Path, step: Path, whole: Path) -> N
         )
     image = next(port for port in made.inputs if port.name == facts.image_input)
     sizes = [size if size > 0 else None for size in image.shape]
-    fitted = fit_preprocessing(parse_preprocessing(facts.preprocessing), facts.layout, sizes, image.dtype)
+    fitted = parse_preprocessing(facts.preprocessing).for_input(facts.layout, sizes, image.dtype)
     files = [Port(name="image_bytes", dtype="bytes", shape=[-1, 1] if made.max_batch else [-1])]
     if facts.class_input:
         shape = [-1, 1] if made.max_batch else [-1]

@@ -21,7 +21,6 @@ from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.drawing import COLORMAPS, colorize
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
-from onnx_gradcam.runtime.explainer import fit_preprocessing
 
 __all__ = ["Probabilities", "build_site"]
 
@@ -153,7 +152,7 @@ def _fitted(model: Model, metadata: Metadata) -> Preprocessing:
         )
     name = metadata.image_input
     described, dtype = parse_preprocessing(metadata.preprocessing), str(model.info(name).dtype)
-    return fit_preprocessing(described, metadata.layout, model.shape(name), dtype)
+    return described.for_input(metadata.layout, model.shape(name), dtype)
 
 
 def _colours(name: str) -> npt.NDArray[np.uint8]:

@@ -89,7 +89,7 @@ def test_bad_models(call, image, here, untouched, command, model, words):
         (["--colormap", "jett"], ["no colour map 'jett'", "did you mean 'jet'"]),
         (["--labels", "nobody.txt"], ["there is no file 'nobody.txt'"]),
         (["--preprocess", "torchvison"], ["'torchvison'", "did you mean 'torchvision'"]),
-        (["--preprocess", '{"sise": [16, 16]}'], ["Unknown key 'sise'", "did you mean 'size'"]),
+        (["--preprocess", '{"sise": [16, 16]}'], ["unknown key 'sise'", "did you mean 'size'"]),
         (["--preprocess", '{"size": [17, 17]}'], ["17x17", "16x16"]),
         (["-o", "o.pgn"], ["'o.pgn' ends in no known kind", "'.png'"]),
         (["-o", "squares.png"], ["'squares.png' is the image itself"]),

@@ -58,8 +58,8 @@ def test_one_number_is_the_mean_and_std_of_all_channels():
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"meen": [1]}, "Unknown key 'meen' in the preprocessing; did you mean 'mean'"),
-        ('{"sise": [1, 2]}', "Unknown key 'sise' in the inline JSON; did you mean 'size'"),
+        ({"meen": [1]}, "unknown key 'meen' in the preprocessing; did you mean 'mean'"),
+        ('{"sise": [1, 2]}', "unknown key 'sise' in the inline JSON; did you mean 'size'"),
         ({"resize": "short-crop"}, "\"resize\" cannot be 'short-crop'; did you mean 'short_crop'"),
         ({"color": ["rgb"]}, '"color" cannot be'),
         ({"layout": "CHW"}, "\"layout\" cannot be 'CHW'; did you mean 'NCHW'"),
@@ -75,14 +75,14 @@ def test_one_number_is_the_mean_and_std_of_all_channels():
         ({"mean": "1"}, '"mean" has to have 1 or 3 values'),
         ({"mean": [1, 2, "3"]}, "\"mean\" has to be a number, not '3'"),
         ({"std": [1, 0, 1]}, '"std" has to be a number other than 0, not 0'),
-        ({"color": "gray", "std": [1, 1, 1]}, '"std" has to have 1 value,'),
+        ({"color": "gray", "std": [1, 1, 1]}, '"std" has to have 1 value, not'),
         ({"short": 256}, '"short" belongs to "resize": "short_crop", but "resize" is "stretch"'),
         ({"short": -1, "resize": "short_crop"}, '"short" has to be a number of pixels'),
-        ({"short": 200, "resize": "short_crop", "size": [224, 224]}, "too small to cut 224x224 out of"),
-        ("[1]", "is neither a preset"),
-        ('{"scale": 1', "is no valid JSON"),
-        ("torchvison", "'torchvison' is neither a preset (torchvision, keras-caffe"),
-        ("torchvison", "did you mean 'torchvision'"),
+        ({"short": 200, "resize": "short_crop", "size": [224, 224]}, "too small to crop 224x224 from"),
+        ("[1]", "unknown preprocessing"),
+        ('{"scale": 1', "is not valid JSON"),
+        ("torchvison", "give a preset (torchvision, keras-caffe"),
+        ("torchvison", "unknown preprocessing 'torchvison'; did you mean 'torchvision'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(source, said):
@@ -92,7 +92,7 @@ def test_what_makes_no_sense_is_refused(source, said):
 
 
 def test_a_file_that_holds_no_object_is_refused(tmp_path):
-    for content, said in ((b"[]", "not a list"), (b"\xff\xfe\x00", "no UTF-8 text"), (b"", "no valid JSON")):
+    for content, said in ((b"[]", "not a list"), (b"\xff\xfe\x00", "not a UTF-8 text"), (b"", "not valid JSON")):
         file = tmp_path / "prep.json"
         file.write_bytes(content)
         with pytest.raises(InputError, match=said) as caught:
@@ -102,7 +102,22 @@ def test_a_file_that_holds_no_object_is_refused(tmp_path):
         parse_preprocessing(tmp_path)
 
 
+def test_a_description_as_json_has_it():
+    made = Preprocessing(size=(8, 6), mean=(1.0,)).to_dict()
+    assert (made["size"], made["mean"]) == ([8, 6], [1.0])
+    assert "std" not in made
+    for preset in PRESETS.values():
+        assert parse_preprocessing(preset.to_dict()) == preset
+
+
 class TestFitted:
+    def test_free_dimensions_are_symbols_none_or_negative(self):
+        fitted = Preprocessing().for_input("NHWC", ["N", 8, 6, 3], "float16")
+        assert (fitted.size, fitted.layout, fitted.dtype) == ((8, 6), "NHWC", "float16")
+        assert PRESETS["torchvision"].for_input("NCHW", [None, 3, -1, "W"], "float32").size == (224, 224)
+        with pytest.raises(InputError, match="has 2 channels"):
+            Preprocessing().for_input("NCHW", [1, 2, 8, 6], "float32")
+
     def test_the_model_gives_size_layout_and_type(self):
         fitted = PRESETS["torchvision"].fitted(channels=3, height=299, width=299, layout="NHWC", dtype="float16")
         assert (fitted.size, fitted.layout, fitted.dtype) == ((299, 299), "NHWC", "float16")
@@ -128,7 +143,7 @@ class TestFitted:
             PRESETS["torchvision"].fitted(height=224, width=None)
 
     def test_short_too_small_for_the_models_size(self):
-        with pytest.raises(InputError, match='"short" is 256 pixels, too small to cut 299x299'):
+        with pytest.raises(InputError, match='"short" is 256 pixels, too small to crop 299x299'):
             Preprocessing(resize="short_crop", short=256).fitted(height=299, width=299)
 
     def test_one_channel_makes_it_gray(self):
@@ -179,8 +194,8 @@ def test_labels_one_a_line(tmp_path):
     [
         (b"", "is empty"),
         (b"\n \n", "is empty"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "no UTF-8 text file"),
-        (b"a\0b", "no UTF-8 text file"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "not a UTF-8 text file"),
+        (b"a\0b", "not a UTF-8 text file"),
         (b"a\n" * 2**23 + b"b", "larger than 16 MB"),
     ],
 )

@@ -5,7 +5,6 @@ Keras models to ONNX without Keras: every layer's output becomes a tensor of the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -98,7 +97,7 @@ def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     _, height, width, _ = shape
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    described: dict[str, Any] = json.loads(replace(PRESETS[network.mode], layout="NCHW", size=size).to_json())
+    described: dict[str, Any] = replace(PRESETS[network.mode], layout="NCHW", size=size).to_dict()
     return described
 
 

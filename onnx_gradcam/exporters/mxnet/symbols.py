@@ -218,7 +218,7 @@ def read_mxnet(
         framework="mxnet",
         version=network.symbol.version,
         layers=_with_names(translation.layers(), names or {}),
-        preprocessing=json.loads(PRESETS["mxnet-gluon"].to_json()) if architecture and shape[0] == 3 else None,
+        preprocessing=PRESETS["mxnet-gluon"].to_dict() if architecture and shape[0] == 3 else None,
         warnings=warnings,
     )
 
