@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .options import Json
+from .output import complain, say, say_json, table, warn
+from .progress import progress
+from .sources import find_images
 
-__all__ = ["MetricKind", "compare"]
+if TYPE_CHECKING:
+    from onnx_gradcam.evaluation.comparison import Comparison, Summary
 
+__all__ = ["compare"]
 
-class MetricKind(str, Enum):
-    """By what the images are ordered, and what `--fail-below` looks at."""
-
-    PEARSON = "pearson"
-    SPEARMAN = "spearman"
-    COSINE = "cosine"
-    SSIM = "ssim"
-    OVERLAP = "overlap"
-
-
-_EACH = "Give it once for all models, or once for each in their order ('' leaves one its default)."
+_EACH = "Give it once for all models, or once for each in order ('' keeps a model's default)."
 
 
 def compare(
@@ -31,8 +26,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="MODELS",
-            help="Two or more models, ONNX or a framework's own files (.keras, .h5, -symbol.json, .pt2). The first is "
-            "what the others are compared with.",
+            help="Two or more models: ONNX or a framework's own files (.keras, .h5, -symbol.json, .pt2). The others "
+            "are compared with the first.",
             show_default=False,
         ),
     ],
@@ -42,7 +37,7 @@ def compare(
         typer.Option(
             "--images",
             metavar="FOLDER",
-            help="Images: a folder, a quoted pattern or a file; may be given several times.",
+            help="Images: a folder, a quoted pattern or a file. Give it several times for more.",
             show_default=False,
         ),
     ],
@@ -50,43 +45,52 @@ def compare(
         str | None,
         typer.Option(
             metavar="CLASS",
-            help="The class that all models explain, by the first one's number or name. [default: the first model's "
-            "best class of each image]",
+            help="Class that all models explain, by the first model's index or name. [default: the first model's top-1 "
+            "class of each image]",
         ),
     ] = None,
-    labels: Annotated[list[str] | None, typer.Option(metavar="FILE", help=f"Class names, one a line. {_EACH}")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help=f"Class names, one per line. {_EACH}")
+    ] = None,
     preprocess: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|FILE|JSON", help=f"How an image becomes the input, as for `explain`. {_EACH}"),
+        typer.Option(metavar="NAME|FILE|JSON", help=f"How an image becomes the input, as in `explain`. {_EACH}"),
     ] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Where in the model to look. {_EACH}")
-    ] = None,
+    layer: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Layer to explain. {_EACH}")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"How the heatmap is made. {_EACH} [default: gradcam]")
+        list[str] | None, typer.Option(metavar="NAME", help=f"Method. {_EACH} [default: gradcam]")
     ] = None,
     provider: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Where to run: cpu, cuda ... {_EACH} [default: cpu]")
+        list[str] | None, typer.Option(metavar="NAME", help=f"Execution provider. {_EACH} [default: cpu]")
     ] = None,
     native: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE.npz",
-            help="Maps that a framework computed itself, as one more side: an archive of one array [height, width] a "
-            "image, named like the image's file. They lie where the first model looks.",
+            help="Heatmaps that a framework computed, as one more side: one array [height, width] per image, named "
+            "like the image's file. They are taken to cover what the first model sees.",
         ),
     ] = None,
     metric: Annotated[
-        MetricKind, typer.Option(help="Which agreement of heatmaps orders the report and is held against --fail-below.")
-    ] = MetricKind.PEARSON,
+        Literal["pearson", "spearman", "cosine", "ssim", "overlap"],
+        typer.Option(help="Agreement of heatmaps that orders the report and that --fail-below and --fail-worst check."),
+    ] = "pearson",
     fail_below: Annotated[
         float | None,
+        typer.Option(min=-1, max=1, metavar="NUMBER", help="Exit with code 1 if any model's mean metric is lower."),
+    ] = None,
+    fail_below_top1: Annotated[
+        float | None,
         typer.Option(
-            min=-1,
+            min=0,
             max=1,
             metavar="NUMBER",
-            help="Exit with code 1 where the mean of the metric is lower for any model.",
+            help="Exit with code 1 if any model has the first model's top-1 class on a smaller share of the images.",
         ),
+    ] = None,
+    fail_worst: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, metavar="NUMBER", help="Exit with code 1 if the metric of any image is lower."),
     ] = None,
     report: Annotated[
         Path | None,
@@ -96,11 +100,12 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare models on images: whether they see the same class, and for the same reason.
+    """Compare predictions and heatmaps of two or more models.
 
     \b
     Examples:
       onnx-gradcam compare float.onnx int8.onnx --images photos/ --preprocess torchvision --report report.html
+      onnx-gradcam compare float.onnx int8.onnx --images photos/ --fail-below 0.95 --fail-below-top1 0.98
       onnx-gradcam compare model.onnx model.onnx --provider cpu --provider cuda --images photos/ --fail-below 0.99
       onnx-gradcam compare a.onnx b.keras --layer features.18 --layer mixed10 --images 'photos/*.jpg' --json
       onnx-gradcam compare model.onnx --native pytorch_maps.npz --images photos/
@@ -108,37 +113,79 @@ def compare(
     An image that cannot be read is reported, the others go on, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if len(models) + len(native or []) < 2:
-        raise typer.BadParameter("two are compared: name another model, or maps with --native.", param_hint="MODELS")
+        raise typer.BadParameter("give another model, or maps with --native.", param_hint="MODELS")
     if "-" in models or "-" in images:
-        raise typer.BadParameter("standard input cannot be read twice; name files.", param_hint="MODELS")
+        raise typer.BadParameter("standard input cannot be read twice; give files.", param_hint="MODELS")
     if report is not None and report.suffix.lower() not in {".html", ".htm"}:
         raise typer.BadParameter(f"{str(report)!r} does not end in .html.", param_hint="--report")
-    options = {"labels": labels, "preprocess": preprocess, "layer": layer, "method": method, "provider": provider}
-    for name, values in options.items():
+    settings = {"labels": labels, "preprocess": preprocess, "layer": layer, "method": method, "provider": provider}
+    for name, values in settings.items():
         if len(values or []) not in {0, 1, len(models)}:
             raise typer.BadParameter(
-                f"it was given {len(values or [])} times for {len(models)} models; give it once for all, or once for "
-                "each.",
+                f"given {len(values or [])} times for {len(models)} models; give it once for all, or once for each.",
                 param_hint=f"--{name}",
             )
-    from .comparing import Request, run  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.evaluation import comparison  # noqa: PLC0415 - --help must not wait for it
 
-    run(
-        Request(
-            models=models,
-            natives=native or [],
-            images=images,
-            target=target,
-            choices=[_choices(options, i) for i in range(len(models))],
-            metric=metric.value,
-            limit=fail_below,
-            report=report,
-            as_json=as_json,
-        )
+    results = comparison.compare(
+        [comparison.Side(model=model, **_chosen(settings, i)) for i, model in enumerate(models)],
+        find_images(images),
+        natives=native or [],
+        target=target,
+        metric=metric,
+        gates=comparison.Gates(mean=fail_below, worst=fail_worst, top1=fail_below_top1),
     )
+    if report is not None:
+        results.check_report(report)
+    _run(results)
+    if report is not None:
+        results.report(report)
+    if as_json:
+        say_json(results.to_dict())
+    else:
+        _say(results, report)
+    for sentence in results.broken:
+        complain(sentence)
+    if results.broken or any(record.error for record in results.records):
+        raise typer.Exit(1)
 
 
-def _choices(options: dict[str, list[str] | None], which: int) -> dict[str, str]:
+def _chosen(settings: dict[str, list[str] | None], which: int) -> dict[str, str]:
     """What was chosen for one model."""
-    mine = {name: values[which if len(values) > 1 else 0] for name, values in options.items() if values}
-    return {name: value for name, value in mine.items() if value}
+    chosen = {name: values[which if len(values) > 1 else 0] for name, values in settings.items() if values}
+    return {name: value for name, value in chosen.items() if value}
+
+
+def _run(results: Comparison) -> None:
+    for warning in results.warnings:
+        warn(warning)
+    with progress("comparing", len(results.images)) as advance:
+        for result in results:
+            if isinstance(result, Exception):
+                complain(str(result))
+            advance()
+
+
+def _say(results: Comparison, report: Path | None) -> None:
+    first = next(iter(results.sides))
+    for side, summary in results.summary.items():
+        if summary.images:
+            _say_summary(f"{side} against {first}", summary)
+    if report is not None:
+        say(f"report: {report}")
+
+
+def _say_summary(title: str, summary: Summary) -> None:
+    from onnx_gradcam.evaluation.similarity import METRICS  # noqa: PLC0415 - as above
+
+    count = f"{summary.images} image{'' if summary.images == 1 else 's'}"
+    same = "" if summary.same_top is None else f", same top-1 class on {summary.images - len(summary.flipped)}"
+    say(f"{title}: {count}{same}")
+    rows: list[Sequence[str]] = [("", "mean", "median", "worst")]
+    for metric, spread in summary.spreads.items():
+        if spread is not None:
+            values = (f"{value:.4g}" for value in (spread.mean, spread.median, spread.worst))
+            rows.append((METRICS[metric].title, *values))
+    say(table(rows, right=(1, 2, 3)))
+    if summary.blank:
+        say(f"  {summary.blank} with a blank heatmap")

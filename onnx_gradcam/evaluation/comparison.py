@@ -1,231 +1,133 @@
-"""Heatmaps that were computed elsewhere, by a framework's own Grad-CAM say: one `.npz` file, one array an image.
-
-Two or more models on the same images: whether they see the same class, for the same reason.
-"""
+"""Do models predict the same class, and for the same reason? Numbers per image, a summary, gates and a page."""
 
 from __future__ import annotations
 
+import heapq
 import math
-import zipfile
-import zlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Final, cast
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from onnx_gradcam.errors import ExplainError, InputError, TargetError
-from onnx_gradcam.images.decoding import Image, Placement, read_image
-from onnx_gradcam.runtime.classes import find_label
-from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target
+from onnx_gradcam.errors import InputError, TargetError, near_matches
+from onnx_gradcam.exporters.sources import as_onnx
+from onnx_gradcam.files import make_folder, write_file
+from onnx_gradcam.images.decoding import resized
+from onnx_gradcam.runtime.classes import parse_top
+from onnx_gradcam.runtime.explainer import Explainer, Target
 
-from .similarity import MapAgreement, compare_maps, kl_divergence, probabilities
+from .native import NativeMaps
+from .pairing import Agreement, Compared, compare_models, named_errors, target_dict
+from .similarity import METRICS, Metric
 
-__all__ = ["METRICS", "Agreement", "Compared", "Laid", "Metric", "NativeMaps", "Spread", "compare_models", "spreads"]
+if TYPE_CHECKING:
+    import onnx
 
-_LARGEST_SIDE: Final = 4096
-_MOST_MAPS: Final = 100_000
+    from onnx_gradcam.images.preprocessing import Preprocessing
+
+__all__ = ["Comparison", "Gates", "Record", "Side", "Spread", "Summary", "compare", "spreads"]
+
+_SHOWN: Final = 24
+"""How many images the page shows; its table lists all."""
+_SIDE: Final = 320
+"""Longer side of a shown image, in pixels."""
+_NAMED: Final = 10
+"""How many images a sentence lists."""
 
 
-class NativeMaps:
-    """The maps of a `.npz` file, as `numpy.savez` writes it, read one at a time.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Side:
+    """One model of a comparison, with settings of its own.
 
-    The name of an array is the name of its image's file. An array is a map ``[h, w]`` of floats of any resolution,
-    raw and signed or in [0, 1]: values below zero are cut off, and the rest is divided by the largest, as in the
-    heatmaps of this package.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        InputError: it is no such file.
+    Attributes:
+        model: path of an ONNX or a framework's file, bytes, a proto, or a ready `Explainer`, to which none of the
+            settings below applies.
+        name: what reports call it; by default the file's name.
+        labels: class names, or a file with one per line; by default those of the model.
+        preprocess: how images become the model's input; by default as the model says.
+        layer: the layer to explain.
+        method: the method; `gradcam` by default.
+        provider: execution provider.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            self._archive = zipfile.ZipFile(self.path)
-        except (OSError, zipfile.BadZipFile, ValueError) as exc:
-            why = getattr(exc, "strerror", None) or "it is no zip archive"
-            raise InputError(f"{str(path)!r} holds no maps ({why}); write them with numpy.savez") from exc
-        self._members = {name.removesuffix(".npy"): name for name in self._archive.namelist()[:_MOST_MAPS]}
+    model: str | Path | bytes | onnx.ModelProto | Explainer
+    name: str = ""
+    labels: str | Path | Sequence[str] | None = None
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None
+    layer: str | None = None
+    method: str | None = None
+    provider: str = "cpu"
 
-    def close(self) -> None:
-        """Let the file go."""
-        self._archive.close()
+    @property
+    def file(self) -> str:
+        """The path of the model; empty for a model in memory."""
+        return str(self.model) if isinstance(self.model, (str, Path)) else ""
 
-    def heatmap(self, image: str) -> npt.NDArray[np.float32]:
-        """The heatmap of an image, ``float32 [h, w]`` in [0, 1].
-
-        Args:
-            image: path of the image: an array of that name is looked for, then one named like the file with and
-                without its suffix.
+    def explainer(self) -> Explainer:
+        """Load the model.
 
         Raises:
-            InputError: there is none, or it is no map.
+            ExplainError: the model or the settings cannot be used.
         """
-        path = Path(image)
-        member = next((self._members[n] for n in (image, path.name, path.stem) if n in self._members), None)
-        if member is None:
-            raise InputError(f"{str(self.path)!r} holds no map for {image!r}: name the array {path.name!r}")
-        values = self._read(member)
-        if not np.isfinite(values).all():
-            raise InputError(f"the map {member!r} of {str(self.path)!r} holds NaN or infinite values: compute it again")
-        positive = np.maximum(values.astype(np.float64), 0)
-        largest = positive.max()
-        return cast("npt.NDArray[np.float32]", (positive / largest if largest > 0 else positive).astype(np.float32))
-
-    def _read(self, member: str) -> npt.NDArray[Any]:
-        """One array; what its header says is checked before any memory is taken."""
-        wrong = f"the map {member!r} of {str(self.path)!r}"
-        try:
-            with self._archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in {(1, 0), (2, 0)}:
-                    raise InputError(f"{wrong} is no array of floats: write it with numpy.savez")
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, by_columns, dtype = read(file)
-                if dtype.kind != "f" or len(shape) != 2 or not all(0 < side <= _LARGEST_SIDE for side in shape):
-                    raise InputError(
-                        f"{wrong} is {dtype} of shape {list(shape)}, but a map is of floats, [height, width], neither "
-                        f"side above {_LARGEST_SIDE}"
-                    )
-                size = shape[0] * shape[1] * dtype.itemsize
-                data = file.read(size)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as exc:
-            raise InputError(f"{wrong} is damaged ({' '.join(str(exc).split())[:120]}): write it again") from exc
-        if len(data) < size:
-            raise InputError(f"{wrong} is cut off: write it again")
-        return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
-
-
-_GRID: Final = 512
-"""Longer side, in pixels, of what is compared: a heatmap has no detail that a larger image would show."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number that says how far two explanations agree.
-
-    Attributes:
-        name: in JSON, a key of `Agreement.numbers`.
-        title: for people.
-        rising: whether a larger one is better.
-        meaning: in a few words, with its range.
-    """
-
-    name: str
-    title: str
-    rising: bool
-    meaning: str
-
-
-METRICS: Final = {
-    metric.name: metric
-    for metric in (
-        Metric("pearson", "Pearson", rising=True, meaning="correlation of the heatmaps' values, -1 to 1"),
-        Metric("spearman", "Spearman", rising=True, meaning="correlation of their ranks, -1 to 1"),
-        Metric("cosine", "cosine", rising=True, meaning="cosine of the angle between the heatmaps, 0 to 1"),
-        Metric("ssim", "SSIM", rising=True, meaning="structural similarity, -1 to 1"),
-        Metric(
-            "overlap",
-            "overlap",
-            rising=True,
-            meaning="intersection over union of the hottest 20 % of the pixels, 0 to 1",
-        ),
-        Metric("difference", "max difference", rising=False, meaning="largest difference of two pixels, 0 to 1"),
-        Metric(
-            "shift",
-            "shift (pixels)",
-            rising=False,
-            meaning="distance between the hottest pixels, in pixels of the image",
-        ),
-        Metric(
-            "shift_part",
-            "shift / diagonal",
-            rising=False,
-            meaning="the same, in parts of the diagonal of what was compared, 0 to 1",
-        ),
-        Metric(
-            "divergence",
-            "KL divergence",
-            rising=False,
-            meaning="of the other's class probabilities from the first's, in nats",
-        ),
-    )
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Laid:
-    """One side's explanation of an image, and where on the image it lies.
-
-    Attributes:
-        heatmap: `float32 [h, w]` in [0, 1], over the model's input.
-        placement: of that input on the image.
-        target: the explained class by this side's own number, name and score; `None` for maps from elsewhere.
-    """
-
-    heatmap: npt.NDArray[np.float32]
-    placement: Placement
-    target: Target | None
-
-    def on(self, height: int, width: int) -> npt.NDArray[np.float32]:
-        """The heatmap on the whole image, had it `height` times `width` pixels; zero where the model did not look."""
-        x0, y0, x1, y1 = self.box(height, width)
-        return Placement((x0, y0, x1, y1), height, width).project(self.heatmap)
-
-    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """What the model saw (x0, y0, x1, y1) of the image, had it `height` times `width` pixels."""
-        down, right = height / self.placement.height, width / self.placement.width
-        x0, y0, x1, y1 = self.placement.box
-        return x0 * right, y0 * down, x1 * right, y1 * down
+        if isinstance(self.model, Explainer):
+            return self.model
+        model = as_onnx(self.model, self.layer) if isinstance(self.model, (str, Path)) else self.model
+        choices: dict[str, Any] = {"layer": self.layer, "method": self.method}
+        return Explainer(
+            model,
+            labels=self.labels,
+            preprocess=self.preprocess,
+            provider=self.provider,
+            **{name: value for name, value in choices.items() if value is not None},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """One side against the first, on one image.
+class Gates:
+    """What a comparison must reach to pass, for example in continuous integration; `None` sets no limit.
 
     Attributes:
-        side: its name.
-        same_top: whether both hold the same class for the best; `None` where there are no scores.
-        divergence: of its class probabilities from the first's, in nats; `None` where there are none.
-        maps: of the two heatmaps, where at least one of the models looked; `shift` in pixels of the image.
-        target: the explained class as this side has it.
+        mean: lowest mean of the metric over the images, -1 to 1.
+        worst: lowest value of the metric on any image, -1 to 1.
+        top1: lowest share of images on which both models predict the same top-1 class, 0 to 1.
+
+    Raises:
+        InputError: a limit is out of its range.
     """
 
-    side: str
-    same_top: bool | None
-    divergence: float | None
-    maps: MapAgreement
-    target: Target | None
+    mean: float | None = None
+    worst: float | None = None
+    top1: float | None = None
 
-    @property
-    def numbers(self) -> dict[str, float | None]:
-        """The value of every metric of `METRICS`; all are finite."""
-        values = {**asdict(self.maps), "divergence": self.divergence}
-        return {name: values[name] for name in METRICS}
+    def __post_init__(self) -> None:
+        for name, low in {"mean": -1, "worst": -1, "top1": 0}.items():
+            limit = getattr(self, name)
+            if limit is not None and not low <= limit <= 1:
+                raise InputError(f"the gate {name!r} is {limit}; give a number from {low} to 1")
 
 
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """All sides on one image.
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The numbers of one image, without its pixels.
 
     Attributes:
-        path: of the image.
-        target: the explained class as the first side has it.
+        path: path of the image.
+        target: the explained class as the first side has it; `None` if the image could not be compared.
+        top: the first side's top-1 class.
         agreements: one for each side but the first.
-        image: the image, uint8 RGB.
-        laid: one for each side.
+        error: why the image could not be compared, else empty.
     """
 
     path: str
-    target: Target
-    agreements: Sequence[Agreement]
-    image: Image
-    laid: Sequence[Laid]
+    target: Target | None = None
+    top: Target | None = None
+    agreements: Sequence[Agreement] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,34 +139,252 @@ class Spread:
     worst: float
 
 
-def compare_models(
-    models: Mapping[str, Explainer],
-    images: Iterable[str],
-    target: int | str | None = None,
-    *,
-    natives: Mapping[str, NativeMaps] | None = None,
-) -> Iterator[Compared | InputError]:
-    """Explain each image by every model, and compare all others with the first.
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One side against the first, over all images.
 
-    One image is held at a time. The same class is explained by all: by its name where models have names, else by
-    its number.
+    Attributes:
+        images: how many images were compared.
+        same_top: share of images with the same top-1 class, 0 to 1; `None` for native maps.
+        flipped: paths of the images whose top-1 class is another.
+        blank: how many images have a blank heatmap on either side.
+        spreads: mean, median and worst value of each of `METRICS`; `None` where no image has it.
+    """
+
+    images: int
+    same_top: float | None
+    flipped: Sequence[str]
+    blank: int
+    spreads: Mapping[str, Spread | None]
+
+
+@dataclass(eq=False, kw_only=True)
+class Comparison:
+    """The results of `compare`, computed image by image.
+
+    Iterate to get each image's `Compared` (or its error) as it is computed; one image is held at a time. Everything
+    else first computes what has not been iterated, and needs memory for the numbers of all images and for small
+    copies of the 24 with the lowest agreement.
+
+    Attributes:
+        sides: facts about each side by its name; the others are compared with the first.
+        images: paths of the images.
+        metric: the metric that orders the images and that gates apply to, one of `METRICS` that rise.
+        gates: what the comparison must reach.
+        warnings: what users should know about the models.
+    """
+
+    sides: Mapping[str, Mapping[str, str]]
+    images: Sequence[str]
+    results: Iterator[Compared | InputError]
+    metric: str = "pearson"
+    gates: Gates = Gates()
+    warnings: Sequence[str] = ()
+    _records: list[Record] = field(default_factory=list)
+    _shown: list[tuple[float, int, Compared]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Compared | InputError]:
+        for result in self.results:
+            self._take(result)
+            yield result
+
+    def _take(self, result: Compared | InputError) -> None:
+        number = len(self._records)
+        if isinstance(result, InputError):
+            self._records.append(Record(path=self.images[number], error=str(result)))
+            return
+        self._records.append(
+            Record(path=result.path, target=result.target, top=result.top, agreements=result.agreements)
+        )
+        rank = self.rank(self._records[-1])
+        if len(self._shown) < _SHOWN or -rank > self._shown[0][0]:
+            heapq.heappush(self._shown, (-rank, number, _small(result)))
+            if len(self._shown) > _SHOWN:
+                heapq.heappop(self._shown)
+
+    def _finish(self) -> None:
+        for _ in self:
+            pass
+
+    def rank(self, record: Record) -> float:
+        """The lowest value of the metric on an image."""
+        return min(cast("float", agreement.numbers[self.metric]) for agreement in record.agreements)
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The numbers of every image, in the order of the images."""
+        self._finish()
+        return self._records
+
+    @property
+    def shown(self) -> Sequence[tuple[int, Compared]]:
+        """The images with the lowest agreement, lowest first, with their index; at most 24, as small copies."""
+        self._finish()
+        ranked = sorted(self._shown, key=lambda entry: (-entry[0], entry[1]))
+        return [(number, small) for _, number, small in ranked]
+
+    @cached_property
+    def folder(self) -> str:
+        """The folder that all images are in; empty if there is none."""
+        try:
+            return os.path.commonpath([os.path.dirname(p) for p in self.images])  # noqa: PTH120 - paths stay as given
+        except ValueError:
+            # Some are absolute and some are not, or they are on different drives.
+            return ""
+
+    def short(self, path: str) -> str:
+        """The path of an image without `folder`."""
+        pure = PurePath(path)
+        return str(pure.relative_to(self.folder)) if self.folder and pure.is_relative_to(self.folder) else path
+
+    @property
+    def summary(self) -> Mapping[str, Summary]:
+        """Every side but the first, over all images, by its name."""
+        return {side: self._summary(side) for side in list(self.sides)[1:]}
+
+    def _summary(self, side: str) -> Summary:
+        pairs = [(record.path, a) for record in self.records for a in record.agreements if a.side == side]
+        same = [a.same_top for _, a in pairs if a.same_top is not None]
+        return Summary(
+            images=len(pairs),
+            same_top=sum(same) / len(same) if same else None,
+            flipped=[path for path, a in pairs if a.same_top is False],
+            blank=sum(any(a.maps.blank) for _, a in pairs),
+            spreads=spreads(a for _, a in pairs),
+        )
+
+    @property
+    def broken(self) -> Sequence[str]:
+        """One sentence for each gate that a side does not pass."""
+        return [sentence for side, summary in self.summary.items() for sentence in self._broken(side, summary)]
+
+    def _broken(self, side: str, summary: Summary) -> Iterator[str]:
+        gates, title = self.gates, METRICS[self.metric].title
+        spread = summary.spreads[self.metric]
+        if gates.mean is not None and spread is not None and spread.mean < gates.mean:
+            yield f"{side}: the mean {title} is {spread.mean:.4g}, below {gates.mean:g}; see --report for the images"
+        if gates.worst is not None and spread is not None and spread.worst < gates.worst:
+            values = {r.path: a.numbers[self.metric] for r in self.records for a in r.agreements if a.side == side}
+            low = sorted((v, path) for path, v in values.items() if v is not None and v < gates.worst)
+            names = self._names([path for _, path in low])
+            yield f"{side}: the {title} of {_count(len(low), 'image')} is below {gates.worst:g}: {names}"
+        if gates.top1 is not None and summary.same_top is not None and summary.same_top < gates.top1:
+            yield (
+                f"{side}: the top-1 class is the same on {summary.same_top:.1%} of the images, below {gates.top1:.1%}; "
+                f"it differs on {self._names(summary.flipped)}"
+            )
+
+    def _names(self, paths: Sequence[str]) -> str:
+        more = len(paths) - _NAMED
+        return ", ".join(map(self.short, paths[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, as JSON values; docs/compare.md describes them."""
+        return {
+            "models": [{"name": name, **facts} for name, facts in self.sides.items()],
+            "metric": self.metric,
+            "summary": [_summary_dict(side, summary) for side, summary in self.summary.items()],
+            "images": [_record_dict(record, next(iter(self.sides))) for record in self.records],
+        }
+
+    def html(self) -> str:
+        """The page that `report` writes."""
+        from .report import render  # noqa: PLC0415 - a comparison without a page needs no templates
+
+        return render(self)
+
+    def report(self, path: str | Path) -> None:
+        """Write one HTML file: images side by side, largest disagreements first, and all images in a table.
+
+        Raises:
+            InputError: the path is one of the images, or cannot be written.
+        """
+        self.check_report(path)
+        make_folder(Path(path).parent)
+        write_file(path, self.html().encode("utf-8", "replace"))
+
+    def check_report(self, path: str | Path) -> None:
+        """Refuse a path for the report that is one of the images, before any image is explained.
+
+        Raises:
+            InputError: it is.
+        """
+        if any(Path(path).resolve() == Path(image).resolve() for image in self.images):
+            raise InputError(f"{str(path)!r} is one of the images; choose another name for the report")
+
+
+def compare(
+    models: Sequence[Side | str | Path | bytes | onnx.ModelProto | Explainer],
+    images: Sequence[str | Path],
+    *,
+    natives: Sequence[str | Path] = (),
+    target: int | str | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+    metric: str = "pearson",
+    gates: Gates | None = None,
+) -> Comparison:
+    """Compare the predictions and heatmaps of two or more models.
+
+    Every image is explained by all models for the same class, and each model is compared with the first.
 
     Args:
-        models: by name; at least one.
-        images: paths.
-        target: class number or name of the first model; by default the first model's best class of each image.
-        natives: maps that were computed elsewhere, by name. They lie where the first model looks.
+        models: files, models in memory, explainers, or a `Side` for a model with settings of its own.
+        images: paths of the images.
+        natives: `.npz` files of heatmaps from other programs, each one more side; see `NativeMaps`.
+        target: class index or name of the first model; by default its top-1 class of each image.
+        labels: class names of every model that is not a `Side` or an `Explainer`.
+        preprocess: preprocessing of these models.
+        metric: orders the images and is what gates apply to: `pearson`, `spearman`, `cosine`, `ssim` or `overlap`.
+        gates: what the comparison must reach; see `Comparison.broken`.
 
-    Yields:
-        One result an image, in order; the error of one that cannot be read or has no map.
+    Returns:
+        The comparison. Models are loaded at once, images are explained as you iterate or ask for a result.
 
     Raises:
-        TargetError: models of different classes, a class that is not there or cannot be chosen.
-        ModelError: a model does not run; the message names it.
+        InputError: fewer than two sides, no image, an unknown metric, or files that cannot be read.
+        TargetError: `target` may be several classes. While iterating also: the models have different classes.
+        ModelError: a model cannot be loaded. While iterating also: it does not run.
+
+    Example::
+
+        comparison = compare(["float.onnx", "int8.onnx"], images, preprocess="torchvision", gates=Gates(top1=0.95))
+        comparison.report("report.html")
+        print(comparison.summary["int8.onnx"].spreads["pearson"].mean, comparison.broken)
     """
-    work = _Comparison(models, natives or {}, target)
-    for image in images:
-        yield work.attempt(image)
+    gates = gates or Gates()
+    sides = [m if isinstance(m, Side) else Side(model=m, labels=labels, preprocess=preprocess) for m in models]
+    if not sides or len(sides) + len(natives) < 2:
+        raise InputError("two models are needed for a comparison; give another model or native maps")
+    if not images:
+        raise InputError("there is no image to compare models on; give at least one")
+    if metric not in METRICS or not METRICS[metric].rising:
+        rising = [name for name, one in METRICS.items() if one.rising]
+        raise InputError(f"unknown metric {metric!r}{near_matches(metric, rising)} (choose from: {', '.join(rising)})")
+    if gates.top1 is not None and len(sides) < 2:
+        raise InputError("native maps have no top-1 class; give another model, or leave out the gate on it")
+    if isinstance(target, str) and parse_top(target) is not None:
+        raise TargetError(f"{target} may be several classes, and models are compared on one; name it")
+    names = _distinct([side.name or side.file or "model" for side in sides] + [str(path) for path in natives])
+    with ExitStack() as stack:
+        maps = {
+            name: stack.enter_context(closing(NativeMaps(path)))
+            for name, path in zip(names[len(sides) :], natives, strict=True)
+        }
+        explainers = {name: _load(name, side) for name, side in zip(names, sides, strict=False)}
+        files = {name: side.file for name, side in zip(names, sides, strict=False)}
+        facts = {name: {"file": files[name], **_facts(explainer)} for name, explainer in explainers.items()}
+        facts |= {name: {"file": str(native.path), "method": "computed elsewhere"} for name, native in maps.items()}
+        paths = [str(image) for image in images]
+        results = compare_models(explainers, paths, target, natives=maps)
+        return Comparison(
+            sides=facts,
+            images=paths,
+            results=_closing(results, stack.pop_all()),
+            metric=metric,
+            gates=gates,
+            warnings=[f"{name}: {warning}" for name, e in explainers.items() for warning in e.warnings],
+        )
 
 
 def spreads(agreements: Iterable[Agreement]) -> dict[str, Spread | None]:
@@ -284,110 +404,72 @@ def _spread(metric: Metric, values: Sequence[float]) -> Spread | None:
     return Spread(math.fsum(values) / len(values), float(np.median(values)), worst)
 
 
-class _Comparison:
-    """The models, and what was found out about their classes."""
-
-    def __init__(
-        self, models: Mapping[str, Explainer], natives: Mapping[str, NativeMaps], target: int | str | None
-    ) -> None:
-        (self.first, _), *_ = models.items()
-        self.models = models
-        self.natives = natives
-        self.target = target
-        self.classes: dict[str, list[int]] = {}
-
-    def attempt(self, image: str) -> Compared | InputError:
-        try:
-            return self._compared(image)
-        except InputError as exc:
-            return exc
-
-    def _compared(self, path: str) -> Compared:
-        image = read_image(path)
-        mine = self._explained(self.first, image, self.target)
-        reference = Laid(mine.heatmap, mine.placement, mine.target)
-        laid, agreements = [reference], []
-        for name in list(self.models)[1:]:
-            if name not in self.classes:
-                # One run tells how many scores there are, whatever the model declares.
-                theirs = self._explained(name, image, None)
-                self.classes[name] = _class_numbers(self.first, mine, name, theirs)
-            numbers = self.classes[name]
-            theirs = self._explained(name, image, numbers[mine.target.index])
-            laid.append(Laid(theirs.heatmap, theirs.placement, theirs.target))
-            p, q = self._probabilities(self.first, mine), self._probabilities(name, theirs)
-            agreements.append(
-                Agreement(
-                    side=name,
-                    same_top=numbers[mine.top(1)[0].index] == theirs.top(1)[0].index,
-                    divergence=None if p is None or q is None else kl_divergence(p, q[numbers]),
-                    maps=_on_common_ground(reference, laid[-1]),
-                    target=theirs.target,
-                )
-            )
-        for name, maps in self.natives.items():
-            laid.append(Laid(_resized(maps.heatmap(path), *mine.heatmap.shape), mine.placement, None))
-            common = _on_common_ground(reference, laid[-1])
-            agreements.append(Agreement(side=name, same_top=None, divergence=None, maps=common, target=None))
-        return Compared(path, mine.target, agreements, image, laid)
-
-    def _explained(self, name: str, image: Image, target: int | str | None) -> Explanation:
-        """One model's explanation; what goes wrong there is said with its name."""
-        try:
-            return self.models[name](image, target)
-        except ExplainError as exc:
-            raise type(exc)(f"{name}: {exc}") from exc
-
-    def _probabilities(self, name: str, explanation: Explanation) -> npt.NDArray[np.float64] | None:
-        facts = self.models[name].metadata
-        return probabilities(explanation.scores, facts.activation, single_logit=facts.single_logit)
+def _closing(results: Iterator[Compared | InputError], stack: ExitStack) -> Iterator[Compared | InputError]:
+    with stack:
+        yield from results
 
 
-def _class_numbers(first: str, mine: Explanation, second: str, theirs: Explanation) -> list[int]:
-    """The second model's number of each class of the first.
-
-    Raises:
-        TargetError: the two do not have the same classes.
-    """
-    count, other = len(mine.scores), len(theirs.scores)
-    names, others = mine.labels, theirs.labels
-    if names is None or others is None or len(names) != count or len(others) != other:
-        if count == other:
-            return list(range(count))
-        raise TargetError(
-            f"{first} has {count} classes and {second} has {other}; give both their class names with --labels, so that "
-            "those of the same name can be compared"
-        )
-    if list(names) == list(others):
-        return list(range(count))
-    try:
-        numbers = [find_label(name, others) for name in names]
-    except TargetError as exc:
-        raise TargetError(
-            f"{first} and {second} do not have the same classes ({exc}); where only the spelling differs, give one "
-            "--labels for all"
-        ) from exc
-    if len(set(numbers)) < count:
-        raise TargetError(
-            f"several classes of {first} have the same name in {second}; give one --labels for all, each name once"
-        )
-    return numbers
+def _load(name: str, side: Side) -> Explainer:
+    with named_errors(name):
+        return side.explainer()
 
 
-def _resized(heatmap: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
-    """A heatmap at the model's input, as models resize their own: in one step to the image it would differ."""
-    rows, columns = heatmap.shape
-    whole = Laid(heatmap, Placement((0.0, 0.0, columns, rows), rows, columns), None)
-    return whole.on(height, width)
+def _facts(explainer: Explainer) -> dict[str, str]:
+    metadata = explainer.metadata
+    return {
+        "layer": ", ".join(metadata.target_tensors or [metadata.target_tensor]),
+        "method": metadata.method,
+        "weights": metadata.weights,
+        "provider": explainer.session.provider.removesuffix("ExecutionProvider"),
+    }
 
 
-def _on_common_ground(first: Laid, second: Laid) -> MapAgreement:
-    """Compare where at least one of the models looked: margins that both cut off would count as agreement."""
-    height, width = first.placement.height, first.placement.width
-    factor = max(1.0, max(height, width) / _GRID)
-    tall, wide = max(1, round(height / factor)), max(1, round(width / factor))
-    boxes = [laid.box(tall, wide) for laid in (first, second)]
-    x0, y0 = (math.floor(min(b[i] for b in boxes)) for i in (0, 1))
-    x1, y1 = (math.ceil(max(b[i] for b in boxes)) for i in (2, 3))
-    maps = compare_maps(*(laid.on(tall, wide)[max(y0, 0) : y1, max(x0, 0) : x1] for laid in (first, second)))
-    return replace(maps, shift=maps.shift * factor)
+def _distinct(paths: Sequence[str]) -> list[str]:
+    """A name for each file: its own; the whole path where two are alike; a number where these are too."""
+    names = [Path(path).name for path in paths]
+    names = [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+    return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _small(result: Compared) -> Compared:
+    """The result with a copy of the image that is as large as the page shows it."""
+    height, width = result.image.shape[:2]
+    factor = _SIDE / max(height, width)
+    return replace(result, image=resized(result.image, max(1, round(height * factor)), max(1, round(width * factor))))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _summary_dict(side: str, summary: Summary) -> dict[str, Any]:
+    metrics = {metric: spread and asdict(spread) for metric, spread in summary.spreads.items()}
+    return {
+        "model": side,
+        "images": summary.images,
+        "same_top": summary.same_top,
+        "flipped": list(summary.flipped),
+        "blank": summary.blank,
+        **metrics,
+    }
+
+
+def _record_dict(record: Record, first: str) -> dict[str, Any]:
+    if record.target is None or record.top is None:
+        return {"path": record.path, "error": record.error}
+    return {
+        "path": record.path,
+        "class": target_dict(record.target),
+        "top": target_dict(record.top),
+        "agreement": [
+            {
+                "model": a.side,
+                "score": None if a.target is None else target_dict(a.target)["score"],
+                "top": a.top and target_dict(a.top),
+                "same_top": a.same_top,
+                **a.numbers,
+                "blank": [name for name, blank in zip((first, a.side), a.maps.blank, strict=True) if blank],
+            }
+            for a in record.agreements
+        ],
+    }

@@ -1,4 +1,4 @@
-"""How far two explanations of one image agree: of their scores, and of their heatmaps."""
+"""How far two explanations of one image agree: their scores and their heatmaps, number by number."""
 
 from __future__ import annotations
 
@@ -11,35 +11,68 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError
 
-__all__ = ["MapAgreement", "compare_maps", "kl_divergence", "probabilities", "ssim"]
+__all__ = ["METRICS", "MapAgreement", "Metric", "compare_maps", "kl_divergence", "probabilities", "ssim"]
 
 Array = npt.NDArray[Any]
 Wide = npt.NDArray[np.float64]
 
 _LEAST_PROBABILITY: Final = 1e-12
-"""Smaller ones count as this, so that a class that one model excludes gives a large divergence and no infinity."""
+"""Smaller ones count as this, so that a class that one model excludes gives a large divergence, not infinity."""
 _TOP_PART: Final = 0.2
 _SAME: Final = 1e-5
-"""What rounding alone may make of a heatmap: ranks and hottest pixels must not hang on it."""
+"""Differences that rounding alone may cause; ranks and hottest pixels must not depend on them."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that says how far two explanations agree.
+
+    Attributes:
+        name: key in JSON and in `Agreement.numbers`.
+        title: name in tables.
+        rising: whether larger is better.
+        meaning: what it measures, with its range.
+    """
+
+    name: str
+    title: str
+    rising: bool
+    meaning: str
+
+
+METRICS: Final = {
+    metric.name: metric
+    for metric in (
+        Metric("pearson", "Pearson", rising=True, meaning="correlation of the heatmaps' values, -1 to 1"),
+        Metric("spearman", "Spearman", rising=True, meaning="correlation of their ranks, -1 to 1"),
+        Metric("cosine", "cosine", rising=True, meaning="cosine of the angle between the heatmaps, 0 to 1"),
+        Metric("ssim", "SSIM", rising=True, meaning="structural similarity, -1 to 1"),
+        Metric("overlap", "IoU of top 20 %", rising=True, meaning="IoU of the hottest 20 % of the pixels, 0 to 1"),
+        Metric("difference", "max difference", rising=False, meaning="largest difference of two pixels, 0 to 1"),
+        Metric("shift", "shift (pixels)", rising=False, meaning="distance between the hottest pixels of the image"),
+        Metric("shift_part", "shift / diagonal", rising=False, meaning="shift over the diagonal compared, 0 to 1"),
+        Metric("divergence", "KL divergence", rising=False, meaning="from the first model's probabilities, in nats"),
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapAgreement:
     """Two heatmaps ``[H, W]`` in [0, 1] against each other.
 
-    Where a map is blank (zero everywhere), correlations are not defined. By convention two blank maps agree fully, and
-    a blank map agrees with another in nothing; the same holds for maps that are constant, of the correlations alone.
+    Correlations of a blank map (zero everywhere) are undefined. By convention two blank maps agree fully, and a blank
+    map and another not at all. The correlations treat constant maps the same way.
 
     Attributes:
         difference: largest absolute difference of two pixels, 0 to 1; 0 is best.
-        cosine: of the angle between the maps as vectors, 0 to 1.
+        cosine: cosine of the angle between the maps as vectors, 0 to 1.
         pearson: correlation of the values, -1 to 1.
-        spearman: correlation of the ranks, -1 to 1; values equal when rounded to 1e-5 share the mean of theirs.
+        spearman: correlation of the ranks, -1 to 1; values that are equal when rounded to 1e-5 share their mean rank.
         ssim: mean structural similarity, -1 to 1; see `ssim`.
-        overlap: intersection over union of the hottest 20 % of the pixels, 0 to 1. Pixels of value zero are never hot;
-            of equal ones at the limit all are.
+        overlap: intersection over union (IoU) of the hottest 20 % of the pixels, 0 to 1. Pixels of value zero are
+            never hot; all pixels equal to the threshold are.
         shift: distance between the hottest pixels, in pixels; of equal ones the first in reading order counts.
-        shift_part: the same in parts of the diagonal, 0 to 1.
+        shift_part: `shift` over the diagonal, 0 to 1.
         blank: whether the first and the second map are blank.
     """
 
@@ -62,12 +95,12 @@ def compare_maps(first: Array, second: Array) -> MapAgreement:
     """
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
         raise InputError(
-            f"only heatmaps of one shape [height, width] can be compared, not {list(first.shape)} and "
-            f"{list(second.shape)}: lay both on the image first"
+            f"heatmaps of shapes {list(first.shape)} and {list(second.shape)} cannot be compared; project both on one "
+            "grid [height, width] first"
         )
     a, b = first.astype(np.float64), second.astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise InputError("a heatmap with NaN or infinite values cannot be compared: mend what it comes from")
+        raise InputError("a heatmap with NaN or infinite values cannot be compared; check the model it comes from")
     diagonal = math.hypot(*a.shape)
     blank = not a.any(), not b.any()
     difference = float(np.abs(a - b).max())
@@ -105,7 +138,7 @@ def ssim(first: Array, second: Array) -> float:
 
     Wang, Bovik, Sheikh and Simoncelli 2004 (Image quality assessment: from error visibility to structural similarity),
     eq. 13, with the paper's constants (0.01, 0.03) and its Gaussian window of 11x11 pixels and deviation 1.5; averaged
-    over the places where the whole window lies on the map. A map narrower than the window takes one of its own size.
+    over the positions where the whole window fits into the map. On a narrower map the window is of the map's size.
     """
     a, b = first.astype(np.float64), second.astype(np.float64)
     mean_a, mean_b = _blurred(a), _blurred(b)
@@ -121,18 +154,18 @@ def probabilities(scores: Array, activation: str, *, single_logit: bool = False)
     """The distribution over classes that a model's scores stand for.
 
     Args:
-        scores: one a class, `float [C]`.
-        activation: what they went through last: `softmax`, `logsoftmax`, `sigmoid`, or nothing.
+        scores: one per class, `float [C]`.
+        activation: the last activation: `softmax`, `logsoftmax`, `sigmoid`, or an empty string.
         single_logit: the scores of two classes come from one logit, class 0 being its complement.
 
     Returns:
-        `float64 [C]` with sum 1. Sigmoids of many classes are brought back to logits before the softmax. `None` for
+        `float64 [C]` with sum 1. Sigmoids of many classes are turned into logits before the softmax. `None` for
         integers, which are quantised scores of unknown scale.
     """
     if scores.dtype.kind != "f":
         return None
     values = scores.astype(np.float64)
-    # What a graph calls nothing may be probabilities all the same; logits do not add up to one by chance.
+    # Without an activation in the graph these may still be probabilities; logits do not sum to one by chance.
     finished = values.min() >= 0 and abs(values.sum() - 1) < 1e-3
     if activation == "softmax" or (finished and (single_logit or not activation)):
         return np.asarray(values / values.sum())
@@ -148,24 +181,24 @@ def probabilities(scores: Array, activation: str, *, single_logit: bool = False)
 def kl_divergence(reference: Wide, other: Wide) -> float:
     """Kullback-Leibler divergence of `other` from `reference`, in nats; 0 where they are equal.
 
-    Probabilities below 1e-12 count as that, so that the result is never above 27.7.
+    Probabilities below 1e-12 count as 1e-12, so that the result is never above 27.7.
     """
     p, q = (np.maximum(x, _LEAST_PROBABILITY) for x in (reference, other))
     return max(0.0, float(np.sum(reference * np.log(p / q))))
 
 
 def _blurred(values: Wide) -> Wide:
-    """Gaussian-weighted means of the windows that lie wholly on `values`."""
+    """Gaussian-weighted means of the windows that fit into `values`."""
     return np.asarray(_along_rows(_along_rows(values).T).T)
 
 
 def _along_rows(values: Wide) -> Wide:
     radius = min(5, (len(values) - 1) // 2)
     window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 1.5) ** 2)
-    places = len(values) - 2 * radius
-    total = np.zeros((places, values.shape[1]))
+    count = len(values) - 2 * radius
+    total = np.zeros((count, values.shape[1]))
     for start, weight in enumerate(window / window.sum()):
-        total += weight * values[start : start + places]
+        total += weight * values[start : start + count]
     return total
 
 
@@ -182,7 +215,7 @@ def _correlation(a: Wide, b: Wide) -> float:
 
 
 def _ranks(values: Wide) -> Wide:
-    """The rank of every pixel; equal values share the mean of theirs."""
+    """The rank of every pixel; equal values share their mean rank."""
     levels = np.rint(values / _SAME).astype(np.int64)
     _, which, counts = np.unique(levels, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[which].reshape(values.shape))

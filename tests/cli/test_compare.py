@@ -45,7 +45,7 @@ def test_a_model_against_itself(compare, classifier, images):
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    assert lines[0].endswith("small.onnx #2 against " + str(classifier) + " #1: 3 images, the same best class on 3")
+    assert lines[0].endswith("small.onnx #2 against " + str(classifier) + " #1: 3 images, same top-1 class on 3")
     assert lines[1].split() == ["mean", "median", "worst"]
     assert lines[2].split() == ["Pearson", "1", "1", "1"]
     assert len(lines) == 2 + len(METRICS)
@@ -68,13 +68,16 @@ def test_json_has_every_image_and_the_sums(compare, classifier, swapped, images,
     for image in found["images"]:
         assert image["class"]["label"] == "red"
         (agreement,) = image["agreement"]
-        assert set(agreement) == {"model", "score", "same_top", "blank", *METRICS}
+        assert set(agreement) == {"model", "score", "top", "same_top", "blank", *METRICS}
     # The images are green, red, blue; the second model exchanges red and blue.
     assert [i["agreement"][0]["same_top"] for i in found["images"]] == [True, False, False]
+    assert [i["top"]["label"] for i in found["images"]] == ["green", "red", "blue"]
+    assert [i["agreement"][0]["top"]["label"] for i in found["images"]] == ["green", "blue", "red"]
     (summary,) = found["summary"]
     assert summary["model"] == "swapped.onnx"
     assert summary["same_top"] == pytest.approx(1 / 3)
     assert summary["images"] == 3
+    assert summary["flipped"] == [str(images / n) for n in ("a.png", "b.png")]
     for metric in METRICS:
         values = [i["agreement"][0][metric] for i in found["images"]]
         rising = metric in METRICS[:5]
@@ -88,12 +91,38 @@ def test_json_has_every_image_and_the_sums(compare, classifier, swapped, images,
 def test_agreement_below_the_limit_is_exit_code_1(compare, swapped, image):
     result = compare(swapped, "--images", image, "--fail-below", 0.95)
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: the agreement is below 0.95 for swapped.onnx (mean Pearson ")
+    assert result.stderr.startswith("error: swapped.onnx: the mean Pearson is ")
+    assert ", below 0.95; " in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert result.stdout.startswith("swapped.onnx against small.onnx: 1 images")
+    assert result.stdout.startswith("swapped.onnx against small.onnx: 1 image,")
     assert compare(swapped, "--images", image, "--fail-below", -1).exit_code == 0
     low = compare(swapped, "--images", image, "--fail-below", 0.95, "--metric", "overlap").stderr
-    assert "(mean overlap " in low
+    assert "the mean IoU of top 20 % is " in low
+
+
+def test_a_gate_on_the_top_1_class_names_the_images(compare, swapped, images):
+    """Red and blue flip, green does not; the mean of the metric alone would not say so."""
+    result = compare(swapped, "--images", images, "--fail-below", -1, "--fail-below-top1", 0.5)
+    assert result.exit_code == 1
+    (sentence,) = result.stderr.splitlines()
+    assert sentence == (
+        "error: swapped.onnx: the top-1 class is the same on 33.3% of the images, below 50.0%; it differs on a.png, "
+        "b.png"
+    )
+    assert compare(swapped, "--images", images, "--fail-below-top1", 0.33).exit_code == 0
+
+
+def test_a_gate_on_the_worst_image(compare, swapped, images, image):
+    values = {
+        record["path"]: record["agreement"][0]["pearson"]
+        for record in json.loads(compare(swapped, "--images", images, "--images", image, "--json").stdout)["images"]
+    }
+    lowest = min(values.values())
+    arguments = (swapped, "--images", images, "--images", image, "--fail-worst")
+    result = compare(*arguments, lowest + 1e-4)
+    assert result.exit_code == 1
+    assert f"the Pearson of 1 image is below {lowest + 1e-4:g}: " in result.stderr
+    assert compare(*arguments, lowest).exit_code == 0
 
 
 def test_report_is_written_whole(compare, swapped, images, here):
@@ -102,7 +131,7 @@ def test_report_is_written_whole(compare, swapped, images, here):
     assert result.stdout.splitlines()[-1] == "report: out/page.html"
     text = (here / "out" / "page.html").read_text("utf-8")
     assert text.startswith("<!DOCTYPE html>")
-    assert "by SSIM, the least first" in text
+    assert "by SSIM, lowest first" in text
     assert text.count("<article ") == 3
     assert [p.name for p in (here / "out").iterdir()] == ["page.html"]
 
@@ -123,7 +152,7 @@ def test_a_bad_image_is_reported_and_the_others_go_on(compare, swapped, images):
     assert len(result.stderr.splitlines()) == 1
     assert "c.png' is not an image" in result.stderr
     found = json.loads(result.stdout)
-    assert [sorted(i) for i in found["images"]][2:] == [["agreement", "class", "path"], ["error", "path"]]
+    assert [sorted(i) for i in found["images"]][2:] == [["agreement", "class", "path", "top"], ["error", "path"]]
     assert found["summary"][0]["images"] == 3
 
 
@@ -149,7 +178,7 @@ def test_options_once_for_all_or_once_for_each(call, classifier, image):
     assert layers(*both, "--layer", "", "--layer", "maps") == ["active", "maps"]
     assert layers(*both, *both, "--layer", "maps") == ["maps", "maps"]
     said = refused(call("compare", *[classifier] * 3, "--images", image, "--layer", "a", "--layer", "b"), 2)
-    assert "--layer: it was given 2 times for 3 models; give it once for all, or once for each" in said
+    assert "--layer: given 2 times for 3 models; give it once for all, or once for each" in said
 
 
 def test_explained_models_are_compared_as_they_are(call, classifier, image):
@@ -196,7 +225,7 @@ def test_labels_of_each_model(call, classifier, swapped, image, labels, here):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--images", "squares.png"), "two are compared"),
+        (("--images", "squares.png"), "give another model"),
         (("-", "--images", "squares.png"), "standard input"),
         (("swapped.onnx", "--images", "-"), "standard input"),
         (("swapped.onnx", "--images", "squares.png", "--report", "page.png"), "does not end in .html"),
@@ -217,6 +246,7 @@ def test_wrong_usage(compare, swapped, image, arguments, words):
         (("swapped.onnx", "--images", "squares.png", "--target", "top3"), "top3 may be several classes"),
         (("swapped.onnx", "--images", "squares.png", "--target", "9"), "small.onnx: class 9 is out of range"),
         (("swapped.onnx", "--images", "squares.png", "--native", "swapped.onnx"), "holds no maps"),
+        (("--native", "none.npz", "--images", "squares.png", "--fail-below-top1", "1"), "no top-1 class"),
         (("swapped.onnx", "--images", "squares.png", "--provider", "abacus"), "small.onnx: "),
     ],
 )

@@ -13,7 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.errors import InputError, ModelError, TargetError
-from onnx_gradcam.evaluation.comparison import METRICS, Compared, NativeMaps, compare_models, spreads
+from onnx_gradcam.evaluation.comparison import spreads
+from onnx_gradcam.evaluation.native import NativeMaps
+from onnx_gradcam.evaluation.pairing import Compared, compare_models
+from onnx_gradcam.evaluation.similarity import METRICS
 
 PREPROCESS = {"scale": 1 / 255}
 NAMES = ["red", "green", "blue"]

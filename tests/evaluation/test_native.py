@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.evaluation.comparison import NativeMaps
+from onnx_gradcam.evaluation.native import NativeMaps
 
 
 def test_maps_are_found_by_the_name_of_the_image_and_finished(tmp_path):
@@ -52,7 +52,7 @@ def test_other_arrays_are_refused(tmp_path, array, words):
 
 def test_a_missing_map_says_how_to_name_it(tmp_path):
     np.savez(tmp_path / "maps.npz", b=np.ones((2, 2)))
-    with pytest.raises(InputError, match=r"no map for 'photos/a.jpg': name the array 'a.jpg'"):
+    with pytest.raises(InputError, match=r"no map for 'photos/a.jpg'; name the array 'a.jpg'"):
         NativeMaps(tmp_path / "maps.npz").heatmap("photos/a.jpg")
 
 
@@ -80,7 +80,7 @@ def stored(array: np.ndarray) -> bytes:
 def test_every_cut_of_an_array_is_refused(tmp_path):
     whole = stored(np.ones((8, 8), np.float32))
     for end in range(0, len(whole), 7):
-        with pytest.raises(InputError, match=r"damaged|cut off"):
+        with pytest.raises(InputError, match=r"damaged|truncated"):
             archive(tmp_path / "maps.npz", whole[:end]).heatmap("a.jpg")
 
 
@@ -104,5 +104,5 @@ def test_a_damaged_archive_is_refused(tmp_path):
     middle = len(data) // 2
     data[middle : middle + 40] = bytes(40)
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"damaged|cut off"):
+    with pytest.raises(InputError, match=r"damaged|truncated"):
         NativeMaps(path).heatmap("a.jpg")

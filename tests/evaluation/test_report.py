@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
-from support.comparisons import EVIL, page, result
+from support.comparisons import EVIL, comparison, page, result
 
-from onnx_gradcam.evaluation.comparison import METRICS
-from onnx_gradcam.evaluation.report import Report
+from onnx_gradcam.evaluation import report
+from onnx_gradcam.evaluation.similarity import METRICS
+from onnx_gradcam.images.decoding import Placement
 
 VOID = {"meta", "img"}
 
@@ -77,7 +79,7 @@ def test_images_lie_inside_and_say_what_they_show():
 
 
 def test_names_are_text_wherever_they_stand():
-    text = page([result(EVIL, 2, label=EVIL)], sides=(EVIL, "b"), failed=[(EVIL, EVIL)], folder="", limit=0.5)
+    text = page([result(EVIL, 2, label=EVIL)], sides=(EVIL, "b"), failed=[(EVIL, EVIL)], limit=0.5)
     parsed = Page(text)
     known = "html head meta title style body main h1 h2 h3 p div table thead tbody tr th td a article figure img small "
     known += "figcaption strong dl dt dd footer bdi span"
@@ -119,11 +121,11 @@ def test_tables_have_headers_and_scroll_by_keyboard():
 def test_a_page_is_bounded():
     """Of many images the worst 24 are shown, all are in the table, and no pixels of others are kept."""
     shifts = np.random.default_rng(0).permutation(200) / 80
-    report = Report({"a": {}, "b": {}}, "pearson")
-    for i, shift in enumerate(shifts):
-        report.add(result(f"{i}.png", shift))
-        assert len(report._cards) <= 24
-    text = report.html()
+    results = comparison([result(f"{i}.png", shift) for i, shift in enumerate(shifts)])
+    for _ in results:
+        assert len(results._shown) <= 24
+        assert all(small.image.shape[:2] == (240, 320) for _, _, small in results._shown)
+    text = results.html()
     parsed = Page(text)
     shown = [int(e["id"][1:]) for e in parsed.all("article")]
     assert len(shown) == 24
@@ -135,11 +137,23 @@ def test_a_page_is_bounded():
 
 def test_only_what_is_shown_is_drawn(monkeypatch):
     drawn = []
-    monkeypatch.setattr(Report, "_card", lambda *given: drawn.append(given[2]) or "")
-    report = Report({"a": {}, "b": {}}, "pearson")
-    for i in range(40):
-        report.add(result(f"{i}.png", 3 - 3 * i / 40))
-    assert drawn == list(range(24))
+    monkeypatch.setattr(report, "overlay", lambda image, heatmap: drawn.append(heatmap) or image)
+    results = comparison([result(f"{i}.png", 3 - 3 * i / 40) for i in range(40)])
+    assert [number for number, _ in results.shown] == list(range(24))
+    assert drawn == []
+    results.html()
+    assert len(drawn) == 2 * 24
+
+
+def test_margins_that_the_model_did_not_see_are_not_tinted():
+    one = result("a.png", 1)
+    laid = [replace(half, placement=Placement((20, 0, 60, 60), 60, 80)) for half in one.laid]
+    parsed = Page(page([replace(one, laid=laid)]))
+    for p in parsed.all("img")[1:]:
+        data = base64.b64decode(p["src"].split(",", 1)[1])
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert np.abs(pixels[:, :70].astype(int) - 90).max() < 3
+        assert np.abs(pixels[:, 90:230].astype(int) - 90).max() > 20
 
 
 def test_blank_and_native_maps_are_named():
@@ -160,9 +174,17 @@ def test_the_limit_is_held_against_the_mean():
 
 
 def test_paths_are_shown_less_their_folder():
-    parsed = Page(page([result("/deep/photos/x/a.png", 1), result("/other/b.png", 1)], folder="/deep/photos"))
-    assert "x/a.png" in parsed.text
-    assert "/other/b.png" in parsed.text
+    inside = Page(page([result("/deep/photos/x/a.png", 1), result("/deep/photos/b.png", 1)]))
+    assert {"x/a.png", "b.png"} <= set(inside.text)
+    apart = Page(page([result("/deep/photos/x/a.png", 1), result("b.png", 1)]))
+    assert {"/deep/photos/x/a.png", "b.png"} <= set(apart.text)
+
+
+def test_both_classes_are_shown_where_they_differ():
+    text = page([result("a.png", 4)])
+    assert '<dd class="bad"><bdi>tiger cat</bdi> instead of <bdi>tabby</bdi></dd>' in text
+    assert '<td class="bad">no: <bdi>tiger cat</bdi></td>' in text
+    assert "tiger cat" not in page([result("a.png", 1)])
 
 
 def test_a_page_without_any_result_says_so():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_gradcam.evaluation.comparison import Agreement, Compared, Laid
-from onnx_gradcam.evaluation.report import Report
+from onnx_gradcam.errors import InputError
+from onnx_gradcam.evaluation.comparison import Comparison, Gates
+from onnx_gradcam.evaluation.pairing import Agreement, Compared, Laid
 from onnx_gradcam.evaluation.similarity import compare_maps
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.runtime.explainer import Target
@@ -26,18 +27,25 @@ def result(path: str, shift: int, *, label: str = "tabby", native: bool = False,
     other = None if native else Target(3, label, 0.25)
     agreement = Agreement(
         side="b",
+        top=other if shift < 3 else None if native else Target(7, "tiger cat", 0.5),
         same_top=None if native else shift < 3,
         divergence=None if native else 0.01 * shift,
         maps=compare_maps(first, second),
         target=other,
     )
-    return Compared(path, target, [agreement], image, [Laid(first, placement, target), Laid(second, placement, other)])
+    return Compared(
+        path, target, target, [agreement], image, [Laid(first, placement, target), Laid(second, placement, other)]
+    )
 
 
-def page(results, sides=("a", "b"), failed=(), **options) -> str:
-    report = Report({name: {"file": f"{name}.onnx", "layer": "conv"} for name in sides}, "pearson", **options)
-    for one in results:
-        report.add(one)
-    for one in failed:
-        report.fail(*one)
-    return report.html()
+def comparison(results, sides=("a", "b"), failed=(), limit=None) -> Comparison:
+    return Comparison(
+        sides={name: {"file": f"{name}.onnx", "layer": "conv"} for name in sides},
+        images=[one.path for one in results] + [path for path, _ in failed],
+        results=iter([*results, *(InputError(reason) for _, reason in failed)]),
+        gates=Gates(mean=limit),
+    )
+
+
+def page(results, **options) -> str:
+    return comparison(results, **options).html()

@@ -1,0 +1,253 @@
+"""One image, several models: the heatmaps of one class, and how far each model agrees with the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.errors import ExplainError, InputError, TargetError
+from onnx_gradcam.images.decoding import Image, Placement, read_image
+from onnx_gradcam.runtime.classes import find_label
+from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target
+
+from .native import NativeMaps
+from .similarity import METRICS, MapAgreement, compare_maps, kl_divergence, probabilities
+
+__all__ = ["Agreement", "Compared", "Laid", "compare_models", "named_errors", "target_dict"]
+
+_GRID: Final = 512
+"""Longer side, in pixels, of the grid that heatmaps are compared on; they have no finer detail."""
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """One side's heatmap of an image, and the part of the image it covers.
+
+    Attributes:
+        heatmap: `float32 [h, w]` in [0, 1], over the model's input.
+        placement: where the model's input is on the image.
+        target: the explained class by this side's own index, name and score; `None` for native maps.
+    """
+
+    heatmap: npt.NDArray[np.float32]
+    placement: Placement
+    target: Target | None
+
+    def on(self, height: int, width: int, outside: float = 0) -> npt.NDArray[np.float32]:
+        """The heatmap over the whole image, resized to `height` x `width`; `outside` where the model did not look."""
+        x0, y0, x1, y1 = self.box(height, width)
+        return Placement((x0, y0, x1, y1), height, width).project(self.heatmap, outside)
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The box (x0, y0, x1, y1) that the model saw, in pixels of the image resized to `height` x `width`."""
+        down, right = height / self.placement.height, width / self.placement.width
+        x0, y0, x1, y1 = self.placement.box
+        return x0 * right, y0 * down, x1 * right, y1 * down
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """One side against the first, on one image.
+
+    Attributes:
+        side: the side's name.
+        top: the side's top-1 class; `None` for native maps.
+        same_top: whether it is the first side's top-1 class; `None` for native maps.
+        divergence: KL divergence of its class probabilities from the first's, in nats; `None` without probabilities.
+        maps: agreement of the heatmaps where at least one of the models looked; `shift` in pixels of the image.
+        target: the explained class as this side has it; `None` for native maps.
+    """
+
+    side: str
+    top: Target | None
+    same_top: bool | None
+    divergence: float | None
+    maps: MapAgreement
+    target: Target | None
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """The value of every metric of `METRICS`; all are finite."""
+        values = {**asdict(self.maps), "divergence": self.divergence}
+        return {name: values[name] for name in METRICS}
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """All sides on one image.
+
+    Attributes:
+        path: path of the image.
+        target: the explained class as the first side has it.
+        top: the first side's top-1 class.
+        agreements: one for each side but the first.
+        image: the image, `uint8 [H, W, 3]` RGB.
+        laid: one for each side.
+    """
+
+    path: str
+    target: Target
+    top: Target
+    agreements: Sequence[Agreement]
+    image: Image
+    laid: Sequence[Laid]
+
+
+def compare_models(
+    models: Mapping[str, Explainer],
+    images: Iterable[str],
+    target: int | str | None = None,
+    *,
+    natives: Mapping[str, NativeMaps] | None = None,
+) -> Iterator[Compared | InputError]:
+    """Explain each image with every model, and compare the others with the first.
+
+    One image is held at a time. All models explain the same class: by its name where they have names, else by its
+    index.
+
+    Args:
+        models: explainers by name, at least one.
+        images: paths.
+        target: class index or name of the first model; by default its top-1 class of each image.
+        natives: maps from other programs, by name. They are taken to cover what the first model sees.
+
+    Yields:
+        One result per image, in order; the error of an image that cannot be read or has no map.
+
+    Raises:
+        TargetError: the models have different classes, or the class does not exist or cannot be chosen.
+        ModelError: a model does not run; the message names it.
+    """
+    pairing = _Pairing(models, natives or {}, target)
+    for image in images:
+        yield pairing.attempt(image)
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Put the name of a model before the message of its errors."""
+    try:
+        yield
+    except ExplainError as exc:
+        raise type(exc)(f"{name}: {exc}") from exc
+
+
+def target_dict(target: Target) -> dict[str, Any]:
+    """A class as JSON values: `index`, `label`, and `score`, which is `None` where it is not finite."""
+    return {**asdict(target), "score": target.score if math.isfinite(target.score) else None}
+
+
+class _Pairing:
+    """The models, and which class of each is which of the first."""
+
+    def __init__(
+        self, models: Mapping[str, Explainer], natives: Mapping[str, NativeMaps], target: int | str | None
+    ) -> None:
+        (self.first, _), *_ = models.items()
+        self.models = models
+        self.natives = natives
+        self.target = target
+        self.classes: dict[str, list[int]] = {}
+
+    def attempt(self, image: str) -> Compared | InputError:
+        try:
+            return self._compared(image)
+        except InputError as exc:
+            return exc
+
+    def _compared(self, path: str) -> Compared:
+        image = read_image(path)
+        mine = self._explained(self.first, image, self.target)
+        reference = Laid(mine.heatmap, mine.placement, mine.target)
+        top = mine.top(1)[0]
+        laid, agreements = [reference], []
+        for name in list(self.models)[1:]:
+            if name not in self.classes:
+                # One run tells how many scores there are, whatever the model declares.
+                theirs = self._explained(name, image, None)
+                self.classes[name] = _class_numbers(self.first, mine, name, theirs)
+            numbers = self.classes[name]
+            theirs = self._explained(name, image, numbers[mine.target.index])
+            laid.append(Laid(theirs.heatmap, theirs.placement, theirs.target))
+            p, q = self._probabilities(self.first, mine), self._probabilities(name, theirs)
+            other = theirs.top(1)[0]
+            agreements.append(
+                Agreement(
+                    side=name,
+                    top=other,
+                    same_top=numbers[top.index] == other.index,
+                    divergence=None if p is None or q is None else kl_divergence(p, q[numbers]),
+                    maps=_on_common_ground(reference, laid[-1]),
+                    target=theirs.target,
+                )
+            )
+        for name, maps in self.natives.items():
+            laid.append(Laid(_resized(maps.heatmap(path), *mine.heatmap.shape), mine.placement, None))
+            common = _on_common_ground(reference, laid[-1])
+            agreements.append(Agreement(side=name, top=None, same_top=None, divergence=None, maps=common, target=None))
+        return Compared(path, mine.target, top, agreements, image, laid)
+
+    def _explained(self, name: str, image: Image, target: int | str | None) -> Explanation:
+        """One model's explanation; errors name the model."""
+        with named_errors(name):
+            return self.models[name](image, target)
+
+    def _probabilities(self, name: str, explanation: Explanation) -> npt.NDArray[np.float64] | None:
+        metadata = self.models[name].metadata
+        return probabilities(explanation.scores, metadata.activation, single_logit=metadata.single_logit)
+
+
+def _class_numbers(first: str, mine: Explanation, second: str, theirs: Explanation) -> list[int]:
+    """The second model's index of each class of the first.
+
+    Raises:
+        TargetError: the two do not have the same classes.
+    """
+    count, other = len(mine.scores), len(theirs.scores)
+    names, others = mine.labels, theirs.labels
+    if names is None or others is None or len(names) != count or len(others) != other:
+        if count == other:
+            return list(range(count))
+        raise TargetError(
+            f"{first} has {count} classes and {second} has {other}; give both their class names with --labels, so that "
+            "classes of the same name are compared"
+        )
+    if list(names) == list(others):
+        return list(range(count))
+    try:
+        numbers = [find_label(name, others) for name in names]
+    except TargetError as exc:
+        raise TargetError(
+            f"{first} and {second} do not have the same classes ({exc}); where only the spelling differs, give one "
+            "--labels for all"
+        ) from exc
+    if len(set(numbers)) < count:
+        raise TargetError(
+            f"several classes of {first} have the same name in {second}; give one --labels for all, each name once"
+        )
+    return numbers
+
+
+def _resized(heatmap: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    """A heatmap at the size of the model's input; resized to the image in one step it would differ from the model's."""
+    rows, columns = heatmap.shape
+    whole = Laid(heatmap, Placement((0.0, 0.0, columns, rows), rows, columns), None)
+    return whole.on(height, width)
+
+
+def _on_common_ground(first: Laid, second: Laid) -> MapAgreement:
+    """Compare where at least one of the models looked: margins that both crop would count as agreement."""
+    height, width = first.placement.height, first.placement.width
+    factor = max(1.0, max(height, width) / _GRID)
+    tall, wide = max(1, round(height / factor)), max(1, round(width / factor))
+    boxes = [laid.box(tall, wide) for laid in (first, second)]
+    x0, y0 = (math.floor(min(b[i] for b in boxes)) for i in (0, 1))
+    x1, y1 = (math.ceil(max(b[i] for b in boxes)) for i in (2, 3))
+    maps = compare_maps(*(laid.on(tall, wide)[max(y0, 0) : y1, max(x0, 0) : x1] for laid in (first, second)))
+    return replace(maps, shift=maps.shift * factor)
