@@ -1,6 +1,6 @@
 """Throughput of `onnx-gradcam batch` on this computer against plain ONNX Runtime on images that are decoded already.
 
-    pip install 'onnx-gradcam[batch]'
+    pip install '.[batch]'
     python benchmarks/batch.py
     python benchmarks/batch.py --network mobilenet_v2 --images 5000 --formats parquet npz
 

@@ -1,6 +1,6 @@
 """Latency and throughput of the server: the explained model against the unexplained one, on every way in.
 
-    pip install 'onnx-gradcam[serve]' 'tritonclient[grpc]'
+    pip install '.[serve]' 'tritonclient[grpc]'
     python benchmarks/serving.py
     python benchmarks/serving.py --network resnet50 --seconds 10
 

@@ -1,6 +1,6 @@
 """Whether a server's memory stays where it is: requests of all kinds for minutes, good and bad ones.
 
-    pip install 'onnx-gradcam[serve]' 'tritonclient[grpc]'
+    pip install '.[serve]' 'tritonclient[grpc]'
     python benchmarks/soak.py models/shapes.onnx --minutes 10
 
 Prints the resident memory every half minute, and fails where the second half of the time ends more than 2 % above the

@@ -33,6 +33,6 @@ def kserve(
       onnx-gradcam triton explained.onnx -o repository
       onnx-gradcam kserve shapes s3://models/repository | kubectl apply -f -
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    from onnx_gradcam.serve.manifests import manifest  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.serve.manifests import write_manifest  # noqa: PLC0415 - --help must not wait for it
 
-    say(manifest(name, uri, namespace=namespace, cpu=cpu, memory=memory, gpus=gpus, replicas=replicas).rstrip())
+    say(write_manifest(name, uri, namespace=namespace, cpu=cpu, memory=memory, gpus=gpus, replicas=replicas).rstrip())

@@ -24,9 +24,9 @@ def run(
         server = importlib.import_module("onnx_gradcam.serve.server")
     except ModuleNotFoundError as error:
         raise InputError(
-            f"the server needs {error.name}, which is not installed; run `pip install 'onnx-gradcam[serve]'` "
+            f"the server needs {error.name}, which is not installed; run `pip install '.[serve]'` in a clone "
             "(Python 3.10 to 3.12)"
         ) from error
     http, grpc, metrics = ports
     address = server.Address(host=host, http=http, grpc=grpc, metrics=metrics)
-    server.serve_model(model, name=name, address=address, limits=Limits(**limits), **options)
+    server.serve(model, name=name, address=address, limits=Limits(**limits), **options)

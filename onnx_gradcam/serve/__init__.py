@@ -1,1 +1,1 @@
-"""Explained models on inference servers: MLServer live; Triton and KServe as files that are written for them."""
+"""Serve explained models: a REST and gRPC server, Triton model repositories, KServe manifests."""

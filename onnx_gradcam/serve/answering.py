@@ -1,4 +1,4 @@
-"""A query in, its results out: tensors to tensors, images to scores, heatmaps and overlays."""
+"""Answers to queries: model outputs for tensors; scores, heatmaps and overlays for images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ServerError, near_matches
+from onnx_gradcam.errors import ServerError, near_matches, reason
 from onnx_gradcam.images.decoding import Placement, resized
 from onnx_gradcam.images.drawing import COLORMAPS, encode_image, overlay
 from onnx_gradcam.runtime.classes import parse_top
@@ -38,34 +38,31 @@ IMAGE_OUTPUTS: Final[Mapping[str, str]] = {
     "heatmap_png": "BYTES",
     "overlay_png": "BYTES",
 }
-"""What there is for images, and of which datatype."""
-_USUAL: Final = ("scores", "image", "heatmap_class", "label", "score", "overlay_png")
+"""The outputs that can be requested for images, with their datatypes."""
+_DEFAULT_OUTPUTS: Final = ("scores", "image", "heatmap_class", "label", "score", "overlay_png")
 
 _PROTOCOL_PARAMETERS: Final = frozenset({"binary_data_output", "content_type", "headers", "priority", "timeout"})
-"""Parameters of clients and servers that have no bearing on an explanation."""
-_LONGEST_TARGET: Final = 256
+"""Parameters of clients and servers that do not affect an explanation."""
+_MAX_TARGETS: Final = 256
+"""Classes per request, and characters per class name."""
 _OVERLAY_SIDE: Final = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class _Map:
-    """One heatmap on its way out."""
+    """One heatmap of an image."""
 
     image: int
     explanation: Explanation
-    which: int
-
-    @property
-    def of(self) -> ClassMap:
-        return self.explanation.maps[self.which]
+    class_map: ClassMap
 
 
 class Answerer:
-    """Answers queries about one model; many threads may ask at once.
+    """Answers queries about one model; thread-safe.
 
     Args:
         explainer: the model.
-        limits: what one request may ask for.
+        limits: upper bounds for one request.
     """
 
     def __init__(self, explainer: BatchingExplainer, limits: Limits) -> None:
@@ -77,75 +74,76 @@ class Answerer:
         """Answer a query.
 
         Returns:
-            The outputs, the kind of input (`tensor` or `image`) and how many heatmaps were made.
+            The outputs, the kind of input (`tensor` or `image`) and the number of heatmaps.
 
         Raises:
-            ExplainError: the query cannot be answered; `ServerError` says with which status.
+            ExplainError: the query cannot be answered; `ServerError` carries the HTTP status.
         """
         tensors = {tensor.name: tensor for tensor in query.tensors}
         if len(tensors) != len(query.tensors):
-            raise ServerError("two inputs have the same name; send each once")
-        known = {*_PROTOCOL_PARAMETERS, "target"}
+            raise ServerError("two inputs have the same name; send each input once")
+        parameters = {*_PROTOCOL_PARAMETERS, "target"}
         if IMAGES in tensors:
-            known |= {"colormap", "opacity"}
+            parameters |= {"colormap", "opacity"}
         for name in query.parameters:
-            if name not in known:
-                raise ServerError(f"unknown parameter {name[:99]!r}{near_matches(name[:99], known)}")
+            if name not in parameters:
+                raise ServerError(f"unknown parameter {name[:99]!r}{near_matches(name[:99], parameters)}")
         if IMAGES in tensors:
             return self._images(tensors, query)
         return self._tensors(tensors, query)
 
     def _tensors(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
-        facts = self.explainer.metadata
-        known = [name for name in (facts.image_input, facts.class_input, IMAGES) if name]
+        metadata = self.explainer.metadata
+        inputs = [name for name in (metadata.image_input, metadata.class_input, IMAGES) if name]
         for name in tensors:
-            if name not in known:
-                raise ServerError(
-                    f"unknown input {name[:99]!r}{near_matches(name[:99], known)}; known: {', '.join(known)}"
-                )
-        if facts.image_input not in tensors:
-            raise ServerError(f"the input {facts.image_input!r} is missing (or {IMAGES!r}, for image files)")
-        wanted = self._wanted_outputs(query, [result.name for result in self.explainer.results])
-        image = tensors[facts.image_input]
+            _check_name("input", name, inputs)
+        if metadata.image_input not in tensors:
+            raise ServerError(f"the input {metadata.image_input!r} is missing (or {IMAGES!r}, for image files)")
+        names = _output_names(query, [result.name for result in self.explainer.results])
+        image = tensors[metadata.image_input]
         self._check_rows(image.shape[0] if image.shape else 0, 1)
-        info = self._shapes[facts.image_input]
+        info = self._shapes[metadata.image_input]
         batch = numbers(image, info.dtype, info.shape)
-        sizes = dict(zip(facts.layout, batch.shape, strict=True))
+        sizes = dict(zip(metadata.layout, batch.shape, strict=True))
         self._check_input_pixels(len(batch), (sizes["H"], sizes["W"]))
-        classes = self._classes(tensors.get(facts.class_input), query, len(batch))
+        classes = self._classes(tensors.get(metadata.class_input), query, len(batch))
         outputs = self.explainer.run(batch, classes)
-        for name in (facts.heatmap, facts.cam):
+        for name in (metadata.heatmap, metadata.cam):
             if not np.isfinite(outputs[name]).all():
-                raise ServerError("the model gives infinite numbers or NaN for this input; check its preprocessing")
-        results = [Result.of(name, outputs[name]) for name in wanted or outputs]
+                raise ServerError("the model outputs infinite values or NaN for this input; check its preprocessing")
+        results = [Result.of(name, outputs[name]) for name in names or outputs]
         return results, "tensor", len(batch)
 
     def _classes(self, tensor: Tensor | None, query: Query, rows: int) -> list[int]:
-        """The class of each row: of the class input, of the parameter, or -1 for the one with the highest score."""
-        given = query.parameters.get("target")
-        if tensor is not None and given is not None:
-            raise ServerError(f"the class is said twice: by the input {tensor.name!r} and by the parameter 'target'")
+        """The class of each row: from the class input or the parameter, or -1 for the predicted class."""
+        target = query.parameters.get("target")
+        if tensor is not None and target is not None:
+            raise ServerError(
+                f"both the input {tensor.name!r} and the parameter 'target' choose the class; send one of them"
+            )
         if tensor is not None:
             values = numbers(tensor, "int64", (None,) if len(tensor.shape) == 1 else (None, 1)).reshape(-1).tolist()
             indices = [-1 if value < 0 else self.explainer.class_indices([value])[0] for value in values]
-        elif given is None:
+        elif target is None:
             return [-1] * rows
         else:
-            several = _targets(given)
-            if any(parse_top(one) for one in several):
-                raise ServerError(f"a tensor's row has one class; send an image as {IMAGES!r} for the top classes")
-            indices = self.explainer.class_indices(several)
+            targets = _targets(target)
+            if any(parse_top(one) for one in targets):
+                raise ServerError(
+                    f"each row of a tensor is explained for one class; send an image as {IMAGES!r} for the top classes"
+                )
+            indices = self.explainer.class_indices(targets)
         if len(indices) not in (1, rows):
-            raise ServerError(f"there are {len(indices)} classes for {rows} rows; give one, or one a row")
+            raise ServerError(f"there are {len(indices)} classes for {rows} rows; send one class, or one per row")
         return indices * rows if len(indices) == 1 else indices
 
     def _images(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
         if len(tensors) > 1:
-            raise ServerError(f"{IMAGES!r} comes alone; say the class by the parameter 'target'")
-        wanted = self._wanted_outputs(query, list(IMAGE_OUTPUTS)) or list(_USUAL)
+            raise ServerError(f"{IMAGES!r} must be the only input; choose the class with the parameter 'target'")
+        names = _output_names(query, list(IMAGE_OUTPUTS)) or list(_DEFAULT_OUTPUTS)
         target = query.parameters.get("target")
-        several = None if target is None else _targets(target)
-        tops = [parse_top(one) for one in several or ["top1"]]
+        targets = None if target is None else _targets(target)
+        tops = [parse_top(one) for one in targets or ["top1"]]
         colormap, opacity = _drawing(query.parameters)
         sources = files(tensors[IMAGES])
         classes = sum(top.count if top else 1 for top in tops)
@@ -156,35 +154,27 @@ class Answerer:
             size = self.explainer.preprocessing.size
             pixels = decode_image(source, self.limits, free_size=size is None)
             self._check_input_pixels(len(sources) * classes, size or pixels.shape[:2])
-            explanation = self.explainer(pixels, several)
+            explanation = self.explainer(pixels, targets)
             scores.append(explanation.scores.astype(np.float32))
-            maps += [_Map(number, explanation, which) for which in range(len(explanation.maps))]
+            maps += [_Map(number, explanation, class_map) for class_map in explanation.maps]
         make: dict[str, Callable[[], Result]] = {
             "scores": lambda: Result.of("scores", np.stack(scores)),
             "image": lambda: _integers("image", [m.image for m in maps]),
-            "heatmap_class": lambda: _integers("heatmap_class", [m.of.target.index for m in maps]),
-            "label": lambda: Result.of_bytes("label", [m.of.target.label for m in maps]),
-            "score": lambda: Result.of("score", np.array([m.of.target.score for m in maps], np.float32)),
-            "heatmap": lambda: Result.of("heatmap", _stacked("heatmap", [m.of.heatmap for m in maps])),
-            "cam": lambda: Result.of("cam", _stacked("cam", [m.of.cam for m in maps])),
+            "heatmap_class": lambda: _integers("heatmap_class", [m.class_map.target.index for m in maps]),
+            "label": lambda: Result.of_bytes("label", [m.class_map.target.label for m in maps]),
+            "score": lambda: Result.of("score", np.array([m.class_map.target.score for m in maps], np.float32)),
+            "heatmap": lambda: Result.of("heatmap", _stacked("heatmap", [m.class_map.heatmap for m in maps])),
+            "cam": lambda: Result.of("cam", _stacked("cam", [m.class_map.cam for m in maps])),
             "heatmap_png": lambda: Result.of_bytes("heatmap_png", [_heatmap_png(m) for m in maps]),
             "overlay_png": lambda: Result.of_bytes("overlay_png", [_overlay_png(m, colormap, opacity) for m in maps]),
         }
-        return [make[name]() for name in wanted], "image", len(maps)
-
-    def _wanted_outputs(self, query: Query, known: Sequence[str]) -> list[str]:
-        for name in query.outputs:
-            if name not in known:
-                raise ServerError(
-                    f"unknown output {name[:99]!r}{near_matches(name[:99], known)}; known: {', '.join(known)}"
-                )
-        return list(dict.fromkeys(query.outputs))
+        return [make[name]() for name in names], "image", len(maps)
 
     def _check_rows(self, images: int, classes: int) -> None:
         if images * classes > self.limits.rows:
             raise ServerError(
-                f"{images} images times {classes} classes are more than the {self.limits.rows} maps that one "
-                "request may ask for; send several",
+                f"{images} images times {classes} classes exceed the limit of {self.limits.rows} heatmaps per request; "
+                "send several requests",
                 413,
             )
 
@@ -192,37 +182,54 @@ class Answerer:
         pixels = rows * size[0] * size[1]
         if pixels > self.limits.input_pixels:
             raise ServerError(
-                f"the model's input has {pixels} pixels in {rows} rows, more than the {self.limits.input_pixels} that "
-                "one request may have",
+                f"the model's input has {pixels} pixels in {rows} rows, which exceeds the limit of "
+                f"{self.limits.input_pixels} per request; send fewer or smaller images",
                 413,
             )
 
 
-def _targets(given: Any) -> list[int | str]:
-    """The classes asked for: a number, a name or `topK`, or several, as a list or as a JSON list in a string."""
-    if isinstance(given, str) and given.lstrip().startswith("["):
+def _check_name(kind: str, name: str, allowed: Sequence[str]) -> None:
+    if name not in allowed:
+        raise ServerError(
+            f"unknown {kind} {name[:99]!r}{near_matches(name[:99], allowed)}; available: {', '.join(allowed)}"
+        )
+
+
+def _output_names(query: Query, allowed: Sequence[str]) -> list[str]:
+    """The requested outputs, each once; empty for the default ones."""
+    for name in query.outputs:
+        _check_name("output", name, allowed)
+    return list(dict.fromkeys(query.outputs))
+
+
+def _targets(value: Any) -> list[int | str]:
+    """The classes of the parameter `target`: an index, a name, `topK`, a list of these, or a JSON list in a string."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            given = json.loads(given[: 1 << 16])
+            value = json.loads(value[: 1 << 16])
         except (ValueError, RecursionError) as error:
-            raise ServerError(f"the parameter 'target' is no JSON list ({str(error)[:80]})") from error
-    several = given if isinstance(given, list) else [given]
-    if not 0 < len(several) <= _LONGEST_TARGET:
-        raise ServerError(f"the parameter 'target' names {len(several)} classes; name 1 to {_LONGEST_TARGET}")
-    for one in several:
+            raise ServerError(f"the parameter 'target' is not a JSON list ({reason(error, 80)})") from error
+    targets = value if isinstance(value, list) else [value]
+    if not 0 < len(targets) <= _MAX_TARGETS:
+        raise ServerError(f"the parameter 'target' has {len(targets)} classes; send 1 to {_MAX_TARGETS}")
+    for one in targets:
         number = isinstance(one, int) and not isinstance(one, bool) and abs(one) < 2**63
-        if not number and not (isinstance(one, str) and len(one) <= _LONGEST_TARGET):
+        if not number and not (isinstance(one, str) and len(one) <= _MAX_TARGETS):
             raise ServerError(
-                "the parameter 'target' has to be a class's number or name, 'top3' or the like, or a list of them, "
-                f"not {str(one)[:40]!r}"
+                f"the parameter 'target' contains {str(one)[:40]!r}; send the index or name of a class, 'top3' or the "
+                "like, or a list of these"
             )
-    return several
+    return targets
 
 
 def _drawing(parameters: Mapping[str, Any]) -> tuple[str, float]:
-    """Colour map and opacity of an overlay; the opacity may be text, for clients that send no fractions."""
+    """Colour map and opacity of an overlay; the opacity may be a string, as some clients cannot send fractions."""
     colormap, opacity = parameters.get("colormap", "jet"), parameters.get("opacity", 0.5)
     if colormap not in COLORMAPS:
-        raise ServerError(f"unknown colour map {str(colormap)[:40]!r}; known: {', '.join(COLORMAPS)}")
+        name = str(colormap)[:40]
+        raise ServerError(
+            f"unknown colour map {name!r}{near_matches(name, COLORMAPS)}; choose one of {', '.join(COLORMAPS)}"
+        )
     try:
         value = float(opacity) if isinstance(opacity, (str, int, float)) else math.nan
     except (ValueError, OverflowError):
@@ -238,23 +245,23 @@ def _integers(name: str, values: Sequence[int]) -> Result:
 
 def _stacked(name: str, maps: Sequence[Array]) -> Array:
     if len({one.shape for one in maps}) > 1:
-        raise ServerError(f"the images give {name}s of several sizes, which is no tensor; send one at a time")
+        raise ServerError(f"the {name}s of these images have different sizes; send one image per request")
     return np.stack(maps)
 
 
 def _heatmap_png(one: _Map) -> bytes:
-    """The heatmap over the model's input, as a grey image."""
-    levels = np.rint(np.clip(one.of.heatmap, 0, 1) * 255).astype(np.uint8)
+    """The heatmap over the model's input, in grey."""
+    levels = np.rint(np.clip(one.class_map.heatmap, 0, 1) * 255).astype(np.uint8)
     return encode_image(np.repeat(levels[:, :, None], 3, axis=2), ".png")
 
 
 def _overlay_png(one: _Map, colormap: str, opacity: float) -> bytes:
-    """The heatmap over the image, whose longer side is made 1024 pixels if it is larger."""
+    """The heatmap over the image, whose longer side is scaled down to at most 1024 pixels."""
     image, placement = one.explanation.image, one.explanation.placement
     scale = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     x0, y0, x1, y1 = placement.box
     across, down = width / image.shape[1], height / image.shape[0]
     smaller = Placement((x0 * across, y0 * down, x1 * across, y1 * down), height, width)
-    heatmap = smaller.project(one.of.heatmap)
+    heatmap = smaller.project(one.class_map.heatmap)
     return encode_image(overlay(resized(image, height, width), heatmap, colormap=colormap, opacity=opacity), ".png")

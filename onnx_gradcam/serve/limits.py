@@ -1,7 +1,4 @@
-"""What a server grants one request, and all of them together.
-
-Image files of strangers, decoded within limits.
-"""
+"""Upper bounds on requests, and the decoding of untrusted image files within them."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from onnx_gradcam.errors import InputError, ServerError
+from onnx_gradcam.errors import InputError, ServerError, near_matches
 from onnx_gradcam.images.decoding import read_image
 from onnx_gradcam.images.header import HeaderError, stored_size
 
@@ -21,19 +18,22 @@ __all__ = ["Limits", "decode_image"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper bounds; what exceeds one is refused before it costs memory or time.
+    """Upper bounds, checked before a request costs memory or time.
 
     Attributes:
-        request_bytes: of a request's body or message.
-        image_bytes: of one image file.
-        image_pixels: of one image, read from its header before it is decoded.
-        input_pixels: of all rows of a request, and of all that run at once, at the model's input; bounds models of free
-            image size.
-        rows: images times classes in one request.
-        batch: rows that run at once.
-        workers: requests that are decoded, run and encoded at once.
-        pending: requests that may be there at once, waiting ones included.
-        seconds: from a request's arrival to its answer.
+        request_bytes: size of a request body or message.
+        image_bytes: size of an image file.
+        image_pixels: pixels of an image, read from its header before it is decoded.
+        input_pixels: pixels of the model's input over all rows of a request, and over all rows of a batch; bounds
+            models with free image sizes.
+        rows: images times classes per request.
+        batch: rows per run of the model.
+        workers: requests that are decoded, run and encoded concurrently.
+        pending: concurrent requests, including waiting ones.
+        seconds: time from the arrival of a request to its answer.
+
+    Raises:
+        ServerError: a value that is not a number above 0.
     """
 
     request_bytes: int = 32 << 20
@@ -50,29 +50,27 @@ class Limits:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             whole = field.name != "seconds"
-            right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and value > 0
-            if not right:
-                raise ServerError(
-                    f"the limit {field.name!r} has to be a {'whole ' if whole else ''}number above 0, not {value!r}"
-                )
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+                kind = "whole number" if whole else "number"
+                raise ServerError(f"the limit {field.name!r} is {str(value)[:40]!r}; choose a {kind} above 0")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Limits:
-        """Read the limits among a server's settings; those that are not there have their default.
+        """Read limits from a server's settings; the others have their defaults.
 
         Raises:
-            ServerError: an unknown limit, or a value that is none.
+            ServerError: an unknown limit, or a value that is not a number above 0.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = set(settings) - known
-        if unknown:
-            raise ServerError(f"there is no limit {min(unknown)!r}; known: {', '.join(sorted(known))}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise ServerError(f"unknown limit {name!r}{near_matches(name, names)}; available: {', '.join(names)}")
         return cls(**settings)
 
 
 _KINDS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 _LARGEST_RATIO: Final = 32
-"""Of the sides: a crop scales the shorter one up, and a thread of pixels would become gigabytes."""
+"""Of the sides: preprocessing may scale the shorter side up, which would turn a very narrow image into gigabytes."""
 
 
 def decode_image(source: bytes, limits: Limits, *, free_size: bool) -> npt.NDArray[Any]:
@@ -80,29 +78,36 @@ def decode_image(source: bytes, limits: Limits, *, free_size: bool) -> npt.NDArr
 
     Args:
         source: the file.
-        limits: on its bytes and pixels; the latter are read from the header before anything is decoded.
-        free_size: whether the model takes images of any size, as they are.
+        limits: bounds on its bytes and pixels; the latter are read from the header before anything is decoded.
+        free_size: whether the model takes images of any size, without scaling.
 
     Raises:
-        ServerError: no image, a damaged one, or one that is too large.
+        ServerError: the file is not an image, is damaged or too large.
     """
     if len(source) > limits.image_bytes:
-        raise ServerError(f"the image has {len(source)} bytes; {limits.image_bytes} are allowed", 413)
+        raise ServerError(
+            f"the image has {len(source)} bytes, which exceeds the limit of {limits.image_bytes}; send a smaller one",
+            413,
+        )
     if not source.startswith(_KINDS):
-        raise ServerError("what was sent is not an image of a kind that is served: JPEG, PNG or WebP")
+        raise ServerError("the data is not an image in a supported format; send JPEG, PNG or WebP")
     try:
         size = stored_size(source)
     except HeaderError as error:
         raise ServerError(f"the image is damaged: {error}") from error
     if size is None or 0 in size:
-        raise ServerError("the image's header says no size; it is damaged")
+        raise ServerError("the image is damaged: its header has no size")
     height, width = size
     most = min(limits.image_pixels, limits.input_pixels) if free_size else limits.image_pixels
     if height * width > most:
-        raise ServerError(f"the image is {height}x{width} (height x width), above the limit of {most} pixels", 413)
+        raise ServerError(
+            f"the image is {width}x{height}, which exceeds the limit of {most} pixels; send a smaller one", 413
+        )
     if max(size) > _LARGEST_RATIO * min(size):
-        raise ServerError(f"the image is {height}x{width}, too narrow: 1 to {_LARGEST_RATIO} is the most")
+        raise ServerError(
+            f"the image is {width}x{height}, too narrow; its sides may differ by a factor of {_LARGEST_RATIO}"
+        )
     try:
         return read_image(source, max_pixels=limits.image_pixels)
     except InputError as error:
-        raise ServerError(f"the image cannot be read: {error}") from error
+        raise ServerError(f"the image cannot be decoded: {error}") from error

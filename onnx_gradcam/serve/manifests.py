@@ -1,4 +1,4 @@
-"""An InferenceService for KServe, which runs a model on Triton, as YAML."""
+"""KServe InferenceService manifests, which run a model repository on Triton."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, Final
 
 from onnx_gradcam.errors import ServerError
 
-__all__ = ["manifest"]
+__all__ = ["write_manifest"]
 
 _NAME: Final = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 _URI: Final = re.compile(r"(gs|s3|pvc|hf|oci|https|hdfs|webhdfs)://[^\s\"'\\]+")
 _QUANTITY: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?(m|Ki|Mi|Gi|Ti|k|M|G|T)?")
 _TRITON: Final = "26.02-py3"
-"""The first release of Triton without known holes; what a cluster runs by itself may be older."""
+"""The first release of Triton without known vulnerabilities; the default of a cluster may be older."""
 
 
-def manifest(
+def write_manifest(
     name: str,
     uri: str,
     *,
@@ -27,28 +27,32 @@ def manifest(
     gpus: int = 0,
     replicas: int = 1,
 ) -> str:
-    """An InferenceService of the API `serving.kserve.io/v1beta1`.
+    """Write a KServe InferenceService manifest, as YAML of the API `serving.kserve.io/v1beta1`.
 
     Args:
-        name: of the service, a DNS label.
-        uri: where the repository lies that `onnx_gradcam.serve.repository` has written.
-        namespace: Kubernetes' namespace; by default that of whoever applies it.
-        cpu: CPUs, asked for and at most, as Kubernetes writes them.
-        memory: as `cpu`.
-        gpus: NVIDIA GPUs.
-        replicas: the least and the most.
+        name: name of the service, a DNS label.
+        uri: location of a model repository that `write_repository` has written.
+        namespace: Kubernetes namespace; by default, the current one when the manifest is applied.
+        cpu: CPUs to request, which is also the limit, as a Kubernetes quantity.
+        memory: memory to request, which is also the limit, as a Kubernetes quantity.
+        gpus: number of NVIDIA GPUs.
+        replicas: minimum and maximum number of replicas.
 
     Raises:
-        ServerError: a value that Kubernetes or KServe would not take.
+        ServerError: a value that Kubernetes or KServe would reject.
+
+    Example::
+
+        Path("service.yaml").write_text(write_manifest("shapes", "s3://models/repository"))
     """
-    _check("name", name, _NAME, "lower-case letters, digits and '-', at most 53, a letter first")
+    _check("name", name, _NAME, "at most 53 lower-case letters, digits and '-', starting with a letter")
     _check("uri", uri, _URI, "gs://, s3://, pvc://, hf://, oci:// or https:// with a path")
     if namespace is not None:
-        _check("namespace", namespace, _NAME, "lower-case letters, digits and '-', a letter first")
+        _check("namespace", namespace, _NAME, "lower-case letters, digits and '-', starting with a letter")
     for what, quantity in (("cpu", cpu), ("memory", memory)):
-        _check(what, quantity, _QUANTITY, "a number with a unit of Kubernetes, like 500m or 2Gi")
+        _check(what, quantity, _QUANTITY, "a Kubernetes quantity such as 500m or 2Gi")
     if gpus < 0 or replicas < 1:
-        raise ServerError("there have to be 0 GPUs or more, and 1 replica or more")
+        raise ServerError(f"there are {gpus} GPUs and {replicas} replicas; choose at least 0 GPUs and 1 replica")
     resources = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -76,11 +80,11 @@ def manifest(
 
 def _check(what: str, value: str, pattern: re.Pattern[str], allowed: str) -> None:
     if not pattern.fullmatch(value):
-        raise ServerError(f"the {what} {value!r} is not what Kubernetes takes: {allowed}")
+        raise ServerError(f"the {what} {value!r} is not valid in Kubernetes; use {allowed}")
 
 
 def _yaml(value: dict[str, Any], indent: str = "") -> list[str]:
-    """Mappings of mappings and scalars; strings are quoted as in JSON, which YAML contains."""
+    """Lines of nested mappings and scalars; strings are quoted as in JSON, which YAML includes."""
     lines = []
     for key, one in value.items():
         if isinstance(one, dict):

@@ -1,13 +1,7 @@
-"""Prometheus metrics of explanations.
+"""An inference runtime for MLServer that explains models, and its Prometheus metrics.
 
-They are in the registry that MLServer's /metrics shows, that of `prometheus_client` itself; what
-`mlserver.register` makes is in another one, which is not shown unless MLServer runs parallel workers.
-Made when a model is loaded, not at import: MLServer's workers switch `prometheus_client` to files before that.
-
-An inference runtime for MLServer that explains: the Open Inference Protocol over REST and gRPC.
-
-`onnx-gradcam serve` starts it behind transports of its own (`rest`, `rpc`), which refuse what is too large before it is
-parsed. Under plain `mlserver start` it does the same work, but bodies are limited by whatever stands in front.
+`onnx-gradcam serve` runs it behind transports of its own (`rest`, `rpc`), which refuse large requests before parsing
+them. It also runs under plain `mlserver start`, where a gateway must limit the size of requests.
 """
 
 from __future__ import annotations
@@ -38,7 +32,7 @@ from mlserver.types import (
 from mlserver.utils import get_model_uri
 from prometheus_client import Counter, Gauge, Histogram
 
-from onnx_gradcam.errors import ExplainError, ModelError, ServerError
+from onnx_gradcam.errors import ExplainError, ModelError, ServerError, reason
 
 from .answering import IMAGE_OUTPUTS, IMAGES, Answerer
 from .limits import Limits
@@ -52,42 +46,49 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The metrics; one instance a process, of `metrics`."""
+    """The metrics of a process; `metrics` returns its only instance.
+
+    They are registered with `prometheus_client`, because MLServer shows what `mlserver.register` creates only when it
+    runs parallel workers. They are created when a model is loaded, after MLServer has configured the registry.
+    """
 
     def __init__(self) -> None:
-        self.explanations: Any = Counter("onnx_gradcam_explanations", "Heatmaps made.", ["model", "kind"])
+        self.explanations: Any = Counter("onnx_gradcam_explanations", "Heatmaps computed.", ["model", "kind"])
         self.refused: Any = Counter("onnx_gradcam_refused", "Requests refused, by HTTP status.", ["model", "status"])
         self.seconds: Any = Histogram(
-            "onnx_gradcam_request_seconds", "From a request's arrival to its answer.", ["model"], buckets=_SECONDS
+            "onnx_gradcam_request_seconds",
+            "Time from the arrival of a request to its answer.",
+            ["model"],
+            buckets=_SECONDS,
         )
         self.batch_rows: Any = Histogram("onnx_gradcam_batch_rows", "Rows that ran together.", ["model"], buckets=_ROWS)
         self.pending: Any = Gauge(
-            "onnx_gradcam_pending", "Requests that are being served.", ["model"], multiprocess_mode="livesum"
+            "onnx_gradcam_pending", "Requests in progress.", ["model"], multiprocess_mode="livesum"
         )
 
 
 @functools.cache
 def metrics() -> Metrics:
-    """The process's metrics."""
+    """The metrics of this process."""
     return Metrics()
 
 
 _LOG: Final = logging.getLogger("mlserver.onnx_gradcam")
 _FREE: Final = -1
-"""The protocol's word for a dimension of any size."""
+"""The protocol's size of a free dimension."""
 
 
 class ExplainRuntime(MLModel):
-    """Serves an ONNX classifier with its explanation; one that is not explained yet is attached when it is loaded.
+    """Serves a model and its heatmaps; a model that is not explained yet is attached when it is loaded.
 
-    `parameters.uri` of the model's settings is the ONNX file; `parameters.extra` may hold `limits` (the fields of
-    `onnx_gradcam.serve.limits.Limits`) and the options of `onnx_gradcam.Explainer`: `labels`, `preprocess`,
-    `provider`, `threads`, `layer`, `method` ...
+    In the model's settings, `parameters.uri` is the ONNX file. `parameters.extra` may contain `limits` (fields of
+    `onnx_gradcam.serve.limits.Limits`), `provider`, `threads`, and fields of `onnx_gradcam.Options`.
 
-    Tensors: the model's own inputs; the class by its class input or by the request's parameter `target`. The outputs
-    are the model's. Images: files (JPEG, PNG, WebP) in the BYTES input `image_bytes`, as base64 in JSON; the
-    parameter `target` is a class's number or name, `top3`, or a list of them. Outputs, one row a heatmap: `scores`
-    [images, classes], `image`, `heatmap_class`, `label`, `score`, `heatmap`, `cam`, `heatmap_png`, `overlay_png`.
+    Requests with tensors use the model's own inputs and outputs; the class is chosen with the class input or with the
+    parameter `target`. Requests with images have JPEG, PNG or WebP files in the BYTES input `image_bytes`, base64 in
+    JSON; `target` is the index or name of a class, `top3`, or a list of these. Their outputs have one row per heatmap
+    (`image`, `heatmap_class`, `label`, `score`, `heatmap`, `cam`, `heatmap_png`, `overlay_png`), except for `scores`
+    [images, classes].
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -96,10 +97,10 @@ class ExplainRuntime(MLModel):
         self._explainer: BatchingExplainer | None = None
 
     async def load(self) -> bool:
-        """Make the session, once.
+        """Create the session.
 
         Raises:
-            ExplainError: the model, the options or the limits cannot be used.
+            ExplainError: the model, an option or a limit cannot be used.
         """
         extra = dict((self._settings.parameters and self._settings.parameters.extra) or {})
         self.limits = Limits.from_settings(extra.pop("limits", {}))
@@ -107,7 +108,7 @@ class ExplainRuntime(MLModel):
         try:
             path = await get_model_uri(self._settings, wellknown_filenames=["model.onnx"])
         except InvalidModelURI as error:
-            raise ModelError(f"there is no model file for {self.name!r} ({error}); check the path") from error
+            raise ModelError(f"no model file for {self.name!r} ({reason(error)}); check the path") from error
         make = functools.partial(
             BatchingExplainer,
             path,
@@ -126,7 +127,7 @@ class ExplainRuntime(MLModel):
         return True
 
     async def unload(self) -> bool:
-        """Finish what runs, and let the session go."""
+        """Finish the requests that are running, and release the session."""
         if self._explainer is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             await asyncio.get_running_loop().run_in_executor(None, self._explainer.close)
@@ -137,11 +138,11 @@ class ExplainRuntime(MLModel):
         """Answer a request.
 
         Raises:
-            MLServerError: it is refused; the status says why.
+            MLServerError: the request is refused, with an HTTP status.
         """
-        passed = isinstance(payload.inputs, Query)
+        admitted = isinstance(payload.inputs, Query)
         try:
-            if passed:  # by a transport of this package, which has let the request in
+            if admitted:  # by a transport of this package
                 outputs: list[Any] = await self._answer(payload.inputs)
             else:
                 with self.admitted():
@@ -156,13 +157,13 @@ class ExplainRuntime(MLModel):
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Let a request in, from its first byte to its answer.
+        """Count a request as pending, from its first byte to its answer.
 
         Raises:
-            ServerError: too many are there already, status 429.
+            ServerError: too many requests are pending, status 429.
         """
         if self._pending >= self.limits.pending:
-            raise ServerError(f"{self._pending} requests are here already; try again later", 429)
+            raise ServerError(f"{self._pending} requests are pending already; try again later", 429)
         self._pending += 1
         self._metrics.pending.labels(self.name).inc()
         try:
@@ -172,7 +173,7 @@ class ExplainRuntime(MLModel):
             self._metrics.pending.labels(self.name).dec()
 
     def count_refusal(self, status: int) -> None:
-        """Count a refused request; a transport does so for what it refuses itself."""
+        """Count a refused request; transports call it for those that they refuse."""
         self._metrics.refused.labels(self.name, str(status)).inc()
 
     async def _answer(self, query: Query) -> list[Result]:
@@ -183,16 +184,16 @@ class ExplainRuntime(MLModel):
         try:
             results, kind, count = await asyncio.wait_for(work, self.limits.seconds)
         except (asyncio.TimeoutError, TimeoutError) as error:
-            raise ServerError("the request took too long, the server is busy; try again later", 504) from error
+            raise ServerError("the request took too long because the server is busy; try again later", 504) from error
         self._metrics.explanations.labels(self.name, kind).inc(count)
         self._metrics.seconds.labels(self.name).observe(time.monotonic() - start)
         return results
 
     def _describe(self, explainer: BatchingExplainer) -> None:
-        """Metadata of what may be sent and asked for."""
-        session, facts = explainer.session, explainer.metadata
-        # An optional class input is an initializer too, which ONNX Runtime does not list among the inputs.
-        names = [facts.class_input] if facts.class_input not in {"", *(i.name for i in session.inputs)} else []
+        """Set the metadata of inputs and outputs."""
+        session, metadata = explainer.session, explainer.metadata
+        # ONNX Runtime does not list an optional input, which is also an initializer.
+        names = [metadata.class_input] if metadata.class_input not in {"", *(i.name for i in session.inputs)} else []
         self.inputs = [
             *(_described(i.name, i.dtype, i.shape) for i in session.inputs),
             *(_described(name, "int64", (None,)) for name in names),
@@ -206,12 +207,12 @@ class ExplainRuntime(MLModel):
             if name not in {output.name for output in own}
         ]
         self._settings.platform = "onnxruntime_onnx"
-        self._settings.versions = [f"onnx-gradcam {facts.version}"]
+        self._settings.versions = [f"onnx-gradcam {metadata.version}"]
 
 
 def _query(payload: InferenceRequest) -> Query:
-    """A query of what MLServer's own transports parsed."""
-    given = payload.parameters.model_dump() if payload.parameters else {}
+    """Make a query of a request that MLServer's own transports parsed."""
+    parameters = payload.parameters.model_dump() if payload.parameters else {}
     tensors = [
         Tensor(
             one.name,
@@ -222,18 +223,18 @@ def _query(payload: InferenceRequest) -> Query:
         )
         for one in payload.inputs
     ]
-    return Query(tensors, given, [one.name for one in payload.outputs or []])
+    return Query(tensors, parameters, [one.name for one in payload.outputs or []])
 
 
 def _values(data: Any) -> list[Any]:
-    values = getattr(data, "root", data)
+    values = getattr(data, "root", data)  # of pydantic
     if not isinstance(values, list):
-        raise ServerError("'data' has to be a list")
+        raise ServerError("'data' is not a list; send the values as a list")
     return values
 
 
 def _listed(result: Result) -> ResponseOutput:
-    """An output as MLServer's own transports take it; byte strings as base64, for JSON has no place for them."""
+    """An output for MLServer's own transports; byte strings become base64, as JSON cannot contain them."""
     values = result.data if isinstance(result.data, list) else result.data.reshape(-1).tolist()
     binary = any(isinstance(one, bytes) for one in values)
     return ResponseOutput(

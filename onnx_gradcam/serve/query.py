@@ -1,6 +1,6 @@
-"""A request of the Open Inference Protocol, of whatever transport, and its tensors as arrays.
+"""Requests of the Open Inference Protocol, independent of the transport, and their tensors as arrays.
 
-Everything here is somebody else's bytes: each is checked before anything of its size is allocated.
+Requests are untrusted: everything is checked before memory of its size is allocated.
 https://github.com/kserve/open-inference-protocol, "Tensor data".
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import ServerError
+from onnx_gradcam.errors import ServerError, reason
 
 __all__ = ["DATATYPES", "Query", "Result", "Tensor", "datatype_of", "files", "numbers"]
 
@@ -38,17 +38,17 @@ DATATYPES: Final[Mapping[str, str]] = {
     "FP32": "float32",
     "FP64": "float64",
 }
-"""The protocol's numeric types, and NumPy's names of them."""
+"""The protocol's numeric types and their NumPy names."""
 
-_LONGEST_NAME: Final = 256
+_MAX_NAME: Final = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor as it came: a list of values, nested or flat, or the raw bytes in row-major, little-endian order.
+    """A tensor as received: a flat or nested list of values, or raw bytes in row-major, little-endian order.
 
     Raises:
-        ServerError: a shape of anything but whole numbers above 0.
+        ServerError: a size in the shape is not a whole number above 0.
     """
 
     name: str
@@ -59,12 +59,14 @@ class Tensor:
 
     def __post_init__(self) -> None:
         if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in self.shape):
-            raise ServerError(f"input {_quoted(self.name)} has the shape {_listed(self.shape)}; its sizes are above 0")
+            raise ServerError(
+                f"input {_quoted(self.name)} has shape {_listed(self.shape)}; its sizes must be whole numbers above 0"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A request: its tensors, its parameters, and the outputs that it asks for; none is the usual ones."""
+    """A request: its tensors, its parameters, and the requested outputs, empty for the default ones."""
 
     tensors: Sequence[Tensor]
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """An output: numbers, or a list of byte strings or names."""
+    """An output: an array, or a list of byte strings or names."""
 
     name: str
     datatype: str
@@ -82,12 +84,12 @@ class Result:
 
     @classmethod
     def of(cls, name: str, values: Array) -> Result:
-        """An output of numbers."""
+        """Make an output of an array."""
         return cls(name, datatype_of(values.dtype.name), list(values.shape), np.ascontiguousarray(values))
 
     @classmethod
     def of_bytes(cls, name: str, values: list[bytes] | list[str]) -> Result:
-        """An output of byte strings or names."""
+        """Make an output of byte strings or names."""
         return cls(name, "BYTES", [len(values)], values)
 
 
@@ -95,29 +97,29 @@ def datatype_of(dtype: str) -> str:
     """The protocol's name of a NumPy type.
 
     Raises:
-        ServerError: it has none.
+        ServerError: the protocol has no such type.
     """
-    for datatype, known in DATATYPES.items():
-        if known == dtype:
+    for datatype, name in DATATYPES.items():
+        if name == dtype:
             return datatype
-    raise ServerError(f"the Open Inference Protocol has no type for {dtype}; ask for another output", 500)
+    raise ServerError(f"the Open Inference Protocol has no type for {dtype}; request another output", 500)
 
 
 def numbers(tensor: Tensor, dtype: str, shape: Sequence[int | str | None]) -> Array:
-    """The values of a tensor.
+    """The values of a tensor as an array.
 
     Args:
-        tensor: as it came.
-        dtype: the NumPy type that the model wants.
-        shape: the shape that the model wants; free dimensions are symbols or `None`.
+        tensor: as received.
+        dtype: the NumPy type of the model's input.
+        shape: the shape of the model's input; free dimensions are symbols or `None`.
 
     Raises:
-        ServerError: another type or shape, another count of values, values out of range, infinite or NaN.
+        ServerError: the type, shape or number of values is wrong, or a value is out of range, infinite or NaN.
     """
-    wanted = datatype_of(dtype)
+    datatype = datatype_of(dtype)
     what = f"input {_quoted(tensor.name)}"
-    if tensor.datatype != wanted:
-        raise ServerError(f"{what} is of datatype {_quoted(tensor.datatype)}; the model wants {wanted}")
+    if tensor.datatype != datatype:
+        raise ServerError(f"{what} has datatype {_quoted(tensor.datatype)}; send {datatype}")
     _check_shape(what, tensor.shape, shape)
     count = 1
     for size in tensor.shape:
@@ -127,25 +129,25 @@ def numbers(tensor: Tensor, dtype: str, shape: Sequence[int | str | None]) -> Ar
     else:
         values = _from_list(what, tensor.data, np.dtype(dtype), tensor.shape, count)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ServerError(f"{what} has values that are infinite or not a number; send finite ones")
+        raise ServerError(f"{what} contains infinite values or NaN; send finite numbers")
     return values.reshape(tensor.shape)
 
 
 def files(tensor: Tensor) -> list[bytes]:
     """The byte strings of a BYTES tensor of shape [N] or [N, 1].
 
-    In JSON they are base64 text. As raw bytes each comes behind its length, four bytes little-endian.
+    In JSON they are base64. In raw bytes each is preceded by its length, four bytes little-endian.
 
     Raises:
-        ServerError: another type, another count, or a string that is no base64.
+        ServerError: the type or the number of strings is wrong, or a string is not base64.
     """
     what = f"input {_quoted(tensor.name)}"
     if tensor.datatype != "BYTES":
-        raise ServerError(f"{what} is of datatype {_quoted(tensor.datatype)}; image files are BYTES")
+        raise ServerError(f"{what} has datatype {_quoted(tensor.datatype)}; send image files as BYTES")
     _check_shape(what, tensor.shape, (None,) if len(tensor.shape) == 1 else (None, 1))
     strings = _framed(what, tensor.data) if isinstance(tensor.data, bytes) else _flat(what, tensor.data, tensor.shape)
     if len(strings) != tensor.shape[0]:
-        raise ServerError(f"{what} has {len(strings)} values, but its shape says {tensor.shape[0]}")
+        raise ServerError(f"{what} has {len(strings)} values, but its shape is [{tensor.shape[0]}]")
     return [_file(what, one, tensor.content_type) for one in strings]
 
 
@@ -153,11 +155,13 @@ def _file(what: str, value: Any, content_type: str) -> bytes:
     if isinstance(value, bytes) and content_type != "base64":
         return value
     if not isinstance(value, (bytes, str)):
-        raise ServerError(f"{what} has a value that is no text; send each image file as base64")
+        raise ServerError(f"{what} contains a value that is not text; send each image file as base64")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ServerError(f"{what} has a value that is not base64 ({error}); encode the image file") from error
+        raise ServerError(
+            f"{what} contains a value that is not base64 ({reason(error)}); encode the image file"
+        ) from error
 
 
 def _framed(what: str, data: bytes) -> list[bytes]:
@@ -166,25 +170,26 @@ def _framed(what: str, data: bytes) -> list[bytes]:
         end = at + 4
         size = struct.unpack_from("<I", data, at)[0] if end <= len(data) else len(data)
         if end + size > len(data):
-            raise ServerError(f"{what} is cut off: a length in it goes beyond its end")
+            raise ServerError(f"{what} is truncated: a string in it extends beyond its end")
         strings.append(data[end : end + size])
         at = end + size
     return strings
 
 
-def _check_shape(what: str, shape: Sequence[Any], wanted: Sequence[int | str | None]) -> None:
-    matches = len(shape) == len(wanted) and all(
-        not isinstance(there, int) or there <= 0 or there == size for size, there in zip(shape, wanted, strict=True)
+def _check_shape(what: str, shape: Sequence[Any], expected: Sequence[int | str | None]) -> None:
+    fixed = [size if isinstance(size, int) and size > 0 else None for size in expected]
+    matches = len(shape) == len(fixed) and all(
+        want is None or want == size for size, want in zip(shape, fixed, strict=True)
     )
     if not matches:
-        free = [size if isinstance(size, int) and size > 0 else "N" for size in wanted]
-        raise ServerError(f"{what} is of shape {_listed(shape)}; it has to be {_listed(free)}")
+        required = _listed(["N" if size is None else size for size in fixed])
+        raise ServerError(f"{what} has shape {_listed(shape)}; it must be {required}")
 
 
 def _from_bytes(what: str, data: bytes, dtype: np.dtype[Any], count: int) -> Array:
     if len(data) != count * dtype.itemsize:
         raise ServerError(
-            f"{what} has {len(data)} bytes, but its shape and datatype make {count * dtype.itemsize}; is it cut off?"
+            f"{what} has {len(data)} bytes, but its shape and datatype require {count * dtype.itemsize}; send all of it"
         )
     return np.frombuffer(data, dtype)
 
@@ -192,28 +197,28 @@ def _from_bytes(what: str, data: bytes, dtype: np.dtype[Any], count: int) -> Arr
 def _from_list(what: str, data: list[Any], dtype: np.dtype[Any], shape: Sequence[int], count: int) -> Array:
     flat = _flat(what, data, shape)
     if len(flat) != count:
-        raise ServerError(f"{what} has {len(flat)} values, but its shape makes {count}")
-    # An array of one C type takes numbers alone: NumPy would make numbers of text and of null.
+        raise ServerError(f"{what} has {len(flat)} values, but its shape requires {count}")
+    # `array` accepts only numbers, whereas NumPy would convert text and null.
     code = "d" if dtype.kind == "f" else "Q" if dtype == np.uint64 else "q"
     try:
         values: Array = np.frombuffer(array(code, flat), code) if count else np.zeros(0)
     except (TypeError, OverflowError) as error:
         kind = "a number" if code == "d" else "a whole number in range"
-        raise ServerError(f"{what} has a value that is not {kind} ({str(error)[:80]})") from error
+        raise ServerError(f"{what} contains a value that is not {kind} ({reason(error, 80)})") from error
     if dtype.kind in "iu" and not (np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max):
-        raise ServerError(f"{what} has values out of the range of {datatype_of(dtype.name)}")
+        raise ServerError(f"{what} contains values out of the range of {datatype_of(dtype.name)}")
     with np.errstate(over="ignore"):
         return values.astype(dtype)
 
 
 def _flat(what: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
-    """The values of a list that is flat, or nested as `shape` says."""
+    """The values of a list that is flat, or nested as `shape`."""
     if not data or not isinstance(data[0], list):
         return data
     level: list[Any] = [data]
     for size in shape:
         if not all(isinstance(part, list) and len(part) == size for part in level):
-            raise ServerError(f"{what} is a nested list of another shape than it says; a flat list will do")
+            raise ServerError(f"{what} is a nested list that does not match its shape; send a flat list")
         level = list(itertools.chain.from_iterable(level))
     return level
 
@@ -223,5 +228,5 @@ def _listed(shape: Sequence[Any]) -> str:
 
 
 def _quoted(name: Any) -> str:
-    """A name for a message: not longer than a line."""
-    return repr(name if len(str(name)) <= _LONGEST_NAME else str(name)[:_LONGEST_NAME] + "...")
+    """A name for a message, shortened to one line."""
+    return repr(name if len(str(name)) <= _MAX_NAME else str(name)[:_MAX_NAME] + "...")

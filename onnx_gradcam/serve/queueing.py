@@ -1,4 +1,4 @@
-"""Dynamic batching: rows of requests that are there at the same time run together."""
+"""Dynamic batching: rows of concurrent requests run together."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
-"""When the request that this thread works for has to be answered, on the clock of `time.monotonic`."""
+"""When the request of this thread must be answered, on the clock of `time.monotonic`."""
 
 
 def remaining() -> float:
-    """Seconds that are left to the request of this thread.
+    """Seconds left for the request of this thread.
 
     Raises:
-        ServerError: none, status 504.
+        ServerError: the time is over, status 504.
     """
     left = DEADLINE.get(float("inf")) - time.monotonic()
     if left <= 0:
-        raise ServerError("the request took too long, the server is busy; try again later", 504)
+        raise ServerError("the request took too long because the server is busy; try again later", 504)
     return left
 
 
@@ -50,16 +50,16 @@ class _Item:
 
 
 class BatchingExplainer(Explainer):
-    """An explainer that many threads use at once: their rows run together, one batch at a time.
+    """A thread-safe explainer that runs the rows of concurrent requests together, one batch at a time.
 
-    Nobody waits for others to come: while one batch runs, the next gathers. Rows do not depend on each other, and
-    neither do failures: where a batch fails, each request runs again alone.
+    Requests do not wait for others to arrive: the next batch forms while one runs. Rows are independent, and so are
+    failures: if a batch fails, each of its requests runs again alone.
 
     Args:
         arguments: those of `Explainer`.
-        batch: rows that run at once.
-        pixels: of those rows together; a single row runs whatever its size.
-        on_batch: called with the number of rows of every batch.
+        batch: maximum number of rows per batch.
+        pixels: maximum number of input pixels per batch; a single row runs whatever its size.
+        on_batch: called with the number of rows of each batch.
         options: those of `Explainer`.
     """
 
@@ -82,14 +82,14 @@ class BatchingExplainer(Explainer):
         self._runner.start()
 
     def close(self) -> None:
-        """End the thread that runs the batches; what waits is still served."""
+        """Stop the thread that runs the batches, after the waiting requests are served."""
         with self._there:
             self._closed = True
             self._there.notify()
         self._runner.join()
 
     def class_indices(self, wanted: Sequence[int | str]) -> list[int]:
-        """Classes given as numbers or names, as numbers.
+        """The indices of classes given by index or name.
 
         Raises:
             TargetError: no such class, or the class is fixed in this model.
@@ -99,7 +99,7 @@ class BatchingExplainer(Explainer):
 
     @property
     def results(self) -> list[InputInfo]:
-        """What `run` gives: the model's outputs, and where the model runs many times, what is made of them."""
+        """The outputs of `run`: those of the model, and those computed from many runs of it."""
         if self._prober is None:
             return self.session.outputs
         facts = self.metadata
@@ -114,11 +114,11 @@ class BatchingExplainer(Explainer):
         return own + [info for name, info in made.items() if name]
 
     def run(self, batch: Array, classes: Sequence[int]) -> Outputs:
-        """As `Explainer.run`, together with whoever else runs now.
+        """As `Explainer.run`, together with the rows of other requests.
 
         Raises:
             ModelError: the model fails on these rows.
-            ServerError: the request's time is over.
+            ServerError: the time of the request is over.
         """
         parts = []
         most = self._most(batch)
@@ -131,7 +131,7 @@ class BatchingExplainer(Explainer):
         return parts[0] if len(parts) == 1 else {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
     def _most(self, rows: Array) -> int:
-        """How many rows of this size run at once."""
+        """How many rows of this size fit into a batch."""
         sizes: dict[str, int] = dict(zip(self.metadata.layout, rows.shape, strict=True))
         return max(1, min(self._batch_rows, self._batch_pixels // (sizes["H"] * sizes["W"])))
 
@@ -157,7 +157,7 @@ class BatchingExplainer(Explainer):
                 self._run_items(items)
 
     def _gathered(self) -> list[_Item]:
-        """The first item that waits, and those that fit beside it: of the same shape, up to the size of a batch."""
+        """The first waiting item, and others of the same shape that fit into its batch."""
         items: list[_Item] = []
         passed: deque[_Item] = deque()
         room = self._most(self._queue[0].rows)
@@ -174,7 +174,7 @@ class BatchingExplainer(Explainer):
         try:
             rows = np.concatenate([item.rows for item in items]) if len(items) > 1 else items[0].rows
             outputs = super().run(rows, [c for item in items for c in item.classes])
-        except Exception as error:  # noqa: BLE001 - it is the waiting request's, whatever it is
+        except Exception as error:  # noqa: BLE001 - raised again by the waiting request
             if len(items) > 1 and isinstance(error, ExplainError):
                 for item in items:
                     self._run_items([item])

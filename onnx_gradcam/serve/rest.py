@@ -1,7 +1,7 @@
-"""The REST side: a request's body is read within limits, parsed off the event loop, and every refusal is one sentence.
+"""REST transport: bodies are read within limits and parsed off the event loop, and each refusal is one sentence.
 
-MLServer's own endpoint reads bodies of any size, unpacks gzip without a bound, checks JSON with pydantic, which makes
-one error for each of a million wrong entries, and carries tensors as Python lists.
+MLServer's own endpoint reads bodies of any size, decompresses gzip without a bound, validates JSON with pydantic, which
+creates an error for each of a million wrong entries, and stores tensors as Python lists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from onnx_gradcam.errors import ServerError
+from onnx_gradcam.errors import ServerError, reason
 
 from .mlserver import ExplainRuntime
 from .query import Query, Result, Tensor
@@ -28,8 +28,8 @@ from .query import Query, Result, Tensor
 __all__ = ["inference_routes"]
 
 _LOG: Final = logging.getLogger("mlserver.onnx_gradcam")
-_MOST_CONTAINERS: Final = 1 << 18
-"""Lists and objects in a body: each costs fifty times its two bytes once it is parsed."""
+_MAX_CONTAINERS: Final = 1 << 18
+"""Lists and objects in a body: once parsed, each takes fifty times its two bytes."""
 _REFUSED: Final = (
     "/v2/repository/index",
     "/v2/repository/models/{model_name}/load",
@@ -38,13 +38,13 @@ _REFUSED: Final = (
 
 
 def inference_routes(data_plane: DataPlane, runtime: ExplainRuntime) -> list[BaseRoute]:
-    """Routes that take the place of MLServer's: inference, and a refusal of loading and unloading models."""
+    """Routes that replace MLServer's: inference, and refusals of loading and unloading models."""
 
     async def infer(request: Request) -> Response:
         return await _Exchange(data_plane, runtime, request).response()
 
     async def refuse(_request: Request) -> Response:
-        return _error("this server serves one model, which is neither loaded nor unloaded by request", 403)
+        return _error("this server serves one model; it cannot be loaded or unloaded", 403)
 
     paths = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
     return [Route(path, infer, methods=["POST"]) for path in paths] + [
@@ -66,16 +66,16 @@ class _Exchange:
         except ServerError as error:
             self._runtime.count_refusal(error.status)
             return _error(str(error), error.status)
-        except MLServerError as error:  # counted where it arose
+        except MLServerError as error:  # already counted
             return _error(str(error), error.status_code)
-        except Exception:  # noqa: BLE001 - a bug must not end the server
+        except Exception:  # noqa: BLE001 - a bug must not stop the server
             self._runtime.count_refusal(500)
             _LOG.exception("a request failed")
-            return _error("this should not have happened; the server's log says more", 500)
+            return _error("internal error; see the server's log", 500)
 
     async def _infer(self) -> Response:
         name, version = self._request.path_params["model_name"], self._request.path_params.get("model_version")
-        # Before anything else: MLServer keeps a metric for every name that it is asked to infer with.
+        # Checked first, as MLServer keeps a metric for every model name that it receives.
         await self._data_plane.model_ready(name, version)
         loop = asyncio.get_running_loop()
         with self._runtime.admitted():
@@ -88,32 +88,34 @@ class _Exchange:
         return Response(content, media_type="application/json")
 
     async def _body(self) -> bytes:
-        """The request's body.
+        """Read the body.
 
         Raises:
-            ServerError: it is too large, encoded, or does not come.
+            ServerError: the body is too large or encoded, or does not arrive in time.
         """
         try:
             return await asyncio.wait_for(self._read(), self._runtime.limits.seconds)
         except (asyncio.TimeoutError, TimeoutError) as error:
-            raise ServerError("the body did not come in time", 408) from error
+            raise ServerError("the body did not arrive in time", 408) from error
         except ClientDisconnect as error:
-            raise ServerError("the connection was closed before the body was there") from error
+            raise ServerError("the connection was closed before the body had arrived") from error
 
     async def _read(self) -> bytes:
         headers, most = self._request.headers, self._runtime.limits.request_bytes
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise ServerError("a body with a Content-Encoding is not taken; send it as it is", 415)
+            raise ServerError("bodies with a Content-Encoding are not supported; send the body uncompressed", 415)
         if "inference-header-content-length" in headers:
-            raise ServerError("the binary tensor extension is not spoken over HTTP; send raw tensors over gRPC")
+            raise ServerError("the binary tensor extension is not supported over REST; send raw tensors over gRPC")
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > most:
-            raise ServerError(f"the body has {length[:20]} bytes; {most} are allowed", 413)
+            raise ServerError(
+                f"the body has {length[:20]} bytes, which exceeds the limit of {most}; send a smaller one", 413
+            )
         body = bytearray()
         async for chunk in self._request.stream():
             body += chunk
             if len(body) > most:
-                raise ServerError(f"the body has more than the {most} bytes that are allowed", 413)
+                raise ServerError(f"the body exceeds the limit of {most} bytes; send a smaller one", 413)
         return bytes(body)
 
 
@@ -122,19 +124,19 @@ def _error(message: str, status: int) -> Response:
 
 
 def _parsed(body: bytes) -> tuple[str | None, Query]:
-    """Identifier and query of a JSON body.
+    """Parse the identifier and the query of a JSON body.
 
     Raises:
-        ServerError: no JSON, or not what the protocol says.
+        ServerError: the body is not JSON or does not follow the protocol.
     """
-    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
-        raise ServerError(f"the body has more than {_MOST_CONTAINERS} lists and objects; send flat lists")
+    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
+        raise ServerError(f"the body has more than {_MAX_CONTAINERS} lists and objects; send flat lists")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ServerError(f"the body is no JSON ({str(error)[:120]})") from error
+        raise ServerError(f"the body is not JSON ({reason(error, 120)})") from error
     if not isinstance(document, dict):
-        raise ServerError("the body has to be a JSON object with 'inputs'")
+        raise ServerError("the body is not an object; send a JSON object with 'inputs'")
     identity = _member(document, "id", str, None)
     outputs = [_named(one, "outputs") for one in _member(document, "outputs", list, [])]
     tensors = [_tensor(one) for one in _member(document, "inputs", list)]
@@ -155,7 +157,7 @@ def _tensor(entry: Any) -> Tensor:
 
 def _named(entry: Any, where: str) -> str:
     if not isinstance(entry, dict):
-        raise ServerError(f"each of {where!r} has to be an object with a 'name'")
+        raise ServerError(f"an entry of {where!r} is not an object; send objects with a 'name'")
     name: str = _member(entry, "name", str)
     return name
 
@@ -169,12 +171,12 @@ def _member(entry: Mapping[str, Any], key: str, kind: type, default: Any = _REQU
     if value is None and default is not _REQUIRED:
         return default
     if not isinstance(value, kind):
-        raise ServerError(f"{key!r} {'is missing' if value is None else f'has to be {_WORDS[kind]}'}")
+        raise ServerError(f"{key!r} is {'missing' if value is None else f'not {_WORDS[kind]}'}")
     return value
 
 
 def _written(answer: Any) -> bytes:
-    """The JSON of a response; byte strings become base64."""
+    """Encode a response as JSON; byte strings become base64."""
     document = {
         "model_name": answer.model_name,
         "model_version": answer.model_version,

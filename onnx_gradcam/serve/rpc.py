@@ -1,6 +1,6 @@
-"""The gRPC side: tensors stay raw bytes, and what is malformed is INVALID_ARGUMENT, not an internal error.
+"""gRPC transport: tensors remain raw bytes, and malformed requests get INVALID_ARGUMENT.
 
-MLServer's own servicer unpacks raw tensors into Python lists and answers a tensor that is cut off with INTERNAL.
+MLServer's own servicer unpacks raw tensors into Python lists and answers a truncated tensor with INTERNAL.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CONTENTS: Final = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_LOAD: Final = "this server serves one model, which is neither loaded nor unloaded by request"
+_LOAD: Final = "this server serves one model; it cannot be loaded or unloaded"
 
 
 class ExplainServicer(InferenceServicer):
@@ -64,19 +64,19 @@ class ExplainServicer(InferenceServicer):
         return await self._guarded(context, self._infer(request))
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
-        """Say whether the model is ready; NOT_FOUND for another one."""
+        """Answer whether the model is ready; NOT_FOUND for any other model."""
         return await self._guarded(context, super().ModelReady(request, context))
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
-        """Say what may be sent and asked for; NOT_FOUND for another model."""
+        """Describe inputs and outputs; NOT_FOUND for any other model."""
         return await self._guarded(context, self._metadata(request))
 
     async def ModelStreamInfer(self, _requests: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
-        """Not served: an explanation has no parts that could come one after the other."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "streams are not served; call ModelInfer")
+        """Not supported: explanations have no parts to stream."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "streaming is not supported; call ModelInfer")
 
     async def RepositoryIndex(self, _request: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
-        """Not served."""
+        """Not supported."""
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, _LOAD)
 
     RepositoryModelLoad = RepositoryModelUnload = RepositoryIndex
@@ -87,7 +87,7 @@ class ExplainServicer(InferenceServicer):
 
     async def _infer(self, request: Any) -> Any:
         name, version = request.model_name, request.model_version or None
-        # Before anything else: MLServer keeps a metric for every name that it is asked to infer with.
+        # Checked first, as MLServer keeps a metric for every model name that it receives.
         await self._data_plane.model_ready(name, version)
         with self._runtime.admitted():
             payload = InferenceRequest.model_construct(id=request.id or None, parameters=None, inputs=_query(request))
@@ -95,28 +95,28 @@ class ExplainServicer(InferenceServicer):
             return _response(answer)
 
     async def _guarded(self, context: Any, work: Awaitable[Any]) -> Any:
-        """Do the work; what goes wrong ends the call with a status and a sentence."""
+        """Await the work, and turn errors into a status and a sentence."""
         try:
             return await work
         except ServerError as error:
             self._runtime.count_refusal(error.status)
             code, message = _CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)
-        except MLServerError as error:  # counted where it arose
+        except MLServerError as error:  # already counted
             code, message = _CODES.get(error.status_code, grpc.StatusCode.INTERNAL), str(error)
-        except Exception:  # noqa: BLE001 - a bug must not end the server
+        except Exception:  # noqa: BLE001 - a bug must not stop the server
             self._runtime.count_refusal(500)
             _LOG.exception("a request failed")
-            code, message = grpc.StatusCode.INTERNAL, "this should not have happened; the server's log says more"
+            code, message = grpc.StatusCode.INTERNAL, "internal error; see the server's log"
         return await context.abort(code, message)
 
 
 class Malformed(grpc.aio.ServerInterceptor):
-    """Answers a message that is no protobuf, or holds invalid UTF-8, with INVALID_ARGUMENT."""
+    """Answers messages that are not protobuf, or contain invalid UTF-8, with INVALID_ARGUMENT."""
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """Put a parser that does not raise in the place of a method's own."""
+        """Replace the parser of a method by one that does not raise."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming or handler.response_streaming:
             return handler
@@ -138,7 +138,7 @@ class Malformed(grpc.aio.ServerInterceptor):
 def _query(request: Any) -> Query:
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
-        raise ServerError(f"there are {len(raw)} raw tensors for {len(request.inputs)} inputs; send one for each")
+        raise ServerError(f"there are {len(raw)} raw tensors for {len(request.inputs)} inputs; send one per input")
     tensors = [
         Tensor(
             one.name,
@@ -163,7 +163,7 @@ def _contents(tensor: Any) -> list[Any]:
 def _parameter(value: Any) -> Any:
     kind = value.WhichOneof("parameter_choice")
     if kind is None:
-        raise ServerError("a parameter has no value that is understood here; send it as text")
+        raise ServerError("a parameter has an unsupported type; send it as text")
     return getattr(value, kind)
 
 

@@ -1,10 +1,11 @@
-"""MLServer with one explained model behind guarded transports, in one call."""
+"""A server for one model: MLServer with the transports of this package."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from .mlserver import ExplainRuntime
 from .rest import inference_routes
 from .rpc import ExplainServicer, Malformed
 
-__all__ = ["Address", "serve_model"]
+__all__ = ["Address", "serve"]
 
 _M_MMAP_THRESHOLD: Final = -3  # malloc.h of glibc
 _IMPLEMENTATION: Final = "onnx_gradcam.serve.mlserver.ExplainRuntime"
@@ -32,49 +33,73 @@ _IMPLEMENTATION: Final = "onnx_gradcam.serve.mlserver.ExplainRuntime"
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where a server listens: one host, three ports."""
+    """Where a server listens.
+
+    Attributes:
+        host: IP address or name; `0.0.0.0` is all networks.
+        http: REST port.
+        grpc: gRPC port.
+        metrics: port of Prometheus metrics.
+
+    Raises:
+        ServerError: two ports are equal, or one is not a port.
+    """
 
     host: str = "127.0.0.1"
     http: int = 8080
     grpc: int = 8081
     metrics: int = 8082
 
-    def check(self) -> None:
-        """See that the ports are free.
+    @property
+    def ports(self) -> dict[str, int]:
+        """The ports by the options that choose them."""
+        return {"--port": self.http, "--grpc-port": self.grpc, "--metrics-port": self.metrics}
+
+    def __post_init__(self) -> None:
+        for option, port in self.ports.items():
+            if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+                raise ServerError(f"{port!r} is not a port; choose 1 to 65535 with {option}")
+        if len(set(self.ports.values())) < len(self.ports):
+            ports = ", ".join(map(str, self.ports.values()))
+            raise ServerError(f"the ports {ports} for REST, gRPC and metrics have to differ; choose others")
+
+    def check_free(self) -> None:
+        """Check that the ports can be bound.
 
         Raises:
-            ServerError: one of them is not, or two of them are the same.
+            ServerError: a port is in use, or the host is not an address of this computer.
         """
-        ports = (self.http, self.grpc, self.metrics)
-        if len(set(ports)) < len(ports):
-            raise ServerError(f"the ports {', '.join(map(str, ports))} for REST, gRPC and metrics have to differ")
-        for port in ports:
+        for option, port in self.ports.items():
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                # As the servers do: a port that is only left over from a server before is free.
+                # As servers do: a port that a stopped server has left in TIME_WAIT is free.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind((self.host, port))
                 except OSError as error:
-                    raise ServerError(
-                        f"port {port} of {self.host!r} cannot be listened on ({error.strerror}); choose another"
-                    ) from error
+                    if error.errno == errno.EADDRINUSE:
+                        problem = f"port {port} on {self.host} is already in use; choose another with {option}"
+                    else:
+                        problem = (
+                            f"cannot listen on port {port} of {self.host} ({error.strerror}); check --host and {option}"
+                        )
+                    raise ServerError(problem) from error
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Served:
+class _Service:
     model: Path
     name: str
     address: Address
     limits: Limits
-    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class _Server(MLServer):
-    """MLServer for one model, which is there before the first port opens."""
+    """MLServer for one model, which is loaded before the first port opens."""
 
-    def __init__(self, served: _Served) -> None:
-        address = served.address
+    def __init__(self, service: _Service) -> None:
+        address = service.address
         super().__init__(
             Settings(
                 debug=False,
@@ -85,27 +110,27 @@ class _Server(MLServer):
                 http_port=address.http,
                 grpc_port=address.grpc,
                 metrics_port=address.metrics,
-                grpc_max_message_length=served.limits.request_bytes,
+                grpc_max_message_length=service.limits.request_bytes,
                 gzip_enabled=False,
                 server_name="onnx-gradcam",
             )
         )
-        self._served = served
+        self._service = service
 
     async def run(self) -> None:
-        """Load the model and serve it until a signal comes.
+        """Load the model and serve it until a signal arrives.
 
         Raises:
-            ExplainError: the model cannot be served.
+            ExplainError: the model cannot be service.
         """
-        served = self._served
+        service = self._service
         runtime = await self._model_registry.load(
             ModelSettings(
-                name=served.name,
+                name=service.name,
                 implementation=_IMPLEMENTATION,
                 parameters=ModelParameters(
-                    uri=str(served.model),
-                    extra={**served.options, "limits": vars(served.limits)},
+                    uri=str(service.model),
+                    extra={**service.settings, "limits": vars(service.limits)},
                 ),
             )
         )
@@ -113,19 +138,19 @@ class _Server(MLServer):
         await self.start([])
 
     def _guard(self, runtime: ExplainRuntime) -> None:
-        """Put this package's transports in the place of MLServer's for whatever takes a body."""
+        """Replace MLServer's transports for requests with a body by those of this package."""
         router = self._rest_server._app.router  # noqa: SLF001 - MLServer has no hook for this
-        # Of MLServer's pages of documentation, which tell of its own contract, a browser would load parts elsewhere.
+        # MLServer's documentation pages describe its own endpoints and load scripts from other hosts.
         kept = [r for r in router.routes if "POST" not in (getattr(r, "methods", None) or ()) and "/docs" not in r.path]
         router.routes[:] = inference_routes(self._data_plane, runtime) + kept
         grpc_server = self._grpc_server
-        address, limits = self._served.address, self._served.limits
+        address, limits = self._service.address, self._service.limits
 
         def create() -> Any:
             options = {
                 "grpc.max_receive_message_length": limits.request_bytes,
                 "grpc.max_send_message_length": -1,
-                "grpc.so_reuseport": 0,  # a second server on the same port is an error, not half of the requests
+                "grpc.so_reuseport": 0,  # else a second server on the port would get half of the requests
             }
             server = aio.server(
                 interceptors=[PromServerInterceptor(enable_handling_time_histogram=True), Malformed()],
@@ -135,56 +160,65 @@ class _Server(MLServer):
             add_GRPCInferenceServiceServicer_to_server(ExplainServicer(self._data_plane, runtime), server)
             host = f"[{address.host}]" if ":" in address.host else address.host
             server.add_insecure_port(f"{host}:{address.grpc}")
-            grpc_server._server = server  # noqa: SLF001 - as MLServer's own method does
+            grpc_server._server = server  # noqa: SLF001 - as MLServer does
             return server
 
         grpc_server._create_server = create  # noqa: SLF001
 
 
-def serve_model(
+def serve(
     model: str | Path,
     *,
     name: str | None = None,
     address: Address | None = None,
     limits: Limits | None = None,
-    **options: Any,
+    provider: str = "cpu",
+    threads: int | None = None,
+    **choices: Any,
 ) -> None:
-    """Serve a model until a signal comes: REST, gRPC and metrics.
+    """Serve a model and its heatmaps over REST and gRPC until a signal arrives.
 
     Args:
-        model: an explained model, or one that is attached when the server starts.
-        name: of the model in requests; by default that of the file.
-        address: host and ports; loopback by default.
-        limits: what a request may ask for.
-        options: those of `onnx_gradcam.Explainer`.
+        model: path of a model; one that is not explained yet is attached when the server starts.
+        name: name of the model in requests; by default, that of the file.
+        address: host and ports; by default, 127.0.0.1 and 8080 to 8082.
+        limits: upper bounds on requests.
+        provider: execution provider, `cpu`, `cuda` ...
+        threads: number of CPU threads; by default, chosen by ONNX Runtime.
+        choices: fields of `onnx_gradcam.Options`; for an explained model, only `labels` and `preprocess`.
 
     Raises:
-        ExplainError: the model cannot be served, or a port is taken.
+        ServerError: a port is in use.
+        ExplainError: the model cannot be served; see `onnx_gradcam.errors`.
+
+    Example::
+
+        serve("explained.onnx", address=Address(http=9000), limits=Limits(rows=8))
     """
-    served = _Served(
+    service = _Service(
         model=Path(model),
         name=name or Path(model).stem,
         address=address or Address(),
         limits=limits or Limits(),
-        options=options,
+        settings={"provider": provider, "threads": threads, **choices},
     )
-    served.address.check()
+    service.address.check_free()
     _return_large_blocks()
-    # MLServer reads a .env file of the current folder and variables of its own; what is said here counts.
+    # MLServer reads a .env file in the current folder and variables of its own; only the arguments above count.
     for variable in [key for key in os.environ if key.startswith("MLSERVER_")]:
         del os.environ[variable]
-    asyncio.run(_main(served))
+    asyncio.run(_main(service))
 
 
 def _return_large_blocks() -> None:
-    """Have the C library give large blocks back to the system when they are freed.
+    """Make the C library return large blocks to the system when they are freed.
 
-    glibc raises its bound for that with every large block it frees, up to 32 MB; the bodies of a few large requests,
-    each in the arena of another thread, then stay for good. Other C libraries have no such bound.
+    With each large block that it frees, glibc raises its threshold for this, up to 32 MB, and then keeps the bodies of
+    large requests in the arenas of several threads. Other C libraries have no threshold.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-async def _main(served: _Served) -> None:
-    await _Server(served).run()
+async def _main(service: _Service) -> None:
+    await _Server(service).run()

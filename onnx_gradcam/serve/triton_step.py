@@ -1,6 +1,7 @@
-"""The step of a Triton ensemble that makes a model's input of image files.
+"""The step of a Triton ensemble that turns image files into the model's input.
 
-Triton's Python backend runs it; it needs NumPy, OpenCV and this package, not ONNX Runtime.
+It runs in Triton's Python backend and needs NumPy, OpenCV and this package, but not ONNX Runtime. Repositories import
+it, so it is a module of its own.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ __all__ = ["ImageStep"]
 
 
 class ImageStep:
-    """Decodes and prepares: `image_bytes` [N, 1] and `target_class` [N, 1], where it is given, become the inputs."""
+    """Turns `image_bytes` [N, 1] and the optional `target_class` [N, 1] into the inputs of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the model's configuration: how images become the input, and the limits."""
+        """Read preprocessing and limits from the configuration of the step."""
         config = json.loads(args["model_config"])
-        said = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self.preprocessing = Preprocessing.from_json(said["preprocessing"])
-        self.limits = Limits.from_settings(json.loads(said["limits"]))
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self.preprocessing = Preprocessing.from_json(parameters["preprocessing"])
+        self.limits = Limits.from_settings(json.loads(parameters["limits"]))
         self.batching = config["max_batch_size"] > 0
         names = [output["name"] for output in config["output"]]
         self.image, self.target = names[0], names[1] if len(names) > 1 else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer each request, or say in one sentence why not."""
-        import triton_python_backend_utils as triton  # noqa: PLC0415 - it exists inside Triton alone
+        """Answer each request, or refuse it in one sentence."""
+        import triton_python_backend_utils as triton  # noqa: PLC0415 - exists only inside Triton
 
         return [self._answer(triton, request) for request in requests]
 
@@ -51,11 +52,11 @@ class ImageStep:
         free = self.preprocessing.size is None
         rows = [prepare(decode_image(bytes(f), self.limits, free_size=free), self.preprocessing)[0] for f in files]
         if len({row.shape for row in rows}) > 1:
-            raise ServerError("the images give inputs of several sizes, which is no tensor; send one at a time")
+            raise ServerError("the inputs of these images have different sizes; send one image per request")
         tensors: dict[str, Any] = {self.image: np.stack(rows)}
         if self.target is not None:
-            given = triton.get_input_tensor_by_name(request, "target_class")
+            target = triton.get_input_tensor_by_name(request, "target_class")
             shape = (len(rows), 1) if self.batching else (len(rows),)
-            classes = np.full(shape, -1, np.int64) if given is None else given.as_numpy()
+            classes = np.full(shape, -1, np.int64) if target is None else target.as_numpy()
             tensors[self.target] = np.ascontiguousarray(np.broadcast_to(classes.reshape(-1, *shape[1:]), shape))
         return tensors

@@ -59,7 +59,7 @@ def test_kserve_prints_a_manifest():
     assert done.stdout.startswith('apiVersion: "serving.kserve.io/v1beta1"\nkind: "InferenceService"\n')
     refused = call("kserve", "../shapes", "s3://models/repository")
     assert (refused.exit_code, refused.stdout) == (1, "")
-    assert "the name '../shapes' is not what Kubernetes takes" in refused.stderr
+    assert "the name '../shapes' is not valid in Kubernetes" in refused.stderr
 
 
 def test_serve_says_what_is_missing(monkeypatch, explained):
@@ -67,18 +67,18 @@ def test_serve_says_what_is_missing(monkeypatch, explained):
     monkeypatch.delitem(sys.modules, "onnx_gradcam.serve.server", raising=False)
     refused = call("serve", explained)
     assert refused.exit_code == 1
-    assert "pip install 'onnx-gradcam[serve]'" in refused.stderr
+    assert "pip install '.[serve]'" in refused.stderr
 
 
 @pytest.mark.serve
 @pytest.mark.parametrize(
     ("model", "options", "says"),
     [
-        ("nothing.onnx", (), "there is no model file for 'nothing'"),
+        ("nothing.onnx", (), "no model file for 'nothing'"),
         ("models/shapes.txt", (), "not an ONNX model"),
         ("models/shapes.onnx", ("--layer", "nowhere"), "the model has no layer 'nowhere'"),
         ("models/shapes.onnx", ("--port", "8081"), "have to differ"),
-        ("models/shapes.onnx", ("--host", "192.0.2.1"), "cannot be listened on"),
+        ("models/shapes.onnx", ("--host", "192.0.2.1"), "cannot listen on port 8080 of 192.0.2.1"),
         ("models/shapes.onnx", ("--provider", "tpu"), "the execution provider 'tpu' is not there"),
     ],
 )
@@ -101,4 +101,4 @@ def test_serve_takes_no_port_that_another_server_has(repository):
         command = [sys.executable, "-m", "onnx_gradcam", "serve", "models/shapes.onnx", "--grpc-port", port]
         done = subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=60, check=False)
     assert done.returncode == 1
-    assert f"port {port} of '127.0.0.1' cannot be listened on" in done.stderr
+    assert f"port {port} on 127.0.0.1 is already in use; choose another with --grpc-port" in done.stderr

@@ -60,7 +60,7 @@ def test_too_many_are_refused_at_once_and_the_slow_ones_after_their_time(narrow,
         assert status == 429
         assert "try again later" in answer["error"]
         answers = [whole_answer(one) for one in slow]
-    assert all(one.startswith("HTTP/1.1 408") and "did not come in time" in one for one in answers)
+    assert all(one.startswith("HTTP/1.1 408") and "did not arrive in time" in one for one in answers)
     assert narrow.infer(body)[0] == 200
     assert narrow.metric("onnx_gradcam_pending") == 0
 
@@ -149,10 +149,10 @@ def test_mlservers_own_command_serves_images_and_tensors(stock, explainer, photo
     ("change", "says"),
     [
         ({"data": [0.0]}, "has 1 values"),
-        ({"datatype": "INT64"}, "the model wants FP32"),
-        ({"shape": [1, 3, 95, 96]}, "it has to be"),
+        ({"datatype": "INT64"}, "send FP32"),
+        ({"shape": [1, 3, 95, 96]}, "it must be"),
         ({"name": "other"}, "unknown input 'other'"),
-        ({"shape": [5, 3, 96, 96]}, "more than the 4 maps"),
+        ({"shape": [5, 3, 96, 96]}, "exceed the limit of 4 heatmaps"),
     ],
 )
 def test_mlservers_own_command_refuses_what_is_malformed(stock, change, says):

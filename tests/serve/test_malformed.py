@@ -72,7 +72,7 @@ def rest_documents(photo: bytes) -> Iterator[tuple[str, object]]:
     yield "huge shape", tensors(shape=(2**40, 3, 96, 96))
     yield "shape beyond 64 bits", json.dumps(tensors([])).replace("[1,", "[99999999999999999999999,").encode()
     yield "rows too many", tensors([0.0], shape=(33, 3, 96, 96))
-    yield "unknown input", tensors(name="image")
+    yield "unknown input", tensors(name="photo")
     yield "path traversal in a name", tensors(name="../../etc/passwd")
     yield "text among the values", tensors(["0.5"] * (3 * 96 * 96))
     yield "null among the values", tensors([None] * (3 * 96 * 96))
@@ -295,13 +295,13 @@ def test_unknown_names_leave_no_metrics_behind(server):
 @pytest.mark.parametrize(
     ("kind", "status", "says"),
     [
-        ("values missing", 400, "'image' has 100 values, but its shape makes 27648"),
+        ("values missing", 400, "'image' has 100 values, but its shape requires 27648"),
         ("unknown class", 400, "no class is called 'unicorn'"),
         ("unknown parameter", 400, "unknown parameter 'targte'; did you mean 'target'?"),
         ("decompression bomb", 413, "60000x60000"),
-        ("body of 100 MB", 413, "33554432 are allowed"),
+        ("body of 100 MB", 413, "exceeds the limit of 33554432"),
         ("unknown model", 404, "other"),
-        ("loading a model", 403, "neither loaded nor unloaded"),
+        ("loading a model", 403, "cannot be loaded or unloaded"),
         ("grpc: truncated tensor", 400, "INVALID_ARGUMENT input 'image' has 110585 bytes"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onnx_gradcam.errors import ServerError
-from onnx_gradcam.serve.manifests import manifest
+from onnx_gradcam.serve.manifests import write_manifest
 
 URI = "s3://models/repository"
 
@@ -41,7 +41,7 @@ def check(value: object, kind: str, where: str, models: list) -> None:
 def test_every_field_is_of_the_published_schema(options):
     kserve = pytest.importorskip("kserve", reason="kserve is not installed")
     kubernetes = pytest.importorskip("kubernetes.client", reason="kubernetes is not installed")
-    document = read(manifest("shapes", URI, **options))
+    document = read(write_manifest("shapes", URI, **options))
     check(document, "V1beta1InferenceService", "manifest", [kserve, kserve.models, kubernetes])
     model = document["spec"]["predictor"]["model"]
     made = kserve.V1beta1ModelSpec(
@@ -57,13 +57,13 @@ def test_the_check_finds_what_is_not_in_the_schema():
     kserve = pytest.importorskip("kserve", reason="kserve is not installed")
     kubernetes = pytest.importorskip("kubernetes.client", reason="kubernetes is not installed")
     for old, new in (("storageUri", "storageURI"), ("minReplicas: 1", 'minReplicas: "1"')):
-        document = read(manifest("shapes", URI).replace(old, new))
+        document = read(write_manifest("shapes", URI).replace(old, new))
         with pytest.raises(AssertionError, match=r"is not in the schema|is no int"):
             check(document, "V1beta1InferenceService", "manifest", [kserve, kserve.models, kubernetes])
 
 
 def test_it_says_what_was_asked():
-    text = manifest("shapes", URI, namespace="vision", gpus=1, replicas=2, memory="4Gi")
+    text = write_manifest("shapes", URI, namespace="vision", gpus=1, replicas=2, memory="4Gi")
     for line in (
         'kind: "InferenceService"',
         '  namespace: "vision"',
@@ -76,7 +76,7 @@ def test_it_says_what_was_asked():
         "      runAsNonRoot: true",
     ):
         assert line in text.splitlines(), line
-    assert "nvidia.com/gpu" not in manifest("shapes", URI)
+    assert "nvidia.com/gpu" not in write_manifest("shapes", URI)
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_it_says_what_was_asked():
 )
 def test_what_kubernetes_would_not_take_is_refused(arguments, options, says):
     with pytest.raises(ServerError, match=says):
-        manifest(*arguments, **options)
+        write_manifest(*arguments, **options)

@@ -27,19 +27,19 @@ def test_lists_nested_lists_and_bytes_are_the_same_array(datatype):
 @pytest.mark.parametrize(
     ("datatype", "shape", "data", "says"),
     [
-        ("FP32", [2], [1.0], "has 1 values, but its shape makes 2"),
-        ("FP32", [2], bytes(7), "has 7 bytes, but its shape and datatype make 8"),
-        ("FP32", [1], ["1.0"], "has a value that is not a number"),
-        ("FP32", [1], [None], "has a value that is not a number"),
-        ("FP32", [1], [1e39], "infinite or not a number"),
-        ("FP32", [1], struct.pack("<f", float("nan")), "infinite or not a number"),
-        ("FP32", [1], struct.pack("<f", float("-inf")), "infinite or not a number"),
-        ("FP64", [1], [1.0], "is of datatype 'FP64'; the model wants FP32"),
-        ("FP32", [2, 2], [[1, 2], [3]], "nested list of another shape"),
-        ("FP32", [2, 2], [[1, 2], 3], "nested list of another shape"),
-        ("FP32", [1, 1], [[[1]]], "has a value that is not a number"),
-        ("FP32", [2**62], [1.0], "its shape makes 4611686018427387904"),
-        ("FP32", [2**62], b"\0\0\0\0", "its shape and datatype make"),
+        ("FP32", [2], [1.0], "has 1 values, but its shape requires 2"),
+        ("FP32", [2], bytes(7), "has 7 bytes, but its shape and datatype require 8"),
+        ("FP32", [1], ["1.0"], "contains a value that is not a number"),
+        ("FP32", [1], [None], "contains a value that is not a number"),
+        ("FP32", [1], [1e39], "infinite values or NaN"),
+        ("FP32", [1], struct.pack("<f", float("nan")), "infinite values or NaN"),
+        ("FP32", [1], struct.pack("<f", float("-inf")), "infinite values or NaN"),
+        ("FP64", [1], [1.0], "has datatype 'FP64'; send FP32"),
+        ("FP32", [2, 2], [[1, 2], [3]], "nested list that does not match"),
+        ("FP32", [2, 2], [[1, 2], 3], "nested list that does not match"),
+        ("FP32", [1, 1], [[[1]]], "contains a value that is not a number"),
+        ("FP32", [2**62], [1.0], "its shape requires 4611686018427387904"),
+        ("FP32", [2**62], b"\0\0\0\0", "its shape and datatype require"),
     ],
 )
 def test_what_is_wrong_is_said(datatype, shape, data, says):
@@ -58,13 +58,13 @@ def test_integers_out_of_range_are_no_integers(datatype, data):
 
 @pytest.mark.parametrize("shape", [[-1], [0], [1.0], ["1"], [True], [None], [[1]]])
 def test_sizes_are_whole_numbers_above_zero(shape):
-    with pytest.raises(ServerError, match="its sizes are above 0"):
+    with pytest.raises(ServerError, match="its sizes must be whole numbers above 0"):
         Tensor("x", "FP32", shape, [1.0])
 
 
 @pytest.mark.parametrize(("shape", "wanted"), [([2, 3], (None, 4)), ([2], (None, 1)), ([1, 2, 3], ("N", 3))])
 def test_a_shape_is_that_of_the_model(shape, wanted):
-    with pytest.raises(ServerError, match="it has to be"):
+    with pytest.raises(ServerError, match="it must be"):
         numbers(Tensor("x", "FP32", shape, [1.0] * int(np.prod(shape))), "float32", wanted)
 
 
@@ -96,12 +96,12 @@ def test_files_come_as_base64_as_bytes_and_behind_their_lengths():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (struct.pack("<I", 9) + b"abc", "cut off"),
-        (b"\x01", "cut off"),
+        (struct.pack("<I", 9) + b"abc", "truncated"),
+        (b"\x01", "truncated"),
         (b"", "has 0 values"),
         (["a", "b"], "has 2 values"),
         (["a§"], "not base64"),
-        ([7], "no text"),
+        ([7], "not text"),
     ],
 )
 def test_files_that_are_none(data, says):

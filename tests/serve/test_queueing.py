@@ -160,8 +160,8 @@ def test_a_method_that_runs_the_model_many_times_is_served_alike(repository, row
 @pytest.mark.parametrize(
     ("limits", "status", "says"),
     [
-        (Limits(rows=1), 413, "more than the 1 maps"),
-        (Limits(input_pixels=1000), 413, "more than the 1000"),
+        (Limits(rows=1), 413, "exceed the limit of 1 heatmaps"),
+        (Limits(input_pixels=1000), 413, "exceeds the limit of 1000"),
     ],
 )
 def test_limits_on_tensors(batching, rows, limits, status, says):
@@ -173,10 +173,10 @@ def test_limits_on_tensors(batching, rows, limits, status, says):
 @pytest.mark.parametrize(
     ("limits", "says"),
     [
-        (Limits(image_bytes=100), "100 are allowed"),
-        (Limits(image_pixels=100), "above the limit of 100 pixels"),
-        (Limits(input_pixels=2 * 96 * 96), "27648 pixels in 3 rows, more than the 18432"),
-        (Limits(rows=2), "more than the 2 maps"),
+        (Limits(image_bytes=100), "exceeds the limit of 100"),
+        (Limits(image_pixels=100), "exceeds the limit of 100 pixels"),
+        (Limits(input_pixels=2 * 96 * 96), "27648 pixels in 3 rows, which exceeds the limit of 18432"),
+        (Limits(rows=2), "exceed the limit of 2 heatmaps"),
     ],
 )
 def test_limits_on_images(batching, photo, limits, says):
