@@ -1,1 +1,1 @@
-"""ONNX graphs: load and normalise, append typed nodes, find paths, save."""
+"""ONNX graphs: load and normalise a model, append typed nodes, find paths, save."""

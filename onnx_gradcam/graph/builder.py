@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_gradcam.errors import ModelError, UnsupportedError
 
 from .model import Model
-from .shapes import Shape, TensorInfo, declare
+from .shapes import Shape, TensorInfo, declare, ranked_shape
 
 __all__ = ["Builder", "Value"]
 
@@ -41,12 +41,12 @@ class Value:
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The element type; `None` where inference could not find it."""
+        """The element type; `None` for unknown."""
         return TensorInfo.of(self.core).dtype
 
     @property
     def elem_type(self) -> int:
-        """The ONNX element type; 0 where inference could not find it."""
+        """The ONNX element type; 0 for unknown."""
         return TensorInfo.of(self.core).elem_type
 
     @property
@@ -56,20 +56,20 @@ class Value:
 
     @property
     def is_real(self) -> bool:
-        """Whether the tensor stands for real numbers: floating-point, or the small integers of quantised tensors.
+        """Whether the tensor holds real numbers: floating-point ones, or the small integers of quantised tensors.
 
-        Indices, axes and shapes are wider integers, masks are Booleans.
+        Wider integers are indices, axes and shapes.
         """
         return self.is_float or (self.dtype is not None and self.dtype.kind in "iuV" and self.dtype.itemsize <= 2)
 
     @property
     def known_shape(self) -> Shape | None:
-        """The shape, or `None` where not even the rank is known."""
+        """The shape, or `None` if the rank is unknown."""
         return TensorInfo.of(self.core).shape
 
     @property
     def probe_shape(self) -> tuple[int, ...] | None:
-        """The shape for one choice of the free input dimensions, or `None` where a dimension is unknown then too."""
+        """The shape for one choice of the free input dimensions; `None` if a dimension is unknown even then."""
         return TensorInfo.of(self.core).probe_shape
 
     @property
@@ -77,35 +77,33 @@ class Value:
         """The shape: numbers, symbols, or `None` for unknown dimensions.
 
         Raises:
-            ModelError: not even the rank is known.
+            ModelError: the rank is unknown.
         """
-        shape = self.known_shape
-        if shape is None:
-            raise ModelError(
-                f"the rank of tensor {self.name!r} is unknown; run ONNX shape inference on the model first"
-            )
-        return shape
+        return ranked_shape(self.core)
 
     @property
     def rank(self) -> int:
         """The number of dimensions."""
         return len(self.shape)
 
-    def dims(self, what: str = "this operator") -> tuple[int, ...]:
-        """The shape where every dimension is a number.
+    def dims(self, reader: str = "this operator") -> tuple[int, ...]:
+        """The shape, all of it numbers.
+
+        Args:
+            reader: who needs it, for the message.
 
         Raises:
-            UnsupportedError: a dimension is dynamic; `what` says who needed it.
+            UnsupportedError: a dimension is dynamic.
         """
         if not all(isinstance(d, int) for d in self.shape):
             raise UnsupportedError(
-                f"{what} needs the static shape of tensor {self.name!r}, which is {list(self.shape)}; "
+                f"{reader} needs the static shape of tensor {self.name!r}, which is {list(self.shape)}; "
                 "export the model with fixed sizes"
             )
         return tuple(d for d in self.shape if isinstance(d, int))
 
     def dims_behind_batch(self) -> tuple[int, ...]:
-        """The shape without its first dimension, where all of that are numbers.
+        """The shape without its first dimension, all of it numbers.
 
         Raises:
             UnsupportedError: a dimension is dynamic.
@@ -113,12 +111,13 @@ class Value:
         tail = tuple(d for d in self.shape[1:] if isinstance(d, int))
         if len(tail) != self.rank - 1:
             raise UnsupportedError(
-                f"the sizes of tensor {self.name!r} behind the batch must be known: {list(self.shape)}"
+                f"the dimensions of tensor {self.name!r} after the batch must be static, but it is {list(self.shape)}; "
+                "export the model with fixed sizes"
             )
         return tail
 
     def array(self) -> npt.NDArray[Any] | None:
-        """The tensor's content where it is a constant of the graph, or one in another type, else `None`."""
+        """The content of a constant, perhaps behind a Cast; `None` for any other tensor."""
         tensor = ir.convenience.get_const_tensor(self.core)
         if tensor is not None:
             return tensor.numpy()
@@ -199,7 +198,7 @@ class Builder:
     # ----- values ------------------------------------------------------------
 
     def wrap(self, value: ir.Value) -> Value:
-        """The `Value` of a tensor of the underlying graph; one object a tensor."""
+        """The `Value` of a tensor of the graph; always the same object for the same tensor."""
         if value not in self._values:
             self._values[value] = Value(self, value)
         return self._values[value]
@@ -210,7 +209,7 @@ class Builder:
         return None if value is None else self.wrap(value)
 
     def unique(self, stem: str) -> str:
-        """A name that nothing in the graph bears."""
+        """A new name."""
         while True:
             self._counter += 1
             name = f"{_PREFIX}/{stem}_{self._counter}"
@@ -223,7 +222,7 @@ class Builder:
         return name in self._names
 
     def const(self, content: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Value:
-        """A constant; equal ones are shared."""
+        """A constant; equal constants are one initializer."""
         array = np.ascontiguousarray(content, dtype)
         array = array.reshape(np.shape(content))
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -240,19 +239,19 @@ class Builder:
         return self.const(np.array(numbers, np.int64))
 
     def refine(self, value: Value, shape: Shape) -> Value:
-        """State the shape of an appended value where inference knows less.
+        """Add `shape` to what inference found out about an appended value.
 
         Raises:
-            ModelError: the value's shape is known to be another.
+            ModelError: it contradicts the inferred shape.
         """
-        known = value.known_shape
-        if known is not None:
-            if len(known) != len(shape) or any(
-                isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(known, shape, strict=True)
+        inferred = value.known_shape
+        if inferred is not None:
+            if len(inferred) != len(shape) or any(
+                isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(inferred, shape, strict=True)
             ):
-                raise ModelError(f"tensor {value.name!r} has shape {list(known)}, not {list(shape)}")
+                raise ModelError(f"tensor {value.name!r} has shape {list(inferred)}, not {list(shape)}")
             shape = tuple(
-                a if isinstance(a, int) else b if b is not None else a for a, b in zip(known, shape, strict=True)
+                a if isinstance(a, int) else b if b is not None else a for a, b in zip(inferred, shape, strict=True)
             )
         declare(value.core, 0, shape)
         return value
@@ -264,9 +263,12 @@ class Builder:
 
         Args:
             op_type: an operator of the default domain, at the model's own opset.
-            inputs: values; a bare number becomes a scalar of the first non-boolean value's type; `None` omits one.
-            shape: the output's shape, where the caller knows better than inference.
-            attributes: the node's attributes; `None` leaves one out.
+            inputs: values; a number becomes a scalar of the first non-boolean value's type; `None` omits an input.
+            shape: the output's shape, if the caller knows more than inference finds out.
+            attributes: the node's attributes; `None` omits one.
+
+        Raises:
+            ModelError: the operator does not take inputs of these types and shapes.
         """
         (value,) = self.ops(op_type, *inputs, outputs=1, **attributes)
         return self.refine(value, shape) if shape is not None else value
@@ -280,7 +282,7 @@ class Builder:
         stem: str | None = None,
         **attributes: Any,
     ) -> tuple[Value, ...]:
-        """Append a node with several outputs, named after its operator or after `stem`; see `op`."""
+        """Append a node with several outputs, named after its operator or after `stem`; otherwise as `op`."""
         args = self._lift(inputs)
         node = ir.node(
             op_type,
@@ -292,7 +294,7 @@ class Builder:
         )
         for i, output in enumerate(node.outputs):
             output.name = str(node.name) if i == 0 else self.unique(op_type)
-        self._infer(node, args)
+        self.infer(node)
         self.graph.append(node)
         self._appended.append(node)
         return tuple(self.wrap(o) for o in node.outputs)
@@ -303,13 +305,15 @@ class Builder:
         return [i if i is None or isinstance(i, Value) else self.const(i, dtype) for i in inputs]
 
     def infer(self, node: ir.Node) -> None:
-        """Find types and shapes of a node's outputs, where inference over the whole graph could not."""
-        self._infer(node, [None if i is None else self.wrap(i) for i in node.inputs])
+        """Infer types and shapes of the outputs of a single node, in place.
 
-    def _infer(self, node: ir.Node, args: Sequence[Value | None]) -> None:
+        Raises:
+            ModelError: the operator does not take inputs of these types and shapes.
+        """
         proto = ir.to_proto(node)
         schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
-        types = {a.name: self._type_proto(a) for a in args if a is not None}
+        args = [None if i is None else self.wrap(i) for i in node.inputs]
+        types = {a.name: _type_proto(a) for a in args if a is not None}
         data = {a.name: ir.to_proto(c) for a in args if a is not None and (c := _small_constant(a)) is not None}
         imports = [onnx.helper.make_opsetid(d, v) for d, v in self.model.core.opset_imports.items()]
         try:
@@ -324,9 +328,6 @@ class Builder:
                 shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
             declare(output, tensor.elem_type, shape)
 
-    def _type_proto(self, value: Value) -> onnx.TypeProto:
-        return onnx.helper.make_tensor_type_proto(value.elem_type, value.known_shape)
-
     def input(self, name: str, dtype: npt.DTypeLike, shape: Shape) -> Value:
         """Add a graph input."""
         value = ir.Value(name=name)
@@ -336,7 +337,7 @@ class Builder:
         return self.wrap(value)
 
     def default_input(self, name: str, content: npt.NDArray[Any]) -> Value:
-        """Add a graph input that may be left out: an initializer that a caller may override."""
+        """Add an optional graph input: an initializer whose value a caller can override."""
         value = self.input(name, content.dtype, (None,) * content.ndim).core
         value.const_value = ir.tensor(content, name=name)
         self.graph.register_initializer(value)
@@ -344,26 +345,26 @@ class Builder:
 
     def output(self, value: Value, name: str) -> Value:
         """Make an appended value a graph output called `name`."""
-        mine = value.core.producer() in self._appended and not value.core.is_graph_output()
-        result = value if mine else self.op("Identity", value, shape=value.known_shape)
+        appended = value.core.producer() in self._appended and not value.core.is_graph_output()
+        result = value if appended else self.op("Identity", value, shape=value.known_shape)
         self.rename(result, name)
         self.graph.outputs.append(result.core)
         return result
 
     def rename(self, value: Value, name: str) -> Value:
-        """Call a tensor `name`, which nothing else in the graph may be called; what reads it follows."""
+        """Give a tensor a new name that is not taken, in the nodes that read it too."""
         value.core.name = name
         self._names.add(name)
         return value
 
     def expose(self, value: Value) -> None:
-        """Make a tensor of the graph an output of its own name."""
+        """Make a tensor of the graph an output under its own name."""
         if not value.core.is_graph_output():
             declare(value.core, value.elem_type, value.known_shape)
             self.graph.outputs.append(value.core)
 
     def take_over(self, old: ir.Value, new: Value) -> None:
-        """Let an appended value take the place and the name of a tensor of the graph."""
+        """Put an appended value in the place of a tensor of the graph, under its name."""
         name, dead = str(old.name), self.unique("replaced")
         ir.convenience.replace_all_uses_with(old, new.core, replace_graph_outputs=True)
         old.name, new.core.name = dead, name
@@ -371,18 +372,18 @@ class Builder:
         replace(TensorInfo.of(new.core), probe_shape=TensorInfo.of(old).probe_shape).keep_on(new.core)
 
     def adopt(self) -> None:
-        """Count the nodes appended so far among those that a backward pass may cross."""
+        """Let a backward pass cross the nodes appended so far."""
         self.nodes = tuple(self.graph)
 
     @property
     def appended(self) -> tuple[ir.Node, ...]:
-        """The nodes that were appended so far, in the order of appending."""
+        """The nodes appended so far, in this order."""
         return tuple(self._appended)
 
     def substitute(self, old: ir.Value, new: Value) -> None:
-        """Let whatever reads an appended value read another one; an output of the graph keeps its name.
+        """Let the readers of an appended value read another one; an output of the graph keeps its name.
 
-        The graph is out of order afterwards, until it is sorted.
+        Sort the graph afterwards: its nodes may be out of order.
         """
         if old.is_graph_output():
             self.take_over(old, self.op("Identity", new, shape=new.known_shape))
@@ -396,14 +397,14 @@ class Builder:
     # ----- shapes and the few operators everyone needs -----------------------
 
     def shape_of(self, x: Value) -> Value:
-        """The shape of `x` as an `int64` vector: a constant where it is static, a Shape node where not."""
+        """The shape of `x` as an `int64` vector: a constant if it is static, the output of a Shape node otherwise."""
         shape = x.known_shape
         if shape is not None and all(isinstance(d, int) for d in shape):
             return self.ints(*(d for d in shape if isinstance(d, int)))
         return self.op("Shape", x)
 
     def reshape_like(self, g: Value, x: Value) -> Value:
-        """`g` with the shape of `x`, which has as many elements."""
+        """`g` reshaped to the shape of `x`, which has as many elements."""
         shape = x.known_shape
         free = [i for i, d in enumerate(shape or ()) if not isinstance(d, int)]
         if shape is not None and len(free) == 1 and 0 not in shape:
@@ -413,18 +414,18 @@ class Builder:
 
     def expand_like(self, g: Value, x: Value) -> Value:
         """`g` broadcast to the shape of `x`."""
-        have, want = g.known_shape, x.known_shape
-        if have is not None and want is not None and len(have) == len(want):
-            if have == want and None not in want:
+        source, target = g.known_shape, x.known_shape
+        if source is not None and target is not None and len(source) == len(target):
+            if source == target and None not in target:
                 return g
-            # A one leaves a dimension as it is, so only those that differ have to be numbers.
-            kept = [1 if a == b and a is not None else b for a, b in zip(have, want, strict=True)]
-            if all(isinstance(d, int) for d in kept):
-                return self.op("Expand", g, self.ints(*(d for d in kept if isinstance(d, int))), shape=want)
-        return self.op("Expand", g, self.shape_of(x), shape=want)
+            # Expand leaves a dimension as it is for a one, so only the dimensions that differ have to be numbers.
+            factors = [1 if a == b and a is not None else b for a, b in zip(source, target, strict=True)]
+            if all(isinstance(d, int) for d in factors):
+                return self.op("Expand", g, self.ints(*(d for d in factors if isinstance(d, int))), shape=target)
+        return self.op("Expand", g, self.shape_of(x), shape=target)
 
     def full_like(self, x: Value, fill: float, dtype: npt.DTypeLike | None = None) -> Value:
-        """A tensor of the shape of `x`, all `fill`; of its type too unless another is given."""
+        """A tensor of the shape of `x` filled with `fill`, of the type of `x` by default."""
         return self.op("Expand", self.const(fill, dtype or x.dtype), self.shape_of(x), shape=x.known_shape)
 
     def reduce(self, kind: str, x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = True) -> Value:
@@ -443,12 +444,12 @@ class Builder:
         return self.reduce("ReduceMean", x, axes, keepdims=keepdims)
 
     def cast(self, x: Value, dtype: npt.DTypeLike | None) -> Value:
-        """`x` in another element type; `x` itself where it has it already. Equal casts are shared."""
+        """`x` in another element type, or `x` itself if it has this type. Equal casts are one node."""
         if x.dtype == dtype:
             return x
         key = x.core, np.dtype(dtype)
         if key not in self._casts:
-            # Errors that name the result should say which tensor of the model it is.
+            # An error that names the result shows which tensor of the model it is.
             stem = None if x.name.startswith(_PREFIX) else f"Cast/{x.name}"
             (self._casts[key],) = self.ops("Cast", x, outputs=1, stem=stem, to=int(ir.DataType.from_numpy(key[1])))
         return self._casts[key]
@@ -456,6 +457,10 @@ class Builder:
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
         """`x` with its dimensions permuted."""
         return x if list(perm) == list(range(len(perm))) else self.op("Transpose", x, perm=list(perm))
+
+
+def _type_proto(value: Value) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(value.elem_type, value.known_shape)
 
 
 def _small_constant(value: Value) -> ir.TensorProtocol | None:

@@ -1,9 +1,8 @@
-"""Operators outside the standard, and quantised ones, written in standard operators.
+"""Replace fused and quantised operators by standard ones.
 
-ONNX Runtime's optimiser and the quantisation tools write operators that ONNX does not have (`com.microsoft`), or that
-hide a quantised tensor's real numbers (`QLinearConv`). Every one with a decomposition is replaced when a model is
-loaded, wherever it stands, so that shapes can be inferred and everything behind it sees standard operators only.
-Runtimes fuse them again when they load the model.
+ONNX Runtime's optimiser writes operators outside of the ONNX standard (`com.microsoft`); quantisation tools write
+operators that hide real numbers (`QLinearConv`). When a model is loaded, each of them that has a decomposition is
+replaced, so that shapes can be inferred and all other code meets standard operators only. Runtimes fuse them again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .model import Model
 __all__ = ["DECOMPOSITIONS", "decompose", "decomposes", "decomposition_table"]
 
 Decomposition = Callable[..., Value | Sequence[Value] | None]
-"""`(t, *inputs, **attributes)` -> the node's outputs, or `None` where this very node cannot be served."""
+"""`(t, *inputs, **attributes)` -> the node's outputs, or `None` if it does not cover this node."""
 
 DECOMPOSITIONS: dict[tuple[str, str], Decomposition] = {}
 
@@ -35,7 +34,7 @@ _F = TypeVar("_F", bound=Decomposition)
 
 
 def decomposes(*op_types: str, domain: str = MICROSOFT) -> Callable[[_F], _F]:
-    """Register the decomposition of `op_types`."""
+    """Register a function as the decomposition of `op_types`."""
 
     def register(function: _F) -> _F:
         DECOMPOSITIONS.update(((domain, op_type), function) for op_type in op_types)
@@ -45,38 +44,42 @@ def decomposes(*op_types: str, domain: str = MICROSOFT) -> Callable[[_F], _F]:
 
 
 def decomposition_table() -> dict[tuple[str, str], Decomposition]:
-    """All decompositions, by domain and operator; their files are imported on the first call."""
+    """All decompositions, by domain and operator; the first call imports their modules."""
     for name in _TABLES:
         importlib.import_module(f"{__package__}.{name}")
     return DECOMPOSITIONS
 
 
-def decompose(model: Model) -> None:
+def decompose(model: Model) -> bool:
     """Replace, in place, every node that has a decomposition; tensors keep their names.
 
+    Returns:
+        Whether the model changed.
+
     Raises:
-        ModelError: the model was optimised for one kind of processor and cannot be taken apart.
+        ModelError: the model is optimised for one kind of CPU, or a node is invalid.
     """
     bound = next((n for n in model.core.graph if n.domain == _HARDWARE_BOUND), None)
     if bound is not None:
         raise ModelError(
-            f"{model.name}: node {bound.name!r} ({bound.domain}) was optimised for one kind of processor; "
-            "take the original model, or save the optimised one at level `extended`"
+            f"{model.name}: node {bound.name!r} ({bound.domain}) is optimised for one kind of CPU; "
+            "use the original model, or optimise it at level `extended`"
         )
     table = decomposition_table()
     if not any((n.domain, n.op_type) in table for n in model.core.graph):
-        return
+        return False
     t = Builder(model)
     for node in t.nodes:
         outputs = _decomposed(t, node, table)
         if outputs is not None:
             _replace(t, node, outputs)
         elif node.domain == "" and any(t.wrap(o).dtype is None for o in node.outputs):
-            # Inference over the whole graph stopped at the first operator it did not know.
+            # Inference over the graph stopped at the first operator that it does not know.
             _try_inference(t, node)
     t.graph.sort()
     t.finish()
     model.infer()
+    return True
 
 
 def _decomposed(t: Builder, node: ir.Node, table: dict[tuple[str, str], Decomposition]) -> Sequence[Value] | None:
@@ -86,17 +89,22 @@ def _decomposed(t: Builder, node: ir.Node, table: dict[tuple[str, str], Decompos
     inputs = [None if i is None else t.wrap(i) for i in node.inputs]
     attributes: dict[str, Any] = {name: a.value for name, a in node.attributes.items()}
     try:
-        found = function(t, *inputs, **attributes)
+        outputs = function(t, *inputs, **attributes)
     except TypeError as exc:
-        raise ModelError(f"node {node.name!r}: {node.op_type} has an attribute that is not known here ({exc})") from exc
-    return [found] if isinstance(found, Value) else found
+        raise ModelError(
+            f"node {node.name!r}: {node.op_type} has an unknown attribute ({exc}); use the original model"
+        ) from exc
+    return [outputs] if isinstance(outputs, Value) else outputs
 
 
 def _replace(t: Builder, node: ir.Node, outputs: Sequence[Value]) -> None:
     for old, new in zip(node.outputs, outputs, strict=False):
         t.take_over(old, new)
     if any(o.uses() for o in node.outputs):
-        raise ModelError(f"node {node.name!r}: {node.op_type} has an output in use that no decomposition gives")
+        raise ModelError(
+            f"node {node.name!r}: an optional output of {node.op_type} is read, which its decomposition does not "
+            "compute; use the original model"
+        )
     t.graph.remove(node, safe=True)
 
 

@@ -1,8 +1,8 @@
-"""Shapes behind arithmetic that ONNX's own inference gives up on.
+"""Constant folding for shape inference.
 
-Exporters compute paddings, window counts and target shapes with operators that data propagation does not follow
-(Where, Equal, Transpose, Range ...). Here every node is inferred by itself, in order, and small tensors that depend on
-nothing but shapes and constants are computed on the way.
+Exporters compute paddings and target shapes with operators that ONNX's own inference does not follow (Where, Equal,
+Transpose, Range ...). Here each node is inferred by itself, in order, and small tensors that follow from shapes and
+constants are computed on the way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 __all__ = ["complete_shapes", "evaluate_node"]
 
 _LARGEST = 1000
-"""Elements of the largest tensor that is computed."""
+"""Elements of the largest tensor to compute."""
 
 _READS_SHAPE = {"Shape", "Size"}
 _ARITHMETIC = {
@@ -32,10 +32,13 @@ _ARITHMETIC = {
 
 
 def complete_shapes(inferred: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that inference left incomplete in a model whose inputs have fixed sizes.
+    """Find the shapes that ONNX's inference left incomplete in a model whose inputs have fixed sizes.
 
     Args:
-        inferred: the model after ONNX's own inference.
+        inferred: the model after ONNX's inference; it stays as it is.
+
+    Returns:
+        The further shapes, by tensor name.
     """
     graph, imports = inferred.graph, list(inferred.opset_import)
     types = {i.name: i.type for i in (*graph.input, *graph.value_info, *graph.output)}
@@ -43,20 +46,20 @@ def complete_shapes(inferred: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     if all(_dims(types.get(o)) is not None for node in graph.node for o in node.output if o):
         return {}
     data = {t.name: numpy_helper.to_array(t) for t in graph.initializer if math.prod(t.dims) <= _LARGEST}
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for node in graph.node:
         missing = [o for o in node.output if o and _dims(types.get(o)) is None]
         outputs = _infer(node, types, data, imports) if missing else {}
         for name in missing:
             dims = _dims(outputs.get(name))
             if dims is not None:
-                types[name], found[name] = outputs[name], dims
+                types[name], shapes[name] = outputs[name], dims
         data.update(_evaluate(node, types, data, imports))
-    return found
+    return shapes
 
 
 def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
-    """The sizes, where every one is known."""
+    """The shape, if all of it is known."""
     if kind is None or not kind.tensor_type.HasField("shape"):
         return None
     dims = kind.tensor_type.shape.dim
@@ -69,15 +72,15 @@ def _infer(
     data: Mapping[str, npt.NDArray[Any]],
     imports: list[onnx.OperatorSetIdProto],
 ) -> dict[str, onnx.TypeProto]:
-    """Types of the node's outputs; none where ONNX does not know the operator or finds the inputs wrong."""
+    """Types of the node's outputs; none for an unknown operator or for inputs that do not fit."""
     if any(i and i not in types for i in node.input):
         return {}
     version = next((o.version for o in imports if o.domain == node.domain), 0)
-    known = {i: types[i] for i in node.input if i in types}
+    arguments = {i: types[i] for i in node.input if i in types}
     constants = {i: numpy_helper.from_array(data[i], i) for i in node.input if i in data}
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        return onnx.shape_inference.infer_node_outputs(schema, node, known, constants, opset_imports=imports)
+        return onnx.shape_inference.infer_node_outputs(schema, node, arguments, constants, opset_imports=imports)
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
         return {}
 
@@ -88,7 +91,7 @@ def _evaluate(
     data: Mapping[str, npt.NDArray[Any]],
     imports: list[onnx.OperatorSetIdProto],
 ) -> dict[str, npt.NDArray[Any]]:
-    """The node's outputs, where they are small and follow from shapes and constants."""
+    """The node's outputs, if they are small and follow from shapes and constants."""
     sizes = [_dims(types.get(o)) for o in node.output if o]
     if node.domain or any(s is None or math.prod(s) > _LARGEST for s in sizes):
         return {}
@@ -111,13 +114,13 @@ def _evaluate(
 def evaluate_node(
     node: onnx.NodeProto, feeds: Mapping[str, npt.NDArray[Any]], opsets: Mapping[str, int]
 ) -> list[npt.NDArray[Any]] | None:
-    """What a single node computes; `None` where ONNX's reference evaluator cannot run it on these inputs."""
+    """The outputs of a single node; `None` if ONNX's reference evaluator cannot compute them."""
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - most models need none of this
 
     evaluator = ReferenceEvaluator(node, opsets=dict(opsets))
     try:
         with np.errstate(all="ignore"):
             results = evaluator.run(None, dict(feeds))
-    except Exception:  # noqa: BLE001 - what cannot be computed is merely unknown
+    except Exception:  # noqa: BLE001 - what cannot be computed stays unknown
         return None
     return [np.asarray(r) for r in results]

@@ -1,4 +1,4 @@
-"""Standard operators for what ONNX Runtime's optimiser fuses (contrib operators, `docs/ContribOperators.md` there)."""
+"""Decompositions of the operators that ONNX Runtime's optimiser fuses (its `docs/ContribOperators.md`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ACTIVATION_DEFAULTS = {"LeakyRelu": (0.01,), "HardSigmoid": (0.2, 0.5), "Clip":
 
 
 def _activated(t: Builder, x: Value, activation: str, parameters: Sequence[float] = ()) -> Value | None:
-    """`x` behind the activation that a fused operator names, or `None` for one that is not known."""
+    """Append the activation that a fused operator names; `None` for an unknown one."""
     first, second = (*parameters, *_ACTIVATION_DEFAULTS.get(activation, ())[len(parameters) :], 0.0, 0.0)[:2]
     if activation in {"Relu", "Sigmoid", "Tanh"}:
         return t.op(activation, x)
@@ -40,7 +40,7 @@ def fused_conv(
     activation_params: Sequence[float] = (),
     **window: Any,
 ) -> Value | None:
-    """Conv, an added tensor, an activation."""
+    """Conv, then a sum with a tensor, then an activation."""
     y = t.op("Conv", x, w, b, **window)
     return _activated(t, y if z is None else y + z, activation, activation_params)
 
@@ -55,10 +55,10 @@ def fused_gemm(
     activation: str = "",
     activation_alpha: float | None = None,
     activation_beta: float | None = None,
-    activation_gamma: float | None = None,  # noqa: ARG001 - no activation known here has a third number
+    activation_gamma: float | None = None,  # noqa: ARG001 - no activation here has a third parameter
     **attributes: Any,
 ) -> Value | None:
-    """Gemm and an activation."""
+    """Gemm, then an activation."""
     numbers = [p for p in (activation_alpha, activation_beta) if p is not None]
     return _activated(t, t.op("Gemm", a, b, c, **attributes), activation, numbers)
 
@@ -88,7 +88,7 @@ def _swapped(t: Builder, x: Value) -> Value:
 
 @decomposes("Gelu")
 def gelu(t: Builder, x: Value) -> Value:
-    """The product of x and the normal distribution function of x."""
+    """The product of x and the normal distribution function at x."""
     return x * (t.op("Erf", x * math.sqrt(0.5)) + 1.0) * 0.5
 
 
@@ -100,7 +100,7 @@ def bias_gelu(t: Builder, x: Value, bias: Value) -> Value:
 
 @decomposes("FastGelu")
 def fast_gelu(t: Builder, x: Value, bias: Value | None = None) -> Value:
-    """The approximation by tanh."""
+    """Gelu, approximated with tanh."""
     x = x if bias is None else x + bias
     inner = (x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)
     return x * (t.op("Tanh", inner) + 1.0) * 0.5
@@ -108,7 +108,7 @@ def fast_gelu(t: Builder, x: Value, bias: Value | None = None) -> Value:
 
 @decomposes("QuickGelu")
 def quick_gelu(t: Builder, x: Value, *, alpha: float = 1.702) -> Value:
-    """The product of x and sigmoid(alpha x)."""
+    """The product x sigmoid(alpha x)."""
     return x * t.op("Sigmoid", x * alpha)
 
 
@@ -168,7 +168,7 @@ def group_norm(
     channels_last: int = 1,
     epsilon: float = 1e-5,
 ) -> Value | None:
-    """Group normalisation, channels last by default, perhaps with a SiLU behind it."""
+    """Group normalisation, channels last by default, with an optional SiLU."""
     first = t.transpose(x, [0, x.rank - 1, *range(1, x.rank - 1)]) if channels_last else x
     channels = first.shape[1]
     if not isinstance(channels, int):
@@ -201,9 +201,9 @@ def multi_head_attention(
     num_heads: int,
     scale: float = 0.0,
     unidirectional: int = 0,
-    mask_filter_value: float = -10000.0,  # noqa: ARG001 - masks are not served
+    mask_filter_value: float = -10000.0,  # noqa: ARG001 - masks are not covered
 ) -> Value | None:
-    """Attention of separate queries, keys and values `[N, T, H]`; masks, packed inputs and caches are not served."""
+    """Attention over queries, keys and values `[N, T, H]`; masks, packed inputs and caches are not covered."""
     attention_bias = rest[1] if len(rest) > 1 else None
     others = [r for i, r in enumerate(rest) if i != 1 and r is not None]
     if key is None or value is None or key.rank != 3 or others or unidirectional:
@@ -230,7 +230,7 @@ def attention(
     do_rotary: int = 0,
     **unserved: Any,
 ) -> Value | None:
-    """Attention with its own projection of `[N, T, H]`; masks, caches and rotary embeddings are not served."""
+    """Attention with its own projection of `[N, T, H]`; masks, caches and rotary embeddings are not covered."""
     attention_bias = rest[2] if len(rest) > 2 else None
     others = [r for i, r in enumerate(rest) if i != 2 and r is not None]
     width = weights.shape[1]

@@ -1,6 +1,8 @@
-"""What is known of small tensors without running the model: conditions, trip counts and the arithmetic before them.
+"""Replace control flow that does not depend on the input by plain nodes.
 
-Control flow that is decided already: the branch of an If whose condition is known, and Loops written out.
+An If whose condition follows from constants and fixed sizes becomes the nodes of its branch; a Loop whose trip count
+does becomes one copy of its body an iteration. `constant` computes such conditions and counts without running the
+model.
 """
 
 from __future__ import annotations
@@ -25,48 +27,48 @@ __all__ = ["MOST_ITERATIONS", "MOST_NODES", "Array", "constant", "inline_known_b
 Array = npt.NDArray[Any]
 
 _LARGEST = 100
-"""Elements of the largest tensor that is read or computed."""
+"""Elements of the largest tensor to read or compute."""
 
 _ARITHMETIC = {
     *("Add", "And", "Cast", "Concat", "Div", "Equal", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less"),
     *("LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "ReduceMax", "ReduceMin", "ReduceProd"),
     *("ReduceSum", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where", "Xor"),
 }
-"""Operators whose outputs are about as small as their inputs."""
+"""Operators with outputs about as small as their inputs."""
 
 
-def constant(t: Builder, wanted: ir.Value, known: Mapping[ir.Value, Array] | None = None) -> Array | None:
+def constant(t: Builder, result: ir.Value, assumed: Mapping[ir.Value, Array] | None = None) -> Array | None:
     """The content of a small tensor that follows from constants and fixed sizes alone, else `None`.
 
     Args:
-        t: builder of the main graph, which knows the shapes.
-        wanted: a tensor of the main graph, or of a subgraph.
-        known: contents known from elsewhere: of the inputs of a subgraph.
+        t: builder of the main graph.
+        result: a tensor of the main graph, or of a subgraph.
+        assumed: contents to assume, e.g. of the inputs of a subgraph.
     """
-    found = dict(known or {})
+    contents = dict(assumed or {})
     sizes: dict[ir.Value, Shape] = {}
-    for value in _ancestors(wanted):
-        node, content = value.producer(), None if value in found else _small(t.wrap(value))
+    for value in _ancestors(result):
+        node, content = value.producer(), None if value in contents else _small(t.wrap(value))
         if content is not None:
-            found[value] = content
-        if value in found or node is None:
+            contents[value] = content
+        if value in contents or node is None:
             continue
         x = node.inputs[0] if node.inputs else None
         if node.op_type == "Shape" and x is not None:
             shape = t.wrap(x).known_shape
             if shape is not None:
                 sizes[value] = shape[_limit(node, "start") : _limit(node, "end")]
-                _pick(found, value, sizes[value], np.arange(len(sizes[value])))
-        elif node.op_type == "Gather" and x in sizes and node.inputs[1] in found:
-            # Other dimensions may be free.
-            _pick(found, value, sizes[x], found[node.inputs[1]])
-        elif all(i is None or i in found for i in node.inputs):
-            found.update(_evaluated(t, node, found))
-    return found.get(wanted)
+                _pick(contents, value, sizes[value], np.arange(len(sizes[value])))
+        elif node.op_type == "Gather" and x in sizes and node.inputs[1] in contents:
+            # The other dimensions may be free.
+            _pick(contents, value, sizes[x], contents[node.inputs[1]])
+        elif all(i is None or i in contents for i in node.inputs):
+            contents.update(_evaluated(t, node, contents))
+    return contents.get(result)
 
 
 def _ancestors(value: ir.Value) -> list[ir.Value]:
-    """The tensors that `value` is computed from by arithmetic, itself last, in topological order."""
+    """The tensors that `value` is computed from by arithmetic, in topological order, `value` last."""
     order: list[ir.Value] = []
     seen: set[ir.Value] = set()
     stack = [(value, False)]
@@ -97,17 +99,17 @@ def _limit(node: ir.Node, name: str) -> int | None:
     return None if attribute is None else attribute.as_int()
 
 
-def _pick(found: dict[ir.Value, Array], y: ir.Value, shape: Shape, indices: Array) -> None:
+def _pick(contents: dict[ir.Value, Array], y: ir.Value, shape: Shape, indices: Array) -> None:
     if all(-len(shape) <= i < len(shape) for i in indices.flat):
         picked = [shape[int(i)] for i in indices.flat]
         if all(isinstance(d, int) for d in picked):
-            found[y] = np.array(picked, np.int64).reshape(indices.shape)
+            contents[y] = np.array(picked, np.int64).reshape(indices.shape)
 
 
-def _evaluated(t: Builder, node: ir.Node, known: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
+def _evaluated(t: Builder, node: ir.Node, contents: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
     if node.domain or node.op_type not in _ARITHMETIC:
         return {}
-    feeds = {str(i.name): known[i] for i in node.inputs if i is not None}
+    feeds = {str(i.name): contents[i] for i in node.inputs if i is not None}
     results = evaluate_node(ir.to_proto(node), feeds, {"": t.opset})
     if results is None:
         return {}
@@ -115,17 +117,21 @@ def _evaluated(t: Builder, node: ir.Node, known: Mapping[ir.Value, Array]) -> di
 
 
 MOST_ITERATIONS = 1000
-"""Iterations of the longest Loop that is written out."""
+"""Iterations of the longest Loop to unroll."""
 
 MOST_NODES = 20_000
-"""Nodes of the largest model that writing out a Loop may give."""
+"""Nodes of the largest model that unrolling a Loop may produce."""
 
 
-def inline_known_branches(model: Model) -> None:
+def inline_known_branches(model: Model) -> bool:
     """Replace, in place, every If of the main graph whose condition follows from constants and fixed sizes.
 
-    Tensors of the branch keep their names where these are free.
+    Tensors of the branch keep their names if these are free.
+
+    Returns:
+        Whether the model changed.
     """
+    changed = False
     while any(_is(node, "If") for node in model.core.graph):
         t = Builder(model)
         decided = []
@@ -134,12 +140,14 @@ def inline_known_branches(model: Model) -> None:
             if condition is not None:
                 decided.append((node, "then_branch" if condition else "else_branch"))
         if not decided:
-            return
+            break
         names = _names(model)
         for node, branch in decided:
             _inline(t, node, branch, names)
         # A sharper shape may decide the next condition.
         model.infer()
+        changed = True
+    return changed
 
 
 def _inline(t: Builder, node: ir.Node, branch: str, names: Mapping[str, int]) -> None:
@@ -153,8 +161,7 @@ def loop_iterations(t: Builder, node: ir.Node) -> int:
     """How often a Loop runs.
 
     Raises:
-        UnsupportedError: its trip count or condition is not constant, it never runs, or it is too long to be written
-            out.
+        UnsupportedError: its trip count or condition is not constant, it never runs, or it is too long to unroll.
     """
     where = f"node {node.name!r} producing {node.outputs[0].name!r}"
     trips, condition = node.inputs[0], node.inputs[1]
@@ -168,16 +175,16 @@ def loop_iterations(t: Builder, node: ir.Node) -> int:
     size = t.graph.num_nodes() + count * sum(1 for _ in body.all_nodes())
     if count > MOST_ITERATIONS or size > MOST_NODES:
         raise UnsupportedError(
-            f"a Loop of {count} iterations is too long to be written out ({where}): at most {MOST_ITERATIONS} "
-            f"iterations and {MOST_NODES} nodes"
+            f"a Loop of {count} iterations is too long to unroll ({where}): at most {MOST_ITERATIONS} iterations and "
+            f"{MOST_NODES} nodes are possible; choose a layer after it"
         )
     if count < 1:
-        raise UnsupportedError(f"a Loop never runs ({where}), so nothing of it can be differentiated")
+        raise UnsupportedError(f"a Loop never runs ({where}), so it cannot be differentiated")
     return count
 
 
 def unroll(t: Builder, node: ir.Node) -> None:
-    """Write out a Loop, in place: one copy of its body an iteration; its outputs keep their names.
+    """Unroll a Loop, in place: one copy of its body an iteration; its outputs keep their names.
 
     Raises:
         UnsupportedError: see `loop_iterations`.
@@ -193,7 +200,7 @@ def unroll(t: Builder, node: ir.Node) -> None:
         _, *outputs = _splice(t, copy, ins, node, t.unique)
         states = outputs[:carried]
         steps.append(outputs[carried:])
-    stacked = [_stack(t, made, node) for made in zip(*steps, strict=True)]
+    stacked = [_stack(t, rows, node) for rows in zip(*steps, strict=True)]
     _replace(t, node, [*(s for s in states if s is not None), *stacked], outside)
 
 
@@ -201,14 +208,14 @@ def _is(node: ir.Node, op_type: str) -> bool:
     return node.domain == "" and node.op_type == op_type
 
 
-def _scalar(t: Builder, value: ir.Value | None, known: Mapping[ir.Value, Array] | None = None) -> int | None:
+def _scalar(t: Builder, value: ir.Value | None, assumed: Mapping[ir.Value, Array] | None = None) -> int | None:
     """The content of a constant of one element."""
-    content = None if value is None else constant(t, value, known)
+    content = None if value is None else constant(t, value, assumed)
     return int(content.item()) if content is not None and content.size == 1 else None
 
 
 def _names(model: Model) -> Counter[str]:
-    """How often each name is given in the model: subgraphs may share names, but not with the graph around them."""
+    """How many tensors have each name: subgraphs may share names with each other, not with the main graph."""
     main = model.core.graph
     graphs = [main, *main.subgraphs()]
     values = [v for g in graphs for v in (*g.inputs, *g.initializers.values())]
@@ -218,7 +225,7 @@ def _names(model: Model) -> Counter[str]:
 def _splice(
     t: Builder, body: ir.Graph, inputs: Sequence[ir.Value | None], before: ir.Node, named: Callable[[str], str]
 ) -> list[ir.Value]:
-    """Move what a subgraph holds into the main graph; returns what its outputs are there."""
+    """Move the nodes and initializers of a subgraph into the main graph; returns its outputs there."""
     ins = dict(zip(body.inputs, inputs, strict=True))
     outputs = [new if (new := ins.get(o)) is not None else o for o in body.outputs]
     body.outputs.clear()
@@ -234,32 +241,32 @@ def _splice(
     for node in nodes:
         node.name = t.unique(node.name or node.op_type)
         for value in node.outputs:
-            # What a symbol means inside of a subgraph it need not mean outside.
+            # A symbol may mean another size outside of the subgraph.
             value.name, value.shape = named(value.name) if value.name else "", None
     t.graph.insert_before(before, nodes)
     return outputs
 
 
 def _stack(t: Builder, values: Sequence[ir.Value], before: ir.Node) -> ir.Value:
-    """The values one behind the other along a new first dimension."""
+    """The values stacked along a new first dimension."""
     axis = t.ints(0).core
     rows = [ir.node("Unsqueeze", [v, axis], name=t.unique("Unsqueeze")) for v in values]
     whole = ir.node("Concat", [r.outputs[0] for r in rows], {"axis": 0}, name=t.unique("Concat"))
-    for made in (*rows, whole):
-        made.outputs[0].name = made.name
+    for node in (*rows, whole):
+        node.outputs[0].name = node.name
     t.graph.insert_before(before, [*rows, whole])
     return whole.outputs[0]
 
 
 def _replace(t: Builder, node: ir.Node, outputs: Sequence[ir.Value], outside: Container[ir.Node]) -> None:
-    """Let `outputs` take the places and the names of the outputs of `node`, and drop it."""
+    """Put `outputs` in the places of the outputs of `node`, under their names, and remove it."""
     named: set[ir.Value] = set()
     for old, new in zip(node.outputs, outputs, strict=True):
         if not old.name:
             continue
         name, producer = old.name, new.producer()
         old.name = t.unique("replaced")
-        # A tensor from outside, and one that is two outputs at once, has a name already.
+        # A tensor from outside has a name already, and so has one that is two outputs at once.
         if new in named or producer is None or producer in outside:
             copy = ir.node("Identity", [new], name=t.unique("Identity"))
             t.graph.insert_before(node, copy)

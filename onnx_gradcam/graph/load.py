@@ -1,4 +1,7 @@
-"""From a file to a model that the rest of the package can work with."""
+"""Load a model: from a path, bytes or a proto to the normalised form that the rest of the package works on.
+
+A module of its own, however short: `decompose` and `inline` build on `Model`, which builds on `read`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,13 @@ __all__ = ["load"]
 
 
 def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
-    """Read and normalise a model without reading its external weights.
+    """Load and normalise a model; external weights stay unread.
+
+    Example:
+        `load("resnet50.onnx").shape("input")` is `("N", 3, 224, 224)`.
 
     Raises:
-        ModelError: the file is missing, damaged, unsafe or cannot be raised to opset 18.
+        ModelError: the file is missing, damaged or unsafe, or cannot be raised to opset 18.
     """
     proto, folder = read_proto(source)
     small, weights = normalise(proto)

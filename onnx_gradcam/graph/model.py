@@ -14,7 +14,7 @@ from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.files import Drafts
 
 from .read import skeleton
-from .shapes import Shape, TensorInfo, infer_shapes
+from .shapes import Shape, TensorInfo, infer_shapes, ranked_shape
 
 __all__ = ["Model"]
 
@@ -63,10 +63,7 @@ class Model:
         Raises:
             ModelError: there is no tensor of this name.
         """
-        value = self.find(name)
-        if value is None:
-            raise ModelError(f"{self.name} has no tensor {name!r}; was it edited after it was written?")
-        return TensorInfo.of(value)
+        return TensorInfo.of(self._named(name))
 
     def shape(self, name: str) -> Shape:
         """The shape of the tensor called `name`.
@@ -74,12 +71,13 @@ class Model:
         Raises:
             ModelError: there is no tensor of this name, or its rank is unknown.
         """
-        shape = self.info(name).shape
-        if shape is None:
-            raise ModelError(
-                f"{self.name}: the rank of tensor {name!r} is unknown; run ONNX shape inference on the model first"
-            )
-        return shape
+        return ranked_shape(self._named(name))
+
+    def _named(self, name: str) -> ir.Value:
+        value = self.find(name)
+        if value is None:
+            raise ModelError(f"{self.name} has no tensor {name!r}; was it edited after it was written?")
+        return value
 
     @property
     def opset(self) -> int:
@@ -146,10 +144,10 @@ class Model:
             raise ModelError(f"{self.name}: the graph is not valid ONNX: {' '.join(str(exc).split())}") from exc
 
     def save(self, path: str | Path) -> None:
-        """Write the model; it appears complete or not at all.
+        """Write the model atomically.
 
-        External weights stay where they are when `path` is in the model's own folder, and are copied to `<name>.data`
-        beside `path` otherwise. So are all weights where they are too many for one file.
+        External weights stay where they are if `path` is in the model's own folder; otherwise they are copied to
+        `<name>.data` beside `path`. Weights that are too large for one file are written there too.
 
         Raises:
             InputError: the file cannot be written.

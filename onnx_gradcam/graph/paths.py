@@ -1,9 +1,8 @@
-"""Reachability and dominators over the tensors of a graph.
+"""Find the nodes and tensors on the paths between two tensors of a graph.
 
-An edge runs from a tensor to each output of a node that reads it. `carries` decides which edges count: for a
-gradient these are the differentiable ones, so that shape arithmetic, axes, indices and bounds hide nothing.
-
-Operators that show a tensor's numbers in another shape or type, and whether they keep their order.
+A path leads from a tensor to the outputs of the nodes that read it. `carries` decides which of these steps count: for a
+gradient only the differentiable ones, so not those through shapes, axes, indices and bounds. Some nodes on a path only
+show the same numbers in another shape or type (`VIEWS`); `keeps_order` tells whether their order stays the same.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ __all__ = [
 ]
 
 Carries = Callable[[ir.Node, ir.Value], bool]
-"""Whether something flows from this input of this node to its outputs."""
+"""Whether a path leads from this input of this node to its outputs."""
 
 
 def node_inputs(node: ir.Node) -> Iterator[ir.Value]:
-    """The tensors a node reads, those its subgraphs capture from outside included."""
+    """The tensors that a node reads, including those that its subgraphs capture from outside."""
     yield from (i for i in node.inputs if i is not None)
     yield from captured(node)
 
 
 def captured(node: ir.Node) -> Iterator[ir.Value]:
-    """The tensors that the subgraphs of a node read from outside; some may come several times."""
+    """The tensors that the subgraphs of a node read from outside, perhaps several times."""
     for attribute in node.attributes.values():
         if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
             yield from _captured(attribute.as_graph())
@@ -59,13 +58,13 @@ def _captured(graph: ir.Graph) -> Iterator[ir.Value]:
 def between(
     nodes: Sequence[ir.Node], sources: Iterable[ir.Value], sinks: Iterable[ir.Value], carries: Carries
 ) -> tuple[list[ir.Node], set[ir.Value]]:
-    """The nodes and tensors on some path from `sources` to `sinks`, in graph order.
+    """The nodes and tensors on any path from `sources` to `sinks`, the nodes in graph order.
 
     Args:
         nodes: the graph's nodes in topological order.
         sources: where paths begin.
         sinks: where they end.
-        carries: which edges count.
+        carries: which steps count.
     """
     reached = set(sources)
     for node in nodes:
@@ -85,7 +84,8 @@ def between(
 def dominators(nodes: Sequence[ir.Node], source: ir.Value, sink: ir.Value, carries: Carries) -> list[ir.Value]:
     """The tensors on *every* path from `source` to `sink`, in order, both ends included; empty without a path.
 
-    Immediate dominators of a directed acyclic graph in one topological sweep (Cooper, Harvey and Kennedy 2001).
+    Immediate dominators of a directed acyclic graph in one topological sweep, after Cooper, Harvey and Kennedy,
+    "A Simple, Fast Dominance Algorithm", 2001.
     """
     path, alive = between(nodes, [source], [sink], carries)
     if sink not in alive:
@@ -120,10 +120,10 @@ QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
 
 
 def keeps_order(t: Builder, node: ir.Node, index: int = 0) -> bool:
-    """Whether the output of a node that works element by element or moves elements reads like its input `index`.
+    """Whether an elementwise node, or one that moves elements, keeps the order of the elements of its input `index`.
 
-    Both have to be a vector a sample: one axis behind the batch that is not of size one, and of the same size. Then a
-    Reshape or Transpose between them cannot have permuted anything. A Cast has to stay floating-point.
+    A Reshape or Transpose does if its input and output are one vector per sample, of the same size. A Cast does unless
+    it leaves floating point.
     """
     x, y = node.inputs[index], node.outputs[0]
     if x is None:
@@ -140,6 +140,6 @@ def keeps_order(t: Builder, node: ir.Node, index: int = 0) -> bool:
 
 
 def _vector(shape: Shape) -> int | str | None:
-    """The size of the one axis behind the batch that is wide, one where none is, `None` where several are."""
+    """The size of the only axis after the batch that is not of size one; `None` if there are several."""
     wide = [d for d in shape[1:] if d != 1]
     return None if not shape or len(wide) > 1 else wide[0] if wide else 1

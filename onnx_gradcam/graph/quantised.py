@@ -1,4 +1,4 @@
-"""Quantised operators as what they compute: dequantise, the operator on real numbers, quantise again."""
+"""Decompositions of quantised operators: dequantise, run the operator on real numbers, quantise again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _quantised(t: Builder, x: Value, scale: Value, zero: Value | None) -> Value:
 def dequantize_linear(
     t: Builder, x: Value, scale: Value, zero: Value | None = None, *, axis: int | None = None
 ) -> Value | None:
-    """ONNX Runtime's own twin of the standard operator; 16 bits need opset 21 there."""
+    """ONNX Runtime's copy of the standard operator, which takes 16 bits from opset 21 on."""
     return _real(t, x, scale, zero, axis) if _eight_bits(x) or t.opset >= 21 else None
 
 
@@ -31,9 +31,9 @@ def dequantize_linear(
 def quantize_linear(
     t: Builder, x: Value, scale: Value, zero: Value | None = None, *, axis: int | None = None
 ) -> Value | None:
-    """ONNX Runtime's own twin of the standard operator; 16 bits need opset 21 there."""
-    served = zero is None or _eight_bits(zero) or t.opset >= 21
-    return t.op("QuantizeLinear", x, scale, zero, axis=axis) if served else None
+    """ONNX Runtime's copy of the standard operator, which takes 16 bits from opset 21 on."""
+    covered = zero is None or _eight_bits(zero) or t.opset >= 21
+    return t.op("QuantizeLinear", x, scale, zero, axis=axis) if covered else None
 
 
 def _eight_bits(x: Value) -> bool:
@@ -54,7 +54,7 @@ def qlinear_conv(
     bias: Value | None = None,
     **window: Any,
 ) -> Value:
-    """The bias is in steps of the product of both scales."""
+    """Conv; the scale of the bias is the product of the other two."""
     offset = None if bias is None else _real(t, bias, t.op("Mul", x_scale, w_scale), None, 0)
     kernel = _real(t, w, w_scale, w_zero, 0)
     y = t.op("Conv", _real(t, x, x_scale, x_zero), kernel, offset, **window)
@@ -73,7 +73,7 @@ def qlinear_matmul(
     y_scale: Value,
     y_zero: Value,
 ) -> Value | None:
-    """Scales a column of `b`; scales a row of `a` are not served."""
+    """MatMul; one scale per column of `b` is possible, one per row of `a` is not covered."""
     if a_scale.rank and a_scale.shape != (1,):
         return None
     y = _real(t, a, a_scale, a_zero) @ _real(t, b, b_scale, b_zero, b.rank - 1)
@@ -84,7 +84,7 @@ def qlinear_matmul(
 def conv_integer(
     t: Builder, x: Value, w: Value, x_zero: Value | None = None, w_zero: Value | None = None, **window: Any
 ) -> Value | None:
-    """Exact in float32 up to 2^24; only where nothing but a Cast to floating-point reads the result."""
+    """Exact in float32 up to 2^24; only if all readers of the result cast it to floating-point."""
     if not _only_cast_to_float(t, x, w, "ConvInteger"):
         return None
     if w_zero is not None and w_zero.rank:
@@ -96,7 +96,7 @@ def conv_integer(
 def matmul_integer(
     t: Builder, a: Value, b: Value, a_zero: Value | None = None, b_zero: Value | None = None
 ) -> Value | None:
-    """Exact in float32 up to 2^24; only where nothing but a Cast to floating-point reads the result."""
+    """Exact in float32 up to 2^24; only if all readers of the result cast it to floating-point."""
     if not _only_cast_to_float(t, a, b, "MatMulInteger") or (
         a_zero is not None and a_zero.rank and a_zero.shape != (1,)
     ):
@@ -110,7 +110,7 @@ def _shifted(t: Builder, x: Value, zero: Value | None) -> Value:
 
 
 def _only_cast_to_float(t: Builder, x: Value, w: Value, op_type: str) -> bool:
-    """Whether the 32-bit integers of this node become floating-point numbers and nothing else."""
+    """Whether the 32-bit integers of this node are only cast to floating-point numbers."""
     node = next(n for n in x.core.consumers() if n.op_type == op_type and w.core in n.inputs)
     consumers = node.outputs[0].consumers()
     return bool(consumers) and all(c.op_type == "Cast" and t.wrap(c.outputs[0]).is_float for c in consumers)
@@ -127,7 +127,7 @@ def matmul_integer_to_float(
     b_zero: Value | None = None,
     bias: Value | None = None,
 ) -> Value:
-    """The product of two quantised matrices as real numbers."""
+    """The product of two quantised matrices, dequantised."""
     y = _real(t, a, a_scale, a_zero) @ _real(t, b, b_scale, b_zero, b.rank - 1)
     return y if bias is None else y + bias
 
@@ -136,7 +136,7 @@ def matmul_integer_to_float(
 def dynamic_quantize_matmul(
     t: Builder, a: Value, b: Value, b_scale: Value, b_zero: Value | None = None, bias: Value | None = None
 ) -> Value:
-    """As `matmul_integer_to_float`, with `a` quantised on the spot."""
+    """Quantise `a`, then multiply as `matmul_integer_to_float`."""
     quantised, scale, zero = t.ops("DynamicQuantizeLinear", a, outputs=3)
     return matmul_integer_to_float(t, quantised, b, scale, b_scale, zero, b_zero, bias)
 
@@ -158,7 +158,7 @@ def qgemm(
     transA: int = 0,
     transB: int = 0,
 ) -> Value:
-    """Floating-point where no scale of the result is given; the bias is in steps of the product of both scales."""
+    """Gemm; floating-point without an output scale. The scale of the bias is the product of the other two."""
     first, second = _real(t, a, a_scale, a_zero), _real(t, b, b_scale, b_zero, 0 if transB else 1)
     y = t.op("Gemm", first, second, alpha=alpha, transA=transA, transB=transB)
     if c is not None:
@@ -183,7 +183,7 @@ def _register_binary(op_type: str) -> None:
         return _quantised(t, y, y_scale, y_zero)
 
 
-def _register_unary(name: str, op_type: str, known: Sequence[str]) -> None:
+def _register_unary(name: str, op_type: str, standard: Sequence[str]) -> None:
     @decomposes(name)
     def unary(
         t: Builder,
@@ -199,7 +199,7 @@ def _register_unary(name: str, op_type: str, known: Sequence[str]) -> None:
         real = _real(t, x, x_scale, x_zero)
         if channels_last:
             real = t.transpose(real, [0, x.rank - 1, *range(1, x.rank - 1)])
-        y = t.op(op_type, real, **{k: v for k, v in attributes.items() if k in known})
+        y = t.op(op_type, real, **{k: v for k, v in attributes.items() if k in standard})
         if channels_last:
             y = t.transpose(y, [0, *range(2, x.rank), 1])
         return _quantised(t, y, y_scale, y_zero)
@@ -218,7 +218,7 @@ _register_unary("QLinearAveragePool", "AveragePool", _WINDOW)
 
 @decomposes("QLinearConcat")
 def qlinear_concat(t: Builder, y_scale: Value, y_zero: Value, *triples: Value, axis: int) -> Value:
-    """Tensors of different scales, joined as real numbers."""
+    """Dequantise tensors of different scales, concatenate, quantise."""
     parts = [_real(t, *triple) for triple in zip(triples[::3], triples[1::3], triples[2::3], strict=True)]
     return _quantised(t, t.op("Concat", *parts, axis=axis), y_scale, y_zero)
 
@@ -236,7 +236,7 @@ def qlinear_where(
     z_scale: Value,
     z_zero: Value,
 ) -> Value:
-    """A choice between two quantised tensors."""
+    """Choose between two quantised tensors."""
     chosen = t.op("Where", condition, _real(t, x, x_scale, x_zero), _real(t, y, y_scale, y_zero))
     return _quantised(t, chosen, z_scale, z_zero)
 
@@ -255,10 +255,10 @@ def matmul_n_bits(
     N: int,
     block_size: int,
     bits: int = 4,
-    accuracy_level: int = 0,  # noqa: ARG001 - how a runtime may round, not what is computed
+    accuracy_level: int = 0,  # noqa: ARG001 - only how a runtime may round
     weight_prepacked: int = 0,
 ) -> Value | None:
-    """Weights of four bits in blocks along K, two a byte, low half first; other widths are not served."""
+    """MatMul with four-bit weights in blocks along K, two a byte, low half first; other widths are not covered."""
     if bits != 4 or g_idx is not None or weight_prepacked:
         return None
     blocks = -(-K // block_size)
@@ -268,7 +268,7 @@ def matmul_n_bits(
     elif zeros.is_float:
         centred = weights - t.op("Reshape", zeros, t.ints(N, blocks, 1))
     else:
-        # Zero points are packed a row at a time, with half a byte to spare where their number is odd.
+        # Zero points are packed row by row; an odd number of them leaves half a byte unused.
         unpacked = t.op("Reshape", _halves(t, zeros, a), t.ints(N, -1))
         used = t.op("Slice", unpacked, t.ints(0), t.ints(blocks), t.ints(1))
         centred = weights - t.op("Reshape", used, t.ints(N, blocks, 1))
@@ -280,7 +280,7 @@ def matmul_n_bits(
 
 
 def _halves(t: Builder, packed: Value, like: Value) -> Value:
-    """The two numbers in every byte, along a new last axis."""
+    """The two numbers in each byte, along a new last axis."""
     flat = t.op("Reshape", packed, t.ints(-1, 1))
     low = t.op("BitwiseAnd", flat, t.const(np.array(15, np.uint8)))
     high = t.op("BitShift", flat, t.const(np.array(4, np.uint8)), direction="RIGHT")

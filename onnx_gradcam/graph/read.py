@@ -1,8 +1,7 @@
-"""Reading a file nobody vouched for, and bringing it to the one form the rest of the package expects.
+"""Read an untrusted ONNX file, and bring it to the one form that the rest of the package expects.
 
-Everything here works on a `ModelProto` whose weights stay where they are: the ONNX C API only ever sees a
-*skeleton*, the same model with every weight above a kilobyte turned into a graph input. So a model of several
-gigabytes costs no more than its nodes.
+The ONNX C API copies what it is given. So it is given a *skeleton*: the model with a graph input in place of each
+weight above a kilobyte. A model of several gigabytes costs no more than its nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from onnx_gradcam.files import read_file
 __all__ = ["MIN_OPSET", "normalise", "read_proto", "skeleton"]
 
 MIN_OPSET = 18
-"""The opset every model is raised to: from here on nearly all function bodies exist and axes are inputs."""
+"""The lowest opset that models are converted to: from here on nearly all function bodies exist, and axes are inputs."""
 
 MIN_IR_VERSION = 8
 _SMALL_TENSOR_BYTES = 1000
@@ -30,13 +29,13 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
-    """Parse `source` without reading its external weights.
+    """Parse a model; external weights stay unread.
 
     Returns:
         The model and the folder that external weights are relative to (`None` for bytes and protos).
 
     Raises:
-        ModelError: no such file, not an ONNX model, or weights that are missing or lie outside the model's folder.
+        ModelError: no such file, not an ONNX model, or weights that are missing or outside of the model's folder.
     """
     if isinstance(source, onnx.ModelProto):
         proto, folder, name = source, None, "the model"
@@ -50,9 +49,9 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
             raise ModelError(str(exc)) from exc
         proto, folder, name = _parse(data, str(path)), path.resolve().parent, str(path)
     if not proto.graph.node and proto.graph.output:
-        raise ModelError(f"{name}: its graph has no nodes, so there is nothing to explain; is it the right file?")
+        raise ModelError(f"{name}: the graph has no nodes, so there is nothing to explain; is it the right file?")
     if not proto.graph.node:
-        raise ModelError(f"{name}: not an ONNX model (it holds no graph); is it the right file, and complete?")
+        raise ModelError(f"{name} is not an ONNX model (it has no graph); is it the right file, and complete?")
     _check_external_data(proto, folder, name)
     _check_inner_data(proto, name)
     return proto, folder
@@ -62,31 +61,35 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     try:
         proto = onnx.load_model_from_string(data)
     except (DecodeError, ValueError, RuntimeError) as exc:
-        raise ModelError(f"{name}: not an ONNX model ({exc}); is the file complete?") from exc
+        raise ModelError(f"{name} is not an ONNX model ({exc}); is the file complete?") from exc
     return proto
 
 
 def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str) -> None:
-    """Weights beside the model must exist and must not leave its folder: an untrusted file may name any path."""
+    """Refuse weights that are missing or outside of the model's folder: an untrusted file may name any path."""
     tensors = [
         t
-        for t in external_data_helper._get_all_tensors(proto)  # noqa: SLF001 - there is no public walk
+        for t in external_data_helper._get_all_tensors(proto)  # noqa: SLF001 - onnx has no public one
         if external_data_helper.uses_external_data(t)
     ]
     for tensor in tensors:
         if folder is None:
-            raise ModelError(f"{name}: weight {tensor.name!r} lies in another file; load the model from its path")
+            raise ModelError(f"{name}: weight {tensor.name!r} is in another file; load the model from its path")
         try:
             info = external_data_helper.ExternalDataInfo(tensor)
             resolved = (folder / info.location).resolve(strict=True)
         except OSError as exc:
             raise ModelError(f"{name}: the weights file {info.location!r} is missing; put it beside the model") from exc
         except (RuntimeError, ValueError) as exc:
-            raise ModelError(f"{name}: weight {tensor.name!r} names no place in a file ({exc}); refused") from exc
+            raise ModelError(
+                f"{name}: weight {tensor.name!r} has no valid position in a file ({exc}); refused"
+            ) from exc
         if Path(info.location).is_absolute() or not resolved.is_relative_to(folder):
-            raise ModelError(f"{name}: weight {tensor.name!r} points outside of the model's folder; refused")
+            raise ModelError(f"{name}: weight {tensor.name!r} is outside of the model's folder; refused")
         if not resolved.is_file():
-            raise ModelError(f"{name}: {info.location!r} is no file that could hold weight {tensor.name!r}; refused")
+            raise ModelError(
+                f"{name}: {info.location!r}, which should hold weight {tensor.name!r}, is not a file; refused"
+            )
         stat = resolved.stat()
         if stat.st_nlink > 1:
             raise ModelError(f"{name}: the weights file {info.location!r} is a hard link; copy it instead")
@@ -97,47 +100,44 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str)
 
 
 def _check_inner_data(proto: onnx.ModelProto, name: str) -> None:
-    """Weights in the file itself must have the bytes that their shapes promise; the checker never sees large ones."""
+    """Refuse weights with too few or too many bytes for their shapes: the checker does not see large ones."""
     for tensor in proto.graph.initializer:
         if tensor.data_type == TensorProto.STRING and not tensor.HasField("raw_data"):
             continue
         size = _bytes_of(tensor, name)
         if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
             raise ModelError(
-                f"{name}: weight {tensor.name!r} has {len(tensor.raw_data)} bytes where its shape and type say {size}; "
+                f"{name}: weight {tensor.name!r} has {len(tensor.raw_data)} bytes, but its shape and type need {size}; "
                 "fetch the file again"
             )
 
 
 def _bytes_of(tensor: TensorProto, name: str) -> int:
-    """The size of the content of `tensor` by its shape and type."""
+    """The size of the content of a tensor by its shape and type."""
     try:
         bits = int(ir.DataType(tensor.data_type).bitwidth)
     except (TypeError, ValueError) as exc:
         raise ModelError(
-            f"{name}: weight {tensor.name!r} is of type {tensor.data_type}, which is none of fixed size; "
-            "export the model again"
+            f"{name}: weight {tensor.name!r} is of the unknown type {tensor.data_type}; export the model again"
         ) from exc
     return (math.prod(int(d) for d in tensor.dims) * bits + 7) // 8
 
 
 def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, TensorProto]]:
-    """The same model at opset 18 or above, functions inlined, initializers off the inputs.
-
-    Nodes that no conversion touches stay as they were.
+    """Convert a model to opset 18 or above, with functions inlined and without initializers among the inputs.
 
     Returns:
-        The skeleton, in which the weights are the last graph inputs, and the weights by name, neither copied nor
-        read.
+        The skeleton, with the weights as its last graph inputs, and the weights by name, neither copied nor read. The
+        given model stays as it is.
 
     Raises:
-        ModelError: the model is invalid, or cannot be brought to opset 18.
+        ModelError: the model is invalid, or cannot be converted to opset 18.
     """
     small = skeleton(proto)
     opset = _opset(small)
     try:
         if not all(o.type.tensor_type.HasField("shape") for o in small.graph.output):
-            # Runtimes do without, and some exporters leave it out; the checker insists.
+            # Some exporters leave it out and runtimes do not need it, but the checker does.
             small = onnx.shape_inference.infer_shapes(small)
         onnx.checker.check_model(small)
         if small.functions:
@@ -147,7 +147,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     except Exception as exc:
         reason = " ".join(str(exc).split())[:300]
         raise ModelError(
-            f"the model cannot be read as valid ONNX of opset {opset} or raised to {MIN_OPSET}: {reason}; "
+            f"the model is not valid ONNX of opset {opset}, or cannot be converted to opset {MIN_OPSET}: {reason}; "
             "export it again with a current exporter"
         ) from exc
     weights = {t.name: t for t in proto.graph.initializer if _is_weight(t)}
@@ -162,7 +162,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every initializer above a kilobyte is a graph input, so that the C API sees no weights."""
+    """A copy with a graph input in place of each initializer above a kilobyte."""
     small = onnx.ModelProto()
     for field, value in proto.ListFields():
         if field.name == "graph":
@@ -194,7 +194,7 @@ def _is_weight(tensor: TensorProto) -> bool:
 
 
 def _name_default_domain(proto: onnx.ModelProto) -> None:
-    """`ai.onnx` and the empty string are the same domain; only the empty one is used from here on."""
+    """Rename the domain `ai.onnx`, in place, to the empty string, which means the same."""
     holders = [proto.graph, *proto.functions]
     imports = [*proto.opset_import, *(o for f in proto.functions for o in f.opset_import)]
     for entry in (*imports, *(n for holder in holders for n in _nodes(holder))):
@@ -216,7 +216,8 @@ def _opset(proto: onnx.ModelProto) -> int:
         if entry.domain in _DEFAULT_DOMAINS:
             if entry.version > newest:
                 raise ModelError(
-                    f"the model is of opset {entry.version}, the installed onnx package knows {newest}; upgrade onnx"
+                    f"the model is of opset {entry.version}, but the installed onnx package ends at {newest}; "
+                    "upgrade onnx"
                 )
             return int(entry.version)
     raise ModelError("the model imports no ONNX operator set; export it again with a current exporter")

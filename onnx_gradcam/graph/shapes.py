@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnx_gradcam.errors import ModelError
+
 from .fold import complete_shapes
 
-__all__ = ["Shape", "TensorInfo", "declare", "infer_shapes"]
+__all__ = ["Shape", "TensorInfo", "declare", "infer_shapes", "ranked_shape"]
 
 Shape = tuple["int | str | None", ...]
 """One entry a dimension: a number, a symbol (equal symbols are equal numbers), or `None` for unknown."""
@@ -66,6 +68,18 @@ class TensorInfo:
 
 
 _UNKNOWN = TensorInfo()
+
+
+def ranked_shape(value: ir.Value) -> Shape:
+    """The shape of a tensor.
+
+    Raises:
+        ModelError: its rank is unknown.
+    """
+    shape = TensorInfo.of(value).shape
+    if shape is None:
+        raise ModelError(f"the rank of tensor {value.name!r} is unknown; export the model with fixed sizes")
+    return shape
 
 
 def declare(value: ir.Value, elem_type: int, shape: Shape | None) -> None:

@@ -1,6 +1,7 @@
-"""Subgraphs written with a Builder of their own, and the nodes of a subgraph written once more.
+"""Append nodes that have subgraphs: If and Scan.
 
-Append a Scan whose body is written with a Builder of its own.
+Each subgraph is written with a builder of its own, `Inner`. `copied` appends the nodes of an existing subgraph again,
+which the gradients of If and Scan need.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["Body", "Inner", "copied", "either", "scan"]
 
 
 class Inner(Builder):
-    """A builder for a new subgraph: names are unique in the whole model, types of outer tensors are known."""
+    """Builder of a new subgraph; its names are unique in the whole model."""
 
     def __init__(self, outer: Builder) -> None:
         core = ir.Model(ir.Graph([], [], nodes=[], name=outer.unique("body")), ir_version=outer.model.core.ir_version)
@@ -31,7 +32,7 @@ class Inner(Builder):
         self._outer = outer
 
     def unique(self, stem: str) -> str:
-        """A name that nothing in the whole model bears."""
+        """A name that is new in the whole model."""
         return self._outer.unique(stem)
 
     def parameter(self, like: Value, drop: int) -> Value:
@@ -42,9 +43,9 @@ class Inner(Builder):
         return self.wrap(value)
 
     def close(self, outputs: Sequence[Value]) -> ir.Graph:
-        """Make `outputs` the outputs of the subgraph and give it away."""
+        """Make `outputs` the outputs of the subgraph, and return it."""
         for value in outputs:
-            # Identity: an output must be made in the body, and only once.
+            # Identity: an output must be computed in the body, and be listed only once.
             self.graph.outputs.append(self.op("Identity", value, shape=value.known_shape).core)
         self.finish()
         return self.graph
@@ -56,51 +57,55 @@ def either(t: Builder, condition: Value, branches: Sequence[Callable[[Inner], Se
     Args:
         t: where it is appended.
         condition: one Boolean.
-        branches: what writes the branch for a true and for a false condition; both give tensors of the same types.
+        branches: functions that write the branches for true and for false; both return tensors of the same types.
 
     Returns:
         Its outputs.
     """
-    made = []
+    graphs = []
     for write in branches:
         inner = Inner(t)
-        made.append(inner.close(write(inner)))
-    then, otherwise = made
+        graphs.append(inner.close(write(inner)))
+    then, otherwise = graphs
     return list(t.ops("If", condition, outputs=len(then.outputs), then_branch=then, else_branch=otherwise))
 
 
 def copied(t: Builder, body: ir.Graph, inputs: Sequence[Value] = ()) -> list[Value]:
-    """The nodes of `body` appended once more, with `inputs` for its inputs; the copies of its outputs."""
+    """Append the nodes of `body` again, with `inputs` for its inputs; returns the copies of its outputs.
+
+    Raises:
+        UnsupportedError: a node cannot be copied.
+    """
     return _copied(t, body, {old: new.core for old, new in zip(body.inputs, inputs, strict=True)})
 
 
 def _copied(t: Builder, body: ir.Graph, outer: Mapping[ir.Value, ir.Value]) -> list[Value]:
-    known = dict(outer)
+    copies = dict(outer)
     for value in body.initializers.values():
         if value.const_value is not None:
-            known[value] = t.const(value.const_value.numpy()).core
+            copies[value] = t.const(value.const_value.numpy()).core
     for node in body:
-        args = [None if i is None else t.wrap(known.get(i, i)) for i in node.inputs]
+        args = [None if i is None else t.wrap(copies.get(i, i)) for i in node.inputs]
         attributes: dict[str, Any] = {
-            name: _copied_graph(t, node, a.as_graph(), known) if a.type == ir.AttributeType.GRAPH else a.value
+            name: _copied_graph(t, node, a.as_graph(), copies) if a.type == ir.AttributeType.GRAPH else a.value
             for name, a in node.attributes.items()
         }
         if any(a is not None and a.dtype is None for a in args):
             raise _refused(node)  # sequences
         try:
-            made = t.ops(node.op_type, *args, outputs=len(node.outputs), domain=node.domain, **attributes)
+            outputs = t.ops(node.op_type, *args, outputs=len(node.outputs), domain=node.domain, **attributes)
         except onnx.defs.SchemaError as exc:
             raise _refused(node) from exc
-        known |= {old: new.core for old, new in zip(node.outputs, made, strict=True)}
-    return [t.wrap(known.get(o, o)) for o in body.outputs]
+        copies |= {old: new.core for old, new in zip(node.outputs, outputs, strict=True)}
+    return [t.wrap(copies.get(o, o)) for o in body.outputs]
 
 
-def _copied_graph(t: Builder, node: ir.Node, body: ir.Graph, known: Mapping[ir.Value, ir.Value]) -> ir.Graph:
-    """A subgraph inside of a subgraph: only branches, whose types follow from the tensors they read."""
+def _copied_graph(t: Builder, node: ir.Node, body: ir.Graph, copies: Mapping[ir.Value, ir.Value]) -> ir.Graph:
+    """Copy a subgraph inside of a subgraph: only branches, whose types follow from the tensors that they read."""
     if body.inputs:
         raise _refused(node)
     inner = Inner(t)
-    return inner.close(_copied(inner, body, known))
+    return inner.close(_copied(inner, body, copies))
 
 
 def _refused(node: ir.Node) -> UnsupportedError:
@@ -110,22 +115,22 @@ def _refused(node: ir.Node) -> UnsupportedError:
 
 
 Body = Callable[[Builder, list[Value], list[Value]], tuple[Sequence[Value], Sequence[Value]]]
-"""(builder of the body, states, slices of the sequences) -> (next states, what to stack)."""
+"""(builder of the body, states, slices of the sequences) -> (next states, outputs to stack)."""
 
 
 def scan(
     t: Builder, states: Sequence[Value], sequences: Sequence[Value], body: Body
 ) -> tuple[list[Value], list[Value]]:
-    """Run `body` over the first dimension of the sequences.
+    """Append a Scan: run `body` over the first dimension of the sequences.
 
     Args:
         t: where the Scan is appended.
-        states: the first states.
+        states: the initial states.
         sequences: tensors of equal length in their first dimension.
-        body: one step; it may use tensors of the outer graph, wrapped by its own builder.
+        body: one step; it can read tensors of the outer graph that its own builder wraps.
 
     Returns:
-        The last states, and the stacked outputs.
+        The final states, and the stacked outputs.
     """
     inner = Inner(t)
     ins = [inner.parameter(v, 0) for v in states]
@@ -138,6 +143,6 @@ def scan(
     length = sequences[0].shape[:1]
     for value, state in zip(outputs, states, strict=False):
         t.refine(value, state.shape)
-    for value, made in zip(outputs[len(after) :], stacked, strict=True):
-        t.refine(value, (*length, *made.shape))
+    for value, row in zip(outputs[len(after) :], stacked, strict=True):
+        t.refine(value, (*length, *row.shape))
     return list(outputs[: len(after)]), list(outputs[len(after) :])

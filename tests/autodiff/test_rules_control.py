@@ -309,7 +309,7 @@ PLAIN = """m (int64 n, bool g, float[3] x) => (float[3] y) {{
         ({"constants": "five = Constant<value_int = 0>()"}, "a Loop never runs"),
         ({"constants": "five = Constant<value_int = -1>()"}, "a Loop never runs"),
         ({"constants": f"five = Constant<value_int = {MOST_ITERATIONS + 1}>()"}, "1001 iterations is too long"),
-        ({"constants": f"five = Constant<value_int = {2**63 - 1}>()"}, "iterations is too long to be written out"),
+        ({"constants": f"five = Constant<value_int = {2**63 - 1}>()"}, "iterations is too long to unroll"),
         (
             {
                 "constants": f"five = Constant<value_int = {MOST_ITERATIONS}>()",
@@ -342,7 +342,7 @@ def test_nested_loops_share_the_limit():
             }>(n, c, h)
         }>(n, , x)
     }"""
-    with pytest.raises(UnsupportedError, match="too long to be written out"):
+    with pytest.raises(UnsupportedError, match="too long to unroll"):
         gradient_model(parse(text), ["x"])
 
 
