@@ -34,7 +34,7 @@ from measure import alternate, line, machine, table
 from networks import CLASSES, build, photo_like, torch_network
 
 from onnx_gradcam.autodiff.backward import backward
-from onnx_gradcam.autodiff.providers import PROFILES
+from onnx_gradcam.autodiff.providers import find_profile
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 
@@ -50,7 +50,7 @@ def gradient_model(model: onnx.ModelProto, profile: str) -> onnx.ModelProto:
     t = Builder(load(model))
     x, logits = t.wrap(t.graph.inputs[0]), t.wrap(t.graph.outputs[0])
     seed = t.input("seed", np.float32, logits.shape)
-    (gradient,) = backward(t, {logits: seed}, [x], PROFILES[profile]())
+    (gradient,) = backward(t, {logits: seed}, [x], find_profile(profile).rules())
     t.output(gradient, "gradient")
     t.finish()
     return t.model.to_proto()

@@ -1,11 +1,11 @@
-"""Plant faults in the VJP rules, one at a time, and see whether the tests notice.
+"""Plant faults in the VJP rules, one at a time, and check that the tests notice each of them.
 
 Each fault is planted in a copy of the package in a temporary folder; the working tree is not touched. The tests of the
-file run first, and where they notice nothing, the gradient checks over the ONNX node cases. To add a fault, add a line
-to `FAULTS`: the file below `onnx_gradcam`, what is wrong, the text that stands there once, the text to put instead.
+file run first; if they pass, the gradient checks over the ONNX node cases follow. To add a fault, add a line to
+`FAULTS`: the file below `onnx_gradcam`, a description, a text that occurs in the file once, and its replacement.
 
-    python benchmarks/mutate_rules.py                 all of them; exit code 1 if one survives
-    python benchmarks/mutate_rules.py pooling softmax only those whose file or description holds a word
+    python benchmarks/mutate_rules.py                 all faults; exit code 1 if one survives
+    python benchmarks/mutate_rules.py pooling Softmax faults whose file or description contains one of the words
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ CORPUS = "tests/autodiff/test_corpus.py"
 
 
 class Fault(NamedTuple):
-    """A mistake a person could make."""
+    """A mistake that a person could make."""
 
     file: str
-    what: str
+    description: str
     old: str
     new: str
 
 
 RULES = "autodiff/rules/"
 ACT, ELE, LIN, RED = (RULES + name for name in ("activation.py", "elementwise.py", "linear.py", "reduction.py"))
-SOFT, NORM, CONV, WIN = (RULES + name for name in ("softmax.py", "normalization.py", "convolution.py", "_windows.py"))
-POOL, SHAPE, SIZE, IND = (RULES + name for name in ("pooling.py", "shape.py", "_sizes.py", "indexing.py"))
-RES, CUM, EIN, CELL = (RULES + name for name in ("resize.py", "cumulative.py", "einsum.py", "_cells.py"))
-QUANT, SCAT, LOSS = (RULES + name for name in ("quantization.py", "scatter.py", "loss.py"))
+NORM, CONV, WIN, POOL = (RULES + name for name in ("normalization.py", "convolution.py", "_windows.py", "pooling.py"))
+SHAPE, SIZE, IND, RES = (RULES + name for name in ("shape.py", "_sizes.py", "indexing.py", "resize.py"))
+REC, QUANT, LOSS = (RULES + name for name in ("recurrent.py", "quantization.py", "loss.py"))
 ENGINE, EXPAND = "autodiff/backward.py", "autodiff/expand.py"
 
 FAULTS = [
@@ -47,7 +46,7 @@ FAULTS = [
     Fault(ELE, "sign: Div", "-(g * y / b)", "(g * y / b)"),
     Fault(ELE, "sign: Reciprocal", "-(g * y * y)", "(g * y * y)"),
     Fault(ACT, "sign: Tanh", "g * (1.0 - y * y)", "g * (1.0 + y * y)"),
-    Fault(SOFT, "sign: Softmax", "weighted - y *", "weighted + y *"),
+    Fault(ACT, "sign: Softmax", "weighted - y *", "weighted + y *"),
     Fault(NORM, "sign: standardised", "(centred - self.value * mean", "(centred + self.value * mean"),
     Fault(NORM, "sign: LRN", "direct - wide * (2.0", "direct + wide * (2.0"),
     Fault(LIN, "sign: Det", "* -2.0 + 1.0", "* 2.0 - 1.0"),
@@ -72,14 +71,14 @@ FAULTS = [
     Fault(NORM, "term: mean of LayerNormalization", "s - mean(s, self.axes) if", "s if"),
     Fault(NORM, "mirror: even LRN window", "window_mean(direct * wide / s, after, before)",
           "window_mean(direct * wide / s, before, after)"),
-    Fault(CUM, "direction: CumSum", 't.op("CumSum", g, axis, exclusive=exclusive, reverse=1 - reverse)',
+    Fault(RED, "direction: CumSum", 't.op("CumSum", g, axis, exclusive=exclusive, reverse=1 - reverse)',
           't.op("CumSum", g, axis, exclusive=exclusive, reverse=reverse)'),
-    Fault(CUM, "zeros: CumProd", 't.op("Equal", count, t.const(np.int32(1)))', "zero"),
+    Fault(RED, "zeros: CumProd", 't.op("Equal", count, t.const(np.int32(1)))', "zero"),
     Fault(QUANT, "mask: saturated numbers", 't.op("Where", inside, g / step, 0.0)', "g / step"),
-    Fault(CELL, "term: GRU update", "(1.0 - update) * candidate + update * h", "(1.0 - update) * candidate + h"),
-    Fault(CELL, "gate: LSTM peephole", "peep[2] * c", "peep[0] * c"),
+    Fault(REC, "term: GRU update", "(1.0 - update) * candidate + update * h", "(1.0 - update) * candidate + h"),
+    Fault(REC, "gate: LSTM peephole", "peep[2] * c", "peep[0] * c"),
     # Axes and permutations.
-    Fault(SOFT, "axis: LogSoftmax", "t.sum(g, [axis])", "t.sum(g, [-1])"),
+    Fault(ACT, "axis: LogSoftmax", "t.sum(g, [axis])", "t.sum(g, [-1])"),
     Fault(SHAPE, "axis: Transpose", "np.argsort(order)", "np.asarray(order)"),
     Fault(SHAPE, "axis: Concat", "starts.append(starts[-1] + sizes(t, x, [axis])[0])",
           "starts.append(starts[-1] + sizes(t, xs[0], [axis])[0])"),
@@ -89,7 +88,7 @@ FAULTS = [
     Fault(SHAPE, "sign: negative Pad", "[b.least(0) for b in before]", "list(before)"),
     Fault(SIZE, "axis: contract", "for d in dims[1:axis]:", "for d in dims[2:axis]:"),
     Fault(IND, "twice: Gather of one element", "len(np.unique(picked)) == len(picked)", "True"),
-    Fault(EIN, "diagonal: Einsum", "if first != axis:", "if first > axis:"),
+    Fault(LIN, "diagonal: Einsum", "if first != axis:", "if first > axis:"),
     Fault(CONV, "axis: Conv bias", "t.sum(g, [0, *range(2, g.rank)]", "t.sum(g, [0, *range(3, g.rank)]"),
     Fault(CONV, "groups: weight of Conv", "t.transpose(split, [2, 1, 0,", "t.transpose(split, [1, 2, 0,"),
     # Pads, strides and windows.
@@ -112,11 +111,11 @@ FAULTS = [
           '    """The gradient passes where the output is positive."""\n    return [t.op("Where", y > 0.0',
           "g: Value, y: Value, x: Value) -> Sequence[Cotangent]:\n"
           '    """The gradient passes where the output is positive."""\n    return [t.op("Where", y >= 0.0'),
-    Fault(SCAT, "tie: scattered maxima", 'g / put(t.cast(ours, g.dtype), t.cast(theirs, g.dtype), "add")', "g"),
+    Fault(IND, "tie: scattered maxima", 'g / put(t.cast(ours, g.dtype), t.cast(theirs, g.dtype), "add")', "g"),
     # Scattered and picked elements.
-    Fault(SCAT, "twice: GatherElements", '(base, values, "add")', '(base, values, "none")'),
-    Fault(SCAT, "zeros: factors that are scattered", 't.op("Where", others < 0.5, rest, 0.0)', "rest"),
-    Fault(SCAT, "offset: Compress", "exclusive=1)", "exclusive=0)"),
+    Fault(IND, "twice: GatherElements", '(base, values, "add")', '(base, values, "none")'),
+    Fault(IND, "zeros: factors that are scattered", 't.op("Where", others < 0.5, rest, 0.0)', "rest"),
+    Fault(IND, "offset: Compress", "exclusive=1)", "exclusive=0)"),
     Fault(LOSS, "sign: losses", "return -(picked * g)", "return picked * g"),
     Fault(LOSS, "weights: mean of a loss", "g = g / t.sum(picked)", "g = g / t.sum(t.cast(chosen, x.dtype))"),
     # Resize.
@@ -125,37 +124,42 @@ FAULTS = [
     # The engine: broadcasting, accumulation, stops.
     Fault(ENGINE, "unbroadcast: leading axes", "g = t.sum(g, range(lead), keepdims=False)",
           "g = t.sum(g, range(g.rank - lead, g.rank), keepdims=False)"),
-    Fault(ENGINE, "unbroadcast: ones", "if want == 1 and have != 1:", "if want == 1 and have == 1:"),
+    Fault(ENGINE, "unbroadcast: ones", "if target == 1 and size != 1:", "if target == 1 and size == 1:"),
     Fault(ENGINE, "unbroadcast: unknown sizes", "return _fold(t, g, x) if unsure else g", "return g"),
-    Fault(ENGINE, "unbroadcast: empty", 'want = t.op("Max", t.op("Shape", x), t.ints(1))', 'want = t.op("Shape", x)'),
-    Fault(ENGINE, "accumulation", "pending.setdefault(x, []).append(_checked(",
-          "pending.update({x: []}) or pending[x].append(_checked("),
-    Fault(ENGINE, "stop", "or i in rule.stops or not carries(node, x)", "or not carries(node, x)"),
+    Fault(ENGINE, "unbroadcast: empty",
+          'target = t.op("Max", t.op("Shape", x), t.ints(1))', 'target = t.op("Shape", x)'),
+    Fault(ENGINE, "accumulation", "pending.setdefault(x, []).append(g)", "pending[x] = [g]"),
+    Fault(ENGINE, "stop", "or i in rule.stops or not path.carries(node, x)", "or not path.carries(node, x)"),
     Fault(EXPAND, "default attributes", "if name not in node.attributes and attribute", "if attribute"),
 ]  # fmt: skip
 
 TESTS = {
-    ENGINE: ["tests/autodiff/test_engine.py"],
-    EXPAND: ["tests/autodiff/test_expand.py"],
-    WIN: ["tests/autodiff/test_rules_convolution.py", "tests/autodiff/test_rules_pooling.py"],
-    CELL: ["tests/autodiff/test_rules_recurrent.py"],
-    SIZE: [f"tests/autodiff/test_rules_{name}.py" for name in ("shape", "indexing", "resize")],
+    ENGINE: ["engine"],
+    EXPAND: ["expand"],
+    WIN: ["rules_convolution", "rules_pooling"],
+    ACT: ["rules_activation", "rules_softmax"],
+    RED: ["rules_reduction", "rules_cumulative"],
+    LIN: ["rules_linear", "rules_einsum"],
+    IND: ["rules_indexing", "rules_scatter"],
+    SIZE: ["rules_shape", "rules_indexing", "rules_resize"],
 }
-"""Where a file's tests are not `tests/autodiff/test_rules_<file>`."""
+"""The tests of a file, where they are not `rules_<file>` alone."""
 
 
 def tests_of(file: str) -> list[str]:
-    return TESTS.get(file, [f"tests/autodiff/test_rules_{Path(file).stem}.py"])
+    """The test files that have to notice a fault in `file`."""
+    return [f"tests/autodiff/test_{name}.py" for name in TESTS.get(file, [f"rules_{Path(file).stem}"])]
 
 
 def copy_project(target: Path) -> None:
+    """Copy what the tests need into `target`."""
     for name in ("onnx_gradcam", "tests"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", target)
 
 
 def noticed(folder: Path, tests: list[str]) -> str | None:
-    """The first test that fails in `folder`, or `None` where all pass."""
+    """The first test that fails in `folder`; `None` if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
@@ -170,11 +174,12 @@ def noticed(folder: Path, tests: list[str]) -> str | None:
 def planted(text: str, fault: Fault) -> str:
     """`text` with the fault in it."""
     if text.count(fault.old) != 1:
-        sys.exit(f"{fault.file}: {fault.what}: the text stands there {text.count(fault.old)} times, not once")
+        sys.exit(f"{fault.file}: {fault.description}: the text occurs {text.count(fault.old)} times, not once")
     return text.replace(fault.old, fault.new)
 
 
 def imports_the_copy(folder: Path) -> bool:
+    """Whether Python imports the package from `folder`, and not the installed one."""
     script = "import onnx_gradcam; print(onnx_gradcam.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(  # noqa: S603
@@ -184,7 +189,8 @@ def imports_the_copy(folder: Path) -> bool:
 
 
 def main(words: list[str]) -> int:
-    chosen = [f for f in FAULTS if not words or any(w in f.file or w in f.what for w in words)]
+    """Plant the faults that `words` choose; 1 if one survives, else 0."""
+    chosen = [f for f in FAULTS if not words or any(w in f.file or w in f.description for w in words)]
     survivors = []
     for fault in chosen:
         planted((ROOT / "onnx_gradcam" / fault.file).read_text(), fault)
@@ -207,7 +213,7 @@ def main(words: list[str]) -> int:
             verdict = f"killed by {by}" if by else "SURVIVED"
             seconds = time.perf_counter() - began
             print(
-                f"{i:3d}/{len(chosen)} {path.name:18s} {fault.what:36s} {verdict} ({seconds:.0f} s)",
+                f"{i:3d}/{len(chosen)} {path.name:18s} {fault.description:36s} {verdict} ({seconds:.0f} s)",
                 flush=True,
             )
             if by is None:

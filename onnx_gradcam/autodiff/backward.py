@@ -1,9 +1,14 @@
-"""The one reverse pass."""
+"""The reverse pass: append to a graph the nodes that compute a gradient.
+
+`backward` checks every node on the path first, then walks it from the scores back. Rules compute the cotangents of one
+node each; the pass undoes broadcasting, adds cotangents up and checks their shapes and types. The separation of the
+check from the accumulation follows HIPS/autograd (`autograd/core.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy.typing as npt
 import onnx_ir as ir
@@ -23,11 +28,10 @@ _CASTS = {"Cast", "CastLike"}
 def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
     """Which edges of the graph a gradient can cross.
 
-    Wide integers and Booleans carry none (axes, indices, masks, shapes); small integers stand for the real numbers they
-    quantise, and their cotangents are floating-point. None is carried by the inputs that a rule declares as
-    stops, nor operators of zero derivative. An operator without a rule counts as differentiable, and so does a tensor
-    of unknown type or one that a subgraph captures where no rule follows it: on the path they are refused, never
-    skipped.
+    Wide integers and Booleans carry none (axes, indices, masks, shapes), nor do operators of zero derivative and the
+    inputs that a rule declares as stops. Small integers carry one, because they stand for the real numbers that they
+    quantise; their cotangents are floating-point. Operators without a rule, tensors of unknown type and captured
+    tensors that no rule follows count as differentiable: on the path they are refused, never skipped.
     """
     table = rules() if table is None else table
 
@@ -37,7 +41,7 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
         if key in ZERO or not (tensor.is_real or tensor.dtype is None):
             return False
         if node.op_type in _CASTS and tensor.is_float and not t.wrap(node.outputs[0]).is_float:
-            return False  # cutting off decimals is a step function
+            return False  # truncation is a step function
         rule = table.get(key)
         if rule is None or any(v is value and i not in rule.stops for i, v in enumerate(node.inputs)):
             return True
@@ -47,20 +51,21 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
 
 
 def missing_rules(t: Builder, score: Value, wrt: Sequence[Value], table: Table | None = None) -> list[str]:
-    """One line for every node between `wrt` and `score` that the backward pass would refuse."""
+    """One line for every node between `wrt` and `score` that `backward` would refuse."""
     table = rules() if table is None else table
     path, alive = between(t.nodes, [v.core for v in wrt], [score.core], carries_gradient(t, table))
     problems = [problem for node in path if (problem := _problem(t, node, table, alive)) is not None]
-    # Behind an operator that is not known no type is known either: that is worth a line only on its own.
+    # An unknown operator leaves the types behind it unknown as well: report those only where they come alone.
     return problems or [problem for node in path if (problem := _untyped(t, node, alive)) is not None]
 
 
 def _problem(t: Builder, node: ir.Node, table: Table, alive: Container[ir.Value]) -> str | None:
+    """Why no rule differentiates a node; `None` where one does."""
     where = f"node {node.name!r} producing {node.outputs[0].name!r}, opset {t.opset}"
     rule = table.get((node.domain, node.op_type))
     if rule is None:
         if (node.domain, node.op_type) == ("", "Loop"):
-            return _loop_problem(t, node) or f"a Loop has not been written out ({where})"
+            return _loop_problem(t, node) or f"a Loop is not unrolled ({where})"
         domain = f"{node.domain}." if node.domain else ""
         return f"no VJP rule for {domain}{node.op_type} ({where})"
     unknown = rule.unknown_attributes(node)
@@ -68,12 +73,12 @@ def _problem(t: Builder, node: ir.Node, table: Table, alive: Container[ir.Value]
         return f"the VJP rule of {node.op_type} does not know the attribute {unknown[0]!r} ({where})"
     for x in () if rule.subgraphs else captured(node):
         if x in alive:
-            return f"{node.op_type} reads {x.name!r} inside of a subgraph, where no gradient follows it ({where})"
+            return f"{node.op_type} reads {x.name!r} inside of a subgraph, where no rule follows it ({where})"
     return None
 
 
 def _loop_problem(t: Builder, node: ir.Node) -> str | None:
-    """Why a Loop cannot be written out."""
+    """Why a Loop cannot be unrolled."""
     try:
         loop_iterations(t, node)
     except UnsupportedError as exc:
@@ -82,10 +87,30 @@ def _loop_problem(t: Builder, node: ir.Node) -> str | None:
 
 
 def _untyped(t: Builder, node: ir.Node, alive: Container[ir.Value]) -> str | None:
+    """Which input on the path has no known type; `None` where all have."""
     for x in node_inputs(node):
         if x in alive and t.wrap(x).dtype is None:
             return f"inference cannot find the type of {x.name!r}, an input of {node.op_type} (node {node.name!r})"
     return None
+
+
+@dataclass(frozen=True)
+class _Path:
+    """What the pass goes over: the nodes between `wrt` and the scores, and how it differentiates them.
+
+    Attributes:
+        nodes: in the order of the graph.
+        alive: the tensors on the way.
+        carries: which edges a gradient can cross.
+        table: the rules.
+        dtype: the floating-point type to compute in; `None` for that of each tensor.
+    """
+
+    nodes: Sequence[ir.Node]
+    alive: Container[ir.Value]
+    carries: Carries
+    table: Table
+    dtype: npt.DTypeLike | None
 
 
 def backward(
@@ -101,54 +126,54 @@ def backward(
     Args:
         t: the builder; only nodes that were in the graph when it was made are differentiated.
         seeds: score -> its cotangent, of the score's own shape, and of its type or `dtype`.
-        wrt: the tensors whose cotangents are wanted.
+        wrt: the tensors to differentiate by.
         table: rules to use instead of the registered ones (guided backpropagation, deconvnet).
-        dtype: the floating-point type to compute in, whatever the model's is: rules see the model's tensors cast to
-            it, and know of no other.
-        nodes: those of the graph that may lie on the path, in order, where the caller knows.
+        dtype: the floating-point type to compute in; by default that of each tensor. Rules see the model's tensors
+            cast to it.
+        nodes: the nodes that can be on the path, in order; by default all.
 
     Returns:
         One cotangent for each tensor of `wrt`, of its shape, and of its type or `dtype`.
 
     Raises:
         UnsupportedError: a node on the path has no rule, or the scores do not depend on a tensor of `wrt`.
+
+    Example:
+        >>> t = Builder(load("model.onnx"))
+        >>> x, y = t.find("input"), t.find("logits")
+        >>> (gradient,) = backward(t, {y: t.full_like(y, 1.0)}, [x])
     """
     table = rules() if table is None else table
     carries = carries_gradient(t, table)
-    path, alive = between(t.nodes if nodes is None else nodes, [v.core for v in wrt], [v.core for v in seeds], carries)
-    for node in path:
-        problem = _problem(t, node, table, alive) or _untyped(t, node, alive)
-        if problem is not None:
-            raise UnsupportedError(f"{problem}; choose a later layer, or --weights finite where the head is pooled")
-    pending: dict[ir.Value, list[Value]] = {v.core: [g] for v, g in seeds.items()}
-    for node in reversed(path):
-        gs = [_total(t, pending, o) for o in node.outputs]
-        if all(g is None for g in gs):
-            continue
-        rule = table[node.domain, node.op_type]
-        inside = [x for x in dict.fromkeys(captured(node)) if x in alive and carries(node, x)]
-        inputs = [*node.inputs, *inside]
-        within = {"captured": [t.wrap(x) for x in inside], "table": table, "dtype": dtype}
-        cotangents = _cotangents(t, rule, node, gs, within)
-        if len(cotangents) < len(inputs):
-            raise ModelError(
-                f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(inputs)} inputs"
-            )
-        for i, (x, g) in enumerate(zip(inputs, cotangents, strict=False)):
-            if x is None or x not in alive or i in rule.stops or not carries(node, x):
-                continue
-            if g is None:
-                raise UnsupportedError(
-                    f"the VJP rule of {node.op_type} cannot serve its input {x.name!r} "
-                    f"(node {node.name!r}); choose a later layer"
-                )
-            value = g if isinstance(g, Value) else g()
-            pending.setdefault(x, []).append(_checked(t, rule, node, value, t.wrap(x), dtype))
-    totals = [_total(t, pending, v.core) for v in wrt]
+    on_path, alive = between(
+        t.nodes if nodes is None else nodes, [v.core for v in wrt], [v.core for v in seeds], carries
+    )
+    path = _Path(on_path, alive, carries, table, dtype)
+    _check(t, path)
+    totals = _accumulate(t, path, seeds, wrt)
     for v, total in zip(wrt, totals, strict=True):
         if total is None:
             raise UnsupportedError(f"the score does not depend on tensor {v.name!r}; choose a layer on its path")
     return [total for total in totals if total is not None]
+
+
+def _check(t: Builder, path: _Path) -> None:
+    """Refuse a node that cannot be differentiated, before anything is appended."""
+    for node in path.nodes:
+        problem = _problem(t, node, path.table, path.alive) or _untyped(t, node, path.alive)
+        if problem is not None:
+            raise UnsupportedError(f"{problem}; choose a later layer, or --weights finite where the head is pooled")
+
+
+def _accumulate(t: Builder, path: _Path, seeds: Mapping[Value, Value], wrt: Sequence[Value]) -> list[Value | None]:
+    """The pass itself: from the scores to `wrt`, every node hands its cotangents to its inputs, where they add up."""
+    pending: dict[ir.Value, list[Value]] = {v.core: [g] for v, g in seeds.items()}
+    for node in reversed(path.nodes):
+        gs = [_total(t, pending, o) for o in node.outputs]
+        if any(g is not None for g in gs):
+            for x, g in _cotangents(t, path, node, gs):
+                pending.setdefault(x, []).append(g)
+    return [_total(t, pending, v.core) for v in wrt]
 
 
 def cotangents_or_zero(
@@ -158,21 +183,43 @@ def cotangents_or_zero(
     table: Table | None = None,
     dtype: npt.DTypeLike | None = None,
 ) -> list[Value]:
-    """The cotangents of `wrt`, as `backward` gives them; zero for what the seeds do not depend on."""
+    """The cotangents of `wrt`, as `backward` computes them; zeros for tensors that the seeds do not depend on."""
     _, alive = between(t.nodes, [v.core for v in wrt], [v.core for v in seeds], carries_gradient(t, table))
     reached = [v for v in wrt if v.core in alive]
-    found = dict(zip(reached, backward(t, seeds, reached, table, dtype), strict=True))
-    return [found[v] if v in found else t.full_like(v, 0.0, dtype) for v in wrt]
+    cotangents = dict(zip(reached, backward(t, seeds, reached, table, dtype), strict=True))
+    return [cotangents[v] if v in cotangents else t.full_like(v, 0.0, dtype) for v in wrt]
 
 
-def _cotangents(
-    t: Builder, rule: Rule, node: ir.Node, gs: list[Value | None], within: Mapping[str, Any]
+def _cotangents(t: Builder, path: _Path, node: ir.Node, gs: list[Value | None]) -> Iterator[tuple[ir.Value, Value]]:
+    """Those inputs of a node, captured tensors included, that are on the path, each with its cotangent."""
+    rule = path.table[node.domain, node.op_type]
+    inside = [x for x in dict.fromkeys(captured(node)) if x in path.alive and path.carries(node, x)]
+    inputs = [*node.inputs, *inside]
+    cotangents = _by_rule(t, path, rule, node, gs, inside)
+    if len(cotangents) < len(inputs):
+        raise ModelError(f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(inputs)} inputs")
+    for i, (x, g) in enumerate(zip(inputs, cotangents, strict=False)):
+        if x is None or x not in path.alive or i in rule.stops or not path.carries(node, x):
+            continue
+        if g is None:
+            raise UnsupportedError(
+                f"the VJP rule of {node.op_type} cannot serve its input {x.name!r} "
+                f"(node {node.name!r}); choose a later layer"
+            )
+        yield x, _checked(t, rule, node, g if isinstance(g, Value) else g(), t.wrap(x), path.dtype)
+
+
+def _by_rule(
+    t: Builder, path: _Path, rule: Rule, node: ir.Node, gs: list[Value | None], inside: Sequence[ir.Value]
 ) -> Sequence[Cotangent]:
-    # Subgraphs run on the model's own tensors, whatever their backward pass computes in.
-    dtype = None if rule.subgraphs else within["dtype"]
+    """What the rule of a node returns."""
+    options = attributes(node)
+    if rule.subgraphs:
+        options |= {"captured": [t.wrap(x) for x in inside], "table": path.table, "dtype": path.dtype}
+    # Subgraphs compute on the model's own tensors, whatever type their backward pass computes in.
+    dtype = None if rule.subgraphs else path.dtype
     inputs = [None if i is None else _seen(t, t.wrap(i), dtype) for i in node.inputs]
     outputs = [_seen(t, t.wrap(o), dtype) for o in node.outputs]
-    options = {**attributes(node), **(within if rule.subgraphs else {})}
     if rule.all_outputs:
         return rule.function(t, tuple(gs), tuple(outputs), *inputs, **options)
     if any(g is not None for g in gs[1:]):
@@ -183,12 +230,12 @@ def _cotangents(
 
 
 def _seen(t: Builder, x: Value, dtype: npt.DTypeLike | None) -> Value:
-    """`x` as a rule sees it: floating-point numbers in the type that the pass computes in."""
+    """`x` as a rule sees it: floating-point tensors are cast to the type that the pass computes in."""
     return t.cast(x, dtype) if dtype is not None and x.is_float else x
 
 
 def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) -> Value | None:
-    """The sum of the cotangents that have reached `value`; kept, so that it is added up once."""
+    """The sum of the cotangents that have reached `value`, which it replaces; `None` where there are none."""
     parts = pending.get(value)
     if parts is None:
         return None
@@ -199,12 +246,16 @@ def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) ->
 
 
 def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value, dtype: npt.DTypeLike | None) -> Value:
-    """`g` as the cotangent of `x`: broadcasting undone, the shape that of `x`, the type too or `dtype`."""
+    """`g` as the cotangent of `x`: with its shape, broadcasting undone, and of its type or `dtype`.
+
+    Raises:
+        ModelError: the rule gave another shape or type.
+    """
     if rule.broadcasts:
         g = unbroadcast(t, g, x)
-    wanted = x.dtype if dtype is None else dtype
-    if x.is_float and g.dtype != wanted:
-        raise ModelError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {wanted}")
+    expected = x.dtype if dtype is None else dtype
+    if x.is_float and g.dtype != expected:
+        raise ModelError(f"the VJP rule of {node.op_type} gave {g.dtype} for {x.name!r}, which is {expected}")
     if x.known_shape is not None:
         try:
             t.refine(g, x.known_shape)
@@ -220,23 +271,23 @@ def unbroadcast(t: Builder, g: Value, x: Value) -> Value:
         raise ModelError(f"a cotangent of rank {g.rank} cannot be that of {x.name!r}, which has rank {x.rank}")
     if lead:
         g = t.sum(g, range(lead), keepdims=False)
-    sure, unsure = [], False
-    for axis, (have, want) in enumerate(zip(g.shape, x.shape, strict=True)):
-        if want == 1 and have != 1:
-            sure.append(axis)
-        elif have != want or have is None:
+    repeated, unsure = [], False
+    for axis, (size, target) in enumerate(zip(g.shape, x.shape, strict=True)):
+        if target == 1 and size != 1:
+            repeated.append(axis)
+        elif size != target or size is None:
             unsure = True
-    g = t.sum(g, sure)
+    g = t.sum(g, repeated)
     return _fold(t, g, x) if unsure else g
 
 
 def _fold(t: Builder, g: Value, x: Value) -> Value:
-    """Sum `g` to `x` where a dimension of `x` may or may not be one: only the running model knows.
+    """Sum `g` to the shape of `x` where only the running model knows whether a dimension of `x` is one.
 
-    Every dimension of `g` is split into (repeats, size of `x`) and the repeats are summed.
+    Every dimension of `g` is split into (repeats, size of `x`), and the repeats are summed.
     """
-    want = t.op("Max", t.op("Shape", x), t.ints(1))
-    repeats = t.op("Div", t.op("Shape", g), want)
+    target = t.op("Max", t.op("Shape", x), t.ints(1))
+    repeats = t.op("Div", t.op("Shape", g), target)
     axes = t.ints(1)
     pairs = t.op("Concat", t.op("Unsqueeze", repeats, axes), t.op("Unsqueeze", t.op("Shape", x), axes), axis=1)
     rank = x.rank

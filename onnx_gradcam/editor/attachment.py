@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from onnx_gradcam import __version__
-from onnx_gradcam.autodiff.providers import PROVIDERS, conform
+from onnx_gradcam.autodiff.providers import conform, find_profile
 from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
@@ -138,9 +138,7 @@ def _of_all_classes(work: Plan, cams: Value, size: Value, sizes: Sequence[int | 
 
 def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:
     """Write the rest, which is no gradient, for the profile's provider too, and say what it will not run."""
-    if profile not in PROVIDERS:
-        return []
-    left = conform(t, PROVIDERS[profile], results, strict=False)[1]
+    left = conform(t, find_profile(profile), results, strict=False)[1]
     return [f"{why} of {profile}, so ONNX Runtime computes it on the CPU" for why in left]
 
 

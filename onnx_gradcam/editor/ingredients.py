@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import backward, carries_gradient, cotangents_or_zero
 from onnx_gradcam.autodiff.precision import float32_cotangents
-from onnx_gradcam.autodiff.providers import PROVIDERS, conform
+from onnx_gradcam.autodiff.providers import conform, find_profile
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import between
@@ -118,10 +118,10 @@ class Quantities:
     def _backward(self, wrt: list[Value], modifier: str | None) -> list[Value]:
         """The cotangents of some tensors, in float32."""
         work, t = self.work, self.work.t
-        profile, since = work.options.profile, len(t.appended)
+        since = len(t.appended)
         table, grad_dtype = work.table(modifier), work.options.grad_dtype
         found = float32_cotangents(t, work.score.tensor, self.seed, wrt, table, grad_dtype)
-        return conform(t, PROVIDERS[profile], found, since)[0] if profile in PROVIDERS else found
+        return conform(t, find_profile(work.options.profile), found, since)[0]
 
     def _shaped(self, layer: int) -> Value:
         """The cotangent as the method sees it."""

@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnx_gradcam.autodiff.backward import carries_gradient, missing_rules
 from onnx_gradcam.autodiff.expand import expand_missing
 from onnx_gradcam.autodiff.modifiers import MODIFIERS
-from onnx_gradcam.autodiff.providers import PROFILES
+from onnx_gradcam.autodiff.providers import find_profile
 from onnx_gradcam.autodiff.registry import Table
-from onnx_gradcam.errors import TargetError, near_matches
+from onnx_gradcam.errors import TargetError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.hazards import padded_pools
 from onnx_gradcam.graph.load import load
@@ -105,7 +105,7 @@ class Plan:
 
     def table(self, modifier: str | None) -> Table:
         """The rules of the backward pass."""
-        table = PROFILES[self.options.profile]()
+        table = find_profile(self.options.profile).rules()
         return table if modifier is None else MODIFIERS[modifier](table)
 
     @property
@@ -253,8 +253,7 @@ def _with_class_scores(model: Model, options: Options) -> Options:
 
 def _plan(t: Builder, options: Options) -> Plan:
     method, preset = find_method(options.method_name), find_preset(options.preset)
-    if options.profile not in PROFILES:
-        raise TargetError(f"there is no profile {options.profile!r}{near_matches(options.profile, PROFILES)}")
+    find_profile(options.profile)
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `_with_class_scores` leaves one
     score = find_score(t, options.output, options.score or preset.score)

@@ -66,7 +66,7 @@ def test_modifiers_go_with_every_profile(op_type, modifier, profile):
 
 
 def test_a_modifier_leaves_the_table_as_it_was():
-    table = PROFILES["cpu"]()
+    table = PROFILES["cpu"].rules()
     before = dict(table)
     modified = MODIFIERS["guided"](table)
     assert table == before

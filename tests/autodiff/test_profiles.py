@@ -206,7 +206,7 @@ def test_an_attribute_that_nobody_knows_is_still_refused():
     t = Builder(loaded)
     y, x = t.wrap(t.graph.outputs[0]), t.wrap(t.graph.inputs[0])
     with pytest.raises(UnsupportedError, match="novel"):
-        backward(t, {y: t.input("g", np.float32, y.shape)}, [x], PROFILES["cpu"]())
+        backward(t, {y: t.input("g", np.float32, y.shape)}, [x], PROFILES["cpu"].rules())
 
 
 def test_ties_of_a_pool_go_to_the_first_in_every_profile():

@@ -12,14 +12,15 @@ from support.graphs import graph
 from support.helpers import node_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
-from onnx_gradcam.autodiff.providers import PROFILES, PROVIDERS
+from onnx_gradcam.autodiff.providers import PROFILES
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 
-EVERY_PROVIDER = pytest.mark.parametrize("profile", PROVIDERS)
+DOCUMENTED = {name: p.documented for name, p in PROFILES.items() if p.documented is not None}
+EVERY_PROVIDER = pytest.mark.parametrize("profile", DOCUMENTED)
 LOWERED = ["coreml", "webgpu"]
 """Those that lack operators of the portable gradient."""
 
@@ -44,7 +45,7 @@ def beyond(proto, profile):
     t = Builder(load(proto))
     mine = [n for n in t.nodes if str(n.name).startswith("onnx_gradcam/")]
     assert mine
-    reasons = {PROVIDERS[profile].problem(t, n) for n in mine} - {None}
+    reasons = {DOCUMENTED[profile].problem(t, n) for n in mine} - {None}
     for node in mine:
         values = [t.wrap(v) for v in (*node.inputs, *node.outputs) if v is not None]
         if node.op_type in ABSENT[profile] and any(v.is_float for v in values):
@@ -389,7 +390,7 @@ def test_all_that_is_appended_is_within_the_list_or_named(body, size, left, prof
     assert beside == (left if profile == "coreml" else set())
 
 
-@pytest.mark.parametrize("profile", [p for p in PROFILES if p not in PROVIDERS])
+@pytest.mark.parametrize("profile", [p for p in PROFILES if p not in DOCUMENTED])
 def test_profiles_without_a_list_have_no_warnings(profile):
     assert attach(graph(CLASSIFIER, **WEIGHTS), profile=profile, layer="r").warnings == []
 

@@ -166,4 +166,5 @@ def test_every_planted_fault_still_finds_its_place():
     assert len(script.FAULTS) >= 30
     for fault in script.FAULTS:
         text = (script.ROOT / "onnx_gradcam" / fault.file).read_text(encoding="utf-8")
-        assert text.count(fault.old) == 1, f"{fault.what} in {fault.file}"
+        assert text.count(fault.old) == 1, f"{fault.description} in {fault.file}"
+        assert all((script.ROOT / tests).is_file() for tests in script.tests_of(fault.file)), fault.file

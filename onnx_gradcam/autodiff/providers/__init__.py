@@ -1,8 +1,7 @@
-"""Equivalent lowerings for one execution provider each.
+"""Profiles: one gradient, written for different runtimes.
 
-A profile is a rule table that is passed to `backward` and, for a provider whose documents list what it runs, that list:
-`conform` brings what the rules and everything else appended within it. `portable` are the registered rules; a test
-holds the operators that they need for convolutional classifiers.
+Every profile computes the same numbers. A profile names a table of VJP rules and, for a runtime whose documents list
+its operators, these operators: `conform` keeps what is appended within the list.
 """
 
 from __future__ import annotations
@@ -12,28 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy.typing as npt
 
 from onnx_gradcam.autodiff.backward import backward
-from onnx_gradcam.autodiff.registry import Table, rules
+from onnx_gradcam.autodiff.registry import Table
+from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 
-from .conform import Provider, conform
-from .cpu import blocked_rules
-from .listed import COREML, CUDA, TENSORRT, WEBGPU
-from .maxpool import pools_by_convolution
+from .conform import Profile, conform
+from .profiles import PROFILES
 
-__all__ = ["PROFILES", "PROVIDERS", "Provider", "conform", "differentiate"]
+__all__ = ["PROFILES", "Profile", "conform", "differentiate", "find_profile"]
 
-PROFILES: dict[str, Callable[[], Table]] = {
-    "portable": rules,
-    "cpu": blocked_rules,
-    "cuda": rules,
-    "tensorrt": rules,
-    "coreml": lambda: pools_by_convolution(rules()),
-    "webgpu": lambda: pools_by_convolution(rules()),
-}
-"""Rule tables by name."""
 
-PROVIDERS: dict[str, Provider] = {p.name: p for p in (CUDA, TENSORRT, COREML, WEBGPU)}
-"""The documented providers by the name of their profile; `portable` and `cpu` run on ONNX Runtime's CPU provider."""
+def find_profile(name: str) -> Profile:
+    """The profile of this name.
+
+    Raises:
+        TargetError: there is no such profile.
+    """
+    if name not in PROFILES:
+        raise TargetError(
+            f"there is no profile {name!r}{near_matches(name, PROFILES)}; there are {', '.join(PROFILES)}"
+        )
+    return PROFILES[name]
 
 
 def differentiate(
@@ -44,19 +42,20 @@ def differentiate(
     modify: Callable[[Table], Table] | None = None,
     dtype: npt.DTypeLike | None = None,
 ) -> list[Value]:
-    """`backward` by the rules of a profile, and within what its provider documents.
+    """Append the cotangents of `wrt`, as `backward` does, in the rules and operators of a profile.
 
     Args:
         t: the builder.
         seeds: score -> its cotangent.
-        wrt: the tensors whose cotangents are wanted.
+        wrt: the tensors to differentiate by.
         profile: the name of the profile.
         modify: a modifier of the rules, such as guided backpropagation.
-        dtype: the type to compute in, whatever the model's is.
+        dtype: the type to compute in; by default that of each tensor.
 
     Raises:
-        UnsupportedError: a node on the path has no rule, or its gradient has no lowering for the provider.
+        TargetError: there is no such profile.
+        UnsupportedError: a node on the path has no rule, or the profile's runtime has no operators for its gradient.
     """
-    table, since = PROFILES[profile](), len(t.appended)
-    found = backward(t, seeds, wrt, table if modify is None else modify(table), dtype)
-    return conform(t, PROVIDERS[profile], found, since)[0] if profile in PROVIDERS else found
+    chosen, since = find_profile(profile), len(t.appended)
+    table = chosen.rules() if modify is None else modify(chosen.rules())
+    return conform(t, chosen, backward(t, seeds, wrt, table, dtype), since)[0]

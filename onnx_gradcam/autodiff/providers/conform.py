@@ -1,10 +1,8 @@
-"""What an execution provider runs by its own documents, and how appended nodes are brought within that.
+"""Writing a gradient in operators that a runtime documents.
 
-A provider has a list of operators, each with the limits that its documents name. A node outside of the list is replaced
-by a lowering: nodes in the list that compute the same numbers. Where there is none, the gradient is refused before
-anything is written. Arithmetic on shapes and class numbers is left alone: ONNX Runtime computes it on the host.
-
-Limits that documents of several providers name.
+`conform` goes over the appended nodes. A node that the documents do not cover becomes a constant, or a lowering
+replaces it: documented nodes that compute the same numbers. Where neither is possible, the gradient is refused before
+anything is written. Arithmetic on shapes and class numbers stays: ONNX Runtime computes it on the CPU.
 """
 
 from __future__ import annotations
@@ -18,14 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_gradcam.autodiff.registry import Table
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.fold import evaluate_node
 
 __all__ = [
+    "Documented",
     "Limit",
     "Lowering",
-    "Provider",
+    "Profile",
     "absent",
     "all_of",
     "conform",
@@ -36,30 +36,28 @@ __all__ = [
 ]
 
 Limit = Callable[[Builder, ir.Node], str | None]
-"""What about a node is beyond the documented limits of its operator; `None` for nothing."""
+"""How a node exceeds the documented limits of its operator; `None` where it does not."""
 
 Lowering = Callable[[Builder, ir.Node, Sequence[Value | None]], Value | None]
-"""The value of a node's one output, computed by other nodes; `None` where this lowering does not apply."""
+"""A node's only output, computed by other nodes; `None` where this lowering does not apply."""
 
 _LARGEST = 2**22
-"""Elements of the largest tensor that is computed in advance."""
+"""Elements of the largest constant that is computed in advance."""
 
 
-@dataclass(frozen=True)
-class Provider:
-    """An execution provider as documented.
+@dataclass(frozen=True, kw_only=True)
+class Documented:
+    """The operators that a runtime computes, by its own documents.
 
     Attributes:
-        name: the profile's name.
         source: the document that lists the operators.
-        operators: every operator that is listed.
-        limits: what the document says of some of them.
-        lowerings: what an operator that is not listed, or beyond its limits, is computed by.
+        operators: every operator in the list.
+        limits: what the document restricts, by operator.
+        lowerings: how to compute an operator that is missing, or beyond its limits, by operator.
         floats: the floating-point types that gradients may have.
-        host: integers that stand for shapes are computed by the runtime around the provider.
+        host: whether integers that stand for shapes are computed outside of the runtime, on the CPU.
     """
 
-    name: str
     source: str
     operators: frozenset[str]
     limits: Mapping[str, Limit] = field(default_factory=dict)
@@ -68,9 +66,9 @@ class Provider:
     host: bool = True
 
     def problem(self, t: Builder, node: ir.Node) -> str | None:
-        """Why the provider does not run an appended node, as documented; `None` where it does."""
+        """Why the documents do not cover an appended node; `None` where they do."""
         if node.op_type == "Identity" or (self.host and _is_host(t, node)):
-            return None  # copies are taken out by every runtime
+            return None  # every runtime removes copies
         inner = [n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH for n in a.as_graph()]
         missing = next((n.op_type for n in (node, *inner) if n.domain or n.op_type not in self.operators), None)
         if missing is not None:
@@ -84,63 +82,84 @@ class Provider:
         return None if why is None else f"{node.op_type} {why}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How a gradient is written for one runtime.
+
+    Attributes:
+        name: the word that users say.
+        title: the runtime.
+        rules: makes the table of VJP rules.
+        documented: the operators that the runtime computes by its documents; `None`: nothing is checked.
+        tested: whether a test runs gradients on this runtime; if not, their numbers are tested on ONNX Runtime's CPU
+            provider only.
+    """
+
+    name: str
+    title: str
+    rules: Callable[[], Table]
+    documented: Documented | None = None
+    tested: bool = False
+
+
 def _is_host(t: Builder, node: ir.Node) -> bool:
-    """Whether a node computes with shapes or class numbers: nothing of it is a floating-point tensor."""
-    return not any(v is not None and t.wrap(v).is_float for v in (*node.inputs, *node.outputs)) and any(
-        v is not None and t.wrap(v).dtype == np.int64 for v in (*node.inputs, *node.outputs)
-    )
+    """Whether a node computes shapes or class numbers: none of its tensors is floating-point, and one is `int64`."""
+    values = [t.wrap(v) for v in (*node.inputs, *node.outputs) if v is not None]
+    return not any(v.is_float for v in values) and any(v.dtype == np.int64 for v in values)
 
 
 def conform(
-    t: Builder, provider: Provider, values: Sequence[Value], since: int = 0, *, strict: bool = True
+    t: Builder, profile: Profile, values: Sequence[Value], since: int = 0, *, strict: bool = True
 ) -> tuple[list[Value], list[str]]:
-    """Bring the appended nodes that compute `values` within what the provider documents.
+    """Bring the appended nodes that compute `values` within what the profile's runtime documents.
 
     Args:
         t: the builder.
-        provider: the provider.
-        values: what is wanted of the appended nodes.
-        since: how many appended nodes, from the first, are left as they are.
-        strict: refuse what cannot be brought within; else leave it to the runtime's other providers.
+        profile: the profile; one without documents leaves everything as it is.
+        values: the tensors to compute.
+        since: how many appended nodes, from the first, to leave as they are.
+        strict: refuse a node that is beyond the documents; otherwise leave it to the runtime's fallback.
 
     Returns:
-        The values, computed by operators of the list; and why, once for each reason, nodes were left.
+        The values, computed by documented operators; and the reasons, each once, why nodes were left as they are.
 
     Raises:
-        UnsupportedError: a node has no equivalent within the list.
+        UnsupportedError: no documented operators compute a node.
     """
-    found, left = {v.core: v for v in values}, []
-    queue = deque(_live(t.appended[since:], found))
+    documented = profile.documented
+    if documented is None:
+        return list(values), []
+    current, left = {v.core: v for v in values}, []
+    queue = deque(_live(t.appended[since:], current))
     changed = False
     while queue:
         node = queue.popleft()
-        why = provider.problem(t, node)
+        why = documented.problem(t, node)
         if why is None:
             continue
         before = len(t.appended)
-        new = _equivalent(t, provider, node)
+        new = _equivalent(t, documented, node)
         if new is None:
-            where = f"node {node.name!r}, {_shapes(t, node)}"
             if strict:
                 raise UnsupportedError(
-                    f"the gradient cannot be written for --profile {provider.name}: {why} ({where}) and no lowering "
-                    "serves it; choose a later layer, or --profile portable"
+                    f"the gradient cannot be written for --profile {profile.name}: {why} (node {node.name!r}, "
+                    f"{_shapes(t, node)}) and no lowering serves it; choose a later layer, or --profile portable"
                 )
             left.append(why)
             continue
         changed = True
         queue.extendleft(reversed(t.appended[before:]))
         old = node.outputs[0]
-        found = {k: new if v.core is old else v for k, v in found.items()}
+        current = {k: new if v.core is old else v for k, v in current.items()}
         t.substitute(old, new)
     if changed:
         t.graph.sort()
-    return [found[v.core] for v in values], list(dict.fromkeys(left))
+    return [current[v.core] for v in values], list(dict.fromkeys(left))
 
 
-def _live(nodes: Sequence[ir.Node], wanted: Iterable[ir.Value]) -> list[ir.Node]:
-    """Those of `nodes` that `wanted` depends on, in order."""
-    needed, live = set(wanted), []
+def _live(nodes: Sequence[ir.Node], values: Iterable[ir.Value]) -> list[ir.Node]:
+    """Those of `nodes` that `values` depend on, in order."""
+    needed, live = set(values), []
     for node in reversed(nodes):
         if any(o in needed for o in node.outputs):
             live.append(node)
@@ -148,22 +167,23 @@ def _live(nodes: Sequence[ir.Node], wanted: Iterable[ir.Value]) -> list[ir.Node]
     return live[::-1]
 
 
-def _equivalent(t: Builder, provider: Provider, node: ir.Node) -> Value | None:
+def _equivalent(t: Builder, documented: Documented, node: ir.Node) -> Value | None:
+    """The node's output, as a constant or by a lowering; `None` where neither is possible."""
     array = _computed(t, node.outputs[0])
     if array is not None:
         return t.const(array)
-    lower = provider.lowerings.get(node.op_type)
+    lower = documented.lowerings.get(node.op_type)
     if lower is None or len(node.outputs) != 1:
         return None
     return lower(t, node, [None if v is None else t.wrap(v) for v in node.inputs])
 
 
 def _computed(t: Builder, value: ir.Value) -> npt.NDArray[Any] | None:
-    """The content of a value that follows from constants alone, in advance; `None` where it does not."""
-    given = t.wrap(value).array()
+    """The content of a value that depends on constants only; `None` for others."""
+    constant = t.wrap(value).array()
     node = value.producer()
-    if given is not None or node is None or len(node.outputs) != 1 or _disputed(node):
-        return given
+    if constant is not None or node is None or len(node.outputs) != 1 or _disputed(node):
+        return constant
     sizes = [d for d in t.wrap(value).known_shape or () if isinstance(d, int)]
     if np.prod(sizes, dtype=float) > _LARGEST:
         return None
@@ -179,7 +199,7 @@ def _computed(t: Builder, value: ir.Value) -> npt.NDArray[Any] | None:
 
 
 def _disputed(node: ir.Node) -> bool:
-    """Corners aligned by scales: ONNX's reference and ONNX Runtime divide by different lengths."""
+    """Whether corners are aligned by scales: ONNX's reference and ONNX Runtime divide by different lengths there."""
     aligned = node.attributes.get_string("coordinate_transformation_mode", "") == "align_corners"
     return aligned and len(node.inputs) < 4
 
@@ -188,13 +208,16 @@ def _shapes(t: Builder, node: ir.Node) -> str:
     return ", ".join(str(list(t.wrap(v).known_shape or ())) for v in node.inputs if v is not None)
 
 
+# ----- limits that several documents name ----------------------------------------
+
+
 def listed(names: str) -> frozenset[str]:
-    """The operators of a list, separated by blanks."""
+    """The operators of a list that is separated by blanks."""
     return frozenset(names.split())
 
 
 def all_of(*limits: Limit) -> Limit:
-    """The first thing that any of them finds."""
+    """All of these limits."""
 
     def limit(t: Builder, node: ir.Node) -> str | None:
         return next((why for one in limits if (why := one(t, node)) is not None), None)
@@ -206,8 +229,8 @@ def rank(*ranks: int) -> Limit:
     """The first input has one of these ranks."""
 
     def limit(t: Builder, node: ir.Node) -> str | None:
-        found = node.inputs[0]
-        shape = None if found is None else t.wrap(found).known_shape
+        first = node.inputs[0]
+        shape = None if first is None else t.wrap(first).known_shape
         if shape is not None and len(shape) in ranks:
             return None
         return f"of a tensor of rank {'unknown' if shape is None else len(shape)} is beyond what it documents"
@@ -216,7 +239,7 @@ def rank(*ranks: int) -> Limit:
 
 
 def constant(*positions: int) -> Limit:
-    """The inputs at these positions, where they are given, are constants."""
+    """The inputs at these positions are constants or omitted."""
 
     def limit(t: Builder, node: ir.Node) -> str | None:
         for i in positions:
@@ -229,17 +252,17 @@ def constant(*positions: int) -> Limit:
 
 
 def single_output(t: Builder, node: ir.Node) -> str | None:
-    """No second output, the indices of a MaxPool."""
+    """The node has no second output, such as the indices of a MaxPool."""
     return "with indices is beyond what it documents" if len(node.outputs) > 1 else None
 
 
 def absent(*names: str) -> Limit:
-    """None of these attributes is given, unless it is zero."""
+    """None of these attributes is set, unless to zero."""
 
     def limit(t: Builder, node: ir.Node) -> str | None:
         for name in names:
-            given = node.attributes.get(name)
-            if given is not None and not _zeros(given.value):
+            attribute = node.attributes.get(name)
+            if attribute is not None and not _zeros(attribute.value):
                 return f"with {name} is beyond what it documents"
         return None
 

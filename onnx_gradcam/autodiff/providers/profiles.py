@@ -1,0 +1,212 @@
+"""Every profile: which rules a gradient is written with for one runtime, and which operators that runtime documents.
+
+To add a profile, add one entry to `PROFILES`; options, messages and tests find it there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_gradcam.autodiff.registry import rules
+from onnx_gradcam.graph.builder import Builder
+
+from .conform import Documented, Profile, absent, all_of, constant, listed, rank, single_output
+from .cpu import blocked_rules
+from .lowerings import ARITHMETIC, BOOLEANS, MASKS, PLANES, pool
+from .maxpool import pools_by_convolution
+
+__all__ = ["PROFILES"]
+
+# ----- limits that only one document names ---------------------------------------
+
+_MODES = {"nearest", "linear"}
+_COORDINATES = {"half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners"}
+
+
+def _tensorrt_resize(t: Builder, node: ir.Node) -> str | None:
+    mode = node.attributes.get_string("mode", "nearest")
+    coordinates = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    antialias = node.attributes.get_int("antialias", 0)
+    beyond = [m for m, ok in ((mode, _MODES), (coordinates, _COORDINATES)) if m not in ok]
+    beyond += ["antialias"] if antialias else []
+    return f"with {beyond[0]} is beyond what it documents" if beyond else None
+
+
+def _pow(t: Builder, node: ir.Node) -> str | None:
+    wrong = [v for v in node.inputs if v is not None and t.wrap(v).dtype != np.float32]
+    return "of other types than float32 is beyond what it documents" if wrong else None
+
+
+def _undescribed(t: Builder, node: ir.Node) -> str | None:
+    return "has limits there that its document does not describe"
+
+
+def _reciprocal(t: Builder, node: ir.Node) -> str | None:
+    return "adds 1e-4 to its input there"
+
+
+def _transposed(t: Builder, node: ir.Node) -> str | None:
+    if node.attributes.get_string("auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}:
+        return "with auto_pad is beyond what it documents"
+    return None
+
+
+def _depth_to_space(t: Builder, node: ir.Node) -> str | None:
+    shape = None if node.inputs[0] is None else t.wrap(node.inputs[0]).known_shape
+    free = shape is None or not all(isinstance(d, int) for d in shape)
+    crd = node.attributes.get_string("mode", "DCR") == "CRD"
+    return "of mode CRD without a fixed shape is beyond what it documents" if free and crd else None
+
+
+def _webgpu_resize(t: Builder, node: ir.Node) -> str | None:
+    if node.attributes.get_int("antialias", 0):
+        return "with antialias is beyond what it runs"  # not in the table, and fails at run time
+    if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") != "align_corners":
+        return None
+    before, after = (None if v is None else t.wrap(v).known_shape for v in (node.inputs[0], node.outputs[0]))
+    for a, b in zip(before or (None,), after or (None,), strict=False):
+        if not (isinstance(a, int) and isinstance(b, int) and b >= a):
+            return "with align_corners to a smaller size is beyond what it documents"
+    return None
+
+
+# ----- the profiles --------------------------------------------------------------
+
+_ENTRIES = (
+    Profile(name="portable", title="every runtime", rules=rules, tested=True),
+    Profile(name="cpu", title="ONNX Runtime's CPU provider", rules=blocked_rules, tested=True),
+    Profile(
+        name="cuda",
+        title="ONNX Runtime's CUDA provider",
+        rules=rules,
+        documented=Documented(
+            source=(
+                "microsoft/onnxruntime, docs/OperatorKernels.md at 001d12d, operators implemented by "
+                "CUDAExecutionProvider"
+            ),
+            operators=listed(
+                """
+                Abs Add And ArgMax ArgMin Attention AveragePool BatchNormalization Cast Ceil Clip Compress Concat
+                ConcatFromSequence ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div
+                Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather GatherElements GatherND Gelu
+                Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample HardSigmoid HardSwish Identity
+                If InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log
+                LogSoftmax Loop MatMul MatMulInteger Max MaxPool Min Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow
+                QuantizeLinear RMSNormalization RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike
+                Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
+                ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize ReverseSequence RoiAlign RotaryEmbedding
+                Round Scan ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Size Slice Softmax Softplus
+                Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh TensorScatter ThresholdedRelu Tile TopK
+                Transpose Trilu Unsqueeze Where Xor
+                """
+            ),
+            lowerings=ARITHMETIC,
+            floats=frozenset({"float16", "float32", "float64"}),
+        ),
+    ),
+    Profile(
+        name="tensorrt",
+        title="NVIDIA TensorRT, through ONNX Runtime or by its own parser",
+        rules=rules,
+        documented=Documented(
+            source="onnx/onnx-tensorrt, docs/operators.md at 6d0ab7b (TensorRT 8.5; newer versions add to it)",
+            operators=listed(
+                """
+                Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil
+                Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace
+                DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather
+                GatherElements GatherND Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual
+                GridSample GRU HardSwish HardSigmoid Identity If InstanceNormalization IsNaN LeakyRelu Less
+                LessOrEqual Log LogSoftmax Loop LRN LSTM LpNormalization LpPool MatMul Max MaxPool Mean
+                MeanVarianceNormalization Min Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or Pad Pow PRelu
+                QuantizeLinear RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal ReduceL1
+                ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+                ReduceSumSquare Relu Reshape Resize ReverseSequence RNN RoiAlign Round Scan ScatterElements ScatterND
+                Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt
+                Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
+                """
+            ),
+            limits={
+                "AveragePool": rank(4, 5),
+                "MaxPool": all_of(rank(4, 5), single_output),
+                "CumSum": constant(1),
+                "Slice": constant(3),
+                "Squeeze": constant(1),
+                "Unsqueeze": constant(1),
+                "TopK": constant(1),
+                "Resize": _tensorrt_resize,
+            },
+            lowerings={**ARITHMETIC, "AveragePool": pool, "MaxPool": pool},
+            host=False,  # it takes a whole model or none of it
+        ),
+    ),
+    Profile(
+        name="coreml",
+        title="ONNX Runtime's CoreML provider, which writes ML programs",
+        rules=lambda: pools_by_convolution(rules()),
+        documented=Documented(
+            source="microsoft/onnxruntime, tools/ci_build/github/apple/coreml_supported_mlprogram_ops.md at 04f568d",
+            operators=listed(
+                """
+                Add ArgMax AveragePool Cast Clip Concat Conv ConvTranspose Cos DepthToSpace Ceil Div Elu Erf Exp
+                GatherND Gemm Gelu GlobalAveragePool GlobalMaxPool GridSample GroupNormalization HardSigmoid Identity
+                InstanceNormalization LayerNormalization LeakyRelu MatMul MaxPool Max Mul Pow PRelu Range Reciprocal
+                ReduceSum ReduceMean ReduceMax Relu Reshape Resize Round Shape Sin Slice Softplus Split Sub Sigmoid
+                Softmax Sqrt Squeeze Tanh Tile Transpose Unsqueeze
+                """
+            ),
+            limits={
+                "AveragePool": rank(4),
+                "MaxPool": all_of(rank(4), single_output),
+                "GlobalAveragePool": rank(4),
+                "GlobalMaxPool": rank(4),
+                "Conv": all_of(rank(3, 4), constant(2)),
+                "ConvTranspose": all_of(
+                    rank(3, 4), constant(1, 2), absent("output_padding", "output_shape", "kernel_shape"), _transposed
+                ),
+                "DepthToSpace": _depth_to_space,
+                "Gemm": constant(1),
+                "GridSample": _undescribed,
+                "Pow": _pow,
+                "Reciprocal": _reciprocal,
+                "Resize": _undescribed,
+                "Slice": constant(1, 2, 3, 4),
+                "Split": constant(1),
+                "Tile": rank(1, 2, 3, 4, 5),
+            },
+            lowerings={**ARITHMETIC, **MASKS, **PLANES},
+        ),
+    ),
+    Profile(
+        name="webgpu",
+        title="ONNX Runtime Web on WebGPU",
+        rules=lambda: pools_by_convolution(rules()),
+        documented=Documented(
+            source="onnxruntime-web 1.30.0, docs/webgpu-operators.md",
+            operators=listed(
+                """
+                Abs Acos Acosh Add ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Clip
+                Concat Conv ConvTranspose Cos Cosh CumSum DFT DepthToSpace DequantizeLinear Div Einsum Elu Equal Erf
+                Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool
+                Greater GreaterOrEqual HardSigmoid HardSwish If InstanceNormalization LayerNormalization LeakyRelu
+                Less LessOrEqual Log MatMul MaxPool Mul Neg Not Pad Pow Range Reciprocal ReduceL1 ReduceL2
+                ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
+                Reshape Resize ScatterND Shape Sigmoid Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh
+                ThresholdedRelu Tile Transpose Unsqueeze Where
+                """
+            ),
+            # GridSample is left out: the table lists it up to opset 19 only.
+            limits={
+                "Conv": rank(3, 4),
+                "ConvTranspose": rank(3, 4),
+                "MaxPool": single_output,
+                "Resize": _webgpu_resize,
+            },
+            lowerings={**ARITHMETIC, **BOOLEANS},
+        ),
+    ),
+)
+
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in _ENTRIES}
+"""Profiles by name."""
