@@ -162,7 +162,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with a graph input in place of each initializer above a kilobyte."""
+    """A copy with a graph input in place of each initializer above a kilobyte, and without sizes that mean "any"."""
     small = onnx.ModelProto()
     for field, value in proto.ListFields():
         if field.name == "graph":
@@ -186,7 +186,18 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
         elif tensor.name not in listed:
             light.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     _name_default_domain(small)
+    _free_dimensions(light)
     return small
+
+
+def _free_dimensions(graph: onnx.GraphProto) -> None:
+    """Make dimensions unknown, in place, that some exporters write as -1, or as 0 at inputs and outputs."""
+    initializers = {t.name for t in graph.initializer}
+    ends = {info.name for info in (*graph.input, *graph.output)} - initializers
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0 or (info.name in ends and dim.HasField("dim_value") and not dim.dim_value):
+                dim.ClearField("dim_value")
 
 
 def _is_weight(tensor: TensorProto) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 from support.helpers import needs_opset, quiet_session
 
+from onnx_gradcam import attach
 from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
@@ -30,6 +31,24 @@ def dense(opset=18, ir_version=8, *, weight_is_input=False):
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 400])]
     graph = helper.make_graph(nodes, "dense", inputs, outputs, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def unnamed_sizes(size):
+    """A fully convolutional classifier of opset 10 whose free dimensions are written as `size`, inner ones as -1."""
+    inner = size if isinstance(size, str) else -1
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [size, 3, size, size])
+    maps = helper.make_tensor_value_info("a", TensorProto.FLOAT, [inner, 4, inner, inner])
+    scores = helper.make_tensor_value_info("y", TensorProto.FLOAT, [size, 4])
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["a"]),
+        helper.make_node("GlobalAveragePool", ["a"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["y"]),
+    ]
+    kernel = np.random.default_rng(2).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(nodes, "g", [image], [scores], [numpy_helper.from_array(kernel, "w")])
+    graph.value_info.append(maps)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5)
 
 
 @pytest.fixture
@@ -444,3 +463,19 @@ def test_a_failure_on_the_way_leaves_the_old_file(external, tmp_path):
         model.save(target)
     assert target.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["explained.onnx", "model"]
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+def test_sizes_that_mean_any_become_unknown_before_anything_else_reads_them(size):
+    model = load(unnamed_sizes(size))
+    assert model.shape("x")[1] == 3
+    assert model.shape("y") == (model.shape("x")[0], 4)
+    assert model.shape("a") == (model.shape("x")[0], 4, *model.shape("x")[2:])
+    declared = [model.core.graph.inputs[0].shape, model.core.graph.outputs[0].shape, model.find("a").shape]
+    assert not any(isinstance(d, int) and d <= 0 for shape in declared for d in shape)
+    explained = attach(unnamed_sizes(size)).to_proto()
+    named = attach(unnamed_sizes("N")).to_proto()
+    image = np.random.default_rng(3).standard_normal((2, 3, 5, 5)).astype(np.float32)
+    results = [quiet_session(proto).run(None, {"x": image}) for proto in (explained, named)]
+    for result, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(result, expected)
