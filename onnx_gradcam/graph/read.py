@@ -139,6 +139,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
         if not all(o.type.tensor_type.HasField("shape") for o in small.graph.output):
             # Some exporters leave it out and runtimes do not need it, but the checker does.
             small = onnx.shape_inference.infer_shapes(small)
+        small = _in_order(small)
         onnx.checker.check_model(small)
         if small.functions:
             small = inliner.inline_local_functions(small)
@@ -159,6 +160,22 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     kept = {p.key for p in small.metadata_props}
     small.metadata_props.extend(p for p in proto.metadata_props if p.key not in kept)
     return small, weights
+
+
+def _in_order(small: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, or a copy with its nodes sorted if one reads a tensor before it is computed.
+
+    Some tools only append (`onnxruntime.transformers.float16`), and runtimes sort for themselves.
+    """
+    pending = {o for node in small.graph.node for o in node.output if o}
+    for node in small.graph.node:
+        inner = (i for graph in _subgraphs(node) for n in _nodes(graph) for i in n.input)
+        if not pending.isdisjoint((*node.input, *inner)):
+            model = ir.from_proto(small)
+            model.graph.sort()
+            return ir.to_proto(model)
+        pending.difference_update(node.output)
+    return small
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -216,9 +233,13 @@ def _name_default_domain(proto: onnx.ModelProto) -> None:
 def _nodes(holder: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     for node in holder.node:
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph)
+        for graph in _subgraphs(node):
+            yield from _nodes(graph)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs)
 
 
 def _opset(proto: onnx.ModelProto) -> int:

@@ -479,3 +479,28 @@ def test_sizes_that_mean_any_become_unknown_before_anything_else_reads_them(size
     results = [quiet_session(proto).run(None, {"x": image}) for proto in (explained, named)]
     for result, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(result, expected)
+
+
+def test_nodes_out_of_order_are_sorted():
+    proto = unnamed_sizes("N")
+    expected = attach(proto).to_proto()
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([nodes[3], nodes[0], nodes[2], nodes[1]])
+    assert attach(proto).to_proto().graph.node == expected.graph.node
+
+
+def test_a_cycle_is_refused():
+    proto = unnamed_sizes("N")
+    proto.graph.node[0].input[0] = "a"
+    assert "is not valid ONNX" in refused(proto)
+
+
+def test_a_subgraph_that_reads_a_later_tensor_is_moved_behind_it():
+    text = """<ir_version: 10, opset_import: ["": 18]> g (float[N,3] x, bool c) => (float[N,3] y) {
+        y = If (c) <
+            then_branch = t () => (float[N,3] u) { u = Exp(a) }, else_branch = e () => (float[N,3] v) { v = Neg(a) }
+        >
+        a = Relu(x)
+    }"""
+    assert [node.op_type for node in load(parser.parse_model(text)).core.graph] == ["Relu", "If"]
