@@ -26,7 +26,7 @@ from measure import machine, table
 
 from onnx_gradcam.editor.methods.cam import Total
 from onnx_gradcam.editor.methods.catalogue import METHODS, find_method, method
-from onnx_gradcam.editor.plan import Plan, plan
+from onnx_gradcam.editor.plan import Plan, make_plan
 from onnx_gradcam.errors import ExplainError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.images.decoding import prepare, read_image
@@ -110,7 +110,7 @@ def check(entry: Mapping[str, Any], data: Path) -> Finding:
     found = Finding(entry)
     path = data / entry["file"]
     try:
-        found.work = plan(path)
+        found.work = make_plan(path)
         explainer = Explainer(path, labels=data / entry["labels"], preprocess=entry["preprocessing"])
         original = Session(path, disabled_optimizers=explainer.metadata.disabled_optimizers)
         for image in image_paths(entry, data):

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plain, explained = Path(folder) / "plain.onnx", Path(folder) / "explained.onnx"
         model = build(options.network, size=224)
         onnx.save(model, plain)
-        made = attach(model, preprocessing={"size": [224, 224], "scale": 1 / 255})
+        made = attach(model, preprocess={"size": [224, 224], "scale": 1 / 255})
         made.save(explained)
         image = made.metadata.image_input
         times: dict[str, tuple[list[float], list[float]]] = {}

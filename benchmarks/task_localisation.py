@@ -23,8 +23,8 @@ from xml.etree import ElementTree as ET
 from measure import machine, table
 from pointing_game import Game, Result, play, rows
 
+from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.errors import ExplainError
-from onnx_gradcam.images.preprocessing import read_labels
 from onnx_gradcam.runtime.explainer import Explainer
 
 SAME = {

@@ -1,22 +1,52 @@
-"""What to explain and how, as the user says it."""
+"""What a user can choose, said once: every set of words, every default, and the checks of both.
+
+Python, the command line, servers and batch runs all make an `Options`, which checks itself. The names that registries
+hold (methods, presets, profiles, tasks) are looked up there when the model is at hand.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
-from .autodiff.precision import GradType
-from .editor.targets.task import BoxFormat, Mask, Task
+from .errors import InputError, near_matches
 
-__all__ = ["Options"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .images.preprocessing import Preprocessing
+
+__all__ = [
+    "BoxFormat",
+    "ChannelReduction",
+    "Choices",
+    "ClassInput",
+    "Combine",
+    "GradDtype",
+    "MaskKind",
+    "ModifierName",
+    "Options",
+    "ScoreKind",
+    "Weights",
+    "check_choices",
+    "check_word",
+]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
-Profile = Literal["portable", "cpu", "cuda", "tensorrt", "coreml", "webgpu"]
+ScoreKind = Literal["logit", "output"]
+ModifierName = Literal["guided", "deconvnet"]
+ChannelReduction = Literal["max", "sum"]
+Combine = Literal["mean", "max", "product"]
+MaskKind = Literal["own", "all", "input"]
+BoxFormat = Literal["scores", "yolov5", "yolov8"]
 ClassInput = Literal["optional", "required", "none", "all"]
+GradDtype = Literal["model", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,71 +54,216 @@ class Options:
     """What to explain and how.
 
     Attributes:
-        layer: tensor, node or framework layer name, or `auto`: the layer that the model was exported with, if any, else
-            the last one with places to point at that every path to the score crosses; several for one map of several
-            layers.
-        method: identifier of the method; by default `gradcam`, and `hirescam` for segmentations and detectors, whose
-            score depends on each place in its own way, which weights averaged over all places do not see.
-        preset: whose conventions the score, the cotangent and the heatmap follow.
-        modifier: change cotangents on their way back: `guided` or `deconvnet`; by default what method and preset say.
-        channels: how the channels of an attribution become one map: `max` or `sum`; by default the maximum where the
-            sign does not matter, and the sum where it does.
-        combine: how the heatmaps of several layers become one: `mean`, `max` or `product`; by default what method and
+        layer: name of a tensor, a node or a framework layer, or `auto`: the layer the model was exported with, else
+            the last one with spatial positions on every path to the score; several give one map of several layers.
+        method: name of the method; by default the task's own (`gradcam`, and `hirescam` for segmentation and
+            detection, where weights averaged over all positions miss what a score depends on).
+        preset: library whose conventions the score, the gradient and the heatmap follow.
+        modifier: how rectifiers pass the gradient back: `guided` or `deconvnet`; by default as method and preset say.
+        channels: how the channels of an attribution become one map, `max` or `sum`; by default `max` where the sign
+            does not matter, else `sum`.
+        combine: how the heatmaps of several layers become one, `mean`, `max` or `product`; by default as method and
             preset say.
-        eigen_smooth: in place of the sum of the weighed activation maps, their leading principal component.
-        against: explain how far the class is ahead of this one, or of the `runner-up`, rather than its score.
-        weights: how the cotangent is had; `auto` takes the first of `linear`, `gradient` and `finite` that applies.
-        score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default what
-            the preset says.
-        output: the output that holds the scores, where several would do; a detector's may lie in several.
-        task: what the model does; for all but classification one score a class is made of its outputs, the output
-            `target_scores` (`onnx_gradcam.editor.targets.task` says how). Each value of a regression counts as a class.
-        mask: of a segmentation: sum the logits of a class over its `own` mask, `all` of the image, or the mask given
-            in the new input `target_mask`.
-        boxes: how the scores of a detector's boxes lie.
-        box_rank: explain the box of this rank among those of the class, 0 for the one with the highest score.
-        box: explain the box of this number instead.
-        reference: the embedding to be similar to, `[D]`.
-        image: the input that takes images, where several would do.
-        class_input: `optional` for an overridable initializer, `required` for an ordinary input, `none` to fix the
-            class in the graph, `all` for the maps of all classes at once, where the head is linear: heatmap
-            `[N, K, H, W]` and raw map `[N, K, h, w]`, beside the class with the highest score.
-        target: the class to explain with `class_input="none"`; `None` for the one with the highest score.
-        expose_activation: add the activation maps to the outputs.
-        labels: class names; those that the model carries by default.
-        preprocessing: how images become the model's input; what the model carries by default.
-        profile: which of several equal lowerings a gradient is written in: `portable` for every runtime, `cpu` for
-            speed on ONNX Runtime's CPU provider, the others in operators that the provider of that name documents.
-        grad_dtype: what a gradient is computed in: the type of the `model`, or `float32` whatever that is.
+        eigen_smooth: use the leading principal component of the weighted activation maps instead of their sum.
+        against: explain the score's lead over this class, given by index or name, or over the `runner-up`.
+        weights: how the channel weights are computed; `auto` takes the first of `linear`, `gradient` and `finite`
+            that applies.
+        score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default as the
+            preset says.
+        output: name of the output with the scores; several for a detector whose scores are in several outputs.
+        task: what the model does; see `onnx_gradcam.editor.targets.task`.
+        mask: segmentation only: sum the scores of a class over its `own` mask, over `all` positions, or over the mask
+            fed to the new input `target_mask`.
+        boxes: detection only: how the table of boxes is laid out.
+        box_rank: detection only: explain the box of this rank among those of the class, 0 for the highest score.
+        box: detection only: explain the box at this index instead.
+        reference: embedding only: the embedding to compare with, `[D]`.
+        image: name of the image input, where several could be it.
+        class_input: how the class is chosen at run time: an `optional` input, a `required` one, `none` to fix it now,
+            or `all` for the maps of all classes at once behind a linear head: heatmap `[N, K, H, W]` and raw map
+            `[N, K, h, w]`, beside the predicted class.
+        target: the class to explain with `class_input="none"`, by index or name; `None` for the predicted class.
+        expose_activation: add the activation maps of the layer to the outputs.
+        labels: class names, or a file of them; by default those stored in the model.
+        preprocess: how an image becomes the model's input: a preset, a JSON file or object, a mapping; by default what
+            is stored in the model.
+        profile: which of several equal ways a gradient is written in: `portable` for every runtime, or operators that
+            suit one execution provider.
+        grad_dtype: compute gradients in the dtype of the `model` or in `float32`.
+
+    Raises:
+        InputError: a word or value that is not one of those above.
+
+    Example::
+
+        attach("model.onnx", Options(method="layercam", class_input="required")).save("explained.onnx")
     """
 
     layer: str | Sequence[str] = "auto"
     method: str | None = None
     preset: str = "default"
-    modifier: Literal["guided", "deconvnet"] | None = None
-    channels: Literal["max", "sum"] | None = None
-    combine: Literal["mean", "max", "product"] | None = None
+    modifier: ModifierName | None = None
+    channels: ChannelReduction | None = None
+    combine: Combine | None = None
     eigen_smooth: bool = False
-    against: int | Literal["runner-up"] | None = None
+    against: int | str | None = None
     weights: Weights = "auto"
-    score: Literal["logit", "output"] | None = None
+    score: ScoreKind | None = None
     output: str | Sequence[str] | None = None
-    task: Task = "classification"
-    mask: Mask = "own"
+    task: str = "classification"
+    mask: MaskKind = "own"
     boxes: BoxFormat = "scores"
     box_rank: int = 0
     box: int | None = None
     reference: npt.NDArray[np.floating] | None = None
     image: str | None = None
     class_input: ClassInput = "optional"
-    target: int | None = None
+    target: int | str | None = None
     expose_activation: bool = False
-    labels: Sequence[str] | None = None
-    preprocessing: Mapping[str, Any] | None = None
-    profile: Profile = "portable"
-    grad_dtype: GradType = "model"
+    labels: str | Path | Sequence[str] | None = None
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None
+    profile: str = "portable"
+    grad_dtype: GradDtype = "model"
 
-    @property
-    def method_name(self) -> str:
-        """Identifier of the method, the task's own where none was asked for."""
-        return self.method or ("hirescam" if self.task in {"segmentation", "detection"} else "gradcam")
+    def __post_init__(self) -> None:
+        for name, words in _words().items():
+            check_word(name, getattr(self, name), words)
+        for name in ("preset", "task", "profile"):
+            _check_text(name, getattr(self, name))
+        for name in ("method", "image"):
+            _check_text(name, getattr(self, name), optional=True)
+        for name in ("layer", "output"):
+            _check_names(name, getattr(self, name), optional=name == "output")
+        for name in ("eigen_smooth", "expose_activation"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise InputError(f"{name} is {getattr(self, name)!r}; give True or False")
+        for name in ("box_rank", "box"):
+            _check_index(name, getattr(self, name), optional=name == "box")
+        for name in ("against", "target"):
+            _check_class(name, getattr(self, name))
+        if self.target is not None and self.class_input != "none":
+            raise InputError("a target fixes the class in the model; combine it with class_input 'none'")
+
+    def replaced(self, choices: Mapping[str, Any]) -> Options:
+        """A copy with some fields replaced.
+
+        Raises:
+            InputError: no option is called so, or a value is not possible.
+        """
+        check_choices(choices)
+        return dataclasses.replace(self, **choices)
+
+
+class Choices(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments, so that editors complete them."""
+
+    layer: str | Sequence[str]
+    method: str | None
+    preset: str
+    modifier: ModifierName | None
+    channels: ChannelReduction | None
+    combine: Combine | None
+    eigen_smooth: bool
+    against: int | str | None
+    weights: Weights
+    score: ScoreKind | None
+    output: str | Sequence[str] | None
+    task: str
+    mask: MaskKind
+    boxes: BoxFormat
+    box_rank: int
+    box: int | None
+    reference: npt.NDArray[np.floating] | None
+    image: str | None
+    class_input: ClassInput
+    target: int | str | None
+    expose_activation: bool
+    labels: str | Path | Sequence[str] | None
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None
+    profile: str
+    grad_dtype: GradDtype
+
+
+def check_choices(choices: Mapping[str, Any], *, more: Sequence[str] = ()) -> None:
+    """Refuse names that are no fields of `Options`.
+
+    Args:
+        choices: values by name.
+        more: other names that are allowed.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    names = [*(field.name for field in dataclasses.fields(Options)), *more]
+    for name in choices:
+        if name not in names:
+            raise InputError(f"there is no option {name!r}{near_matches(name, names) or '; see onnx_gradcam.Options'}")
+
+
+def check_word(name: str, value: object, words: Sequence[object]) -> None:
+    """Refuse a value that is not one of some words.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if isinstance(value, (str, type(None))) and value in words:
+        return
+    known = [word for word in words if isinstance(word, str)]
+    near = near_matches(value, known) if isinstance(value, str) else ""
+    raise InputError(f"{name} is {_shortened(value)}{near or ';'} choose {_listed(known)}")
+
+
+@functools.cache
+def _words() -> dict[str, tuple[object, ...]]:
+    """The words of every field that takes one of a fixed set."""
+    hints = get_type_hints(Options, localns={"Path": str, "Preprocessing": object})
+    found = {}
+    for name, hint in hints.items():
+        parts = get_args(hint) if get_origin(hint) is not Literal else (hint,)
+        literals = [part for part in parts if get_origin(part) is Literal]
+        if literals:
+            empty = (None,) if type(None) in parts else ()
+            found[name] = (*get_args(Union[tuple(literals)] if len(literals) > 1 else literals[0]), *empty)  # noqa: UP007
+    return found
+
+
+def _check_text(name: str, value: object, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name} is {_shortened(value)}; give a name")
+
+
+def _check_names(name: str, value: object, *, optional: bool) -> None:
+    if isinstance(value, str) or (value is None and optional):
+        values: Sequence[object] = [value] if value is not None else []
+    elif isinstance(value, Sequence):
+        values = value
+        if not values and not optional:
+            raise InputError(f"{name} is empty; name at least one")
+    else:
+        values = [value]
+    for one in values:
+        _check_text(name, one)
+
+
+def _check_index(name: str, value: object, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise InputError(f"{name} is {_shortened(value)}; give an integer from 0 on")
+
+
+def _check_class(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer, str, type(None))) or value == "":
+        raise InputError(f"{name} is {_shortened(value)}; give the index or the name of a class")
+
+
+def _shortened(value: object, limit: int = 80) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= limit else shown[:limit] + "..."
+
+
+def _listed(words: Sequence[str]) -> str:
+    quoted = [repr(word) for word in words]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"

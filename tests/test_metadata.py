@@ -29,7 +29,7 @@ def props(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def test_what_is_said():
-    explained = attach(model(), labels=["cat", "Katze", "猫", 'a "b"'], preprocessing=PREPROCESSING)
+    explained = attach(model(), labels=["cat", "Katze", "猫", 'a "b"'], preprocess=PREPROCESSING)
     said = props(explained.to_proto())
     assert {k.removeprefix(PREFIX): v for k, v in said.items() if k.startswith(PREFIX)} == {
         "version": __version__,
@@ -64,7 +64,7 @@ def test_what_is_said():
 
 
 def test_round_trip():
-    explained = attach(model(), labels=["a", "b", "c", "d"], preprocessing=PREPROCESSING)
+    explained = attach(model(), labels=["a", "b", "c", "d"], preprocess=PREPROCESSING)
     assert Metadata.from_props(props(explained.to_proto())) == explained.metadata
     bare = attach(model())
     assert Metadata.from_props(props(bare.to_proto())) == bare.metadata

@@ -12,7 +12,7 @@ import pytest
 from support.cam_oracle import numeric_grad_cam
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import plan
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.runtime.explainer import Explainer
@@ -66,7 +66,7 @@ def inputs(entry: dict[str, Any], count: int = 2) -> tuple[str, np.ndarray]:
 def test_the_layer_the_weights_and_the_original_outputs(entry):
     name, grid, weights = LAYERS[entry["name"]]
     explained = attach(entry["path"])
-    work = plan(entry["path"])
+    work = make_plan(entry["path"])
     assert (work.layer.chosen.tensor.name, work.layer.chosen.grid, explained.metadata.weights) == (name, grid, weights)
     image, rows = inputs(entry)
     before = Session(entry["path"]).run({image: rows})
@@ -81,7 +81,7 @@ def test_the_layer_the_weights_and_the_original_outputs(entry):
 
 def test_all_ways_to_the_weights_agree(entry):
     image, rows = inputs(entry)
-    work = plan(entry["path"])
+    work = make_plan(entry["path"])
     maps = {}
     for weights in ("linear", "gradient", "finite"):
         if weights == "linear" and (work.head is None or not work.head.linear):

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_gradcam.editor.plan import Options, plan
+from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.errors import TargetError
-from onnx_gradcam.images.preprocessing import read_labels
+from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.explainer import Explainer
 
 pytestmark = pytest.mark.real
@@ -101,13 +102,13 @@ def test_weights_averaged_over_all_places_do_worse(games, real_data):
 
 def test_the_layers_that_are_chosen(real_data):
     folder = real_data / "models" / "onnx_native"
-    deeplab = plan(folder / DEEPLAB["model"], Options(task="segmentation"))
+    deeplab = make_plan(folder / DEEPLAB["model"], Options(task="segmentation"))
     assert (deeplab.layer.chosen.tensor.name, deeplab.layer.chosen.grid) == ("Relu__94:0", (33, 33))
     # The stage of the backbone that the three levels branch off from.
-    nanodet = plan(folder / NANODET["model"], Options(task="detection", output=["792", "814", "836"]))
+    nanodet = make_plan(folder / NANODET["model"], Options(task="detection", output=["792", "814", "836"]))
     assert (nanodet.layer.chosen.tensor.name, nanodet.layer.chosen.every_path) == ("492", True)
     with pytest.raises(TargetError, match="which output holds the scores of the boxes"):
-        plan(folder / NANODET["model"], Options(task="detection"))
+        make_plan(folder / NANODET["model"], Options(task="detection"))
 
 
 def test_a_box_and_its_rank_are_those_of_the_model(real_data):

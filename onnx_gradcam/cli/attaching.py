@@ -12,14 +12,14 @@ import onnx
 
 from onnx_gradcam.editor.attachment import Explained
 from onnx_gradcam.editor.attachment import attach as attach_to
+from onnx_gradcam.editor.targets.classes import find_class, read_labels
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.graph.shapes import TensorInfo
-from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.runtime.agreement import Precision, check_agreement, random_feeds
 from onnx_gradcam.runtime.choices import resolve_choices
-from onnx_gradcam.runtime.classes import find_class
 from onnx_gradcam.runtime.session import Session
 
 from .output import say, shape, warn
@@ -66,7 +66,7 @@ def run(
     explained = attach_to(
         source,
         labels=names,
-        preprocessing=None if described is None else described.to_dict(),
+        preprocess=described,
         **choices,
     )
     facts = explained.metadata

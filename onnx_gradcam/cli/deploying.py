@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.serve.repository import write_repository
 
 from .output import say
@@ -20,8 +19,8 @@ def write_triton(model: Path, out: Path, *, labels: Path | None, preprocess: str
         ExplainError: the model cannot be served by Triton; nothing is written.
     """
     if labels is not None:
-        options["labels"] = read_labels(labels)
+        options["labels"] = labels
     if preprocess is not None:
-        options["preprocessing"] = parse_preprocessing(preprocess).to_dict()
+        options["preprocess"] = preprocess
     for folder in write_repository(model, out, **options):
         say(f"wrote {folder}")

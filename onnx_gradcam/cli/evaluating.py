@@ -9,12 +9,12 @@ from typing import Any
 
 import typer
 
+from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.evaluation.boxes import Thing, read_boxes
 from onnx_gradcam.evaluation.faithfulness import METRICS
 from onnx_gradcam.evaluation.randomization import Randomized, plan_stages, randomized, weight_layers
 from onnx_gradcam.evaluation.scoring import BASELINES, Evaluated, Evaluator, Mean, means
-from onnx_gradcam.runtime.classes import parse_top
 
 from .output import complain, finite, say, say_json, table, warn
 from .progress import progress

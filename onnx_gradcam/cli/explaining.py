@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import typer
 
+from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.images.drawing import SUFFIXES, TRANSPARENT, encode_image
 from onnx_gradcam.images.masks import Look
-from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target, Wanted
 from onnx_gradcam.runtime.explanation import method_sheet
 

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.exporters.finishing import Exported, finish_export
 from onnx_gradcam.exporters.writer import Product
-from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 
 from .output import say, say_json, shape, warn
 from .progress import stages

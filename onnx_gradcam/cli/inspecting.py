@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import typer
 
-from onnx_gradcam.editor.plan import Options, Plan, plan
+from onnx_gradcam.editor.plan import Plan, make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.editor.targets.score import Score, find_score
@@ -19,6 +19,7 @@ from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, Metadata
+from onnx_gradcam.options import Options
 
 from .output import complain, say, say_json, shape, table
 
@@ -83,7 +84,7 @@ def facts(source: Path | bytes, **choices: Any) -> dict[str, Any]:
             from onnx_gradcam.runtime.choices import resolve_choices  # noqa: PLC0415 - it runs models, which others need not
 
             choices = resolve_choices(source, choices, None, None)
-        return found | _planned(plan(source, Options(**choices)))
+        return found | _planned(make_plan(source, Options(**choices)))
     except ExplainError as exc:
         known = _score_alone(source, choices) if isinstance(exc, TargetError) else {}
         if not known:

@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 
-from onnx_gradcam.editor.plan import Options
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.evaluation.verification import check_explanation
 from onnx_gradcam.images.decoding import prepare, read_image
+from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.explainer import Explainer
 
 from .output import complain, finite, say, say_json

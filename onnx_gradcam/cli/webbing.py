@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.images.preprocessing import parse_preprocessing, read_labels
 from onnx_gradcam.web.building import build_site
 from onnx_gradcam.web.runtime_files import runtime_files
 
@@ -23,9 +22,9 @@ def write_site(
         ExplainError: the model cannot be shown in a browser, or onnxruntime-web cannot be had; nothing is written.
     """
     if labels is not None:
-        options["labels"] = read_labels(labels)
+        options["labels"] = labels
     if preprocess is not None:
-        options["preprocessing"] = parse_preprocessing(preprocess).to_dict()
+        options["preprocess"] = preprocess
     files = build_site(model, out, runtime_files(runtime, say), **options)
     say(f"wrote {len(files)} files into {out}")
     say(f"To see it: python -m http.server --directory {out} --bind 127.0.0.1, then http://127.0.0.1:8000")

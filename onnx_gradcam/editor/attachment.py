@@ -8,9 +8,9 @@ Explained models for runtimes that cannot feed an optional input.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -21,12 +21,16 @@ from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.shapes import declare
-from onnx_gradcam.metadata import Carried, Metadata, peek
+from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.options import Choices, Options
 
 from .ingredients import Quantities, free_name
-from .plan import Options, Plan, plan
+from .plan import Plan, make_plan
 from .targets.axes import letters
 from .targets.task import MASK
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Explained", "attach", "describe", "with_required_class"]
 
@@ -56,7 +60,9 @@ class Explained:
         return self.model.to_proto()
 
 
-def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None = None, **choices: Any) -> Explained:
+def attach(
+    source: str | Path | bytes | onnx.ModelProto, options: Options | None = None, **choices: Unpack[Choices]
+) -> Explained:
     """Add the explanation to a model.
 
     Args:
@@ -73,7 +79,7 @@ def attach(source: str | Path | bytes | onnx.ModelProto, options: Options | None
 
         attach("model.onnx", layer="auto").save("explained.onnx")
     """
-    work = plan(source, replace(options or Options(), **choices))
+    work = make_plan(source, (options or Options()).replaced(choices))
     if work.method.runs_often:
         raise UnsupportedError(
             f"{work.method.title} runs the model many times, so it cannot be written into it; use explain, or another "
@@ -170,7 +176,7 @@ def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         class_input: the input that chooses the class.
         names: the names of the outputs, by their field of the metadata.
     """
-    carried, options = Carried.from_props(work.t.model.metadata), work.options
+    options = work.options
     return Metadata(
         version=__version__,
         method=work.method.name,
@@ -188,32 +194,33 @@ def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         activation=work.score.activation,
         single_logit=work.score.single_logit,
         class_input=class_input,
-        labels=list(options.labels) if options.labels is not None else carried.labels,
-        preprocessing=dict(options.preprocessing) if options.preprocessing is not None else carried.preprocessing,
+        labels=work.labels,
+        preprocessing=work.preprocessing,
         profile=options.profile,
         grad_dtype=options.grad_dtype,
         disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
         task=options.task,
-        mask_input=MASK if options.task == "segmentation" and options.mask == "input" else "",
+        mask_input=MASK if work.task.takes_mask(options) else "",
         all_classes=options.class_input == "all",
         **names,
     )
 
 
-def with_required_class(source: str | Path, choices: dict[str, Any]) -> tuple[Model, Metadata]:
-    """The explained model, whose class is an ordinary input where it is one at all.
+def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple[Model, Metadata]:
+    """The explained model, its class input an ordinary one: for clients that cannot leave an input out.
 
     Args:
         source: an explained model, or one that is attached first.
         choices: fields of `Options`, for a model that is not explained yet.
 
     Raises:
-        InputError: there are choices for a model that is explained already.
+        InputError: there are choices for a model that is explained already, or a choice is not possible.
         ExplainError: as `attach`.
     """
+    options = Options().replaced({**choices, "class_input": "required"})
     metadata = Metadata.from_props(peek(source))
     if metadata is None:
-        explained = attach(source, class_input="required", **choices)
+        explained = attach(source, options)
         return explained.model, explained.metadata
     if choices:
         raise InputError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")

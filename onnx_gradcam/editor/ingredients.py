@@ -275,11 +275,12 @@ def _classes(t: Builder, work: Plan) -> tuple[Value, str]:
     score, options = work.score, work.options
     best = _best_class(t, score)
     if options.class_input in {"none", "all"}:
-        if options.target is None or options.class_input == "all":
+        fixed = work.fixed_class
+        if fixed is None:
             return best, ""
-        if score.classes is not None and not 0 <= options.target < score.classes:
-            raise TargetError(f"class {options.target} is out of range; the model has classes 0 to {score.classes - 1}")
-        return t.op("Expand", t.ints(options.target), t.op("Shape", best), shape=best.shape), ""
+        if score.classes is not None and not 0 <= fixed < score.classes:
+            raise TargetError(f"class {fixed} is out of range; the model has classes 0 to {score.classes - 1}")
+        return t.op("Expand", t.ints(fixed), t.op("Shape", best), shape=best.shape), ""
     name = free_name(t, "target_class")
     if options.class_input == "required":
         wanted = t.input(name, np.int64, (score.tensor.shape[0],))

@@ -1,11 +1,11 @@
-"""What is explained and how, decided before a node is added; what cannot be explained is refused here."""
+"""Decide what is explained and how, before a node is added; what cannot be explained is refused here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import onnx
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from onnx_gradcam.graph.hazards import padded_pools
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import Carries, between
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.options import Options
 
@@ -28,12 +29,13 @@ from .head import Head, read_head
 from .methods.catalogue import Method, find_method
 from .presets import Preset, find_preset
 from .targets.axes import Layout, label_input, letters
+from .targets.classes import check_labels, find_class, read_labels
 from .targets.layer import Candidate, Layer, find_layer
 from .targets.objective import OBJECTIVES, Objective, against
 from .targets.score import Score, find_image, find_score
-from .targets.task import SCORES, detection, segmentation, similarity
+from .targets.task import SCORES, Task, find_task
 
-__all__ = ["Options", "Plan", "image_input", "plan"]
+__all__ = ["Plan", "chosen_method", "image_input", "make_plan"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps where the head is linear."""
@@ -41,27 +43,31 @@ _ALL_AT_ONCE = ("gradcam", "hirescam")
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """Everything that is decided before a node is added.
 
     Attributes:
-        options: what was asked for.
-        t: the builder over the normalised model.
-        image: the image.
+        options: what was asked for, names resolved.
+        task: what the model does.
+        t: the builder over the normalized model.
+        image: the image input.
         layout: the meaning of its axes.
         score: what is differentiated.
         layers: the target tensors and the other candidates; the image itself for methods that look at it alone.
         path: the nodes between the target tensors and the score.
-        head: the head behind global pooling, where there is one.
-        weights: how the cotangent is had; `none` where no cotangent is asked for.
-        problems: nodes on the path that have no rule.
-        hazards: nodes that an optimisation of ONNX Runtime would compute wrongly.
+        head: the head behind global pooling, if there is one.
+        weights: how the cotangent is computed; `none` where the method needs none.
+        problems: why the gradient cannot be computed, one sentence for each node on the path without a rule.
+        hazards: nodes that an optimizer of ONNX Runtime computes wrongly.
         method: the method.
         preset: the conventions.
+        labels: the class names, if known.
+        preprocessing: how an image becomes the model's input, if known.
     """
 
     options: Options
+    task: Task
     t: Builder
     image: Value
     layout: Layout
@@ -74,6 +80,8 @@ class Plan:
     hazards: Sequence[str]
     method: Method
     preset: Preset
+    labels: list[str] | None
+    preprocessing: dict[str, Any] | None
 
     @property
     def layer(self) -> Layer:
@@ -87,7 +95,7 @@ class Plan:
 
     @property
     def image_candidate(self) -> Candidate:
-        """The image, read like a layer."""
+        """The image input, as a candidate like a layer."""
         return Candidate(self.image, self.layout, every_path=True)
 
     @property
@@ -102,6 +110,12 @@ class Plan:
         if other is None:
             return None if self.method.objective == "class" else OBJECTIVES[self.method.objective]
         return against(other) if isinstance(other, int) else OBJECTIVES[other]
+
+    @property
+    def fixed_class(self) -> int | None:
+        """The class that is fixed in the model, if any."""
+        target = self.options.target
+        return None if target is None else int(target)
 
     def table(self, modifier: str | None) -> Table:
         """The rules of the backward pass."""
@@ -120,7 +134,7 @@ class Plan:
                 f"{title} is defined for models that end in pooling and one linear layer; "
                 "use --method gradcam, which gives the same map there and serves every head"
             )
-        if self.options.task == "segmentation" and self.options.mask == "input" and self.method.runs_often:
+        if self.task.takes_mask(self.options) and self.method.runs_often:
             yield f"{title} runs the model itself and has no region to give it; use --mask own or all"
         if self.options.class_input == "all" and (why := self._not_all_at_once):
             yield f"the maps of all classes at once {why}; use --class-input optional, and explain one after another"
@@ -184,36 +198,60 @@ class Plan:
         return shown.index("H"), shown.index("W")
 
 
-def plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None = None) -> Plan:
+def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None = None) -> Plan:
     """Decide what is explained and how.
 
     Raises:
+        InputError: class names or preprocessing that cannot be read or do not fit the model.
         ModelError: the file is not a usable model.
-        TargetError: no score, image or layer can be made out, or what was asked for is not there.
+        TargetError: the score, image or layer cannot be determined, or what was asked for is not in the model.
     """
     options = options or Options()
+    task = find_task(options.task)
     model = load(source)
-    said = Metadata.from_props(model.metadata)
-    if said is not None:
+    metadata = Metadata.from_props(model.metadata)
+    if metadata is not None:
         raise TargetError(
-            f"the model is explained already (layer {said.target_tensor!r}, method {said.method}); "
+            f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}); "
             "start from the original model to explain it in another way"
         )
-    options = _with_class_scores(model, options)
-    work = _plan(Builder(model), options)
-    targets = [value.name for value in work.targets]
-    wanted = [work.image.name] if "gx" in work.method.needs else targets
-    if work.problems and work.weights != "linear" and expand_missing(model, [work.score.tensor.name], wanted):
+    options = _with_class_scores(model, _resolved(model, options), task)
+    plan = _plan(Builder(model), options, task)
+    targets = [value.name for value in plan.targets]
+    ends = [plan.image.name] if "gx" in plan.method.needs else targets
+    if plan.problems and plan.weights != "linear" and expand_missing(model, [plan.score.tensor.name], ends):
         # Bodies of operators hold tensors that look like layers, so the choice stands as it was made before.
-        again = _plan(Builder(model), replace(options, layer=targets))
-        pairs = zip(again.layers, work.layers, strict=True)
+        expanded = _plan(Builder(model), replace(options, layer=targets), task)
+        pairs = zip(expanded.layers, plan.layers, strict=True)
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
-        return replace(again, options=options, layers=layers)
-    return work
+        return replace(expanded, options=options, layers=layers)
+    return plan
+
+
+def _resolved(model: Model, options: Options) -> Options:
+    """Class names and preprocessing read, the names of classes as indices."""
+    carried = Carried.from_props(model.metadata)
+    labels = carried.labels if options.labels is None else read_labels(options.labels)
+    preprocess = carried.preprocessing if options.preprocess is None else options.preprocess
+    against, target = options.against, options.target
+    if against is not None and against not in OBJECTIVES:
+        against = find_class(against, labels)
+    if target is not None:
+        target = find_class(target, labels)
+    return replace(options, labels=labels, preprocess=preprocess, against=against, target=target)
+
+
+def chosen_method(options: Options) -> Method:
+    """The method that options ask for, the task's own where they name none.
+
+    Raises:
+        TargetError: there is no such method or task.
+    """
+    return find_method(options.method or find_task(options.task).method)
 
 
 def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
-    """The input that takes images, and its axes, `NCHW` or `NHWC`.
+    """The image input, and its axes, `NCHW` or `NHWC`.
 
     Args:
         source: the model.
@@ -228,40 +266,32 @@ def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None 
     return found.name, letters(_image_layout(t, found))
 
 
-def _with_class_scores(model: Model, options: Options) -> Options:
+def _with_class_scores(model: Model, options: Options, task: Task) -> Options:
     """Append one score a class for a task that has none; the options that explain these."""
     outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
-    one = outputs[0] if outputs else None
-    if len(outputs) > 1 and options.task != "detection":
+    if len(outputs) > 1 and not task.several_outputs:
         raise TargetError(
-            f"--output was given {len(outputs)} times, but only a detector's scores lie in several outputs"
+            f"--output was given {len(outputs)} times, but only a detector's scores are in several outputs"
         )
-    if options.task in {"classification", "regression"}:
-        return replace(options, output=one)
+    if task.scores is None:
+        return replace(options, output=outputs[0] if outputs else None)
     t = Builder(model)
-    if options.task == "segmentation":
-        segmentation(t, one, options.mask, options.score or find_preset(options.preset).score)
-    elif options.task == "detection":
-        detection(t, outputs, options.boxes, rank=options.box_rank, index=options.box)
-    elif options.reference is None:
-        raise TargetError("the similarity of embeddings needs a reference to be similar to; give one with --reference")
-    else:
-        similarity(t, one, options.reference)
+    task.scores(t, options, options.score or find_preset(options.preset).score)
     t.finish()
     return replace(options, output=SCORES)
 
 
-def _plan(t: Builder, options: Options) -> Plan:
-    method, preset = find_method(options.method_name), find_preset(options.preset)
+def _plan(t: Builder, options: Options, task: Task) -> Plan:
+    method, preset = chosen_method(options), find_preset(options.preset)
     find_profile(options.profile)
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `_with_class_scores` leaves one
     score = find_score(t, options.output, options.score or preset.score)
-    if options.task in {"regression", "embedding", "detection"} and score.single_logit:
+    if score.single_logit and not task.classes_compete:
         score = _one_value(score)
     carries = carries_gradient(t)
     layout = _image_layout(t, image)
-    layers = _layers(t, image, score, carries, method, layout, options)
+    layers = _layers(t, Candidate(image, layout, every_path=True), score, carries, method, options, task)
     targets = [layer.chosen.tensor for layer in layers]
     path, _ = between(t.nodes, [v.core for v in targets], [score.tensor.core], carries)
     alone = len(layers) == 1 and method.needs_layer
@@ -277,7 +307,27 @@ def _plan(t: Builder, options: Options) -> Plan:
         )
     _check_other_class(score, options, method)
     hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
-    return Plan(options, t, image, layout, score, layers, path, head, weights, problems, hazards, method, preset)
+    labels = cast("list[str] | None", options.labels)
+    check_labels(labels, score.classes)
+    preprocessing = None if options.preprocess is None else parse_preprocessing(options.preprocess)
+    return Plan(
+        options=options,
+        task=task,
+        t=t,
+        image=image,
+        layout=layout,
+        score=score,
+        layers=layers,
+        path=path,
+        head=head,
+        weights=weights,
+        problems=problems,
+        hazards=hazards,
+        method=method,
+        preset=preset,
+        labels=labels,
+        preprocessing=None if preprocessing is None else preprocessing.to_dict(),
+    )
 
 
 def _one_value(score: Score) -> Score:
@@ -306,26 +356,24 @@ def _check_other_class(score: Score, options: Options, method: Method) -> None:
 
 
 def _layers(
-    t: Builder, image: Value, score: Score, carries: Carries, method: Method, layout: Layout, options: Options
+    t: Builder, image: Candidate, score: Score, carries: Carries, method: Method, options: Options, task: Task
 ) -> tuple[Layer, ...]:
     """The target tensors, each once."""
     if not method.needs_layer:
-        return (Layer(Candidate(image, layout, every_path=True), f"{method.title} looks at the image itself", ()),)
+        return (Layer(image, f"{method.title} looks at the image itself", ()),)
     carried = Carried.from_props(t.model.metadata)
-    asked = [options.layer] if isinstance(options.layer, str) else list(options.layer)
-    if not asked:
-        raise TargetError("no layer was asked for; name one, or auto for the last that has places to point at")
-    # The maps of a segmentation are its answer already: what they are made from is looked at.
-    classes = score.classes if options.task == "segmentation" else None
-    found: dict[str, Layer] = {}
-    for name in asked:
+    # The maps of a segmentation are its answer already: the layer is what they are computed from.
+    classes = score.classes if task.maps_are_scores else None
+    layers: dict[str, Layer] = {}
+    for name in [options.layer] if isinstance(options.layer, str) else options.layer:
         exported = carried.target_layer if name == "auto" else ""
-        boxes = options.task == "detection"
-        layer = find_layer(t, image, score.tensor, carries, exported or name, carried.tensors, classes, boxes=boxes)
+        layer = find_layer(
+            t, image.tensor, score.tensor, carries, exported or name, carried.tensors, classes, boxes=task.boxes
+        )
         if exported:
             layer = replace(layer, reason=f"layer {exported!r}, which the model was exported with")
-        found.setdefault(layer.chosen.tensor.name, layer)
-    return tuple(found.values())
+        layers.setdefault(layer.chosen.tensor.name, layer)
+    return tuple(layers.values())
 
 
 def _weights(

@@ -19,7 +19,7 @@ from onnx_gradcam.options import Options
 
 from .attachment import describe
 from .ingredients import Quantities
-from .plan import Plan, plan
+from .plan import Plan, make_plan
 from .presets import find_preset
 
 __all__ = ["COTANGENT", "GRADIENT", "HEATMAP", "MAPS", "PROBABILITY", "SCORE", "Probed", "finisher", "probed"]
@@ -58,17 +58,17 @@ def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Pr
             "the maps of all classes at once cannot be had by a method that runs the model many times"
         )
     options = replace(options, class_input="required")
-    work = plan(source, options)
+    work = make_plan(source, options)
     if work.refusal is not None:
         raise UnsupportedError(work.refusal)
     if len(work.layers) > 1:
         raise UnsupportedError(f"{work.method.title} looks at one layer at a time; name one with --layer")
     uses = work.method.uses
-    head = _head(plan(source, options)) if "head" in uses else None
+    head = _head(make_plan(source, options)) if "head" in uses else None
     t = work.t
     asked = Quantities(work)
     # Only a classifier's scores are spread over classes; a comparison, a box or a value is worth its score.
-    spread = options.task == "classification" and work.objective is None
+    spread = work.task.has_probabilities and work.objective is None
     found = {SCORE: asked.score, PROBABILITY: asked.probability if spread else asked.score}
     found["heatmap_class"] = asked.classes
     if "A" in uses:

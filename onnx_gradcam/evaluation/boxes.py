@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.targets.classes import find_class
 from onnx_gradcam.errors import InputError, TargetError
-from onnx_gradcam.runtime.classes import find_class
 
 __all__ = ["Thing", "energy_inside", "points_inside", "read_boxes"]
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
+from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.exporters.sources import as_onnx
 from onnx_gradcam.files import make_folder, write_file
 from onnx_gradcam.images.decoding import resized
-from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import Explainer, Target
 
 from .native import NativeMaps

@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.targets.classes import find_label
 from onnx_gradcam.errors import ExplainError, InputError, TargetError
 from onnx_gradcam.images.decoding import Image, Placement, read_image
-from onnx_gradcam.runtime.classes import find_label
 from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target
 
 from .native import NativeMaps

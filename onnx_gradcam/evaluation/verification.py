@@ -16,11 +16,12 @@ import onnx_ir as ir
 from onnx_gradcam.autodiff.check import GradientCheck
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.editor.ingredients import Quantities
-from onnx_gradcam.editor.plan import Options, Plan, plan
+from onnx_gradcam.editor.plan import Plan, make_plan
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.paths import node_inputs
+from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.session import Session
 
 __all__ = ["check_explanation"]
@@ -53,7 +54,7 @@ def check_explanation(
         UnsupportedError: the model cannot be explained this way, or its gradient is a surrogate for quantised numbers.
     """
     rng = np.random.default_rng(seed)
-    work = plan(source, replace(options or Options(), class_input="none"))
+    work = make_plan(source, replace(options or Options(), class_input="none"))
     if work.refusal is not None:
         raise UnsupportedError(work.refusal)
     if work.quantised is not None:

@@ -24,7 +24,6 @@ __all__ = [
     "Preprocessing",
     "Resize",
     "parse_preprocessing",
-    "read_labels",
 ]
 
 Resize = Literal["stretch", "short_crop", "none"]
@@ -43,7 +42,6 @@ INTEGER_RANGES: Final[Mapping[str, tuple[int, int]]] = {
 # A narrower integer input would merge more than half of the 256 pixel levels.
 _LEAST_INTEGER_SPAN: Final = 127
 _LARGEST_JSON: Final = 2**20
-_LARGEST_LABEL_FILE: Final = 2**24
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "resize": get_args(Resize),
     "color": get_args(Color),
@@ -335,20 +333,6 @@ def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) 
             "a JSON object or the path of a JSON file"
         )
     return _from_json(read_text(text, _LARGEST_JSON, "a JSON object"), repr(text))
-
-
-def read_labels(path: str | Path) -> list[str]:
-    """Read class names, one a line (UTF-8); the line's number, from 0, is the class index.
-
-    Blanks around a name are dropped, as are blank lines at the end; a blank line elsewhere is a class without name.
-
-    Raises:
-        InputError: no such file, one that is no text, too large, or empty.
-    """
-    text = read_text(path, _LARGEST_LABEL_FILE, "class names, one a line").rstrip()
-    if not text:
-        raise InputError(f"{str(path)!r} is empty: put the class names in it, one a line.")
-    return [line.strip() for line in text.split("\n")]
 
 
 def _from_json(text: str, origin: str) -> Preprocessing:

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.editor.plan import image_input
+from onnx_gradcam.editor.targets.classes import find_class, read_labels
 from onnx_gradcam.editor.targets.objective import OBJECTIVES
 from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.images.decoding import prepare, read_image
-from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing, read_labels
+from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Carried
 
-from .classes import find_class
 from .session import Session
 
 if TYPE_CHECKING:

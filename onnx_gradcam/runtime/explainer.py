@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.targets.classes import Top, check_labels, expanded, find_class, parse_top, read_labels
 from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
-from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
+from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata, peek
 
-from .classes import Top, expanded, find_class, parse_top
 from .explanation import ClassMap, Drawing, Explanation, Target, class_of
 from .runners import augmented, fixed_size, in_batches
 from .session import Session
@@ -100,11 +100,7 @@ class Explainer:
                 "a mirrored image has its boxes and its region elsewhere, so they cannot be augmented; leave it out"
             )
         self._region = read_region(region, self.metadata.mask_input, takes)
-        count = self._class_count()
-        if self.labels is not None and count is not None and len(self.labels) != count:
-            self.warnings.append(
-                f"there are {len(self.labels)} class names for {count} classes: are they this model's?"
-            )
+        check_labels(self.labels, self._class_count())
 
     def _explained(
         self,
@@ -123,11 +119,11 @@ class Explainer:
                         f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
                     )
                 return metadata, Session(model, disabled_optimizers=metadata.disabled_optimizers, **where)
-        from onnx_gradcam.editor.methods.catalogue import find_method  # noqa: PLC0415 - explained models run without graph code
+        from onnx_gradcam.editor.plan import chosen_method  # noqa: PLC0415 - explained models run without graph code
         from onnx_gradcam.options import Options  # noqa: PLC0415
 
-        options = Options(**choices)
-        if find_method(options.method_name).runs_often:
+        options = Options().replaced(choices)
+        if chosen_method(options).runs_often:
             self._prober = self._probing(model, options, runs, where)
             return self._prober.metadata, self._prober.session
         from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
@@ -158,7 +154,7 @@ class Explainer:
     def _labels(self, labels: str | Path | Sequence[str] | None) -> list[str] | None:
         if labels is None:
             return self.metadata.labels
-        return read_labels(labels) if isinstance(labels, (str, Path)) else list(labels)
+        return read_labels(labels)
 
     def _fitted(self, described: Preprocessing | None) -> Preprocessing:
         if described is None:

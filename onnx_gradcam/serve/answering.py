@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import ServerError, near_matches, reason
 from onnx_gradcam.images.decoding import Placement, resized
 from onnx_gradcam.images.drawing import COLORMAPS, encode_image, overlay
-from onnx_gradcam.runtime.classes import parse_top
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation
 
 from .limits import Limits, decode_image

@@ -11,8 +11,9 @@ from support.graphs import graph, images, run, vit, weight
 from support.helpers import needs_opset
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import Options, plan
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.errors import ModelError, TargetError, UnsupportedError
+from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.session import Session
 
 BODY = "c = Conv(x, K) a = Relu(c)"
@@ -200,7 +201,7 @@ def test_a_class_out_of_range_is_an_error_and_no_empty_map(wrong, weights):
 
 def test_a_class_out_of_range_where_the_model_does_not_say_how_many_there_are():
     source = model("y = MatMul(f, U)", inputs="float[N,3,8,8] x, float[6,K] U", outputs="float[N,K] y")
-    assert plan(source).score.classes is None
+    assert make_plan(source).score.classes is None
     proto, x, u = explained(source), images(2), weight("W", 6, 4)
     got = run(proto, x=x, U=u, target_class=np.array([1, 3]))
     np.testing.assert_allclose(got["cam"], explain(model(), x, [1, 3])["cam"], rtol=1e-5, atol=1e-7)
@@ -454,10 +455,10 @@ def test_weights_that_need_pooling_are_refused_without(weights):
 
 
 def test_automatic_weights():
-    assert plan(model()).weights == "linear"
-    assert plan(model(CURVED["tanh"])).weights == "gradient"
+    assert make_plan(model()).weights == "linear"
+    assert make_plan(model(CURVED["tanh"])).weights == "gradient"
     without_rule = model("t = Det(u) y = Gemm(t, W)", f"{POOLED} u = Unsqueeze(f, one)", one=[1])
-    assert plan(without_rule).refusal is not None or plan(without_rule).weights == "finite"
+    assert make_plan(without_rule).refusal is not None or make_plan(without_rule).weights == "finite"
 
 
 def test_an_operator_without_a_rule_is_refused_before_anything_is_written():

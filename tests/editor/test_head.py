@@ -7,8 +7,9 @@ import pytest
 from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import Options, plan
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.options import Options
 
 BODY = "c = Conv(x, K) a = Relu(c)"
 GAP = "p = GlobalAveragePool(a)"
@@ -84,7 +85,7 @@ LINEAR = {
 @pytest.mark.parametrize("weights", ["linear", "gradient", "finite"])
 def test_linear_heads(tail, rows, weights):
     source, x = model(tail, outputs="float[N,K] y"), images(2)
-    work = plan(source)
+    work = make_plan(source)
     assert work.weights == "linear"
     assert work.head is not None
     assert work.head.linear
@@ -118,7 +119,7 @@ def test_linear_heads(tail, rows, weights):
     ],
 )
 def test_heads_that_are_not_proved_linear(tail, why):
-    work = plan(model(tail, one=[1]), Options(layer="a"))
+    work = make_plan(model(tail, one=[1]), Options(layer="a"))
     assert work.head is not None
     assert not work.head.linear
     assert work.head.why == why
@@ -139,7 +140,7 @@ def test_heads_that_are_not_proved_linear(tail, why):
     ],
 )
 def test_what_does_not_begin_with_an_average_over_all_places_is_no_pooled_head(tail):
-    work = plan(model(tail, W216=(216, 4)), Options(layer="a"))
+    work = make_plan(model(tail, W216=(216, 4)), Options(layer="a"))
     assert work.head is None
     assert work.weights == "gradient"
 

@@ -229,7 +229,7 @@ def test_an_error_names_the_model(images):
 
 
 def test_a_fixed_class_is_explained_by_the_first_model_alone(images):
-    fixed = attach(classifier(), class_input="none", target=2, preprocessing=PREPROCESS).to_proto().SerializeToString()
+    fixed = attach(classifier(), class_input="none", target=2, preprocess=PREPROCESS).to_proto().SerializeToString()
     (result,) = compare_models({"fixed": Explainer(fixed), "b": explainer()}, images[:1])
     assert result.target.index == result.agreements[0].target.index == 2
     with pytest.raises(TargetError, match="b: the class is fixed in this model"):

@@ -10,11 +10,11 @@ import pytest
 from onnx import parser
 
 from onnx_gradcam.autodiff.registry import RULES, Rule, rules
-from onnx_gradcam.editor.plan import Options
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.evaluation.verification import _random_image, check_explanation
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
+from onnx_gradcam.options import Options
 
 RNG = np.random.default_rng(4)
 

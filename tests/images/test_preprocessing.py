@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing, read_labels
+from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 
 IMAGENET = {
     "size": [224, 224],

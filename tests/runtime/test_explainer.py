@@ -199,7 +199,7 @@ def test_a_single_logit_speaks_for_two_classes(activation):
 
 
 def test_an_explained_model_carries_what_it_needs(tmp_path, explainer):
-    attach(model(), labels=LABELS, preprocessing=PREPROCESS).save(tmp_path / "explained.onnx")
+    attach(model(), labels=LABELS, preprocess=PREPROCESS).save(tmp_path / "explained.onnx")
     (image,) = images(1)
     for source in (tmp_path / "explained.onnx", (tmp_path / "explained.onnx").read_bytes()):
         got = Explainer(source)(image, "dipper")
@@ -217,7 +217,7 @@ def test_choices_come_too_late_for_an_explained_model(tmp_path):
 
 
 def test_an_explained_model_runs_without_graph_code(tmp_path):
-    attach(model(), labels=LABELS, preprocessing=PREPROCESS).save(tmp_path / "explained.onnx")
+    attach(model(), labels=LABELS, preprocess=PREPROCESS).save(tmp_path / "explained.onnx")
     code = """
         import sys
         import numpy as np

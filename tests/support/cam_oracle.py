@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnx_gradcam.editor.plan import Options, plan
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.graph.load import load
+from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 def numeric_grad_cam(model: onnx.ModelProto, x: Array, classes: list[int], step: float = 4e-3, **choices: Any) -> Array:
     """The raw Grad-CAM map, `[N, *spatial]`, of the layer that `attach` would choose."""
-    work = plan(model, Options(**choices))
+    work = make_plan(model, Options(**choices))
     target, score = work.layer.chosen, work.score
     session = Session(_moved(model, target.tensor.name, score.tensor.name).SerializeToString(), threads=1)
 

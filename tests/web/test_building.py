@@ -87,7 +87,7 @@ def test_weights_in_another_file_come_along(tmp_path):
     proto = graph(CONV, **WEIGHTS)
     convert_model_to_external_data(proto, location="weights.bin", size_threshold=0)
     onnx.save(proto, tmp_path / "m.onnx")
-    build_site(tmp_path / "m.onnx", tmp_path / "site", RUNTIME, preprocessing=PLAIN)
+    build_site(tmp_path / "m.onnx", tmp_path / "site", RUNTIME, preprocess=PLAIN)
     data = (tmp_path / "site" / "model.onnx").read_bytes()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
@@ -117,7 +117,7 @@ def test_levels_are_those_of_the_native_runtime(model, tmp_path):
 def test_what_scores_become(tmp_path, tail, asked, way, probabilities):
     body = CONV if not tail else CONV.replace("y = Gemm", "z = Gemm") + f" y = {tail}(z)"
     path = saved(graph(body, **WEIGHTS), tmp_path / "m.onnx")
-    build_site(path, tmp_path / "site", RUNTIME, probabilities=asked, preprocessing=PLAIN)
+    build_site(path, tmp_path / "site", RUNTIME, probabilities=asked, preprocess=PLAIN)
     scores = facts(tmp_path / "site")["scores"]
     assert (scores["way"], scores["probabilities"]) == (way, probabilities)
 

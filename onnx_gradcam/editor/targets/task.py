@@ -1,27 +1,26 @@
-"""What the model does, where it is no classifier: its outputs become one score a class, `[N, K]`, in the graph.
+"""Tasks: what a model does, and how its outputs become one score a class, `[N, K]`, in the graph.
 
-Everything behind this module knows class scores alone. Each task appends an output `target_scores` that holds them.
+Everything else in the editor knows class scores alone. Adding a task is adding one entry to `TASKS`: its `scores`
+appends an output `target_scores` that holds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION
+from onnx_gradcam.options import BoxFormat, MaskKind, Options, ScoreKind
 
 from .axes import Layout, follow
 
-__all__ = ["MASK", "SCORES", "BoxFormat", "Mask", "Task", "candidates", "detection", "segmentation", "similarity"]
-
-Task = Literal["classification", "regression", "segmentation", "detection", "embedding"]
-Mask = Literal["own", "all", "input"]
-BoxFormat = Literal["scores", "yolov5", "yolov8"]
+__all__ = ["MASK", "SCORES", "TASKS", "Task", "candidates", "find_task"]
 
 SCORES = "target_scores"
 """The name of the output that holds one score a class."""
@@ -30,10 +29,46 @@ MASK = "target_mask"
 """The name of the input that says where a segmentation is explained."""
 
 _BEFORE_MAPS = {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "Identity", "Cast", "Transpose", *QUANTISATION}
-"""What may lie between the logits of a segmentation and its output."""
+"""Operators between the logits of a segmentation and its output."""
 
 
-def segmentation(t: Builder, output: str | None, mask: Mask, kind: Literal["logit", "output"] = "logit") -> None:
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a model does.
+
+    Attributes:
+        name: its identifier.
+        about: what is explained, as a phrase.
+        scores: `(builder, options, score kind)` appends `target_scores`; `None` where an output holds the class scores.
+        answers: `(builder, output, layouts)`: whether an output could be explained so; `None` where any could.
+        method: the method where the user names none.
+        several_outputs: the scores may be in several outputs.
+        classes_compete: the scores are those of classes, so that a single one decides between two.
+        maps_are_scores: the outputs are maps of classes, so that maps with one channel a class are no layer.
+        boxes: the outputs describe boxes, so that what follows the last convolution is no layer.
+    """
+
+    name: str
+    about: str
+    scores: Callable[[Builder, Options, ScoreKind], None] | None = None
+    answers: Callable[[Builder, Value, Mapping[ir.Value, Layout]], bool] | None = None
+    method: str = "gradcam"
+    several_outputs: bool = False
+    classes_compete: bool = False
+    maps_are_scores: bool = False
+    boxes: bool = False
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the probabilities of the classes follow from the scores."""
+        return self.classes_compete and self.scores is None
+
+    def takes_mask(self, options: Options) -> bool:
+        """Whether the region to explain is an input of the explained model."""
+        return self.maps_are_scores and options.mask == "input"
+
+
+def _segmentation(t: Builder, output: str | None, mask: MaskKind, kind: ScoreKind) -> None:
     """The sum of each class's scores over a part of the image, as pytorch-grad-cam's SemanticSegmentationTarget.
 
     A single map decides between two classes: 1 is the map itself, 0 its complement, the negated map. A class without
@@ -66,18 +101,6 @@ def segmentation(t: Builder, output: str | None, mask: Mask, kind: Literal["logi
     _expose(t, t.sum(maps, places, keepdims=False))
 
 
-def candidates(t: Builder) -> dict[str, list[str]]:
-    """Which outputs could be explained as what, by their shapes and axes; tasks without any are left out."""
-    layouts = follow(t)
-    outputs = [t.wrap(o) for o in t.graph.outputs]
-    found = {
-        "segmentation": [v.name for v in outputs if any(_is_class_map(layouts.get(b.core)) for b in _backwards(t, v))],
-        "detection": [v.name for v in outputs if _unquantised(t, v).is_float and len(v.known_shape or ()) == 3],
-        "embedding": [v.name for v in outputs if v.is_float and len(v.known_shape or ()) == 2],
-    }
-    return {task: names for task, names in found.items() if names}
-
-
 def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> Value:
     """The sum of every class over the places where it is the best one, `[N, K]`."""
     best = t.op("ArgMax", maps, axis=channel, keepdims=1)
@@ -93,7 +116,7 @@ def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> V
     return t.op("Where", present, total, lowest)
 
 
-def _class_maps(t: Builder, name: str | None, kind: Literal["logit", "output"]) -> tuple[Value, Layout]:
+def _class_maps(t: Builder, name: str | None, kind: ScoreKind) -> tuple[Value, Layout]:
     """The tensor with one map a class, and the meaning of its axes."""
     layouts = follow(t)
     found: dict[str, tuple[Value, Layout]] = {}
@@ -135,7 +158,7 @@ def _made_by(value: Value) -> str:
     return "" if node is None else str(node.op_type)
 
 
-def detection(t: Builder, outputs: Sequence[str], form: BoxFormat, *, rank: int, index: int | None) -> None:
+def _detection(t: Builder, outputs: Sequence[str], form: BoxFormat, *, rank: int, index: int | None) -> None:
     """The score of one box for each class: the one of a rank among the class's boxes, or the one of an index.
 
     Args:
@@ -226,7 +249,7 @@ def _from(t: Builder, value: Value, start: int, axis: int) -> Value:
     return t.op("Slice", value, t.ints(start), t.ints(np.iinfo(np.int64).max), t.ints(axis))
 
 
-def similarity(t: Builder, output: str | None, reference: npt.NDArray[np.floating]) -> None:
+def _similarity(t: Builder, output: str | None, reference: npt.NDArray[np.floating]) -> None:
     """The cosine of the angle between an embedding and a reference.
 
     Args:
@@ -280,3 +303,95 @@ def _expose(t: Builder, scores: Value) -> None:
 def _free(t: Builder, name: str) -> None:
     if t.taken(name):
         raise TargetError(f"the model has a tensor {name!r} already, which this task adds; rename it")
+
+
+def _segmentation_scores(t: Builder, options: Options, kind: ScoreKind) -> None:
+    _segmentation(t, _one_output(options), options.mask, kind)
+
+
+def _detection_scores(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
+    outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
+    _detection(t, outputs, options.boxes, rank=options.box_rank, index=options.box)
+
+
+def _embedding_scores(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
+    if options.reference is None:
+        raise TargetError("the similarity of embeddings needs a reference to be similar to; give one with --reference")
+    _similarity(t, _one_output(options), options.reference)
+
+
+def _holds_class_maps(t: Builder, output: Value, layouts: Mapping[ir.Value, Layout]) -> bool:
+    return any(_is_class_map(layouts.get(value.core)) for value in _backwards(t, output))
+
+
+def _holds_boxes(t: Builder, output: Value, layouts: Mapping[ir.Value, Layout]) -> bool:  # noqa: ARG001
+    return _unquantised(t, output).is_float and len(output.known_shape or ()) == 3
+
+
+def _holds_embedding(t: Builder, output: Value, layouts: Mapping[ir.Value, Layout]) -> bool:  # noqa: ARG001
+    return output.is_float and len(output.known_shape or ()) == 2
+
+
+def _one_output(options: Options) -> str | None:
+    return (
+        options.output
+        if isinstance(options.output, str) or options.output is None
+        else next(iter(options.output), None)
+    )
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(name="classification", about="the score of a class", classes_compete=True),
+        Task(name="regression", about="a value that the model outputs"),
+        Task(
+            name="segmentation",
+            about="the scores of a class, summed over a part of the image",
+            scores=_segmentation_scores,
+            answers=_holds_class_maps,
+            method="hirescam",
+            classes_compete=True,
+            maps_are_scores=True,
+        ),
+        Task(
+            name="detection",
+            about="the score of one box",
+            scores=_detection_scores,
+            answers=_holds_boxes,
+            method="hirescam",
+            several_outputs=True,
+            boxes=True,
+        ),
+        Task(
+            name="embedding",
+            about="the cosine similarity to a reference",
+            scores=_embedding_scores,
+            answers=_holds_embedding,
+        ),
+    )
+}
+"""The tasks by name."""
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        TargetError: there is none.
+    """
+    if name not in TASKS:
+        raise TargetError(f"there is no task {name!r}{near_matches(name, TASKS)}; choose one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def candidates(t: Builder) -> dict[str, list[str]]:
+    """The outputs that each task could explain, by their shapes and axes; tasks without any are left out."""
+    layouts = follow(t)
+    outputs = [t.wrap(output) for output in t.graph.outputs]
+    names = {
+        task.name: [value.name for value in outputs if task.answers(t, value, layouts)]
+        for task in TASKS.values()
+        if task.answers is not None
+    }
+    return {task: fitting for task, fitting in names.items() if fitting}

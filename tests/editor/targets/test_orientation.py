@@ -7,8 +7,9 @@ import pytest
 from support.graphs import graph, run, weight
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import Options, plan
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.errors import TargetError
+from onnx_gradcam.options import Options
 
 POOLED = "c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p)"
 SHUFFLE = "s = Reshape({x}, {split}) u = Transpose<perm=[0, 2, 1]>(s) {y} = Reshape(u, flat)"
@@ -26,7 +27,7 @@ X = np.random.default_rng(5).standard_normal((3, 3, 8, 8)).astype(np.float32)
 )
 def test_a_shuffle_behind_the_pooling_is_no_view(tail):
     source = graph(f"{POOLED} {tail}", **CONSTANTS)
-    assert plan(source).weights == "gradient"
+    assert make_plan(source).weights == "gradient"
     got = run(attach(source).to_proto(), x=X)["cam"]
     finite = run(attach(source, weights="finite").to_proto(), x=X)["cam"]
     np.testing.assert_allclose(got, finite, atol=1e-3 * np.abs(got).max())
@@ -80,7 +81,7 @@ def test_pooling_in_two_steps_is_pooling():
     body = """c = Conv(x, K) a = Relu(c) r = ReduceMean<keepdims=0>(a, three) f = ReduceMean<keepdims=0>(r, two)
     y = MatMul(f, W)"""
     source = graph(body, **CONSTANTS, three=[3], two=[2])
-    assert plan(source, Options()).layer.chosen.tensor.name == "a"
+    assert make_plan(source, Options()).layer.chosen.tensor.name == "a"
     got = run(attach(source).to_proto(), x=X)
     rows = weight("W", 6, 4).T[got["heatmap_class"]] / 36
     exposed = run(attach(source, expose_activation=True).to_proto(), x=X)["a"]

@@ -11,8 +11,9 @@ from support.cam_oracle import numeric_map
 from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import Options, plan
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.errors import ModelError, TargetError, UnsupportedError
+from onnx_gradcam.options import Options
 
 TRUNK = "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) d = Conv<pads=[1,1,1,1], strides=[2,2]>(a, L) b = Relu(d)"
 SIZES = {"K": (6, 3, 3, 3), "L": (7, 6, 3, 3)}
@@ -350,7 +351,7 @@ def test_wrong_references_are_refused(reference, choices, message):
 
 def test_each_value_of_a_regression_is_explained_itself():
     x, source = images(2), embedder()
-    work = plan(source, Options(task="regression"))
+    work = make_plan(source, Options(task="regression"))
     assert (work.score.single_logit, work.score.classes, work.method.name) == (False, 5, "gradcam")
     np.testing.assert_allclose(
         explained(source, x, 3, task="regression")["cam"], explained(source, x, 3)["cam"], rtol=1e-6

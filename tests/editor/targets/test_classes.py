@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnx_gradcam.editor.targets.classes import Top, expanded, find_class, find_label, parse_top
 from onnx_gradcam.errors import TargetError
-from onnx_gradcam.runtime.classes import Top, expanded, find_class, find_label, parse_top
 
 LABELS = ["tench, Tinca tinca", "great_white_shark", "crane", "crane", "Crane bird"]
 
