@@ -197,7 +197,7 @@ def export(model: ShapeNet) -> None:
         proto,
         {
             "onnx_gradcam.labels": json.dumps(LABELS),
-            "onnx_gradcam.images.preprocessing": json.dumps(PREPROCESSING),
+            "onnx_gradcam.preprocessing": json.dumps(PREPROCESSING),
         },
     )
     onnx.checker.check_model(proto, full_check=True)

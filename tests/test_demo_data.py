@@ -103,7 +103,7 @@ def test_the_model_file_is_small_plain_and_says_what_it_needs(model):
     assert model.graph.node[-1].op_type == "Gemm"
     props = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
     assert props["onnx_gradcam.labels"] == (MODELS / "shapes.txt").read_text().split() == list(draw.LABELS)
-    assert props["onnx_gradcam.images.preprocessing"] == json.loads((MODELS / "shapes.json").read_text())
+    assert props["onnx_gradcam.preprocessing"] == json.loads((MODELS / "shapes.json").read_text())
     keys = {prop.key for node in model.graph.node for prop in node.metadata_props}
     assert keys <= {"pkg.torch.onnx.name_scopes"}
 

@@ -11,6 +11,7 @@ from support.graphs import graph
 from onnx_gradcam import __version__
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import ModelError
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import PREFIX, Carried, CarriedLayer, Metadata, peek
 
 PREPROCESSING = {"size": [8, 8], "resize": "stretch", "color": "rgb", "scale": 0.5}
@@ -53,7 +54,7 @@ def test_what_is_said():
         "cam": "cam",
         "heatmap_class": "heatmap_class",
         "labels": '["cat", "Katze", "猫", "a \\"b\\""]',
-        "preprocessing": json.dumps(PREPROCESSING),
+        "preprocessing": json.dumps(parse_preprocessing(PREPROCESSING).to_dict()),
         "profile": "portable",
         "grad_dtype": "model",
         "disabled_optimizers": "[]",
@@ -79,7 +80,11 @@ def test_a_model_that_is_not_explained():
 def test_labels_and_preprocessing_that_the_model_carries_are_kept():
     source = model()
     onnx.helper.set_model_props(
-        source, {PREFIX + "labels": '["a", "b", "c", "d"]', PREFIX + "preprocessing": json.dumps(PREPROCESSING)}
+        source,
+        {
+            PREFIX + "labels": '["a", "b", "c", "d"]',
+            PREFIX + "preprocessing": json.dumps(PREPROCESSING),
+        },
     )
     metadata = attach(source).metadata
     assert metadata.labels == ["a", "b", "c", "d"]
@@ -107,7 +112,7 @@ def test_framework_layer_names_that_the_model_carries():
         ({"labels": "not json"}, "'onnx_gradcam.labels' is not valid JSON"),
         ({"labels": '{"a": 1}'}, "'onnx_gradcam.labels' is not a JSON list of strings"),
         ({"labels": '["a", null, {}]'}, "'onnx_gradcam.labels' is not a JSON list of strings"),
-        ({"preprocessing": "[1]"}, "'onnx_gradcam.images.preprocessing' is not a JSON object"),
+        ({"preprocessing": "[1]"}, "'onnx_gradcam.preprocessing' is not a JSON object"),
         ({"layers": "[1]"}, "'onnx_gradcam.layers' is not a JSON object of layers"),
         ({"layers": '{"a": 1}'}, "'onnx_gradcam.layers' is not a JSON object of layers"),
     ],
@@ -124,7 +129,7 @@ def test_damaged_entries_of_a_model_that_is_not_explained(entry, message):
     [
         ({"labels": "["}, "'onnx_gradcam.labels' is not valid JSON"),
         ({"labels": "[1]"}, "'onnx_gradcam.labels' is not a JSON list of strings"),
-        ({"preprocessing": "7"}, "'onnx_gradcam.images.preprocessing' is not a JSON object"),
+        ({"preprocessing": "7"}, "'onnx_gradcam.preprocessing' is not a JSON object"),
         ({"single_logit": "maybe"}, "'onnx_gradcam.single_logit' is not valid JSON"),
         ({"single_logit": "2"}, "'onnx_gradcam.single_logit' is not a JSON true or false"),
         ({"disabled_optimizers": "{}"}, "'onnx_gradcam.disabled_optimizers' is not a JSON list of strings"),

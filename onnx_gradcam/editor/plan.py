@@ -232,13 +232,14 @@ def _resolved(model: Model, options: Options) -> Options:
     """Class names and preprocessing read, the names of classes as indices."""
     carried = Carried.from_props(model.metadata)
     labels = carried.labels if options.labels is None else read_labels(options.labels)
-    preprocess = carried.preprocessing if options.preprocess is None else options.preprocess
     against, target = options.against, options.target
     if against is not None and against not in OBJECTIVES:
         against = find_class(against, labels)
     if target is not None:
         target = find_class(target, labels)
-    return replace(options, labels=labels, preprocess=preprocess, against=against, target=target)
+    preprocess = options.preprocess
+    described = carried.preprocessing if preprocess is None else parse_preprocessing(preprocess).to_dict()
+    return replace(options, labels=labels, preprocess=described, against=against, target=target)
 
 
 def chosen_method(options: Options) -> Method:
@@ -309,7 +310,6 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
     hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
     labels = cast("list[str] | None", options.labels)
     check_labels(labels, score.classes)
-    preprocessing = None if options.preprocess is None else parse_preprocessing(options.preprocess)
     return Plan(
         options=options,
         task=task,
@@ -326,7 +326,7 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
         method=method,
         preset=preset,
         labels=labels,
-        preprocessing=None if preprocessing is None else preprocessing.to_dict(),
+        preprocessing=cast("dict[str, Any] | None", options.preprocess),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.graphs import graph, images, run
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.errors import TargetError, UnsupportedError
+from onnx_gradcam.errors import InputError, TargetError, UnsupportedError
 
 SIZES = {"K": (6, 3, 3, 3), "L": (5, 6, 3, 3), "W": (5, 4)}
 DEEP = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) p = GlobalAveragePool(b) f = Flatten(p) y = Gemm(f, W)"
@@ -84,7 +84,7 @@ def test_modifiers_change_the_gradient():
 def test_refusals():
     with pytest.raises(UnsupportedError, match="no rectifier to change"):
         attach(deep(), weights="linear", modifier="guided")
-    with pytest.raises(TargetError, match="no layer was asked for"):
+    with pytest.raises(InputError, match="layer is empty; name at least one"):
         attach(deep(), layer=[])
     with pytest.raises(TargetError, match="there is no preset 'keras'"):
         attach(deep(), preset="keras")

@@ -27,7 +27,7 @@ def test_names(name, index):
 
 
 def test_a_name_that_several_classes_have():
-    with pytest.raises(TargetError, match=r"several classes are called 'crane' \(2, 3\); give the number"):
+    with pytest.raises(TargetError, match=r"several classes are called 'crane' \(2, 3\); give the index"):
         find_label("crane", LABELS)
 
 
