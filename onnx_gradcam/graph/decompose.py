@@ -26,7 +26,14 @@ Decomposition = Callable[..., Value | Sequence[Value] | None]
 DECOMPOSITIONS: dict[tuple[str, str], Decomposition] = {}
 
 MICROSOFT = "com.microsoft"
-_HARDWARE_BOUND = "com.microsoft.nchwc"
+_QONNX = "uses QONNX operators, which ONNX Runtime does not have; export it with QuantizeLinear (QCDQ) instead"
+_REFUSED = {
+    "com.microsoft.nchwc": "is optimised for one kind of CPU; use the original, or optimise at level 'extended'",
+    "onnx.brevitas": _QONNX,
+    "qonnx.custom_op.general": _QONNX,
+    "finn.custom_op.general": _QONNX,
+}
+"""Domains of operators that cannot be decomposed, and what to do with a model that uses them."""
 _TABLES = ("fused", "quantised")
 
 
@@ -57,14 +64,11 @@ def decompose(model: Model) -> bool:
         Whether the model changed.
 
     Raises:
-        ModelError: the model is optimised for one kind of CPU, or a node is invalid.
+        ModelError: the model has operators that cannot be decomposed, or a node is invalid.
     """
-    bound = next((n for n in model.core.graph if n.domain == _HARDWARE_BOUND), None)
-    if bound is not None:
-        raise ModelError(
-            f"{model.name}: node {bound.name!r} ({bound.domain}) is optimised for one kind of CPU; "
-            "use the original model, or optimise it at level `extended`"
-        )
+    for node in model.core.graph:
+        if node.domain in _REFUSED:
+            raise ModelError(f"{model.name} {_REFUSED[node.domain]} (node {node.name!r}, {node.domain}.{node.op_type})")
     table = decomposition_table()
     if not any((n.domain, n.op_type) in table for n in model.core.graph):
         return False

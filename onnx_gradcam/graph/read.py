@@ -26,6 +26,14 @@ MIN_OPSET = 18
 MIN_IR_VERSION = 8
 _SMALL_TENSOR_BYTES = 1000
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+_OTHER_FORMATS = (
+    (b"ORTM", 4, "an ONNX Runtime (.ort) model; use the .onnx model that it was converted from"),
+    (b"TFL3", 4, "a TFLite model; convert it with 'onnx-gradcam export tflite'"),
+    (b"\x89HDF", 0, "an HDF5 file; convert a Keras model with 'onnx-gradcam export keras'"),
+    (b"PK\x03\x04", 0, "a ZIP archive; convert a Keras or PyTorch model with 'onnx-gradcam export keras|pytorch'"),
+    (b"\x80\x02", 0, "a pickle; convert a PyTorch model with 'onnx-gradcam export pytorch'"),
+)
+"""First bytes of other model formats, where they start, and what to do with such a file."""
 
 
 def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
@@ -59,10 +67,12 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
     try:
-        proto = onnx.load_model_from_string(data)
+        return onnx.load_model_from_string(data)
     except (DecodeError, ValueError, RuntimeError) as exc:
+        for magic, start, advice in _OTHER_FORMATS:
+            if data.startswith(magic, start):
+                raise ModelError(f"{name} is not an ONNX model but {advice}") from exc
         raise ModelError(f"{name} is not an ONNX model ({exc}); is the file complete?") from exc
-    return proto
 
 
 def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str) -> None:
@@ -146,7 +156,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
         if opset < MIN_OPSET:
             small = version_converter.convert_version(small, MIN_OPSET)
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:300]
+        reason = _unknown_operator(small, opset) or " ".join(str(exc).split())[:300]
         raise ModelError(
             f"the model is not valid ONNX of opset {opset}, or cannot be converted to opset {MIN_OPSET}: {reason}; "
             "export it again with a current exporter"
@@ -160,6 +170,14 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     kept = {p.key for p in small.metadata_props}
     small.metadata_props.extend(p for p in proto.metadata_props if p.key not in kept)
     return small, weights
+
+
+def _unknown_operator(small: onnx.ModelProto, opset: int) -> str:
+    """What is wrong with the first operator of the default domain that ONNX does not have; empty without one."""
+    for node in _nodes(small.graph):
+        if not node.domain and not onnx.defs.has(node.op_type, opset, ""):
+            return f"opset {opset} has no operator {node.op_type} (node {node.name or node.output[0]!r})"
+    return ""
 
 
 def _in_order(small: onnx.ModelProto) -> onnx.ModelProto:

@@ -367,14 +367,22 @@ def test_a_model_optimised_by_onnx_runtime_is_understood(tmp_path):
     np.testing.assert_allclose(quiet_session(plain.to_proto()).run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_hardware_bound_models_are_refused_with_advice():
-    node = helper.make_node("Conv", ["x", "w"], ["y"], name="blocked", domain="com.microsoft.nchwc")
+@pytest.mark.parametrize(
+    ("domain", "advice"),
+    [
+        ("com.microsoft.nchwc", r"is optimised for one kind of CPU; use the original, or"),
+        ("onnx.brevitas", r"uses QONNX operators, which ONNX Runtime does not have; export it with QuantizeLinear"),
+        ("qonnx.custom_op.general", r"uses QONNX operators, which ONNX Runtime does not have; export it with Quant"),
+    ],
+)
+def test_operators_that_nothing_else_runs_are_refused_with_advice(domain, advice):
+    node = helper.make_node("Quant", ["x", "w"], ["y"], name="blocked", domain=domain)
     infos = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 8, 4, 4]) for n in "xw"]
     graph = helper.make_graph(
         [node], "g", infos, [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None] * 2)]
     )
-    imports = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft.nchwc", 1)]
-    with pytest.raises(ModelError, match=r"'blocked'.*take the original model"):
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(domain, 1)]
+    with pytest.raises(ModelError, match=rf"{advice}.*\(node 'blocked', {domain}.Quant\)"):
         load(helper.make_model(graph, opset_imports=imports, ir_version=8))
 
 

@@ -106,6 +106,31 @@ def test_a_file_that_is_no_model(tmp_path, content):
     assert "not an ONNX model" in refused(content)
 
 
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"\x20\0\0\0ORTM" + bytes(24), "an ONNX Runtime (.ort) model; use the .onnx model that it was converted from"),
+        (b"\x1c\0\0\0TFL3" + bytes(24), "a TFLite model; convert it with 'onnx-gradcam export tflite'"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(24), "an HDF5 file; convert a Keras model with 'onnx-gradcam export keras'"),
+        (b"PK\x03\x04" + bytes(24), "a ZIP archive; convert a Keras or PyTorch model with"),
+        (b"\x80\x02}q\x00." + bytes(24), "a pickle; convert a PyTorch model with 'onnx-gradcam export pytorch'"),
+    ],
+    ids=["ort", "tflite", "hdf5", "zip", "pickle"],
+)
+def test_a_model_of_another_format_is_named(tmp_path, content, advice):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert f"model.onnx is not an ONNX model but {advice}" in refused(path)
+
+
+def test_an_operator_that_onnx_does_not_have_is_named():
+    proto = unnamed_sizes("N")
+    scale = helper.make_node("ImageScaler", ["x"], ["s"], name="scaler", bias=[0.0] * 3, scale=1.0)
+    proto.graph.node.insert(0, scale)
+    proto.graph.node[1].input[0] = "s"
+    assert "opset 10 has no operator ImageScaler (node 'scaler'); export it again" in refused(proto)
+
+
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_model(tmp_path, part):
     whole = dense().SerializeToString()
