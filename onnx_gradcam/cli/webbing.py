@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onnx_gradcam.web.building import build_site
-from onnx_gradcam.web.runtime_files import runtime_files
+from onnx_gradcam.web.building import build_page
 
 from .output import say
 
@@ -25,6 +24,6 @@ def write_site(
         options["labels"] = labels
     if preprocess is not None:
         options["preprocess"] = preprocess
-    files = build_site(model, out, runtime_files(runtime, say), **options)
+    files = build_page(model, out, runtime=runtime, notify=say, **options)
     say(f"wrote {len(files)} files into {out}")
     say(f"To see it: python -m http.server --directory {out} --bind 127.0.0.1, then http://127.0.0.1:8000")

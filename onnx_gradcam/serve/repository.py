@@ -1,13 +1,4 @@
-"""Model configurations for Triton, in protobuf text format.
-
-What they may say: https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto; what the
-ONNX Runtime backend wants beyond that (no optional inputs and a reshape for rank-1 tensors where it batches) was found
-by loading them.
-
-What stands beside a model in a Triton repository, for whoever runs it.
-
-A model repository for Triton: the explained model, its configuration, and an ensemble that takes image files.
-"""
+"""Triton model repositories: an explained model, its configuration and README, and an ensemble for image files."""
 
 from __future__ import annotations
 
@@ -15,241 +6,79 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from onnx_gradcam.editor.attachment import with_required_class
-from onnx_gradcam.errors import InputError, ModelError, ServerError
+from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Metadata
 
+from .configuration import TYPES, Port, ensemble_config, onnx_config, step_config
 from .limits import Limits
 
-__all__ = ["Port", "ensemble_config", "onnx_config", "readme", "step_config", "write_repository"]
-
-TYPES: Final[Mapping[str, str]] = {
-    "bool": "TYPE_BOOL",
-    "uint8": "TYPE_UINT8",
-    "uint16": "TYPE_UINT16",
-    "uint32": "TYPE_UINT32",
-    "uint64": "TYPE_UINT64",
-    "int8": "TYPE_INT8",
-    "int16": "TYPE_INT16",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "float16": "TYPE_FP16",
-    "float32": "TYPE_FP32",
-    "float64": "TYPE_FP64",
-    "bytes": "TYPE_STRING",
-}
-"""Triton's names of NumPy's types, and of byte strings."""
-
-_TENSORRT: Final = """optimization {
-  execution_accelerators {
-    gpu_execution_accelerator: [ {
-      name: "tensorrt"
-      parameters { key: "precision_mode" value: "FP32" }
-      parameters { key: "max_workspace_size_bytes" value: "1073741824" }
-      parameters { key: "trt_engine_cache_enable" value: "1" }
-      parameters { key: "trt_engine_cache_path" value: "/tmp/trt_cache" }
-    } ]
-  }
-}
-instance_group [ { kind: KIND_GPU count: 1 } ]
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """An input or output of a model.
-
-    Attributes:
-        name: of the tensor.
-        dtype: its NumPy type, or `bytes`.
-        shape: its whole shape, the batch first; -1 is any size.
-        labels: file of class names beside the configuration.
-        optional: whether a request may leave it out.
-    """
-
-    name: str
-    dtype: str
-    shape: Sequence[int]
-    labels: str = ""
-    optional: bool = False
-
-    def text(self, *, batching: bool) -> str:
-        """The entry of a configuration."""
-        dims = list(self.shape[1:] if batching else self.shape)
-        parts = [f"name: {_string(self.name)}", f"data_type: {TYPES[self.dtype]}"]
-        # Triton has no tensors without dimensions: one of a single number a row is sent as [N, 1].
-        parts.append(f"dims: [ {', '.join(map(str, dims or [1]))} ]")
-        if not dims:
-            parts.append("reshape: { shape: [ ] }")
-        if self.labels:
-            parts.append(f"label_filename: {_string(self.labels)}")
-        if self.optional:
-            parts.append("optional: true")
-        return "{ " + " ".join(parts) + " }"
-
-
-def onnx_config(
-    name: str, inputs: Sequence[Port], outputs: Sequence[Port], max_batch: int, *, tensorrt: bool = False
-) -> str:
-    """The configuration of an ONNX model on the ONNX Runtime backend."""
-    head = f'name: {_string(name)}\nplatform: "onnxruntime_onnx"\nbackend: "onnxruntime"\n'
-    return head + _body(inputs, outputs, max_batch, batcher=True) + (_TENSORRT if tensorrt else "")
-
-
-def step_config(
-    name: str, inputs: Sequence[Port], outputs: Sequence[Port], max_batch: int, parameters: Mapping[str, str]
-) -> str:
-    """The configuration of a step in Python."""
-    said = "".join(
-        f"parameters {{ key: {_string(key)} value: {{ string_value: {_string(value)} }} }}\n"
-        for key, value in parameters.items()
-    )
-    head = f'name: {_string(name)}\nbackend: "python"\n'
-    cpu = "instance_group [ { kind: KIND_CPU count: 1 } ]\n"
-    return head + _body(inputs, outputs, max_batch, batcher=False) + cpu + said
-
-
-def ensemble_config(
-    name: str,
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
-    max_batch: int,
-    steps: Sequence[tuple[str, Mapping[str, str], Mapping[str, str]]],
-) -> str:
-    """The configuration of models one behind the other.
-
-    Args:
-        name: of the ensemble.
-        inputs: of the ensemble.
-        outputs: of the ensemble.
-        max_batch: the largest batch.
-        steps: each step's model, and the tensors of the ensemble by the names of its inputs and of its outputs.
-    """
-    entries = []
-    for model, taken, given in steps:
-        lines = [f"model_name: {_string(model)}", "model_version: -1"]
-        lines += [f"input_map {{ key: {_string(k)} value: {_string(v)} }}" for k, v in taken.items()]
-        lines += [f"output_map {{ key: {_string(k)} value: {_string(v)} }}" for k, v in given.items()]
-        entries.append("    {\n      " + "\n      ".join(lines) + "\n    }")
-    scheduling = "ensemble_scheduling {\n  step [\n" + ",\n".join(entries) + "\n  ]\n}\n"
-    head = f'name: {_string(name)}\nplatform: "ensemble"\n'
-    return head + _body(inputs, outputs, max_batch, batcher=False) + scheduling
-
-
-def _body(inputs: Sequence[Port], outputs: Sequence[Port], max_batch: int, *, batcher: bool) -> str:
-    lines = [f"max_batch_size: {max_batch}"]
-    for word, ports in (("input", inputs), ("output", outputs)):
-        entries = ",\n".join("  " + port.text(batching=max_batch > 0) for port in ports)
-        lines.append(f"{word} [\n{entries}\n]")
-    if batcher and max_batch:
-        lines.append("dynamic_batching { }")
-    return "\n".join(lines) + "\n"
-
-
-def _string(text: str) -> str:
-    """A string of the text format; JSON's escapes are among its own."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-_TEXT = """# {name}
-
-An image classifier that explains itself ({method}, layer `{layer}`), written by onnx-gradcam {version}.
-
-    docker run --rm --user 1000:1000 -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 -p 127.0.0.1:8002:8002 \\
-      -v "$PWD:/models:ro" nvcr.io/nvidia/tritonserver:26.02-py3 \\
-      tritonserver --model-repository=/models --model-control-mode=none --http-max-input-size=67108864
-
-in the repository, the folder above this one. REST is on port 8000, gRPC on 8001, metrics on 8002.
-
-| tensor | | type | shape as sent |
-|---|---|---|---|
-{table}
-{notes}
-## Before it is reachable
-
-- Use release 26.02 or later. Earlier ones have known holes, among them CVE-2025-23310, -23311, -23317, -23319, -23320
-  and -23334 (before 25.07), -23316 (before 25.08) and -23327 (before 25.05); they let a request run code or end the
-  server.
-- Triton has no accounts and listens on every network by itself: keep it behind a gateway that says who may ask, and
-  publish its ports on loopback only, as above.
-- Keep `--model-control-mode=none`, and mount repositories that nobody else can write to: a model is code.
-- Limit requests in the gateway too: their size, their number and their time.
-- `/v2/health/live` and `/v2/health/ready` are for probes, `nv_inference_*` on port 8002 for monitoring.
-"""
-
-_CLASS = """
-`{name}` is the class to explain, one a row; negative is the class with the highest score. It has to be sent.
-A class that the model does not have fails the request, with whatever else is in its batch.
-"""
-_LEFT_OUT = """
-The model also has {names}, which have no batch axis and cannot be asked for here.
-"""
-_ENSEMBLE = """
-## Images
-
-`{name}_images` takes image files (JPEG, PNG, WebP) in `image_bytes`, one a row, and the class in `target_class`,
-which may be left out. Its first step, `{name}_preprocess`, runs in Triton's Python backend and needs, in the image:
-
-    pip install --no-deps onnx-gradcam opencv-python-headless && pip install numpy
-
-It reads an image's size from its header and refuses large ones before they are decoded: `limits` in its config.pbtxt.
-"""
-
-
-def readme(
-    name: str,
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
-    left_out: Sequence[str],
-    metadata: Metadata,
-    *,
-    ensemble: bool,
-) -> str:
-    """The text, in Markdown."""
-    rows = [f"| `{p.name}` | {word} | {p.dtype} | {_shape(p)} |" for word, ps in _named(inputs, outputs) for p in ps]
-    notes = _CLASS.format(name=metadata.class_input) if metadata.class_input else ""
-    if left_out:
-        notes += _LEFT_OUT.format(names=", ".join(f"`{one}`" for one in left_out))
-    if ensemble:
-        notes += _ENSEMBLE.format(name=name)
-    return _TEXT.format(
-        name=name,
-        method=metadata.method,
-        layer=metadata.target_tensor,
-        version=metadata.version,
-        table="\n".join(rows),
-        notes=notes,
-    )
-
-
-def _named(inputs: Sequence[Port], outputs: Sequence[Port]) -> Sequence[tuple[str, Sequence[Port]]]:
-    return [("in", inputs), ("out", outputs)]
-
-
-def _shape(port: Port) -> str:
-    sizes = [str(size) if size > 0 else "N" for size in port.shape]
-    return "[" + ", ".join(sizes if len(sizes) > 1 else [*sizes, "1"]) + "]"
-
+__all__ = ["write_repository"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STEP: Final = """from onnx_gradcam.serve.triton_step import ImageStep as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 """
+_README: Final = """# {name}
+
+An image classifier with heatmap outputs ({method}, layer `{layer}`), written by onnx-gradcam {version}. Start Triton in
+the repository, the folder above this one:
+
+    docker run --rm --user 1000:1000 -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 -p 127.0.0.1:8002:8002 \\
+      -v "$PWD:/models:ro" nvcr.io/nvidia/tritonserver:26.02-py3 \\
+      tritonserver --model-repository=/models --model-control-mode=none --http-max-input-size=67108864
+
+REST is on port 8000, gRPC on 8001, metrics on 8002.
+
+| tensor | | type | shape in requests |
+|---|---|---|---|
+{table}
+{notes}
+## Before you expose it
+
+- Use release 26.02 or later. Earlier releases have known vulnerabilities that let a request run code or crash the
+  server, among them CVE-2025-23310, -23311, -23317, -23319, -23320 and -23334 (before 25.07), -23316 (before 25.08) and
+  -23327 (before 25.05).
+- Triton has no authentication and listens on all networks by default. Put a gateway with access control in front of it,
+  and publish its ports on loopback only, as above.
+- Keep `--model-control-mode=none`, and mount repositories that nobody else can write to: a model is code.
+- Limit the size, the number and the duration of requests in the gateway.
+- Use `/v2/health/live` and `/v2/health/ready` for probes, and `nv_inference_*` on port 8002 for monitoring.
+"""
+_CLASS: Final = """
+`{name}` is the class to explain, one per row; a negative value is the predicted class. It is required. An index that is
+out of range fails the request, and all others in the same batch.
+"""
+_LEFT_OUT: Final = """
+The model also has {names}, which have no batch axis and cannot be requested here.
+"""
+_ENSEMBLE: Final = """
+## Images
+
+`{name}_images` takes image files (JPEG, PNG, WebP) in `image_bytes`, one per row, and the class in the optional
+`target_class`. Its first step, `{name}_preprocess`, runs in Triton's Python backend. Install onnx-gradcam in the
+container, from a clone:
+
+    pip install --no-deps . opencv-python-headless && pip install numpy
+
+It reads the size of an image from its header and refuses large images before decoding them; see `limits` in its
+config.pbtxt.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Repository:
-    """What is written, before it is."""
+    """A model and its place in a repository."""
 
     name: str
     model: Model
@@ -261,9 +90,14 @@ class _Repository:
     tensorrt: bool
     ensemble: bool
 
+    @property
+    def batching(self) -> bool:
+        """Whether Triton batches requests."""
+        return self.max_batch > 0
+
 
 def write_repository(
-    source: str | Path,
+    model: str | Path,
     folder: str | Path,
     *,
     name: str | None = None,
@@ -272,53 +106,62 @@ def write_repository(
     ensemble: bool = False,
     **choices: Any,
 ) -> list[Path]:
-    """Write the folders of a model into a Triton repository; they appear complete or not at all.
+    """Write a model into a Triton model repository, atomically.
 
-    The class becomes an input that every request has to send, negative for the best one: Triton's ONNX Runtime
-    backend batches no model with an optional input.
+    The class becomes a required input, negative for the predicted class, because Triton's ONNX Runtime backend cannot
+    batch models with optional inputs.
 
     Args:
-        source: an explained model, or one that is attached first.
-        folder: the repository; made where it is missing.
-        name: of the model; by default that of the file.
-        max_batch: rows that Triton may run at once; 0 for a model that takes whole batches as they come.
+        model: path of a model; one that is not explained yet is attached first.
+        folder: the repository; created if it does not exist.
+        name: name of the model; by default, that of the file.
+        max_batch: maximum number of rows per batch; 0 for a model with a fixed batch.
         tensorrt: run on TensorRT, on a GPU.
         ensemble: also write `NAME_images`, which takes image files.
-        choices: fields of `onnx_gradcam.options.Options`, for a model that is not explained yet.
+        choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet.
 
     Returns:
         The folders written.
 
     Raises:
-        ExplainError: the model cannot be served this way, a folder is there already, or cannot be written.
+        InputError: the name or a number is not valid, or a folder exists already or cannot be written.
+        ExplainError: the model cannot be served by Triton; see `onnx_gradcam.errors`.
+
+    Example::
+
+        write_repository("explained.onnx", "repository", name="shapes", ensemble=True)
     """
-    name = name if name is not None else Path(source).stem
+    name = name if name is not None else Path(model).stem
     if not _NAME.fullmatch(name):
-        raise ServerError(f"{name!r} is no name for a model; use letters, digits, '.', '_' and '-' (--name)")
-    model, metadata = with_required_class(source, choices)
+        raise InputError(
+            f"{name[:99]!r} is not a valid model name; use at most 100 letters, digits, '.', '_' and '-' (--name)"
+        )
+    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 0:
+        raise InputError(f"max_batch is {max_batch!r}; choose a whole number from 0 up")
+    explained, metadata = with_required_class(model, choices)
     if metadata.disabled_optimizers:
         raise ModelError(
-            f"ONNX Runtime's optimisation {metadata.disabled_optimizers[0]!r} computes this model wrongly, and Triton "
-            "cannot switch it off; export the model again with `onnx-gradcam export`"
+            f"ONNX Runtime's optimization {metadata.disabled_optimizers[0]!r} computes this model wrongly, and Triton "
+            "cannot disable it; export the model again with `onnx-gradcam export`"
         )
-    inputs = [_port(model, value.name) for value in model.core.graph.inputs]
-    ranked = [value for value in model.core.graph.outputs if TensorInfo.of(value).shape is not None]
-    outputs = [_port(model, value.name, metadata) for value in ranked]
+    inputs = [_port(explained, value.name) for value in explained.core.graph.inputs]
+    ranked = [value for value in explained.core.graph.outputs if TensorInfo.of(value).shape is not None]
+    outputs = [_port(explained, value.name, metadata) for value in ranked]
     if max_batch:
         _check_batch(inputs)
-    kept = [port for port in outputs if not max_batch or (port.shape and port.shape[0] < 0)]
-    made = _Repository(
+    served = [port for port in outputs if not max_batch or (port.shape and port.shape[0] < 0)]
+    repository = _Repository(
         name=name,
-        model=model,
+        model=explained,
         metadata=metadata,
         inputs=inputs,
-        outputs=kept,
-        left_out=[port.name for port in outputs if port not in kept],
+        outputs=served,
+        left_out=[port.name for port in outputs if port not in served],
         max_batch=max_batch,
         tensorrt=tensorrt,
         ensemble=ensemble,
     )
-    return _write(made, Path(folder))
+    return _write(repository, Path(folder))
 
 
 def _port(model: Model, name: str | None, metadata: Metadata | None = None) -> Port:
@@ -335,71 +178,97 @@ def _check_batch(inputs: Sequence[Port]) -> None:
     for port in inputs:
         if not port.shape or port.shape[0] > 0:
             raise ModelError(
-                f"the input {port.name!r} has a fixed batch {list(port.shape)}, so that Triton cannot batch requests; "
-                "use --max-batch 0, or export the model with a free batch"
+                f"the input {port.name!r} has the fixed shape {list(port.shape)}, so Triton cannot batch requests; "
+                "use --max-batch 0, or export the model with a free batch axis"
             )
 
 
-def _write(made: _Repository, folder: Path) -> list[Path]:
-    names = [made.name, *((f"{made.name}_preprocess", f"{made.name}_images") if made.ensemble else ())]
-    places = [folder / name for name in names]
+def _write(repository: _Repository, folder: Path) -> list[Path]:
+    suffixes = ("", "_preprocess", "_images") if repository.ensemble else ("",)
+    places = [folder / f"{repository.name}{suffix}" for suffix in suffixes]
     for place in places:
         if place.exists():
             raise InputError(f"{str(place)!r} already exists; remove it, or choose another --name")
     make_folder(folder)
     with Drafts() as drafts:
         main, *others = [drafts.folder(place) for place in places]
-        _write_model(made, main)
+        _write_model(repository, main)
         if others:
-            _write_ensemble(made, main, *others)
+            _write_ensemble(repository, main, *others)
     return places
 
 
-def _write_model(made: _Repository, main: Path) -> None:
+def _write_model(repository: _Repository, main: Path) -> None:
     (main / "1").mkdir()
-    made.model.save(main / "1" / "model.onnx")
-    config = onnx_config(made.name, made.inputs, made.outputs, made.max_batch, tensorrt=made.tensorrt)
-    (main / "config.pbtxt").write_text(config, "utf-8")
-    if made.metadata.labels is not None:
-        (main / "labels.txt").write_text("\n".join(made.metadata.labels) + "\n", "utf-8")
-    (main / "README.md").write_text(
-        readme(made.name, made.inputs, made.outputs, made.left_out, made.metadata, ensemble=made.ensemble), "utf-8"
+    repository.model.save(main / "1" / "model.onnx")
+    config = onnx_config(
+        repository.name, repository.inputs, repository.outputs, repository.max_batch, tensorrt=repository.tensorrt
     )
+    (main / "config.pbtxt").write_text(config, "utf-8")
+    if repository.metadata.labels is not None:
+        (main / "labels.txt").write_text("\n".join(repository.metadata.labels) + "\n", "utf-8")
+    (main / "README.md").write_text(_readme(repository), "utf-8")
 
 
-def _write_ensemble(made: _Repository, main: Path, step: Path, whole: Path) -> None:
-    facts = made.metadata
-    if facts.preprocessing is None:
-        raise ServerError(
-            "how images become this model's input is not known, so that there can be no ensemble; attach with "
-            "--preprocess first"
-        )
-    image = next(port for port in made.inputs if port.name == facts.image_input)
+def _write_ensemble(repository: _Repository, main: Path, step: Path, whole: Path) -> None:
+    metadata, batching = repository.metadata, repository.batching
+    if metadata.preprocessing is None:
+        raise InputError("the model carries no preprocessing, which an ensemble needs; give it with --preprocess")
+    image = next(port for port in repository.inputs if port.name == metadata.image_input)
     sizes = [size if size > 0 else None for size in image.shape]
-    fitted = parse_preprocessing(facts.preprocessing).for_input(facts.layout, sizes, image.dtype)
-    files = [Port(name="image_bytes", dtype="bytes", shape=[-1, 1] if made.max_batch else [-1])]
-    if facts.class_input:
-        shape = [-1, 1] if made.max_batch else [-1]
-        files.append(Port(name="target_class", dtype="int64", shape=shape, optional=True))
+    preprocessing = parse_preprocessing(metadata.preprocessing).for_input(metadata.layout, sizes, image.dtype)
+    column = [-1, 1] if batching else [-1]
+    files = [Port(name="image_bytes", dtype="bytes", shape=column)]
+    if metadata.class_input:
+        files.append(Port(name="target_class", dtype="int64", shape=column, optional=True))
     limits = {f.name: getattr(Limits(), f.name) for f in dataclasses.fields(Limits) if f.name.startswith("im")}
     for folder in (step, whole):
         (folder / "1").mkdir()
     (step / "1" / "model.py").write_text(_STEP, "utf-8")
-    # The same tensors as the model takes, in the order that the step gives them.
-    given = [image, *(port for port in made.inputs if port.name == facts.class_input)]
-    said = {"preprocessing": fitted.to_json(), "limits": json.dumps(limits)}
-    as_sent = [_as_sent(port, batching=made.max_batch > 0) for port in given]
-    (step / "config.pbtxt").write_text(step_config(step.name, files, as_sent, made.max_batch, said), "utf-8")
-    results = [_as_sent(port, batching=made.max_batch > 0) for port in made.outputs]
+    # The inputs of the model, in the order in which the step outputs them.
+    prepared = [image, *(port for port in repository.inputs if port.name == metadata.class_input)]
+    parameters = {"preprocessing": preprocessing.to_json(), "limits": json.dumps(limits)}
+    step_outputs = [_as_sent(port, batching=batching) for port in prepared]
+    (step / "config.pbtxt").write_text(
+        step_config(step.name, files, step_outputs, repository.max_batch, parameters), "utf-8"
+    )
+    results = [_as_sent(port, batching=batching) for port in repository.outputs]
+    inner = {port.name: f"model {port.name}" for port in prepared}
     steps = [
-        (step.name, {port.name: port.name for port in files}, {port.name: f"model {port.name}" for port in given}),
-        (made.name, {p.name: f"model {p.name}" for p in given}, {p.name: p.name for p in made.outputs}),
+        (step.name, {port.name: port.name for port in files}, inner),
+        (repository.name, inner, {port.name: port.name for port in repository.outputs}),
     ]
-    (whole / "config.pbtxt").write_text(ensemble_config(whole.name, files, results, made.max_batch, steps), "utf-8")
-    if facts.labels is not None:
+    (whole / "config.pbtxt").write_text(
+        ensemble_config(whole.name, files, results, repository.max_batch, steps), "utf-8"
+    )
+    if metadata.labels is not None:
         shutil.copy(main / "labels.txt", whole / "labels.txt")
 
 
 def _as_sent(port: Port, *, batching: bool) -> Port:
     """The port as clients see it: what the model takes as [N] is sent as [N, 1]."""
     return dataclasses.replace(port, shape=[*port.shape, 1]) if batching and len(port.shape) == 1 else port
+
+
+def _readme(repository: _Repository) -> str:
+    """The README of a model, in Markdown."""
+    metadata = repository.metadata
+    ports = [("in", port) for port in repository.inputs] + [("out", port) for port in repository.outputs]
+    notes = _CLASS.format(name=metadata.class_input) if metadata.class_input else ""
+    if repository.left_out:
+        notes += _LEFT_OUT.format(names=", ".join(f"`{name}`" for name in repository.left_out))
+    if repository.ensemble:
+        notes += _ENSEMBLE.format(name=repository.name)
+    return _README.format(
+        name=repository.name,
+        method=metadata.method,
+        layer=metadata.target_tensor,
+        version=metadata.version,
+        table="\n".join(f"| `{port.name}` | {way} | {port.dtype} | {_shape(port)} |" for way, port in ports),
+        notes=notes,
+    )
+
+
+def _shape(port: Port) -> str:
+    sizes = [str(size) if size > 0 else "N" for size in port.shape]
+    return "[" + ", ".join(sizes if len(sizes) > 1 else [*sizes, "1"]) + "]"

@@ -1,1 +1,1 @@
-"""Static pages that explain images in the visitor's browser."""
+"""Write static web pages that explain images in the visitor's browser."""

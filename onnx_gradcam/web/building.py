@@ -1,20 +1,20 @@
-"""A static page around an explained model, which runs in the visitor's browser."""
+"""A static web page that runs an explained model in the visitor's browser."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_gradcam.editor.attachment import with_required_class
-from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.errors import InputError, ModelError, near_matches, reason
 from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.images.decoding import prepare
@@ -22,52 +22,71 @@ from onnx_gradcam.images.drawing import COLORMAPS, colorize
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
 
-__all__ = ["Probabilities", "build_site"]
+from .runtime_files import runtime_files
+
+__all__ = ["Probabilities", "build_page"]
 
 Probabilities = Literal["softmax", "sigmoid", "none"]
 
 _LARGEST: Final = 2**30
-"""Bytes of weights: a browser's WebAssembly holds 4 GB, in which the model lies twice while it is loaded."""
+"""Bytes of weights: WebAssembly has 4 GB of memory, which contains the model twice while it is loaded."""
 _GIVEN: Final = {"softmax": "given", "sigmoid": "given", "logsoftmax": "exponential"}
-"""How the scores of a model that ends in an activation become probabilities."""
+"""How the page converts the scores of a model with a final activation to probabilities."""
 
 
-def build_site(
-    source: str | Path,
+def build_page(
+    model: str | Path,
     folder: str | Path,
-    runtime: Mapping[str, bytes],
     *,
+    runtime: str | Path | Mapping[str, bytes] | None = None,
     probabilities: Probabilities | None = None,
+    notify: Callable[[str], object] = lambda _: None,
     **choices: Any,
 ) -> list[str]:
-    """Write the page; its folder appears complete or not at all.
+    """Write a web page that explains images in the visitor's browser; its folder is written atomically.
 
     Args:
-        source: an explained model, or one that is attached first; its class becomes an input that is always fed, as
-            onnxruntime-web takes no optional one.
-        folder: what is written; it may not be there yet, or is empty.
-        runtime: the files of onnxruntime-web by name, as `runtime_files` gives them.
-        probabilities: what the model's plain scores become on the page; by default `softmax`, and `sigmoid` for a
-            single logit. A model that ends in one of the two has probabilities already.
-        choices: fields of `onnx_gradcam.options.Options`, for a model that is not explained yet.
+        model: path of a model; one that is not explained yet is attached first. The class becomes a required input, as
+            onnxruntime-web cannot feed optional ones.
+        folder: the folder to create; it may exist if it is empty.
+        runtime: onnxruntime-web, as `npm pack` or `npm install` fetch it, or its files by name; by default, it is
+            downloaded once from npm's registry.
+        probabilities: how the page converts the scores of a model without a final activation to probabilities:
+            `softmax`, `sigmoid` or `none`; by default `softmax`, or `sigmoid` for a single logit.
+        notify: called with a line of text before a download.
+        choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet.
 
     Returns:
-        The files written, below `folder`.
+        The files written, relative to `folder`.
 
     Raises:
-        ExplainError: the model cannot be shown this way, or the folder is not empty or cannot be written.
+        InputError: an argument cannot be used, or the folder is not empty or cannot be written.
+        ExplainError: the model cannot be shown on a page; see `onnx_gradcam.errors`.
+
+    Example::
+
+        build_page("explained.onnx", "site", probabilities="sigmoid")
     """
-    model, metadata = with_required_class(source, choices)
-    _check(model, metadata)
-    size = sum(v.const_value.nbytes for v in model.core.graph.initializers.values() if v.const_value is not None)
+    if probabilities is not None and probabilities not in get_args(Probabilities):
+        kinds = get_args(Probabilities)
+        raise InputError(
+            f"unknown probabilities {probabilities!r}{near_matches(str(probabilities), kinds)}; "
+            f"choose one of {', '.join(kinds)}"
+        )
+    explained, metadata = with_required_class(model, choices)
+    _check(explained, metadata)
+    weights = explained.core.graph.initializers.values()
+    size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
     if size > _LARGEST:
         raise ModelError(
-            f"the model has {size / 1e9:.1f} GB of weights, more than the 1 GB that a page can hold; use a smaller one"
+            f"the model has {size / 1e9:.1f} GB of weights, and a page can hold at most 1 GB; use a smaller one"
         )
-    facts = _facts(model, metadata, _way(metadata, probabilities), Path(source).stem)
-    files = {"site.json": b"", "model.onnx": _serialised(model), **_assets()}
-    facts["model"]["bytes"] = len(files["model.onnx"])
-    files["site.json"] = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()
+    description = _description(explained, metadata, _conversion(metadata, probabilities), Path(model).stem)
+    files = {"site.json": b"", "model.onnx": _serialized(explained), **_assets()}
+    description["model"]["bytes"] = len(files["model.onnx"])
+    files["site.json"] = json.dumps(description, ensure_ascii=False, allow_nan=False).encode()
+    if not isinstance(runtime, Mapping):
+        runtime = runtime_files(None if runtime is None else Path(runtime), notify)
     files |= {f"ort/{name}": data for name, data in runtime.items()}
     _write(files, Path(folder))
     return sorted(files)
@@ -76,35 +95,33 @@ def build_site(
 def _check(model: Model, metadata: Metadata) -> None:
     if metadata.task != "classification" or metadata.all_classes:
         raise InputError(
-            f"the page is for classifiers that explain one class at a time, and this model is explained for "
+            "a page shows classifiers that explain one class at a time, but this model is explained for "
             f"{'all classes at once' if metadata.all_classes else metadata.task}; start from a classifier"
         )
     if not metadata.class_input:
         raise InputError(
-            "the class is fixed in this model, and the page lets its visitors choose; start from the original model"
+            "the class is fixed in this model, but visitors of a page choose it; start from the original model"
         )
     others = [value.name for value in model.core.graph.inputs]
     others = [name for name in others if name not in {metadata.image_input, metadata.class_input}]
     if others:
-        raise ModelError(
-            f"the model has another input, {others[0]!r}, which the page could not fill; make it a constant"
-        )
+        raise ModelError(f"the model has another input, {others[0]!r}, which a page cannot feed; make it a constant")
 
 
-def _way(metadata: Metadata, wanted: Probabilities | None) -> str:
-    """How scores become what the page shows."""
-    given = _GIVEN.get(metadata.activation)
-    if given is None:
-        return wanted or ("sigmoid" if metadata.single_logit else "softmax")
-    if wanted not in {None, "none"}:
+def _conversion(metadata: Metadata, probabilities: Probabilities | None) -> str:
+    """How the page converts scores to what it shows."""
+    final = _GIVEN.get(metadata.activation)
+    if final is None:
+        return probabilities or ("sigmoid" if metadata.single_logit else "softmax")
+    if probabilities not in {None, "none"}:
         raise InputError(
-            f"the model ends in {metadata.activation} and gives probabilities already; leave --probabilities out"
+            f"the model ends in {metadata.activation} and outputs probabilities already; omit --probabilities"
         )
-    return wanted or given
+    return probabilities or final
 
 
-def _facts(model: Model, metadata: Metadata, way: str, title: str) -> dict[str, Any]:
-    """What the page knows of the model: site.json."""
+def _description(model: Model, metadata: Metadata, conversion: str, title: str) -> dict[str, Any]:
+    """The content of site.json."""
     preprocessing = _fitted(model, metadata)
     batch = model.shape(metadata.image_input)[0]
     disabled = ";".join(metadata.disabled_optimizers)
@@ -112,9 +129,9 @@ def _facts(model: Model, metadata: Metadata, way: str, title: str) -> dict[str, 
     if disabled:
         options["extra"] = {"optimization": {"disable_specified_optimizers": disabled}}
     ramp = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1).repeat(3, axis=2)
-    plain = dataclasses.replace(preprocessing, size=None, resize="stretch", short=None, layout="NHWC")
-    levels = prepare(ramp, plain)[0][:, 0]
-    shown = {"size", "resize", "short", "color", "layout", "dtype"}
+    channels = dataclasses.replace(preprocessing, size=None, resize="stretch", short=None, layout="NHWC")
+    levels = prepare(ramp, channels)[0][:, 0]
+    fields = {"size", "resize", "short", "color", "layout", "dtype"}
     return {
         "title": title,
         "model": {
@@ -131,12 +148,12 @@ def _facts(model: Model, metadata: Metadata, way: str, title: str) -> dict[str, 
         "scores": {
             "singleLogit": metadata.single_logit,
             "kind": metadata.activation,
-            "way": "given" if way == "none" else way,
-            "probabilities": way != "none",
+            "way": "given" if conversion == "none" else conversion,
+            "probabilities": conversion != "none",
         },
         "preprocessing": {
-            **{key: value for key, value in dataclasses.asdict(preprocessing).items() if key in shown},
-            # The input value of each of the 256 levels of each channel, as the native runtime computes it.
+            **{key: value for key, value in dataclasses.asdict(preprocessing).items() if key in fields},
+            # The input values of the 256 levels of each channel, as computed by the native runtime.
             "levels": (levels.view(np.uint16) if levels.dtype == np.float16 else levels).tolist(),
         },
         "labels": metadata.labels,
@@ -147,25 +164,27 @@ def _facts(model: Model, metadata: Metadata, way: str, title: str) -> dict[str, 
 def _fitted(model: Model, metadata: Metadata) -> Preprocessing:
     if metadata.preprocessing is None:
         raise InputError(
-            "how images become this model's input is not known; attach with --preprocess: one of "
+            "the model carries no preprocessing; give it with --preprocess: one of "
             f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
         )
     name = metadata.image_input
-    described, dtype = parse_preprocessing(metadata.preprocessing), str(model.info(name).dtype)
-    return described.for_input(metadata.layout, model.shape(name), dtype)
+    preprocessing, dtype = parse_preprocessing(metadata.preprocessing), str(model.info(name).dtype)
+    return preprocessing.for_input(metadata.layout, model.shape(name), dtype)
 
 
 def _colours(name: str) -> npt.NDArray[np.uint8]:
     return colorize(np.arange(256, dtype=np.float32)[None] / 255, name)
 
 
-def _serialised(model: Model) -> bytes:
-    """The model as one file, weights that lay in another one included."""
+def _serialized(model: Model) -> bytes:
+    """The model as one file, including external weights."""
     try:
-        whole = ir.external_data.load_to_model(model.core)
-        return bytes(ir.to_proto(whole).SerializeToString())
+        complete = ir.external_data.load_to_model(model.core)
+        return bytes(ir.to_proto(complete).SerializeToString())
     except (OSError, ValueError) as error:
-        raise ModelError(f"{model.name}: its weights cannot be read ({error}); is the file beside it whole?") from error
+        raise ModelError(
+            f"{model.name}: its external weights cannot be read ({reason(error)}); restore the file beside the model"
+        ) from error
 
 
 def _assets() -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""The files of onnxruntime-web: from a folder, npm's registry or an earlier download, and always the same bytes."""
+"""The files of onnxruntime-web, from a folder, npm's registry or an earlier download, checked against their hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from onnx_gradcam.errors import InputError
+from onnx_gradcam.errors import InputError, reason
 from onnx_gradcam.files import Drafts, make_folder
 
 __all__ = ["FILES", "VERSION", "runtime_files"]
@@ -26,30 +26,30 @@ FILES: Final[Mapping[str, str]] = {
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-"""What a page needs of the package, and the SHA-256 of each file."""
+"""The files that a page needs, with their SHA-256."""
 
 _REGISTRY: Final = "https://registry.npmjs.org/"
 _ARCHIVE: Final = f"onnxruntime-web-{VERSION}.tgz"
-# `integrity` in the registry's record of this version
+# `integrity` in the registry
 _ARCHIVE_SHA512: Final = (
     "ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca"
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
 _ARCHIVE_BYTES: Final = 33_106_585
-_OFFLINE: Final = f"fetch it elsewhere with `npm pack onnxruntime-web@{VERSION}` and give the file to --runtime"
+_OFFLINE: Final = f"fetch it elsewhere with `npm pack onnxruntime-web@{VERSION}` and pass the file to --runtime"
 _TIMEOUT: Final = 60
 
 
-def runtime_files(source: Path | None = None, say: Callable[[str], object] = lambda _: None) -> dict[str, bytes]:
+def runtime_files(source: Path | None = None, notify: Callable[[str], object] = lambda _: None) -> dict[str, bytes]:
     """The files of onnxruntime-web by name.
 
     Args:
-        source: the package as `npm pack` makes it, unpacked or installed in a project; by default the files are
-            downloaded once from npm's registry, whose address is that of npm's own variable `npm_config_registry`.
-        say: told what is downloaded.
+        source: the package as `npm pack` writes it, unpacked, or installed in a project; by default, the files are
+            downloaded once from npm's registry, or the one in npm's variable `npm_config_registry`.
+        notify: called with a line of text before a download.
 
     Raises:
-        InputError: a file is missing or is not that of this version, or the download fails.
+        InputError: a file is missing or of another version, or the download fails.
     """
     if source is not None:
         files = _of_archive(_read(source), str(source)) if source.is_file() else _of_folder(source)
@@ -58,7 +58,7 @@ def runtime_files(source: Path | None = None, say: Callable[[str], object] = lam
     if all((cache / name).is_file() for name in FILES):
         return _checked({name: _read(cache / name) for name in FILES}, str(cache))
     address = _address()
-    say(f"downloading {address} ({_ARCHIVE_BYTES >> 20} MB, once)")
+    notify(f"downloading {address} ({_ARCHIVE_BYTES >> 20} MB, once)")
     archive = _download(address)
     if hashlib.sha512(archive).hexdigest() != _ARCHIVE_SHA512:
         raise InputError(f"{address} is not the published onnxruntime-web {VERSION}; {_OFFLINE}")
@@ -68,23 +68,23 @@ def runtime_files(source: Path | None = None, say: Callable[[str], object] = lam
 
 
 def _address() -> str:
-    # npm reads it in either case, and hands it on in small letters to what it runs.
-    given = (os.environ.get(name) for name in ("NPM_CONFIG_REGISTRY", "NPM_CONFIG_REGISTRY".lower()))
-    registry = next(filter(None, given), _REGISTRY)
+    # npm reads the variable in either case, and sets it in lower case for the programs that it runs.
+    values = (os.environ.get(name) for name in ("NPM_CONFIG_REGISTRY", "NPM_CONFIG_REGISTRY".lower()))
+    registry = next(filter(None, values), _REGISTRY)
     parts = urllib.parse.urlsplit(registry)
     if parts.scheme not in {"https", "http"} or not parts.hostname:
-        raise InputError(f"the registry of packages, npm_config_registry={registry!r}, is no https:// address")
+        raise InputError(f"npm_config_registry={registry!r} is not an https:// address; correct or unset it")
     return f"{registry.rstrip('/')}/onnxruntime-web/-/{_ARCHIVE}"
 
 
 def _download(address: str) -> bytes:
     try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer:  # noqa: S310 - `_address` lets http alone pass
+        with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer:  # noqa: S310 - `_address` allows only http
             archive = answer.read(_ARCHIVE_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise InputError(f"onnxruntime-web cannot be downloaded from {address} ({reason}); {_OFFLINE}") from error
-    assert isinstance(archive, bytes)  # noqa: S101 - what a response gives
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise InputError(f"cannot download onnxruntime-web from {address} ({cause}); {_OFFLINE}") from error
+    assert isinstance(archive, bytes)  # noqa: S101 - for mypy
     return archive
 
 
@@ -92,10 +92,12 @@ def _of_archive(archive: bytes, name: str) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as packed:
             files = {file: packed.extractfile(f"package/dist/{file}") for file in FILES}
-            # A hostile archive may claim more than it should: nothing of the package is larger than the package.
+            # A malicious archive may expand to anything; no file of the package is larger than the package.
             return {file: data.read(_ARCHIVE_BYTES) for file, data in files.items() if data is not None}
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
-        raise InputError(f"{name} is no package of onnxruntime-web {VERSION} ({error}); {_OFFLINE}") from error
+        raise InputError(
+            f"{name} is not a package of onnxruntime-web {VERSION} ({reason(error)}); {_OFFLINE}"
+        ) from error
 
 
 def _of_folder(folder: Path) -> dict[str, bytes]:
@@ -103,13 +105,13 @@ def _of_folder(folder: Path) -> dict[str, bytes]:
     place = next((p for p in places if all((p / name).is_file() for name in FILES)), None)
     if place is None:
         raise InputError(
-            f"{folder} holds no onnxruntime-web ({', '.join(FILES)} are looked for in it and in its dist/); {_OFFLINE}"
+            f"{folder} does not contain onnxruntime-web ({', '.join(FILES)}, directly or in dist/); {_OFFLINE}"
         )
     return {name: _read(place / name) for name in FILES}
 
 
 def _read(path: Path) -> bytes:
-    """A file, as far as it can be one of the package."""
+    """Read a file, up to the size of the package."""
     try:
         with path.open("rb") as file:
             return file.read(_ARCHIVE_BYTES + 1)
@@ -140,7 +142,7 @@ def _keep(files: Mapping[str, bytes], cache: Path) -> None:
     """Put the files into the cache, together or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the cache cannot be written.
     """
     try:
         make_folder(cache)
@@ -148,4 +150,4 @@ def _keep(files: Mapping[str, bytes], cache: Path) -> None:
             for name, data in files.items():
                 drafts.file(cache / name).write_bytes(data)
     except InputError as error:
-        raise InputError(f"the download cannot be kept: {error}; make {cache} writable, or {_OFFLINE}") from error
+        raise InputError(f"cannot cache the download: {error}; make {cache} writable, or {_OFFLINE}") from error

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from onnx_gradcam.errors import ServerError
-from onnx_gradcam.web.building import build_site
+from onnx_gradcam.web.building import build_page
 from onnx_gradcam.web.runtime_files import runtime_files
 
 
@@ -62,7 +62,7 @@ def publish(host, runtime):
 
     def build(model, **choices):
         name = next(names)
-        build_site(model, root / name, runtime, **choices)
+        build_page(model, root / name, runtime=runtime, **choices)
         return f"{address}/{name}/"
 
     return build

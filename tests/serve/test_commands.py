@@ -34,7 +34,7 @@ def test_triton_attaches_with_labels_and_preprocessing(classifier_without_facts,
     ensemble = ("triton", classifier_without_facts, "-o", tmp_path / "repository", "--ensemble")
     refused = call(*ensemble)
     assert refused.exit_code == 1
-    assert "attach with --preprocess first" in refused.stderr
+    assert "give it with --preprocess" in refused.stderr
     done = call(*ensemble, "--labels", names, "--preprocess", "torchvision")
     assert done.exit_code == 0, done.output
     step = tmp_path / "repository" / "plain_preprocess" / "config.pbtxt"

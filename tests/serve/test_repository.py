@@ -155,7 +155,7 @@ def test_the_readme_warns_and_says_how_to_start(written):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "../x", "a\\b", 'a"', "a b", "x" * 101])
 def test_a_name_cannot_leave_the_repository(explained, tmp_path, name):
-    with pytest.raises(ExplainError, match="is no name for a model"):
+    with pytest.raises(ExplainError, match="is not a valid model name"):
         write_repository(explained, tmp_path, name=name)
     assert list(tmp_path.iterdir()) == []
 
@@ -187,7 +187,7 @@ def test_what_triton_cannot_switch_off_is_refused(repository, tmp_path):
     explained = attach(proto)
     explained.model.metadata["onnx_gradcam.disabled_optimizers"] = '["FusePadding"]'
     explained.save(tmp_path / "hazard.onnx")
-    with pytest.raises(ExplainError, match=r"FusePadding.*Triton cannot switch it off"):
+    with pytest.raises(ExplainError, match=r"FusePadding.*Triton cannot disable it"):
         write_repository(tmp_path / "hazard.onnx", tmp_path / "repository")
 
 

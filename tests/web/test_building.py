@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.cli import app
-from onnx_gradcam.errors import ExplainError
+from onnx_gradcam.errors import ExplainError, InputError
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.web import building
-from onnx_gradcam.web.building import build_site
+from onnx_gradcam.web.building import build_page
 from onnx_gradcam.web.runtime_files import FILES
 
 RUNTIME = dict.fromkeys(FILES, b"of onnxruntime-web")
@@ -42,7 +42,7 @@ def saved(proto, path):
 
 
 def test_the_page_is_complete(model, tmp_path):
-    written = build_site(model, tmp_path / "site", RUNTIME)
+    written = build_page(model, tmp_path / "site", runtime=RUNTIME)
     found = {p.relative_to(tmp_path / "site").as_posix() for p in (tmp_path / "site").rglob("*") if p.is_file()}
     assert found == set(written)
     assert {"index.html", "page.js", "model.onnx", "site.json", "ort/LICENSE.txt"} <= found
@@ -53,7 +53,7 @@ def test_the_page_is_complete(model, tmp_path):
 
 def test_every_file_that_is_referred_to_is_there_and_nothing_lies_elsewhere(model, tmp_path):
     site = tmp_path / "site"
-    build_site(model, site, RUNTIME)
+    build_page(model, site, runtime=RUNTIME)
     own = [p for p in site.iterdir() if p.suffix in {".js", ".html", ".css"}]
     for path in own:
         text = path.read_text("utf-8")
@@ -65,7 +65,7 @@ def test_every_file_that_is_referred_to_is_there_and_nothing_lies_elsewhere(mode
 
 
 def test_the_model_gives_the_heatmaps_of_the_native_one(model, tmp_path, repository):
-    build_site(model, tmp_path / "site", RUNTIME)
+    build_page(model, tmp_path / "site", runtime=RUNTIME)
     native = Explainer(model)
     image = read_image(repository / "models" / "circle_and_star.png")
     session = onnxruntime.InferenceSession(tmp_path / "site" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -78,7 +78,7 @@ def test_the_model_gives_the_heatmaps_of_the_native_one(model, tmp_path, reposit
 
 def test_an_explained_model_serves_as_well(model, tmp_path):
     attach(model, method="gradcam++").save(tmp_path / "explained.onnx")
-    build_site(tmp_path / "explained.onnx", tmp_path / "site", RUNTIME)
+    build_page(tmp_path / "explained.onnx", tmp_path / "site", runtime=RUNTIME)
     assert facts(tmp_path / "site")["model"]["class"] == "target_class"
     assert "target_class" in [i.name for i in onnx.load(tmp_path / "site" / "model.onnx").graph.input]
 
@@ -87,7 +87,7 @@ def test_weights_in_another_file_come_along(tmp_path):
     proto = graph(CONV, **WEIGHTS)
     convert_model_to_external_data(proto, location="weights.bin", size_threshold=0)
     onnx.save(proto, tmp_path / "m.onnx")
-    build_site(tmp_path / "m.onnx", tmp_path / "site", RUNTIME, preprocess=PLAIN)
+    build_page(tmp_path / "m.onnx", tmp_path / "site", runtime=RUNTIME, preprocess=PLAIN)
     data = (tmp_path / "site" / "model.onnx").read_bytes()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
@@ -96,7 +96,7 @@ def test_weights_in_another_file_come_along(tmp_path):
 
 
 def test_levels_are_those_of_the_native_runtime(model, tmp_path):
-    build_site(model, tmp_path / "site", RUNTIME)
+    build_page(model, tmp_path / "site", runtime=RUNTIME)
     levels = np.array(facts(tmp_path / "site")["preprocessing"]["levels"])
     want = (np.arange(256)[:, None] / 255 - 0.5) / 0.25
     np.testing.assert_array_equal(levels, np.broadcast_to(want, (256, 3)).astype(np.float32))
@@ -117,7 +117,7 @@ def test_levels_are_those_of_the_native_runtime(model, tmp_path):
 def test_what_scores_become(tmp_path, tail, asked, way, probabilities):
     body = CONV if not tail else CONV.replace("y = Gemm", "z = Gemm") + f" y = {tail}(z)"
     path = saved(graph(body, **WEIGHTS), tmp_path / "m.onnx")
-    build_site(path, tmp_path / "site", RUNTIME, probabilities=asked, preprocess=PLAIN)
+    build_page(path, tmp_path / "site", runtime=RUNTIME, probabilities=asked, preprocess=PLAIN)
     scores = facts(tmp_path / "site")["scores"]
     assert (scores["way"], scores["probabilities"]) == (way, probabilities)
 
@@ -133,15 +133,15 @@ def refusals(tmp_path, model):
     attach(model, class_input="none", target=1).save(tmp_path / "fixed.onnx")
     attach(model).save(tmp_path / "explained.onnx")
     return {
-        "unknown": (plain, {}, "how images become this model's input is not known; attach with --preprocess"),
+        "unknown": (plain, {}, "the model carries no preprocessing; give it with --preprocess"),
         "fixed": (tmp_path / "fixed.onnx", {}, "the class is fixed in this model"),
         "explained": (tmp_path / "explained.onnx", {"layer": "a"}, "explained already; layer cannot be chosen"),
-        "other": (saved(other, tmp_path / "o.onnx"), {"preprocessing": PLAIN, "image": "x"}, "another input, 'z'"),
-        "task": (plain, {"preprocessing": PLAIN, "task": "regression"}, "for classifiers .* regression"),
+        "other": (saved(other, tmp_path / "o.onnx"), {"preprocess": PLAIN, "image": "x"}, "another input, 'z'"),
+        "task": (plain, {"preprocess": PLAIN, "task": "regression"}, "classifiers .* regression"),
         "given": (
             saved(soft, tmp_path / "s.onnx"),
-            {"preprocessing": PLAIN, "probabilities": "sigmoid"},
-            "ends in softmax and gives probabilities already",
+            {"preprocess": PLAIN, "probabilities": "sigmoid"},
+            "ends in softmax and outputs probabilities already",
         ),
         "size": (plain, {"preprocessing": {"size": [9, 9]}}, "9x9 .* the model's input is 8x8"),
         "no model": (tmp_path / "none.onnx", {}, "there is no file"),
@@ -152,14 +152,26 @@ def refusals(tmp_path, model):
 def test_what_cannot_be_shown_is_refused(tmp_path, model, case):
     source, choices, message = refusals(tmp_path, model)[case]
     with pytest.raises(ExplainError, match=message):
-        build_site(source, tmp_path / "site", RUNTIME, **choices)
+        build_page(source, tmp_path / "site", runtime=RUNTIME, **choices)
     assert not (tmp_path / "site").exists()
+
+
+def test_a_wrong_word_is_refused(model, tmp_path):
+    with pytest.raises(InputError, match="unknown probabilities 'sigmoyd'; did you mean 'sigmoid'"):
+        build_page(model, tmp_path / "site", runtime=RUNTIME, probabilities="sigmoyd")
+    assert not (tmp_path / "site").exists()
+
+
+def test_nothing_is_downloaded_for_a_model_that_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "runtime_files", lambda *_: pytest.fail("downloaded"))
+    with pytest.raises(ExplainError, match="none.onnx"):
+        build_page(tmp_path / "none.onnx", tmp_path / "site")
 
 
 def test_a_model_too_large_for_a_browser_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "_LARGEST", 10**5)
-    with pytest.raises(ExplainError, match=r"the model has 0\.0 GB of weights, more than .* a page can hold"):
-        build_site(model, tmp_path / "site", RUNTIME)
+    with pytest.raises(ExplainError, match=r"the model has 0\.0 GB of weights, and a page can hold at most 1 GB"):
+        build_page(model, tmp_path / "site", runtime=RUNTIME)
 
 
 def test_what_is_there_stays(model, tmp_path):
@@ -167,22 +179,22 @@ def test_what_is_there_stays(model, tmp_path):
     site.mkdir()
     (site / "mine.txt").write_text("mine")
     with pytest.raises(ExplainError, match="already exists"):
-        build_site(model, site, RUNTIME)
+        build_page(model, site, runtime=RUNTIME)
     with pytest.raises(ExplainError, match="already exists"):
-        build_site(model, site / "mine.txt", RUNTIME)
+        build_page(model, site / "mine.txt", runtime=RUNTIME)
     assert [p.name for p in site.iterdir()] == ["mine.txt"]
     with pytest.raises(ExplainError, match="cannot be made"):
-        build_site(model, site / "mine.txt" / "below", RUNTIME)
+        build_page(model, site / "mine.txt" / "below", runtime=RUNTIME)
 
 
 def test_an_empty_folder_is_filled(model, tmp_path):
     (tmp_path / "site").mkdir()
-    build_site(model, tmp_path / "site", RUNTIME)
+    build_page(model, tmp_path / "site", runtime=RUNTIME)
     assert (tmp_path / "site" / "index.html").is_file()
 
 
 def test_the_command(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("onnx_gradcam.cli.webbing.runtime_files", lambda *_: RUNTIME)
+    monkeypatch.setattr("onnx_gradcam.web.building.runtime_files", lambda *_: RUNTIME)
     arguments = ["web", str(model), "-o", str(tmp_path / "site"), "--probabilities", "sigmoid"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

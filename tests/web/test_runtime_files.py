@@ -64,10 +64,10 @@ def registry(monkeypatch, tmp_path):
 def test_the_download_is_kept(published, registry):
     registry.write_bytes(published)
     said = []
-    assert runtime_files(say=said.append) == CONTENTS
+    assert runtime_files(notify=said.append) == CONTENTS
     assert len(said) == 1
     registry.unlink()
-    assert runtime_files(say=said.append) == CONTENTS
+    assert runtime_files(notify=said.append) == CONTENTS
     assert len(said) == 1
 
 
@@ -103,12 +103,12 @@ def test_the_file_of_npm_pack(published, tmp_path):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda p: p.write_bytes(b"no archive"), "is no package of onnxruntime-web"),
-        (lambda p: p.write_bytes(packed(CONTENTS)[:100]), "is no package of onnxruntime-web"),
-        (lambda p: p.write_bytes(packed({"a": b""})), "is no package of onnxruntime-web"),
+        (lambda p: p.write_bytes(b"no archive"), "is not a package of onnxruntime-web"),
+        (lambda p: p.write_bytes(packed(CONTENTS)[:100]), "is not a package of onnxruntime-web"),
+        (lambda p: p.write_bytes(packed({"a": b""})), "is not a package of onnxruntime-web"),
         (lambda p: p.write_bytes(packed(dict.fromkeys(FILES, b"x"))), "is not that of onnxruntime-web"),
-        (lambda p: p.mkdir(), "holds no onnxruntime-web"),
-        (lambda _: None, "holds no onnxruntime-web"),
+        (lambda p: p.mkdir(), "does not contain onnxruntime-web"),
+        (lambda _: None, "does not contain onnxruntime-web"),
     ],
 )
 def test_what_is_no_package_is_refused(published, tmp_path, made, message):
@@ -118,12 +118,12 @@ def test_what_is_no_package_is_refused(published, tmp_path, made, message):
 
 
 def test_offline_says_what_to_do(published):
-    with pytest.raises(InputError, match=r"cannot be downloaded .*; fetch it elsewhere with `npm pack .* --runtime"):
+    with pytest.raises(InputError, match=r"cannot download .*; fetch it elsewhere with `npm pack .* --runtime"):
         runtime_files()
 
 
 @pytest.mark.parametrize("address", ["file:///etc", "ftp://host/", "nonsense", "https://"])
 def test_other_addresses_are_refused(published, monkeypatch, address):
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
-    with pytest.raises(InputError, match="is no https:// address"):
+    with pytest.raises(InputError, match="is not an https:// address"):
         runtime_files()
