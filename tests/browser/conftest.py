@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from onnx_gradcam.errors import ServerError
+from onnx_gradcam.errors import InputError
 from onnx_gradcam.web.building import build_page
 from onnx_gradcam.web.runtime_files import runtime_files
 
@@ -33,7 +33,7 @@ def runtime():
     """The files of onnxruntime-web, downloaded once."""
     try:
         return runtime_files()
-    except ServerError as error:
+    except InputError as error:
         pytest.skip(str(error))
 
 

@@ -137,7 +137,7 @@ def test_one_of_many_classes_is_found_by_name(chromium, publish, tmp_path):
         ]
         assert page.click("tabby 227")["index"] == 227
         page.tab.get_by_label("Find a class").fill("none such")
-        assert page.tab.inner_text("#more") == "No class has such a name."
+        assert page.tab.inner_text("#more") == "No class matches."
 
 
 def png(width: int = 8, height: int = 8) -> bytes:
@@ -148,7 +148,7 @@ BAD = {
     "empty": (b"", "is not an image"),
     "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
     "torn": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "is not an image"),
-    "damaged": (png()[:60], "is a damaged image"),
+    "damaged": (png()[:60], "is damaged"),
     "bomb": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 30000, 30000), "has 30000 x 30000 pixels, too many"),
     "torn JPEG": (b"\xff\xd8\xff\xe1\xff\xff", "is not an image"),
 }
@@ -171,11 +171,11 @@ FAILURES = {
     "no WebAssembly": (NO_WEBASSEMBLY, None, "This browser has no WebAssembly"),
     "an old browser": (NO_CANVAS, None, "This browser is too old, it has no OffscreenCanvas"),
     "no model": ("", ("**/model.onnx", {"status": 404}), "the server answers 404 for model.onnx"),
-    "a short model": ("", ("**/model.onnx", {"body": b"x" * 1000}), "The model came incomplete, 1000 of"),
-    "a damaged model": ("", ("**/model.onnx", "zeros"), "The model cannot be run in this browser"),
+    "a short model": ("", ("**/model.onnx", {"body": b"x" * 1000}), "The model is incomplete, 1000 of"),
+    "a damaged model": ("", ("**/model.onnx", "zeros"), "The model cannot run in this browser"),
     "no facts": ("", ("**/site.json", {"status": 404}), "site.json is missing or damaged"),
     "damaged facts": ("", ("**/site.json", {"body": "{"}), "site.json is missing or damaged"),
-    "no runtime": ("", ("**/*.wasm", {"status": 404}), "The model cannot be run in this browser"),
+    "no runtime": ("", ("**/*.wasm", {"status": 404}), "The model cannot run in this browser"),
     "a part missing": ("", ("**/engine.js", {"status": 404}), "A part of this page is missing"),
 }
 

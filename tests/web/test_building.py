@@ -164,7 +164,7 @@ def test_a_wrong_word_is_refused(model, tmp_path):
 
 def test_nothing_is_downloaded_for_a_model_that_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "runtime_files", lambda *_: pytest.fail("downloaded"))
-    with pytest.raises(ExplainError, match="none.onnx"):
+    with pytest.raises(ExplainError, match=r"none\.onnx"):
         build_page(tmp_path / "none.onnx", tmp_path / "site")
 
 

@@ -1,9 +1,9 @@
-// From a file to pixels. The size is read from the file's header first: a small file may hold a huge image.
+// Decodes image files. The size is read from the header first, as a small file may contain a huge image.
 
-const MOST_BYTES = 2 ** 27;
-const MOST_PIXELS = 2 ** 26;
+const MAX_BYTES = 2 ** 27;
+const MAX_PIXELS = 2 ** 26;
 const STRIP = 512;
-// The pixels as they are stored: no colour profile, no multiplication by transparency. Cameras' rotations are applied.
+// The stored pixels: no colour profile, no premultiplied alpha; the EXIF orientation is applied.
 const AS_STORED = { premultiplyAlpha: "none", colorSpaceConversion: "none", imageOrientation: "from-image" };
 
 /**
@@ -12,19 +12,19 @@ const AS_STORED = { premultiplyAlpha: "none", colorSpaceConversion: "none", imag
  * @returns {Promise<import("./resizing.js").Image>} RGB.
  */
 export async function decode(file) {
-  if (file.size > MOST_BYTES) {
-    throw new Error(`${file.name} is larger than ${MOST_BYTES >> 20} MB: choose a smaller image.`);
+  if (file.size > MAX_BYTES) {
+    throw new Error(`${file.name} is larger than ${MAX_BYTES >> 20} MB: choose a smaller image.`);
   }
   const size = storedSize(new DataView(await readable(file)));
   if (size === null) throw new Error(`${file.name} is not an image: choose a JPEG, PNG, WebP, GIF or BMP file.`);
-  if (size[0] * size[1] > MOST_PIXELS) {
+  if (size[0] * size[1] > MAX_PIXELS) {
     throw new Error(`${file.name} has ${size[0]} x ${size[1]} pixels, too many: choose one of at most 67 million.`);
   }
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, AS_STORED);
   } catch {
-    throw new Error(`${file.name} is a damaged image, or of a kind that this browser does not read.`);
+    throw new Error(`${file.name} is damaged, or in a format that this browser does not support.`);
   }
   try {
     return pixelsOf(bitmap, file.name);
@@ -37,11 +37,11 @@ async function readable(file) {
   try {
     return await file.arrayBuffer();
   } catch {
-    throw new Error(`${file.name} cannot be read: is it a folder, or was it moved?`);
+    throw new Error(`${file.name} cannot be read: it may be a folder, or have been moved.`);
   }
 }
 
-/** [width, height] as the header has it; null where it is none that is known. */
+/** [width, height] from the header; null if the format is unknown. */
 export function storedSize(view) {
   const text = (at, length) =>
     at + length <= view.byteLength
@@ -77,7 +77,7 @@ function jpegSize(view) {
   }
 }
 
-/** By strips: the canvas of a phone is small. */
+/** Read the pixels in strips, as canvases on phones are small. */
 function pixelsOf(bitmap, name) {
   const { width, height } = bitmap;
   const data = new Uint8Array(width * height * 3);
@@ -95,7 +95,7 @@ function pixelsOf(bitmap, name) {
   return { data, height, width, channels: 3 };
 }
 
-/** Copy red, green and blue; false at the first pixel that can be seen through. */
+/** Copy red, green and blue; returns false at the first transparent pixel. */
 function withoutAlpha(rgba, rgb, at) {
   for (let i = 0; i < rgba.length; i += 4, at += 3) {
     if (rgba[i + 3] !== 255) return false;
@@ -106,7 +106,7 @@ function withoutAlpha(rgba, rgb, at) {
   return true;
 }
 
-/** A canvas loses the colours under transparency; a texture keeps them. */
+/** Read pixels through a texture, which keeps the colours of transparent pixels, unlike a canvas. */
 function storedPixels(bitmap, name) {
   const { width, height } = bitmap;
   const gl = new OffscreenCanvas(1, 1).getContext("webgl");

@@ -1,7 +1,7 @@
-// A heatmap over its image, as `onnx_gradcam.images.drawing.overlay` draws it.
+// Draws a heatmap over its image, as `onnx_gradcam.images.drawing.overlay`.
 
 /**
- * Lay a heatmap on the part of the image that the model saw: bilinear between the centres of its cells, NaN outside.
+ * Project a heatmap onto the part of the image that the model saw: bilinear between cell centres, NaN outside.
  * @param {{values: Float32Array, height: number, width: number}} heatmap
  * @param {number[]} box [x0, y0, x1, y1] in pixels of the result.
  */
@@ -39,26 +39,26 @@ function taps(pixels, start, end, cells) {
 }
 
 /**
- * The pixels of `(1 - opacity) * image + opacity * colours`; where the model did not look, the image.
+ * The pixels of `(1 - opacity) * image + opacity * colours`; outside the part that the model saw, those of the image.
  * @param {import("./resizing.js").Image} image RGB.
  * @param {Float32Array} laid
- * @param {Uint8Array} colours 256 of three bytes.
+ * @param {Uint8Array} colours 256 colours of three bytes.
  */
 export function overlaid(image, laid, colours, opacity) {
-  const image = new ImageData(image.width, image.height);
+  const drawn = new ImageData(image.width, image.height);
   for (let i = 0; i < laid.length; i++) {
     const seen = !Number.isNaN(laid[i]);
     const level = seen ? Math.round(Math.max(0, Math.min(laid[i], 1)) * 255) * 3 : 0;
     for (let c = 0; c < 3; c++) {
       const below = image.data[i * 3 + c];
-      image.data[i * 4 + c] = seen ? (1 - opacity) * below + opacity * colours[level + c] : below;
+      drawn.data[i * 4 + c] = seen ? (1 - opacity) * below + opacity * colours[level + c] : below;
     }
-    image.data[i * 4 + 3] = 255;
+    drawn.data[i * 4 + 3] = 255;
   }
-  return image;
+  return drawn;
 }
 
-/** Where a heatmap is hottest, in words; null where it is blank. */
+/** The position of the maximum of a heatmap, in words; null if it is blank. */
 export function hottest(laid, height, width) {
   let best = -1;
   for (let i = 0; i < laid.length; i++) if (laid[i] > (best < 0 ? 0 : laid[best])) best = i;
@@ -69,7 +69,7 @@ export function hottest(laid, height, width) {
   return row === "middle" && column === "centre" ? "centre" : `${row} ${column}`;
 }
 
-/** Bytes of a hexadecimal text. */
+/** The bytes of a hexadecimal string. */
 export function bytesOf(text) {
   return Uint8Array.from(text.match(/../g), (pair) => parseInt(pair, 16));
 }

@@ -1,26 +1,26 @@
-// The model: loaded once, run for every class that is asked for.
+// The model: loaded once, and run for each class to explain.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
 import { prepare } from "./preparing.js";
 
 const FILES = new URL("./ort/", import.meta.url).href;
 
-/** What went wrong, as a part of one sentence: of ONNX Runtime's message what stands behind its code. */
+/** An error as part of one sentence; of ONNX Runtime's messages, the text after the code. */
 export function reason(error) {
   const text = String(error?.message ?? error).replace(/^.*ERROR_MESSAGE:/s, "");
   const line = text.replace(/\s+/g, " ").trim().replace(/\.$/, "").replaceAll(". ", "; ");
   return line.length > 300 ? `${line.slice(0, 300)} …` : line;
 }
 
-/** A model and the image it looks at. */
+/** A model and the current image. */
 export class Engine {
   /**
    * @param {object} site site.json.
-   * @param {(done: number) => void} progress called with the bytes of the model that have come.
+   * @param {(done: number) => void} progress called with the number of bytes of the model received.
    */
   static async open(site, progress) {
     const bytes = await download(site.model, progress);
-    // Threads need headers that a plain host of files does not send.
+    // Threads need headers that plain file hosts do not send.
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmPaths = {
       mjs: `${FILES}ort-wasm-simd-threaded.mjs`,
@@ -29,7 +29,7 @@ export class Engine {
     try {
       return new Engine(site, await ort.InferenceSession.create(bytes, site.model.options));
     } catch (error) {
-      throw new Error(`The model cannot be run in this browser: ${reason(error)}.`);
+      throw new Error(`The model cannot run in this browser: ${reason(error)}.`);
     }
   }
 
@@ -39,7 +39,7 @@ export class Engine {
     this.input = null;
   }
 
-  /** Look at an image: the classes' scores and the heatmap of the best class. */
+  /** Classify an image: the scores, and the heatmap of the predicted class. */
   async look(image) {
     this.input = null;
     const { values, shape, box } = prepare(image, this.site.preprocessing);
@@ -50,7 +50,7 @@ export class Engine {
     return { ...(await this.explain(-1)), box };
   }
 
-  /** The heatmap of a class, -1 for the best one, over the model's input. */
+  /** The heatmap of a class, or -1 for the predicted class, over the model's input. */
   async explain(index) {
     const { model, scores } = this.site;
     const [batch] = this.input.dims;
@@ -68,10 +68,10 @@ export class Engine {
     const heatmap = results[model.heatmap];
     const [, height, width] = heatmap.dims;
     const values = heatmap.data.slice(0, height * width);
-    const given = numbers(results[model.scores]);
-    const row = given.slice(0, given.length / batch);
+    const rows = numbers(results[model.scores]);
+    const row = rows.slice(0, rows.length / batch);
     if (row.some(Number.isNaN) || !values.every(Number.isFinite)) {
-      throw new Error("The model gives no numbers for this image: its weights or its preprocessing are wrong.");
+      throw new Error("The model outputs NaN for this image: check its weights and its preprocessing.");
     }
     const all = scores.singleLogit ? [scores.kind === "sigmoid" ? 1 - row[0] : -row[0], row[0]] : row;
     return { scores: all, index: Number(results[model.heatmapClass].data[0]), heatmap: { values, height, width } };
@@ -83,27 +83,27 @@ async function download({ file, bytes }, progress) {
   try {
     response = await fetch(new URL(file, import.meta.url));
   } catch (error) {
-    throw new Error(`The model cannot be fetched (${reason(error)}): is there a connection?`);
+    throw new Error(`The model cannot be downloaded (${reason(error)}): check the connection.`);
   }
-  if (!response.ok) throw new Error(`The model cannot be fetched: the server answers ${response.status} for ${file}.`);
+  if (!response.ok) throw new Error(`The model cannot be downloaded: the server answers ${response.status} for ${file}.`);
   const model = new Uint8Array(bytes);
   let done = 0;
   try {
     for (const reader = response.body.getReader(); ; ) {
       const { value } = await reader.read();
       if (value === undefined) break;
-      if (done + value.length > bytes) throw new Error("it is longer than it should be");
+      if (done + value.length > bytes) throw new Error("it is longer than expected");
       model.set(value, done);
       progress((done += value.length));
     }
   } catch (error) {
-    throw new Error(`The model cannot be fetched (${reason(error)}): load the page again.`);
+    throw new Error(`The model cannot be downloaded (${reason(error)}): reload the page.`);
   }
-  if (done !== bytes) throw new Error(`The model came incomplete, ${done} of ${bytes} bytes: load the page again.`);
+  if (done !== bytes) throw new Error(`The model is incomplete, ${done} of ${bytes} bytes: reload the page.`);
   return model;
 }
 
-/** A tensor's numbers as an array of floats; half precision comes as bits in browsers that have no type for it. */
+/** The values of a tensor as floats; browsers without a half-precision type return its bits. */
 function numbers({ type, data }) {
   return Array.from(data, type === "float16" && data instanceof Uint16Array ? half : Number);
 }

@@ -1,4 +1,4 @@
-// The page: what is chosen, shown and said. The model runs in worker.js.
+// The page: controls, display and messages. The model runs in worker.js.
 
 import { bytesOf, hottest, overlaid, projected } from "./drawing.js";
 
@@ -9,7 +9,7 @@ let site;
 let ask;
 let next = null;
 let running = false;
-let view = null; // the image that is shown, its classes and the heatmap of one of them
+let view = null; // the image shown, its classes and the heatmap of one of them
 
 function say(text) {
   $("status").textContent = text;
@@ -21,18 +21,18 @@ function complain(text) {
   $("error").hidden = text === "";
 }
 
-/** What this browser lacks, in a sentence; null where it has all. */
+/** What this browser lacks, in one sentence; null if it lacks nothing. */
 function lack() {
   if (typeof WebAssembly !== "object") {
-    return "This browser has no WebAssembly, which the model needs: use another one, or allow it in the settings.";
+    return "This browser has no WebAssembly, which the model needs: use another browser, or allow it in the settings.";
   }
   const missing = ["Worker", "OffscreenCanvas", "createImageBitmap", "BigInt64Array"].find((name) => !(name in window));
   return missing ? `This browser is too old, it has no ${missing}: use a current one.` : null;
 }
 
-/** Start the worker; returns a function that asks it one thing after the other. */
+/** Start the worker; returns a function that sends it one request at a time. */
 function started() {
-  // From a blob, the worker is under this page's own policy, so that it cannot send anything anywhere either.
+  // Started from a blob, the worker has the policy of this page, so it cannot send data to other servers either.
   const source = `import ${JSON.stringify(new URL("./worker.js", import.meta.url).href)};`;
   const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
   const worker = new Worker(address, { type: "module" });
@@ -42,7 +42,7 @@ function started() {
     else if ("error" in data) settle.reject(new Error(data.error));
     else settle.resolve(data.answer);
   };
-  worker.onerror = () => settle.reject(new Error("A part of this page is missing or cannot run: load the page again."));
+  worker.onerror = () => settle.reject(new Error("A part of this page is missing or cannot run: reload the page."));
   return (kind, request) =>
     new Promise((resolve, reject) => {
       settle = { resolve, reject };
@@ -77,7 +77,7 @@ opened
   })
   .finally(() => ($("loading").hidden = true));
 
-/** Do a job when the one before is done; of those that wait only the latest. */
+/** Run a job after the current one; of several waiting jobs, only the latest runs. */
 async function enqueue(job) {
   next = job;
   if (running) return;
@@ -94,21 +94,21 @@ async function enqueue(job) {
       });
     }
   } catch {
-    next = null; // the model did not open, which has been said
+    next = null; // the model did not open; the error is shown already
   }
   $("results").setAttribute("aria-busy", "false");
   running = false;
 }
 
 function choose(file) {
-  if ($("file").disabled) return; // what stands in the way has been said
+  if ($("file").disabled) return; // the reason is shown already
   complain("");
   view = null;
   $("results").hidden = true;
-  say(`Looking at ${file.name} …`);
+  say(`Explaining ${file.name} …`);
   enqueue(async () => {
-    const found = await ask("look", { file });
-    view = { ...found, name: file.name, values: valuesOf(found.scores) };
+    const answer = await ask("look", { file });
+    view = { ...answer, name: file.name, values: valuesOf(answer.scores) };
     view.order = [...view.values.keys()].sort((a, b) => view.scores[b] - view.scores[a] || a - b);
     $("find").value = "";
     $("finder").hidden = view.order.length <= SHOWN;
@@ -120,17 +120,17 @@ function choose(file) {
 
 function chooseClass(index) {
   complain("");
-  const mine = view;
+  const current = view;
   enqueue(async () => {
-    const found = await ask("explain", { index });
-    if (view !== mine) return;
-    Object.assign(view, found);
+    const answer = await ask("explain", { index });
+    if (view !== current) return;
+    Object.assign(view, answer);
     mark();
     show();
   });
 }
 
-/** What is shown of the scores: probabilities where they are known. */
+/** The values shown for the scores: probabilities if they are known. */
 function valuesOf(scores) {
   const way = {
     given: () => scores,
@@ -149,13 +149,13 @@ function valuesOf(scores) {
 const named = (index) => site.labels?.[index] || `class ${index}`;
 const written = (value) => (site.scores.probabilities ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3));
 
-/** The best classes, or the best of those whose name has what is looked for. */
+/** List the top classes, or the top classes among those whose names match the search. */
 function list() {
-  const wanted = $("find").value.trim().toLowerCase();
-  const found = view.order.filter((index) => named(index).toLowerCase().includes(wanted));
-  $("classes").replaceChildren(...found.slice(0, SHOWN).map(entry));
-  const rest = found.length - SHOWN;
-  $("more").textContent = found.length === 0 ? "No class has such a name." : rest > 0 ? `${rest} more: find them by name.` : "";
+  const query = $("find").value.trim().toLowerCase();
+  const matches = view.order.filter((index) => named(index).toLowerCase().includes(query));
+  $("classes").replaceChildren(...matches.slice(0, SHOWN).map(entry));
+  const rest = matches.length - SHOWN;
+  $("more").textContent = matches.length === 0 ? "No class matches." : rest > 0 ? `${rest} more: find them by name.` : "";
   mark();
 }
 
@@ -187,7 +187,7 @@ function mark() {
   }
 }
 
-/** Lay the heatmap of the chosen class on the image, and say so. */
+/** Draw the heatmap of the chosen class over the image, and describe it. */
 function show() {
   const { shown, box, heatmap, index, name } = view;
   const [down, across] = [shown.height / view.height, shown.width / view.width];
@@ -195,7 +195,7 @@ function show() {
   view.laid = projected(heatmap, scaled, shown.height, shown.width);
   draw();
   const place = hottest(view.laid, shown.height, shown.width);
-  const where = place === null ? "blank, nothing in the image speaks for this class" : `hottest at the ${place}`;
+  const where = place === null ? "blank, nothing in the image supports this class" : `hottest at the ${place}`;
   $("caption").textContent = `${named(index)}, ${written(view.values[index])}: ${where}.`;
   $("view").setAttribute("aria-label", `Heatmap of ${named(index)} over ${name}: ${where}`);
   say(`Heatmap of ${named(index)}: ${where}.`);
@@ -233,5 +233,5 @@ addEventListener("drop", (event) => {
   over(false);
   const [file] = event.dataTransfer.files;
   if (file) choose(file);
-  else complain("What was dropped is no file: save the image first, then drop it here.");
+  else complain("This is not a file: save the image first, then drop it here.");
 });

@@ -1,9 +1,9 @@
-// From an image's pixels to the model's input: what `onnx_gradcam.images.decoding.prepare` does, number by number.
+// Converts pixels to the model's input, bit for bit as `onnx_gradcam.images.decoding.prepare`.
 
 import { resized, rounded } from "./resizing.js";
 
 const ARRAYS = {
-  float16: Uint16Array, // its bits
+  float16: Uint16Array, // as bits
   float32: Float32Array,
   float64: Float64Array,
   uint8: Uint8Array,
@@ -62,17 +62,17 @@ function shortCrop(image, { size: [cropHeight, cropWidth], short }) {
   const tall = Math.max(1, rounded(height * factor));
   const wide = Math.max(1, rounded(width * factor));
   if (tall < cropHeight || wide < cropWidth || tall * wide > LARGEST) {
-    throw new Error(`The image, ${width} x ${height} pixels, is too narrow for this model: cut it closer to a square.`);
+    throw new Error(`The image, ${width} x ${height} pixels, is too narrow for this model: crop it closer to a square.`);
   }
   const top = rounded((tall - cropHeight) / 2);
   const left = rounded((wide - cropWidth) / 2);
   const [down, right] = [height / tall, width / wide];
   const box = [left * right, top * down, (left + cropWidth) * right, (top + cropHeight) * down];
-  const whole = resized(image, tall, wide);
+  const scaled = resized(image, tall, wide);
   const data = new Uint8Array(cropHeight * cropWidth * channels);
   for (let y = 0; y < cropHeight; y++) {
     const start = ((top + y) * wide + left) * channels;
-    data.set(whole.data.subarray(start, start + cropWidth * channels), y * cropWidth * channels);
+    data.set(scaled.data.subarray(start, start + cropWidth * channels), y * cropWidth * channels);
   }
   return { pixels: { data, height: cropHeight, width: cropWidth, channels }, box };
 }

@@ -1,12 +1,12 @@
-// Scales images to the bit as OpenCV 4.10 to 5.0 does (modules/imgproc/src/resize.cpp, 8 bits): a browser's own scaling
-// differs from it, and a model trained on the one sees something else in the other.
+// Scales images bit for bit as OpenCV 4.10 to 5.0 (modules/imgproc/src/resize.cpp, 8 bits). Browsers scale
+// differently, which would change the model's input.
 
 /**
- * An image of `channels` bytes a pixel, rows from the top.
+ * An image with `channels` bytes per pixel, in row-major order.
  * @typedef {{data: Uint8Array, height: number, width: number, channels: number}} Image
  */
 
-/** By area averages where a side gets smaller, then bilinear where it gets larger. */
+/** Scale sides down by area averages, then up by bilinear interpolation. */
 export function resized(image, height, width) {
   const tall = Math.min(height, image.height);
   const wide = Math.min(width, image.width);
@@ -15,7 +15,7 @@ export function resized(image, height, width) {
   return image;
 }
 
-/** Round to the nearest integer, halves to the even one, as C's rint and Python's round do. */
+/** Round to the nearest integer, and halves to even, as C's rint and Python's round. */
 export function rounded(value) {
   const below = Math.floor(value);
   const rest = value - below;
@@ -23,7 +23,7 @@ export function rounded(value) {
   return below % 2 === 0 ? below : below + 1;
 }
 
-/** Pixels of the source to one of the result, computed as OpenCV does: the last bit decides which way is taken. */
+/** Source pixels per result pixel, computed as in OpenCV, as the last bit selects the algorithm. */
 function ratio(from, to) {
   return 1 / (to / from);
 }
@@ -37,7 +37,7 @@ function byAreas(image, height, width) {
     : byParts(image, height, width);
 }
 
-/** Every pixel is the mean of a block of `tall` by `wide`. */
+/** Each pixel is the mean of a block of `tall` by `wide` pixels. */
 function byBlocks({ data, width: stride, channels }, height, width, tall, wide) {
   const out = new Uint8Array(height * width * channels);
   const part = Math.fround(1 / (tall * wide));
@@ -58,7 +58,7 @@ function byBlocks({ data, width: stride, channels }, height, width, tall, wide) 
   return { data: out, height, width, channels };
 }
 
-/** Every pixel is the mean of an area whose rim covers parts of pixels, summed in 32 bits: first rows, then columns. */
+/** Each pixel is the mean of an area whose border covers parts of pixels, summed in 32 bits: rows, then columns. */
 function byParts({ data, height: rows, width: columns, channels }, height, width) {
   const out = new Uint8Array(height * width * channels);
   const across = areaTaps(columns, width);
@@ -68,12 +68,12 @@ function byParts({ data, height: rows, width: columns, channels }, height, width
   let next = 0;
   for (let y = 0; y < height; y++) {
     for (; next < down.target.length && down.target[next] === y; next++) {
-      weighedRow(data, down.source[next] * columns * channels, across, channels, line);
+      weightedRow(data, down.source[next] * columns * channels, across, channels, line);
       const part = down.part[next];
       const first = next === 0 || down.target[next - 1] !== y;
       for (let i = 0; i < line.length; i++) {
-        const weighed = Math.fround(line[i] * part);
-        sum[i] = first ? weighed : sum[i] + weighed;
+        const weighted = Math.fround(line[i] * part);
+        sum[i] = first ? weighted : sum[i] + weighted;
       }
     }
     for (let i = 0; i < sum.length; i++) out[y * sum.length + i] = Math.min(rounded(sum[i]), 255);
@@ -81,7 +81,7 @@ function byParts({ data, height: rows, width: columns, channels }, height, width
   return { data: out, height, width, channels };
 }
 
-function weighedRow(data, start, taps, channels, line) {
+function weightedRow(data, start, taps, channels, line) {
   line.fill(0);
   for (let tap = 0; tap < taps.target.length; tap++) {
     const from = start + taps.source[tap] * channels;
@@ -91,7 +91,7 @@ function weighedRow(data, start, taps, channels, line) {
   }
 }
 
-/** Along one axis: which pixels of the source make up which of the result, and by how much. */
+/** Along one axis: the source pixels of each result pixel, and their weights. */
 function areaTaps(from, to) {
   const scale = ratio(from, to);
   const taps = { source: [], target: [], part: [] };
@@ -113,7 +113,7 @@ function areaTaps(from, to) {
   return taps;
 }
 
-/** Bilinear in integers: weights of 11 bits, of which the vertical step drops some on its way. */
+/** Bilinear interpolation in integers with 11-bit weights; the vertical step drops some bits. */
 function bilinear({ data, height: rows, width: columns, channels }, height, width) {
   const out = new Uint8Array(height * width * channels);
   const across = linearTaps(columns, width, true);
@@ -142,7 +142,7 @@ function blendedRow(data, start, taps, channels, line) {
   }
 }
 
-/** Along one axis: the two neighbours of every pixel and their weights; beyond the rim OpenCV cuts those of columns. */
+/** Along one axis: the two neighbours of each pixel and their weights; OpenCV clips those of columns at the border. */
 function linearTaps(from, to, cut) {
   const scale = ratio(from, to);
   const taps = { first: [], second: [], near: [], far: [] };

@@ -1,4 +1,4 @@
-// Decodes and runs the model beside the page, which stays responsive.
+// Decodes images and runs the model in the background, so that the page stays responsive.
 
 import { decode } from "./decoding.js";
 import { Engine } from "./engine.js";
@@ -14,13 +14,13 @@ const answers = {
   },
   async look({ file }) {
     const image = await decode(file);
-    const found = await engine.look(image);
-    return { ...found, shown: shownAs(image), height: image.height, width: image.width };
+    const answer = await engine.look(image);
+    return { ...answer, shown: shownAs(image), height: image.height, width: image.width };
   },
   explain: ({ index }) => engine.explain(index),
 };
 
-/** The image at the size of a screen. */
+/** The image, scaled down to the size of a screen. */
 function shownAs(image) {
   const factor = Math.min(1, LARGEST_SHOWN / Math.max(image.height, image.width));
   const [height, width] = [image.height, image.width].map((side) => Math.max(1, Math.round(side * factor)));
