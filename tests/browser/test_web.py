@@ -106,7 +106,7 @@ def test_the_policy_lets_nothing_out(page):
 def test_names_cannot_run(chromium, publish, tmp_path):
     onnx.save(graph(MANY, w=(5, 3, 3, 3), v=(5, 3), outputs="float[N,3] y"), tmp_path / "m.onnx")
     labels = [EVIL, "", "<img src=x onerror=alert(1)>"]
-    address = publish(tmp_path / "m.onnx", preprocessing={"size": [8, 8]}, labels=labels)
+    address = publish(tmp_path / "m.onnx", preprocess={"size": [8, 8]}, labels=labels)
     with Page(chromium, address) as page:
         page.choose(("<b>name</b>.png", png()))
         names = page.tab.locator("#classes .name").all_inner_texts()
@@ -122,7 +122,7 @@ def test_names_cannot_run(chromium, publish, tmp_path):
 def test_one_of_many_classes_is_found_by_name(chromium, publish, tmp_path):
     onnx.save(graph(MANY, w=(5, 3, 3, 3), v=(5, 300), outputs="float[N,300] y"), tmp_path / "m.onnx")
     labels = [f"{'tabby' if i % 20 == 7 else 'other'} {i}" for i in range(300)]
-    with Page(chromium, publish(tmp_path / "m.onnx", preprocessing={"size": [8, 8]}, labels=labels)) as page:
+    with Page(chromium, publish(tmp_path / "m.onnx", preprocess={"size": [8, 8]}, labels=labels)) as page:
         page.choose(("p.png", png()))
         assert page.tab.locator("#classes li").count() == 10
         assert page.tab.inner_text("#more") == "290 more: find them by name."

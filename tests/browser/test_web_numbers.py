@@ -245,7 +245,7 @@ def test_models_of_many_kinds(chromium, publish, tmp_path, kind):
     described = {key: value for key, value in {**GRADED, **preprocessing}.items() if value is not None}
     native = Explainer(path, preprocess=described)
     image = smooth(23, 31)
-    with Page(chromium, publish(path, preprocessing=described)) as page:
+    with Page(chromium, publish(path, preprocess=described)) as page:
         got = page.choose(("image.png", encoded(".png", image)))
         tolerance = 5e-3 if "half" in kind else TOLERANCE
         for index in range(len(native(image).scores)):
@@ -263,7 +263,7 @@ def test_mobilenet_on_photographs(chromium, publish, real_data):
     native = Explainer(path, preprocess="torchvision")
     photos = sorted(p for p in (real_data / "photos").rglob("*.jpg"))[::40][:3]
     worst = 0.0
-    with Page(chromium, publish(path, preprocessing={"resize": "short_crop", "size": [224, 224], **IMAGENET})) as page:
+    with Page(chromium, publish(path, preprocess={"resize": "short_crop", "size": [224, 224], **IMAGENET})) as page:
         for photo in photos:
             got = page.choose(photo)
             decoded = page.pixels()

@@ -143,7 +143,7 @@ def refusals(tmp_path, model):
             {"preprocess": PLAIN, "probabilities": "sigmoid"},
             "ends in softmax and outputs probabilities already",
         ),
-        "size": (plain, {"preprocessing": {"size": [9, 9]}}, "9x9 .* the model's input is 8x8"),
+        "size": (plain, {"preprocess": {"size": [9, 9]}}, "9x9 .* the model's input is 8x8"),
         "no model": (tmp_path / "none.onnx", {}, "there is no file"),
     }
 
