@@ -7,7 +7,9 @@ weight above a kilobyte. A model of several gigabytes costs no more than its nod
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
@@ -18,10 +20,13 @@ from onnx import TensorProto, external_data_helper, inliner, version_converter
 from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.files import read_file
 
-__all__ = ["MIN_OPSET", "normalise", "read_proto", "skeleton"]
+__all__ = ["MIN_OPSET", "MOST_INLINED_NODES", "normalise", "read_proto", "skeleton"]
 
 MIN_OPSET = 18
 """The lowest opset that models are converted to: from here on nearly all function bodies exist, and axes are inputs."""
+
+MOST_INLINED_NODES = 50_000
+"""Nodes of the largest model that inlining functions may produce."""
 
 MIN_IR_VERSION = 8
 _SMALL_TENSOR_BYTES = 1000
@@ -145,6 +150,8 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     """
     small = skeleton(proto)
     opset = _opset(small)
+    if small.functions:
+        _check_inlined_size(small)
     try:
         if not all(o.type.tensor_type.HasField("shape") for o in small.graph.output):
             # Some exporters leave it out and runtimes do not need it, but the checker does.
@@ -170,6 +177,24 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     kept = {p.key for p in small.metadata_props}
     small.metadata_props.extend(p for p in proto.metadata_props if p.key not in kept)
     return small, weights
+
+
+def _check_inlined_size(small: onnx.ModelProto) -> None:
+    """Refuse functions that call each other so often that inlining them fills the memory."""
+    operators = {
+        (f.domain, f.name, f.overload): Counter((n.domain, n.op_type, n.overload) for n in _nodes(f))
+        for f in small.functions
+    }
+    sizes: dict[tuple[str, str, str], int] = {}
+    try:
+        for key in TopologicalSorter(operators).static_order():
+            sizes[key] = 1 + sum(count * sizes[o] for o, count in operators.get(key, {}).items())
+    except CycleError as exc:
+        raise ModelError("a function of the model calls itself; refused") from exc
+    if sum(sizes.get((n.domain, n.op_type, n.overload), 1) for n in _nodes(small.graph)) > MOST_INLINED_NODES:
+        raise ModelError(
+            f"the functions of the model amount to more than {MOST_INLINED_NODES} nodes; export it without functions"
+        )
 
 
 def _unknown_operator(small: onnx.ModelProto, opset: int) -> str:

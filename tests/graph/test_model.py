@@ -529,3 +529,30 @@ def test_a_subgraph_that_reads_a_later_tensor_is_moved_behind_it():
         a = Relu(x)
     }"""
     assert [node.op_type for node in load(parser.parse_model(text)).core.graph] == ["Relu", "If"]
+
+
+def calling(levels):
+    """A model of functions that each call the one before twice."""
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
+    functions = [helper.make_function("f", "f0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], imports[:1])]
+    for level in range(1, levels):
+        nodes = [helper.make_node(f"f{level - 1}", [x], [y], domain="f") for x, y in ("am", "mb")]
+        functions.append(helper.make_function("f", f"f{level}", ["a"], ["b"], nodes, imports))
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node(f"f{levels - 1}", ["x"], ["y"], domain="f")], "g", infos[:1], infos[1:])
+    return helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=10)
+
+
+@pytest.mark.parametrize("levels", [17, 30, 60])
+def test_functions_that_multiply_are_refused_before_anything_follows_them(levels):
+    proto = calling(levels)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    assert refused(proto) == ("the functions of the model amount to more than 50000 nodes; export it without functions")
+
+
+def test_a_function_that_calls_itself_is_refused():
+    proto = calling(3)
+    proto.functions[0].node[0].op_type = "f2"
+    proto.functions[0].node[0].domain = "f"
+    proto.functions[0].opset_import.add(domain="f", version=1)
+    assert "calls itself; refused" in refused(proto)
