@@ -30,6 +30,9 @@ MOST_INLINED_NODES = 50_000
 
 MIN_IR_VERSION = 8
 _SMALL_TENSOR_BYTES = 1000
+_NUMPY_BROADCASTING = 7
+"""The opset from which on PRelu aligns its slope with the last axes of its input; before, with the channels."""
+
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _OTHER_FORMATS = (
     (b"ORTM", 4, "an ONNX Runtime (.ort) model; use the .onnx model that it was converted from"),
@@ -160,6 +163,8 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
         onnx.checker.check_model(small)
         if small.functions:
             small = inliner.inline_local_functions(small)
+        if opset < _NUMPY_BROADCASTING:
+            _align_slopes(small)
         if opset < MIN_OPSET:
             small = version_converter.convert_version(small, MIN_OPSET)
     except Exception as exc:
@@ -195,6 +200,24 @@ def _check_inlined_size(small: onnx.ModelProto) -> None:
         raise ModelError(
             f"the functions of the model amount to more than {MOST_INLINED_NODES} nodes; export it without functions"
         )
+
+
+def _align_slopes(small: onnx.ModelProto) -> None:
+    """Give the slopes of PRelu, in place, the shape `[C, 1, 1]`; the version converter leaves `[C]` as it is."""
+    inferred = onnx.shape_inference.infer_shapes(small).graph
+    infos = (*inferred.input, *inferred.value_info, *inferred.output)
+    shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in infos}
+    shapes |= {t.name: list(t.dims) for t in inferred.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in small.graph.node:
+        x, slopes = (shapes.get(name, []) for name in node.input) if node.op_type == "PRelu" else ([], [])
+        if len(x) > 2 and len(slopes) == 1 and slopes != [1]:
+            slope, axes = f"{node.output[0]}/slope", range(1, len(x) - 1)
+            nodes.append(onnx.helper.make_node("Unsqueeze", [node.input[1]], [slope], name=slope, axes=axes))
+            node.input[1] = slope
+        nodes.append(node)
+    del small.graph.node[:]
+    small.graph.node.extend(nodes)
 
 
 def _unknown_operator(small: onnx.ModelProto, opset: int) -> str:

@@ -556,3 +556,16 @@ def test_a_function_that_calls_itself_is_refused():
     proto.functions[0].node[0].domain = "f"
     proto.functions[0].opset_import.add(domain="f", version=1)
     assert "calls itself; refused" in refused(proto)
+
+
+@pytest.mark.parametrize("slopes", [1, 4, 300])
+def test_a_slope_of_opset_6_belongs_to_a_channel(slopes):
+    channels = max(slopes, 4)
+    text = """<ir_version: 3, opset_import: ["": 6]> g (float[N,C,4,4] x) => (float[N,C,4,4] y) { y = PRelu(x, s) }"""
+    proto = parser.parse_model(text.replace("C", str(channels)))
+    slope = np.random.default_rng(4).random(slopes).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(slope, "s"))
+    proto.graph.input.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, [slopes]))
+    x = np.random.default_rng(5).standard_normal((2, channels, 4, 4)).astype(np.float32)
+    (y,) = quiet_session(load(proto).to_proto()).run(None, {"x": x})
+    np.testing.assert_allclose(y, np.where(x < 0, x * slope[:, None, None], x), rtol=1e-6)
