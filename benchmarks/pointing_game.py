@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from measure import machine, table
 
 from onnx_gradcam.errors import ExplainError
+from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, points_inside, read_boxes
 from onnx_gradcam.runtime.explainer import Explainer
 
 SMALL = 0.25
@@ -40,26 +39,15 @@ SMALL = 0.25
 
 @dataclass(frozen=True)
 class Game:
-    """One object in one image.
+    """The objects of one kind in one image.
 
     Attributes:
         image: its path.
-        name: of the object's class in the boxes' file.
-        boxes: `[x0, y0, x1, y1]` in pixels of the image, x1 and y1 included.
-        classes: the model's classes that mean this object.
+        annotation: their boxes, and the model's classes that mean them.
     """
 
     image: Path
-    name: str
-    boxes: Sequence[Sequence[float]]
-    classes: Sequence[int]
-
-    def inside(self, height: int, width: int) -> npt.NDArray[np.bool_]:
-        """The pixels that lie in a box, `[height, width]`."""
-        mask = np.zeros((height, width), bool)
-        for x0, y0, x1, y1 in self.boxes:
-            mask[max(0, math.floor(y0)) : math.ceil(y1) + 1, max(0, math.floor(x0)) : math.ceil(x1) + 1] = True
-        return mask
+    annotation: Annotation
 
 
 @dataclass(frozen=True)
@@ -84,11 +72,12 @@ class Result:
 def read_games(boxes: Path, images: Path) -> list[Game]:
     """All objects that have classes in the model."""
     entries: Mapping[str, Any] = json.loads(boxes.read_text())["images"]
+    paths = {Path(entry["file"]).name: images / entry["file"] for entry in entries.values()}
     return [
-        Game(images / entry["file"], name, thing["boxes"], thing["imagenet_candidates"])
-        for entry in entries.values()
-        for name, thing in entry["objects"].items()
-        if thing.get("imagenet_candidates")
+        Game(paths[name], annotation)
+        for name, annotations in read_boxes(boxes).items()
+        for annotation in annotations
+        if annotation.classes
     ]
 
 
@@ -103,16 +92,10 @@ def choose_classes(explainer: Explainer, games: Iterable[Game], rank: int) -> di
             raise explanation
         best = [target.index for target in explanation.top(rank)]
         for game in mine:
-            seen = [index for index in best if index in game.classes]
-            if seen:
-                chosen[seen[0]].append(game)
+            recognised = [index for index in best if index in game.annotation.classes]
+            if recognised:
+                chosen[recognised[0]].append(game)
     return chosen
-
-
-def point(heatmap: npt.NDArray[np.float32]) -> tuple[int, int]:
-    """Row and column of the maximum; of several, the middle."""
-    rows, columns = np.nonzero(heatmap >= heatmap.max() - 1e-6)
-    return round(float(rows.mean())), round(float(columns.mean()))
 
 
 def play(explainer: Explainer, chosen: Mapping[int, Sequence[Game]]) -> list[Result]:
@@ -123,15 +106,14 @@ def play(explainer: Explainer, chosen: Mapping[int, Sequence[Game]]) -> list[Res
             if isinstance(explanation, ExplainError):
                 raise explanation
             heatmap = explanation.heatmap_on_image()
-            inside = game.inside(*heatmap.shape)
-            blank = not heatmap.any()
+            inside = game.annotation.inside(*heatmap.shape)
             results.append(
                 Result(
-                    hit=not blank and bool(inside[point(heatmap)]),
-                    energy=0.0 if blank else float(heatmap[inside].sum() / heatmap.sum()),
+                    hit=points_inside(heatmap, inside),
+                    energy=energy_inside(heatmap, inside),
                     area=float(inside.mean()),
                     centre=bool(inside[heatmap.shape[0] // 2, heatmap.shape[1] // 2]),
-                    blank=blank,
+                    blank=not heatmap.any(),
                 )
             )
     return results

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import Json
+from ._options import Json, option
 from .output import complain, say, say_json, table, warn
 from .progress import progress
 from .sources import find_images
@@ -34,68 +34,68 @@ def compare(
     *,
     images: Annotated[
         list[str],
-        typer.Option(
+        option(
+            "Image",
+            "Images: a folder, a quoted pattern or a file. Give it several times for more.",
             "--images",
             metavar="FOLDER",
-            help="Images: a folder, a quoted pattern or a file. Give it several times for more.",
             show_default=False,
         ),
     ],
     target: Annotated[
         str | None,
-        typer.Option(
-            metavar="CLASS",
-            help="Class that all models explain, by the first model's index or name. [default: the first model's top-1 "
+        option(
+            "Target",
+            "Class that all models explain, by the first model's index or name. [default: the first model's top-1 "
             "class of each image]",
+            metavar="CLASS",
         ),
     ] = None,
-    labels: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help=f"Class names, one per line. {_EACH}")
-    ] = None,
+    labels: Annotated[list[str] | None, option("Model", f"Class names: text or JSON. {_EACH}", metavar="FILE")] = None,
     preprocess: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|FILE|JSON", help=f"How an image becomes the input, as in `explain`. {_EACH}"),
+        option("Image", f"How an image becomes the input, as in `explain`. {_EACH}", metavar="NAME|FILE|JSON"),
     ] = None,
-    layer: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Layer to explain. {_EACH}")] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Method. {_EACH} [default: gradcam]")
-    ] = None,
+    layer: Annotated[list[str] | None, option("Method", f"Layer to explain. {_EACH}", metavar="NAME")] = None,
+    method: Annotated[list[str] | None, option("Method", f"Method. {_EACH} [default: gradcam]", metavar="NAME")] = None,
     provider: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Execution provider. {_EACH} [default: cpu]")
+        list[str] | None, option("Runtime", f"Execution provider. {_EACH} [default: cpu]", metavar="NAME")
     ] = None,
     native: Annotated[
         list[Path] | None,
-        typer.Option(
+        option(
+            "Model",
+            "Heatmaps that a framework computed, as one more side: one array [height, width] per image, named like the "
+            "image's file. They are taken to cover what the first model sees.",
             metavar="FILE.npz",
-            help="Heatmaps that a framework computed, as one more side: one array [height, width] per image, named "
-            "like the image's file. They are taken to cover what the first model sees.",
         ),
     ] = None,
     metric: Annotated[
         Literal["pearson", "spearman", "cosine", "ssim", "overlap"],
-        typer.Option(help="Agreement of heatmaps that orders the report and that --fail-below and --fail-worst check."),
+        option("Output", "Agreement of heatmaps that orders the report and that --fail-below and --fail-worst check."),
     ] = "pearson",
     fail_below: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, metavar="NUMBER", help="Exit with code 1 if any model's mean metric is lower."),
+        option("Output", "Exit with code 1 if any model's mean metric is lower.", min=-1, max=1, metavar="NUMBER"),
     ] = None,
     fail_below_top1: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "Output",
+            "Exit with code 1 if any model has the first model's top-1 class on a smaller share of the images.",
             min=0,
             max=1,
             metavar="NUMBER",
-            help="Exit with code 1 if any model has the first model's top-1 class on a smaller share of the images.",
         ),
     ] = None,
     fail_worst: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, metavar="NUMBER", help="Exit with code 1 if the metric of any image is lower."),
+        option("Output", "Exit with code 1 if the metric of any image is lower.", min=-1, max=1, metavar="NUMBER"),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.html", help="Write a page with the images side by side, largest disagreements first."
+        option(
+            "Output", "Write a page with the images side by side, largest disagreements first.", metavar="FILE.html"
         ),
     ] = None,
     as_json: Json = False,

@@ -3,80 +3,84 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json, Labels, Layer, ModelFile, Output, Preprocess, Preset, Score, chosen, model_source
+from onnx_gradcam.options import Options
+
+from ._options import OPTIONS, Json, ModelFile, Provider, Threads, explains, model_source, names, option
+from .output import complain, say, say_json, table, warn
+from .progress import progress
+from .sources import find_images
+
+if TYPE_CHECKING:
+    from onnx_gradcam.evaluation.experiment import Evaluation, Mean
+    from onnx_gradcam.evaluation.randomization import Randomized
 
 __all__ = ["evaluate"]
 
 
+@explains(without=set(OPTIONS) - {"labels", "preprocess", "layer", "preset", "score", "output", "image"})
 def evaluate(
     model: ModelFile,
     *,
+    choices: dict[str, Any],
     images: Annotated[
         list[str],
-        typer.Option(
+        option(
+            "Image",
+            "Images: a folder, a quoted pattern or a file. Give it several times for more.",
             "--images",
             metavar="FOLDER",
-            help="Images: a folder, a quoted pattern or a file; may be given several times.",
             show_default=False,
         ),
     ],
     boxes: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Target",
+            "Bounding boxes of the objects: a JSON file (docs/evaluate.md has the format), or a folder of PASCAL VOC's "
+            "XML files. The classes of the objects are explained, and localization is scored too.",
             metavar="FILE|FOLDER",
-            help="Where the objects lie: a JSON file, or a folder of PASCAL VOC's XML files; docs/evaluate.md has the "
-            "format. Explained are the classes of the objects, and whether the heatmaps lie on them is measured too.",
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="NAME[,NAME...]", help="The methods to compare; `methods` lists them.")
+        str,
+        option("Method", "Methods to score; `onnx-gradcam methods` lists them.", metavar="NAME[,NAME...]"),
     ] = "gradcam,hirescam,layercam",
     metric: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Method",
+            "Metrics: deletion, insertion, road, average_drop, increase, deletion_drop, sparsity, and with --boxes "
+            "pointing, energy. [default: all]",
             metavar="NAME[,NAME...]",
-            help="What to measure: deletion, insertion, road, average_drop, increase, deletion_drop, sparsity, and "
-            "with --boxes pointing, energy. [default: all of them]",
         ),
     ] = None,
     sanity: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Method",
+            "Run the parameter randomization test as well: heatmaps that do not change with the weights do not show "
+            "what the model has learnt.",
             "--sanity",
-            help="Redraw the model's weights too, layer by layer, and say how alike the heatmaps stay: those that do "
-            "not change do not show what the model has learnt.",
         ),
     ] = False,
     target: Annotated[
         str | None,
-        typer.Option(
-            metavar="CLASS",
-            help="The class to explain, by its number or name. [default: the class with the highest score of each "
-            "image]",
-        ),
+        option("Target", "Class to explain, by name or index. [default: predicted class]", metavar="CLASS"),
     ] = None,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
-    layer: Layer = None,
-    preset: Preset = None,
-    score: Score = None,
-    output: Output = None,
     steps: Annotated[
-        int, typer.Option(min=1, max=10_000, metavar="N", help="In how many steps deletion and insertion go.")
+        int, option("Method", "Number of steps of deletion and insertion.", min=1, max=10_000, metavar="N")
     ] = 50,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random numbers.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many images to run at once.")] = 8,
-    provider: Annotated[str, typer.Option(metavar="NAME", help="Where to run: cpu, cuda ...")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processor threads. [default: all cores]")
-    ] = None,
+    seed: Annotated[int, option("Runtime", "Random seed.", min=0, metavar="N")] = 0,
+    batch_size: Annotated[int, option("Runtime", "Number of images to run at once.", min=1, metavar="N")] = 8,
+    provider: Provider = "cpu",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Compare methods: how faithful their heatmaps are to the model, and whether they lie on the objects.
+    """Score methods for faithfulness to the model and for localization of the objects.
 
     \b
     Examples:
@@ -84,39 +88,96 @@ def evaluate(
       onnx-gradcam evaluate model.onnx --images photos/ --boxes boxes.json --method gradcam,layercam,eigencam
       onnx-gradcam evaluate model.onnx --images photos/ --metric road,sparsity --sanity --json
 
-    Every number is a mean over the images. A random map and one of the middle of the image stand beside the
-    methods: what is no better than they are tells nothing. An image that cannot be used is reported, the others go on,
-    and the exit code is 1.
+    Every number is a mean over the images. A random heatmap and one of the image's centre are scored as well: a method
+    that is no better tells nothing. An image that cannot be used is reported, the others go on, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if model == "-" and "-" in images:
         raise typer.BadParameter("standard input cannot be both the model and an image.", param_hint="--images")
+    if "-" in images:
+        raise typer.BadParameter("images are read several times; give files.", param_hint="--images")
     if boxes is not None and target is not None:
         raise typer.BadParameter("with --boxes the classes are those of the objects.", param_hint="--target")
-    from .evaluating import Request, run  # noqa: PLC0415 - --help must not wait for it
+    methods, metrics = names(method, "--method"), None if metric is None else names(metric, "--metric")
+    from onnx_gradcam.evaluation import experiment  # noqa: PLC0415 - --help must not wait for it
 
-    run(
-        Request(
-            model=model_source(model),
-            name=model,
-            images=images,
-            boxes=boxes,
-            methods=_names(method, "--method"),
-            metrics=_names(metric, "--metric") if metric is not None else None,
-            sanity=sanity,
-            target=target,
-            steps=steps,
-            seed=seed,
-            batch_size=batch_size,
-            as_json=as_json,
-        ),
-        where=chosen(provider=provider, threads=threads),
-        reading=chosen(labels=labels, preprocess=preprocess),
-        choices=chosen(layer=layer, preset=preset, score=score, output=output),
+    evaluation = experiment.evaluate(
+        model_source(model),
+        find_images(images),
+        methods=methods,
+        metrics=metrics,
+        boxes=boxes,
+        target=target,
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        threads=threads,
+        provider=provider,
+        options=Options(**choices),
     )
+    _run(evaluation, sanity=sanity)
+    if as_json:
+        say_json({"model": model, **evaluation.to_dict(randomization=sanity)})
+    elif evaluation.results:
+        _say(evaluation)
+        if sanity:
+            _say_randomization(evaluation)
+    if evaluation.errors:
+        raise typer.Exit(1)
 
 
-def _names(text: str, option: str) -> list[str]:
-    names = text.split(",")
-    if "" in names or len(set(names)) < len(names):
-        raise typer.BadParameter(f"{text!r} has an empty or a repeated name.", param_hint=option)
-    return names
+def _run(evaluation: Evaluation, *, sanity: bool) -> None:
+    for warning in evaluation.warnings:
+        warn(warning)
+    stages = evaluation.stages if sanity else []
+    with progress("evaluating", len(evaluation.images)) as advance:
+        for result in evaluation:
+            if isinstance(result, Exception):
+                complain(str(result))
+            advance()
+    if stages:
+        with progress("randomizing weights", len(stages)) as advance:
+            for _ in evaluation.randomize():
+                advance()
+
+
+def _say(evaluation: Evaluation) -> None:
+    from onnx_gradcam.evaluation.faithfulness import METRICS  # noqa: PLC0415 - as above
+
+    means, count = evaluation.means, len(evaluation.results)
+    subject = ("image" if evaluation.boxes is None else "object") + ("" if count == 1 else "s")
+    say(f"{count} {subject}; mean and standard error; random and centre do not depend on the model")
+    rows = [("", "better", *means)]
+    for name in evaluation.metrics:
+        cells = (_cell(row.get(name)) for row in means.values())
+        rows.append((METRICS[name].title, METRICS[name].better, *cells))
+    say(table(rows, right=range(2, 2 + len(means))))
+    for method, blank in evaluation.blank.items():
+        if blank:
+            say(f"  {method}: {blank} blank")
+
+
+def _cell(mean: Mean | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean.mean:.3f}" if mean.error is None else f"{mean.mean:.3f} ±{mean.error:.3f}"
+
+
+def _say_randomization(evaluation: Evaluation) -> None:
+    methods, results = list(evaluation.evaluator.methods), evaluation.randomization
+    say()
+    say("parameter randomization: mean rank correlation with the model's own heatmap")
+    rows = [("", "layers", *methods)]
+    for result in results:
+        cells = ("" if (value := result.spearman[m]) is None else f"{value:.3f}" for m in methods)
+        rows.append((result.stage.kind, _layers(result), *cells))
+    say(table(rows, right=range(2, 2 + len(methods))))
+    for method in methods:
+        unchanged = [f"{result.stage.kind} {_layers(result)}" for result in results if method in result.unchanged]
+        if unchanged:
+            warn(f"{method} does not change at all when these weights are randomized: {'; '.join(unchanged)}")
+
+
+def _layers(result: Randomized) -> str:
+    named = result.stage.named
+    first, last = (name if len(name) <= 32 else f"...{name[-29:]}" for name in (named[0].name, named[-1].name))
+    return first if len(named) == 1 else f"{first} to {last} ({len(named)})"

@@ -1,7 +1,7 @@
-"""Sanity check: does a heatmap depend on what the model has learnt? With other weights it has to change.
+"""The parameter randomization test: a heatmap that depends on what the model has learnt changes with its weights.
 
-Adebayo et al. 2018 (Sanity checks for saliency maps), section 3: layers are randomised from the top downwards, each
-with all above it (cascading), and each alone (independent).
+Adebayo et al. 2018 (Sanity checks for saliency maps), section 3: layers are randomized from the output downwards,
+each with all above it (cascading), and each alone (independent).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .similarity import compare_maps
 __all__ = ["MOST_SUBJECTS", "Layer", "Randomized", "Stage", "plan_stages", "randomized", "redrawn", "weight_layers"]
 
 MOST_SUBJECTS: Final = 10
-"""So many classes of images are enough to see whether a heatmap changes."""
+"""How many images are explained at each stage; enough to see whether heatmaps change."""
 
 _GROUPS: Final = 8
-"""A deep model's layers are redrawn in so many groups, the first of which is the topmost layer alone."""
+"""Into how many groups a deep model's layers are split; the first is the topmost layer alone."""
 
 _UNCHANGED: Final = 1e-4
 _LARGEST: Final = 2**31 - 2**24
@@ -40,10 +40,10 @@ _CARRIERS: Final = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "R
     "Transpose",
     "Unsqueeze",
 }
-"""Operators through which a weight comes to where it is used."""
+"""Operators between an initializer and the layer that uses it."""
 
 Subject = tuple[str, int]
-"""The path of an image, and a class."""
+"""The path of an image, and the index of a class."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Layer:
     """A node with weights of its own.
 
     Attributes:
-        name: of the node, or of its output.
-        weights: names of the initializers of rank two and above.
+        name: name of the node, or of its output.
+        weights: names of its initializers of rank two and above.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is redrawn at once.
+    """Layers that are randomized together.
 
     Attributes:
         kind: `cascading`, these layers and all above them, or `independent`, these alone.
-        named: the layers that are new in this stage, from the top.
-        layers: all that are redrawn.
+        named: the layers that are new in this stage, from the output downwards.
+        layers: all layers that are randomized.
     """
 
     kind: Literal["cascading", "independent"]
@@ -76,14 +76,14 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Randomized:
-    """How alike the heatmaps of the model and of the redrawn one are.
+    """How similar the heatmaps of the randomized model and of the model itself are.
 
     Attributes:
-        stage: what was redrawn.
-        spearman: mean correlation of ranks, by method; `None` where nothing could be compared.
+        stage: the randomized layers.
+        spearman: mean rank correlation, by method; `None` if no heatmaps could be compared.
         ssim: mean structural similarity, by method.
-        unchanged: methods none of whose heatmaps changed by 1e-4 anywhere.
-        failed: by method, how many images the redrawn model gave no heatmap for.
+        unchanged: methods whose heatmaps did not change by 1e-4 anywhere.
+        failed: for how many images the randomized model gave no heatmap, by method.
     """
 
     stage: Stage
@@ -94,37 +94,39 @@ class Randomized:
 
 
 def weight_layers(source: Any) -> list[Layer]:
-    """The layers of a model that have weights, from the top (the scores) downwards.
+    """The layers of a model that have weights, from the scores downwards.
 
     Args:
         source: path, bytes or proto of the model.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the model cannot be read.
         UnsupportedError: no layer has weights.
     """
     graph = load(source).core.graph
-    weights = set(graph.initializers)
+    initializers = set(graph.initializers)
     taken: set[str] = set()
     layers = []
     for node in reversed(list(graph)):
         if node.op_type not in _WEIGHTED:
             continue
-        mine = tuple(
-            dict.fromkeys(name for value in node.inputs for name in _behind(value, weights) if name not in taken)
+        weights = tuple(
+            dict.fromkeys(name for value in node.inputs for name in _behind(value, initializers) if name not in taken)
         )
-        if mine:
-            taken.update(mine)
-            layers.append(Layer(node.name or str(node.outputs[0].name), mine))
+        if weights:
+            taken.update(weights)
+            layers.append(Layer(node.name or str(node.outputs[0].name), weights))
     if not layers:
-        raise UnsupportedError("no layer of the model holds weights as initializers, so none can be redrawn")
+        raise UnsupportedError(
+            "no layer of the model has weights among the initializers; evaluate without parameter randomization"
+        )
     return layers
 
 
-def _behind(value: ir.Value | None, weights: set[str]) -> Iterator[str]:
-    """The weight that a value is, or is made of."""
+def _behind(value: ir.Value | None, initializers: set[str]) -> Iterator[str]:
+    """The initializer that a value is, or is computed from."""
     while value is not None:
-        if value.name in weights:
+        if value.name in initializers:
             if value.const_value is not None and len(value.const_value.shape) > 1:
                 yield str(value.name)
             return
@@ -135,7 +137,7 @@ def _behind(value: ir.Value | None, weights: set[str]) -> Iterator[str]:
 
 
 def plan_stages(layers: Sequence[Layer]) -> list[Stage]:
-    """Every stage of both kinds; the topmost layer alone is the same in both, and comes once."""
+    """Every stage of both kinds; the topmost layer alone is the same in both and occurs once."""
     groups = [list(layers[:1])]
     groups += [
         [layers[i] for i in part] for part in np.array_split(np.arange(1, len(layers)), _GROUPS - 1) if part.size
@@ -145,25 +147,25 @@ def plan_stages(layers: Sequence[Layer]) -> list[Stage]:
 
 
 def redrawn(source: Any, layers: Sequence[Layer], seed: int = 0) -> onnx.ModelProto:
-    """The model with the weights of some layers redrawn: each tensor's own values in random order.
+    """The model with the weights of some layers shuffled: each tensor's own values in random order.
 
-    So they keep their distribution, and quantised weights their type.
+    Weights keep their distribution, and quantised weights their dtype.
 
     Raises:
-        UnsupportedError: the model is too large to be held in memory as one file.
+        UnsupportedError: the model is too large for one file in memory.
     """
     model = load(source)
     rng = np.random.default_rng(seed)
-    wanted = {name for layer in layers for name in layer.weights}
+    weights = {name for layer in layers for name in layer.weights}
     values = model.core.graph.initializers.values()
     if sum(v.const_value.nbytes for v in values if v.const_value is not None) > _LARGEST:
-        raise UnsupportedError("models above two gigabytes cannot be redrawn: evaluate without --sanity")
+        raise UnsupportedError("models above 2 GB cannot be randomized; evaluate without parameter randomization")
     for value in values:
         tensor = value.const_value
-        if tensor is None or not (value.name in wanted or isinstance(tensor, ir.ExternalTensor)):
+        if tensor is None or not (value.name in weights or isinstance(tensor, ir.ExternalTensor)):
             continue
         array = tensor.numpy()
-        if value.name in wanted:
+        if value.name in weights:
             array = rng.permutation(array.reshape(-1)).reshape(array.shape)
         value.const_value = ir.tensor(array, dtype=tensor.dtype, name=value.name)
     return model.to_proto()
@@ -172,23 +174,25 @@ def redrawn(source: Any, layers: Sequence[Layer], seed: int = 0) -> onnx.ModelPr
 def randomized(
     evaluator: Evaluator, stages: Sequence[Stage], subjects: Sequence[Subject], seed: int = 0
 ) -> Iterator[Randomized]:
-    """Redraw the weights stage by stage, and compare the heatmaps of all methods with the model's own.
+    """Randomize the weights stage by stage, and compare the heatmaps of all methods with the model's own.
 
     Args:
-        evaluator: the model, the methods and how images are read.
-        stages: of `plan_stages`.
-        subjects: images and their classes; the first `MOST_SUBJECTS` are taken.
-        seed: of the weights.
+        evaluator: the model and the methods.
+        stages: see `plan_stages`.
+        subjects: images and their classes; the first `MOST_SUBJECTS` are used.
+        seed: random seed for the weights.
     """
-    some = subjects[:MOST_SUBJECTS]
-    own = {method: _heatmaps(explainer, some) for method, explainer in evaluator.explainers.items()}
+    subjects = subjects[:MOST_SUBJECTS]
+    own = {method: _heatmaps(explainer, subjects) for method, explainer in evaluator.explainers.items()}
     for stage in stages:
         proto = redrawn(evaluator.model, stage.layers, seed)
         pairs = {
             method: [
-                (mine, theirs)
-                for mine, theirs in zip(own[method], _heatmaps(evaluator.explainer(method, proto), some), strict=True)
-                if mine is not None and mine.any()
+                (before, after)
+                for before, after in zip(
+                    own[method], _heatmaps(evaluator.explainer(method, proto), subjects), strict=True
+                )
+                if before is not None and before.any()
             ]
             for method in evaluator.methods
         }
@@ -203,7 +207,7 @@ def _heatmaps(explainer: Explainer, subjects: Sequence[Subject]) -> list[_Map | 
 
 
 def _heatmap(explainer: Explainer, image: str, index: int) -> _Map | None:
-    """One heatmap; `None` where the model gives none, as a redrawn one whose numbers overflow."""
+    """One heatmap; `None` if the model gives none, for example because a randomized one overflows."""
     try:
         return explainer(read_image(image), index).heatmap
     except (InputError, ModelError):
@@ -212,13 +216,13 @@ def _heatmap(explainer: Explainer, image: str, index: int) -> _Map | None:
 
 def _compared(stage: Stage, pairs: Mapping[str, Sequence[tuple[_Map, _Map | None]]]) -> Randomized:
     agreements = {
-        method: [compare_maps(mine, theirs) for mine, theirs in both if theirs is not None]
+        method: [compare_maps(before, after) for before, after in both if after is not None]
         for method, both in pairs.items()
     }
     return Randomized(
         stage=stage,
-        spearman={m: float(np.mean([a.spearman for a in found])) if found else None for m, found in agreements.items()},
-        ssim={m: float(np.mean([a.ssim for a in found])) if found else None for m, found in agreements.items()},
-        unchanged=[m for m, found in agreements.items() if found and max(a.difference for a in found) < _UNCHANGED],
+        spearman={m: float(np.mean([a.spearman for a in rows])) if rows else None for m, rows in agreements.items()},
+        ssim={m: float(np.mean([a.ssim for a in rows])) if rows else None for m, rows in agreements.items()},
+        unchanged=[m for m, rows in agreements.items() if rows and max(a.difference for a in rows) < _UNCHANGED],
         failed={m: len(both) - len(agreements[m]) for m, both in pairs.items()},
     )

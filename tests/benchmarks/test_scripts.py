@@ -110,13 +110,6 @@ def test_the_pointing_game_counts_hits_chance_and_the_middle(corner_model, boxes
     assert area == f"{sum(pixels) / 2 / (64 * 128):.1%}"
 
 
-def test_the_maximum_of_a_flat_border_is_its_middle():
-    point = importlib.import_module("pointing_game").point
-    heatmap = np.zeros((9, 9), np.float32)
-    heatmap[0:3, 4:9] = 1
-    assert point(heatmap) == (1, 6)
-
-
 # ----- the models ------------------------------------------------------------
 
 

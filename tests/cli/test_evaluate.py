@@ -124,7 +124,7 @@ def test_sanity(evaluate, squares):
     options = ("--images", squares, "--metric", "sparsity", "--method", "gradcam,activationmap", "--sanity")
     result = evaluate(*options)
     assert result.exit_code == 0, result.stderr
-    assert "activationmap does not change at all when these weights are redrawn: cascading gemm" in result.stderr
+    assert "activationmap does not change at all when these weights are randomized: cascading gemm" in result.stderr
     assert "gradcam does not" not in result.stderr
     lines = result.stdout.splitlines()
     assert [line.split()[:2] for line in lines[-3:]] == [
@@ -142,11 +142,11 @@ def test_sanity(evaluate, squares):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--metric", "deleton"], "no metric 'deleton'; did you mean 'deletion'"),
-        (["--metric", "pointing"], "give --boxes"),
+        (["--metric", "deleton"], "unknown metric 'deleton'; did you mean 'deletion'"),
+        (["--metric", "pointing"], "give them with --boxes"),
         (["--method", "gradcm"], "no method 'gradcm'"),
         (["--target", "top2"], "may be several classes"),
-        (["--boxes", "none.json"], "'none.json' cannot be read"),
+        (["--boxes", "none.json"], "there is no file 'none.json'"),
     ],
 )
 def test_refusals(evaluate, squares, options, sentence):
@@ -156,7 +156,7 @@ def test_refusals(evaluate, squares, options, sentence):
 def test_boxes_of_other_images(evaluate, squares, boxes, labels):
     boxes.write_text(json.dumps({"other.png": [{"label": "red", "box": [0, 0, 1, 1]}]}))
     sentence = refused(evaluate("--images", squares, "--boxes", boxes, "--labels", labels))
-    assert "the model sees none of the objects" in sentence
+    assert "the model recognises none of the annotated objects" in sentence
 
 
 def test_an_explained_model_has_one_method_only(call, evaluate, classifier, squares):

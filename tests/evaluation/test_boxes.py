@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.evaluation.boxes import Thing, energy_inside, points_inside, read_boxes
+from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, points_inside, read_boxes
 
 
 def write(path, value):
@@ -30,17 +30,17 @@ def test_a_list_for_each_image(tmp_path):
     )
     assert read_boxes(path) == {
         "a.jpg": [
-            Thing("dog", [(1, 2, 30, 40), (3, 4, 5, 6)], [5, "boxer", 7]),
-            Thing("cat", [(0, 0, 9, 9.5)], ["cat"]),
+            Annotation("dog", [(1, 2, 30, 40), (3, 4, 5, 6)], [5, "boxer", 7]),
+            Annotation("cat", [(0, 0, 9, 9.5)], ["cat"]),
         ],
-        "b.png": [Thing("x", [(0, 0, 1, 1)], [3])],
+        "b.png": [Annotation("x", [(0, 0, 1, 1)], [3])],
     }
 
 
 def test_objects_by_name(tmp_path):
     objects = {"bird": {"boxes": [[27, 45, 266, 375]], "imagenet_candidates": [7, 8], "difficult": [0]}}
     path = write(tmp_path / "b.json", {"note": "", "images": {"0068": {"file": "voc/0068.jpg", "objects": objects}}})
-    assert read_boxes(path) == {"0068.jpg": [Thing("bird", [(27, 45, 266, 375)], [7, 8])]}
+    assert read_boxes(path) == {"0068.jpg": [Annotation("bird", [(27, 45, 266, 375)], [7, 8])]}
 
 
 VOC = """<annotation><filename>a.jpg</filename>
@@ -52,23 +52,23 @@ VOC = """<annotation><filename>a.jpg</filename>
 def test_a_folder_of_voc(tmp_path):
     """VOC counts from one."""
     write(tmp_path / "a.xml", VOC)
-    assert read_boxes(tmp_path) == {"a.jpg": [Thing("dog", [(0, 10, 19, 29), (4, 5, 6, 7)], ["dog"])]}
+    assert read_boxes(tmp_path) == {"a.jpg": [Annotation("dog", [(0, 10, 19, 29), (4, 5, 6, 7)], ["dog"])]}
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ("[]", "holds no boxes"),
         ("3", "holds no boxes"),
         ('{"a.jpg": 3}', "holds no boxes"),
         ('{"a.jpg": [{"label": "x"}]}', "holds no boxes"),
         ('{"a.jpg": [{"label": "x", "box": [1, 2, 3]}]}', "holds no boxes"),
-        ('{"a.jpg": [{"label": "x", "box": [5, 2, 3, 9]}]}', "is no box"),
-        ('{"a.jpg": [{"label": "x", "box": [0, 0, 1e400, 9]}]}', "is no box"),
-        ('{"a.jpg": [{"label": "x", "box": [0, 0, NaN, 9]}]}', "is no box"),
-        ('{"a.jpg": [{"label": "x", "box": [0, 0, 1, 1], "classes": [[]]}]}', "neither numbers nor names"),
+        ('{"a.jpg": [{"label": "x", "box": [5, 2, 3, 9]}]}', "is not a box"),
+        ('{"a.jpg": [{"label": "x", "box": [0, 0, 1e400, 9]}]}', "is not a box"),
+        ('{"a.jpg": [{"label": "x", "box": [0, 0, NaN, 9]}]}', "is not a box"),
+        ('{"a.jpg": [{"label": "x", "box": [0, 0, 1, 1], "classes": [[]]}]}', "neither indices nor names"),
         ('{"images": {"a": {"objects": {"x": {"boxes": 3}}}}}', "holds no boxes"),
     ],
 )
@@ -78,22 +78,22 @@ def test_other_files(tmp_path, text, sentence):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="there is no file"):
         read_boxes(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"holds no \.xml file"):
         read_boxes(tmp_path)
     (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="it is no text"):
+    with pytest.raises(InputError, match="is not a text file"):
         read_boxes(tmp_path / "b.json")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("<annotation>", "is no annotation"),
-        ("<annotation><object><name>x</name></object></annotation>", "is no annotation"),
-        (VOC.replace("20", "-20"), "is no box"),
-        ('<!DOCTYPE x [<!ENTITY a "aaaa">]>' + VOC, "document type"),
+        ("<annotation>", "is not a PASCAL VOC annotation"),
+        ("<annotation><object><name>x</name></object></annotation>", "is not a PASCAL VOC annotation"),
+        (VOC.replace("20", "-20"), "is not a box"),
+        ('<!DOCTYPE x [<!ENTITY a "aaaa">]>' + VOC, "DOCTYPE"),
     ],
 )
 def test_other_annotations(tmp_path, text, sentence):
@@ -104,14 +104,14 @@ def test_other_annotations(tmp_path, text, sentence):
 
 def test_pixels_of_boxes():
     """The last row and column belong to a box; what lies outside of the image is left out."""
-    inside = Thing("x", [(1, 2, 3, 2), (-5, 4, 0, 99)], []).inside(6, 5)
+    inside = Annotation("x", [(1, 2, 3, 2), (-5, 4, 0, 99)], []).inside(6, 5)
     assert sorted(map(tuple, np.argwhere(inside).tolist())) == [(2, 1), (2, 2), (2, 3), (4, 0), (5, 0)]
 
 
 def test_classes_that_the_model_has():
-    thing = Thing("dog", [], ["boxer", 3, "no such dog"])
-    assert thing.indices(["cat", "boxer"]) == [1, 3]
-    assert thing.indices(None) == [3]
+    dog = Annotation("dog", [], ["boxer", 3, "no such dog"])
+    assert dog.indices(["cat", "boxer"]) == [1, 3]
+    assert dog.indices(None) == [3]
 
 
 def test_pointing_and_energy():
@@ -126,3 +126,12 @@ def test_pointing_and_energy():
     blank = np.zeros((4, 6))
     assert not points_inside(blank, ~middle | middle)
     assert energy_inside(blank, middle) == 0
+
+
+def test_the_maximum_of_a_flat_border_is_its_middle():
+    heatmap = np.zeros((9, 9), np.float32)
+    heatmap[0:3, 4:9] = 1
+    middle = np.zeros((9, 9), bool)
+    middle[1, 6] = True
+    assert points_inside(heatmap, middle)
+    assert not points_inside(heatmap, ~middle)

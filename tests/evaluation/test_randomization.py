@@ -15,6 +15,7 @@ from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.evaluation import randomization
 from onnx_gradcam.evaluation.randomization import Layer, plan_stages, randomized, redrawn, weight_layers
 from onnx_gradcam.evaluation.scoring import Evaluator
+from onnx_gradcam.options import Options
 
 PREPROCESS = {"resize": "stretch", "scale": 1 / 255}
 
@@ -80,7 +81,7 @@ def test_weights_outside_of_the_file(tmp_path):
 
 
 def test_a_model_without_weights():
-    with pytest.raises(UnsupportedError, match="no layer of the model holds weights"):
+    with pytest.raises(UnsupportedError, match="no layer of the model has weights"):
         weight_layers(graph("y = Relu(x)", inputs="float[N,3,8,8] x", outputs="float[N,3,8,8] y"))
 
 
@@ -104,7 +105,7 @@ def test_maps_that_do_not_see_the_head_do_not_change_with_it(tmp_path):
         cv2.imwrite(str(tmp_path / f"{name}.png"), rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     proto = model()
     evaluator = Evaluator(
-        model=proto, methods=["gradcam", "activationmap"], reading={"preprocess": PREPROCESS}, where={"threads": 1}
+        model=proto, methods=["gradcam", "activationmap"], options=Options(preprocess=PREPROCESS), threads=1
     )
     subjects = [(str(tmp_path / f"{name}.png"), 1) for name in "ab"]
     stages = plan_stages(weight_layers(proto))
@@ -125,9 +126,7 @@ def test_maps_that_do_not_see_the_head_do_not_change_with_it(tmp_path):
 
 def test_a_model_that_overflows_when_redrawn_is_counted(tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    evaluator = Evaluator(
-        model=model(), methods=["activationmap"], reading={"preprocess": PREPROCESS}, where={"threads": 1}
-    )
+    evaluator = Evaluator(model=model(), methods=["activationmap"], options=Options(preprocess=PREPROCESS), threads=1)
     broken = model()
     for tensor in broken.graph.initializer:
         if tensor.name == "W":
