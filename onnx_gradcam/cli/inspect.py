@@ -2,92 +2,150 @@
 
 from __future__ import annotations
 
-from .options import (
-    Against,
-    Box,
-    Boxes,
-    BoxRank,
-    Channels,
-    Combine,
-    GradDtype,
-    Image,
-    Json,
-    Layer,
-    Mask,
-    Method,
-    ModelFile,
-    Modifier,
-    Outputs,
-    Preset,
-    Reference,
-    Score,
-    Task,
-    Weights,
-    chosen,
-    model_source,
-)
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from onnx_gradcam.options import Options
+
+from ._options import Json, ModelFile, explains, model_source
+from .output import complain, say, say_json, shape, table
+
+if TYPE_CHECKING:
+    from onnx_gradcam.evaluation.inspection import Decisions, Inspection, ScoreInfo
+    from onnx_gradcam.metadata import Metadata
 
 __all__ = ["inspect"]
 
+_SHOWN_CANDIDATES = 12
 
-def inspect(
-    model: ModelFile,
-    *,
-    layer: Layer = None,
-    method: Method = None,
-    preset: Preset = None,
-    modifier: Modifier = None,
-    channels: Channels = None,
-    combine: Combine = None,
-    against: Against = None,
-    weights: Weights = None,
-    grad_dtype: GradDtype = None,
-    score: Score = None,
-    output: Outputs = None,
-    task: Task = None,
-    mask: Mask = None,
-    boxes: Boxes = None,
-    box_rank: BoxRank = None,
-    box: Box = None,
-    reference: Reference = None,
-    image_input: Image = None,
-    as_json: Json = False,
-) -> None:
-    """Show what of a model would be explained, how and why, without running it.
+
+@explains(without={"class_input", "target", "eigen_smooth", "expose_activation", "profile"})
+def inspect(model: ModelFile, *, choices: dict[str, Any], as_json: Json = False) -> None:
+    """Show which layer and output would be explained, and why, without running the model.
 
     \b
     Examples:
       onnx-gradcam inspect model.onnx
       onnx-gradcam inspect model.onnx --layer block3_out --json
 
-    Prints inputs and outputs, the score and the layer that are chosen with the reason, the other layers that could be
-    chosen, and the operators on the way that no gradient can cross. Where the model cannot be explained, the last
-    line says why, and the exit code is 1.
+    Prints inputs and outputs, the score and the layer with the reasons for choosing them, the other layers to choose
+    from, and the operators on the way that have no gradient rule. If the model cannot be explained, the last line says
+    why, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    from .inspecting import run  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.evaluation import inspection  # noqa: PLC0415 - --help must not wait for it
 
-    run(
-        model_source(model),
-        model,
-        as_json=as_json,
-        **chosen(
-            layer=layer,
-            method=method,
-            preset=preset,
-            modifier=modifier,
-            channels=channels,
-            combine=combine,
-            against=against,
-            weights=weights,
-            grad_dtype=grad_dtype,
-            score=score,
-            output=output,
-            task=task,
-            mask=mask,
-            boxes=boxes,
-            box_rank=box_rank,
-            box=box,
-            reference=reference,
-            image=image_input,
-        ),
-    )
+    result = inspection.inspect(model_source(model), Options(**choices))
+    if as_json:
+        say_json({"model": model, **result.to_dict()})
+    else:
+        _say(model, result)
+    if result.refusal:
+        if not as_json:
+            complain(result.refusal)
+        raise typer.Exit(1)
+
+
+def _say(name: str, result: Inspection) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in result.opset.items())
+    say(f"{name}: opset {opsets}" + (f", written by {result.producer}" if result.producer else ""))
+    for kind, tensors in (("inputs", result.inputs), ("outputs", result.outputs)):
+        say(kind)
+        say(table([(repr(tensor.name), tensor.dtype, shape(tensor.shape)) for tensor in tensors]))
+    say(f"class names: {_labels(result.labels)}")
+    say(f"preprocessing: {result.preprocessing or 'none stored'}")
+    if result.framework:
+        say(f"exported from {result.framework}")
+    if result.explained is not None:
+        _say_explained(result.explained)
+    if result.score is not None:
+        _say_score(result.score)
+    if result.decisions is not None:
+        _say_decisions(result, result.decisions)
+    for task, outputs in result.tasks.items():
+        say(f"could be explained with --task {task}: output {', '.join(map(repr, outputs))}")
+
+
+def _labels(labels: Sequence[str] | None) -> str:
+    if not labels:
+        return "none stored"
+    return f"{len(labels)} ({', '.join(labels[:3])}{' ...' if len(labels) > 3 else ''})"
+
+
+def _say_explained(metadata: Metadata) -> None:
+    say(f"explained already by onnx-gradcam {metadata.version}: {metadata.method} of layer {metadata.target_tensor!r}")
+    say(f"  weights {metadata.weights}, score {metadata.score_tensor!r}, scores in output {metadata.scores_output!r}")
+    say(f"  image in input {metadata.image_input!r} ({metadata.layout})")
+    say(f"  heatmap in output {metadata.heatmap!r}, raw map in output {metadata.cam!r}")
+    chooser = f"is chosen by input {metadata.class_input!r}" if metadata.class_input else "is fixed in the model"
+    say(f"  the class {chooser}; output {metadata.heatmap_class!r} says which one was explained")
+
+
+def _say_score(score: ScoreInfo) -> None:
+    count = "an unknown number of" if score.classes is None else score.classes
+    say(f"score: {score.tensor!r}, {count} classes")
+    say(f"  {score.reason}")
+
+
+def _say_decisions(result: Inspection, decisions: Decisions) -> None:
+    layer = decisions.layer
+    say(f"image: {decisions.image_input!r}, {decisions.image_layout}")
+    say(f"layer: {layer.tensor!r} {shape(layer.shape)} {layer.layout}")
+    say(f"  {decisions.layer_reason}")
+    say(f"head: {decisions.head}")
+    if decisions.task != "classification":
+        say(f"task: {decisions.task}")
+    say(f"method: {decisions.method}, weights {decisions.weights}")
+    if decisions.method_reason:
+        say(f"  {decisions.method_reason}")
+    named = _named_rows(result, decisions)
+    if named:
+        _say_choices(named, f"layers of the {result.framework.split()[0]} model")
+    if not any(row[0] == "*" for row in named):
+        _say_choices(_candidate_rows(decisions), "tensors" if named else "layers")
+    say("operators on the way without a gradient rule:" + ("" if decisions.missing_rules else " none"))
+    for line in decisions.missing_rules:
+        say(f"  {line}")
+    for line in decisions.warnings:
+        say(f"warning: {line}")
+
+
+def _say_choices(rows: Sequence[Sequence[str]], kind: str) -> None:
+    """Layers to choose from, the last first and not too many of them, but the chosen one always."""
+    shown = [row for i, row in enumerate(rows) if i < _SHOWN_CANDIDATES or row[0] == "*"]
+    hidden = len(rows) - len(shown)
+    say(f"{kind} to choose from with --layer, the last first" + (f" ({hidden} more with --json)" if hidden else ""))
+    say(table(shown))
+
+
+def _candidate_rows(decisions: Decisions) -> list[tuple[str, ...]]:
+    return [
+        (
+            "*" if candidate.tensor == decisions.layer.tensor else " ",
+            repr(candidate.tensor),
+            candidate.operator or "input",
+            shape(candidate.shape),
+            candidate.layout,
+            "every path" if candidate.every_path else "a branch",
+        )
+        for candidate in reversed(decisions.candidates)
+    ]
+
+
+def _named_rows(result: Inspection, decisions: Decisions) -> list[tuple[str, ...]]:
+    """The framework's layers that can be explained: name, class, shape, and the tensor if its name is another."""
+    candidates = {candidate.tensor: candidate for candidate in decisions.candidates}
+    return [
+        (
+            "*" if layer["tensor"] == decisions.layer.tensor else " ",
+            repr(name),
+            layer["kind"],
+            shape(candidates[layer["tensor"]].shape),
+            candidates[layer["tensor"]].layout,
+            "every path" if candidates[layer["tensor"]].every_path else "a branch",
+            "" if name == layer["tensor"] else f"tensor {layer['tensor']!r}",
+        )
+        for name, layer in reversed(list(result.layers.items()))
+        if layer["tensor"] in candidates
+    ]

@@ -17,10 +17,10 @@ def test_says_everything_that_is_decided(call, classifier):
     assert result.exit_code == 0
     assert result.stderr == ""
     for line in (
-        f"{classifier}: opset ai.onnx 18, made by tests",
+        f"{classifier}: opset ai.onnx 18, written by tests",
         "  'image'  float32  [N, 3, 16, 16]",
         "  'scores'  float32  [N, 3]",
-        "class names: none carried",
+        "class names: none stored",
         "score: 'logits', 3 classes",
         "image: 'image', NCHW",
         "layer: 'active' [N, 4, 16, 16] NCHW",
@@ -29,7 +29,7 @@ def test_says_everything_that_is_decided(call, classifier):
         "method: gradcam, weights linear",
         "  *  'active'  Relu  [N, 4, 16, 16]  NCHW  every path",
         "     'maps'    Conv  [N, 4, 16, 16]  NCHW  every path",
-        "operators on the way without a rule: none",
+        "operators on the way without a gradient rule: none",
     ):
         assert line in result.stdout.splitlines(), result.stdout
     assert "softmax" in result.stdout
@@ -77,9 +77,9 @@ def test_an_explained_model_says_what_it_is(call, classifier, labels):
     for words in (
         "'heatmap'",
         "class names: 3 (red, green, blue)",
-        "explained already, by onnx-gradcam",
+        "explained already by onnx-gradcam",
         "gradcam of layer 'active'",
-        "comes from the input 'target_class'",
+        "is chosen by input 'target_class'",
     ):
         assert words in result.stdout
     found = json.loads(call("inspect", "e.onnx", "--json").stdout)
@@ -104,7 +104,7 @@ def test_operators_without_a_rule_are_listed(call, here):
     assert "opset ai.onnx 18, vendor 1" in result.stdout
     assert "score: 'scores', 4 classes" in result.stdout
     lines = result.stdout.splitlines()
-    assert "Mystery (node 'secret'" in lines[lines.index("operators on the way without a rule:") + 1]
+    assert "Mystery (node 'secret'" in lines[lines.index("operators on the way without a gradient rule:") + 1]
     assert "Mystery (node 'secret'" in result.stderr
     found = json.loads(call("inspect", "m.onnx", "--json").stdout)
     assert found["refusal"] in result.stderr
@@ -127,6 +127,17 @@ def test_inputs_and_outputs_before_the_refusal(call, here):
     found = json.loads(call("inspect", "two.onnx", "--json").stdout)
     assert found["refusal"].startswith("several outputs")
     assert "layer" not in found
+
+
+def test_an_output_that_the_model_does_not_have(call, here):
+    model = small_classifier()
+    model.graph.output.append(helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, ["N", 4]))
+    onnx.save(model, "two.onnx")
+    for names in (["score"], ["score", "flat"]):
+        result = call("inspect", "two.onnx", *[word for name in names for word in ("--output", name)])
+        assert result.exit_code == 1
+        assert len(result.stderr.splitlines()) == 1
+    assert "no output 'score'; did you mean 'scores'" in call("inspect", "two.onnx", "--output", "score").stderr
 
 
 def test_the_score_is_shown_even_where_the_layer_is_not_there(call, classifier):

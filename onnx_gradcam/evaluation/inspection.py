@@ -1,0 +1,309 @@
+"""What would be explained in a model, and why: the score, the layer, the method, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from onnx_gradcam.editor.plan import Plan, make_plan
+from onnx_gradcam.editor.targets.axes import letters
+from onnx_gradcam.editor.targets.layer import Candidate
+from onnx_gradcam.editor.targets.score import Score, find_score
+from onnx_gradcam.editor.targets.task import candidates
+from onnx_gradcam.errors import ExplainError, TargetError
+from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.read import read_proto
+from onnx_gradcam.metadata import Carried, Metadata
+from onnx_gradcam.options import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnx_gradcam.options import Choices
+
+__all__ = ["Decisions", "Inspection", "LayerInfo", "ScoreInfo", "TensorInfo", "inspect"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """An input or output of the model.
+
+    Attributes:
+        name: its name.
+        dtype: NumPy's name of its dtype, or `sequence`, `optional` ...
+        shape: its dimensions, names or `None` for free ones; `None` if the file does not say.
+    """
+
+    name: str
+    dtype: str
+    shape: Sequence[int | str | None] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreInfo:
+    """The score that is explained.
+
+    Attributes:
+        output: the output with the scores.
+        tensor: the tensor that is explained: the output, or what its last activation is applied to.
+        classes: number of classes; `None` if it is unknown.
+        single_logit: one logit decides between two classes.
+        activation: `softmax`, `logsoftmax`, `sigmoid`, or empty.
+        reason: why this one.
+    """
+
+    output: str
+    tensor: str
+    classes: int | None
+    single_logit: bool
+    activation: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """A tensor that can be explained.
+
+    Attributes:
+        tensor: its name.
+        operator: operator of the node that computes it; `None` for an input.
+        node: name of that node.
+        shape: its dimensions.
+        grid: its spatial dimensions.
+        layout: the meaning of its axes, such as `NCHW`.
+        every_path: whether every path from the image to the score crosses it.
+    """
+
+    tensor: str
+    operator: str | None
+    node: str | None
+    shape: Sequence[int | str | None]
+    grid: Sequence[int | str | None]
+    layout: str
+    every_path: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """What `attach` would do.
+
+    Attributes:
+        image_input: the input that takes the image.
+        image_layout: the meaning of its axes.
+        head: what follows the layer.
+        layer: the layer to explain.
+        layer_reason: why this one.
+        candidates: the layers to choose from, from the image to the score.
+        task: what the model does.
+        method: the method.
+        method_reason: why it is not `gradcam`; empty if it is, or if it was chosen.
+        weights: how channel weights are computed.
+        grad_dtype: dtype of the gradients.
+        missing_rules: operators on the path that have no gradient rule, one sentence each.
+        warnings: what to know about the explained model.
+    """
+
+    image_input: str
+    image_layout: str
+    head: str
+    layer: LayerInfo
+    layer_reason: str
+    candidates: Sequence[LayerInfo]
+    task: str
+    method: str
+    method_reason: str
+    weights: str
+    grad_dtype: str
+    missing_rules: Sequence[str]
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `inspect` finds.
+
+    Attributes:
+        opset: version by domain.
+        producer: program that wrote the model, with its version.
+        inputs: the inputs without the initializers.
+        outputs: the outputs.
+        labels: class names stored in the model.
+        preprocessing: preprocessing stored in the model.
+        framework: framework that the model was exported from, with its version.
+        layers: the framework's layers by name.
+        explained: metadata of a model that is explained already.
+        score: the score; `None` if there is none, or the model is explained already.
+        decisions: everything else that is decided; `None` if the model is refused before, or explained already.
+        tasks: outputs that could be explained with another task, by task; only if there is no score.
+        refusal: why the model cannot be explained; empty if it can.
+    """
+
+    opset: Mapping[str, int]
+    producer: str
+    inputs: Sequence[TensorInfo]
+    outputs: Sequence[TensorInfo]
+    labels: Sequence[str] | None
+    preprocessing: Mapping[str, Any] | None
+    framework: str
+    layers: Mapping[str, Mapping[str, Any]]
+    explained: Metadata | None = None
+    score: ScoreInfo | None = None
+    decisions: Decisions | None = None
+    tasks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    refusal: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values; what is `None` or empty because of a refusal is left out."""
+        values = asdict(self)
+        decisions, score, tasks = (values.pop(name) for name in ("decisions", "score", "tasks"))
+        values["refusal"] = self.refusal or None
+        if decisions is not None:
+            values |= decisions
+            values["layer"]["reason"] = values.pop("layer_reason")
+        if score is not None:
+            values["score"] = score
+        elif self.refusal:
+            values["tasks"] = tasks
+        return values
+
+
+def inspect(
+    model: str | Path | bytes | onnx.ModelProto, options: Options | None = None, **choices: Unpack[Choices]
+) -> Inspection:
+    """Say which layer and output would be explained, how and why, without running the model.
+
+    A model that cannot be explained is not an error: `Inspection.refusal` says why.
+
+    Args:
+        model: path, bytes or proto of the model.
+        options: what to explain and how.
+        choices: fields of `Options`, in place of those of `options`.
+
+    Raises:
+        InputError: an option has an impossible value.
+        ModelError: the file is not a usable model.
+
+    Example::
+
+        inspection = inspect("model.onnx")
+        print(inspection.refusal or inspection.decisions.layer.tensor)
+    """
+    options = (options or Options()).replaced(choices)
+    proto, _ = read_proto(model)
+    props = {p.key: p.value for p in proto.metadata_props}
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    carried = Carried.from_props(props)
+    explained = Metadata.from_props(props)
+    facts: dict[str, Any] = {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
+        "inputs": [_tensor(info) for info in proto.graph.input if info.name not in initializers],
+        "outputs": [_tensor(info) for info in proto.graph.output],
+        "labels": carried.labels,
+        "preprocessing": carried.preprocessing,
+        "framework": " ".join(filter(None, (carried.framework, carried.framework_version))),
+        "layers": {name: asdict(layer) for name, layer in carried.layers.items()},
+        "explained": explained,
+    }
+    if explained is not None:
+        return Inspection(**facts)
+    try:
+        plan = make_plan(model, _resolved(model, options))
+    except ExplainError as exc:
+        score = _score_alone(model, options) if isinstance(exc, TargetError) else None
+        tasks = _tasks(model) if score is None else {}
+        return Inspection(**facts, score=score, tasks=tasks, refusal=str(exc))
+    return Inspection(**facts, score=_score(plan.score), decisions=_decisions(plan), refusal=plan.refusal or "")
+
+
+def _resolved(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:
+    """The options with a class to compare with as an index, and the reference as an embedding."""
+    if options.against is None and options.reference is None:
+        return options
+    from onnx_gradcam.runtime.choices import resolve_choices  # noqa: PLC0415 - it runs models, other options do not
+
+    choices = {name: getattr(options, name) for name in ("against", "reference", "output", "image")}
+    return options.replaced(resolve_choices(model, choices, options.labels, options.preprocess))
+
+
+def _tasks(model: str | Path | bytes | onnx.ModelProto) -> dict[str, list[str]]:
+    """The outputs that could be explained, by task; nothing if the model cannot be loaded."""
+    try:
+        return candidates(Builder(load(model)))
+    except ExplainError:
+        return {}
+
+
+def _decisions(plan: Plan) -> Decisions:
+    chosen = plan.options.method is not None or plan.method.name == "gradcam"
+    return Decisions(
+        image_input=plan.image.name,
+        image_layout=letters(plan.layout),
+        head="no global average pooling right after the layer" if plan.head is None else plan.head.why,
+        layer=_layer(plan.layer.chosen),
+        layer_reason=plan.layer.reason,
+        candidates=[_layer(candidate) for candidate in plan.layer.candidates],
+        task=plan.task.name,
+        method=plan.method.name,
+        method_reason=""
+        if chosen
+        else f"the default for {plan.task.name}, where every position counts by itself; gradcam averages over them",
+        weights=plan.weights,
+        grad_dtype=plan.options.grad_dtype,
+        missing_rules=list(plan.problems),
+        warnings=list(plan.warnings),
+    )
+
+
+def _score_alone(model: str | Path | bytes | onnx.ModelProto, options: Options) -> ScoreInfo | None:
+    """The score of a model for which no layer was found; `None` if there is none either."""
+    outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
+    if len(outputs) > 1:
+        return None
+    try:
+        return _score(find_score(Builder(load(model)), next(iter(outputs), None), options.score or "logit"))
+    except ExplainError:
+        return None
+
+
+def _score(score: Score) -> ScoreInfo:
+    return ScoreInfo(
+        output=score.output.name,
+        tensor=score.tensor.name,
+        classes=score.classes,
+        single_logit=score.single_logit,
+        activation=score.activation,
+        reason=score.reason,
+    )
+
+
+def _layer(candidate: Candidate) -> LayerInfo:
+    node = candidate.tensor.core.producer()
+    return LayerInfo(
+        tensor=candidate.tensor.name,
+        operator=None if node is None else node.op_type,
+        node=None if node is None else node.name,
+        shape=list(candidate.tensor.shape),
+        grid=list(candidate.grid),
+        layout=candidate.describe(),
+        every_path=candidate.every_path,
+    )
+
+
+def _tensor(info: onnx.ValueInfoProto) -> TensorInfo:
+    kind = info.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return TensorInfo(name=info.name, dtype=(kind or "unknown").removesuffix("_type"), shape=None)
+    tensor = info.type.tensor_type
+    sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    return TensorInfo(
+        name=info.name,
+        dtype={"float": "float32", "double": "float64"}.get(dtype, dtype),
+        shape=sizes if tensor.HasField("shape") else None,
+    )

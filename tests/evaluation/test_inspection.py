@@ -1,0 +1,83 @@
+"""`inspect` as a library function: typed answers, refusals as values, bad options as errors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.graphs import graph, weight
+
+from onnx_gradcam import attach
+from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.evaluation.inspection import inspect
+from onnx_gradcam.options import Options
+
+
+def model(**more):
+    return graph(
+        "a = Conv(x, K, k) b = Relu(a) p = GlobalAveragePool(b) f = Flatten(p) l = MatMul(f, W) y = Softmax(l)",
+        inputs="float[N,3,16,16] x",
+        outputs="float[N,4] y",
+        K=weight("K", 6, 3, 3, 3),
+        k=weight("k", 6),
+        W=weight("W", 6, 4),
+        **more,
+    )
+
+
+def test_decisions_are_typed():
+    inspection = inspect(model())
+    assert inspection.refusal == ""
+    assert (inspection.score.tensor, inspection.score.classes, inspection.score.activation) == ("l", 4, "softmax")
+    decisions = inspection.decisions
+    assert (decisions.layer.tensor, decisions.layer.operator, decisions.layer.grid) == ("b", "Relu", [14, 14])
+    assert [candidate.tensor for candidate in decisions.candidates] == ["a", "b"]
+    assert (decisions.method, decisions.method_reason, decisions.weights) == ("gradcam", "", "linear")
+    assert json.loads(json.dumps(inspection.to_dict()))["layer"]["reason"] == decisions.layer_reason
+
+
+def test_options_and_their_fields_are_the_same():
+    one = inspect(model(), Options(layer="a", score="output"))
+    other = inspect(model(), layer="a", score="output")
+    assert one == other
+    assert one.decisions.layer.tensor == "a"
+    assert one.score.tensor == "y"
+
+
+def test_a_class_to_compare_with_by_name():
+    assert inspect(model(), against="cat", labels=["dog", "cat", "hen", "cow"]).refusal == ""
+    assert "no class is called 'cta'" in inspect(model(), against="cta", labels=["dog", "cat", "hen", "cow"]).refusal
+
+
+def test_a_refusal_is_a_value():
+    inspection = inspect(model(), layer="nope")
+    assert "no layer 'nope'" in inspection.refusal
+    assert inspection.decisions is None
+    assert inspection.score.tensor == "l"
+    unknown = inspect(model(), output=["z"])
+    assert "no output 'z'" in unknown.refusal
+    assert unknown.score is None
+    assert "layer" not in unknown.to_dict()
+
+
+def test_an_explained_model():
+    inspection = inspect(attach(model()).to_proto())
+    assert inspection.explained.target_tensor == "b"
+    assert inspection.decisions is None
+    assert inspection.to_dict()["explained"]["method"] == "gradcam"
+    assert inspection.to_dict()["refusal"] is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [({"weights": "lin"}, "weights is 'lin'"), ({"lay": "x"}, "no option 'lay'"), ({"box": -1}, "box is -1")],
+)
+def test_bad_options_are_errors(choices, words):
+    with pytest.raises(InputError, match=words):
+        inspect(model(), **choices)
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError):
+        inspect(tmp_path / "m.onnx")
