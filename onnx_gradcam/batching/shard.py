@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from onnx_gradcam.errors import InputError, ModelError
-from onnx_gradcam.images.decoding import Placement, resized
+from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.runtime.explainer import Explanation, Prepared
 
 from .job import Crew, in_order
@@ -188,7 +188,4 @@ def _reduced(image: Prepared, longest: int) -> Prepared:
     tall, wide = image.image.shape[:2]
     scale = min(1.0, longest / max(tall, wide))
     height, width = max(1, round(tall * scale)), max(1, round(wide * scale))
-    x0, y0, x1, y1 = image.placement.box
-    across, down = width / wide, height / tall
-    box = (x0 * across, y0 * down, x1 * across, y1 * down)
-    return replace(image, image=resized(image.image, height, width), placement=Placement(box, height, width))
+    return replace(image, image=resized(image.image, height, width), placement=image.placement.scaled(height, width))

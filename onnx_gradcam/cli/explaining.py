@@ -223,11 +223,8 @@ def _class(target: Target) -> dict[str, Any]:
 
 def _warn_of_blank(image: str, found: Mapping[str, Explanation]) -> None:
     for method, explanation in found.items():
-        by = f" by {method}" if len(found) > 1 else ""
-        for m in explanation.maps:
-            if not np.any(m.heatmap):
-                name = repr(m.target.label)
-                warn(f"{image}: the heatmap of {name}{by} is zero everywhere: nothing here speaks for this class")
+        for sentence in explanation.warnings:
+            warn(f"{image}, {method}: {sentence}" if len(found) > 1 else f"{image}: {sentence}")
 
 
 def _say_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:

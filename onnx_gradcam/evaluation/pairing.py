@@ -41,14 +41,11 @@ class Laid:
 
     def on(self, height: int, width: int, outside: float = 0) -> npt.NDArray[np.float32]:
         """The heatmap over the whole image, resized to `height` x `width`; `outside` where the model did not look."""
-        x0, y0, x1, y1 = self.box(height, width)
-        return Placement((x0, y0, x1, y1), height, width).project(self.heatmap, outside)
+        return self.placement.scaled(height, width).project(self.heatmap, outside)
 
     def box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The box (x0, y0, x1, y1) that the model saw, in pixels of the image resized to `height` x `width`."""
-        down, right = height / self.placement.height, width / self.placement.width
-        x0, y0, x1, y1 = self.placement.box
-        return x0 * right, y0 * down, x1 * right, y1 * down
+        return self.placement.scaled(height, width).box
 
 
 @dataclass(frozen=True, kw_only=True)

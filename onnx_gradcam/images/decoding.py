@@ -1,7 +1,4 @@
-"""Images in: read a file, make a model's input of it, and lay a heatmap back on the image.
-
-The part of an image that a segmentation is explained in.
-"""
+"""Reading images, making a model's input from them, and projecting heatmaps and regions between the two."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import InputError, ModelError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError, reason
 from onnx_gradcam.files import read_file
 
 from .header import HeaderError, checked, stored_size
@@ -34,28 +31,30 @@ __all__ = [
     "resized",
 ]
 
+Array = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]
-"""An image: uint8 ``[H, W, 3]``, red, green, blue."""
+"""An image, uint8 RGB `[H, W, 3]`."""
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """File names that count as images where folders are searched."""
 MAX_PIXELS: Final = 2**27
-"""The largest image that is decoded, 134 million pixels (400 MB): above the largest cameras of today."""
+"""The largest image that is decoded: 134 million pixels (400 MB), more than any camera has."""
 MAX_BYTES: Final = 2**29
-"""The largest file that is read."""
+"""The largest file that is read, in bytes."""
 
 
 def read_image(source: str | Path | bytes | npt.NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read an image as uint8 ``[H, W, 3]`` in RGB.
+    """Read an image as uint8 RGB `[H, W, 3]`.
 
-    A file, or its bytes, may be of any format that OpenCV reads: grey becomes RGB, transparency is dropped, 16 bits
-    become 8, the EXIF orientation is applied, of an animation the first image is taken.
-    An array is RGB and uint8: ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]``.
+    A file, or its bytes, may be in any format that OpenCV reads: grey becomes RGB, transparency is dropped, 16 bits
+    become 8, the EXIF orientation is applied, and an animation gives its first image.
+    An array is uint8 RGB: `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`.
 
     Raises:
-        InputError: no such file, no image, a damaged one, one above `max_pixels`, or an array of another kind.
+        InputError: there is no such file, it is not an image, it is damaged, it has more than `max_pixels`, or the
+            array is of another kind.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -65,18 +64,20 @@ def read_image(source: str | Path | bytes | npt.NDArray[Any], *, max_pixels: int
 
 
 def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any], Placement]:
-    """Make a model's input of one image, uint8 RGB ``[H, W, 3]``.
+    """Make a model's input from an image, uint8 RGB `[H, W, 3]`.
 
-    Returns the input without a batch axis, ``[C, H, W]`` or ``[H, W, C]`` in the final type, and where on the
-    image the model looks. Where `preprocessing` leaves the size open, ``stretch`` and ``none`` keep the image's.
-    An image is made smaller by averaging areas and larger by bilinear interpolation, rounded to 8 bits.
+    If `preprocessing` leaves the size open, `stretch` and `none` keep that of the image. Images are reduced by area
+    averaging and enlarged by bilinear interpolation, rounded to 8 bits.
+
+    Returns:
+        The input without a batch axis, `[C, H, W]` or `[H, W, C]`, and which part of the image it is.
 
     Raises:
-        InputError: the image has not the size that ``none`` wants, or is too narrow for ``short_crop``.
-        InputError: ``short_crop`` without a size.
+        InputError: the image does not have the size that `none` requires, or is too narrow for `short_crop`, or
+            `short_crop` has no size.
     """
     check_image(image)
-    # Grey first: it is what reading the file as grey would have given, and a third of the work.
+    # Grey first: the same as reading the file as grey, and a third of the work.
     pixels = cv2_module().cvtColor(image, cv2_module().COLOR_RGB2GRAY) if preprocessing.color == "gray" else image
     fitted, placement = _fit(pixels, preprocessing)
     channels = fitted.reshape(*fitted.shape[:2], preprocessing.channels)
@@ -87,35 +88,44 @@ def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any
     shape = (channels.shape[2], *channels.shape[:2]) if planes_first else channels.shape
     tensor = np.empty(shape, values.dtype)
     for c in range(preprocessing.channels):
-        # "clip" is faster than the check, and no level is out of range.
+        # No level is out of range, and "clip" is faster than a check.
         np.take(values[:, c], channels[:, :, c], out=tensor[c] if planes_first else tensor[:, :, c], mode="clip")
     return tensor, placement
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Which part of an image a model saw.
+    """Which part of an image a model sees.
 
     Attributes:
-        box: (x0, y0, x1, y1) in pixels of the image, (0, 0) its upper left corner, fractions allowed.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        box: (x0, y0, x1, y1) in pixels of the image from its upper left corner; fractions are allowed.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
 
     box: tuple[float, float, float, float]
     height: int
     width: int
 
-    def project(self, heatmap: npt.NDArray[Any], outside: float = 0) -> npt.NDArray[np.float32]:
-        """Lay a heatmap ``[h, w]`` of any size over `box`: float32 ``[height, width]``, `outside` around the box.
+    def scaled(self, height: int, width: int) -> Placement:
+        """The same part of the image resized to `height` and `width`."""
+        x0, y0, x1, y1 = self.box
+        across, down = width / self.width, height / self.height
+        return Placement((x0 * across, y0 * down, x1 * across, y1 * down), height, width)
 
-        Bilinear between the centres of the heatmap's cells, as ``cv2.INTER_LINEAR`` and ONNX's ``half_pixel``.
+    def project(self, heatmap: npt.NDArray[Any], outside: float = 0) -> npt.NDArray[np.float32]:
+        """Project a heatmap `[h, w]` of any size on the image: float32 `[height, width]`, `outside` around the box.
+
+        Interpolates bilinearly between the centres of the heatmap's cells, as `cv2.INTER_LINEAR` and ONNX's
+        `half_pixel` do.
 
         Raises:
-            InputError: `heatmap` is not of rank 2, or is empty.
+            InputError: the heatmap is not of rank 2, or is empty.
         """
         if heatmap.ndim != 2 or heatmap.size == 0:
-            raise InputError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
+            raise InputError(
+                f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample"
+            )
         x0, y0, x1, y1 = self.box
         rows, row_part, row_inside = _taps(self.height, y0, y1, heatmap.shape[0])
         columns, column_part, column_inside = _taps(self.width, x0, x1, heatmap.shape[1])
@@ -131,7 +141,7 @@ class Placement:
 def _taps(
     pixels: int, start: float, end: float, cells: int
 ) -> tuple[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Along one axis, for every pixel: its two neighbouring cells, the second one's part, whether it is inside."""
+    """For each pixel along an axis: its two neighbouring cells, the weight of the second, and whether it is inside."""
     centre = np.arange(pixels) + 0.5
     position = np.clip((centre - start) * (cells / (end - start)) - 0.5, 0, cells - 1)
     first = np.floor(position).astype(np.intp)
@@ -140,7 +150,7 @@ def _taps(
 
 
 def _values(preprocessing: Preprocessing) -> npt.NDArray[Any]:
-    """The input value of every pixel level, ``[256, C]``: computed in float64, rounded once."""
+    """The input value of each pixel level, `[256, C]`, computed in float64 and rounded once."""
     mean = np.array(preprocessing.mean or (0.0,))
     std = np.array(preprocessing.std or (1.0,))
     level = np.arange(256.0)[:, None]
@@ -151,40 +161,40 @@ def _values(preprocessing: Preprocessing) -> npt.NDArray[Any]:
 
 
 def _fit(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Placement]:
-    """Bring an image to the size of the input, and say which part of it that is."""
+    """Resize and crop an image to the size of the input."""
     height, width = pixels.shape[:2]
     whole = Placement((0.0, 0.0, float(width), float(height)), height, width)
     if preprocessing.resize == "short_crop":
         return _short_crop(pixels, preprocessing)
-    wanted = preprocessing.size or (height, width)
-    if preprocessing.resize == "none" and wanted != (height, width):
+    size = preprocessing.size or (height, width)
+    if preprocessing.resize == "none" and size != (height, width):
         raise InputError(
-            f'The image is {height}x{width} (height x width), but "resize": "none" wants exactly '
-            f'{wanted[0]}x{wanted[1]}: resize the image, or say "resize": "stretch".'
+            f'the image is {height}x{width} (height x width), but "resize": "none" requires exactly '
+            f'{size[0]}x{size[1]}; resize the image, or give "resize": "stretch"'
         )
-    return resized(pixels, *wanted), whole
+    return resized(pixels, *size), whole
 
 
 def _short_crop(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Placement]:
     height, width = pixels.shape[:2]
     if preprocessing.size is None:
-        raise InputError('"short_crop" needs the size of the crop: say "size": [height, width].')
+        raise InputError('"short_crop" needs the size of the crop; give "size": [height, width]')
     crop_height, crop_width = preprocessing.size
     if preprocessing.short is not None:
         factor = preprocessing.short / min(height, width)
-    else:  # for a square crop, 256/224 of its side; any other crop is covered with the same margin
+    else:  # 256/224 of the side of a square crop; the same margin around any other
         margin = round(min(preprocessing.size) * 256 / 224) / min(preprocessing.size)
         factor = margin * max(crop_height / height, crop_width / width)
     tall, wide = max(1, round(height * factor)), max(1, round(width * factor))
     if tall < crop_height or wide < crop_width:
         raise InputError(
-            f"The image, {tall}x{wide} (height x width) after its shorter side was scaled, cannot give a crop of "
-            f'{crop_height}x{crop_width}: raise "short", or say "resize": "stretch".'
+            f"the image, {tall}x{wide} (height x width) after its shorter side was scaled, is too small for a crop of "
+            f'{crop_height}x{crop_width}; raise "short", or give "resize": "stretch"'
         )
     if tall * wide > MAX_PIXELS:
         raise InputError(
-            f'The image, {height}x{width} (height x width), is too narrow for "short_crop", which would make it '
-            f'{tall}x{wide}: say "resize": "stretch".'
+            f'the image, {height}x{width} (height x width), is too narrow for "short_crop", which would make it '
+            f'{tall}x{wide}; give "resize": "stretch"'
         )
     top, left = round((tall - crop_height) / 2), round((wide - crop_width) / 2)
     down, right = height / tall, width / wide
@@ -194,10 +204,10 @@ def _short_crop(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Pla
 
 
 def resized(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """Scale ``[H, W]`` or ``[H, W, 3]``: by area averages where a side gets smaller, bilinear where it gets larger.
+    """Resize `[H, W]` or `[H, W, 3]`: sides that get smaller by area averaging, those that get larger bilinearly.
 
-    Area averages let no pixel fall between two samples, as the antialiased resizing of Pillow and torchvision does;
-    the top-1 logit of MobileNetV2 was within 3 % of that with theirs on the photographs measured.
+    Like the antialiased resizing of Pillow and torchvision, area averaging uses every pixel; the top-1 logit of
+    MobileNetV2 was within 3 % of theirs on the photos measured.
     """
     cv2 = cv2_module()
     smaller = min(height, pixels.shape[0]), min(width, pixels.shape[1])
@@ -209,29 +219,29 @@ def resized(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[An
 
 
 def check_image(image: npt.NDArray[Any]) -> None:
-    """Refuse what is not an image: uint8 ``[H, W, 3]``.
+    """Refuse an array that is not an image, uint8 `[H, W, 3]`.
 
     Raises:
-        InputError: another type or shape.
+        InputError: it has another dtype or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(
-            f"An image is uint8 of shape [height, width, 3], not {image.dtype} of shape {list(image.shape)}: "
-            "pass it through read_image first."
+            f"an image is uint8 of shape [height, width, 3], not {image.dtype} of shape {list(image.shape)}; "
+            "read it with read_image"
         )
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image:
     if array.dtype != np.uint8:
         raise InputError(
-            f"The image is an array of {array.dtype}, but it has to be uint8 with pixels from 0 to 255: "
-            "scale and convert it first."
+            f"the image is an array of {array.dtype}, but it has to be uint8 with pixels from 0 to 255; "
+            "scale and convert it"
         )
     channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
     if channels not in (1, 3, 4) or array.size == 0:
         raise InputError(
-            f"The image is an array of shape {list(array.shape)}, but it has to be [height, width] or "
-            "[height, width, channels] with 1, 3 or 4 channels (RGB, transparency last)."
+            f"the image is an array of shape {list(array.shape)}, but it has to be [height, width] or "
+            "[height, width, channels] with 1, 3 or 4 channels (RGB, transparency last)"
         )
     cube = array.reshape(*array.shape[:2], channels)[:, :, :3]
     return np.ascontiguousarray(np.broadcast_to(cube, (*array.shape[:2], 3)))
@@ -239,25 +249,25 @@ def _from_array(array: npt.NDArray[Any]) -> Image:
 
 def _decode(data: bytes, name: str, max_pixels: int) -> Image:
     if not data:
-        raise InputError(f"{name} is empty: give an image file.")
+        raise InputError(f"{name} is empty; give an image file")
     if len(data) > MAX_BYTES:
-        raise InputError(f"{name} is larger than {MAX_BYTES >> 20} MB: give a smaller image.")
+        raise InputError(f"{name} is larger than {MAX_BYTES >> 20} MB; give a smaller image")
     try:
         size = stored_size(data)
         if size is not None and size[0] * size[1] > max_pixels:
             raise InputError(
-                f"{name} is {size[0]}x{size[1]} (height x width), above the limit of {max_pixels} pixels: "
-                "give a smaller image."
+                f"{name} is {size[0]}x{size[1]} (height x width), above the limit of {max_pixels} pixels; "
+                "give a smaller image"
             )
         data = checked(data)
     except HeaderError as error:
-        raise InputError(f"{name} is a damaged image, {error}: get it again.") from error
+        raise InputError(f"{name} is a damaged image, {error}; fetch it again") from error
     cv2 = cv2_module()
     try:
         with QUIET:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise InputError(f"{name} cannot be decoded: {' '.join(str(error).split())}.") from error
+        raise InputError(f"{name} cannot be decoded: {reason(error)}") from error
     if decoded is None:
         problem = "a damaged image, or of a kind OpenCV cannot read" if size else "not an image that OpenCV can read"
         raise InputError(f"{name} is {problem}; give a JPEG, PNG, WebP, TIFF, BMP or similar file")
@@ -266,11 +276,11 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image:
 
 
 class _Quiet:
-    """Keeps what OpenCV and the libraries under it write off the terminal: what went wrong is said in the error.
+    """Keeps the messages of OpenCV and its libraries off the terminal: the error says what went wrong.
 
-    OpenCV's log has a level; libjpeg and libpng write to stderr whatever one says, so that where stderr is a terminal
-    it is closed to them. Elsewhere it may be a server's log, of which no line may be lost.
-    Both are the process's, and threads decode at the same time: the first one in closes, the last one out opens.
+    OpenCV's log has a level. libjpeg and libpng always write to stderr, so a terminal is closed to them; anything else
+    may be a server's log, which must not lose a line. Both belong to the process, and threads decode at the same time:
+    the first one to enter closes, the last one to leave opens.
     """
 
     def __init__(self) -> None:
@@ -302,7 +312,7 @@ class _Quiet:
 
     @staticmethod
     def _log() -> Any:
-        """OpenCV 4 has the two functions at its top, OpenCV 5 in ``cv2.utils.logging``."""
+        """OpenCV 4 has the two functions at its top level, OpenCV 5 in `cv2.utils.logging`."""
         return cv2_module() if hasattr(cv2_module(), "setLogLevel") else cv2_module().utils.logging
 
 
@@ -310,23 +320,20 @@ QUIET: Final = _Quiet()
 
 
 def cv2_module() -> Any:
-    """OpenCV, imported where an image is first touched: running a model needs none of its system libraries.
+    """OpenCV, imported when it is first used: running a model needs none of its system libraries.
 
     Raises:
-        InputError: OpenCV is not installed, or a library it wants is not.
+        InputError: OpenCV or a library that it needs is not installed.
     """
     try:
         import cv2  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise InputError("OpenCV is not installed: run `pip install opencv-python-headless`.") from error
+        raise InputError("OpenCV is not installed; run `pip install opencv-python-headless`") from error
     except ImportError as error:
         raise InputError(
-            f"OpenCV cannot be loaded ({error}): install `opencv-python-headless` in the place of `opencv-python`."
+            f"OpenCV cannot be loaded ({error}); install `opencv-python-headless` instead of `opencv-python`"
         ) from error
     return cv2
-
-
-Array = npt.NDArray[Any]
 
 
 def read_region(
@@ -335,17 +342,17 @@ def read_region(
     """The region at the resolution of the model's maps.
 
     Args:
-        region: an image that is not black inside of the region, or an array `[h, w]` that is not zero there; it is
-            stretched over what the model sees.
-        name: of the input that takes it; empty where there is none.
-        shape: of this input, `[N, h, w]`; `None` where there is none.
+        region: an image that is not black inside the region, or an array `[h, w]` that is not zero there; it is
+            stretched over the part of the image that the model sees.
+        name: the input that takes the region; empty if there is none.
+        shape: the shape of this input, `[N, h, w]`; `None` if there is none.
 
     Returns:
-        `float32 [h, w]` of zeros and ones; `None` where the model takes none.
+        `float32 [h, w]` of zeros and ones; `None` if the model takes no region.
 
     Raises:
-        TargetError: a region for a model that takes none, or none for one that does.
-        InputError: the image cannot be read, or the array is no map.
+        TargetError: there is a region but the model takes none, or the other way round.
+        InputError: the image cannot be read, or the array is not a map.
         ModelError: the model leaves the size of its maps open.
     """
     if shape is None:
@@ -353,7 +360,7 @@ def read_region(
             raise TargetError("the model takes no region; explain a segmentation with --mask input to give it one")
         return None
     if region is None:
-        raise TargetError(f"the model wants to know where to explain (its input {name!r}); give a --region")
+        raise TargetError(f"the model needs a region to explain (its input {name!r}); give a --region")
     height, width = shape[1], shape[2]
     if not isinstance(height, int) or not isinstance(width, int):
         raise ModelError(
@@ -362,8 +369,8 @@ def read_region(
         )
     inside = region if isinstance(region, np.ndarray) else read_image(region).max(2)
     if inside.ndim != 2 or 0 in inside.shape:
-        raise InputError(f"the region is of shape {inside.shape}, but it is a map [h, w]")
-    # Each cell of the maps takes the pixel under its middle.
+        raise InputError(f"the region has shape {inside.shape}; give a map [h, w]")
+    # Each cell takes the pixel under its centre.
     rows, columns = (
         ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, width), inside.shape, strict=True)
     )

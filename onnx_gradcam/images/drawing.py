@@ -1,4 +1,4 @@
-"""Images out: colours for a heatmap, a heatmap over its image, and the two side by side for several classes."""
+"""Drawing and saving: colours of a heatmap, overlays, and sheets of several overlays side by side."""
 
 from __future__ import annotations
 
@@ -42,33 +42,32 @@ COLORMAPS: Final = (
     "parula",
     "bwr",
 )
-"""The colour maps by name; each is OpenCV's of that name, but for `bwr`: blue, white, red, as Matplotlib's."""
+"""The colour maps: those of OpenCV by these names, and `bwr` of Matplotlib: blue, white, red."""
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-"""What an image can be saved as."""
+"""The suffixes of images that can be saved."""
 
 TRANSPARENT: Final = (".png", ".webp", ".tif", ".tiff")
-"""And one with transparency."""
+"""Those of images with transparency."""
 
 _SMALLEST_SIDE, _LARGEST_SIDE = 224, 1000  # of a panel in a sheet, the longer side, in pixels
-_LEAST_CELL_HEIGHT, _LEAST_CELL_WIDTH = 40, 160  # so that the colour bar and the captions have room
+_LEAST_CELL_HEIGHT, _LEAST_CELL_WIDTH = 40, 160  # room for the colour bar and the captions
 _MARGIN, _BAR = 12, 16
 _INK = (32, 32, 32)
 
 
 def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
-    """Colours for a heatmap ``[H, W]`` in [0, 1]: uint8 RGB ``[H, W, 3]``, 256 steps.
+    """The colours of a heatmap `[H, W]` in [0, 1]: uint8 RGB `[H, W, 3]`, 256 steps.
 
     Raises:
-        InputError: an unknown colour map, or values outside of [0, 1].
-        InputError: `heatmap` is not of rank 2.
+        InputError: the colour map is unknown, or the heatmap is not of rank 2 or not in [0, 1].
     """
     if heatmap.ndim != 2 or heatmap.size == 0:
-        raise InputError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
+        raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")
     check_colormap(colormap)
     low, high = float(heatmap.min()), float(heatmap.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused too
-        raise InputError(f"The heatmap runs from {low:.4g} to {high:.4g}: bring it to [0, 1] before drawing it.")
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # refuses NaN too
+        raise InputError(f"the heatmap has values from {low:.4g} to {high:.4g}; scale it to [0, 1] before you draw it")
     if colormap == "bwr":
         rising = np.clip(heatmap[:, :, None] * (2, 2, -2) + (0, 0, 2), 0, 1)
         rising[:, :, 1] = np.minimum(rising[:, :, 0], rising[:, :, 2])
@@ -81,34 +80,33 @@ def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
 
 
 def check_colormap(name: str) -> None:
-    """Refuse what is not in `COLORMAPS`.
+    """Refuse a name that is not in `COLORMAPS`.
 
     Raises:
         InputError: there is no such colour map.
     """
     if name not in COLORMAPS:
         raise InputError(
-            f"there is no colour map {name!r}{near_matches(name, COLORMAPS)} (known: {', '.join(COLORMAPS)})"
+            f"there is no colour map {name!r}{near_matches(name, COLORMAPS)} (allowed: {', '.join(COLORMAPS)})"
         )
 
 
 def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", opacity: float = 0.5) -> Image:
-    """A heatmap over its image, ``(1 - opacity) * image + opacity * colours``, as in pytorch-grad-cam.
+    """A heatmap over its image, `(1 - opacity) * image + opacity * colours`, as in pytorch-grad-cam.
 
     Args:
-        image: uint8 RGB ``[H, W, 3]``.
-        heatmap: ``[H, W]`` in [0, 1], of the image's size; NaN where the model did not look: the image stays as it
-            is there.
+        image: uint8 RGB `[H, W, 3]`.
+        heatmap: `[H, W]` in [0, 1], of the image's size; NaN leaves the image unchanged.
         colormap: one of `COLORMAPS`.
-        opacity: of the colours, 0 to 1.
+        opacity: opacity of the colours, 0 to 1.
 
     Raises:
-        InputError: an unknown colour map, values outside of [0, 1], or no image.
-        InputError: the two differ in height or width.
+        InputError: the colour map is unknown, the heatmap is not in [0, 1] or not of the image's size, or there is no
+            image.
     """
     check_image(image)
     if not 0 <= opacity <= 1:
-        raise InputError(f"The opacity is {opacity}: choose one from 0 (image only) to 1 (colours only).")
+        raise InputError(f"the opacity is {opacity}; choose one from 0 (image only) to 1 (colours only).")
     check_same_size(heatmap, image, "heatmap")
     unseen = np.isnan(heatmap)
     colours = colorize(np.where(unseen, 0, heatmap), colormap)
@@ -127,23 +125,22 @@ def sheet(
     ends: tuple[str, str] | None = ("0", "1"),
     row: int | None = None,
 ) -> Image:
-    """The photo and one overlay a panel side by side, each under its caption, a colour bar at the right: uint8 RGB.
+    """The image and its overlays side by side, each under its caption, with a colour bar at the right: uint8 RGB.
 
-    Small images are enlarged by a whole factor, huge ones reduced to 1000 pixels, none is stretched. Panels that
-    do not fit beside each other go below. A caption that is too long loses its middle: its last word, the score,
-    stays.
+    Small images are enlarged by an integer factor, large ones reduced to 1000 pixels. Panels that do not fit beside
+    each other continue below. A caption that is too long loses its middle; its last word, the score, stays.
 
     Args:
-        image: uint8 RGB ``[H, W, 3]``.
-        panels: caption and heatmap ``[H, W]`` in [0, 1], of the image's size, or what is drawn of it already.
-        title: one line above all; none if empty.
-        colormap: of the colour bar, one of `COLORMAPS`.
-        draw: makes a panel of the photo and a heatmap of its size, both as large as they are shown.
-        ends: what the lower and the upper end of the colour bar stand for; `None` for no bar.
-        row: how many panels make a row, behind the photo in the first one; by default as many as look well.
+        image: uint8 RGB `[H, W, 3]`.
+        panels: a caption and a heatmap `[H, W]` in [0, 1] of the image's size, or an overlay that is drawn already.
+        title: a line above the panels; none if empty.
+        colormap: colour map of the colour bar, one of `COLORMAPS`.
+        draw: draws a heatmap on the image, both in the size in which they are shown.
+        ends: the values at the lower and the upper end of the colour bar; `None` for no bar.
+        row: the number of panels in a row, after the image in the first one; by default as many as look good.
 
     Raises:
-        InputError, InputError: as `overlay`.
+        InputError: as for `overlay`.
     """
     check_image(image)
     photo = _for_display(image)
@@ -164,7 +161,7 @@ def sheet(
     else:
         photo_tile, columns = tiles[0], row + 1
         rows = [tiles[at : at + row] for at in range(1, len(tiles), row)]
-        tiles = [tile for i, mine in enumerate(rows) for tile in (empty if i else photo_tile, *mine)]
+        tiles = [tile for i, others in enumerate(rows) for tile in (empty if i else photo_tile, *others)]
     tiles += [empty] * (-len(tiles) % columns)
     grid = np.vstack([np.hstack(tiles[at : at + columns]) for at in range(0, len(tiles), columns)])
     first_panel = tiles[0].shape[0] - _MARGIN - cell[0]
@@ -175,37 +172,40 @@ def sheet(
 
 
 def save_image(image: Image, path: str | Path) -> None:
-    """Write an image, uint8 RGB ``[H, W, 3]`` or RGBA ``[H, W, 4]``, in the format of the suffix, one of `SUFFIXES`.
+    """Write an image, uint8 RGB `[H, W, 3]` or RGBA `[H, W, 4]`, in the format of the suffix, one of `SUFFIXES`.
 
     The file appears complete or not at all; an existing one is replaced.
 
     Raises:
-        InputError: an unknown suffix, an image the format cannot hold, or a place that cannot be written to.
+        InputError: the suffix is unknown, the format cannot hold the image, or the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(
-            f"{str(path)!r} ends in no known kind of image{near_matches(suffix, SUFFIXES)}; "
-            f"known: {', '.join(SUFFIXES)}."
+            f"{str(path)!r} does not end in the suffix of an image{near_matches(suffix, SUFFIXES)} "
+            f"(allowed: {', '.join(SUFFIXES)})"
         )
     write_file(path, encode_image(image, suffix))
 
 
 def encode_image(image: Image, suffix: str) -> bytes:
-    """The bytes of an image file, in the format that `suffix`, one of `SUFFIXES`, names.
+    """Encode an image in the format of a suffix.
 
     Args:
-        image: uint8 RGB ``[H, W, 3]``, or RGBA ``[H, W, 4]``.
-        suffix: of the file.
+        image: uint8 RGB `[H, W, 3]` or RGBA `[H, W, 4]`.
+        suffix: one of `SUFFIXES`.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        InputError: no image, or one that the format cannot hold.
+        InputError: there is no image, or the format cannot hold it.
     """
     check_image(image[:, :, :3])
     transparent = image.shape[2] == 4
     if transparent and suffix not in TRANSPARENT:
-        raise InputError(f"A {suffix} file holds no transparency: save it as one of {', '.join(TRANSPARENT)}.")
+        raise InputError(f"a {suffix} file cannot hold transparency; save it as one of {', '.join(TRANSPARENT)}")
     cv2 = cv2_module()
     order = cv2.COLOR_RGBA2BGRA if transparent else cv2.COLOR_RGB2BGR
     try:
@@ -215,27 +215,27 @@ def encode_image(image: Image, suffix: str) -> bytes:
         done = False
     if not done:
         raise InputError(
-            f"An image of {image.shape[0]}x{image.shape[1]} (height x width) cannot be saved as {suffix}: "
-            "save it as .png."
+            f"an image of {image.shape[0]}x{image.shape[1]} (height x width) cannot be saved as {suffix}; "
+            "save it as .png"
         )
     return bytes(encoded.tobytes())
 
 
-def check_same_size(heatmap: npt.NDArray[Any], image: Image, what: str) -> None:
-    """Refuse a heatmap that is not of its image's size.
+def check_same_size(heatmap: npt.NDArray[Any], image: Image, name: str) -> None:
+    """Refuse a heatmap whose size is not that of its image.
 
     Raises:
         InputError: the two differ in height or width.
     """
     if heatmap.shape != image.shape[:2]:
         raise InputError(
-            f"The {what} is {list(heatmap.shape)} and the image {list(image.shape[:2])} (height, width): "
-            "project the heatmap on the image first."
+            f"the {name} is {list(heatmap.shape)} and the image {list(image.shape[:2])} (height, width); "
+            "project the heatmap on the image first"
         )
 
 
 def _for_display(image: Image) -> Image:
-    """The image at a size at which a panel can be read: enlarged by a whole factor, or reduced."""
+    """The image in a size in which a panel can be read: enlarged by an integer factor, or reduced."""
     height, width = image.shape[:2]
     longer = max(height, width)
     if longer > _LARGEST_SIDE:
@@ -253,7 +253,7 @@ def _tile(caption: str, image: Image, cell: tuple[int, int], scale: float) -> Im
 
 
 def _colour_bar(height: int, top: int, colormap: str, scale: float, ends: tuple[str, str]) -> Image:
-    """The colours from `top` to the margin at the end of `height`, and what the lower and the upper end stand for."""
+    """The colours from `top` down to the margin, labelled with the values at the two ends."""
     cv2 = cv2_module()
     (digit_width, digit_height), _ = cv2.getTextSize(max(ends, key=len), cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     bar = _white(height, _BAR + 2 * _MARGIN + digit_width)
@@ -279,7 +279,7 @@ def _write(canvas: Image, text: str, origin: tuple[int, int], scale: float) -> N
 
 
 def _shortened(text: str, room: int, scale: float) -> str:
-    """The text if it fits into `room` pixels, else its beginning, an ellipsis and its last word."""
+    """The text if it fits in `room` pixels, else its beginning, an ellipsis and its last word."""
     cv2 = cv2_module()
 
     def fits(candidate: str) -> bool:
@@ -296,7 +296,7 @@ def _shortened(text: str, room: int, scale: float) -> str:
 
 
 def _drawable(text: str) -> str:
-    """One line of what OpenCV can draw: its version 5 any script, before that ASCII, `?` for what has no such form."""
+    """One line that OpenCV can draw: version 5 any script, earlier ones ASCII, with `?` for other characters."""
     text = " ".join(text.split())
     if hasattr(cv2_module(), "FontFace"):
         return text

@@ -1,10 +1,10 @@
-"""Where a heatmap is hot, and the ways to show it: a mask, a contour, a box, colours that fade out, a signed map."""
+"""The hot region of a heatmap, and the styles of showing a heatmap: mask, contour, box, transparent, signed ..."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,24 @@ from onnx_gradcam.errors import InputError, near_matches
 from .decoding import Image, check_image, cv2_module
 from .drawing import check_colormap, check_same_size, colorize, overlay
 
-__all__ = ["STYLES", "Look", "Style", "hot_box", "hot_region"]
+__all__ = ["STYLES", "Look", "LookChoices", "Style", "hot_box", "hot_region"]
 
 Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed"]
 STYLES: Final = get_args(Style)
-"""The ways to show a heatmap, as `Look` explains them."""
+"""The styles of showing a heatmap; see `Look`."""
 
 _LINE: Final = (255, 221, 0)
 _EDGE: Final = (32, 32, 32)
+
+
+class LookChoices(TypedDict, total=False):
+    """The fields of `Look` as keyword arguments."""
+
+    style: Style
+    colormap: str | None
+    opacity: float
+    threshold: float
+    top_percent: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +39,19 @@ class Look:
     """How a heatmap is shown.
 
     Attributes:
-        style: `overlay`: colours over the image; `mask`: what is not hot is darkened; `contour`: a line around what
-            is hot; `box`: the bounding box of the largest hot region; `alpha`: the colours alone, fading out where the
-            heatmap is low, RGBA; `signed`: the raw map, negative values too, as ink on the image in grey.
-        colormap: one of `render.COLORMAPS`; by default `bwr` for signed maps and `jet` for others.
-        opacity: 0 to 1: of the colours; of the darkness around a mask; of the hottest place of `alpha`; how far the
-            image under a signed map fades to white.
-        threshold: hot is what reaches this part of the heatmap's largest value (Zhou et al. 2016, section 4.1, take 0.2
-            for their boxes).
-        top_percent: hot are so many percent of the pixels that the model saw instead, the hottest ones.
+        style: `overlay`: colours over the image; `mask`: everything outside the hot region darkened; `contour`: a line
+            around the hot region; `box`: the bounding box of its largest connected part; `alpha`: the colours alone,
+            more transparent where the heatmap is lower, RGBA; `signed`: the raw map with its negative values, as ink
+            on the grey image.
+        colormap: one of `onnx_gradcam.images.drawing.COLORMAPS`; by default `bwr` for signed maps, else `jet`.
+        opacity: 0 to 1: opacity of the colours, of the darkness around a mask, or of the hottest position of `alpha`;
+            for signed maps, how far the image fades to white.
+        threshold: the hot region reaches this fraction of the heatmap's largest value (Zhou et al. 2016, section 4.1,
+            use 0.2 for their boxes).
+        top_percent: the hot region is instead this percentage of the pixels that the model sees, the hottest ones.
 
     Raises:
-        InputError: no such style or colour map, or a number out of its range.
+        InputError: there is no such style or colour map, or a number is out of range.
     """
 
     style: Style = "overlay"
@@ -52,40 +63,40 @@ class Look:
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise InputError(
-                f"there is no style {self.style!r}{near_matches(self.style, STYLES)} (known: {', '.join(STYLES)})"
+                f"there is no style {self.style!r}{near_matches(self.style, STYLES)} (allowed: {', '.join(STYLES)})"
             )
         check_colormap(self.colours)
         if not 0 <= self.opacity <= 1:
-            raise InputError(f"the opacity is {self.opacity}: choose one from 0 (image only) to 1 (colours only)")
+            raise InputError(f"the opacity is {self.opacity}; choose one from 0 (image only) to 1 (colours only)")
         if not 0 < self.threshold <= 1:
-            raise InputError(f"the threshold is {self.threshold}: choose one above 0, 1 at the most")
+            raise InputError(f"the threshold is {self.threshold}; choose one above 0 and up to 1")
         if self.top_percent is not None and not 0 < self.top_percent <= 100:
-            raise InputError(f"{self.top_percent} percent of the pixels make no region: choose one above 0 up to 100")
+            raise InputError(f"the percentage of pixels is {self.top_percent}; choose one above 0 and up to 100")
 
     @property
     def colours(self) -> str:
-        """The colour map."""
+        """The colour map, the style's own if none was chosen."""
         return self.colormap or ("bwr" if self.style == "signed" else "jet")
 
     @property
     def ends(self) -> tuple[str, str] | None:
-        """What the two ends of the colour bar stand for; `None` where colours say nothing."""
+        """The values at the two ends of the colour bar; `None` if colours stand for nothing."""
         if self.style in {"overlay", "alpha"}:
             return "0", "1"
         return ("-1", "1") if self.style == "signed" else None
 
     def draw(self, image: Image, shown: npt.NDArray[Any]) -> Image:
-        """A map on its image.
+        """Draw a map on its image.
 
         Args:
-            image: uint8 RGB ``[H, W, 3]``.
-            shown: ``[H, W]`` in [0, 1], or in [-1, 1] for the signed style; NaN where the model did not look.
+            image: uint8 RGB `[H, W, 3]`.
+            shown: `[H, W]` in [0, 1], or in [-1, 1] for the signed style; NaN where the model does not see it.
 
         Returns:
-            uint8 RGB ``[H, W, 3]``, and RGBA ``[H, W, 4]`` for `alpha`.
+            uint8 RGB `[H, W, 3]`, and RGBA `[H, W, 4]` for `alpha`.
 
         Raises:
-            InputError, InputError: as `overlay`.
+            InputError: as for `onnx_gradcam.images.drawing.overlay`.
         """
         check_image(image)
         check_same_size(shown, image, "heatmap")
@@ -103,7 +114,7 @@ class Look:
         return _outlined(image, region, boxed=self.style == "box")
 
     def _inked(self, image: Image, shown: npt.NDArray[Any]) -> Image:
-        """The image in grey, faded where the model looked, times the colours: white leaves it as it is."""
+        """The grey image, faded where the model sees it, times the colours: white leaves it unchanged."""
         grey: Image = np.repeat(cv2_module().cvtColor(image, cv2_module().COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
         seen = ~np.isnan(shown)
         ink = colorize(np.where(seen, (shown + 1) / 2, 0.5), self.colours) / 255
@@ -114,18 +125,19 @@ class Look:
 def hot_region(
     heatmap: npt.NDArray[Any], *, threshold: float = 0.5, top_percent: float | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Where a heatmap is hot, bool ``[H, W]``.
+    """The hot region of a heatmap, bool `[H, W]`.
 
     Args:
-        heatmap: ``[H, W]``; NaN where the model did not look, which is never hot. Neither is what is not above zero.
-        threshold: hot is what reaches this part of the largest value.
-        top_percent: hot are so many percent of the pixels that the model saw instead; of equal ones at the limit all.
+        heatmap: `[H, W]`; NaN where the model does not see the image. NaN, zero and negative values are never hot.
+        threshold: the region reaches this fraction of the largest value.
+        top_percent: the region is instead this percentage of the pixels that the model sees; all equal ones at the
+            limit belong to it.
 
     Raises:
         InputError: `heatmap` is not of rank 2.
     """
     if heatmap.ndim != 2 or heatmap.size == 0:
-        raise InputError(f"A heatmap is [height, width], not of shape {list(heatmap.shape)}: pass one sample's.")
+        raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")
     seen = heatmap[np.isfinite(heatmap)]
     if seen.size == 0:
         return np.zeros(heatmap.shape, bool)
@@ -140,7 +152,7 @@ def hot_region(
 def hot_box(region: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
     """The bounding box (x0, y0, x1, y1) of the largest connected part of a region, x1 and y1 excluded.
 
-    Zhou et al. 2016, section 4.1. `None` where there is no region.
+    See Zhou et al. 2016, section 4.1. `None` for an empty region.
     """
     _, _, parts, _ = cv2_module().connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
     if len(parts) < 2:
@@ -150,7 +162,7 @@ def hot_box(region: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
 
 
 def _outlined(image: Image, region: npt.NDArray[np.bool_], *, boxed: bool) -> Image:
-    """The image with a line around a region, or its box; the line has a dark edge, to be seen on any image."""
+    """The image with a line around a region or its box; the dark edge makes the line visible on any image."""
     cv2 = cv2_module()
     drawn: Image = image.copy()
     thick = max(2, round(max(image.shape[:2]) / 150))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,14 @@ from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_prep
 from onnx_gradcam.metadata import Metadata, peek
 
 from .explanation import ClassMap, Drawing, Explanation, Target, class_of
-from .runners import augmented, fixed_size, in_batches
-from .session import Session
+from .runners import Attached, Augmented, Runner, fixed_size
+from .session import InputInfo, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import onnx
+    from typing_extensions import Unpack
 
-    from onnx_gradcam.options import Options
-
-    from .prober import Prober
+    from onnx_gradcam.options import Choices
 
 __all__ = ["ClassMap", "Drawing", "Explainer", "Explanation", "Prepared", "Target", "Wanted"]
 
@@ -40,20 +37,26 @@ class Explainer:
     """Explains what a model looks at.
 
     Args:
-        model: path, bytes or proto of a model; one that is not explained yet is attached first.
-        labels: class names, or a file with one a line; by default those that the model carries.
-        preprocess: how images become the model's input: a preset, a JSON file or object; by default what the model
-            carries.
+        model: path, bytes or proto of a model; a model that is not explained yet is attached first.
         provider: execution provider, `cpu`, `cuda` ...
-        threads: threads within an operator.
+        threads: number of CPU threads within an operator.
         region: where a segmentation with `mask="input"` is explained: an image that is not black there, or an array
-            `[h, w]` that is not zero; it is stretched over what the model sees.
-        augment: explain each image six times, mirrored or not and in three strengths, and give the mean of the maps.
-        seed: of the random numbers of methods that use some.
+            `[h, w]` that is not zero; it is stretched over the part of the image that the model sees.
+        augment: average the maps of six versions of each image: mirrored or not, in three strengths.
+        seed: random seed, for methods that use random numbers.
         batch_size: rows to run at once, for methods that run the model many times.
-        progress: called with `(done, total)` by these while they work on an image.
-        choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet; `against` may be the name
-            of a class, `reference` an image or a `.npy` file.
+        progress: called with `(done, total)` by these methods while they explain an image.
+        choices: fields of `onnx_gradcam.Options`. `labels` and `preprocess` replace what the model carries, also where
+            it is explained already; the others are for models that are not. `against` may be the name of a class,
+            `reference` an image or a `.npy` file.
+
+    Attributes:
+        metadata: what the explained model says about itself.
+        session: the model that is run.
+        runner: what runs it.
+        labels: class names, or `None`.
+        preprocessing: how images become the model's input.
+        warnings: what you should know about the model.
 
     Raises:
         ExplainError: the model, the choices or the provider cannot be used; see `onnx_gradcam.errors`.
@@ -69,8 +72,6 @@ class Explainer:
         self,
         model: str | Path | bytes | onnx.ModelProto,
         *,
-        labels: str | Path | Sequence[str] | None = None,
-        preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
         provider: str = "cpu",
         threads: int | None = None,
         region: str | Path | Array | None = None,
@@ -78,95 +79,40 @@ class Explainer:
         seed: int = 0,
         batch_size: int = 16,
         progress: Callable[[int, int], None] | None = None,
-        **choices: Any,
+        **choices: Unpack[Choices],
     ) -> None:
-        self.warnings: list[str] = []
-        self._prober: Prober | None = None
-        self._augment = augment
-        runs = {"seed": seed, "batch_size": batch_size, "progress": progress}
-        if not {"against", "reference"}.isdisjoint(choices):
-            from .choices import resolve_choices  # noqa: PLC0415 - explained models run without graph code
-
-            choices = resolve_choices(model, choices, labels, preprocess)
-        self.metadata, self.session = self._explained(model, choices, runs, {"provider": provider, "threads": threads})
-        self.labels = self._labels(labels)
-        asked = preprocess if preprocess is not None else self.metadata.preprocessing
-        described = parse_preprocessing(asked) if asked is not None else None
-        self._input = next(i for i in self.session.inputs if i.name == self.metadata.image_input)
-        self.preprocessing = self._fitted(described)
-        takes = {i.name: i.shape for i in self.session.inputs}.get(self.metadata.mask_input)
-        if augment and (takes is not None or self.metadata.task == "detection"):
-            raise TargetError(
-                "a mirrored image has its boxes and its region elsewhere, so they cannot be augmented; leave it out"
-            )
-        self._region = read_region(region, self.metadata.mask_input, takes)
+        place: dict[str, Any] = {"provider": provider, "threads": threads}
+        repeats: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
+        labels, preprocess = choices.pop("labels", None), choices.pop("preprocess", None)
+        opened = _open_explained(model, choices, region, place)
+        if opened is None:
+            opened = _attach_or_probe(model, choices, region, labels, preprocess, repeats, place)
+        runner, self.warnings = opened
+        self.runner: Runner = Augmented(runner) if augment else runner
+        # Of several layers or runs, a heatmap is more than the finished `cam`.
+        self._one_cam = len(runner.metadata.target_tensors) < 2 and not augment
+        self.metadata, self.session = runner.metadata, runner.session
+        self.labels = self.metadata.labels if labels is None else read_labels(labels)
         check_labels(self.labels, self._class_count())
+        self._input = self.session.input(self.metadata.image_input)
+        self.preprocessing = self._fitted(self.metadata.preprocessing if preprocess is None else preprocess)
 
-    def _explained(
-        self,
-        model: str | Path | bytes | onnx.ModelProto,
-        choices: dict[str, Any],
-        runs: dict[str, Any],
-        where: dict[str, Any],
-    ) -> tuple[Metadata, Session]:
-        """Metadata and what to run; a model that is explained already needs nothing but ONNX Runtime."""
-        if isinstance(model, (str, Path, bytes)):
-            metadata = Metadata.from_props(peek(model))
-            if metadata is not None:
-                if choices:
-                    raise TargetError(
-                        f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
-                        f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
-                    )
-                return metadata, Session(model, disabled_optimizers=metadata.disabled_optimizers, **where)
-        from onnx_gradcam.editor.plan import chosen_method  # noqa: PLC0415 - explained models run without graph code
-        from onnx_gradcam.options import Options  # noqa: PLC0415
-
-        options = Options().replaced(choices)
-        if chosen_method(options).runs_often:
-            self._prober = self._probing(model, options, runs, where)
-            return self._prober.metadata, self._prober.session
-        from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
-
-        explained = attach(model, options)
-        self.warnings.extend(explained.warnings)
-        facts, proto = explained.metadata, explained.to_proto()
-        folder = explained.model.folder
-        return facts, Session(
-            proto.SerializeToString(), folder=folder, disabled_optimizers=facts.disabled_optimizers, **where
-        )
-
-    def _probing(
-        self,
-        model: str | Path | bytes | onnx.ModelProto,
-        options: Options,
-        runs: dict[str, Any],
-        where: dict[str, Any],
-    ) -> Prober:
-        from onnx_gradcam.editor.probes import probed  # noqa: PLC0415 - explained models run without graph code
-
-        from .prober import Prober  # noqa: PLC0415
-
-        models = probed(model, options)
-        self.warnings.extend(models.warnings)
-        return Prober(models, channels=options.channels, **runs, **where)
-
-    def _labels(self, labels: str | Path | Sequence[str] | None) -> list[str] | None:
-        if labels is None:
-            return self.metadata.labels
-        return read_labels(labels)
-
-    def _fitted(self, described: Preprocessing | None) -> Preprocessing:
+    def _fitted(self, described: str | Path | Mapping[str, Any] | Preprocessing | None) -> Preprocessing:
         if described is None:
             raise InputError(
-                "how images become this model's input is not known; say it with --preprocess: one of "
+                "the model carries no preprocessing; give it with --preprocess: one of "
                 f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
             )
-        return described.for_input(self.metadata.layout, self._input.shape, self._input.dtype)
+        return parse_preprocessing(described).for_input(self.metadata.layout, self._input.shape, self._input.dtype)
+
+    @property
+    def results(self) -> list[InputInfo]:
+        """Name, dtype and shape of each output of `run`."""
+        return self.runner.results
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch size, where the model allows only one."""
+        """The batch size, if the model allows only one."""
         return fixed_size(self._input)
 
     def __call__(self, image: Source, target: Wanted = None) -> Explanation:
@@ -174,7 +120,7 @@ class Explainer:
 
         Args:
             image: a path, the bytes of an image file, or `uint8 [H, W, 3]` RGB.
-            target: class index or name, several of them, `"top3"`, or `None` for the class with the highest score.
+            target: a class index or name, several of them, `"top3"`, or `None` for the predicted class.
 
         Raises:
             InputError: the image cannot be read.
@@ -191,46 +137,35 @@ class Explainer:
     ) -> Iterator[Explanation | InputError]:
         """Explain many images, in order, holding one batch at a time.
 
-        An image that cannot be read gives its error instead of an explanation, and the others go on.
+        For an image that cannot be read the error takes the place of the explanation; the others go on.
         """
-        waiting: list[Source] = []
+        batch: list[Source] = []
         for image in images:
-            waiting.append(image)
-            if len(waiting) == batch_size:
-                yield from self._batch(waiting, target, batch_size)
-                waiting = []
-        if waiting:
-            yield from self._batch(waiting, target, batch_size)
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield from self._batch(batch, target, batch_size)
+                batch = []
+        if batch:
+            yield from self._batch(batch, target, batch_size)
 
     def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        """Run the explained model on ready inputs.
+        """Run the explained model on prepared inputs.
 
         Args:
-            batch: the model's input, one row a sample.
-            classes: the class to explain in each row; -1 for the one with the highest score.
+            batch: the model's input, one row a sample; there may be none.
+            classes: the class to explain in each row; -1 for the predicted class.
 
         Returns:
             All outputs by name, one row a sample.
         """
-        if self._augment:
-            return augmented(self._once, self.metadata, batch, classes)
-        return self._once(batch, classes)
-
-    def _once(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        if self._prober is not None:
-            return self._prober.run(batch, classes)
-        return in_batches(self._run, batch, classes, self.fixed_batch)
-
-    def _run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        feeds = {self.metadata.image_input: batch}
-        if self.metadata.class_input:
-            feeds[self.metadata.class_input] = np.array(classes, np.int64)
-        if self._region is not None:
-            feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
-        return self.session.run(feeds)
+        if len(batch) > 0:
+            return self.runner.run(batch, classes)
+        # Not every graph runs on no rows: one row has the outputs' shapes.
+        outputs = self.runner.run(np.zeros((1, *batch.shape[1:]), batch.dtype), [-1])
+        return {name: values[:0] for name, values in outputs.items()}
 
     def prepared(self, source: Source) -> Prepared | InputError:
-        """Read an image and make the model's input of it, or say why not; threads may do so at the same time."""
+        """Read an image and make the model's input from it, or return why that fails; safe to call from threads."""
         try:
             image = read_image(source)
             return Prepared(image, *prepare(image, self.preprocessing))
@@ -238,88 +173,96 @@ class Explainer:
             return exc
 
     def explained(self, images: Sequence[Prepared], target: Wanted = None, *, batch_size: int = 8) -> list[Explanation]:
-        """Explain images that are prepared, in order; threads may do so at the same time.
+        """Explain prepared images, in order; safe to call from threads.
 
         Raises:
             TargetError: there is no such class.
             ModelError: the model does not run, or gives NaN.
         """
-        jobs = [_Job(image) for image in images]
-        wanted = [Top(1)] if target is None else self._wanted(target)
-        first = wanted[0]
-        self._explain(jobs, [[-1 if isinstance(first, Top) else first]] * len(jobs), batch_size)
-        rest = [expanded(wanted, job.scores, job.maps[0].target.index)[1:] for job in jobs]
+        pending = [_Pending(image) for image in images]
+        targets = [Top(1)] if target is None else self._targets(target)
+        first = targets[0]
+        self._explain(pending, [[-1 if isinstance(first, Top) else first]] * len(pending), batch_size)
+        rest = [expanded(targets, one.scores, one.maps[0].target.index)[1:] for one in pending]
         if self.metadata.all_classes:
-            for job, mine in zip(jobs, rest, strict=True):
-                job.maps += [self._class_map(job, index, job.heatmaps[index], job.cams[index]) for index in mine]
+            for one, classes in zip(pending, rest, strict=True):
+                one.maps += [self._class_map(one, index, one.heatmaps[index], one.cams[index]) for index in classes]
         else:
-            self._explain(jobs, rest, batch_size)
-        one_layer = len(self.metadata.target_tensors) < 2 and not self._augment
-        return [job.finished(self.labels, self.metadata.preset, one_layer=one_layer) for job in jobs]
+            self._explain(pending, rest, batch_size)
+        return [one.finished(self.labels, self.metadata.preset, one_layer=self._one_cam) for one in pending]
 
-    def _batch(self, sources: Sequence[Source], target: Wanted, most: int) -> list[Explanation | InputError]:
-        read = [self.prepared(source) for source in sources]
-        found = iter(self.explained([p for p in read if isinstance(p, Prepared)], target, batch_size=most))
-        return [p if isinstance(p, InputError) else next(found) for p in read]
+    def class_indices(self, targets: Sequence[int | str]) -> list[int]:
+        """The indices of classes given by index or name.
 
-    def _explain(self, jobs: Sequence[_Job], classes: Sequence[Sequence[int]], most: int) -> None:
-        """Run one row for each class of each image, at most `most` rows of one size at once; hand the maps out."""
-        by_size: dict[tuple[int, ...], list[tuple[_Job, int]]] = {}
-        for job, mine in zip(jobs, classes, strict=True):
-            by_size.setdefault(job.prepared.tensor.shape, []).extend((job, c) for c in mine)
+        Raises:
+            TargetError: there is no such class, or the class is fixed in this model.
+        """
+        return [index for index in self._targets(targets) if isinstance(index, int)]
+
+    def _batch(self, sources: Sequence[Source], target: Wanted, batch_size: int) -> list[Explanation | InputError]:
+        images = [self.prepared(source) for source in sources]
+        readable = [image for image in images if isinstance(image, Prepared)]
+        explanations = iter(self.explained(readable, target, batch_size=batch_size))
+        return [image if isinstance(image, InputError) else next(explanations) for image in images]
+
+    def _explain(self, pending: Sequence[_Pending], classes: Sequence[Sequence[int]], batch_size: int) -> None:
+        """Run one row for each class of each image, at most `batch_size` rows of one size at once."""
+        by_size: dict[tuple[int, ...], list[tuple[_Pending, int]]] = {}
+        for one, targets in zip(pending, classes, strict=True):
+            by_size.setdefault(one.prepared.tensor.shape, []).extend((one, index) for index in targets)
         for rows in by_size.values():
-            for start in range(0, len(rows), most):
-                self._explain_rows(rows[start : start + most])
+            for start in range(0, len(rows), batch_size):
+                self._explain_rows(rows[start : start + batch_size])
 
-    def _explain_rows(self, rows: Sequence[tuple[_Job, int]]) -> None:
+    def _explain_rows(self, rows: Sequence[tuple[_Pending, int]]) -> None:
         names = self.metadata
-        results = self.run(np.stack([job.prepared.tensor for job, _ in rows]), [c for _, c in rows])
-        for i, (job, wanted) in enumerate(rows):
-            job.scores = self._scores(results[names.scores_output][i])
+        results = self.run(np.stack([one.prepared.tensor for one, _ in rows]), [target for _, target in rows])
+        for i, (one, target) in enumerate(rows):
+            one.scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
-            if index >= len(job.scores):
-                raise TargetError(f"class {index} is out of range (the model has classes 0 to {len(job.scores) - 1})")
+            if index >= len(one.scores):
+                raise TargetError(f"class {index} is out of range (the model has classes 0 to {len(one.scores) - 1})")
             heatmap, cam = results[names.heatmap][i], results[names.cam][i]
             if names.all_classes:
-                job.heatmaps, job.cams = heatmap, cam
-                index = wanted if wanted >= 0 else index
+                one.heatmaps, one.cams = heatmap, cam
+                index = target if target >= 0 else index
                 heatmap, cam = heatmap[index], cam[index]
             attribution = results[names.attribution][i] if names.attribution else None
-            # A score may well be minus infinity: the logarithm of no chance.
-            if np.isnan(job.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
-                raise ModelError("the model gives NaN for this image; check --preprocess, and the model's weights")
-            job.maps.append(self._class_map(job, index, heatmap, cam, attribution))
+            # A score may be minus infinity: the logarithm of a probability of 0.
+            if np.isnan(one.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
+                raise ModelError("the model gives NaN for this image; check --preprocess and the model's weights")
+            one.maps.append(self._class_map(one, index, heatmap, cam, attribution))
 
     def _class_map(
-        self, job: _Job, index: int, heatmap: Array, cam: Array, attribution: Array | None = None
+        self, one: _Pending, index: int, heatmap: Array, cam: Array, attribution: Array | None = None
     ) -> ClassMap:
-        return ClassMap(class_of(index, job.scores, self.labels), heatmap, cam, attribution)
+        return ClassMap(class_of(index, one.scores, self.labels), heatmap, cam, attribution)
 
     def _scores(self, row: Array) -> Array:
-        """One score a class; a single logit speaks for its complement as well."""
+        """One score for each class; a single logit also gives the score of its complement."""
         scores = row.reshape(-1)
         if not self.metadata.single_logit:
             return scores
         complement = 1 - scores if self.metadata.activation == "sigmoid" else -scores
         return np.concatenate([complement, scores])
 
-    def _wanted(self, target: int | str | Sequence[int | str]) -> list[int | Top]:
+    def _targets(self, target: int | str | Sequence[int | str]) -> list[int | Top]:
         several = [target] if isinstance(target, (int, str, np.integer)) else list(target)
         if not several:
-            raise TargetError("no class was asked for; give one, or None for the class with the highest score")
-        wanted = [parse_top(one) or self._index(one) for one in several]
+            raise TargetError("the list of classes is empty; name one, or give None for the predicted class")
+        targets = [parse_top(one) or self._index(one) for one in several]
         if not self.metadata.class_input and not self.metadata.all_classes:
             raise TargetError("the class is fixed in this model; start from the original model to choose another")
-        return wanted
+        return targets
 
-    def _index(self, wanted: int | str) -> int:
-        """The index of a class, given as a number or a name.
+    def _index(self, target: int | str) -> int:
+        """The index of a class, given by index or name.
 
         Raises:
-            TargetError: no such class; the message has near matches.
+            TargetError: there is no such class; the message has near matches.
         """
         count = self._class_count()
-        index = find_class(wanted, self.labels)
+        index = find_class(target, self.labels)
         if index < 0 or (count is not None and index >= count):
             upto = f" (the model has classes 0 to {count - 1})" if count is not None else ""
             raise TargetError(f"class {index} is out of range{upto}")
@@ -328,8 +271,7 @@ class Explainer:
     def _class_count(self) -> int | None:
         if self.metadata.single_logit:
             return 2
-        output = next(o for o in self.session.outputs if o.name == self.metadata.scores_output)
-        sizes = [d for d in output.shape[1:] if d != 1]
+        sizes = [d for d in self.session.output(self.metadata.scores_output).shape[1:] if d != 1]
         return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
@@ -339,8 +281,8 @@ class Prepared:
 
     Attributes:
         image: the image, `uint8 [H, W, 3]` RGB.
-        tensor: the model's input made of it, without a batch axis.
-        placement: which part of the image that is.
+        tensor: the model's input made from it, without a batch axis.
+        placement: which part of the image the model sees.
     """
 
     image: npt.NDArray[np.uint8]
@@ -349,8 +291,8 @@ class Prepared:
 
 
 @dataclass(eq=False)
-class _Job:
-    """One image on its way through the model; `heatmaps` and `cams` of all classes where it gives them at once."""
+class _Pending:
+    """An image that is being explained; `heatmaps` and `cams` are of all classes if the model gives them at once."""
 
     prepared: Prepared
     scores: Array = field(default_factory=lambda: np.zeros(0))
@@ -362,3 +304,56 @@ class _Job:
         return Explanation(
             self.prepared.image, self.prepared.placement, self.scores, labels, self.maps, preset, one_layer
         )
+
+
+def _open_explained(
+    model: str | Path | bytes | onnx.ModelProto,
+    choices: Choices,
+    region: str | Path | Array | None,
+    place: Mapping[str, Any],
+) -> tuple[Runner, list[str]] | None:
+    """A model that is explained already, which needs nothing but ONNX Runtime; `None` for any other."""
+    metadata = Metadata.from_props(peek(model)) if isinstance(model, (str, Path, bytes)) else None
+    if metadata is None:
+        return None
+    if choices:
+        raise TargetError(
+            f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
+            f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
+        )
+    session = Session(model, disabled_optimizers=metadata.disabled_optimizers, **place)
+    return Attached(metadata, session, region), []
+
+
+def _attach_or_probe(
+    model: str | Path | bytes | onnx.ModelProto,
+    choices: Choices,
+    region: str | Path | Array | None,
+    labels: str | Path | Sequence[str] | None,
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None,
+    repeats: Mapping[str, Any],
+    place: Mapping[str, Any],
+) -> tuple[Runner, list[str]]:
+    """A model that is not explained yet, attached or made ready for a method that runs it many times; and warnings."""
+    # Explained models run without graph code.
+    from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
+    from onnx_gradcam.editor.plan import chosen_method  # noqa: PLC0415
+    from onnx_gradcam.editor.probes import probed  # noqa: PLC0415
+    from onnx_gradcam.options import Options  # noqa: PLC0415
+
+    from .choices import resolve_choices  # noqa: PLC0415
+    from .prober import Prober  # noqa: PLC0415
+
+    options = Options().replaced(resolve_choices(model, choices, labels, preprocess))
+    if chosen_method(options).runs_often:
+        models = probed(model, options)
+        read_region(region, "", None)
+        return Prober(models, channels=options.channels, **repeats, **place), models.warnings
+    explained = attach(model, options)
+    session = Session(
+        explained.to_proto().SerializeToString(),
+        folder=explained.model.folder,
+        disabled_optimizers=explained.metadata.disabled_optimizers,
+        **place,
+    )
+    return Attached(explained.metadata, session, region), list(explained.warnings)

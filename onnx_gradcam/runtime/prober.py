@@ -1,8 +1,8 @@
-"""Runs the methods that ask a model many times."""
+"""Explains with methods that run the model many times, such as Score-CAM, RISE or occlusion."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.editor.methods.catalogue import find_method
-from onnx_gradcam.editor.methods.probe import chunks, leading_projection
+from onnx_gradcam.editor.methods.probe import Probe, chunks, leading_projection
 from onnx_gradcam.editor.probes import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
 from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.metadata import Metadata
 
 from .runners import fixed_size, in_batches, in_type
-from .session import Session
+from .session import InputInfo, Session
 
 __all__ = ["Prober"]
 
@@ -27,12 +28,13 @@ class Prober:
     """Explains one row after another with a method that runs the model many times.
 
     Args:
-        models: what the method asks.
-        where: arguments of `Session`.
+        models: the models that the method needs.
         batch_size: rows to run at once.
-        seed: of the random numbers; each row starts with it anew, so that no row depends on another.
-        channels: how the channels of an attribution become one map, `max` or `sum`.
-        progress: called with `(done, total)` while a row is worked on.
+        seed: random seed; every row starts from it, so that no row depends on another.
+        channels: how the channels of an attribution become one map, `max` or `sum`; by default as the method says.
+        progress: called with `(done, total)` while a row is explained.
+        provider: execution provider, `cpu`, `cuda` ...
+        threads: number of CPU threads within an operator.
     """
 
     def __init__(
@@ -43,68 +45,80 @@ class Prober:
         seed: int = 0,
         channels: str | None = None,
         progress: Callable[[int, int], None] | None = None,
-        **where: Any,
+        provider: str = "cpu",
+        threads: int | None = None,
     ) -> None:
         self.metadata = models.metadata
         self.method = method = find_method(models.metadata.method)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.progress = batch_size, seed, progress
         self._channels = channels or ("max" if method.absolute else "sum")
-        self.progress = progress
-        where["disabled_optimizers"] = models.metadata.disabled_optimizers
-        self.session = _session(models.model, where)
-        self.head = None if models.head is None else _session(models.head, where)
-        self.fixed = fixed_size(next(i for i in self.session.inputs if i.name == self.metadata.image_input))
+
+        def session(model: Model) -> Session:
+            return Session(
+                model.to_proto().SerializeToString(),
+                provider=provider,
+                folder=model.folder,
+                disabled_optimizers=models.metadata.disabled_optimizers,
+                threads=threads,
+            )
+
+        self.session = session(models.model)
+        self.head = None if models.head is None else session(models.head)
+        self.results = _results(self.metadata, self.session)
+        self._size = fixed_size(self.session.input(self.metadata.image_input))
         self._finishers: dict[tuple[int, ...], Session] = {}
 
     def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        """What an explained model would give, row by row.
+        """See `onnx_gradcam.runtime.runners.Runner`.
 
-        Args:
-            batch: the model's input, one row a sample.
-            classes: the class to explain in each row; -1 for the one with the highest score.
+        Raises:
+            ModelError: the model does not run, or the method gives NaN.
         """
         rows = [self._row(batch[i : i + 1], index) for i, index in enumerate(classes)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, x: Array, index: int) -> dict[str, Array]:
-        facts = self.metadata
-        first = self.answers(x, [index], [facts.scores_output, facts.heatmap_class])
-        probe = self.probe(x, int(first[facts.heatmap_class][0]))
+    def _row(self, row: Array, index: int) -> dict[str, Array]:
+        metadata = self.metadata
+        outputs = self.answers(row, [index], [metadata.scores_output, metadata.heatmap_class])
+        probe = self.probe(row, int(outputs[metadata.heatmap_class][0]))
         result = np.asarray(self.method.function(probe), np.float32)
         if not np.isfinite(result).all():
             raise ModelError(f"{self.method.title} gives NaN or infinity for this image; choose another method")
-        found = dict(first)
-        if facts.attribution:
-            found[facts.attribution] = probe.as_input(result[None])
+        if metadata.attribution:
+            outputs[metadata.attribution] = _as_input(result[None], metadata.layout)
             result = result.max(0) if self._channels == "max" else result.sum(0)
-        found[facts.cam] = result[None]
-        found[facts.heatmap] = self._finished(result[None], probe.size)
-        return found
+        outputs[metadata.cam] = result[None]
+        outputs[metadata.heatmap] = self._finished(result[None], probe.size)
+        return outputs
 
-    def probe(self, row: Array, index: int) -> _Probe:
-        """One row of the model's input, ``[1, ...]``, and the class of that index, ready to be asked about."""
-        return _Probe(self, row, index)
+    def probe(self, row: Array, index: int) -> Probe:
+        """One row of the model's input, `[1, ...]`, and the class of an index, for a method to query."""
+        return _ImageProbe(self, row, index)
 
     def answers(self, rows: Array, classes: Sequence[int], outputs: Sequence[str]) -> dict[str, Array]:
         """Some outputs of the model for rows of its input."""
-        facts = self.metadata
+        metadata = self.metadata
 
-        def run(some: Array, wanted: Sequence[int]) -> dict[str, Array]:
-            feeds = {facts.image_input: some, facts.class_input: np.array(wanted, np.int64)}
+        def run(some: Array, targets: Sequence[int]) -> dict[str, Array]:
+            feeds = {metadata.image_input: some, metadata.class_input: np.array(targets, np.int64)}
             return self.session.run(feeds, outputs)
 
-        return in_batches(run, rows, classes, self.fixed)
+        return in_batches(run, rows, classes, self._size)
 
     def behind(self, maps: Array, index: int) -> Array:
-        """The explained score for activation maps in place of the image's own."""
+        """The explained score `[M]` for activation maps `[M, C, h, w]` in place of the image's own.
+
+        Raises:
+            UnsupportedError: the method does not declare that it uses the head.
+        """
         head = self.head
         if head is None:
-            raise UnsupportedError(f"{self.method.title} does not say that it uses the head")
+            raise UnsupportedError(f"{self.method.title} does not declare that it uses the head")
 
-        def run(some: Array, wanted: Sequence[int]) -> dict[str, Array]:
-            return head.run({MAPS: some, self.metadata.class_input: np.array(wanted, np.int64)})
+        def run(some: Array, targets: Sequence[int]) -> dict[str, Array]:
+            return head.run({MAPS: some, self.metadata.class_input: np.array(targets, np.int64)})
 
-        scores: Array = in_batches(run, maps.astype(np.float32), [index] * len(maps), self.fixed)[SCORE]
+        scores: Array = in_batches(run, maps.astype(np.float32), [index] * len(maps), self._size)[SCORE]
         return scores
 
     def _finished(self, cam: Array, size: tuple[int, int]) -> Array:
@@ -115,31 +129,31 @@ class Prober:
         return heatmap
 
 
-class _Probe:
-    """One row of a `Prober`; see `onnx_gradcam.editor.methods.probe.Probe`."""
+class _ImageProbe:
+    """One row and one class of a `Prober`; see `onnx_gradcam.editor.methods.probe.Probe`."""
 
     def __init__(self, prober: Prober, row: Array, index: int) -> None:
         self._prober, self._index = prober, index
-        self._last = prober.metadata.layout == "NHWC"
-        self._dtype = row.dtype
-        self.x: Array = (row.transpose(0, 3, 1, 2) if self._last else row)[0].astype(np.float32)
+        self._layout, self._dtype = prober.metadata.layout, row.dtype
+        axes = [self._layout.index(letter) for letter in "NCHW"]
+        self.x: Array = row.transpose(axes)[0].astype(np.float32)
         self.size: tuple[int, int] = (self.x.shape[1], self.x.shape[2])
         self.rng = np.random.default_rng(prober.seed)
         self.batch_size = prober.batch_size
 
     @cached_property
     def maps(self) -> Array:
-        maps: Array = self._ask(self.x[None], MAPS)[0]
+        maps: Array = self._output(self.x[None], MAPS)[0]
         return maps
 
     def scores(self, images: Array) -> Array:
-        return self._ask(images, SCORE)
+        return self._output(images, SCORE)
 
     def probabilities(self, images: Array) -> Array:
-        return self._ask(images, PROBABILITY)
+        return self._output(images, PROBABILITY)
 
     def gradients(self, images: Array) -> Array:
-        return self._ask(images, GRADIENT)
+        return self._output(images, GRADIENT)
 
     def maps_and_cotangents(self, images: Array) -> tuple[Array, Array]:
         results = self._run(images, [MAPS, COTANGENT])
@@ -162,17 +176,28 @@ class _Probe:
             if self._prober.progress is not None:
                 self._prober.progress(done, total)
 
-    def as_input(self, images: Array) -> Array:
-        """Images, channels first, with the axes of the model's input."""
-        return images.transpose(0, 2, 3, 1) if self._last else images
-
-    def _ask(self, images: Array, name: str) -> Array:
+    def _output(self, images: Array, name: str) -> Array:
         return self._run(images, [name])[name]
 
     def _run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
-        batch = in_type(self.as_input(np.asarray(images, np.float32)), self._dtype)
+        batch = in_type(_as_input(np.asarray(images, np.float32), self._layout), self._dtype)
         return self._prober.answers(batch, [self._index] * len(batch), outputs)
 
 
-def _session(model: Model, where: Mapping[str, Any]) -> Session:
-    return Session(model.to_proto().SerializeToString(), folder=model.folder, **where)
+def _as_input(images: Array, layout: str) -> Array:
+    """Images `[M, C, H, W]` with the axes of the model's input."""
+    transposed: Array = images.transpose(["NCHW".index(letter) for letter in layout])
+    return transposed
+
+
+def _results(metadata: Metadata, session: Session) -> list[InputInfo]:
+    """The outputs of the model that the method leaves alone, and those that it computes."""
+    image = session.input(metadata.image_input)
+    sizes = dict(zip(metadata.layout, image.shape, strict=True))
+    computed = [
+        InputInfo(metadata.cam, "float32", (sizes["N"], None, None)),
+        InputInfo(metadata.heatmap, "float32", (sizes["N"], sizes["H"], sizes["W"])),
+        InputInfo(metadata.attribution, image.dtype, image.shape),
+    ]
+    outputs = [session.output(name) for name in (metadata.scores_output, metadata.heatmap_class)]
+    return outputs + [info for info in computed if info.name]

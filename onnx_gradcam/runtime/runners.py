@@ -1,35 +1,148 @@
-"""Models that allow one batch size only.
+"""Ways to run an explained model on a batch: as it is, in batches of a fixed size, and augmented.
 
-Smoothing by test-time augmentation: the mean explanation of an image, mirrored or not, in three strengths.
+`Prober`, in its own module, is another one: it explains with methods that run the model many times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import TargetError
+from onnx_gradcam.images.decoding import read_region
 from onnx_gradcam.metadata import Metadata
 
-from .session import InputInfo
+from .session import InputInfo, Session
 
-__all__ = ["augmented", "fixed_size", "in_batches", "in_type"]
+__all__ = ["Attached", "Augmented", "Runner", "fixed_size", "in_batches", "in_type"]
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array, Sequence[int]], dict[str, Array]]
 
 
+class Runner(Protocol):
+    """Explains batches.
+
+    Attributes:
+        metadata: what the explained model says about itself.
+        session: the model that is run.
+        results: name, dtype and shape of each output of `run`.
+    """
+
+    metadata: Metadata
+    session: Session
+    results: list[InputInfo]
+
+    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+        """Explain every row of a batch.
+
+        Args:
+            batch: the model's input, one row a sample.
+            classes: the class to explain in each row; -1 for the predicted class.
+
+        Returns:
+            All outputs by name, one row a sample.
+        """
+
+
+class Attached:
+    """Runs a model with heatmap outputs, once for each batch.
+
+    Args:
+        metadata: what the model says about itself.
+        session: the model.
+        region: where a segmentation with `mask="input"` is explained; see `images.decoding.read_region`.
+
+    Raises:
+        ExplainError: as for `read_region`.
+    """
+
+    def __init__(self, metadata: Metadata, session: Session, region: str | Path | Array | None = None) -> None:
+        self.metadata, self.session, self.results = metadata, session, session.outputs
+        self._size = fixed_size(session.input(metadata.image_input))
+        shape = session.input(metadata.mask_input).shape if metadata.mask_input else None
+        self._region = read_region(region, metadata.mask_input, shape)
+
+    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+        """See `Runner`."""
+        return in_batches(self._run, batch, classes, self._size)
+
+    def _run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+        feeds = {self.metadata.image_input: batch}
+        if self.metadata.class_input:
+            feeds[self.metadata.class_input] = np.array(classes, np.int64)
+        if self._region is not None:
+            feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
+        return self.session.run(feeds)
+
+
+class Augmented:
+    """Explains every row six times and averages the maps: test-time augmentation.
+
+    The input is mirrored or not and multiplied by 0.9, 1 and 1.1, as in pytorch-grad-cam 1.5.7 (`base_cam.py`,
+    `aug_smooth=True`). All six runs explain the class of the unchanged input. The mean of the heatmaps is not scaled
+    again, so that positions where the six agree stand out.
+
+    Args:
+        runner: explains a batch.
+
+    Raises:
+        TargetError: what the model explains depends on positions, which mirroring would move.
+    """
+
+    strengths = (0.9, 1.0, 1.1)
+
+    def __init__(self, runner: Runner) -> None:
+        self.metadata, self.session, self.results = runner.metadata, runner.session, runner.results
+        self._runner = runner
+        if self.metadata.mask_input or self.metadata.task == "detection":
+            raise TargetError("mirroring an image moves its boxes and its region; leave the augmentation out")
+
+    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+        """See `Runner`; maps are means, other outputs are those of the unchanged input.
+
+        Raises:
+            TargetError: the model chooses the class itself, and a different one for some of the six.
+        """
+        metadata = self.metadata
+        outputs = self._runner.run(batch, classes)
+        explained = [int(index) for index in outputs[metadata.heatmap_class]]
+        width = metadata.layout.index("W")
+        # The axis of the width in each of the maps.
+        axes = {metadata.heatmap: -1, metadata.cam: -1, metadata.attribution: width}
+        axes.pop("", None)
+        totals = {name: outputs[name].astype(np.float64) for name in axes}
+        for mirrored in (False, True):
+            for strength in self.strengths:
+                if not mirrored and strength == 1:
+                    continue
+                rows = np.flip(batch, width) if mirrored else batch
+                results = self._runner.run(
+                    in_type(rows.astype(np.float32) * np.float32(strength), batch.dtype), explained
+                )
+                if results[metadata.heatmap_class].tolist() != explained:
+                    raise TargetError(
+                        "the model chooses the class itself, and a different one for the mirrored or scaled image; "
+                        "start from the original model, or leave the augmentation out"
+                    )
+                for name, axis in axes.items():
+                    totals[name] += np.flip(results[name], axis) if mirrored else results[name]
+        count = 2 * len(self.strengths)
+        return outputs | {name: (total / count).astype(outputs[name].dtype) for name, total in totals.items()}
+
+
 def fixed_size(image: InputInfo) -> int | None:
-    """The batch size, where the model allows only one."""
+    """The batch size of a model that allows only one; `None` for any other."""
     size = image.shape[0]
     return size if isinstance(size, int) and size > 0 else None
 
 
 def in_type(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers in the type of a model's input: where that is whole numbers, rounded and cut off at its ends."""
+    """Values in the dtype of a model's input; for integers they are rounded and clipped to its range."""
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
@@ -37,13 +150,13 @@ def in_type(values: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def in_batches(run: Run, rows: Array, classes: Sequence[int], size: int | None) -> dict[str, Array]:
-    """Run any number of rows through a model of a fixed batch size, the last row repeated to fill a batch.
+    """Run any number of rows through a model of a fixed batch size; the last row is repeated to fill a batch.
 
     Args:
         run: takes `size` rows and their classes.
         rows: one row a sample.
-        classes: one a row.
-        size: the one batch size; `None` where any will do.
+        classes: one for each row.
+        size: the only batch size that the model allows; `None` for any.
 
     Returns:
         All outputs by name, one row a sample.
@@ -52,55 +165,9 @@ def in_batches(run: Run, rows: Array, classes: Sequence[int], size: int | None) 
         return run(rows, classes)
     parts = []
     for start in range(0, len(rows), size):
-        some, wanted = rows[start : start + size], list(classes[start : start + size])
+        some, targets = rows[start : start + size], list(classes[start : start + size])
         missing = size - len(some)
         padded = np.concatenate([some, np.repeat(some[-1:], missing, axis=0)])
-        parts.append({k: v[: len(some)] for k, v in run(padded, wanted + wanted[-1:] * missing).items()})
+        outputs = run(padded, targets + targets[-1:] * missing)
+        parts.append({name: values[: len(some)] for name, values in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-_STRENGTHS = (0.9, 1.0, 1.1)
-
-
-def augmented(
-    run: Callable[[Array, Sequence[int]], dict[str, Array]], facts: Metadata, batch: Array, classes: Sequence[int]
-) -> dict[str, Array]:
-    """Explain every row of a batch six times, and give the mean of the maps.
-
-    The model's input is mirrored or not, and multiplied by 0.9, 1 and 1.1, as pytorch-grad-cam 1.5.7 has it
-    (`base_cam.py`, `aug_smooth=True`). All six explain the class of the input as it is. The mean of heatmaps is not
-    scaled again, so that places where the six agree stand out.
-
-    Args:
-        run: explains a batch.
-        facts: what the explained model says of itself.
-        batch: the model's input, one row a sample.
-        classes: the class to explain in each row; -1 for the one with the highest score.
-
-    Returns:
-        All outputs by name; the maps are means, the others those of the input as it is.
-
-    Raises:
-        TargetError: the model chooses the class itself, and not the same one every time.
-    """
-    found = run(batch, classes)
-    wanted = [int(index) for index in found[facts.heatmap_class]]
-    width = facts.layout.index("W")
-    # The axis of the width in each of the maps.
-    axes = {facts.heatmap: -1, facts.cam: -1} | ({facts.attribution: width} if facts.attribution else {})
-    total = {name: found[name].astype(np.float64) for name in axes}
-    for mirrored in (False, True):
-        for strength in _STRENGTHS:
-            if not mirrored and strength == 1:
-                continue
-            turned = np.flip(batch, width) if mirrored else batch
-            results = run(in_type(turned.astype(np.float32) * np.float32(strength), batch.dtype), wanted)
-            if results[facts.heatmap_class].tolist() != wanted:
-                raise TargetError(
-                    "the model chooses the class itself, and not the same one for the mirrored or weakened image; "
-                    "start from the original model, or leave the augmentation out"
-                )
-            for name, axis in axes.items():
-                total[name] += np.flip(results[name], axis) if mirrored else results[name]
-    count = 2 * len(_STRENGTHS)
-    return found | {name: (value / count).astype(found[name].dtype) for name, value in total.items()}

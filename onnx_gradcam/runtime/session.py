@@ -128,6 +128,14 @@ class Session:
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
 
+    def input(self, name: str) -> InputInfo:
+        """The input of a name."""
+        return next(info for info in self.inputs if info.name == name)
+
+    def output(self, name: str) -> InputInfo:
+        """The output of a name."""
+        return next(info for info in self.outputs if info.name == name)
+
     @property
     def metadata(self) -> dict[str, str]:
         """The model's `metadata_props`."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import ServerError, near_matches, reason
-from onnx_gradcam.images.decoding import Placement, resized
+from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.images.drawing import COLORMAPS, encode_image, overlay
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation
 
@@ -260,8 +260,5 @@ def _overlay_png(one: _Map, colormap: str, opacity: float) -> bytes:
     image, placement = one.explanation.image, one.explanation.placement
     scale = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    x0, y0, x1, y1 = placement.box
-    across, down = width / image.shape[1], height / image.shape[0]
-    smaller = Placement((x0 * across, y0 * down, x1 * across, y1 * down), height, width)
-    heatmap = smaller.project(one.class_map.heatmap)
+    heatmap = placement.scaled(height, width).project(one.class_map.heatmap)
     return encode_image(overlay(resized(image, height, width), heatmap, colormap=colormap, opacity=opacity), ".png")

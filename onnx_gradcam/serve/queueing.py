@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import ExplainError, ServerError
 from onnx_gradcam.runtime.explainer import Explainer
-from onnx_gradcam.runtime.session import InputInfo
+from onnx_gradcam.runtime.runners import Runner
 
-__all__ = ["DEADLINE", "BatchingExplainer", "remaining"]
+__all__ = ["DEADLINE", "BatchingExplainer", "BatchingRunner", "remaining"]
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -50,10 +50,7 @@ class _Item:
 
 
 class BatchingExplainer(Explainer):
-    """A thread-safe explainer that runs the rows of concurrent requests together, one batch at a time.
-
-    Requests do not wait for others to arrive: the next batch forms while one runs. Rows are independent, and so are
-    failures: if a batch fails, each of its requests runs again alone.
+    """A thread-safe explainer that runs the rows of concurrent requests together; see `BatchingRunner`.
 
     Args:
         arguments: those of `Explainer`.
@@ -72,49 +69,53 @@ class BatchingExplainer(Explainer):
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        self._batching = BatchingRunner(self.runner, batch, pixels, on_batch)
+        self.runner = self._batching
+
+    def close(self) -> None:
+        """Stop the thread that runs the batches, after the waiting requests are served."""
+        self._batching.close()
+
+
+class BatchingRunner:
+    """Runs the rows of concurrent requests together, one batch at a time.
+
+    Requests do not wait for others to arrive: the next batch forms while one runs. Rows are independent, and so are
+    failures: if a batch fails, each of its requests runs again alone.
+
+    Args:
+        runner: explains a batch.
+        batch: maximum number of rows per batch.
+        pixels: maximum number of input pixels per batch; a single row runs whatever its size.
+        on_batch: called with the number of rows of each batch.
+    """
+
+    def __init__(self, runner: Runner, batch: int, pixels: int, on_batch: Callable[[int], object]) -> None:
+        self.metadata, self.session, self.results = runner.metadata, runner.session, runner.results
+        self._runner = runner
         self._batch_rows = batch
         self._batch_pixels = pixels
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
         self._there = threading.Condition()
         self._closed = False
-        self._runner = threading.Thread(target=self._serve, name="onnx-gradcam-batches", daemon=True)
-        self._runner.start()
+        self._thread = threading.Thread(target=self._serve, name="onnx-gradcam-batches", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread that runs the batches, after the waiting requests are served."""
+        """Stop the thread, after the waiting requests are served."""
         with self._there:
             self._closed = True
             self._there.notify()
-        self._runner.join()
-
-    def class_indices(self, wanted: Sequence[int | str]) -> list[int]:
-        """The indices of classes given by index or name.
-
-        Raises:
-            TargetError: no such class, or the class is fixed in this model.
-        """
-        found = self._wanted(list(wanted))
-        return [one for one in found if isinstance(one, int)]
+        self._thread.join()
 
     @property
-    def results(self) -> list[InputInfo]:
-        """The outputs of `run`: those of the model, and those computed from many runs of it."""
-        if self._prober is None:
-            return self.session.outputs
-        facts = self.metadata
-        image = next(i for i in self.session.inputs if i.name == facts.image_input)
-        sizes = dict(zip(facts.layout, image.shape, strict=True))
-        made = {
-            facts.cam: InputInfo(facts.cam, "float32", (sizes["N"], None, None)),
-            facts.heatmap: InputInfo(facts.heatmap, "float32", (sizes["N"], sizes["H"], sizes["W"])),
-            facts.attribution: InputInfo(facts.attribution, image.dtype, image.shape),
-        }
-        own = [o for o in self.session.outputs if o.name in {facts.scores_output, facts.heatmap_class}]
-        return own + [info for name, info in made.items() if name]
+    def waiting(self) -> int:
+        """The number of requests that wait for a batch."""
+        return len(self._queue)
 
     def run(self, batch: Array, classes: Sequence[int]) -> Outputs:
-        """As `Explainer.run`, together with the rows of other requests.
+        """See `Runner`; together with the rows of other requests.
 
         Raises:
             ModelError: the model fails on these rows.
@@ -173,7 +174,7 @@ class BatchingExplainer(Explainer):
     def _run_items(self, items: list[_Item]) -> None:
         try:
             rows = np.concatenate([item.rows for item in items]) if len(items) > 1 else items[0].rows
-            outputs = super().run(rows, [c for item in items for c in item.classes])
+            outputs = self._runner.run(rows, [c for item in items for c in item.classes])
         except Exception as error:  # noqa: BLE001 - raised again by the waiting request
             if len(items) > 1 and isinstance(error, ExplainError):
                 for item in items:

@@ -344,9 +344,9 @@ class TestPrepare:
         assert placement.box == box
 
     def test_refusals(self):
-        with pytest.raises(InputError, match=r'2x3 .* "none" wants exactly 4x6'):
+        with pytest.raises(InputError, match=r'2x3 .* "none" requires exactly 4x6'):
             prepare(RGB, Preprocessing(size=(4, 6), resize="none"))
-        with pytest.raises(InputError, match=r"10x15 .* cannot give a crop of 10x20"):
+        with pytest.raises(InputError, match=r"10x15 .* too small for a crop of 10x20"):
             prepare(RGB, Preprocessing(size=(10, 20), resize="short_crop", short=10))
         with pytest.raises(InputError, match=r"1x9000 .* too narrow .* 256x2304000"):
             prepare(np.zeros((1, 9000, 3), np.uint8), Preprocessing(size=(224, 224), resize="short_crop"))
@@ -355,6 +355,10 @@ class TestPrepare:
         with pytest.raises(InputError, match=r"not float64 of shape \[2, 3, 3\]"):
             prepare(RGB / 255, Preprocessing())
         assert prepare(RGB, Preprocessing(resize="none"))[0].shape == (3, 2, 3)
+
+
+def test_a_placement_on_the_image_of_another_size():
+    assert Placement((1, 2, 3, 4), 4, 8).scaled(8, 4) == Placement((0.5, 4, 1.5, 8), 8, 4)
 
 
 class TestProject:
@@ -391,7 +395,7 @@ class TestProject:
 
     def test_what_is_no_heatmap(self):
         for wrong in (np.zeros((1, 2, 2)), np.zeros((0, 2))):
-            with pytest.raises(InputError, match="A heatmap is"):
+            with pytest.raises(InputError, match="a heatmap is"):
                 Placement((0, 0, 1, 1), 1, 1).project(wrong)
 
 

@@ -48,7 +48,7 @@ class TestRegion:
             assert not hot_region(blank, top_percent=50).any()
 
     def test_no_map(self):
-        with pytest.raises(InputError, match="pass one sample's"):
+        with pytest.raises(InputError, match="give that of one sample"):
             hot_region(np.zeros((1, 4, 4)))
 
     def test_box_of_the_largest_part(self):
@@ -113,7 +113,7 @@ class TestStyles:
             ({"colormap": "jett"}, "there is no colour map 'jett'; did you mean 'jet'"),
             ({"opacity": 2}, "opacity is 2"),
             ({"threshold": 0}, "threshold is 0"),
-            ({"top_percent": 0}, "0 percent of the pixels make no region"),
+            ({"top_percent": 0}, "the percentage of pixels is 0"),
         ],
     )
     def test_refusals(self, look, sentence):

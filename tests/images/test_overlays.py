@@ -120,7 +120,7 @@ class TestExplanation:
             explanation.overlay(preset="torch")
 
     def test_a_name_and_colours_contradict_each_other(self, explanation):
-        with pytest.raises(InputError, match="a preset's overlay has its own colours"):
+        with pytest.raises(InputError, match="the overlay of a preset has its own colours"):
             explanation.overlay(preset="mxnet", colormap="jet")
 
     def test_a_sheet_shows_it_without_a_colour_bar(self, explanation):

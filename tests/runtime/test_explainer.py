@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -108,7 +109,7 @@ def test_the_highest_scores(explainer, target, count):
         ("goldfisch", r"no class is called 'goldfisch'; did you mean 'goldfish'"),
         ("zzz", r"no class is called 'zzz'"),
         ("top0", "top0"),
-        ([], "no class was asked for"),
+        ([], "the list of classes is empty"),
         (["cat", "dog"], "no class is called 'dog'"),
     ],
 )
@@ -123,14 +124,15 @@ def test_names_without_labels_and_labels_that_are_not_unique():
     with pytest.raises(TargetError, match="give them with --labels"):
         bare(images(1)[0], "cat")
     cranes = Explainer(model(), labels=["crane", "dog", "crane", "cat"], preprocess=PREPROCESS)
-    with pytest.raises(TargetError, match=r"several classes are called 'crane' \(0, 2\); give the number"):
+    with pytest.raises(TargetError, match=r"several classes are called 'crane' \(0, 2\); give the index"):
         cranes(images(1)[0], "crane")
 
 
-def test_labels_that_do_not_fit_are_warned_of():
-    explainer = Explainer(model(), labels=["a", "b"], preprocess=PREPROCESS)
-    assert explainer.warnings == ["there are 2 class names for 4 classes: are they this model's?"]
-    assert explainer(images(1)[0], 3).target.label == "class 3"
+@pytest.mark.parametrize("explained", [False, True])
+def test_labels_that_do_not_fit_are_refused(explained):
+    source = attach(model(), layer="a").to_proto().SerializeToString() if explained else model()
+    with pytest.raises(InputError, match="there are 2 class names for 4 classes"):
+        Explainer(source, labels=["a", "b"], preprocess=PREPROCESS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
@@ -276,3 +278,27 @@ def test_a_model_that_gives_nan(explainer):
     with pytest.raises(ModelError, match="the model gives NaN for this image; check --preprocess"):
         next(stream)
     assert isinstance(explainer(images(1)[0]), Explanation)
+
+
+@pytest.mark.parametrize("choices", [{}, {"method": "scorecam"}, {"augment": True}])
+def test_nothing_to_explain_gives_nothing(choices):
+    explainer = Explainer(model(), preprocess=PREPROCESS, threads=1, **choices)
+    assert explainer.explained([], 1) == list(explainer.stream([])) == []
+    one, none = explainer.run(inputs(explainer, 1), [1]), explainer.run(inputs(explainer, 0), [])
+    assert list(one) == list(none)
+    assert {result.name for result in explainer.results} <= set(one)
+    for name, values in none.items():
+        assert (values.shape, values.dtype) == ((0, *one[name].shape[1:]), one[name].dtype)
+
+
+def inputs(explainer, count):
+    prepared = [explainer.prepared(image).tensor for image in images(1)]
+    return np.stack(prepared * count) if count else np.stack(prepared)[:0]
+
+
+def test_a_map_that_is_zero_everywhere_is_said(explainer):
+    explanation = explainer(images(1)[0], 1)
+    blank, seen = (replace(explanation.maps[0], heatmap=np.full_like(explanation.heatmap, v)) for v in (0, 0.5))
+    assert replace(explanation, maps=[seen]).warnings == []
+    (sentence,) = replace(explanation, maps=[blank, seen]).warnings
+    assert sentence.startswith(f"the heatmap of {blank.target.label!r} is zero everywhere: ")

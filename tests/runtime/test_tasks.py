@@ -157,7 +157,7 @@ def test_regions_that_cannot_be_used():
         Explainer(segmenter("h,w"), mask="input", region=np.ones((8, 8)), **choices)
     with pytest.raises(UnsupportedError, match="no region to give it"):
         Explainer(segmenter(), mask="input", region=np.ones((8, 8)), method="rise", **choices)
-    with pytest.raises(TargetError, match="mirrored"):
+    with pytest.raises(TargetError, match="mirroring"):
         Explainer(segmenter(), mask="input", region=np.ones((8, 8)), augment=True, **choices)
 
 
@@ -214,5 +214,5 @@ def test_the_class_to_compare_with_may_be_a_name():
         Explainer(pooled(), preprocess=PREPROCESS, labels=names, against="birt")
     with pytest.raises(TargetError, match="without class names"):
         Explainer(pooled(), preprocess=PREPROCESS, against="bird")
-    with pytest.raises(TargetError, match="give the number"):
+    with pytest.raises(TargetError, match="cannot be looked up without class names"):
         attach(pooled(), against="bird")

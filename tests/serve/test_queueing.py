@@ -11,6 +11,7 @@ import pytest
 
 from onnx_gradcam.errors import ExplainError, ModelError, ServerError
 from onnx_gradcam.runtime.explainer import Explainer
+from onnx_gradcam.runtime.runners import Attached
 from onnx_gradcam.serve.answering import Answerer
 from onnx_gradcam.serve.limits import Limits
 from onnx_gradcam.serve.query import Query, Tensor
@@ -34,19 +35,19 @@ class Held:
 
     def __init__(self, monkeypatch) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
-        run = Explainer.run
+        run = Attached.run
 
-        def slow(explainer, batch, classes):
+        def slow(runner, batch, classes):
             self.begun.set()
             assert self.go.wait(20)
-            return run(explainer, batch, classes)
+            return run(runner, batch, classes)
 
-        monkeypatch.setattr(Explainer, "run", slow)
+        monkeypatch.setattr(Attached, "run", slow)
 
 
 def waiting(batching: BatchingExplainer, count: int) -> None:
     for _ in range(2000):
-        if len(batching._queue) >= count:
+        if batching.runner.waiting >= count:
             return
         time.sleep(0.005)
     raise AssertionError("they do not wait")
