@@ -1,13 +1,8 @@
-"""Conversions in a process of their own: frameworks that need settings of the whole process, or another environment.
+"""Exports that run the framework itself, in a separate process: TFLite, and Keras models with code of their own.
 
-tf2onnx takes several times the memory with protobuf's fast implementation, which is chosen when protobuf is first
-imported; Keras's back end is chosen when Keras is.
-
-TFLite models, quantised ones included, through tf2onnx.
-
-Keras models that only Keras itself can run: custom and subclassed ones, and SavedModels.
-
-Two routes: TensorFlow and tf2onnx, or Keras on PyTorch and PyTorch's exporter. Each runs in a process of its own.
+Three workers: TFLite by tf2onnx, Keras by TensorFlow and tf2onnx, Keras on PyTorch by PyTorch's exporter. A process of
+its own may use another environment, and needs settings that apply to a whole process: Keras chooses its backend when it
+is imported, and tf2onnx takes several times the memory with protobuf's fast implementation.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ExportError
+from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.read import read_proto
@@ -52,12 +47,12 @@ _SETTINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """What a worker made.
+    """A worker's result.
 
     Attributes:
         model: the graph.
-        answer: what else it says; its entries are the worker's.
-        reference: what the framework computed, for each batch the tensors by name; the image's name is empty.
+        answer: the worker's own entries.
+        reference: the tensors that the framework computed, by batch size and name; the image's name is empty.
     """
 
     model: Model
@@ -66,20 +61,21 @@ class Converted:
 
 
 def convert_elsewhere(
-    worker: str, request: Mapping[str, Any], *, packages: str, python: Path | None = None, **settings: str
+    worker: str, request: Mapping[str, Any], *, packages: str, python: str | Path | None = None, **settings: str
 ) -> Converted:
-    """Let a worker convert a model.
+    """Have a worker convert a model.
 
     Args:
         worker: name of the script in `workers`.
-        request: what it is asked; `path` is the model.
-        packages: what it takes, as `pip install` wants it.
-        python: the interpreter; by default the one that runs this.
+        request: its JSON input; `path` is the model.
+        packages: the packages it needs, as arguments of `pip install`.
+        python: the interpreter; by default the current one.
         settings: environment variables.
 
     Raises:
-        ExportError: the interpreter or a package is missing, or the worker refuses or fails; the message says why.
-        ModelError: what it made is no valid ONNX.
+        InputError: the interpreter cannot be started.
+        ExportError: a package is missing, or the worker refuses or fails; the message says why.
+        ModelError: its result is not valid ONNX.
     """
     executable = str(python or sys.executable)
     source = request["path"]
@@ -96,18 +92,18 @@ def convert_elsewhere(
                 env={**os.environ, **_SETTINGS, **settings},
             )
         except OSError as exc:
-            raise ExportError(
-                f"the Python {executable!r} cannot be started ({exc.strerror}); name another one with --python"
+            raise InputError(
+                f"the Python {executable!r} cannot be started ({exc.strerror}); give another one with --python"
             ) from exc
         if done.returncode:
-            raise ExportError(f"{source}: cannot be converted: {_reason(done)}")
+            raise ExportError(f"{source}: cannot be converted: {_failure(done)}")
         answer = json.loads((folder / "answer.json").read_text("utf-8"))
         if "refused" in answer:
             raise ExportError(f"{source}: {answer['refused']}")
         if "missing" in answer:
             raise ExportError(
                 f"{source}: the Python module {answer['missing']!r} is missing for {executable}; "
-                f"run `{executable} -m pip install {packages}`, or name a Python that has it with --python"
+                f"run `{executable} -m pip install {packages}`, or give a Python that has it with --python"
             )
         proto, _ = read_proto(folder / "model.onnx")
         _name_batch(proto)
@@ -118,29 +114,29 @@ def convert_elsewhere(
 
 
 def _reference(path: Path) -> dict[int, dict[str, Array]]:
-    found: dict[int, dict[str, Array]] = {}
+    tensors: dict[int, dict[str, Array]] = {}
     if path.exists():
         with np.load(path) as archive:
             for key in archive.files:
                 batch, _, name = key.partition(" ")
-                found.setdefault(int(batch), {})[name] = archive[key]
-    return found
+                tensors.setdefault(int(batch), {})[name] = archive[key]
+    return tensors
 
 
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
+def _failure(done: subprocess.CompletedProcess[str]) -> str:
     """The last line of a traceback, or the signal that ended the process."""
     if done.returncode < 0:
         return f"the converter was stopped by signal {-done.returncode}; is there enough memory?"
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    # What follows the name of the exception may be of several lines.
+    # The exception's message may span several lines.
     start = next(
         (i for i in range(len(lines) - 1, -1, -1) if lines[i].split(":")[0].endswith(("Error", "Exception"))), -1
     )
-    return " ".join(lines[start:])[:400] if lines else "the converter failed without a word"
+    return " ".join(lines[start:])[:400] if lines else "the converter failed without a message"
 
 
 def _name_batch(proto: onnx.ModelProto) -> None:
-    """Give the free first dimension, which converters call by numbers, its usual name."""
+    """Give the free first dimension, which converters number, its usual name."""
     del proto.graph.value_info[:]
     for info in (*proto.graph.input, *proto.graph.output):
         dims = info.type.tensor_type.shape.dim
@@ -148,30 +144,33 @@ def _name_batch(proto: onnx.ModelProto) -> None:
             dims[0].dim_param = BATCH
 
 
+# ----- TFLite ----------------------------------------------------------------
+
 _IDENTIFIER = b"TFL3"
 _ENDINGS = re.compile(r"(_prequant|_dequant|_quantize|__\d+|:\d+)+$")
 _BEHIND = {"Transpose", "DequantizeLinear"}
 
 
-def read_tflite(path: str | Path, *, python: Path | None = None) -> Product:
-    """Read a TFLite model; its layers are those of the Keras model it was made from, as far as its tensors tell.
+def read_tflite(path: str | Path, *, python: str | Path | None = None) -> Product:
+    """Read a TFLite model; its layers are those of the original Keras model, as far as its tensors tell.
 
     Args:
         path: the file.
-        python: the interpreter that has TensorFlow and tf2onnx; by default the one that runs this.
+        python: the interpreter that has TensorFlow and tf2onnx; by default the current one.
 
     Raises:
-        ExportError: no such file, no TFLite model, what converting it takes is missing, or tf2onnx cannot do it.
+        InputError: the file cannot be opened.
+        ExportError: it is not a TFLite model, a package is missing, or tf2onnx cannot convert it.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(8)
     except OSError as exc:
-        raise ExportError(f"{path}: cannot be read ({exc.strerror}); give the path of a .tflite file") from exc
+        raise InputError(f"{path}: cannot be read ({exc.strerror}); give the path of a .tflite file") from exc
     if head[4:] != _IDENTIFIER:
         raise ExportError(
-            f"{path}: not a TFLite model (it lacks the mark {_IDENTIFIER.decode()}); is it the right file?"
+            f"{path}: not a TFLite model (the identifier {_IDENTIFIER.decode()} is missing); is it the right file?"
         )
     converted = convert_elsewhere(
         "from_tflite", {"path": str(path.resolve())}, packages="tensorflow tf2onnx", python=python
@@ -180,9 +179,9 @@ def read_tflite(path: str | Path, *, python: Path | None = None) -> Product:
 
 
 def _layers(model: Model) -> dict[str, CarriedLayer]:
-    """The layers that tensors are called after.
+    """The layers that tensors are named after.
 
-    TFLite calls the result of fused operators by all of their names, the last one first:
+    TFLite names the result of fused operators by all of their names, the last one first:
     `net/relu_1/Relu;net/bn_1/FusedBatchNormV3;net/conv_1/Conv2D`.
     """
     layers = {}
@@ -195,17 +194,19 @@ def _layers(model: Model) -> dict[str, CarriedLayer]:
 
 
 def _unquantised(node: ir.Node) -> ir.Value:
-    """What a node makes, as real numbers: dequantised where that happens once, else before the rounding."""
-    made = node.outputs[0]
+    """A node's output as real numbers: dequantised if that happens once, else before the rounding."""
+    output = node.outputs[0]
     if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
-        return made
-    value = made
+        return output
+    value = output
     while len(readers := [use.node for use in value.uses()]) == 1 and readers[0].op_type in _BEHIND:
         value = readers[0].outputs[0]
         if readers[0].op_type == "DequantizeLinear":
             return value
     return node.inputs[0]
 
+
+# ----- Keras -----------------------------------------------------------------
 
 Route = Literal["tf", "torch"]
 
@@ -220,35 +221,36 @@ def read_keras_with(
     layer: str | None = None,
     custom: str | None = None,
     trust: bool = False,
-    python: Path | None = None,
+    python: str | Path | None = None,
 ) -> Product:
-    """Let Keras load a model and convert it, every layer that gives maps under its name.
+    """Have Keras load and convert a model, with each layer that outputs maps under its name.
 
-    A layer inside another one is called `outer/inner`. What the graph computes is compared with Keras at batch 1 and 3,
-    where the model says how large its image is: the outputs and one layer.
+    A layer inside another one is named `outer/inner`. If the image size is fixed, the outputs and one layer are
+    compared with Keras's at batch 1 and 3.
 
     Args:
         route: `tf` or `torch`.
         path: a .keras, .h5 or .hdf5 file; with `tf` also the folder of a SavedModel.
         layer: the layer to compare; by default the last one.
-        custom: the module that defines the model's own classes; takes `trust`.
-        trust: let code that comes with the model run: Lambda layers, classes of `custom`, a SavedModel's graph.
-        python: the interpreter that has the framework; by default the one that runs this.
+        custom: the module that defines the model's own classes; needs `trust`.
+        trust: run code that comes with the model: Lambda layers, classes of `custom`, a SavedModel's graph.
+        python: the interpreter that has the framework; by default the current one.
 
     Raises:
-        ExportError: no such file, it takes `trust`, what converting it takes is missing, or it cannot be converted.
-        UnsupportedError: the graph computes something else than Keras.
+        InputError: no such file, or options that exclude each other.
+        ExportError: it needs `trust`, a package is missing, it cannot be converted, or the graph's values differ from
+            Keras's.
     """
     path = Path(path)
     if not path.exists():
-        raise ExportError(f"{path}: no such file or folder; give a .keras or .h5 file, or a SavedModel")
+        raise InputError(f"{path}: no such file or folder; give a .keras or .h5 file, or a SavedModel")
     if custom is not None and not trust:
-        raise ExportError(f"{path}: the classes of {custom!r} are code, and code runs with --trust alone")
+        raise InputError(f"{path}: the classes of {custom!r} are code, which runs with --trust only")
     if path.is_dir() and route == "torch":
-        raise ExportError(f"{path}: a SavedModel is TensorFlow's own format; use --via tf")
+        raise InputError(f"{path}: a SavedModel is TensorFlow's own format; use --via tf")
     if path.is_dir() and not trust:
         raise ExportError(
-            f"{path}: a SavedModel is a program, which may write files when it is loaded; it takes --trust"
+            f"{path}: a SavedModel is a program, which may write files when it is loaded; pass --trust to run it"
         )
     request = {"path": str(path.resolve()), "layer": layer, "custom": custom, "trust": trust}
     converted = convert_elsewhere(
@@ -258,36 +260,36 @@ def read_keras_with(
     graph, answer = converted.model.core.graph, converted.answer
     for value in [o for o in graph.outputs if o.name not in answer["outputs"]]:
         graph.outputs.remove(value)
-    made = {str(o.name): o for node in graph for o in node.outputs}
+    tensors = {str(o.name): o for node in graph for o in node.outputs}
     layers = {
-        name: CarriedLayer(tensor=_unmoved(made, tensor) if kind != "Permute" else tensor, kind=kind)
+        name: CarriedLayer(tensor=_untransposed(tensors, tensor) if kind != "Permute" else tensor, kind=kind)
         for name, kind, tensor in answer["layers"]
-        if tensor in made
+        if tensor in tensors
     }
     return Product(model=converted.model, framework="keras", version=answer["version"], layers=layers, parity=parity)
 
 
 def _compared(converted: Converted) -> str:
-    """How far the graph is from what Keras computed; empty where Keras could compute nothing.
+    """The difference from Keras's values, in words; empty if Keras computed none.
 
     Raises:
-        UnsupportedError: too far.
+        ExportError: it is too large.
     """
     gaps = []
     for batch, reference in converted.reference.items():
         image = reference.pop("")
-        found = run(converted.model, image, reference)
-        gaps.append(compare(found, reference, f"batch {batch}", "Keras"))
+        values = run(converted.model, image, reference)
+        gaps.append(compare(values, reference, f"batch {batch}", "Keras"))
     batches = " and ".join(map(str, converted.reference))
     return f"within {max(gaps):.0e} of Keras's values, relative, at batch {batches}" if gaps else ""
 
 
-def _unmoved(made: Mapping[str, ir.Value], tensor: str) -> str:
-    """What the converter's own Transposes, Keras computing channels last, made a layer's tensor of."""
-    node = made[tensor].producer()
+def _untransposed(tensors: Mapping[str, ir.Value], tensor: str) -> str:
+    """The tensor behind the Transposes that a converter adds because Keras computes channels last."""
+    node = tensors[tensor].producer()
     while node is not None and node.op_type in {"Transpose", "Identity"} and node.inputs[0] is not None:
         source = str(node.inputs[0].name)
-        if source not in made:
+        if source not in tensors:
             break
-        tensor, node = source, made[source].producer()
+        tensor, node = source, tensors[source].producer()
     return tensor

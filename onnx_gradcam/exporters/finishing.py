@@ -1,4 +1,4 @@
-"""The one pass behind every exporter: the target layer exposed, the table of layers checked, the facts written down."""
+"""The pass after every exporter: expose the layer to explain, name tensors after layers, write the metadata."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Exported:
     Attributes:
         model: the graph, its target layer among the outputs.
         target: name of that output.
-        shape: of it.
+        shape: its shape.
         layout: its axes, e.g. `NCHW`.
-        reason: why this layer, in words.
+        reason: why this layer was chosen, in words.
         score: name of the output that holds the scores.
-        image: name of the input that takes images.
-        image_layout: its axes, e.g. `NCHW`; empty where they cannot be told.
-        image_shape: of it.
-        image_dtype: its NumPy type.
-        carried: what the model says of itself in its metadata.
-        warnings: what the user should know.
+        image: name of the image input.
+        image_layout: its axes, e.g. `NCHW`; empty if unknown.
+        image_shape: its shape.
+        image_dtype: its NumPy dtype.
+        carried: what the model's metadata says.
+        warnings: for the user.
     """
 
     model: Model
@@ -61,7 +61,7 @@ class Exported:
     warnings: list[str] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
-        """Write the model; it appears complete or not at all.
+        """Write the model atomically.
 
         Raises:
             InputError: the file cannot be written.
@@ -81,24 +81,23 @@ def finish_export(
     labels: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Expose the target layer and write down what the framework knew; nothing in the model is computed otherwise.
+    """Expose the target layer and write what the framework knows into the metadata; no value changes.
 
-    The target is the tensor on the path to the score, not a copy of it. It and the tensors of all other layers bear the
-    layers' names where these are free.
-    The model of `product` is changed in place.
+    The target is the tensor on the path to the score, not a copy of it. Tensors are named after their layers where
+    these names are free. The model of `product` is changed in place.
 
     Args:
-        product: what an exporter read.
-        layer: the framework's name of the target layer, a tensor or a node; `None` for the one that `attach` would
+        product: the result of an exporter.
+        layer: the framework's name of the target layer, a tensor or a node; by default the one that `attach` would
             choose.
         output: the output that holds the scores, where several would do.
         labels: class names; by default those of the framework.
         preprocessing: how images become the input; by default what the framework says.
 
     Raises:
-        TargetError: the layer is not in the model, the score does not depend on it, or nothing looks like scores.
-        InputError: class names or preprocessing that do not fit.
-        ModelError: what came out is no valid ONNX.
+        TargetError: the layer is not in the model, the score does not depend on it, or no output looks like scores.
+        InputError: class names or preprocessing do not fit the model.
+        ModelError: the result is not valid ONNX.
     """
     t = Builder(product.model)
     warnings = list(product.warnings)
@@ -149,33 +148,33 @@ def finish_export(
 
 
 def _strip_weights_off_inputs(t: Builder) -> None:
-    """Take weights off the list of inputs, where older exporters put them: a caller has nothing to override there."""
+    """Take weights off the inputs, where older exporters list them: callers have nothing to override there."""
     for value in [i for i in t.graph.inputs if i.name in t.graph.initializers]:
         t.graph.inputs.remove(value)
 
 
 def _refuse_folded(t: Builder, product: Product, layer: str | None) -> None:
-    """Refuse a layer whose tensor an optimisation took away, rather than call it unknown."""
+    """Refuse a layer whose tensor an optimization removed, rather than call it unknown."""
     entry = product.layers.get(layer or "")
     if entry is not None and t.find(entry.tensor) is None:
         raise TargetError(
-            f"layer {layer!r} became part of another operator when the model was converted; choose the layer behind it"
+            f"layer {layer!r} was merged into another operator when the model was converted; choose the next layer"
         )
 
 
 def _resolved(t: Builder, names: Mapping[str, str], alive: set[ir.Value]) -> dict[str, Value]:
-    """The tensor on the path of each layer; layers that the score does not depend on are left out."""
+    """Each layer's tensor on the path to the score; layers that the score does not depend on are left out."""
     by_name = {str(o.name): o for node in t.nodes for o in node.outputs}
     by_name |= {str(i.name): i for i in t.graph.inputs}
-    found = {name: by_name.get(tensor) for name, tensor in names.items()}
-    traced = {name: on_path(t, t.wrap(value), alive) for name, value in found.items() if value is not None}
+    values = {name: by_name.get(tensor) for name, tensor in names.items()}
+    traced = {name: on_path(t, t.wrap(value), alive) for name, value in values.items() if value is not None}
     return {name: value for name, value in traced.items() if value.core in alive}
 
 
 def _name_after_layers(t: Builder, target: Value, layer: str | None, tensors: Mapping[str, Value]) -> None:
-    """Give tensors the names of their layers, the target first; inputs and outputs keep theirs, and so do taken names.
+    """Name tensors after their layers, the target first; inputs and outputs keep their names.
 
-    Of a tensor's several names (a module is what its last part is) the one asked for is taken, or the shortest.
+    Of several layers with one tensor (a module and its last part) the requested one counts, else the shortest name.
     """
     names: dict[Value, list[str]] = {target: [layer] if layer else []}
     for name, value in tensors.items():
@@ -185,18 +184,18 @@ def _name_after_layers(t: Builder, target: Value, layer: str | None, tensors: Ma
         node = target.core.producer()
         names[target] = [] if node is None else [str(node.name)]
     taken = _tensor_names(t)
-    for value, mine in names.items():
-        wanted = layer if value is target and layer else min(mine, key=len, default="")
-        if value.name in mine and wanted != layer:
+    for value, layers in names.items():
+        name = layer if value is target and layer else min(layers, key=len, default="")
+        if value.name in layers and name != layer:
             continue
         fixed = value.core.is_graph_input() or value.core.is_graph_output()
-        if wanted and wanted.isprintable() and wanted not in taken and not fixed:
-            t.rename(value, wanted)
-            taken.add(wanted)
+        if name and name.isprintable() and name not in taken and not fixed:
+            t.rename(value, name)
+            taken.add(name)
 
 
 def _tensor_names(t: Builder) -> set[str]:
-    """The names of all tensors, those in subgraphs too."""
+    """The names of all tensors, in subgraphs too."""
     names = {str(v.name) for v in (*t.graph.inputs, *t.graph.initializers.values())}
     for node in ir.traversal.RecursiveGraphIterator(t.graph):
         names.update(str(value.name) for value in (*node.inputs, *node.outputs) if value is not None)
@@ -217,22 +216,22 @@ def _table(t: Builder, layers: Mapping[str, CarriedLayer], tensors: Mapping[str,
     return table
 
 
-def _labels(product: Product, given: Sequence[str] | None, score: Score, warnings: list[str]) -> list[str] | None:
-    """The class names: those given have to fit, the framework's are left out with a warning where they do not."""
-    labels = product.labels if given is None else given
-    if labels is None:
+def _labels(product: Product, labels: Sequence[str] | None, score: Score, warnings: list[str]) -> list[str] | None:
+    """The class names: the user's must fit; the framework's are dropped with a warning if they do not."""
+    names = product.labels if labels is None else labels
+    if names is None:
         return None
-    if score.classes is not None and len(labels) != score.classes:
-        why = f"there are {len(labels)} class names for {score.classes} classes"
-        if given is not None:
-            raise InputError(f"{why}: are they this model's?")
-        warnings.append(f"{why}, so the names that came with the model are left out; give others with --labels")
+    if score.classes is not None and len(names) != score.classes:
+        mismatch = f"there are {len(names)} class names for {score.classes} classes"
+        if labels is not None:
+            raise InputError(f"{mismatch}; give the names of this model")
+        warnings.append(f"{mismatch}, so the names that came with the model are dropped; give others with --labels")
         return None
-    return list(labels)
+    return list(names)
 
 
-def _preprocessing(product: Product, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    described = product.preprocessing if given is None else given
+def _preprocessing(product: Product, preprocessing: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    described = product.preprocessing if preprocessing is None else preprocessing
     if described is None:
         return None
     parse_preprocessing(described)

@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes with an exported graph, held against what the framework computed."""
+"""Compare an exported graph's values in ONNX Runtime with the framework's values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.runtime.session import Session
 
 Array = npt.NDArray[Any]
 
-__all__ = ["TOLERANCE", "compare", "difference", "run"]
+__all__ = ["TOLERANCE", "ParityError", "compare", "difference", "run"]
 
 TOLERANCE = 1e-4
-"""The largest difference, relative to the largest value, with which a graph is still taken for the network."""
+"""The largest accepted difference, relative to the largest value."""
+
+
+class ParityError(ExportError):
+    """The exported graph's values are not the framework's."""
 
 
 def run(model: Model, x: Array, tensors: Iterable[str] = ()) -> dict[str, Array]:
@@ -28,46 +32,47 @@ def run(model: Model, x: Array, tensors: Iterable[str] = ()) -> dict[str, Array]
         ModelError: ONNX Runtime cannot run it.
     """
     proto = model.to_proto()
-    there = {output.name for output in proto.graph.output}
+    outputs = {output.name for output in proto.graph.output}
     for name in tensors:
-        if name not in there:
+        if name not in outputs:
             proto.graph.output.append(onnx.helper.make_tensor_value_info(name, model.info(name).elem_type, None))
     session = Session(proto.SerializeToString(), disabled_optimizers=["Pad_Fusion"])
     return session.run({session.inputs[0].name: x})
 
 
-def difference(found: Array, wanted: Array) -> float:
-    """The largest difference, relative to the largest wanted value; infinite where the shapes differ."""
-    if found.shape != wanted.shape:
+def difference(values: Array, reference: Array) -> float:
+    """The largest difference, relative to the largest reference value; infinite if the shapes differ."""
+    if values.shape != reference.shape:
         return float("inf")
-    if not wanted.size:
+    if not reference.size:
         return 0.0
-    # What is not a number on one side only is a difference as well.
+    # NaN on one side only is a difference as well.
     with np.errstate(invalid="ignore"):
-        gap = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
-    gap[(found == wanted) | (np.isnan(found) & np.isnan(wanted))] = 0
-    scale = float(np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted)))
+        gap = np.abs(values.astype(np.float64) - reference.astype(np.float64))
+    gap[(values == reference) | (np.isnan(values) & np.isnan(reference))] = 0
+    scale = float(np.max(np.abs(reference), initial=0.0, where=np.isfinite(reference)))
     worst = float(np.max(gap))
     return worst / scale if scale else worst
 
 
-def compare(found: Mapping[str, Array], wanted: Mapping[str, Array], what: str, framework: str) -> float:
-    """The largest difference over all wanted tensors.
+def compare(values: Mapping[str, Array], reference: Mapping[str, Array], images: str, framework: str) -> float:
+    """The largest difference over all reference tensors.
 
     Args:
-        found: what the graph computes.
-        wanted: what the framework computed.
-        what: of which images, in words.
+        values: the graph's, by tensor.
+        reference: the framework's.
+        images: which images, in words.
         framework: its name.
 
     Raises:
-        UnsupportedError: the difference is above `TOLERANCE`.
+        ParityError: the difference is above `TOLERANCE`.
     """
-    gaps = {name: difference(found[name], value) for name, value in wanted.items()}
+    gaps = {name: difference(values[name], value) for name, value in reference.items()}
     name, worst = max(gaps.items(), key=lambda item: np.nan_to_num(item[1], nan=np.inf))
     if not worst <= TOLERANCE:
-        raise UnsupportedError(
-            f"the exported graph is not the network: at {what} its {name!r} differs from {framework}'s by {worst:.1e} "
-            f"of the largest value (up to {TOLERANCE:.0e} is rounding); try the other exporter or another {framework}"
+        raise ParityError(
+            f"the exported graph is not the network: at {images} its {name!r} differs from {framework}'s by "
+            f"{worst:.1e} of the largest value (up to {TOLERANCE:.0e} is rounding); try the other exporter or another "
+            f"version of {framework}"
         )
     return worst

@@ -1,36 +1,228 @@
-"""An ONNX file of any origin as a product: its own layer table, class names and preprocessing are kept.
+"""Export a model of any framework: recognise the source, read it, expose its layer, write the ONNX file.
 
-A model file of any kind as ONNX.
+`export` is what the command `onnx-gradcam export` runs, and `as_onnx` lets other commands take framework models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import onnx
 
-from onnx_gradcam.errors import ModelError, TargetError
+from onnx_gradcam.errors import ExportError, InputError, near_matches
 from onnx_gradcam.graph.load import load
+from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing, read_labels
 from onnx_gradcam.metadata import Carried, Metadata
+from onnx_gradcam.runtime.explainer import fit_preprocessing
 
+from . import Framework, TorchExporter, Via
+from .finishing import Exported, finish_export
 from .writer import Product
 
-__all__ = ["as_onnx", "read_onnx"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["as_onnx", "export", "framework_of", "read_onnx"]
+
+
+def export(
+    source: str | Path | torch.nn.Module,
+    out: str | Path | None = None,
+    *,
+    framework: Framework | None = None,
+    layer: str | None = None,
+    output: str | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+    weights: str | Path | None = None,
+    input_shape: Sequence[int] | None = None,
+    names: Mapping[str, str] | None = None,
+    size: tuple[int, int] | None = None,
+    call: int = -1,
+    exporter: TorchExporter = "auto",
+    via: Via = "reader",
+    custom: str | None = None,
+    trust: bool = False,
+    python: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Exported:
+    """Export a model to ONNX with the layer to explain among its outputs.
+
+    ::
+
+        exported = export("model.keras", "model.onnx", layer="mixed10", preprocess="keras-tf")
+        exported.target, exported.shape            # 'mixed10', ('batch', 2048, 8, 8)
+
+        export("net-symbol.json", "net.onnx", labels="names.txt")
+        export(network, "net.onnx", layer="layer4.2.bn3")      # a torch.nn.Module
+
+    Args:
+        source: the model file, the folder of a SavedModel or of a Hugging Face model, `torchvision.models:NAME`,
+            `timm:NAME`, `module:factory`, or a `torch.nn.Module`.
+        out: the ONNX file to write, atomically; `None` writes nothing.
+        framework: the source's framework; by default told from the source (see `framework_of`).
+        layer: the framework's name of the layer to explain; by default the last layer with spatial positions.
+        output: the output that holds the scores, where several would do.
+        labels: class names, or a file of them; by default those that the framework knows.
+        preprocess: a preset, a description or a file of one; by default what the framework says.
+        weights: PyTorch: a state dictionary, or a name that torchvision knows. MXNet: the `.params` file; by default
+            the only one beside the symbol.
+        input_shape: MXNet: `(channels, height, width)`, where the symbol leaves it open.
+        names: MXNet: further layer names, such as `features[8][2]`, and the symbol's nodes that they stand for.
+        size: PyTorch: height and width of the images, where the model does not say.
+        call: PyTorch: which call of the layer, where the model calls it several times; -1 is the last.
+        exporter: PyTorch: which of its two exporters to use.
+        via: Keras: `reader` needs no framework; `tf` and `torch` run Keras itself.
+        custom: Keras with `tf` or `torch`: the module that defines the model's own classes; needs `trust`.
+        trust: run code that comes with the model.
+        python: Keras with `tf` or `torch`, TFLite: the interpreter that has the framework.
+        progress: called with each step, in words, before it starts.
+
+    Returns:
+        The exported model. Its tensors are channels first (`NCHW`), whatever the framework's layout.
+
+    Raises:
+        InputError: a path, an option, class names or preprocessing that do not fit; nothing is written.
+        TargetError: the layer or the output is not in the model.
+        ExportError: the model cannot be exported.
+        ModelError: an ONNX source is damaged or unsafe.
+    """
+    kind = framework or framework_of(source)
+    if kind not in _READERS:
+        raise InputError(f"unknown framework {kind!r}{near_matches(kind, _READERS)}; known are {', '.join(_READERS)}")
+    choices: dict[str, Any] = {
+        "weights": weights, "input_shape": input_shape, "names": names, "size": size, "call": call,
+        "exporter": exporter, "via": via, "custom": custom, "trust": trust, "python": python,
+    }  # fmt: skip
+    choices = {key: value for key, value in choices.items() if value != _DEFAULTS[key]}
+    foreign = next((key for key in choices if key not in _keywords(_READERS[kind])), None)
+    if foreign is not None:
+        raise InputError(f"{foreign!r} does not apply to {kind} models; leave it out")
+    if out is not None:
+        _check_place(Path(out), [source, weights])
+    classes = read_labels(labels) if isinstance(labels, (str, Path)) else labels
+    description = None if preprocess is None else json.loads(parse_preprocessing(preprocess).to_json())
+    report = progress or (lambda _step: None)
+    report(f"reading {source if isinstance(source, (str, Path)) else type(source).__name__}")
+    product = _READERS[kind](source, layer, **choices)
+    report("exposing the layer")
+    exported = finish_export(product, layer, output=output, labels=classes, preprocessing=description)
+    _check_preprocessing(exported)
+    if out is not None:
+        report(f"writing {out}")
+        exported.save(out)
+    return exported
+
+
+def _check_place(out: Path, sources: Sequence[object]) -> None:
+    """Refuse before minutes of work a path that cannot be written after it.
+
+    Raises:
+        InputError: it is a folder, is in a missing one, or is the source itself.
+    """
+    if out.resolve() in {Path(source).resolve() for source in sources if isinstance(source, (str, Path))}:
+        raise InputError(f"{out}: this is the model itself; choose another output name")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give the name of a file in it")
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist; create it, or choose another one")
+
+
+def _check_preprocessing(exported: Exported) -> None:
+    """Refuse a description that contradicts the model now rather than at the first image.
+
+    Raises:
+        InputError: it does not fit the input.
+    """
+    described = exported.carried.preprocessing
+    if described is not None and exported.image_layout in {"NCHW", "NHWC"}:
+        fit_preprocessing(
+            parse_preprocessing(described), exported.image_layout, exported.image_shape, exported.image_dtype
+        )
+
+
+# ----- which framework -------------------------------------------------------
+
+_SYMBOL = "-symbol.json"
+_ENDINGS: dict[str, Framework] = {
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    _SYMBOL: "mxnet",
+    ".pt2": "pytorch",
+    ".pt": "pytorch",
+    ".tflite": "tflite",
+    ".onnx": "onnx",
+}
+_AMBIGUOUS = ".pt"
+"""TorchScript by its ending, but so are pickled weights: `as_onnx` leaves these files alone."""
+
+_FOLDERS: dict[str, Framework] = {"saved_model.pb": "keras", "config.json": "pytorch"}
+_IN_CODE = re.compile(r"[A-Za-z_][\w.]*:[\w./-]+")
+
+
+def framework_of(source: str | Path | torch.nn.Module) -> Framework:
+    """Tell the framework of a source from its name, or of a folder from the files in it.
+
+    Raises:
+        InputError: it cannot be told.
+    """
+    if not isinstance(source, (str, Path)):
+        return "pytorch"
+    kind = _by_ending(Path(source))
+    if kind is not None:
+        return kind
+    for file, kind in _FOLDERS.items():
+        if (Path(source) / file).is_file():
+            return kind
+    if _IN_CODE.fullmatch(str(source)) and not Path(source).exists():
+        return "pytorch"
+    raise InputError(f"cannot tell the framework of {str(source)!r}; give it: {', '.join(get_args(Framework))}")
+
+
+def _by_ending(path: Path) -> Framework | None:
+    return next((kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
+
+
+def as_onnx(path: str | Path, layer: str | None = None) -> Path | onnx.ModelProto:
+    """Export a framework's model file in memory; leave any other path to the code that loads ONNX.
+
+    `.keras`, `.h5` and `.hdf5` are Keras models, `NAME-symbol.json` is an MXNet model with its `NAME-*.params` beside
+    it, `.pt2` an exported PyTorch program, `.tflite` a TFLite model.
+
+    Args:
+        path: the file.
+        layer: the layer to explain, by the framework's name.
+
+    Raises:
+        ExplainError: the file cannot be exported.
+    """
+    path = Path(path)
+    if _by_ending(path) in {None, "onnx"} or path.suffix.lower() == _AMBIGUOUS:
+        return path
+    return export(path, layer=layer).to_proto()
+
+
+# ----- one reader a framework ------------------------------------------------
 
 
 def read_onnx(path: str | Path) -> Product:
-    """Read an ONNX model, raised to opset 18 where it is lower.
+    """Read an ONNX model, converted to opset 18 where it is lower; what it carries of a framework is kept.
 
     Raises:
         ModelError: the file is missing, damaged or unsafe.
-        TargetError: the model holds an explanation already.
+        ExportError: the model is explained already.
     """
     model = load(Path(path))
-    said = Metadata.from_props(model.metadata)
-    if said is not None:
-        raise TargetError(
-            f"{path}: the model is explained already (layer {said.target_tensor!r}); export the original model instead"
+    metadata = Metadata.from_props(model.metadata)
+    if metadata is not None:
+        raise ExportError(
+            f"{path}: the model is explained already (layer {metadata.target_tensor!r}); export the original model"
         )
     carried = Carried.from_props(model.metadata)
     core = model.core
@@ -46,66 +238,91 @@ def read_onnx(path: str | Path) -> Product:
     )
 
 
-_SYMBOL = "-symbol.json"
+def _onnx(source: str | Path, _layer: str | None) -> Product:
+    return read_onnx(source)
 
 
-def as_onnx(path: str | Path, layer: str | None = None) -> Path | onnx.ModelProto:
-    """What ONNX code can read of a model file, by the end of its name.
+def _keras(
+    source: str | Path,
+    layer: str | None,
+    *,
+    via: Via = "reader",
+    custom: str | None = None,
+    trust: bool = False,
+    python: str | Path | None = None,
+) -> Product:
+    if via not in get_args(Via):
+        raise InputError(f"unknown via {via!r}{near_matches(via, get_args(Via))}; known are {', '.join(get_args(Via))}")
+    if via != "reader":
+        from .elsewhere import read_keras_with  # noqa: PLC0415 - each reader loads its own libraries
 
-    `.keras`, `.h5` and `.hdf5` are Keras models, `NAME-symbol.json` is an MXNet model with its `NAME-*.params` beside
-    it, `.pt2` an exported PyTorch program, `.tflite` a TFLite model. Everything else is left as it is: it is ONNX, or
-    who loads it says that it is not.
+        return read_keras_with(via, source, layer=layer, custom=custom, trust=trust, python=python)
+    unread = next((key for key, value in {"custom": custom, "trust": trust, "python": python}.items() if value), None)
+    if unread is not None:
+        raise InputError(f"{unread!r} needs via 'tf' or 'torch'; the reader runs no code")
+    from .keras import read_keras  # noqa: PLC0415
 
-    Args:
-        path: of the file.
-        layer: the layer to explain, by the framework's name.
-
-    Raises:
-        ExplainError: the file cannot be exported.
-    """
-    path = Path(path)
-    read = next((reader for ending, reader in _READERS.items() if path.name.lower().endswith(ending)), None)
-    if read is None:
-        return path
-    from .finishing import finish_export  # noqa: PLC0415 - not needed for ONNX files
-
-    return finish_export(read(path, layer), layer).to_proto()
-
-
-def _keras(path: Path, _: str | None) -> Product:
-    from .keras import read_keras  # noqa: PLC0415 - one reader is needed at most
-
-    return read_keras(path)
+    return read_keras(source)
 
 
-def _mxnet(path: Path, _: str | None) -> Product:
-    from .mxnet import read_mxnet  # noqa: PLC0415 - as above
+def _mxnet(
+    source: str | Path,
+    _layer: str | None,
+    *,
+    weights: str | Path | None = None,
+    input_shape: Sequence[int] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Product:
+    from .mxnet import read_mxnet  # noqa: PLC0415
 
-    name = path.name[: -len(_SYMBOL)]
-    beside = sorted(p.name for p in path.parent.glob("*.params") if p.name.startswith(f"{name}-"))
-    if len(beside) != 1:
-        found = f"there are {len(beside)} ({', '.join(beside[:5])})" if beside else "there is none"
-        raise ModelError(f"{path.name} needs its weights in one file {name}-0000.params beside it, but {found}")
-    return read_mxnet(path, path.parent / beside[0])
-
-
-def _pytorch(path: Path, layer: str | None) -> Product:
-    from .pytorch import export_pytorch  # noqa: PLC0415 - as above
-
-    return export_pytorch(path, layer=layer)
+    symbol = Path(source)
+    return read_mxnet(symbol, weights or _beside(symbol), input_shape=input_shape, names=names)
 
 
-def _tflite(path: Path, _: str | None) -> Product:
-    from .elsewhere import read_tflite  # noqa: PLC0415 - as above
+def _beside(symbol: Path) -> Path:
+    """The only parameter file of an MXNet symbol's name in its folder."""
+    name = symbol.name.removesuffix(_SYMBOL)
+    files = sorted(p.name for p in symbol.parent.glob("*.params") if p.name.startswith(f"{name}-"))
+    if len(files) != 1:
+        count = f"there are {len(files)} ({', '.join(files[:5])})" if files else "there is none"
+        raise InputError(f"{symbol.name} needs its weights in one file {name}-0000.params beside it, but {count}")
+    return symbol.parent / files[0]
 
-    return read_tflite(path)
+
+def _pytorch(
+    source: str | Path | torch.nn.Module,
+    layer: str | None,
+    *,
+    weights: str | Path | None = None,
+    call: int = -1,
+    size: tuple[int, int] | None = None,
+    exporter: TorchExporter = "auto",
+    trust: bool = False,
+) -> Product:
+    from .pytorch import export_pytorch  # noqa: PLC0415
+
+    return export_pytorch(source, layer=layer, weights=weights, call=call, size=size, exporter=exporter, trust=trust)
 
 
-_READERS: dict[str, Callable[[Path, str | None], Product]] = {
-    ".keras": _keras,
-    ".h5": _keras,
-    ".hdf5": _keras,
-    _SYMBOL: _mxnet,
-    ".pt2": _pytorch,
-    ".tflite": _tflite,
+def _tflite(source: str | Path, _layer: str | None, *, python: str | Path | None = None) -> Product:
+    from .elsewhere import read_tflite  # noqa: PLC0415
+
+    return read_tflite(source, python=python)
+
+
+_READERS: dict[str, Callable[..., Product]] = {
+    "keras": _keras,
+    "mxnet": _mxnet,
+    "pytorch": _pytorch,
+    "tflite": _tflite,
+    "onnx": _onnx,
 }
+"""A reader's keyword parameters are the options that apply to its framework."""
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+_DEFAULTS = _keywords(export)

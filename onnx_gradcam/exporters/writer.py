@@ -1,6 +1,6 @@
-"""What every exporter hands to the common pass.
+"""What exporters share: `Product`, a model that was read, and `Writer`, which builds an ONNX graph node by node.
 
-A new ONNX graph, written node by node under the names of a framework's layers.
+`finishing.finish_export` takes a product of any framework from there on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.shapes import declare
@@ -23,18 +23,18 @@ __all__ = ["BATCH", "Product", "Writer"]
 
 @dataclass(eq=False, kw_only=True)
 class Product:
-    """A model as an exporter made it, and what its framework knew of it.
+    """A model that an exporter read, and what its framework knows about it.
 
     Attributes:
-        model: the graph, its batch free, its outputs those of the framework's model alone.
+        model: the graph, its batch free, its outputs those of the framework's model only.
         framework: `keras`, `mxnet`, `pytorch`, `tflite` or `onnx`.
-        version: of the framework that wrote the file, where the file says it.
-        layers: the framework's layers by name, in the order in which they run; the tensor may be a view that nothing
-            reads of the one on the path to the score.
-        labels: class names, where the framework knows them.
-        preprocessing: how images become the model's input, where the framework knows it.
-        parity: how the graph's values compare with the framework's; empty where that was not looked at.
-        warnings: what the user should know.
+        version: of the framework that wrote the file, if known.
+        layers: the framework's layers by name, in execution order; a layer's tensor may be an unread copy of the
+            tensor on the path to the score.
+        labels: class names, if the framework knows them.
+        preprocessing: how images become the model's input, if the framework knows it.
+        parity: how the graph's values compare with the framework's; empty if they were not compared.
+        warnings: for the user.
     """
 
     model: Model
@@ -55,10 +55,10 @@ _IR_VERSION = 10
 
 
 class Writer(Builder):
-    """Writes a new model; every appended node is typed at once, so that a wrong one fails on its own line.
+    """Write a new model; each node is typed when it is appended, so that a wrong one fails on its own line.
 
     Args:
-        name: what to call the model in messages and in the graph.
+        name: the model's name, in messages and in the graph.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,7 +70,7 @@ class Writer(Builder):
         """A named weight; a lazy tensor is not read before the model is saved.
 
         Raises:
-            UnsupportedError: the name is taken.
+            ExportError: the name is taken.
         """
         self._claim(name)
         tensor = ir.tensor(content, name=name)
@@ -80,10 +80,10 @@ class Writer(Builder):
         return self.wrap(value)
 
     def rename(self, value: Value, name: str) -> Value:
-        """Give an appended tensor, and the node that makes it, the name of a layer.
+        """Give an appended tensor, and the node that computes it, the name of a layer.
 
         Raises:
-            UnsupportedError: the name is taken.
+            ExportError: the name is taken.
         """
         self._claim(name)
         super().rename(value, name)
@@ -94,13 +94,11 @@ class Writer(Builder):
 
     def _claim(self, name: str) -> None:
         if self.taken(name):
-            raise UnsupportedError(
-                f"two tensors of {self.model.name} would be called {name!r}; rename one of the layers"
-            )
+            raise ExportError(f"two tensors of {self.model.name} would be named {name!r}; rename one of the layers")
         self._names.add(name)
 
     def finished(self) -> Model:
-        """The model, without what no output needs, its shapes inferred."""
+        """The model without unused nodes, its shapes inferred."""
         self.finish()
         self.model.infer()
         return self.model

@@ -12,7 +12,7 @@ import pytest
 from support.fake_python import interpreter
 from support.graphs import graph
 
-from onnx_gradcam.errors import ExportError, ModelError
+from onnx_gradcam.errors import ExportError, InputError, ModelError
 from onnx_gradcam.exporters import workers
 from onnx_gradcam.exporters.elsewhere import convert_elsewhere
 
@@ -60,7 +60,7 @@ def test_the_model_comes_back_with_a_named_batch(tmp_path):
         ),
         ("raise ValueError('Op FOO is\\nnot known')", r"cannot be converted: ValueError: Op FOO is not known"),
         ("os.kill(os.getpid(), 9)", r"stopped by signal 9; is there enough memory\?"),
-        ("sys.exit(3)", r"failed without a word"),
+        ("sys.exit(3)", r"failed without a message"),
     ],
 )
 def test_failures_are_one_sentence(body, words, tmp_path):
@@ -70,7 +70,7 @@ def test_failures_are_one_sentence(body, words, tmp_path):
 
 
 def test_no_such_interpreter(tmp_path):
-    with pytest.raises(ExportError, match=r"nowhere' cannot be started \(No such file or directory\)"):
+    with pytest.raises(InputError, match=r"nowhere' cannot be started \(No such file or directory\)"):
         convert(tmp_path / "nowhere")
 
 

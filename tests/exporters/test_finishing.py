@@ -101,7 +101,7 @@ def test_what_follows_knows_the_layers_by_name():
     ("layer", "words"),
     [
         ("blok2", r"no layer 'blok2'; did you mean 'block2'"),
-        ("gone", r"layer 'gone' became part of another operator"),
+        ("gone", r"layer 'gone' was merged into another operator"),
         ("pool", r"layer 'pool' .* has a single place"),
         ("y", r"the score does not depend on layer 'y'"),
     ],
@@ -224,7 +224,7 @@ def test_class_names_have_to_fit():
     made = finish_export(product(labels=["a", "b", "c"]))
     assert made.carried.labels is None
     (warning,) = made.warnings
-    assert "there are 3 class names for 4 classes, so the names that came with the model are left out" in warning
+    assert "there are 3 class names for 4 classes, so the names that came with the model are dropped" in warning
     assert finish_export(product(labels=["a"]), labels=list("wxyz")).carried.labels == list("wxyz")
 
 

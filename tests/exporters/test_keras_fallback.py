@@ -17,7 +17,7 @@ from support.fake_python import interpreter
 from support.graphs import graph, images, run
 
 from onnx_gradcam import attach
-from onnx_gradcam.errors import ExportError, TargetError, UnsupportedError
+from onnx_gradcam.errors import ExportError, InputError, TargetError
 from onnx_gradcam.exporters.elsewhere import read_keras_with
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.workers.keras_files import RefusedError, load_model
@@ -125,13 +125,13 @@ def test_what_keras_cannot_load_is_said_in_one_sentence(models, tmp_path):
 
 
 def test_what_needs_no_keras_to_be_refused(tmp_path):
-    with pytest.raises(ExportError, match=r"gone\.keras: no such file or folder"):
+    with pytest.raises(InputError, match=r"gone\.keras: no such file or folder"):
         read_keras_with("tf", tmp_path / "gone.keras")
-    with pytest.raises(ExportError, match=r"a SavedModel is a program, .* it takes --trust"):
+    with pytest.raises(ExportError, match=r"a SavedModel is a program, .* pass --trust to run it"):
         read_keras_with("tf", tmp_path)
-    with pytest.raises(ExportError, match="use --via tf"):
+    with pytest.raises(InputError, match="use --via tf"):
         read_keras_with("torch", tmp_path, trust=True)
-    with pytest.raises(ExportError, match="code runs with --trust alone"):
+    with pytest.raises(InputError, match="code, which runs with --trust only"):
         read_keras_with("tf", tmp_path, custom="os")
 
 
@@ -155,7 +155,7 @@ def test_a_graph_that_computes_something_else_is_refused(wrong, tmp_path):
         "answer(version='3.15.1', outputs=['y'], layers=[['relu', 'ReLU', 'layer_0']])",
     )
     if wrong:
-        with pytest.raises(UnsupportedError, match=f"at batch 1 its '{wrong}' differs from Keras's by"):
+        with pytest.raises(ExportError, match=f"at batch 1 its '{wrong}' differs from Keras's by"):
             read_keras_with("torch", tmp_path / "m.keras", python=python)
     else:
         product = read_keras_with("torch", tmp_path / "m.keras", python=python)

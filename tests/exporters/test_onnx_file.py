@@ -8,7 +8,7 @@ import pytest
 from support.graphs import graph, images, run
 
 from onnx_gradcam import attach
-from onnx_gradcam.errors import ModelError, TargetError
+from onnx_gradcam.errors import ExportError, ModelError
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.sources import read_onnx
 
@@ -47,7 +47,7 @@ def test_exported_twice_is_exported_once(path, tmp_path):
 
 def test_an_explained_model_is_refused(path, tmp_path):
     attach(path).save(tmp_path / "e.onnx")
-    with pytest.raises(TargetError, match="explained already"):
+    with pytest.raises(ExportError, match="explained already"):
         read_onnx(tmp_path / "e.onnx")
 
 

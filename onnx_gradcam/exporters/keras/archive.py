@@ -1,8 +1,7 @@
-"""Opening `.keras` and `.h5` files that nobody vouched for.
+"""Open untrusted `.keras` and `.h5` files.
 
-A `.keras` file is a ZIP archive of `config.json`, `metadata.json` and `model.weights.h5`; only these three are ever
-read, none is extracted. An `.h5` file holds the configuration in attributes. Weights stay in the file until they are
-asked for.
+A `.keras` file is a ZIP archive of `config.json`, `metadata.json` and `model.weights.h5`; only these three are read,
+none is extracted. An `.h5` file holds the configuration in attributes. Weights stay in the file until they are needed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from onnx_gradcam.errors import ExportError
+from onnx_gradcam.errors import ExportError, InputError, reason
 
 if TYPE_CHECKING:
     import h5py
@@ -32,11 +31,11 @@ __all__ = ["HDF5_DAMAGE", "REMEDY", "Archive", "open_archive"]
 REMEDY = "export with --via tf or --via torch, which run the framework itself"
 
 HDF5_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError)
-"""What h5py raises on files that are damaged."""
+"""The exceptions of h5py on damaged files."""
 
 _LARGEST_JSON = 2**26
 _LARGEST_RATIO = 100
-"""Weights hardly compress; what unpacks to more than this many times its size is no model."""
+"""Weights hardly compress: a file that unpacks to more than this many times its size is not a model."""
 _CHUNK = 2**20
 _WEIGHTS = "model.weights.h5"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -44,12 +43,12 @@ _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Archive:
-    """What a model file holds.
+    """The content of a model file.
 
     Attributes:
-        name: the file's, for messages.
+        name: the file's name, for messages.
         config: the model's configuration, as Keras wrote it.
-        weights: the HDF5 group below which the variables lie.
+        weights: the HDF5 group with the variables.
         version: of the Keras that wrote the file.
         legacy: whether the variables are listed by layer name, as in `.h5` files.
     """
@@ -70,15 +69,16 @@ def open_archive(path: str | Path) -> Archive:
     """Open a `.keras` or `.h5` file; its weights are not read yet.
 
     Raises:
-        ExportError: no such file, damaged, no model that Keras saved whole, or h5py is not installed.
+        InputError: there is no such file.
+        ExportError: it is damaged or not a whole Keras model, or h5py is not installed.
     """
     path = Path(path)
     if path.is_dir():
-        raise ExportError(f"{path}: is a folder; if it is a SavedModel, export it with --via tf")
+        raise InputError(f"{path}: is a folder; if it is a SavedModel, export it with --via tf")
     try:
         file = path.open("rb")
     except OSError as exc:
-        raise ExportError(f"{path}: cannot be read ({exc.strerror}); give the path of a .keras or .h5 model") from exc
+        raise InputError(f"{path}: cannot be read ({exc.strerror}); give the path of a .keras or .h5 model") from exc
     with file:
         start = file.read(8)
         if start.startswith(b"PK"):
@@ -99,8 +99,8 @@ def _open_zip(file: BinaryIO, name: str) -> Archive:
             metadata = _json_member(archive, "metadata.json", name)
             weights = _weights_stream(archive, file, name)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, struct.error, zlib.error) as exc:
-        # RuntimeError is what zipfile raises for a member that is encrypted.
-        raise ExportError(f"{name}: the archive is damaged ({exc}); fetch or save the file again") from exc
+        # zipfile raises RuntimeError for an encrypted member.
+        raise ExportError(f"{name}: the archive is damaged ({reason(exc)}); fetch or save the file again") from exc
     group = _hdf5(weights, name)
     return Archive(
         name=name,
@@ -116,17 +116,19 @@ def _check_names(archive: zipfile.ZipFile, name: str) -> None:
     for entry in archive.namelist():
         windows = PureWindowsPath(entry)
         if PurePosixPath(entry).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-            raise ExportError(f"{name}: the archive's entry {entry!r} points outside of the archive; refused")
+            raise ExportError(f"{name}: the archive's entry {entry!r} is named outside of the archive; refused")
         if entry in seen:
-            raise ExportError(f"{name}: the archive holds {entry!r} twice; save the model again")
+            raise ExportError(f"{name}: the archive contains {entry!r} twice; save the model again")
         seen.add(entry)
 
 
 def _json_member(archive: zipfile.ZipFile, member: str, name: str) -> dict[str, Any]:
     if member not in archive.namelist():
-        raise ExportError(f"{name}: the archive holds no {member}; save the whole model with model.save('name.keras')")
+        raise ExportError(
+            f"{name}: the archive contains no {member}; save the whole model with model.save('name.keras')"
+        )
     if archive.getinfo(member).file_size > _LARGEST_JSON:
-        raise ExportError(f"{name}: {member} is larger than {_LARGEST_JSON} bytes, which no model needs; refused")
+        raise ExportError(f"{name}: {member} is larger than {_LARGEST_JSON} bytes; refused")
     with archive.open(member) as stream:
         return _parsed(stream.read(_LARGEST_JSON), member, name)
 
@@ -135,24 +137,24 @@ def _parsed(text: str | bytes, member: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise ExportError(f"{name}: {member} is not valid JSON ({exc}); save the model again") from exc
+        raise ExportError(f"{name}: {member} is not valid JSON ({reason(exc)}); save the model again") from exc
     if not isinstance(value, dict):
         raise ExportError(f"{name}: {member} is not a JSON object; save the model again")
     return value
 
 
 def _weights_stream(archive: zipfile.ZipFile, file: BinaryIO, name: str) -> _Section:
-    """The archive's weights as a file one can seek in: a part of it where they are stored plain, else unpacked."""
+    """The archive's weights as a seekable file: a section of it if they are stored uncompressed, else unpacked."""
     if _WEIGHTS not in archive.namelist():
         if any(entry.endswith(".weights.json") for entry in archive.namelist()):
             raise ExportError(f"{name}: the weights are split into shards; save the model without sharding")
-        raise ExportError(f"{name}: the archive holds no {_WEIGHTS}; save the whole model to a .keras file")
+        raise ExportError(f"{name}: the archive contains no {_WEIGHTS}; save the whole model to a .keras file")
     info = archive.getinfo(_WEIGHTS)
     if info.file_size > _LARGEST_RATIO * info.compress_size + _CHUNK:
         raise ExportError(
             f"{name}: {_WEIGHTS} would unpack from {info.compress_size} to {info.file_size} bytes; refused"
         )
-    with archive.open(info) as stream:  # reading to the end compares the checksum
+    with archive.open(info) as stream:  # reading to the end checks the checksum
         if info.compress_type != zipfile.ZIP_STORED:
             with tempfile.TemporaryFile() as unpacked:
                 shutil.copyfileobj(stream, unpacked, _CHUNK)
@@ -166,9 +168,9 @@ def _weights_stream(archive: zipfile.ZipFile, file: BinaryIO, name: str) -> _Sec
 
 
 class _Section(io.RawIOBase):
-    """A part of an open file, as a file that can be read and that outlives the other.
+    """A section of an open file, as a file of its own that outlives the other.
 
-    It closes when nobody needs it any more: weights are read when the exported model is saved.
+    It closes when it is no longer needed: weights are read when the exported model is saved.
     """
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
@@ -214,7 +216,7 @@ def _open_h5(stream: _Section, name: str) -> Archive:
         config = _attribute(root, "model_config", name)
         if config is None or "model_weights" not in root:
             raise ExportError(
-                f"{name}: holds no model configuration (weights alone?); save the whole model with model.save()"
+                f"{name}: contains no model configuration (only weights?); save the whole model with model.save()"
             )
         version = _attribute(root, "keras_version", name) or _attribute(root["model_weights"], "keras_version", name)
         return Archive(
@@ -237,12 +239,11 @@ def _hdf5(stream: _Section, name: str) -> h5py.File:
 
 @contextmanager
 def _damage(name: str) -> Iterator[None]:
-    """Say of h5py's errors which file they are about."""
+    """Turn h5py's errors into one that names the file."""
     try:
         yield
     except HDF5_DAMAGE as exc:
-        reason = " ".join(str(exc).split())
-        raise ExportError(f"{name}: the HDF5 data is damaged ({reason}); fetch or save the file again") from exc
+        raise ExportError(f"{name}: the HDF5 data is damaged ({reason(exc)}); fetch or save the file again") from exc
 
 
 def _attribute(group: h5py.Group, key: str, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a layer's function works with: tensors that know how they are stored, the layer's variables, nodes."""
+"""What a layer's function works with: `Tensor` and its axis order, `Layer` and its variables, `Call` to add nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tensor:
 
     Attributes:
         value: the tensor of the ONNX graph.
-        moved: whether Keras's last axis lies second in it: `[N, C, H, W]` for Keras's `[N, H, W, C]`.
+        moved: whether Keras's last axis is second in it: `[N, C, H, W]` for Keras's `[N, H, W, C]`.
     """
 
     value: Value
@@ -44,7 +44,7 @@ class Tensor:
         return (shape[0], *shape[2:], shape[1]) if self.moved else shape
 
     def axis(self, axis: int) -> int:
-        """Where Keras's `axis` lies in the ONNX tensor."""
+        """The ONNX tensor's axis for Keras's `axis`."""
         if not -self.rank <= axis < self.rank:
             raise ValueError(f"axis {axis} of a tensor of rank {self.rank}")
         axis %= self.rank
@@ -58,10 +58,10 @@ class Layer:
     """A layer of the model, called once or several times with the same variables.
 
     Attributes:
-        path: its name, behind the names of the models that hold it.
+        path: its name, after the names of the models that contain it.
         kind: its class.
         variables: in the file, by name.
-        written: those in the graph already.
+        written: variables already in the graph.
     """
 
     path: str
@@ -89,9 +89,9 @@ class Call:
     major: int
     channels_last: bool
 
-    def refuse(self, reason: str) -> NoReturn:
-        """Raise the error that says what about this layer is not supported."""
-        raise ExportError(f"{self.layer}: {reason}; {REMEDY}")
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise the error that says what is not supported about this layer."""
+        raise ExportError(f"{self.layer}: {problem}; {REMEDY}")
 
     # ----- nodes and variables -----------------------------------------------
 
@@ -115,21 +115,21 @@ class Call:
 
         Args:
             slot: its name.
-            expected: the shape that it must have in the file; what is no number may be anything.
-            perm: the order in which its axes are wanted.
-            shape: the shape that it is given thereafter.
+            expected: its shape in the file; dimensions that are not numbers may be any.
+            perm: how to permute its axes.
+            shape: how to reshape it thereafter.
 
         Raises:
             ExportError: it has another shape in the file.
         """
         stored = self.layer.variables[slot]
         if len(stored.shape) != len(expected) or any(
-            isinstance(want, int) and want != have for want, have in zip(expected, stored.shape, strict=True)
+            isinstance(size, int) and size != own for size, own in zip(expected, stored.shape, strict=True)
         ):
-            wanted = [want if isinstance(want, int) else "?" for want in expected]
+            sizes = [size if isinstance(size, int) else "?" for size in expected]
             raise ExportError(
-                f"{self.layer}: its variable {slot!r} has the shape {list(stored.shape)} where its configuration says "
-                f"{wanted}; save the model again"
+                f"{self.layer}: its variable {slot!r} has the shape {list(stored.shape)}, but its configuration "
+                f"implies {sizes}; save the model again"
             )
         key = (slot, perm and tuple(perm), shape and tuple(shape))
         if key not in self.layer.written:
@@ -142,7 +142,7 @@ class Call:
         return self.layer.written[key]
 
     def content(self, slot: str) -> npt.NDArray[np.float32]:
-        """The content of a small variable, to compute with before it is written."""
+        """The content of a small variable, for computations during the export."""
         return self.layer.variables[slot].read()
 
     # ----- layouts -----------------------------------------------------------
@@ -161,12 +161,12 @@ class Call:
         return Tensor(self._transposed(x.value, [0, *range(2, x.rank), 1]))
 
     def settle(self, x: Tensor) -> Tensor:
-        """The form in which maps leave a layer: channels first, whatever they are in Keras."""
+        """The form of a layer's output: maps channels first, whatever they are in Keras."""
         return self.move(x) if x.rank >= 4 and self.channels_last else x
 
     def _transposed(self, value: Value, perm: Sequence[int]) -> Value:
         dims = [value.shape[i] for i in perm]
-        # Where all axes but one have size 1, the order of the elements stays.
+        # With at most one axis above size 1, the order of the elements stays.
         if sum(d != 1 for d in dims[1:]) <= 1 and all(isinstance(d, int) for d in dims[1:]):
             sizes = [d for d in dims[1:] if isinstance(d, int)]
             return self.op("Reshape", value, self.writer.ints(0, *sizes))
@@ -186,16 +186,16 @@ class Call:
         return data_format == "channels_first"
 
     def aligned(self, xs: Sequence[Tensor]) -> tuple[list[Value], bool]:
-        """The values of tensors of one rank, stored alike, and whether they are moved."""
+        """The values of tensors of one rank in one axis order, and whether they are moved."""
         moved = any(x.moved for x in xs)
         return [(self.move(x) if moved else x).value for x in xs], moved
 
     def constant(self, content: npt.ArrayLike, like: Tensor) -> Value:
-        """A constant that broadcasts over `like` as it does in Keras."""
+        """A constant that broadcasts with `like` as in Keras."""
         array = np.asarray(content, np.float32)
         if array.ndim and like.moved:
             if array.ndim > like.rank:
-                self.refuse(f"a constant of shape {list(array.shape)} meets a tensor of rank {like.rank}")
+                self.refuse(f"it combines a constant of shape {list(array.shape)} with a tensor of rank {like.rank}")
             array = array.reshape((1,) * (like.rank - array.ndim) + array.shape)
             array = array.transpose(0, like.rank - 1, *range(1, like.rank - 1))
         return self.writer.const(array)

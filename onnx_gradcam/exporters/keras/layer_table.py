@@ -1,4 +1,13 @@
-"""The table of layer classes: a layer is one function whose keyword arguments are its configuration."""
+"""The table of Keras layer classes and operations.
+
+A new Keras layer is one function in a module of `layers`::
+
+    @keras_layer("LeakyReLU")
+    def leaky_relu(call, x, *, negative_slope=0.3):
+        return Tensor(call.op("LeakyRelu", x.value, alpha=negative_slope), x.moved)
+
+Its keyword parameters are the keys of the layer's configuration; unknown keys are refused.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +25,12 @@ from .weights import Slot
 __all__ = ["LAYERS", "OPERATIONS", "TF_FUNCTIONS", "LayerRule", "keras_layer", "operation", "rule_of"]
 
 _PUBLIC = ("keras.layers", "keras.layers.experimental.preprocessing", "tf_keras.layers", "tensorflow.keras.layers")
-"""Where the classes that everybody can import live."""
+"""The modules of the public classes."""
 
 _NEUTRAL = frozenset(
     {"name", "trainable", "dtype", "batch_input_shape", "batch_shape", "input_shape", "input_dtype", "build_config"}
 )
-"""Configuration keys that change nothing in what a trained layer computes."""
+"""Configuration keys without effect on a trained layer."""
 
 _NEUTRAL_ENDS = ("_initializer", "_regularizer", "_constraint")
 
@@ -36,8 +45,8 @@ class LayerRule:
     Attributes:
         write: the function: call, tensors, configuration.
         slots: the class's variables.
-        neutral: further configuration keys that change nothing.
-        modules: where the class lives.
+        neutral: further configuration keys without effect.
+        modules: the modules of the class.
         parameters: the configuration keys that the function takes, with their defaults.
     """
 
@@ -48,7 +57,7 @@ class LayerRule:
     parameters: Mapping[str, Any]
 
     def slots_of(self, config: Mapping[str, Any], major: int) -> list[Slot]:
-        """The variables that a layer of this configuration has."""
+        """The variables of a layer with this configuration."""
         return [slot for slot in self.slots if self._has(slot.when, config, major)]
 
     def _has(self, when: str, config: Mapping[str, Any], major: int) -> bool:
@@ -62,7 +71,7 @@ class LayerRule:
         """The function's keyword arguments.
 
         Raises:
-            ExportError: the configuration lacks a key, or has one that nobody here knows the meaning of.
+            ExportError: the configuration lacks a key, or has an unknown one.
         """
         options = {}
         for key, value in config.items():
@@ -71,7 +80,7 @@ class LayerRule:
             elif key in _NEUTRAL or key in self.neutral or "*" in self.neutral or key.endswith(_NEUTRAL_ENDS):
                 continue
             elif key not in _OFF or value not in (None, False):
-                raise ExportError(f"{layer}: its configuration has {key} = {value!r}, which is unknown; {REMEDY}")
+                raise ExportError(f"{layer}: its configuration has the unknown entry {key} = {value!r}; {REMEDY}")
         for key, default in self.parameters.items():
             if default is inspect.Parameter.empty and key not in options:
                 raise ExportError(f"{layer}: its configuration lacks {key!r}; save the model again")
@@ -82,10 +91,10 @@ LAYERS: dict[str, LayerRule] = {}
 """The layer classes by name."""
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {}
-"""The classes of `keras.ops`, which Keras 3 puts into a model for `x + 3.0` and its like."""
+"""The classes of `keras.ops`, which Keras 3 inserts for expressions such as `x + 3.0`."""
 
 TF_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
-"""The functions of TensorFlow that Keras 2 does the same with."""
+"""The functions of TensorFlow, which Keras 2 inserts for them."""
 
 
 def keras_layer(
@@ -96,14 +105,14 @@ def keras_layer(
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the function that writes layers of the classes `names`.
 
-    Its positional parameters after the call are the tensors that the layer takes, its keyword parameters the keys of
-    the layer's configuration; a key without default has to be there, and any other key is refused.
+    Its positional parameters after the call are the layer's input tensors, its keyword parameters the keys of the
+    layer's configuration; a key without default is required, and any other key is refused.
 
     Args:
         names: of the classes.
         weights: the variables in the order of their creation.
-        neutral: configuration keys that change nothing in a trained model; `*` for all.
-        modules: where Keras says that the classes live.
+        neutral: configuration keys without effect on a trained model; `*` for all.
+        modules: the modules of the classes, as Keras writes them.
     """
 
     def register(write: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,6 +1,6 @@
-"""How layers are called: the inbound nodes of a functional model's configuration, in Keras 2's form and Keras 3's.
+"""Build a model from its Keras configuration: layers with their variables, and the calls between them.
 
-The layers of a configuration, each with its variables, and what happens when they are called.
+Calls are the `inbound_nodes` of a functional model, in the forms of Keras 2 and 3. Calling a part writes its nodes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reference:
-    """A tensor of the model: an output of one call of a layer."""
+    """A tensor of the model: one output of one call of a layer."""
 
     layer: str
     node: int
@@ -44,7 +44,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a layer is called with; tensors are `Reference`s, constants numbers, lists or arrays."""
+    """A call's arguments: tensors are `Reference`s, constants are numbers, lists or arrays."""
 
     args: list[Any]
     kwargs: dict[str, Any]
@@ -57,12 +57,12 @@ def _reference(value: Any) -> Reference:
         or not isinstance(value[0], str)
         or not all(isinstance(v, int) for v in value[1:3])
     ):
-        raise ExportError(f"the configuration has {value!r} where a layer's output belongs; save the model again")
+        raise ExportError(f"the configuration has {value!r} in the place of a layer's output; save the model again")
     return Reference(value[0], value[1], value[2])
 
 
 def flat_references(struct: Any) -> list[Reference]:
-    """The tensors that `input_layers` or `output_layers` name, which may be nested."""
+    """The tensors of `input_layers` or `output_layers`, which may be nested."""
     if isinstance(struct, Mapping):
         return [r for value in struct.values() for r in flat_references(value)]
     if isinstance(struct, list) and struct and not isinstance(struct[0], str):
@@ -75,7 +75,7 @@ def arguments(node: Any, layers: Mapping[str, Any]) -> Arguments:
 
     Args:
         node: an entry of `inbound_nodes`.
-        layers: the model's layers by name; Keras 2 writes tensors among keyword arguments as plain lists.
+        layers: the model's layers by name; Keras 2 writes tensors in keyword arguments as plain lists.
     """
     if isinstance(node, Mapping):
         args, kwargs = _decoded(node.get("args", [])), _decoded(node.get("kwargs", {}))
@@ -83,7 +83,7 @@ def arguments(node: Any, layers: Mapping[str, Any]) -> Arguments:
             raise ExportError(f"a layer is called with {args!r} and {kwargs!r}; save the model again")
         return Arguments(args, kwargs)
     if not isinstance(node, list) or not node:
-        raise ExportError(f"the configuration has {node!r} where a call of a layer belongs; save the model again")
+        raise ExportError(f"the configuration has {node!r} in the place of a layer's call; save the model again")
     entries = [node] if isinstance(node[0], str) else node
     args, kwargs = [], {}
     for entry in entries:
@@ -115,7 +115,7 @@ def _decoded(value: Any) -> Any:
 def _decoded_legacy(kwargs: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments as Keras 2 writes them."""
     if not isinstance(kwargs, Mapping):
-        raise ExportError(f"the configuration has {kwargs!r} where keyword arguments belong; save the model again")
+        raise ExportError(f"the configuration has {kwargs!r} in the place of keyword arguments; save the model again")
 
     def decoded(value: Any) -> Any:
         if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and value[0] in layers:
@@ -150,21 +150,21 @@ _TF_NAMES = {
     "clip_value_min": "x_min",
     "clip_value_max": "x_max",
 }
-"""What TensorFlow calls the arguments of the functions here."""
+"""TensorFlow's argument names, and the names used here."""
 
 _DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
-"""What a layer's function raises on a configuration that makes no sense."""
+"""The exceptions of a layer's function on an invalid configuration."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Context:
-    """What all layers of a model share.
+    """The state shared by all layers of a model.
 
     Attributes:
         writer: the graph.
         major: first number of the version of Keras that wrote the file.
         channels_last: whether the model's maps are `[N, H, W, C]` in Keras.
-        layers: the tensor and the class of each layer, by name, in the order in which they run.
+        layers: the tensor and the class of each layer, by name, in execution order.
     """
 
     writer: Writer
@@ -178,17 +178,17 @@ class Context:
         return Call(layer=layer, writer=self.writer, major=self.major, channels_last=self.channels_last)
 
     def guarded(self, layer: Layer, write: Callable[[Call], Tensor], path: str) -> Tensor:
-        """Let a layer write its nodes and name what comes out after it."""
+        """Let a layer write its nodes, and name its output after it."""
         try:
             y = write(self.call(layer))
         except ExportError as exc:
             raise ExportError(f"{layer}: {exc}; {REMEDY}") from exc
         except _DAMAGE as exc:
-            raise ExportError(f"{layer}: its configuration makes no sense ({exc!r}); save the model again") from exc
+            raise ExportError(f"{layer}: its configuration is invalid ({exc!r}); save the model again") from exc
         return self.named(y, path, layer.kind)
 
     def named(self, y: Tensor, path: str, kind: str) -> Tensor:
-        """Give a tensor the name of the layer that it is the output of; one that has a name is copied."""
+        """Name a tensor after the layer that it is the output of; a named one is copied."""
         if y.value.name in self._named or y.value.core.producer() is None:
             y = Tensor(self.writer.op("Identity", y.value), y.moved)
         self.writer.rename(y.value, path)
@@ -204,20 +204,20 @@ class Context:
 class Part(Protocol):
     """A layer, operation or model inside the model."""
 
-    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+    def __call__(self, context: Context, args: Arguments, path: str) -> list[Tensor]:
         """Write one call.
 
         Args:
-            context: what all layers share.
-            given: tensors and constants that it is called with.
+            context: the state shared by all layers.
+            args: tensors and constants.
             path: the call's name.
         """
 
 
-def _tensors(given: Arguments, layer: Layer, major: int) -> list[Tensor]:
-    """The tensors that a layer is called with; anything else it is told must be without effect.
+def _tensors(args: Arguments, layer: Layer, major: int) -> list[Tensor]:
+    """A call's tensors; its other arguments must have no effect.
 
-    Keras 3's `predict` tells all layers that it is no training, whatever they were called with; Keras 2's does not.
+    Keras 3's `predict` passes `training=False` to all layers, whatever they were called with; Keras 2's does not.
     """
 
     def flat(value: Any) -> Iterator[Any]:
@@ -227,11 +227,11 @@ def _tensors(given: Arguments, layer: Layer, major: int) -> list[Tensor]:
         else:
             yield value
 
-    for key, value in given.kwargs.items():
+    for key, value in args.kwargs.items():
         if value is not None and not (key == "training" and (major > 2 or value is False)):
             raise ExportError(f"{layer}: it is called with {key} = {value!r}; {REMEDY}")
     tensors = []
-    for value in flat(given.args):
+    for value in flat(args.args):
         if not isinstance(value, Tensor):
             raise ExportError(f"{layer}: it is called with the constant {value!r}; {REMEDY}")
         tensors.append(value)
@@ -248,10 +248,10 @@ class _Leaf:
         self._options = self._rule.options(config, self._layer)
         slots = self._rule.slots_of(config, major)
         stored = source.variables(slots, str(self._layer))
-        self._layer.variables = {slot.name: found for slot, found in zip(slots, stored, strict=True)}
+        self._layer.variables = {slot.name: variable for slot, variable in zip(slots, stored, strict=True)}
 
-    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
-        xs = _tensors(given, self._layer, context.major)
+    def __call__(self, context: Context, args: Arguments, path: str) -> list[Tensor]:
+        xs = _tensors(args, self._layer, context.major)
         return [context.guarded(self._layer, lambda call: written(self._rule, call, xs, self._options), path)]
 
 
@@ -263,18 +263,18 @@ class _Operation:
         self._is_tf = kind == "TFOpLambda"
         name = str(config.pop("function", "")) if self._is_tf else kind
         self._layer = Layer(path=path, kind=f"{kind} {name}" if self._is_tf else kind)
-        found = (TF_FUNCTIONS if self._is_tf else OPERATIONS).get(name)
-        if found is None:
+        write = (TF_FUNCTIONS if self._is_tf else OPERATIONS).get(name)
+        if write is None:
             raise ExportError(f"{self._layer}: this operation is not supported; {REMEDY}")
-        self._write = found
+        self._write = write
         self._options = {k: v for k, v in config.items() if k not in {"name", "dtype", "trainable"}}
 
-    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
-        kwargs = dict(given.kwargs)
+    def __call__(self, context: Context, args: Arguments, path: str) -> list[Tensor]:
+        kwargs = dict(args.kwargs)
         if self._is_tf:
             kwargs = {_TF_NAMES.get(k, k): v for k, v in kwargs.items() if k != "name"}
         options = {**self._options, **kwargs}
-        return [context.guarded(self._layer, lambda call: self._write(call, *given.args, **options), path)]
+        return [context.guarded(self._layer, lambda call: self._write(call, *args.args, **options), path)]
 
 
 class Container:
@@ -283,26 +283,26 @@ class Container:
     Args:
         entry: its configuration.
         source: its variables.
-        prefix: what stands before the names of its layers.
+        prefix: of the names of its layers.
         major: first number of the version of Keras.
-        depth: how many models it lies in.
+        depth: the number of models that contain it.
     """
 
     def __init__(self, entry: Mapping[str, Any], source: Source, prefix: str, major: int, depth: int = 0) -> None:
         self.kind = str(entry.get("class_name"))
-        # Keras counts the graph inside a functional model as its call 0; Keras 3's sequential models are none.
+        # Keras counts the graph inside a functional model as its call 0, but not Keras 3's sequential models.
         self.counts_itself = self.kind != "Sequential" or major < 3
         if depth > _DEEPEST:
-            raise ExportError(f"model {prefix!r} lies in more than {_DEEPEST} others; refused")
+            raise ExportError(f"model {prefix!r} is nested more than {_DEEPEST} deep; refused")
         self.entries = layer_entries(entry)
         self.name = prefix.rstrip("/")
         self.parts: dict[str, Part | None] = {}
         for inner in self.entries:
             name = str(inner["config"]["name"])
             if "/" in name and not name.strip("/"):
-                raise ExportError(f"a layer is called {name!r}; rename it")
+                raise ExportError(f"a layer is named {name!r}; rename it")
             if name in self.parts:
-                raise ExportError(f"two layers are called {prefix + name!r}; save the model again")
+                raise ExportError(f"two layers are named {prefix + name!r}; save the model again")
             self.parts[name] = built(inner, source, prefix + name, major, depth)
         config = entry["config"]
         if self.kind == "Sequential":
@@ -331,9 +331,9 @@ class Container:
                 raise ExportError(f"the calls of layer {name!r} are {nodes!r}; save the model again")
             if self.parts[name] is not None:
                 for number, node in enumerate(nodes):
-                    given = arguments(node, self.parts)
-                    # Keras 3 writes the calls of layers with their numbers from zero.
-                    yield name, number, given if isinstance(node, Mapping) else _replaced(given, self._from_zero)
+                    args = arguments(node, self.parts)
+                    # Keras 3 counts the calls of layers from zero.
+                    yield name, number, args if isinstance(node, Mapping) else _replaced(args, self._from_zero)
 
     def _from_zero(self, reference: Reference) -> Reference:
         part = self.parts.get(reference.layer)
@@ -341,9 +341,9 @@ class Container:
             return Reference(reference.layer, reference.node - 1, reference.output)
         return reference
 
-    def __call__(self, context: Context, given: Arguments, path: str) -> list[Tensor]:
+    def __call__(self, context: Context, args: Arguments, path: str) -> list[Tensor]:
         """See `Part`."""
-        xs = _tensors(given, Layer(path=path, kind=self.kind), context.major)
+        xs = _tensors(args, Layer(path=path, kind=self.kind), context.major)
         if len(xs) != len(self.inputs):
             raise ExportError(f"model {path!r} is called with {len(xs)} tensors, but has {len(self.inputs)} inputs")
         prefix = f"{path}/" if path else ""
@@ -355,11 +355,11 @@ class Container:
         while waiting:
             ready = [call for call in waiting if all(r in values for r in references(call[2]))]
             if not ready:
-                name, _, args = waiting[0]
-                missing = next(r for r in references(args) if r not in values)
+                name, _, unmet = waiting[0]
+                missing = next(r for r in references(unmet) if r not in values)
                 raise ExportError(
                     f"layer {prefix + name!r} is called with output {missing.output} of call {missing.node} of layer "
-                    f"{missing.layer!r}, which is not there; save the model again"
+                    f"{missing.layer!r}, which does not exist; save the model again"
                 )
             for call in ready:
                 self._run(context, call, values, prefix)
@@ -368,7 +368,7 @@ class Container:
         outputs = []
         for reference in self.outputs:
             if reference not in values:
-                raise ExportError(f"the output {reference.layer!r} of model {path!r} is not there; save it again")
+                raise ExportError(f"the output {reference.layer!r} of model {path!r} does not exist; save it again")
             outputs.append(values[reference])
         if path and outputs:
             context.known(outputs[0], path, self.kind)
@@ -377,60 +377,60 @@ class Container:
     def _run(
         self, context: Context, call: tuple[str, int, Arguments], values: dict[Reference, Tensor], prefix: str
     ) -> None:
-        name, number, given = call
+        name, number, args = call
         part = self.parts[name]
         if part is None:
             return
         path = prefix + name + (f":{number}" if number else "")
-        for output, tensor in enumerate(part(context, _replaced(given, values.__getitem__), path)):
+        for output, tensor in enumerate(part(context, _replaced(args, values.__getitem__), path)):
             values[Reference(name, number, output)] = tensor
 
 
-def _replaced(given: Any, replacement: Callable[[Reference], Any]) -> Any:
-    """The structure with something in place of each reference."""
-    if isinstance(given, Arguments):
-        return Arguments(_replaced(given.args, replacement), _replaced(given.kwargs, replacement))
-    if isinstance(given, Reference):
-        return replacement(given)
-    if isinstance(given, list):
-        return [_replaced(value, replacement) for value in given]
-    if isinstance(given, dict):
-        return {key: _replaced(value, replacement) for key, value in given.items()}
-    return given
+def _replaced(struct: Any, replacement: Callable[[Reference], Any]) -> Any:
+    """The structure with each reference replaced."""
+    if isinstance(struct, Arguments):
+        return Arguments(_replaced(struct.args, replacement), _replaced(struct.kwargs, replacement))
+    if isinstance(struct, Reference):
+        return replacement(struct)
+    if isinstance(struct, list):
+        return [_replaced(value, replacement) for value in struct]
+    if isinstance(struct, dict):
+        return {key: _replaced(value, replacement) for key, value in struct.items()}
+    return struct
 
 
 def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The layers of a model's configuration.
 
     Raises:
-        ExportError: the model is of a class of the user's own, or the configuration is damaged.
+        ExportError: the model has a class of its own, or the configuration is damaged.
     """
     config = entry.get("config")
     if str(entry.get("class_name")) not in _MODELS or not _is_keras(entry.get("module")):
         raise ExportError(
-            f"the model is of class {entry.get('class_name')!r} of {entry.get('module') or 'no module'}, neither "
+            f"the model has the class {entry.get('class_name')!r} of {entry.get('module') or 'no module'}, neither "
             f"Functional nor Sequential; {REMEDY}"
         )
-    found = config.get("layers") if isinstance(config, Mapping) else config
-    if not isinstance(found, list) or not found:
+    entries = config.get("layers") if isinstance(config, Mapping) else config
+    if not isinstance(entries, list) or not entries:
         raise ExportError(
             f"the configuration of model {entry.get('class_name')!r} lists no layers; save the model again"
         )
-    for inner in found:
+    for inner in entries:
         if (
             not isinstance(inner, dict)
             or not isinstance(inner.get("config"), Mapping | list)
             or not isinstance(inner.get("class_name"), str)
             or not inner["class_name"].isprintable()
         ):
-            raise ExportError(f"the configuration has a layer {str(inner)[:60]!r}; save the model again")
+            raise ExportError(f"the configuration has the invalid layer {str(inner)[:60]!r}; save the model again")
         if isinstance(inner["config"], list):
             inner["config"] = {"layers": inner["config"], "name": inner.get("name", "sequential")}
         inner["config"].setdefault("name", inner.get("name"))
         name = inner["config"]["name"]
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise ExportError(f"a layer of class {inner['class_name']} has no name that can be written; rename it")
-    return found
+            raise ExportError(f"a layer of class {inner['class_name']} has no printable name; rename it")
+    return entries
 
 
 def _is_keras(module: object) -> bool:
@@ -438,7 +438,7 @@ def _is_keras(module: object) -> bool:
 
 
 def _is_operation(entry: Mapping[str, Any], major: int) -> bool:
-    """Whether it is an operation; in `.h5` files it is told from a layer of the same name by having no dtype."""
+    """Whether it is an operation; in `.h5` files operations differ from layers of the same name in having no dtype."""
     module = entry.get("module")
     if module is None:
         return entry["class_name"] == "TFOpLambda" or (major > 2 and not {"trainable", "dtype"} & set(entry["config"]))
@@ -462,7 +462,7 @@ def policy_of(entry: Mapping[str, Any], path: str) -> str:
     """The name of a layer's dtype policy.
 
     Raises:
-        ExportError: it is quantised, or no floating-point type.
+        ExportError: it is quantised, or not a floating-point dtype.
     """
     dtype = entry["config"].get("dtype")
     if isinstance(dtype, Mapping):
@@ -475,7 +475,7 @@ def policy_of(entry: Mapping[str, Any], path: str) -> str:
 
 
 def count_variables(entry: Mapping[str, Any], major: int, *, frozen: bool = False) -> tuple[int, int]:
-    """How many trained and how many other variables a layer has, those of a model's layers included."""
+    """The number of trained and of other variables of a layer, those of inner layers included."""
     frozen = frozen or entry["config"].get("trainable") is False
     if entry["class_name"] == "InputLayer" or _is_operation(entry, major):
         return 0, 0

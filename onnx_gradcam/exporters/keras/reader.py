@@ -1,6 +1,6 @@
-"""Which preprocessing a network of `keras.applications` expects; the file itself does not say.
+"""Read Keras files without Keras: each layer's output becomes an ONNX tensor of the layer's name.
 
-Keras models to ONNX without Keras: every layer's output becomes a tensor of the layer's name.
+The preprocessing of a `keras.applications` network, which its file does not contain, is recognised by the architecture.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["preprocessing_of", "read_keras"]
 
 @dataclass(frozen=True)
 class _Network:
-    """How a network is recognised beyond its name.
+    """How a network of `keras.applications` is recognised beyond its name.
 
     Attributes:
-        mode: the preset that its `preprocess_input` stands for.
-        convolutions: how many layers with Conv in their class it has, with its classifier and without.
+        mode: the preset for its `preprocess_input`.
+        convolutions: its number of layers with Conv in their class, with and without its classifier.
         within: whether the network begins with layers that prepare the image.
     """
 
@@ -77,14 +77,11 @@ _NETWORKS = {
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The preprocessing of a network of `keras.applications`, where name and architecture agree; else `None`.
-
-    A model that is merely called so, or whose first layers are not the network's, gets none.
-    """
+    """The preprocessing of a network of `keras.applications`; `None` unless name, layers and input agree."""
     inner = config.get("config")
     if config.get("class_name") not in {"Functional", "Model"} or not isinstance(inner, Mapping):
         return None
-    # The sizes behind the names of MobileNets: mobilenet_1.00_224.
+    # MobileNets have their sizes in their names: mobilenet_1.00_224.
     name = re.sub(r"_\d\.\d+_(\d+|None)$", "", str(inner.get("name"))).lower()
     network = _NETWORKS.get(name)
     layers = [layer for layer in inner.get("layers", ()) if isinstance(layer, Mapping)]
@@ -108,19 +105,19 @@ _FREE = {4: (BATCH, "height", "width", "channels")}
 def read_keras(path: str | Path) -> Product:
     """Read a `.keras` file of Keras 3 or 2, or an `.h5` file that holds a whole model.
 
-    Needs h5py and neither Keras nor TensorFlow. Weights are read when the product's model is saved; until then the
-    file must stay where it is. A functional or sequential model of Keras's own layers is written at opset 18:
+    Needs h5py, but neither Keras nor TensorFlow. Weights are read when the product's model is saved; until then the
+    file must not move. A functional or sequential model of Keras's own layers is written at opset 18:
 
-    * The tensor of each layer bears the layer's name, `inner/layer` for a layer of a model inside the model, and
-      `layer:1`, `layer:2` ... for the further calls of a shared layer. A model inside the model stands for its output.
-    * Maps are `[N, C, H, W]`, also where they are `[N, H, W, C]` in Keras. So are inputs of four axes; inputs of
-      another number of axes, and outputs, keep Keras's order. An output of four axes is therefore a transposed copy
-      of the layer's tensor, called `layer/channels_last`.
-    * All computation is in float32, also where the model was trained in mixed precision.
+    * Each layer's tensor is named after the layer: `inner/layer` for a layer of an inner model, `layer:1`,
+      `layer:2` ... for further calls of a shared layer. An inner model stands for its output.
+    * Maps are `[N, C, H, W]`, even if they are `[N, H, W, C]` in Keras, and so are inputs of rank 4. Other inputs, and
+      outputs, keep Keras's axes: an output of rank 4 is a transposed copy of the layer's tensor, named
+      `layer/channels_last`.
+    * Everything is computed in float32, even after mixed-precision training.
 
     Raises:
-        ExportError: no such file, it is damaged or no Keras model, or a layer or something in its configuration is not
-            supported; the sentence says which.
+        InputError: there is no such file.
+        ExportError: it is damaged or not a Keras model, or a layer or its configuration is not supported.
     """
     archive = open_archive(path)
     try:
@@ -186,7 +183,7 @@ def _name(config: Mapping[str, Any]) -> object:
 
 
 def _configs(entry: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Configuration and entry of every layer, those of inner models included."""
+    """Configuration and entry of each layer, inner models included."""
     config = entry.get("config")
     for inner in layer_entries(entry) if isinstance(config, Mapping) and "layers" in config else ():
         yield inner["config"], inner
@@ -207,7 +204,7 @@ def _inputs(context: Context, model: Container, config: Mapping[str, Any]) -> li
     for reference in model.inputs:
         entry = entries.get(reference.layer)
         if entry is None or entry["class_name"] != "InputLayer":
-            raise ExportError(f"the input {reference.layer!r} is no InputLayer; save the model again")
+            raise ExportError(f"the input {reference.layer!r} is not an InputLayer; save the model again")
         tensors.append(_input(context, reference.layer, _batch_shape(entry["config"]), entry["config"].get("dtype")))
     return tensors
 
@@ -220,9 +217,9 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
     if not isinstance(shape, list) or not all(
         d is None or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in shape
     ):
-        raise ExportError(f"the shape of input {name!r} is {shape!r}; build the model before it is saved")
+        raise ExportError(f"the shape of input {name!r} is {shape!r}; build the model before you save it")
     if dtype not in (None, "float32", "float16", "bfloat16", "float64", "uint8"):
-        raise ExportError(f"input {name!r} is of type {dtype!r}, which is not an image; {REMEDY}")
+        raise ExportError(f"input {name!r} has the dtype {dtype!r}, so it is not an image; {REMEDY}")
     rank = len(shape)
     free = _FREE.get(rank, (BATCH, *(f"{name}_{i}" for i in range(1, rank))))
     if context.writer.graph.inputs and rank == 4:

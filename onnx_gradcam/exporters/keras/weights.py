@@ -1,4 +1,4 @@
-"""Where a layer's variables lie in the file, and reading them no sooner than the model is saved."""
+"""Find each layer's variables in a Keras file, and read them when the exported model is saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ExportError
+from onnx_gradcam.errors import ExportError, reason
 
 from .archive import HDF5_DAMAGE
 
@@ -28,12 +28,12 @@ _LARGEST_RATIO = 1100
 
 @dataclass(frozen=True)
 class Slot:
-    """A variable of a layer class, in the order in which the layer creates them.
+    """A variable of a layer class; slots are in the order of creation.
 
     Attributes:
         name: of the variable.
-        when: the configuration key that says whether the layer has it; every layer has it where this is empty.
-        trained: whether it is a weight; statistics are not.
+        when: the configuration key that decides whether the layer has it; empty for always.
+        trained: whether it is a weight, not a statistic.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Stored:
         kind = dataset.dtype
         self._is_bfloat16 = kind.itemsize == 2 and kind.kind in "Vu" and dataset.attrs.get("dtype") == "bfloat16"
         if kind.kind not in "fiu" and not self._is_bfloat16:
-            raise ExportError(f"{label} is of type {kind}, not a number; save the model again")
+            raise ExportError(f"{label} has the dtype {kind}, which is not numeric; save the model again")
         size = math.prod(self.shape) * int(kind.itemsize)
         if dataset.external or dataset.is_virtual:
-            raise ExportError(f"{label} lies in another file; save the model again")
+            raise ExportError(f"{label} is stored in another file; save the model again")
         if size > _LARGEST_RATIO * dataset.id.get_storage_size():
-            raise ExportError(f"{label} is said to have the shape {self.shape}, but so much is not stored; refused")
+            raise ExportError(f"{label} claims the shape {self.shape}, but fewer values are stored; refused")
 
     def read(self) -> npt.NDArray[np.float32]:
         """The content, in float32.
@@ -66,14 +66,14 @@ class Stored:
         try:
             content = self._dataset[()]
         except HDF5_DAMAGE as exc:
-            raise ExportError(f"{self._label} cannot be read ({exc}); fetch or save the file again") from exc
+            raise ExportError(f"{self._label} cannot be read ({reason(exc)}); fetch or save the file again") from exc
         if self._is_bfloat16:
             wide = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint16).astype(np.uint32) << 16
             return wide.view(np.float32).reshape(self.shape)
         return np.asarray(content, np.float32)
 
     def arranged(self, perm: Sequence[int] | None, shape: Sequence[int] | None) -> ir.LazyTensor:
-        """A tensor that is read when it is saved: transposed by `perm`, then given the `shape`."""
+        """A tensor that is read when it is saved: transposed by `perm`, then reshaped to `shape`."""
         order = tuple(range(len(self.shape))) if perm is None else tuple(perm)
         final = tuple(self.shape[i] for i in order) if shape is None else tuple(shape)
 
@@ -93,47 +93,49 @@ class Source(Protocol):
         """The variables of a layer.
 
         Args:
-            slots: what the layer should have.
-            label: what to call the layer in messages.
+            slots: the variables that the layer should have.
+            label: the layer's name in messages.
 
         Raises:
-            ExportError: the file holds another number of them, or is damaged.
+            ExportError: the file has another number of variables, or is damaged.
         """
 
 
 def _member(group: h5py.Group, path: str, label: str) -> Any:
-    """An object below a group, found without following links that may lead out of the file."""
+    """An object below a group; links, which may lead out of the file, are not followed."""
     import h5py  # noqa: PLC0415 - an optional dependency
 
-    found: Any = group
+    member: Any = group
     for part in path.split("/"):
         try:
-            link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+            link = member.get(part, getlink=True) if isinstance(member, h5py.Group) else None
             if link is not None and not isinstance(link, h5py.HardLink):
-                raise ExportError(f"{label}: {path!r} is a link to another place; save the model again")
-            found = None if link is None else found[part]
+                raise ExportError(f"{label}: {path!r} is a link; save the model again")
+            member = None if link is None else member[part]
         except HDF5_DAMAGE as exc:
-            raise ExportError(f"{label}: {path!r} cannot be read ({exc}); fetch or save the file again") from exc
-        if found is None:
+            raise ExportError(
+                f"{label}: {path!r} cannot be read ({reason(exc)}); fetch or save the file again"
+            ) from exc
+        if member is None:
             return None
-    return found
+    return member
 
 
-def _stored(found: Any, label: str) -> Stored:
+def _stored(member: Any, label: str) -> Stored:
     import h5py  # noqa: PLC0415 - an optional dependency
 
-    if not isinstance(found, h5py.Dataset):
+    if not isinstance(member, h5py.Dataset):
         raise ExportError(f"{label} is missing in the file; save the model again")
     try:
-        return Stored(found, label)
+        return Stored(member, label)
     except HDF5_DAMAGE as exc:
-        raise ExportError(f"{label} cannot be read ({exc}); fetch or save the file again") from exc
+        raise ExportError(f"{label} cannot be read ({reason(exc)}); fetch or save the file again") from exc
 
 
-def _check_count(found: int, slots: Sequence[Slot], label: str) -> None:
-    if found != len(slots):
+def _check_count(count: int, slots: Sequence[Slot], label: str) -> None:
+    if count != len(slots):
         names = ", ".join(slot.name for slot in slots) or "none"
-        raise ExportError(f"{label} should have {len(slots)} variables ({names}), but the file holds {found}")
+        raise ExportError(f"{label} should have {len(slots)} variables ({names}), but the file has {count}")
 
 
 class ByPath:
@@ -166,7 +168,9 @@ class ByPath:
         try:
             count = 0 if held is None else len(held)
         except HDF5_DAMAGE as exc:
-            raise ExportError(f"{label}: its variables cannot be read ({exc}); fetch or save the file again") from exc
+            raise ExportError(
+                f"{label}: its variables cannot be read ({reason(exc)}); fetch or save the file again"
+            ) from exc
         _check_count(count, slots, label)
         return [
             _stored(_member(held, str(i), label), f"variable {slot.name!r} of {label}") for i, slot in enumerate(slots)
@@ -181,7 +185,7 @@ def _snake_case(name: str) -> str:
 
 
 def _listed(group: h5py.Group, label: str) -> list[str]:
-    """The names in the attribute `weight_names`, which is written in parts where it is long."""
+    """The names in the attribute `weight_names`, which is split into parts if long."""
     names: list[Any] = []
     try:
         keys = ["weight_names"] if "weight_names" in group.attrs else []
@@ -190,19 +194,19 @@ def _listed(group: h5py.Group, label: str) -> list[str]:
         for key in keys:
             names.extend(group.attrs[key])
     except HDF5_DAMAGE as exc:
-        raise ExportError(f"{label}: its list of variables is damaged ({exc}); save the model again") from exc
+        raise ExportError(f"{label}: its list of variables is damaged ({reason(exc)}); save the model again") from exc
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
 
 
 class LayerList:
-    """The `.h5` format: one group a layer, under the layer's name.
+    """The `.h5` format: one group per layer, under the layer's name.
 
-    A model inside the model has one flat list: all trained variables, then all others
+    An inner model has one flat list: all trained variables, then all others
     (`keras/src/legacy/saving/legacy_h5_format.py`, `_legacy_weights`).
 
     Args:
         group: `model_weights`.
-        count: how many trained and other variables a layer has, from its configuration; frozen ones are not trained.
+        count: the number of trained and of other variables of a layer; frozen ones are not trained.
     """
 
     def __init__(self, group: h5py.Group, count: Any) -> None:
@@ -217,7 +221,7 @@ class LayerList:
         stored = [_stored(_member(group, path, label), f"variable {path!r} of {label}") for path in names]
         trained, others = self._count(entry)
         if len(stored) != trained + others:
-            raise ExportError(f"{label} should have {trained + others} variables, but the file holds {len(stored)}")
+            raise ExportError(f"{label} should have {trained + others} variables, but the file has {len(stored)}")
         frozen = entry["config"].get("trainable") is False
         return ByOrder(deque(stored[:trained]), deque(stored[trained:]), frozen=frozen)
 
@@ -228,7 +232,7 @@ class LayerList:
 
 
 class ByOrder:
-    """The flat list of a layer, or of a model with layers in it: each takes the next ones."""
+    """The flat list of a layer, or of an inner model, whose layers take the next variables in turn."""
 
     def __init__(self, trained: deque[Stored], others: deque[Stored], *, frozen: bool = False) -> None:
         self._trained, self._others, self._frozen = trained, others, frozen

@@ -1,18 +1,18 @@
-"""Activations, losses as what they predict, and arithmetic."""
+"""MXNet's activations, losses (as their predictions) and arithmetic."""
 
 from __future__ import annotations
 
 import math
 
-from onnx_gradcam.errors import ExportError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
-from .operator_table import Ints, Rule, mxnet_operator
+from .operator_table import Ints, Rule, SizeError, mxnet_operator
 
 __all__: list[str] = []
 
-# ----- what changes nothing in prediction ------------------------------------
+# ----- no effect in prediction ------------------------------------------------
 
 
 @mxnet_operator("_copy", "identity", "BlockGrad", "stop_gradient", "make_loss", "_CrossDeviceCopy")
@@ -34,7 +34,7 @@ def make_loss(_t: Writer, data: Value) -> Value:
     ignored=("grad_scale", "margin", "regularization_coefficient", "use_linear"),
 )
 def regression_output(_t: Writer, data: Value, _label: Value | None = None) -> Value:
-    """What the loss compares with the label: the input itself."""
+    """The prediction, which the loss compares with the label: the input itself."""
     return data
 
 
@@ -42,15 +42,15 @@ def regression_output(_t: Writer, data: Value, _label: Value | None = None) -> V
 def dropout(_t: Writer, data: Value, *, mode: str = "training") -> Value:
     """The input itself."""
     if mode != "training":
-        raise UnsupportedError(f"its mode is {mode}, which is random in prediction too; use training")
+        raise ExportError(f"its mode is {mode}, which is random in prediction too; use training")
     return data
 
 
 @mxnet_operator("Cast", "amp_cast")
 def cast(t: Writer, data: Value, *, dtype: str) -> Value:
-    """Another element type; the input itself where it has it already."""
+    """Another dtype."""
     if dtype not in ("float16", "float32", "float64", "uint8", "int8", "int32", "int64"):
-        raise UnsupportedError(f"its dtype is {dtype}; known are floats and integers of NumPy")
+        raise ExportError(f"its dtype is {dtype}; only floating-point and integer dtypes are known")
     return t.cast(data, dtype)
 
 
@@ -88,10 +88,10 @@ def logistic_output(t: Writer, data: Value, _label: Value | None = None) -> Valu
 def softmax_activation(t: Writer, data: Value, *, mode: str = "instance") -> Value:
     """MXNet `src/operator/nn/softmax_activation.cc`."""
     if mode not in ("instance", "channel"):
-        raise UnsupportedError(f"its mode is {mode}; known are instance and channel")
+        raise ExportError(f"its mode is {mode}; known are instance and channel")
     if mode == "instance" and data.rank != 2:
-        raise UnsupportedError(
-            f"its mode is instance on {data.rank} dimensions, over which MXNet's own devices do not agree; use softmax"
+        raise ExportError(
+            f"its mode is instance on {data.rank} dimensions, on which MXNet's own devices do not agree; use softmax"
         )
     return t.op("Softmax", data, axis=1)
 
@@ -108,9 +108,9 @@ def _softmax(kind: str, sign: float) -> Rule[Value]:
     ) -> Value:
         """MXNet `src/operator/nn/softmax-inl.h`."""
         if use_length:
-            raise UnsupportedError("its use_length is True, which this exporter does not know; use fixed lengths")
+            raise ExportError("its use_length is True, which is not supported; use fixed lengths")
         if temperature == 0:
-            raise UnsupportedError("its temperature is 0; give a number above it")
+            raise ExportError("its temperature is 0; give a positive number")
         scale = sign / (temperature or 1.0)
         result = t.op(kind, data if scale == 1.0 else data * scale, axis=axis)
         return result if dtype is None else cast(t, result, dtype=dtype)
@@ -131,7 +131,7 @@ _ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softrelu"
 def activation(t: Writer, data: Value, *, act_type: str) -> Value:
     """MXNet `src/operator/nn/activation.cc`."""
     if act_type not in _ACTIVATIONS:
-        raise UnsupportedError(f"its act_type is {act_type}; known are {', '.join(_ACTIVATIONS)}")
+        raise ExportError(f"its act_type is {act_type}; known are {', '.join(_ACTIVATIONS)}")
     return t.op(_ACTIVATIONS[act_type], data)
 
 
@@ -146,7 +146,7 @@ def leaky_relu(
     lower_bound: float = 0.125,
     upper_bound: float = 0.334,
 ) -> Value:
-    """MXNet `src/operator/leaky_relu-inl.h`; in prediction `rrelu` takes the middle of its bounds."""
+    """MXNet `src/operator/leaky_relu-inl.h`; in prediction `rrelu` uses the mean of its bounds."""
     if act_type == "prelu":
         return _prelu(t, data, gamma)
     if act_type == "gelu":
@@ -158,7 +158,7 @@ def leaky_relu(
         "selu": ("Selu", None),
     }
     if act_type not in simple:
-        raise UnsupportedError(f"its act_type is {act_type}; known are prelu, gelu, {', '.join(simple)}")
+        raise ExportError(f"its act_type is {act_type}; known are prelu, gelu, {', '.join(simple)}")
     kind, alpha = simple[act_type]
     return t.op(kind, data, alpha=alpha)
 
@@ -166,15 +166,13 @@ def leaky_relu(
 def _prelu(t: Writer, x: Value, gamma: Value | None) -> Value:
     slopes = None if gamma is None else gamma.array()
     if gamma is None or slopes is None or slopes.ndim != 1 or slopes.size not in (1, x.shape[1]):
-        raise ExportError(
-            f"its slopes are not one number, or one for each of its {x.shape[1]} channels; give the right .params"
-        )
+        raise SizeError(f"its slopes are not one number, or one per channel of {x.shape[1]}; give the right .params")
     return t.op("PRelu", x, t.const(slopes.reshape(-1, *[1] * (x.rank - 2))))
 
 
 @mxnet_operator("clip")
 def clip(t: Writer, data: Value, *, a_min: float, a_max: float) -> Value:
-    """Cut at both ends."""
+    """Clip to `[a_min, a_max]`."""
     return t.op("Clip", data, a_min, a_max)
 
 
@@ -243,10 +241,10 @@ def _elementwise(kind: str) -> Rule[Value]:
 
 
 def _check_equal(a: Value, b: Value) -> None:
-    """ONNX would stretch where MXNet refuses."""
-    known = [(x, y) for x, y in zip(a.shape, b.shape, strict=False) if isinstance(x, int) and isinstance(y, int)]
-    if a.rank != b.rank or any(x != y for x, y in known):
-        raise ExportError(
+    """Refuse shapes that ONNX would broadcast and MXNet refuses."""
+    pairs = [(x, y) for x, y in zip(a.shape, b.shape, strict=False) if isinstance(x, int) and isinstance(y, int)]
+    if a.rank != b.rank or any(x != y for x, y in pairs):
+        raise SizeError(
             f"its inputs have shapes {list(a.shape)} and {list(b.shape)}, which are not equal; pass input_shape"
         )
 
@@ -260,8 +258,8 @@ _BINARY = {
     "Min": (("broadcast_minimum",), ("_minimum", "_Minimum")),
     "Pow": (("broadcast_power",), ("_power", "_Power")),
 }
-for _kind, (_stretching, _equal) in _BINARY.items():
-    mxnet_operator(*_stretching)(_binary(_kind))
+for _kind, (_broadcasting, _equal) in _BINARY.items():
+    mxnet_operator(*_broadcasting)(_binary(_kind))
     mxnet_operator(*_equal)(_elementwise(_kind))
 
 
@@ -289,7 +287,7 @@ for _kind, (_forward, _backward) in _SCALAR.items():
 
 @mxnet_operator("add_n", "ElementWiseSum", ignored=("num_args",))
 def add_n(t: Writer, *args: Value) -> Value:
-    """The sum of any number of equal shapes."""
+    """The sum of any number of tensors of one shape."""
     for other in args[1:]:
         _check_equal(args[0], other)
     return t.op("Sum", *args)
@@ -297,17 +295,17 @@ def add_n(t: Writer, *args: Value) -> Value:
 
 @mxnet_operator("broadcast_to")
 def broadcast_to(t: Writer, data: Value, *, shape: Ints = ()) -> Value:
-    """Stretch to a shape; 0 keeps a dimension."""
+    """Broadcast to a shape; 0 keeps a dimension."""
     if len(shape) != data.rank or min(shape, default=0) < 0:
-        raise UnsupportedError(f"its shape is {shape}, where {data.rank} numbers from 0 have to stand")
+        raise ExportError(f"its shape is {shape}, but must be {data.rank} non-negative integers")
     return t.op("Expand", data, t.ints(*(number or 1 for number in shape)))
 
 
 @mxnet_operator("broadcast_axis", "broadcast_axes")
 def broadcast_axis(t: Writer, data: Value, *, axis: Ints = (), size: Ints = ()) -> Value:
-    """Stretch single axes of one element."""
+    """Broadcast single axes of size one."""
     if len(axis) != len(size) or any(not -data.rank <= a < data.rank for a in axis) or min(size, default=1) < 1:
-        raise UnsupportedError(f"its axis {axis} and size {size} do not belong together; save the symbol again")
+        raise ExportError(f"its axis {axis} and size {size} do not fit together; save the symbol again")
     sizes = {a % data.rank: number for a, number in zip(axis, size, strict=True)}
     return t.op("Expand", data, t.ints(*(sizes.get(i, 1) for i in range(data.rank))))
 
@@ -316,7 +314,7 @@ def broadcast_axis(t: Writer, data: Value, *, axis: Ints = (), size: Ints = ()) 
 def broadcast_like(
     t: Writer, lhs: Value, rhs: Value, *, lhs_axes: Ints | None = None, rhs_axes: Ints | None = None
 ) -> Value:
-    """Stretch to the shape of another tensor."""
+    """Broadcast to the shape of another tensor."""
     if lhs_axes is not None or rhs_axes is not None:
-        raise UnsupportedError(f"its lhs_axes are {lhs_axes}; known is stretching all axes")
+        raise ExportError(f"its lhs_axes are {lhs_axes}; only broadcasting of all axes is known")
     return t.expand_like(lhs, rhs)

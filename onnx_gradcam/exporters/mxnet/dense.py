@@ -1,17 +1,14 @@
-"""Dense layers, products and reductions.
-
-Normalisations.
-"""
+"""MXNet's dense layers, matrix products, reductions and normalizations."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from onnx_gradcam.errors import ExportError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
-from .operator_table import FeatureMismatchError, Ints, Rule, fixed, mxnet_operator
+from .operator_table import FeatureMismatchError, Ints, Rule, SizeError, fixed, mxnet_operator
 
 __all__: list[str] = []
 
@@ -30,18 +27,18 @@ def fully_connected(
     """MXNet `src/operator/nn/fully_connected.cc`."""
     if flatten and data.rank != 2:
         data = t.op("Flatten", data, axis=1)
-    have = fixed(data.shape[-1], "the number of features that its weights take")
+    features = fixed(data.shape[-1], "the number of features that its weights take")
     if weight.rank != 2 or weight.shape[0] != num_hidden:
-        raise ExportError(
-            f"its weights {weight.name!r} have shape {list(weight.shape)}, where its num_hidden is {num_hidden}; "
+        raise SizeError(
+            f"its weights {weight.name!r} have shape {list(weight.shape)}, but its num_hidden is {num_hidden}; "
             "give the .params that belongs to the symbol"
         )
-    want = weight.shape[1]
-    if isinstance(want, int) and have != want:
-        raise FeatureMismatchError(have, want)
+    expected = weight.shape[1]
+    if isinstance(expected, int) and features != expected:
+        raise FeatureMismatchError(features, expected)
     bias = None if no_bias else bias
     if bias is not None and bias.shape != (num_hidden,):
-        raise ExportError(
+        raise SizeError(
             f"its bias {bias.name!r} has shape {list(bias.shape)}, not [{num_hidden}]; give the right .params"
         )
     if data.rank == 2:
@@ -62,8 +59,8 @@ def _product(name: str, rank: int) -> Rule[Value]:
     ) -> Value:
         """MXNet `src/operator/tensor/dot-inl.h`."""
         if (lhs.rank, rhs.rank) != (rank, rank) or forward_stype not in (None, "default"):
-            raise UnsupportedError(
-                f"its inputs have {lhs.rank} and {rhs.rank} dimensions, where {name} is known for dense ones of {rank}"
+            raise ExportError(
+                f"its inputs have {lhs.rank} and {rhs.rank} dimensions; {name} is supported for dense tensors of {rank}"
             )
         swap = [*range(rank - 2), rank - 1, rank - 2]
         return (t.transpose(lhs, swap) if transpose_a else lhs) @ (t.transpose(rhs, swap) if transpose_b else rhs)
@@ -78,7 +75,7 @@ mxnet_operator("batch_dot", layout="lost")(_product("batch_dot", 3))
 def _reduced(t: Writer, x: Value, kind: str, axis: Ints | None, *, keepdims: bool, exclude: bool) -> Value:
     """MXNet `src/operator/tensor/broadcast_reduce_op.h`; a full reduction has one dimension, not none."""
     if any(not -x.rank <= i < x.rank for i in axis or ()):
-        raise UnsupportedError(f"its axis is {axis}, but its input has {x.rank} dimensions; save the symbol again")
+        raise ExportError(f"its axis is {axis}, but its input has {x.rank} dimensions; save the symbol again")
     axes = sorted({i % x.rank for i in axis or range(x.rank)})
     if exclude and axis:
         axes = [i for i in range(x.rank) if i not in axes]
@@ -110,7 +107,7 @@ def norm(t: Writer, data: Value, *, ord: int = 2, axis: Ints | None = None, keep
     """Sum of magnitudes, or root of the sum of squares."""
     kinds = {1: "ReduceL1", 2: "ReduceL2"}
     if ord not in kinds:
-        raise UnsupportedError(f"its ord is {ord}; known are 1 and 2")
+        raise ExportError(f"its ord is {ord}; known are 1 and 2")
     return _reduced(t, data, kinds[ord], axis, keepdims=keepdims, exclude=False)
 
 
@@ -118,8 +115,8 @@ def _check_vectors(dim: int | str | None, *vectors: Value) -> None:
     size = fixed(dim, "the number of its weights")
     for vector in vectors:
         if vector.shape != (size,):
-            raise ExportError(
-                f"its {vector.name!r} has shape {list(vector.shape)}, where its input has {size} channels; "
+            raise SizeError(
+                f"its {vector.name!r} has shape {list(vector.shape)}, but its input has {size} channels; "
                 "give the .params that belongs to the symbol, or pass input_shape"
             )
 
@@ -143,9 +140,9 @@ def batch_normalization(
     output_mean_var: bool = False,
     axis: int = 1,
 ) -> Value:
-    """MXNet `src/operator/nn/batch_norm.cc`; with `fix_gamma`, the default, gamma is one whatever the file says."""
+    """MXNet `src/operator/nn/batch_norm.cc`; with `fix_gamma`, the default, a stored gamma counts as one."""
     if axis % data.rank != 1 or output_mean_var:
-        raise UnsupportedError(
+        raise ExportError(
             f"its axis is {axis} and its output_mean_var {output_mean_var}; known are axis 1 and one output"
         )
     _check_vectors(data.shape[1], gamma, beta, moving_mean, moving_var)
@@ -172,9 +169,9 @@ def layer_normalization(
     eps: float = 1e-5,
     output_mean_var: bool = False,
 ) -> Value:
-    """MXNet `src/operator/nn/layer_norm.cc`; ONNX's operator has its axis last."""
+    """MXNet `src/operator/nn/layer_norm.cc`; ONNX normalizes the last axis."""
     if output_mean_var or not -data.rank <= axis < data.rank:
-        raise UnsupportedError(f"its axis is {axis} and its output_mean_var {output_mean_var}; save it with one output")
+        raise ExportError(f"its axis is {axis} and its output_mean_var {output_mean_var}; save it with one output")
     axis %= data.rank
     _check_vectors(data.shape[axis], gamma, beta)
     last = data.rank - 1
@@ -188,7 +185,7 @@ def l2_normalization(t: Writer, data: Value, *, eps: float = 1e-10, mode: str = 
     """MXNet `src/operator/l2_normalization-inl.h`: x / sqrt(sum x^2 + eps)."""
     axes = {"instance": range(1, data.rank), "channel": range(1, 2), "spatial": range(2, data.rank)}
     if mode not in axes:
-        raise UnsupportedError(f"its mode is {mode}; known are {', '.join(axes)}")
+        raise ExportError(f"its mode is {mode}; known are {', '.join(axes)}")
     return data / t.op("Sqrt", t.sum(data * data, axes[mode]) + eps)
 
 
@@ -198,5 +195,5 @@ def local_response_normalization(
 ) -> Value:
     """MXNet `src/operator/nn/lrn-inl.h`; alpha is divided by the size, as in ONNX."""
     if not 1 <= nsize < 2**20 or nsize % 2 == 0:
-        raise UnsupportedError(f"its nsize is {nsize}; known are odd numbers")
+        raise ExportError(f"its nsize is {nsize}; known are odd numbers")
     return t.op("LRN", data, size=nsize, alpha=alpha, beta=beta, bias=knorm)

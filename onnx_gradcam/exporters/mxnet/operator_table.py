@@ -1,10 +1,9 @@
-"""The size of the image, where a network fixes it and only its weights know.
+"""The table of MXNet operators: one function per operator, whose signature says how to read the symbol's attributes.
 
-What each MXNet operator becomes: the registry, and the reading of attributes by the rules' own signatures.
-
-A rule is written `rule(t, data, weight, bias=None, *, kernel, no_bias=False)`: the operator's inputs by position and
-under the operator's own names, its attributes by keyword with the operator's own defaults. An attribute that a rule
-does not name is an error, never ignored.
+A rule is written `rule(t, data, weight, bias=None, *, kernel, no_bias=False)`: the operator's inputs by position under
+the operator's own names, its attributes by keyword with the operator's own defaults. An attribute that the rule does
+not name is an error, never ignored. Errors about sizes are classes of their own, from which `fitting_side` finds the
+image size that a network was trained for.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from onnx_gradcam.errors import ExplainError, ExportError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
@@ -27,6 +26,7 @@ __all__ = [
     "FreeSizeError",
     "Ints",
     "Operator",
+    "SizeError",
     "SparseInts",
     "fitting_side",
     "fixed",
@@ -39,29 +39,33 @@ _USUAL_SIDES = (224, 227, 299, 28, 32, 64, 96, 112, 128, 256)
 _LARGEST_SIDE = 2048
 
 
-class FreeSizeError(UnsupportedError):
-    """A node that needs a number where the size of the image is free."""
+class FreeSizeError(ExportError):
+    """A node needs a number, but the image size is free."""
 
 
-class FeatureMismatchError(ExportError):
-    """A dense layer whose weights want more or fewer features than the image gives."""
+class SizeError(ExportError):
+    """Tensors whose shapes do not fit each other; an image of another size may fit."""
 
-    def __init__(self, have: int, want: int) -> None:
+
+class FeatureMismatchError(SizeError):
+    """A dense layer's weights take more or fewer features than the image yields."""
+
+    def __init__(self, features: int, expected: int) -> None:
         super().__init__(
-            f"its weights take {want} features, but the image gives {have}; give the size that the network was "
+            f"its weights take {expected} features, but the image gives {features}; give the size that the network was "
             "trained for as input_shape=(channels, height, width)"
         )
-        self.excess = have - want
+        self.excess = features - expected
 
 
 def fixed(dim: int | str | None, what: str) -> int:
-    """A dimension that has to be a number.
+    """A dimension that must be a number; `what` names what depends on it.
 
     Raises:
         FreeSizeError: it is free.
     """
     if not isinstance(dim, int):
-        raise FreeSizeError(f"{what} depends on the size of the image, which is free; {_REMEDY}")
+        raise FreeSizeError(f"{what} depends on the image size, which is free; {_REMEDY}")
     return dim
 
 
@@ -75,15 +79,15 @@ def fixed_sizes(x: Value, what: str) -> tuple[int, ...]:
 
 
 def fitting_side(attempt: Callable[[int], object]) -> int | None:
-    """The side of a square image that fits the weights; `None` where they do not tell.
+    """The side of a square image that fits the weights; `None` if they do not tell.
 
-    Pooling and strides round, so that several sides may fit: a usual one is preferred, then a multiple of 8.
+    Pooling and strides round, so several sides may fit: a usual one is preferred, then a multiple of 8.
 
     Args:
         attempt: writes the network for an image of that side.
 
     Raises:
-        ExplainError: the attempt fails for another reason than the size.
+        ExportError: an attempt fails for another reason than the size.
     """
 
     def excess(side: int) -> int:
@@ -91,13 +95,11 @@ def fitting_side(attempt: Callable[[int], object]) -> int | None:
             attempt(side)
         except FeatureMismatchError as exc:
             return exc.excess
-        except UnsupportedError:
-            raise
-        except ExplainError:
+        except SizeError:
             return -1
         return 0
 
-    low, high = 1, _LARGEST_SIDE  # what is below low is too small, what is from high on too large
+    low, high = 1, _LARGEST_SIDE  # sides below low are too small, from high on too large
     if excess(high) <= 0:
         return None
     for side in _USUAL_SIDES:
@@ -120,7 +122,7 @@ Rule = Callable[..., Result]
 Layout = Literal["kept", "lost", "made"]
 
 LABEL = "_label"
-"""The input of a loss that no prediction needs."""
+"""The input of a loss, which predictions do not need."""
 
 _TRAINING = frozenset({"ctx_group", "lr_mult", "wd_mult", "force_mirroring", "mirror_stage", "profiler_scope"})
 _INTEGER = re.compile(r"[+-]?\d{1,18}L?")
@@ -181,12 +183,12 @@ class _Attribute:
     def parsed(self, name: str, text: str) -> Any:
         if self.optional and text == "None":
             return None
-        parse, wanted = _PARSERS[self.kind]
+        parse, kind = _PARSERS[self.kind]
         try:
             return parse(text[:_LONGEST_ATTRIBUTE])
         except (ValueError, KeyError) as exc:
             shown = text if len(text) < 60 else text[:60] + "..."
-            raise UnsupportedError(f"its attribute {name} is {shown!r}, where {wanted} has to stand") from exc
+            raise ExportError(f"its attribute {name} is {shown!r}, but must be {kind}") from exc
 
 
 @dataclass(frozen=True)
@@ -195,13 +197,13 @@ class Operator:
 
     Attributes:
         rule: appends the ONNX nodes.
-        inputs: names of the inputs that it takes by position.
-        needed: how many of them it cannot do without.
-        variadic: it takes any number of inputs.
-        attributes: that it understands.
-        ignored: attributes that change speed and training, not results.
-        layout: whether a map that comes in channels first goes out so (`kept`), may not (`lost`), or goes out so
-            whatever came in (`made`).
+        inputs: names of its positional inputs.
+        needed: how many of them are required.
+        variadic: whether it takes any number of inputs.
+        attributes: the attributes that change its result.
+        ignored: attributes that change speed or training only.
+        layout: whether channels-first maps stay channels first (`kept`), may not (`lost`), or result from any input
+            (`made`).
     """
 
     rule: Rule[Any]
@@ -212,23 +214,21 @@ class Operator:
     ignored: frozenset[str]
     layout: Layout
 
-    def parsed(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """The attributes as the rule takes them.
+    def parsed(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """The attributes as the rule's keyword arguments.
 
         Raises:
-            UnsupportedError: one is unknown, missing or not of its type.
+            ExportError: one is unknown, missing or not of its type.
         """
         parsed = {}
-        for name, text in given.items():
+        for name, text in texts.items():
             if name in self.attributes:
                 parsed[name] = self.attributes[name].parsed(name, text)
             elif not self._is_ignored(name):
-                raise UnsupportedError(
-                    f"its attribute {name} ({text[:60]!r}) is unknown to this exporter; export the model without it"
-                )
+                raise ExportError(f"its attribute {name} ({text[:60]!r}) is unknown; export the model without it")
         for name, attribute in self.attributes.items():
             if attribute.required and name not in parsed:
-                raise UnsupportedError(f"its attribute {name} is missing; save the symbol again with MXNet")
+                raise ExportError(f"its attribute {name} is missing; save the symbol again with MXNet")
         return parsed
 
     def _is_ignored(self, name: str) -> bool:
@@ -243,7 +243,7 @@ OPERATORS: dict[str, Operator] = {}
 def mxnet_operator(
     *names: str, ignored: tuple[str, ...] = (), layout: Layout = "kept"
 ) -> Callable[[Rule[Result]], Rule[Result]]:
-    """Register a rule for an MXNet operator under its names of all versions."""
+    """Register a rule for an MXNet operator under its names in all versions."""
 
     def register(rule: Rule[Result]) -> Rule[Result]:
         operator = _described(rule, frozenset(ignored), layout)

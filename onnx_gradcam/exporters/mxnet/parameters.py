@@ -1,4 +1,4 @@
-"""MXNet's `.params`: named arrays, mapped from the file and read when they are used.
+"""Read MXNet's `.params`: named arrays, memory-mapped and read when they are used.
 
 Format: MXNet `src/ndarray/ndarray.cc` (NDArray::Save, NDArray::Load, LegacyLoad); little endian::
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import ExportError, InputError, reason
 
 __all__ = ["Parameters", "lazy", "read_parameters"]
 
@@ -39,10 +39,11 @@ Parameters = dict[str, "npt.NDArray[Any]"]
 
 
 def read_parameters(path: str | Path) -> Parameters:
-    """The arrays of a `.params` file; none of them is read yet, except from an `.npz`.
+    """The arrays of a `.params` file; their content is not read yet, except from an `.npz`.
 
     Raises:
-        ModelError: no such file, another format, or a length in it that is not true.
+        InputError: the file cannot be opened.
+        ExportError: it has another format, or a length in it is wrong.
     """
     path = Path(path)
     try:
@@ -50,14 +51,14 @@ def read_parameters(path: str | Path) -> Parameters:
             size = stream.seek(0, io.SEEK_END)
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except (OSError, ValueError) as exc:
-        raise ModelError(f"{path}: cannot be read ({exc}); give the path of a .params file") from exc
+        raise InputError(f"{path}: cannot be read ({reason(exc)}); give the path of a .params file") from exc
     if data[: len(_ZIP_MAGIC)] == _ZIP_MAGIC:
         return _npz(path, size)
     return _Reader(memoryview(data), path).arrays()
 
 
 def lazy(name: str, array: npt.NDArray[Any]) -> ir.LazyTensor:
-    """An array of a file as a weight that is copied when the model is written, and stays in no one's memory."""
+    """An array of a file as a weight that is copied when the model is written, and not kept in memory."""
     dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
     return ir.LazyTensor(functools.partial(_copied, array), dtype=dtype, shape=shape, name=name, cache=False)
 
@@ -69,20 +70,20 @@ def _copied(array: npt.NDArray[Any]) -> ir.TensorProtocol:
         owner = owner.base
     mapped = owner.obj if isinstance(owner, memoryview) else owner
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)  # Else every page that was read counts as used memory.
+        mapped.madvise(mmap.MADV_DONTNEED)  # otherwise every page read counts as used memory
     return ir.Tensor(content)
 
 
 class _Reader:
-    """Walks over the file; every length is held against what is left before anything is made of it."""
+    """Walk over the file; every length is checked against the bytes left before it is used."""
 
     def __init__(self, data: memoryview, path: Path) -> None:
         self._data = data
         self._at = 0
         self._path = path
 
-    def _fail(self, what: str) -> ModelError:
-        return ModelError(f"{self._path}: {what}; copy the .params file again, or save it again with MXNet")
+    def _fail(self, problem: str) -> ExportError:
+        return ExportError(f"{self._path}: {problem}; copy the .params file again, or save it again with MXNet")
 
     def _take(self, count: int, what: str) -> memoryview:
         if count > len(self._data) - self._at:
@@ -98,8 +99,8 @@ class _Reader:
     def arrays(self) -> Parameters:
         head = bytes(self._data[:8])
         if len(head) < 8 or struct.unpack("<Q", head)[0] != _LIST_MAGIC:
-            raise ModelError(
-                f"{self._path}: not a parameter file of MXNet (it starts with {head!r}); give the .params that "
+            raise ExportError(
+                f"{self._path}: not an MXNet parameter file (it starts with {head!r}); give the .params that "
                 "belongs to the -symbol.json"
             )
         _, _, count = self._numbers("3Q", "the header")
@@ -123,7 +124,7 @@ class _Reader:
             except UnicodeDecodeError as exc:
                 raise self._fail(f"name {index} is not UTF-8") from exc
         if len(set(names)) != count:
-            raise self._fail("two arrays bear the same name")
+            raise self._fail("two arrays have the same name")
         return names
 
     def _array(self, index: int) -> npt.NDArray[Any] | None:
@@ -138,19 +139,19 @@ class _Reader:
             return None
         _, _, kind = self._numbers("3i", what)
         if kind not in _DTYPES:
-            raise self._fail(f"{what} is of an unknown element type ({kind})")
+            raise self._fail(f"{what} has the unknown dtype {kind}")
         dtype = np.dtype(_DTYPES[kind])
         count = math.prod(shape)
         data = self._take(count * dtype.itemsize, f"{what} of shape {shape}")
         return np.frombuffer(data, dtype, count).reshape(shape)
 
     def _shape(self, magic: int, what: str) -> tuple[int, ...] | None:
-        """The shape; `None` for an array that was never filled."""
+        """The shape; `None` for an array without content."""
         rank, layout = magic, "I"
         if magic in (_V1, _V2, _V3):
             ((rank,), layout) = self._numbers("i", what), "q"
         if rank > _MOST_DIMENSIONS:
-            raise self._fail(f"{what} is of no known version, or has {rank} dimensions")
+            raise self._fail(f"{what} has an unknown version, or has {rank} dimensions")
         if rank < 0 or (rank == 0 and magic != _V3):
             return None
         shape = self._numbers(f"{rank}{layout}", what) if rank else ()
@@ -166,16 +167,16 @@ def _npz(path: Path, size: int) -> Parameters:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ModelError(f"{path}: is compressed, which MXNet does not write; save it with numpy.savez")
+                raise ExportError(f"{path}: is compressed, which MXNet does not write; save it with numpy.savez")
             if sum(entry.file_size for entry in entries) > size:
-                raise ModelError(f"{path}: its entries claim more bytes than the file has; copy it again")
+                raise ExportError(f"{path}: its entries claim more bytes than the file has; copy it again")
             for entry in entries:
                 name = entry.filename.removesuffix(".npy")
                 if name in arrays:
-                    raise ModelError(f"{path}: two arrays are called {name!r}; save it again")
+                    raise ExportError(f"{path}: two arrays are named {name!r}; save it again")
                 arrays[name] = _npy(archive.read(entry), f"{path}: array {name!r}")
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, struct.error) as exc:
-        raise ModelError(f"{path}: a damaged .npz archive ({exc}); copy it again") from exc
+        raise ExportError(f"{path}: a damaged .npz archive ({reason(exc)}); copy it again") from exc
     return arrays
 
 
@@ -186,10 +187,12 @@ def _npy(content: bytes, what: str) -> npt.NDArray[Any]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as exc:
-        raise ModelError(f"{what} is no NumPy array ({exc}); save it with numpy.savez") from exc
+        raise ExportError(f"{what} is not a NumPy array ({reason(exc)}); save it with numpy.savez") from exc
     if dtype.kind not in "fiub":
-        raise ModelError(f"{what} has elements of type {dtype}, where numbers have to stand; save it again")
+        raise ExportError(f"{what} has elements of type {dtype}, but must hold numbers; save it again")
     count, left = math.prod(shape), len(content) - stream.tell()
     if min(shape, default=0) < 0 or count * dtype.itemsize != left:
-        raise ModelError(f"{what} of shape {shape} needs {count * dtype.itemsize} bytes, but has {left}; copy it again")
+        raise ExportError(
+            f"{what} of shape {shape} needs {count * dtype.itemsize} bytes, but has {left}; copy it again"
+        )
     return np.frombuffer(content, dtype, count, stream.tell()).reshape(shape, order="F" if fortran else "C")

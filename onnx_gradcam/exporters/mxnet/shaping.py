@@ -1,15 +1,15 @@
-"""Reshaping, cutting and joining."""
+"""MXNet's reshaping, slicing and concatenation."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from onnx_gradcam.errors import ExportError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.shapes import Shape
 
-from .operator_table import Ints, SparseInts, fixed, fixed_sizes, mxnet_operator
+from .operator_table import Ints, SizeError, SparseInts, fixed, fixed_sizes, mxnet_operator
 
 __all__: list[str] = []
 
@@ -19,30 +19,30 @@ _MOST_PARTS = 4096
 
 def _axis(axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
-        raise UnsupportedError(f"its axis is {axis}, but its input has {rank} dimensions; save the symbol again")
+        raise ExportError(f"its axis is {axis}, but its input has {rank} dimensions; save the symbol again")
     return axis % rank
 
 
 @mxnet_operator("Flatten", layout="lost")
 def flatten(t: Writer, data: Value) -> Value:
-    """Everything but the batch in one dimension."""
+    """All axes but the batch as one."""
     return data if data.rank == 2 else t.op("Flatten", data, axis=1)
 
 
 # ----- Reshape ---------------------------------------------------------------
 
-# Planned dimensions are numbers, -1 for the rest, or the dimensions of the input whose product they are.
+# A planned dimension is a number, -1 for the rest, or the input dimensions whose product it is.
 
 
 @mxnet_operator("Reshape", ignored=("target_shape", "keep_highest"), layout="lost")
 def reshape(t: Writer, data: Value, *, shape: Ints = (), reverse: bool = False) -> Value:
     """MXNet `src/operator/tensor/matrix_op-inl.h`, `InferReshapeShape`.
 
-    0 keeps a dimension, -1 takes what is left, -2 keeps all the others, -3 joins two, -4 splits one in the two
-    numbers that follow. `reverse` reads both shapes from the right.
+    0 keeps a dimension, -1 takes the rest, -2 keeps all others, -3 merges two, -4 splits one into the two numbers
+    that follow. `reverse` reads both shapes from the right.
     """
     if not shape:
-        raise UnsupportedError("its attribute shape is empty (target_shape is no longer read); save the symbol again")
+        raise ExportError("its attribute shape is empty (target_shape is obsolete); save the symbol again")
     return _reshaped(t, data, _planned(data.shape, shape, reverse=reverse))
 
 
@@ -50,7 +50,7 @@ def _planned(have: Shape, codes: Ints, *, reverse: bool) -> list[int | tuple[int
     if not reverse:
         return _decoded(have, list(codes))
     if -4 in codes:
-        raise UnsupportedError(f"its shape {codes} splits a dimension in reverse; save the symbol without reverse")
+        raise ExportError(f"its shape {codes} splits a dimension in reverse; save the symbol without reverse")
     rank = len(have)
     planned = _decoded(have[::-1], list(codes[::-1]))
     return [dim if isinstance(dim, int) else tuple(rank - 1 - i for i in dim) for dim in planned[::-1]]
@@ -63,7 +63,7 @@ def _decoded(have: Shape, codes: list[int]) -> list[int | tuple[int, ...]]:
         code = codes[i]
         taken = {0: 1, -2: len(have) - at, -3: 2, -4: 1}.get(code, 1)
         if code in (0, -2, -3, -4) and at + taken > len(have):
-            raise ExportError(f"its shape {codes} asks for more dimensions than the {len(have)} of its input")
+            raise SizeError(f"its shape {codes} needs more dimensions than the {len(have)} of its input")
         if code == 0:
             planned.append((at,))
         elif code == -2:
@@ -76,18 +76,16 @@ def _decoded(have: Shape, codes: list[int]) -> list[int | tuple[int, ...]]:
         elif code >= -1:
             planned.append(code)
         else:
-            raise UnsupportedError(f"its attribute shape holds {code}, which has no meaning; save the symbol again")
+            raise ExportError(f"its attribute shape contains the unknown code {code}; save the symbol again")
         at, i = at + taken, i + 1
     if planned.count(-1) > 1:
-        raise UnsupportedError(
-            f"its attribute shape {codes} leaves more than one dimension open; save the symbol again"
-        )
+        raise ExportError(f"its attribute shape {codes} leaves more than one dimension open; save the symbol again")
     return planned
 
 
 def _split(dim: int | str | None, parts: list[int]) -> list[int]:
     if len(parts) != 2 or min(parts) < -1 or max(parts) < 1 or 0 in parts:
-        raise UnsupportedError(f"its attribute shape splits a dimension into {parts}; save the symbol again")
+        raise ExportError(f"its attribute shape splits a dimension into {parts}; save the symbol again")
     if -1 in parts:
         known = max(parts)
         size = fixed(dim, "the dimension that it splits")
@@ -96,7 +94,7 @@ def _split(dim: int | str | None, parts: list[int]) -> list[int]:
 
 
 def _reshaped(t: Writer, x: Value, planned: list[int | tuple[int, ...]]) -> Value:
-    """Numbers where they are known, ONNX's own codes for one kept or open dimension, arithmetic for the others."""
+    """Reshape with numbers where known, ONNX's codes for one kept or open dimension, arithmetic for the others."""
     numbers: list[int | None] = []
     for position, dim in enumerate(planned):
         if isinstance(dim, int):
@@ -129,18 +127,16 @@ def _reshaped(t: Writer, x: Value, planned: list[int | tuple[int, ...]]) -> Valu
 
 @mxnet_operator("transpose", layout="lost")
 def transpose(t: Writer, data: Value, *, axes: Ints = ()) -> Value:
-    """Permuted dimensions; turned round by default."""
+    """Permuted axes; reversed by default."""
     perm = [_axis(axis, data.rank) for axis in axes] or list(range(data.rank))[::-1]
     if sorted(perm) != list(range(data.rank)):
-        raise UnsupportedError(
-            f"its axes {axes} do not name each of {data.rank} dimensions once; save the symbol again"
-        )
+        raise ExportError(f"its axes {axes} do not name each of {data.rank} dimensions once; save the symbol again")
     return t.transpose(data, perm)
 
 
 @mxnet_operator("SwapAxis", layout="lost")
 def swap_axes(t: Writer, data: Value, *, dim1: int = 0, dim2: int = 0) -> Value:
-    """Two dimensions change places."""
+    """Two axes swapped."""
     first, second = _axis(dim1, data.rank), _axis(dim2, data.rank)
     perm = list(range(data.rank))
     perm[first], perm[second] = second, first
@@ -149,47 +145,47 @@ def swap_axes(t: Writer, data: Value, *, dim1: int = 0, dim2: int = 0) -> Value:
 
 @mxnet_operator("expand_dims", layout="lost")
 def expand_dims(t: Writer, data: Value, *, axis: int) -> Value:
-    """A new dimension of one."""
+    """A new axis of size one."""
     return t.op("Unsqueeze", data, t.ints(_axis(axis, data.rank + 1)))
 
 
 @mxnet_operator("squeeze", layout="lost")
 def squeeze(t: Writer, data: Value, *, axis: Ints | None = None) -> Value:
-    """Without dimensions of one, never without the batch."""
+    """Without axes of size one; the batch stays."""
     if axis is None:
         fixed_sizes(data, "which dimensions are one")
         axis = tuple(i for i, dim in enumerate(data.shape) if dim == 1)
     places = [_axis(i, data.rank) for i in axis]
     if 0 in places:
-        raise UnsupportedError(f"its axis is {axis}, which drops the batch; save a network that takes several images")
+        raise ExportError(f"its axis is {axis}, which drops the batch; save a network that takes several images")
     return t.op("Squeeze", data, t.ints(*places))
 
 
 @mxnet_operator("Concat", "concat", ignored=("num_args",))
 def concat(t: Writer, *data: Value, dim: int = 1) -> Value:
-    """Joined along a dimension."""
+    """Concatenated along an axis."""
     return t.op("Concat", *data, axis=_axis(dim, data[0].rank))
 
 
 @mxnet_operator("stack", ignored=("num_args",), layout="lost")
 def stack(t: Writer, *data: Value, axis: int = 0) -> Value:
-    """Joined along a new dimension."""
+    """Concatenated along a new axis."""
     place = _axis(axis, data[0].rank + 1)
     return t.op("Concat", *(t.op("Unsqueeze", x, t.ints(place)) for x in data), axis=place)
 
 
-# ----- cutting ---------------------------------------------------------------
+# ----- slicing ---------------------------------------------------------------
 
 
 @mxnet_operator("SliceChannel", "split", layout="kept")
 def slice_channel(
     t: Writer, data: Value, *, num_outputs: int, axis: int = 1, squeeze_axis: bool = False
 ) -> tuple[Value, ...]:
-    """Equal parts along a dimension."""
+    """Equal parts along an axis."""
     axis = _axis(axis, data.rank)
     size = fixed(data.shape[axis], "what it splits")
     if not 1 <= num_outputs <= _MOST_PARTS or size % num_outputs:
-        raise UnsupportedError(
+        raise ExportError(
             f"it splits {size} elements into {num_outputs} parts; known are up to {_MOST_PARTS} equal ones"
         )
     parts = t.ops("Split", data, outputs=num_outputs, axis=axis, num_outputs=num_outputs)
@@ -200,9 +196,9 @@ def slice_channel(
 
 @mxnet_operator("slice", "crop")
 def slice_(t: Writer, data: Value, *, begin: SparseInts, end: SparseInts, step: SparseInts = ()) -> Value:
-    """A range of every dimension; None is the open end."""
+    """A range of each axis; None is an open end."""
     if len(begin) != len(end) or len(begin) > data.rank or len(step) not in (0, len(begin)) or 0 in step:
-        raise UnsupportedError(f"its begin {begin}, end {end} and step {step} do not belong together; save it again")
+        raise ExportError(f"its begin {begin}, end {end} and step {step} do not fit together; save it again")
     steps = [1 if number is None else number for number in step] or [1] * len(begin)
     starts = [(0 if s > 0 else _TO_THE_END) if b is None else b for b, s in zip(begin, steps, strict=True)]
     ends = [(_TO_THE_END if s > 0 else -_TO_THE_END) if e is None else e for e, s in zip(end, steps, strict=True)]
@@ -211,17 +207,17 @@ def slice_(t: Writer, data: Value, *, begin: SparseInts, end: SparseInts, step: 
 
 @mxnet_operator("slice_axis")
 def slice_axis(t: Writer, data: Value, *, axis: int, begin: int, end: int | None) -> Value:
-    """A range of one dimension."""
+    """A range of one axis."""
     stop = _TO_THE_END if end is None else end
     return t.op("Slice", data, t.ints(begin), t.ints(stop), t.ints(_axis(axis, data.rank)))
 
 
 @mxnet_operator("slice_like")
 def slice_like(t: Writer, data: Value, shape_like: Value, *, axes: Ints = ()) -> Value:
-    """The first elements, as many as another tensor has."""
+    """The first elements along each axis, as many as another tensor has."""
     places = [_axis(axis, data.rank) for axis in axes] or list(range(shape_like.rank))
     if max(places) >= min(data.rank, shape_like.rank):
-        raise ExportError(f"its axes {axes} are not dimensions of both its inputs; pass input_shape")
+        raise SizeError(f"its axes {axes} are not dimensions of both its inputs; pass input_shape")
     places = [i for i in places if data.shape[i] is None or data.shape[i] != shape_like.shape[i]]
     if not places:
         return data
@@ -239,12 +235,12 @@ def crop(
     h_w: Ints = (0, 0),
     center_crop: bool = False,
 ) -> Value:
-    """MXNet `src/operator/crop-inl.h`: height and width cut to a size, or to another tensor's."""
+    """MXNet `src/operator/crop-inl.h`: crop height and width to a size, or to another tensor's."""
     want = h_w if crop_like is None else fixed_sizes(crop_like, "what it cuts to")
     if len(want) != 2 or len(offset) != 2 or min(*want, 1) < 1 or min(offset) < 0:
-        raise UnsupportedError(f"its offset is {offset} and its h_w {h_w}, where two numbers have to stand in each")
+        raise ExportError(f"its offset is {offset} and its h_w {h_w}, but each must be two numbers")
     have = fixed_sizes(data, "what it cuts")
     top, left = ((h - w) // 2 for h, w in zip(have, want, strict=True)) if center_crop else offset
     if top < 0 or left < 0 or top + want[0] > have[0] or left + want[1] > have[1]:
-        raise ExportError(f"it cuts {want} at {top, left} out of {have}, which is smaller; pass input_shape")
+        raise SizeError(f"it cuts {want} at {top, left} out of {have}, which is smaller; pass input_shape")
     return t.op("Slice", data, t.ints(top, left), t.ints(top + want[0], left + want[1]), t.ints(2, 3))

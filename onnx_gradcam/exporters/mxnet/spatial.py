@@ -1,4 +1,4 @@
-"""Convolutions, pooling, resizing and padding of channels-first maps."""
+"""MXNet's convolutions, pooling, resizing and padding, on channels-first maps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from onnx_gradcam.errors import ExportError, UnsupportedError
+from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
-from .operator_table import Ints, fixed, fixed_sizes, mxnet_operator
+from .operator_table import Ints, SizeError, fixed, fixed_sizes, mxnet_operator
 
 __all__: list[str] = []
 
@@ -22,46 +22,44 @@ _CHANNELS_FIRST = (None, "NCW", "NCHW", "NCDHW")
 
 def _channels_first(layout: str | None) -> None:
     if layout not in _CHANNELS_FIRST:
-        raise UnsupportedError(f"its layout is {layout}; export the network with channels first ({_CHANNELS_FIRST[2]})")
+        raise ExportError(f"its layout is {layout}; export the network with channels first ({_CHANNELS_FIRST[2]})")
 
 
-def _spatial(given: Ints, rank: int, default: int, name: str) -> list[int]:
-    """An attribute with one number a spatial dimension; empty is the default."""
-    if given and len(given) != rank:
-        raise UnsupportedError(f"its attribute {name} is {given}, where {rank} numbers have to stand")
-    if any(number < default for number in given):
-        raise UnsupportedError(f"its attribute {name} is {given}, with a number below {default}")
-    return list(given) or [default] * rank
+def _spatial(numbers: Ints, rank: int, default: int, name: str) -> list[int]:
+    """An attribute with one number per spatial dimension; empty means `default`."""
+    if numbers and len(numbers) != rank:
+        raise ExportError(f"its attribute {name} is {numbers}, but must be {rank} numbers")
+    if any(number < default for number in numbers):
+        raise ExportError(f"its attribute {name} is {numbers}, with a number below {default}")
+    return list(numbers) or [default] * rank
 
 
 def _check_weight(weight: Value, shape: tuple[int, ...], bias: Value | None, filters: int) -> None:
     if weight.shape != shape:
-        raise ExportError(
-            f"its weights {weight.name!r} have shape {list(weight.shape)}, where its attributes want {list(shape)}; "
+        raise SizeError(
+            f"its weights {weight.name!r} have shape {list(weight.shape)}, but its attributes imply {list(shape)}; "
             "give the .params that belongs to the symbol"
         )
     if bias is not None and bias.shape != (filters,):
-        raise ExportError(
-            f"its bias {bias.name!r} has shape {list(bias.shape)}, not [{filters}]; give the right .params"
-        )
+        raise SizeError(f"its bias {bias.name!r} has shape {list(bias.shape)}, not [{filters}]; give the right .params")
 
 
 def _channels(x: Value, rank: int) -> int:
     if not 1 <= rank <= 3:
-        raise UnsupportedError(f"its kernel has {rank} dimensions; known are 1 to 3")
+        raise ExportError(f"its kernel has {rank} dimensions; known are 1 to 3")
     if x.rank != rank + 2:
-        raise ExportError(f"its input has {x.rank} dimensions, where its kernel wants {rank + 2}; pass input_shape")
+        raise SizeError(f"its input has {x.rank} dimensions, but its kernel needs {rank + 2}; pass input_shape")
     channels = x.shape[1]
     if not isinstance(channels, int):
-        raise ExportError("the channels of its input are unknown; pass input_shape=(channels, height, width)")
+        raise SizeError("the channels of its input are unknown; pass input_shape=(channels, height, width)")
     return channels
 
 
 def _check_reach(x: Value, extents: list[int], pads: list[int]) -> None:
-    """ONNX's inference lets a kernel reach over the image; MXNet and ONNX Runtime do not."""
+    """Refuse a kernel larger than the padded image, which ONNX's shape inference accepts."""
     for size, extent, pad in zip(x.shape[2:], extents, pads, strict=True):
         if isinstance(size, int) and extent > size + 2 * pad:
-            raise ExportError(f"its kernel reaches over {extent} places, but its input has {size}; pass input_shape")
+            raise SizeError(f"its kernel spans {extent} positions, but its input has {size}; pass input_shape")
 
 
 @mxnet_operator("Convolution", "Convolution_v1", ignored=_PERFORMANCE, layout="made")
@@ -85,7 +83,7 @@ def convolution(
     rank, bias = len(kernel), None if no_bias else bias
     channels = _channels(data, rank)
     if num_group < 1 or channels % num_group:
-        raise ExportError(f"its {channels} input channels do not split into {num_group} groups; pass input_shape")
+        raise SizeError(f"its {channels} input channels do not split into {num_group} groups; pass input_shape")
     _check_weight(weight, (num_filter, channels // num_group, *kernel), bias, num_filter)
     strides, dilations = _spatial(stride, rank, 1, "stride"), _spatial(dilate, rank, 1, "dilate")
     pads = _spatial(pad, rank, 0, "pad")
@@ -121,17 +119,17 @@ def deconvolution(
     no_bias: bool = True,
     layout: str | None = None,
 ) -> Value:
-    """MXNet `src/operator/nn/deconvolution-inl.h`; `target_shape` decides padding as `InferPad` does."""
+    """MXNet `src/operator/nn/deconvolution-inl.h`; `target_shape` determines the padding, as in `InferPad`."""
     _channels_first(layout)
     rank, bias = len(kernel), None if no_bias else bias
     if num_group < 1 or num_filter % num_group:
-        raise UnsupportedError(f"its {num_filter} filters do not split into {num_group} groups; save the symbol again")
+        raise ExportError(f"its {num_filter} filters do not split into {num_group} groups; save the symbol again")
     _check_weight(weight, (_channels(data, rank), num_filter // num_group, *kernel), bias, num_filter)
     strides, dilations = _spatial(stride, rank, 1, "stride"), _spatial(dilate, rank, 1, "dilate")
     if max(strides) > 1 and max(dilations) > 1:
-        raise UnsupportedError(
-            f"its stride is {stride} and its dilate {dilate}, of which MXNet's own processor kernel computes something "
-            "else than a deconvolution; rewrite it with one of them 1"
+        raise ExportError(
+            f"its stride is {stride} and its dilate {dilate}, for which MXNet's CPU kernel does not compute a "
+            "deconvolution; rewrite it with one of them 1"
         )
     pads, extra = _spatial(pad, rank, 0, "pad"), _spatial(adj, rank, 0, "adj")
     if any(target_shape):
@@ -142,7 +140,7 @@ def deconvolution(
             for s, size, d, k, target in zip(strides, sizes, dilations, kernel, target_shape, strict=True)
         ]
         if min(spare) < 0:
-            raise UnsupportedError(f"its target_shape {target_shape} is larger than its kernel reaches; save it again")
+            raise ExportError(f"its target_shape {target_shape} is larger than its kernel spans; save it again")
         pads, extra = [(number + 1) // 2 for number in spare], [number % 2 for number in spare]
     return t.op(
         "ConvTranspose",
@@ -178,13 +176,13 @@ def pooling(
 ) -> Value:
     """MXNet `src/operator/nn/pooling.cc`, `pool.h`.
 
-    A window that reaches over the padding (`full`) is averaged over its elements up to there: the padding is made
-    explicit, so that ONNX's own border is where MXNet's padding ends.
+    A window that extends beyond the padding (`full`) is averaged over the elements up to there: the padding is made
+    explicit, so that ONNX's border is where MXNet's padding ends.
     """
     _channels_first(layout)
     if pool_type not in _GLOBAL_POOLS or (pool_type == "lp" and p_value != 2):
         kind = pool_type if p_value is None else f"{pool_type} of p_value {p_value}"
-        raise UnsupportedError(f"its pool_type is {kind}; known are avg, max, sum, and lp of p_value 2")
+        raise ExportError(f"its pool_type is {kind}; known are avg, max, sum, and lp of p_value 2")
     if global_pool:
         if pool_type == "sum":
             return t.sum(data, range(2, data.rank))
@@ -195,13 +193,13 @@ def pooling(
     strides, pads = _spatial(stride, rank, 1, "stride"), _spatial(pad, rank, 0, "pad")
     _check_reach(data, list(kernel), pads)
     if pooling_convention not in ("valid", "full"):
-        raise UnsupportedError(f"its pooling_convention is {pooling_convention}; known are valid and full")
+        raise ExportError(f"its pooling_convention is {pooling_convention}; known are valid and full")
     full = pooling_convention == "full"
     whole = count_include_pad is not False
     if full:
         _check_windows(data, kernel, strides, pads)
         if pool_type in ("sum", "lp"):
-            raise UnsupportedError(f"its pool_type is {pool_type} and its pooling_convention full; use valid")
+            raise ExportError(f"its pool_type is {pool_type} and its pooling_convention full; use valid")
     geometry: dict[str, Any] = {"kernel_shape": list(kernel), "strides": strides, "ceil_mode": int(full)}
     if pool_type == "max":
         return t.op("MaxPool", data, pads=pads * 2, **geometry)
@@ -232,9 +230,9 @@ def old_pooling(
     stride: Ints = (),
     pad: Ints = (),
 ) -> Value:
-    """MXNet `src/operator/pooling_v1-inl.h`: its padding is zeros for the maximum too, its means are of whole windows.
+    """MXNet `src/operator/pooling_v1-inl.h`: it pads with zeros for the maximum too, and averages whole windows.
 
-    Zeros behind the image make every window of `full` a whole one.
+    Zeros behind the image complete every window of `full`.
     """
     if not global_pool:
         rank = len(kernel)
@@ -258,13 +256,13 @@ def old_pooling(
 
 
 def _check_windows(x: Value, kernel: Ints, strides: list[int], pads: list[int]) -> None:
-    """ONNX leaves out a window that starts behind the image; MXNet does not."""
+    """Refuse a window that starts behind the image: ONNX leaves it out, MXNet does not."""
     for dim, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
         if s < k - p + 1:
             continue  # no size has such a window
         size = fixed(dim, "whether its last window starts behind its input")
         if -(-(size + 2 * p - k) // s) * s >= size + p:
-            raise UnsupportedError(f"its last window of {k} starts behind its input of size {size}; use another size")
+            raise ExportError(f"its last window of {k} starts behind its input of size {size}; use another size")
 
 
 @mxnet_operator("_contrib_AdaptiveAvgPooling2D", layout="made")
@@ -272,7 +270,7 @@ def adaptive_average_pooling(t: Writer, data: Value, *, output_size: Ints = ()) 
     """MXNet `src/operator/contrib/adaptive_avg_pooling-inl.h`: bin i is rows floor(i h/n) to ceil((i+1) h/n)."""
     _channels(data, 2)
     if len(output_size) > 2 or any(not 1 <= number <= 1024 for number in output_size):
-        raise UnsupportedError(f"its output_size is {output_size}; known are one or two numbers from 1 to 1024")
+        raise ExportError(f"its output_size is {output_size}; known are one or two numbers from 1 to 1024")
     height, width = (output_size * 2)[:2] if output_size else (1, 1)
     if (height, width) == (1, 1):
         return t.op("GlobalAveragePool", data)
@@ -285,7 +283,7 @@ def adaptive_average_pooling(t: Writer, data: Value, *, output_size: Ints = ()) 
 
 
 def _bins(size: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """The averaging of `size` places over `count` bins as a matrix."""
+    """The averages of `size` positions in `count` bins, as a matrix `[count, size]`."""
     matrix = np.zeros((count, size))
     for i in range(count):
         start, end = i * size // count, -(-(i + 1) * size // count)
@@ -297,7 +295,7 @@ def _bins(size: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.floa
 def upsampling(
     t: Writer, data: Value, weight: Value | None = None, *, scale: int, sample_type: str, num_filter: int = 0
 ) -> Value:
-    """MXNet `src/operator/nn/upsampling-inl.h`: bilinear is a depthwise deconvolution with a weight of its own."""
+    """MXNet `src/operator/nn/upsampling-inl.h`: bilinear is a depthwise deconvolution with its own weight."""
     _spatial((scale,), 1, 1, "scale")
     if sample_type == "bilinear" and weight is not None:
         kernel, pad = (2 * scale - scale % 2,) * 2, (math.ceil((scale - 1) / 2),) * 2
@@ -305,7 +303,7 @@ def upsampling(
             t, data, weight, kernel=kernel, num_filter=num_filter, stride=(scale,) * 2, pad=pad, num_group=num_filter
         )
     if sample_type != "nearest" or weight is not None:
-        raise UnsupportedError(f"its sample_type is {sample_type} of several inputs; known is nearest of one")
+        raise ExportError(f"its sample_type is {sample_type} with several inputs; only nearest with one is known")
     return t.op(
         "Resize",
         data,
@@ -333,20 +331,20 @@ def bilinear_resize(
     """MXNet `src/operator/contrib/bilinear_resize-inl.h`."""
     _channels(data, 2)
     if mode not in ("size", "like") or (mode == "like") != (like is not None):
-        raise UnsupportedError(f"its mode is {mode}; known are size, and like with a second input")
+        raise ExportError(f"its mode is {mode}; known are size, and like with a second input")
     scales = [] if scale_height is None or scale_width is None else [scale_height, scale_width]
     if like is not None:
         height, width = fixed_sizes(like, "its size")
         scales = []
     if not all(0 < s <= 64 for s in scales):
-        raise UnsupportedError(f"its scales are {scales}; known are numbers up to 64")
+        raise ExportError(f"its scales are {scales}; known are numbers up to 64")
     if not align_corners and any(not s.is_integer() for s in scales):
-        # MXNet rounds the size and then takes the ratio of the sizes; ONNX takes the scale as it is.
+        # MXNet rounds the size and uses the ratio of the sizes; ONNX uses the scale itself.
         sizes = fixed_sizes(data, "what its scales make of it")
         height, width = (int(np.float32(s) * np.float32(size)) for s, size in zip(scales, sizes, strict=True))
         scales = []
     if not all(1 <= size <= _LARGEST_SIZE for size in (height, width)):
-        raise UnsupportedError(f"its height {height} and width {width} are no sizes; known are 1 to {_LARGEST_SIZE}")
+        raise ExportError(f"its height {height} and width {width} are not valid; known are 1 to {_LARGEST_SIZE}")
     return t.op(
         "Resize",
         data,
@@ -354,7 +352,7 @@ def bilinear_resize(
         t.const(scales, np.float32) if scales else None,
         None if scales else t.ints(height, width),
         mode="linear",
-        # Like PyTorch, MXNet makes one place of the first, not of the middle.
+        # Like PyTorch, MXNet takes the first position, not the middle, for an output of size one.
         coordinate_transformation_mode="align_corners" if align_corners else "pytorch_half_pixel",
         axes=[2, 3],
     )
@@ -367,14 +365,14 @@ _PAD_MODES = {"constant": "constant", "edge": "edge", "reflect": "reflect"}
 def pad(t: Writer, data: Value, *, mode: str, pad_width: Ints, constant_value: float = 0.0) -> Value:
     """MXNet `src/operator/pad-inl.h`; begin and end of each axis in turn."""
     if mode not in _PAD_MODES:
-        raise UnsupportedError(f"its mode is {mode}; known are {', '.join(_PAD_MODES)}")
+        raise ExportError(f"its mode is {mode}; known are {', '.join(_PAD_MODES)}")
     if len(pad_width) != 2 * data.rank or any(not 0 <= number < 2**20 for number in pad_width):
-        raise UnsupportedError(f"its pad_width is {pad_width}, where {2 * data.rank} numbers from 0 have to stand")
+        raise ExportError(f"its pad_width is {pad_width}, but must be {2 * data.rank} non-negative integers")
     widths = [*pad_width[::2], *pad_width[1::2]]
     return _padded(t, data, widths, constant_value, _PAD_MODES[mode])
 
 
 def _padded(t: Writer, x: Value, widths: list[int], fill: float = 0.0, mode: str = "constant") -> Value:
-    """Zero is written as -0.0: ONNX Runtime folds a zero Pad into a MaxPool behind it, which pads with -inf."""
+    """Pad; zero is written as -0.0: ONNX Runtime folds a zero Pad into a following MaxPool, which pads with -inf."""
     value = t.const(-0.0 if fill == 0 else fill, x.dtype) if mode == "constant" else None
     return t.op("Pad", x, t.ints(*widths), value, mode=mode)

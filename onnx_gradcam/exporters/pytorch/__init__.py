@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: any network that PyTorch's exporters take, every module's surviving tensor under its path."""
+"""PyTorch networks to ONNX: any network that PyTorch's exporters take, tensors named after their modules."""
 
 from .exporter import export_pytorch
 

@@ -1,6 +1,6 @@
-"""What a file of PyTorch's is, seen from outside; an archive that lies about itself is refused before it is opened.
+"""Recognise PyTorch's files without opening them in PyTorch, and translate published preprocessing descriptions.
 
-How images become the input, as timm, transformers and torchvision describe it.
+Forged archives are refused before PyTorch sees them. The descriptions are those of timm, transformers and torchvision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import ExportError, InputError, reason
 
 __all__ = ["Kind", "from_timm", "from_torchvision", "from_transformers", "kind_of", "members"]
 
@@ -23,29 +23,30 @@ _LARGEST_HEADER = 100_000_000  # the safetensors format's own limit
 
 
 def kind_of(path: Path) -> Kind:
-    """Whether a file is a program (`.pt2`), a TorchScript, anything else that is pickled, or safetensors.
+    """Whether a file is an exported program (`.pt2`), a TorchScript, another pickle, or safetensors.
 
     Raises:
-        ModelError: it is none of them, or a damaged or forged archive.
+        InputError: it cannot be opened.
+        ExportError: it is none of these, or a damaged or forged archive.
     """
     if not path.is_file():
-        what = "no such file, this is a folder without config.json" if path.is_dir() else "no such file"
-        raise ModelError(f"{path}: {what}; give the path of a PyTorch model")
+        problem = "a folder without config.json" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {problem}; give the path of a PyTorch model")
     try:
         with path.open("rb") as file:
             start = file.read(_SAFETENSORS_HEADER + 1)
     except OSError as exc:
-        raise ModelError(f"{path}: cannot be read ({exc.strerror}); check who may read it") from exc
+        raise InputError(f"{path}: cannot be read ({exc.strerror}); check its permissions") from exc
     if start.startswith(_ZIP):
         return _archive_kind(path)
     length = int.from_bytes(start[:_SAFETENSORS_HEADER], "little")
     if start[_SAFETENSORS_HEADER:] == b"{" and length <= _LARGEST_HEADER:
         if length + _SAFETENSORS_HEADER > path.stat().st_size:
-            raise ModelError(f"{path}: its header is longer than the file; fetch the file again")
+            raise ExportError(f"{path}: its header is longer than the file; fetch the file again")
         return "safetensors"
     if start.startswith(_PICKLE):
         return "pickle"
-    raise ModelError(f"{path}: no file of PyTorch's (neither an archive nor a pickle nor safetensors); is it complete?")
+    raise ExportError(f"{path}: not a PyTorch file (neither an archive nor a pickle nor safetensors); is it complete?")
 
 
 def _archive_kind(path: Path) -> Kind:
@@ -56,33 +57,33 @@ def _archive_kind(path: Path) -> Kind:
         return "torchscript"
     if "data.pkl" in inner:
         return "pickle"
-    raise ModelError(f"{path}: an archive, but none that PyTorch wrote; is it the right file?")
+    raise ExportError(f"{path}: an archive that PyTorch did not write; is it the right file?")
 
 
 def members(path: Path) -> dict[str, zipfile.ZipInfo]:
     """The members of an archive by name.
 
-    PyTorch stores weights as they are and packs code alone. A member that unpacks to many times the file, is there
-    twice or is named outside of the archive was not written by it.
+    PyTorch stores weights uncompressed and packs code only. It never writes a member that unpacks to many times the
+    file's size, occurs twice or is named outside of the archive.
 
     Raises:
-        ModelError: the archive is damaged or forged.
+        ExportError: the archive is damaged or forged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            found = archive.infolist()
+            entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as exc:
-        raise ModelError(f"{path}: a damaged archive ({exc}); fetch the file again") from exc
+        raise ExportError(f"{path}: a damaged archive ({reason(exc)}); fetch the file again") from exc
     size = path.stat().st_size
     listed: dict[str, zipfile.ZipInfo] = {}
-    for info in found:
+    for info in entries:
         name = PurePosixPath(info.filename)
         if name.is_absolute() or ".." in name.parts or "\\" in info.filename or ":" in info.filename:
-            raise ModelError(f"{path}: its member {info.filename!r} is named outside of the archive; refused")
+            raise ExportError(f"{path}: its member {info.filename!r} is named outside of the archive; refused")
         if info.filename in listed:
-            raise ModelError(f"{path}: its member {info.filename!r} is there twice; refused")
+            raise ExportError(f"{path}: its member {info.filename!r} occurs twice; refused")
         if info.file_size > _MOST_UNPACKED * size:
-            raise ModelError(f"{path}: its member {info.filename!r} claims {info.file_size} bytes; refused")
+            raise ExportError(f"{path}: its member {info.filename!r} claims {info.file_size} bytes; refused")
         listed[info.filename] = info
     return listed
 
@@ -92,11 +93,11 @@ Description = dict[str, Any]
 _TIMM_CROP = 0.875
 _BYTE = 255
 _CONVNEXT_UNCROPPED = 384
-"""From this size on ConvNeXt's images are stretched and not cropped."""
+"""From this size on, ConvNeXt's images are resized without a crop."""
 
 
 def from_timm(config: Mapping[str, Any]) -> Description | None:
-    """Of a timm network's `pretrained_cfg`, as `timm.data.create_transform` reads it; `None` for what it cannot say."""
+    """From a timm network's `pretrained_cfg`, read as `timm.data.create_transform` does; `None` if not expressible."""
     size = config.get("input_size")
     if not size or len(size) != 3 or size[1] != size[2]:
         return None
@@ -110,7 +111,7 @@ def from_timm(config: Mapping[str, Any]) -> Description | None:
 
 
 def from_torchvision(transforms: Any) -> Description | None:
-    """Of `weights.transforms()` of a classifier (`torchvision.transforms._presets.ImageClassification`)."""
+    """From `weights.transforms()` of a classifier (`torchvision.transforms._presets.ImageClassification`)."""
     crop, short = getattr(transforms, "crop_size", None), getattr(transforms, "resize_size", None)
     if not crop or not short:
         return None
@@ -119,11 +120,11 @@ def from_torchvision(transforms: Any) -> Description | None:
 
 
 def from_transformers(config: Mapping[str, Any], kind: str) -> Description | None:
-    """Of a Hugging Face `preprocessor_config.json`; `None` where it is no resizing that this project knows.
+    """From a Hugging Face `preprocessor_config.json`; `None` if not expressible.
 
     Args:
         config: the file's content.
-        kind: `model_type` of the network.
+        kind: the network's `model_type`.
     """
     size, crop = config.get("size"), config.get("crop_size")
     size = {"shortest_edge": size} if isinstance(size, int) and config.get("do_center_crop") else size
@@ -134,9 +135,9 @@ def from_transformers(config: Mapping[str, Any], kind: str) -> Description | Non
     geometry = _geometry(size, crop if config.get("do_center_crop") else None, config, kind)
     if geometry is None:
         return None
-    normalised = config.get("do_normalize", True)
+    normalized = config.get("do_normalize", True)
     described = _described(
-        geometry.pop("size"), *(config.get(key) if normalised else None for key in ("image_mean", "image_std"))
+        geometry.pop("size"), *(config.get(key) if normalized else None for key in ("image_mean", "image_std"))
     )
     described["scale"] = config.get("rescale_factor", 1 / _BYTE) if config.get("do_rescale", True) else 1.0
     described["color"] = "bgr" if config.get("do_flip_channel_order") else "rgb"

@@ -1,7 +1,4 @@
-"""PyTorch's own remarks, kept out of the way of this project's.
-
-What a PyTorch network computes: its outputs by name, and the output of each of its modules as it was made.
-"""
+"""Run a PyTorch network and capture its outputs by name and the output of each module, before in-place changes."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from onnx_gradcam.errors import TargetError, UnsupportedError, near_matches
+from onnx_gradcam.errors import ExportError, TargetError, near_matches
 
 __all__ = ["TARGET", "Array", "Captured", "module_outputs", "named_outputs", "silent", "submodule"]
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Neither warnings nor progress lines: what matters of them, the values, is compared afterwards."""
+    """Suppress PyTorch's warnings and progress lines; the values are compared afterwards."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -42,14 +39,14 @@ TARGET = "onnx_gradcam_target"
 
 
 class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as untyped
-    """A network with its outputs flat, and behind them the output of one of its modules.
+    """A network with flat outputs, followed by the output of one of its modules.
 
-    The hook puts a *copy* in the place of the module's output: what the network computes in place afterwards, a ReLU
-    most of all, would overwrite the captured tensor otherwise.
+    The hook replaces the module's output with a *copy*: a later in-place operation, such as a ReLU, would overwrite the
+    captured tensor otherwise.
 
     Args:
-        network: in evaluation mode, of one argument.
-        layer: path of the module, which gives a tensor at that call; `None` captures nothing.
+        network: in evaluation mode, with one argument.
+        layer: path of the module, which returns a tensor at that call; `None` captures nothing.
         call: which of the module's calls, as a list index.
     """
 
@@ -61,11 +58,11 @@ class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as unty
             self._hook = submodule(network, layer).register_forward_hook(self._keep)
 
     def forward(self, x: Any) -> tuple[Any, ...]:
-        """The outputs, and the captured tensor last."""
+        """The outputs, then the captured tensor."""
         return tuple(self._named(x).values())
 
     def named(self, x: Any) -> list[str]:
-        """The names of the outputs, that of the captured tensor last."""
+        """The names of the outputs, then that of the captured tensor."""
         return list(self._named(x))
 
     def _named(self, x: Any) -> dict[str, Any]:
@@ -76,7 +73,7 @@ class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as unty
         return {**outputs, TARGET: self._calls[self.call]}
 
     def release(self) -> None:
-        """Take the hook off the network."""
+        """Remove the hook from the network."""
         if self.layer is not None:
             self._hook.remove()
 
@@ -94,17 +91,17 @@ def submodule(network: torch.nn.Module, path: str) -> torch.nn.Module:
     Raises:
         TargetError: there is none.
     """
-    known = dict(network.named_modules())
-    if path not in known or not path:
-        raise TargetError(f"there is no module {path!r} in the network{near_matches(path, known)}")
-    return known[path]
+    modules = dict(network.named_modules())
+    if path not in modules or not path:
+        raise TargetError(f"there is no module {path!r} in the network{near_matches(path, modules)}")
+    return modules[path]
 
 
 def named_outputs(result: Any) -> dict[str, Any]:
-    """The tensors that a network gives, by name.
+    """A network's output tensors, by name.
 
     Raises:
-        UnsupportedError: there is something else than tensors among them.
+        ExportError: an output is not a tensor, or there is none.
     """
     logits = getattr(result, "logits", None)
     if isinstance(logits, torch.Tensor):
@@ -119,24 +116,24 @@ def named_outputs(result: Any) -> dict[str, Any]:
         flat = {"output": result}
     for name, value in flat.items():
         if not isinstance(value, torch.Tensor):
-            raise UnsupportedError(
-                f"the network's output {name!r} is a {type(value).__name__} and no tensor; export a network that gives "
-                "tensors, such as the classifier inside it"
+            raise ExportError(
+                f"the network's output {name!r} is a {type(value).__name__}, not a tensor; export a network that "
+                "returns tensors, such as the classifier inside it"
             )
     if not flat:
-        raise UnsupportedError("the network gives no output; export one that gives a tensor of scores")
+        raise ExportError("the network returns no output; export one that returns a tensor of scores")
     return flat
 
 
 def module_outputs(
     network: torch.nn.Module, x: Any, only: str | None = ""
 ) -> tuple[dict[str, Array], dict[str, list[Array]]]:
-    """The outputs of a network, and of its modules each call's output, in the order in which they are done.
+    """The outputs of a network, and each module's outputs, one per call, in execution order.
 
     Args:
         network: in evaluation mode.
         x: its input.
-        only: the one module that is wanted; empty for all, `None` for none.
+        only: observe this module only; empty for all, `None` for none.
     """
     calls: dict[str, list[Array]] = {}
 
@@ -167,7 +164,7 @@ def _copied(tensor: Any) -> Array:
 
 
 def _first_tensor(output: Any) -> tuple[Any, Any]:
-    """The tensor that a module's output is or begins with, and how another is put in its place."""
+    """The tensor that a module's output is or begins with, and a function that replaces it."""
     if isinstance(output, torch.Tensor):
         return output, lambda new: new
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):

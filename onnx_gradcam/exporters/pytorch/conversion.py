@@ -1,4 +1,4 @@
-"""From a captured network to an ONNX graph, by either of PyTorch's own exporters."""
+"""Convert a captured network to an ONNX graph with either of PyTorch's own exporters."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from onnx_gradcam.errors import ExplainError, UnsupportedError
+from onnx_gradcam.errors import ExplainError, ExportError, reason
 from onnx_gradcam.exporters.writer import BATCH
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 
 from .capture import Captured, named_outputs, silent
 
-__all__ = ["INPUT", "Exporter", "convert"]
+__all__ = ["INPUT", "ConversionError", "Exporter", "convert"]
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -26,8 +26,12 @@ SIDES = ("height", "width")
 _OPSET = 18
 
 
+class ConversionError(ExportError):
+    """One of PyTorch's exporters fails on a network; the other one may succeed."""
+
+
 def convert(network: Captured | torch.jit.ScriptModule, x: Any, exporter: Exporter, free: Sequence[int]) -> Model:
-    """The graph of a network, its outputs under the names of the capture.
+    """The graph of a network, its outputs named as by the capture.
 
     Args:
         network: in evaluation mode.
@@ -36,18 +40,18 @@ def convert(network: Captured | torch.jit.ScriptModule, x: Any, exporter: Export
         free: the axes of the input that may have any size.
 
     Raises:
-        UnsupportedError: the exporter cannot do it; the message is its own.
+        ConversionError: the exporter fails; the message is its own.
     """
     symbols = {axis: (BATCH, "", *SIDES)[axis] for axis in free}
     try:
         with silent(), torch.no_grad():
             names = [*named_outputs(network(x))] if isinstance(network, torch.jit.ScriptModule) else network.named(x)
-            proto = _DO[exporter](network, x, symbols, names)
+            proto = _EXPORTERS[exporter](network, x, symbols, names)
     except ExplainError:
         raise
     except Exception as exc:
-        raise UnsupportedError(
-            f"PyTorch's {exporter} exporter cannot export the network: {_reason(exc)}; try the other one"
+        raise ConversionError(
+            f"PyTorch's {exporter} exporter cannot export the network: {reason(_innermost(exc))}; try the other one"
         ) from exc
     model = load(proto)
     model.name = "the exported network"
@@ -60,14 +64,14 @@ def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str]) 
     program = torch.export.export(network, (x,), dynamic_shapes=({**free},), strict=False)
     exported = torch.onnx.export(program, opset_version=_OPSET, dynamo=True, verbose=False)
     if exported is None:  # never with dynamo=True
-        raise RuntimeError("it gave no graph")
+        raise RuntimeError("it returned no graph")
     (image,) = exported.model.graph.inputs
     image.name = INPUT
     for value, name in zip(exported.model.graph.outputs, names, strict=True):
         value.name = name
     for node in exported.model.graph:
         kept = node.metadata_props.get(SCOPES)
-        node.metadata_props.clear()  # traces of the stack name files of the machine
+        node.metadata_props.clear()  # stack traces contain local paths
         node.doc_string = None
         if kept:
             node.metadata_props[SCOPES] = kept
@@ -76,7 +80,7 @@ def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str]) 
 
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where the dynamo exporter says which modules a node belongs to."""
+"""The dynamo exporter's entry for the modules that a node belongs to."""
 
 
 def _by_torchscript(network: Any, x: Any, symbols: dict[int, str], names: list[str]) -> onnx.ModelProto:
@@ -88,11 +92,11 @@ def _by_torchscript(network: Any, x: Any, symbols: dict[int, str], names: list[s
     return onnx.load_model_from_string(file.getvalue())
 
 
-_DO = {"dynamo": _by_dynamo, "torchscript": _by_torchscript}
+_EXPORTERS = {"dynamo": _by_dynamo, "torchscript": _by_torchscript}
 
 
 def _name_sizes(model: Model, symbols: dict[int, str]) -> None:
-    """Give the free axes of the input their names, throughout the graph, and take away what other symbols there are."""
+    """Name the free axes of the input throughout the graph, and drop all other symbols."""
     image = model.core.graph.inputs[0]
     old = {str(image.shape[axis]): name for axis, name in symbols.items()} if image.shape is not None else {}
     graph = model.core.graph
@@ -102,9 +106,7 @@ def _name_sizes(model: Model, symbols: dict[int, str]) -> None:
     model.infer()
 
 
-def _reason(exc: BaseException) -> str:
-    """The innermost cause, in one line without advice on debugging."""
+def _innermost(exc: BaseException) -> BaseException:
     while exc.__cause__ is not None:
         exc = exc.__cause__
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return " ".join(lines)[:300] or type(exc).__name__
+    return exc

@@ -1,13 +1,14 @@
-"""From a PyTorch network to ONNX, verified against PyTorch before anything is handed on."""
+"""Export a PyTorch network to ONNX and check the graph against PyTorch; loads PyTorch only when it runs."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.errors import ExportError
+from onnx_gradcam.exporters import TorchExporter
 from onnx_gradcam.exporters.writer import Product
 
 if TYPE_CHECKING:
@@ -26,20 +27,24 @@ def export_pytorch(
     call: int = -1,
     size: int | tuple[int, int] | None = None,
     trust: bool = False,
-    exporter: Literal["auto", "dynamo", "torchscript"] = "auto",
+    exporter: TorchExporter = "auto",
     progress: Progress | None = None,
 ) -> Product:
     """Export a PyTorch classifier.
 
+    ::
+
+        export_pytorch("torchvision.models:resnet18", weights="resnet18.pth", layer="layer4")
+
     ==========================  ====================================================================================
     source                      what it is
     ==========================  ====================================================================================
-    `model.pt2`                 a program of `torch.export.save`: no code of the user's is needed
+    `model.pt2`                 a program of `torch.export.save`; needs no code of yours
     `torchvision.models:NAME`   torchvision's network, with `weights` from a file or by torchvision's name
     `timm:NAME`                 timm's network, with `weights` from a file or timm's own
-    a folder                    of Hugging Face's: `config.json` and weights
-    `module:factory`            a function of the user's that makes the network (`trust`)
-    `model.pt`                  a TorchScript (`trust`): its modules take no hooks
+    a folder                    a Hugging Face model: `config.json` and weights
+    `module:factory`            your function that returns the network (`trust`)
+    `model.pt`                  a TorchScript (`trust`)
     a `torch.nn.Module`         a network of the calling program
     ==========================  ====================================================================================
 
@@ -47,29 +52,27 @@ def export_pytorch(
 
     Args:
         source: the network.
-        weights: a state dictionary: `.safetensors`, or `.pth`, `.pt`, `.th`, `.bin` read as plain tensors.
-        layer: path of the module whose output is to be exact; by default the layers that survive are found by value.
+        weights: a state dictionary: `.safetensors`, or `.pth`, `.pt`, `.th`, `.bin`, read as plain tensors.
+        layer: path of the module whose output must be exact; other layers are matched by their values.
         call: which of the calls of `layer`, as a list index.
-        size: height and width to fix the images at; by default the network's own, or any where it allows that.
+        size: fix height and width of the images; by default the network's own, or free where possible.
         trust: run code that the source names.
-        exporter: which of PyTorch's exporters; `auto` takes `torchscript` where `dynamo` fails, and says so.
-        progress: is told what is being done.
+        exporter: which of PyTorch's exporters; `auto` takes `torchscript` if `dynamo` fails, and warns.
+        progress: called with each step, in words.
 
     Returns:
         The graph, `[batch, channels, height, width]` in; its outputs and the tensor of `layer` were compared with
         PyTorch's, at batch 1 and 3 where the batch is free.
 
     Raises:
-        ModelError: a file is damaged or would run code.
+        InputError: a file cannot be opened, or arguments that exclude each other.
         TargetError: there is no such layer or call.
-        UnsupportedError: PyTorch is not installed, the weights do not fit, no exporter can do it, or the graph's
-            values are not the network's.
+        ExportError: a package is missing, a file is damaged or would run code, the weights do not fit, no exporter
+            succeeds, or the graph's values are not the network's.
     """
-    lacking = [package for package in ("torch", "onnxscript") if importlib.util.find_spec(package) is None]
-    if lacking:
-        raise UnsupportedError(
-            f"{' and '.join(lacking)} must be installed to export from PyTorch; run pip install torch onnxscript"
-        )
+    missing = [package for package in ("torch", "onnxscript") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ExportError(f"exporting from PyTorch needs {' and '.join(missing)}; run pip install torch onnxscript")
     from .programs import open_source  # noqa: PLC0415 - needs PyTorch
     from .verified import Verified  # noqa: PLC0415
 

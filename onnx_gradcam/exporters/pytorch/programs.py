@@ -1,10 +1,8 @@
-"""PyTorch's exported programs (`.pt2`), vetted before PyTorch opens them.
+"""Open a PyTorch source: an exported program (`.pt2`), vetted first, or a network of a library, folder or factory.
 
 A program is a graph in JSON and weights. `torch.export.load` trusts both: it unpickles what does not load as plain
-weights, evaluates the expressions of sizes as Python, looks operators up by attribute and unpacks compiled code. So
-what a file may hold is listed here, and anything else needs trust.
-
-What a user may name as the source of an export, and the network that each gives.
+weights, evaluates the expressions of sizes as Python, looks operators up by attribute and unpacks compiled code. So the
+allowed content of a file is listed here, and anything else needs trust.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import Any
 
 import torch
 
-from onnx_gradcam.errors import ExplainError, ModelError, UnsupportedError, near_matches
+from onnx_gradcam.errors import ExplainError, ExportError, InputError, near_matches, reason
 
 from .archives import from_timm, from_torchvision, from_transformers, kind_of, members
 from .capture import silent
@@ -62,7 +60,7 @@ def load_program(path: Path, *, trust: bool) -> Any:
     """Read an exported program.
 
     Raises:
-        ModelError: it is damaged, or it holds what could run code and is not trusted.
+        ExportError: it is damaged, or its content could run code and `trust` is false.
     """
     if not trust:
         _vet(path)
@@ -70,16 +68,16 @@ def load_program(path: Path, *, trust: bool) -> Any:
         with silent():
             return torch.export.load(path)
     except Exception as exc:
-        raise ModelError(
+        raise ExportError(
             f"{path}: PyTorch {torch.__version__} cannot read the exported program "
-            f"({' '.join(str(exc).split())[:200]}); save it again with this version, or fetch it again"
+            f"({reason(exc)}); save it again with this version, or fetch it again"
         ) from exc
 
 
 def _vet(path: Path) -> None:
     listed = members(path)
     if "serialized_exported_program.json" in listed:
-        raise _untrusted(path, "is in the form of PyTorch 2.7 and older, which is unpickled")
+        raise _untrusted(path, "has the format of PyTorch 2.7 and older, which is unpickled")
     with zipfile.ZipFile(path) as archive:
         for name in listed:
             inner = str(PurePosixPath(*PurePosixPath(name).parts[1:]))
@@ -99,19 +97,19 @@ def _vet_json(path: Path, archive: zipfile.ZipFile, name: str) -> None:
                 record = str(value["path_name"])
                 _vet_pickle(path, record, archive.read(f"{name.rpartition('/')[0]}/{record}"))
             elif key == "expr_str" and not _is_arithmetic(value[key]):
-                raise _untrusted(path, f"holds the size {str(value[key])[:60]!r}, which is no arithmetic")
+                raise _untrusted(path, f"holds the size {str(value[key])[:60]!r}, which is not arithmetic")
             elif (key == "as_operator" or (key == "target" and "inputs" in value)) and not _is_operator(value[key]):
-                raise _untrusted(path, f"calls {str(value[key])[:60]!r}, which is no operator on tensors")
+                raise _untrusted(path, f"calls {str(value[key])[:60]!r}, which is not an operator on tensors")
             elif key == "name" and not _NAME.fullmatch(str(value[key])):
-                raise _untrusted(path, f"holds the name {str(value[key])[:60]!r}, which could not be Python's")
+                raise _untrusted(path, f"holds the name {str(value[key])[:60]!r}, which is not a Python name")
             elif key == "range_constraints" and not all(map(_NAME.fullmatch, value[key])):
-                raise _untrusted(path, "holds a size that has no name")
+                raise _untrusted(path, "holds a size without a name")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise ModelError(f"{path}: a damaged program ({exc}); fetch the file again") from exc
+        raise ExportError(f"{path}: a damaged program ({reason(exc)}); fetch the file again") from exc
 
 
 def _entries(content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every entry of every object in a JSON value, as its key and its object."""
+    """Every entry of every object in a JSON value, as `(key, object)`."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield key, content
@@ -127,7 +125,7 @@ def _is_operator(target: object) -> bool:
 
 
 def _is_arithmetic(text: object) -> bool:
-    """Whether a size is arithmetic over symbols alone: it is evaluated as Python when the program is read."""
+    """Whether a size is arithmetic over symbols only: PyTorch evaluates it as Python when it reads the program."""
     try:
         tree = ast.parse(str(text).strip(), mode="eval")
     except SyntaxError:
@@ -157,9 +155,9 @@ def _vet_pickle(path: Path, name: str, content: bytes) -> None:
         raise _untrusted(path, f"holds {name!r}, which is more than plain tensors") from exc
 
 
-def _untrusted(path: Path, what: str) -> ModelError:
-    return ModelError(
-        f"{path}: the program {what}; save it again from PyTorch, or pass --trust if you trust its author"
+def _untrusted(path: Path, problem: str) -> ExportError:
+    return ExportError(
+        f"{path}: the program {problem}; save it again from PyTorch, or pass --trust if you trust its author"
     )
 
 
@@ -170,17 +168,17 @@ _TIMM = "timm"
 
 @dataclass(eq=False, kw_only=True)
 class Source:
-    """A network, and what is known of it.
+    """A network and what is known about it.
 
     Attributes:
         network: in evaluation mode.
         size: height and width of its images.
-        channels: of its images.
-        batch: the one batch size that it takes; `None` for any.
-        free: whether the height and the width may be others.
+        channels: number of channels of its images.
+        batch: its only batch size; `None` for any.
+        free: whether height and width may vary.
         labels: class names.
         preprocessing: how images become its input.
-        kinds: class of each module by path, where the modules do not say it themselves.
+        kinds: class of each module by path, if the modules do not tell.
     """
 
     network: torch.nn.Module
@@ -198,11 +196,11 @@ class Source:
 
 
 def open_source(source: Any, weights: str | Path | None, *, trust: bool) -> Source:
-    """The network that a source names; `onnx_gradcam.exporters.pytorch.export_pytorch` says which there are.
+    """The network of a source; `onnx_gradcam.exporters.pytorch.export_pytorch` lists the kinds of sources.
 
     Raises:
-        ModelError: the file is damaged, or reading it would run code.
-        UnsupportedError: the weights do not fit, or running code was not asked for.
+        InputError: there is no such file or model, or weights that do not apply.
+        ExportError: the file is damaged, the weights do not fit, or it would run code and `trust` is false.
     """
     if isinstance(source, torch.nn.Module):
         opened = Source(network=source)
@@ -216,7 +214,7 @@ def open_source(source: Any, weights: str | Path | None, *, trust: bool) -> Sour
         return _from_factory(factory[1], factory[2], weights, trust=trust)
     path = Path(source)
     if weights is not None:
-        raise UnsupportedError(f"{path} brings its own weights; leave {weights} out")
+        raise InputError(f"{path} has its own weights; leave out {weights}")
     if (path / "config.json").is_file():
         return _from_transformers(path)
     return _from_file(path, trust=trust)
@@ -233,21 +231,20 @@ def _from_file(path: Path, *, trust: bool) -> Source:
         return _from_program(path, trust=trust)
     if kind == "torchscript":
         if not trust:
-            raise ModelError(
-                f"{path}: a TorchScript is a program, and running it may read and write files; pass --trust if you "
-                "trust its author, or export the network itself as .pt2"
+            raise ExportError(
+                f"{path}: a TorchScript is a program that may read and write files; pass --trust if you trust its "
+                "author, or export the network itself as .pt2"
             )
         try:
             with silent():
                 script = torch.jit.load(path, map_location="cpu")
             return Source(network=script, free=False)
         except Exception as exc:
-            reason = " ".join(str(exc).split())[:200]
-            raise ModelError(f"{path}: damaged TorchScript ({reason}); fetch the file again") from exc
+            raise ExportError(f"{path}: damaged TorchScript ({reason(exc)}); fetch the file again") from exc
     read_weights(path)
-    raise UnsupportedError(
-        f"{path}: holds weights alone and not the network that they belong to; give the network as module:factory, "
-        "timm:NAME or torchvision.models:NAME, and this file as --weights"
+    raise ExportError(
+        f"{path}: holds weights without their network; give the network as module:factory, timm:NAME or "
+        "torchvision.models:NAME, and this file with --weights"
     )
 
 
@@ -255,16 +252,16 @@ def _from_program(path: Path, *, trust: bool) -> Source:
     program = load_program(path, trust=trust)
     training = next((node for node in program.graph.nodes if _is_training(node)), None)
     if training is not None:
-        raise UnsupportedError(
-            f"{path}: the program is of a network in training mode (its {training.target} is random or depends on the "
-            "other images); call eval() on the network before torch.export.export"
+        raise ExportError(
+            f"{path}: the network was exported in training mode (its {training.target} is random or depends on the "
+            "other images); call eval() on it before torch.export.export"
         )
     inputs = [n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
     shape = inputs[0].meta["val"].shape if inputs else ()
     if len(inputs) != 1 or len(shape) != 4:
-        raise UnsupportedError(
+        raise ExportError(
             f"{path}: the program takes {len(inputs)} input(s), the first of {len(shape)} axes; export a network that "
-            "takes images alone, [batch, channels, height, width]"
+            "takes images only, [batch, channels, height, width]"
         )
     batch, channels, height, width = (size if isinstance(size, int) else None for size in shape)
     stacks = [dict(node.meta.get("nn_module_stack") or {}).values() for node in program.graph.nodes]
@@ -273,8 +270,9 @@ def _from_program(path: Path, *, trust: bool) -> Source:
         with silent():
             network = torch.export.unflatten(program)
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:200]
-        raise UnsupportedError(f"{path}: its modules cannot be had ({reason}); save it with a newer PyTorch") from exc
+        raise ExportError(
+            f"{path}: its modules cannot be restored ({reason(exc)}); save it with a newer PyTorch"
+        ) from exc
     return Source(
         network=network,
         size=(height, width) if height and width else None,
@@ -286,19 +284,19 @@ def _from_program(path: Path, *, trust: bool) -> Source:
 
 
 def _is_training(node: Any) -> bool:
-    """Whether an operator of a program computes as it does in training alone."""
-    place = {"aten.batch_norm.default": 5, "aten.dropout.default": 2, "aten.feature_dropout.default": 2}
-    where = place.get(str(node.target))
-    return where is not None and len(node.args) > where and bool(node.args[where])
+    """Whether an operator of a program is in training mode."""
+    flags = {"aten.batch_norm.default": 5, "aten.dropout.default": 2, "aten.feature_dropout.default": 2}
+    flag = flags.get(str(node.target))
+    return flag is not None and len(node.args) > flag and bool(node.args[flag])
 
 
 def _from_factory(module: str, name: str, weights: str | Path | None, *, trust: bool) -> Source:
     if module == _TORCHVISION:
         return _from_torchvision(name, weights)
     if not trust:
-        raise UnsupportedError(
-            f"{module}:{name} is code of yours (or of whoever wrote it) that would be run; pass --trust, or export the "
-            "network as .pt2, which needs no code"
+        raise ExportError(
+            f"{module}:{name} is code that would be run; pass --trust if you trust its author, or export the network "
+            "as .pt2, which needs no code"
         )
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -310,14 +308,14 @@ def _from_factory(module: str, name: str, weights: str | Path | None, *, trust: 
     except ExplainError:
         raise
     except Exception as exc:  # it is the user's code: anything may happen
-        raise UnsupportedError(
-            f"{module}:{name} failed with {type(exc).__name__}: {' '.join(str(exc).split())[:200]}; give the name of a "
-            "function without arguments that makes the network"
+        raise ExportError(
+            f"{module}:{name} failed with {type(exc).__name__}: {reason(exc)}; give the name of a function without "
+            "arguments that returns the network"
         ) from exc
     finally:
         sys.path.remove(here)
     if not isinstance(network, torch.nn.Module):
-        raise UnsupportedError(f"{module}:{name} gives a {type(network).__name__}; it has to give a torch.nn.Module")
+        raise ExportError(f"{module}:{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
     opened = Source(network=network)
     _fill(opened, weights)
     return opened
@@ -325,16 +323,16 @@ def _from_factory(module: str, name: str, weights: str | Path | None, *, trust: 
 
 def _from_torchvision(name: str, weights: str | Path | None) -> Source:
     models = _library(_TORCHVISION, "torchvision")
-    known = models.list_models(module=models)
-    if name not in known:
-        raise UnsupportedError(f"torchvision has no classifier {name!r}{near_matches(name, known)}")
+    classifiers = models.list_models(module=models)
+    if name not in classifiers:
+        raise InputError(f"torchvision has no classifier {name!r}{near_matches(name, classifiers)}")
     published = models.get_model_weights(name)
     if weights is None:
-        raise UnsupportedError(
-            f"{_TORCHVISION}:{name} without weights would be random; give --weights FILE, or one of torchvision's own "
-            f"to download: {', '.join(entry.name for entry in published)}"
+        raise InputError(
+            f"{_TORCHVISION}:{name} without weights would be random; give --weights FILE, or download torchvision's "
+            f"own: {', '.join(entry.name for entry in published)}"
         )
-    # The size is the architecture's; the rest belongs to the published weights alone.
+    # The size belongs to the architecture, everything else to the published weights.
     usual = from_torchvision(next(iter(published)).transforms()) if len(published) else None
     size = None if usual is None else (usual["size"][0], usual["size"][1])
     if str(weights) in published.__members__:
@@ -348,9 +346,9 @@ def _from_torchvision(name: str, weights: str | Path | None) -> Source:
 
 def _from_timm(name: str, weights: str | Path | None) -> Source:
     timm = _library("timm", "timm")
-    known = timm.list_models()
-    if name.partition(".")[0] not in known:
-        raise UnsupportedError(f"timm has no model {name!r}{near_matches(name, known)}")
+    models = timm.list_models()
+    if name.partition(".")[0] not in models:
+        raise InputError(f"timm has no model {name!r}{near_matches(name, models)}")
     if weights is None:
         network = _fetched(lambda: timm.create_model(name, pretrained=True), f"{_TIMM}:{name}")
     else:
@@ -366,22 +364,23 @@ def _from_timm(name: str, weights: str | Path | None) -> Source:
     )
 
 
-def _fetched(make: Callable[[], Any], what: str) -> Any:
+def _fetched(make: Callable[[], Any], source: str) -> Any:
     try:
         return make()
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:200]
-        raise ModelError(f"{what}: its weights could not be fetched ({reason}); give them as --weights FILE") from exc
+        raise ExportError(
+            f"{source}: its weights cannot be downloaded ({reason(exc)}); give them with --weights FILE"
+        ) from exc
 
 
 def _fitted(make: Callable[..., Any], weights: str | Path) -> Any:
-    """A network with weights from a file; with as many classes as the file has where only that differs."""
+    """A network with weights from a file; its number of classes follows the file if only that differs."""
     state = read_weights(weights)
     network = make()
     own = network.state_dict()
     other = {(own[k].shape, v.shape) for k, v in state.items() if k in own and own[k].shape != v.shape}
-    classes = {there[0] for here, there in other if here[1:] == there[1:]}
-    if len(classes) == 1 and all(here[1:] == there[1:] for here, there in other):
+    classes = {stored[0] for shape, stored in other if shape[1:] == stored[1:]}
+    if len(classes) == 1 and all(shape[1:] == stored[1:] for shape, stored in other):
         network = make(num_classes=classes.pop())
     fit(network, state, weights)
     return network
@@ -400,12 +399,11 @@ def _from_transformers(folder: Path) -> Source:
             output_loading_info=True,
         )
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:300]
-        raise UnsupportedError(f"{folder}: transformers cannot read an image classifier from it ({reason})") from exc
-    left = [str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"])]
-    if left:
-        raise UnsupportedError(
-            f"{folder}: its weights lack {', '.join(left[:5])}, which would be random; is it a trained classifier?"
+        raise ExportError(f"{folder}: transformers cannot read an image classifier from it ({reason(exc)})") from exc
+    missing = [str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"])]
+    if missing:
+        raise ExportError(
+            f"{folder}: its weights lack {', '.join(missing[:5])}, which would be random; is it a trained classifier?"
         )
     config = network.config
     preprocessing = None
@@ -427,9 +425,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
-        raise ModelError(f"{path}: no valid JSON ({exc}); fetch the file again") from exc
+        raise ExportError(f"{path}: not valid JSON ({reason(exc)}); fetch the file again") from exc
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: holds no JSON object; fetch the file again")
+        raise ExportError(f"{path}: not a JSON object; fetch the file again")
     return content
 
 
@@ -437,7 +435,7 @@ def _library(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as exc:
-        raise UnsupportedError(
-            f"{package} cannot be imported ({' '.join(str(exc).split())[:200]}); run pip install {package} "
-            "in a build that fits the installed PyTorch"
+        raise ExportError(
+            f"{package} cannot be imported ({reason(exc)}); run pip install {package}, in a build for the installed "
+            "PyTorch"
         ) from exc

@@ -1,6 +1,7 @@
-"""Which tensor of an exported graph each module's output has become: decided by the values, on the path alone.
+"""Match each PyTorch module to the tensor of the exported graph that holds its output.
 
-The layers of a TorchScript, whose modules take no hooks: named by the exporter, proved by running them alone.
+Modules are matched by value, against tensors on the path to an output. A TorchScript's modules take no hooks: they are
+matched by the exporter's node names, and each match is proved by running the module by itself.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from .conversion import SCOPES
 __all__ = ["match", "name_after_modules", "on_path", "scripted_layers", "strip_notes", "take_target"]
 
 CLOSE = 1e-5
-"""The largest difference, relative to the largest value, within which a tensor is taken for a module's output."""
+"""The largest difference, relative to the largest value, at which a tensor counts as a module's output."""
 
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
 
 
 def take_target(model: Model, name: str) -> ir.Value:
-    """Take the extra output off the graph and give the tensor on the path that it is.
+    """Remove the extra output from the graph and return the tensor on the path behind it.
 
-    The copy in the hook may have left an Identity behind it, which nothing else reads.
+    The hook's copy may have left an Identity that nothing else reads.
     """
     graph = model.core.graph
     (target,) = (value for value in graph.outputs if value.name == name)
@@ -45,7 +46,7 @@ def take_target(model: Model, name: str) -> ir.Value:
 
 
 def on_path(model: Model) -> list[ir.Value]:
-    """The floating-point tensors on some path from the input to an output, in the order in which they are computed."""
+    """The floating-point tensors on a path from the input to an output, in execution order."""
     graph = model.core.graph
     nodes, alive = between(tuple(graph), graph.inputs, graph.outputs, lambda _node, _value: True)
     return [o for node in nodes for o in node.outputs if o in alive and TensorInfo.of(o).elem_type in _FLOATS]
@@ -56,47 +57,47 @@ def match(
 ) -> dict[str, ir.Value]:
     """The tensor of each module's last call.
 
-    A module is left out where no tensor has its values, and where several with different values are close to them.
+    A module is left out if no tensor has its values, or if several tensors with different values are close to them.
 
     Args:
         calls: each module's outputs in PyTorch.
-        tensors: of the graph, in the order in which they are computed.
-        values: theirs in ONNX Runtime, for the same input.
+        tensors: of the graph, in execution order.
+        values: their values in ONNX Runtime, for the same input.
     """
     last = {scope: tensor for tensor in tensors for scope in _scopes(tensor)}
     shaped: dict[tuple[int, ...], list[ir.Value]] = {}
     for tensor in tensors:
         shaped.setdefault(values[str(tensor.name)].shape, []).append(tensor)
-    found: dict[str, ir.Value] = {}
+    matches: dict[str, ir.Value] = {}
     for path, outputs in calls.items():
-        wanted = outputs[-1]
-        here = last.get(path)
-        if here is not None and difference(values[str(here.name)], wanted) <= CLOSE:
-            found[path] = here
+        reference = outputs[-1]
+        scoped = last.get(path)
+        if scoped is not None and difference(values[str(scoped.name)], reference) <= CLOSE:
+            matches[path] = scoped
             continue
-        close = [t for t in shaped.get(wanted.shape, ()) if difference(values[str(t.name)], wanted) <= CLOSE]
-        # The first of equal ones: what follows it only repeats it, a dropout or the ReLU of what is above zero.
+        close = [t for t in shaped.get(reference.shape, ()) if difference(values[str(t.name)], reference) <= CLOSE]
+        # The first of equal tensors: later ones repeat it, such as a dropout or the ReLU of non-negative values.
         if close and all((values[str(t.name)] == values[str(close[0].name)]).all() for t in close[1:]):
-            found[path] = close[0]
-    return found
+            matches[path] = close[0]
+    return matches
 
 
 def _scopes(tensor: ir.Value) -> Iterable[str]:
-    """The paths of the modules that a tensor's node belongs to, as the dynamo exporter says."""
+    """The paths of the modules that a tensor's node belongs to, from the dynamo exporter."""
     node = tensor.producer()
     text = node.metadata_props.get(SCOPES, "[]") if node is not None else "[]"
     return [str(scope).removeprefix("network.") for scope in ast.literal_eval(text)]
 
 
 def strip_notes(model: Model) -> None:
-    """Take off what PyTorch's exporter noted on nodes and tensors for itself."""
+    """Remove the exporter's own metadata from nodes and tensors."""
     graph = model.core.graph
     for part in (*graph, *graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)):
         part.metadata_props.clear()
 
 
 def name_after_modules(model: Model, tensors: Mapping[str, ir.Value]) -> None:
-    """Give tensors the paths of their modules as names, the outermost's where it is several; outputs keep theirs."""
+    """Name tensors after their modules, the outermost of several; outputs keep their names."""
     graph = model.core.graph
     taken = {str(v.name) for v in (*graph.inputs, *graph.initializers.values())}
     taken |= {str(o.name) for node in graph for o in node.outputs}
@@ -110,33 +111,33 @@ def name_after_modules(model: Model, tensors: Mapping[str, ir.Value]) -> None:
 
 
 def scripted_layers(model: Model, script: torch.jit.ScriptModule, x: Array) -> dict[str, ir.Value]:
-    """The tensor of each module of one input that is called once, in the order in which they are done.
+    """The tensor of each module with one input that is called once, in execution order.
 
-    The exporter names a node after the modules that it is in; the last of a module's nodes gives the module's output
-    if the module, run by itself in PyTorch on what ONNX Runtime fed to those nodes, gives the same values.
+    The exporter names a node after its modules. The last of a module's nodes holds the module's output if the module,
+    run by itself in PyTorch on the input of those nodes in ONNX Runtime, computes the same values.
     """
-    ways: dict[str, list[ir.Node]] = {}
+    scopes: dict[str, list[ir.Node]] = {}
     for node in model.core.graph:
         parts = str(node.name).split("/")[1:-1]
         for depth in range(len(parts)):
-            ways.setdefault(".".join(parts[: depth + 1]), []).append(node)
+            scopes.setdefault(".".join(parts[: depth + 1]), []).append(node)
     alive = on_path(model)
-    fed: dict[str, tuple[ir.Value, ir.Value]] = {}
-    for path, nodes in ways.items():
+    ends: dict[str, tuple[ir.Value, ir.Value]] = {}
+    for path, nodes in scopes.items():
         inside = set(nodes)
         sources = {i for n in nodes for i in n.inputs if i is not None and _comes_from_outside(i, inside)}
-        if f"{path}_1" not in ways and len(sources) == 1 and nodes[-1].outputs[0] in alive:
-            fed[path] = (sources.pop(), nodes[-1].outputs[0])
-    values = run(model, x, [str(t.name) for pair in fed.values() for t in pair if not t.is_graph_input()])
+        if f"{path}_1" not in scopes and len(sources) == 1 and nodes[-1].outputs[0] in alive:
+            ends[path] = (sources.pop(), nodes[-1].outputs[0])
+    values = run(model, x, [str(t.name) for pair in ends.values() for t in pair if not t.is_graph_input()])
     values[str(model.core.graph.inputs[0].name)] = x
-    found = {}
+    matches = {}
     for path, module in script.named_modules():
-        if path in fed:
-            source, output = (values[str(t.name)] for t in fed[path])
+        if path in ends:
+            source, output = (values[str(t.name)] for t in ends[path])
             alone = _alone(module, source)
             if alone is not None and difference(output, alone) <= CLOSE:
-                found[path] = fed[path][1]
-    return found
+                matches[path] = ends[path][1]
+    return matches
 
 
 def _comes_from_outside(value: ir.Value, nodes: set[ir.Node]) -> bool:
@@ -144,7 +145,7 @@ def _comes_from_outside(value: ir.Value, nodes: set[ir.Node]) -> bool:
 
 
 def _alone(module: Any, x: Array) -> Array | None:
-    """What a module gives by itself; `None` where it takes another input or gives no tensor."""
+    """A module's output by itself; `None` if it takes other inputs or returns no tensor."""
     try:
         with torch.no_grad():
             y = module(torch.from_numpy(x.copy()))

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.exporters.mxnet.parameters import read_parameters
 
 from .conftest import Case
@@ -74,8 +74,8 @@ def test_no_copies_are_made(tmp_path):
 GOOD = params([array(CONTENT)], [name("arg:a")])
 HUGE = struct.pack("<3i", V2 - 2**32, 0, 2) + struct.pack("<2q", 2**31, 2**31) + struct.pack("<3i", 1, 0, 0)
 DAMAGE = {
-    "empty": (b"", "cannot be read|not a parameter file"),
-    "other_magic": (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "not a parameter file of MXNet"),
+    "empty": (b"", "not an MXNet parameter file"),
+    "other_magic": (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "not an MXNet parameter file"),
     "short_header": (GOOD[:12], "the header needs 24 bytes at 0, but the file ends after 12"),
     "many_arrays": (params([array(CONTENT)], [], count=2**60), "claims to hold 1152921504606846976 arrays"),
     "huge_shape": (params([HUGE], [name("a")]), r"array 0 of shape \(2147483648, 2147483648\) needs"),
@@ -89,16 +89,16 @@ DAMAGE = {
         "name 0 needs 9223372036854775808 bytes",
     ),
     "bad_name": (params([array(CONTENT)], [name(b"\xff\xfe")]), "name 0 is not UTF-8"),
-    "same_names": (params([array(CONTENT)] * 2, [name("a")] * 2), "two arrays bear the same name"),
+    "same_names": (params([array(CONTENT)] * 2, [name("a")] * 2), "two arrays have the same name"),
     "trailing": (GOOD + b"more", "4 bytes follow the last name"),
     "sparse": (params([struct.pack("<Ii", V2, 1) + b"\0" * 80], [name("a")]), r"array 0 is stored sparse \(kind 1\)"),
     "rank": (params([struct.pack("<Iii", V2, 0, 1000)], [name("a")]), "has 1000 dimensions"),
-    "old_rank": (params([struct.pack("<I", 77)], [name("a")]), "array 0 is of no known version"),
+    "old_rank": (params([struct.pack("<I", 77)], [name("a")]), "array 0 has an unknown version"),
     "negative": (
         params([struct.pack("<Iii2q3i", V2, 0, 2, -3, -4, 1, 0, 0)], [name("a")]),
         r"array 0 has the impossible shape \(-3, -4\)",
     ),
-    "bfloat16": (params([struct.pack("<Iii1q3i", V2, 0, 1, 1, 1, 0, 12)], [name("a")]), r"unknown element type \(12\)"),
+    "bfloat16": (params([struct.pack("<Iii1q3i", V2, 0, 1, 1, 1, 0, 12)], [name("a")]), "has the unknown dtype 12"),
 }
 
 
@@ -106,7 +106,7 @@ DAMAGE = {
 def test_a_damaged_file(tmp_path, kind):
     data, message = DAMAGE[kind]
     path = written(tmp_path, data)
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(ExportError, match=message) as caught:
         read_parameters(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_damaged_file(tmp_path, kind):
 
 @pytest.mark.parametrize("end", range(len(GOOD)))
 def test_a_truncated_file(tmp_path, end):
-    with pytest.raises(ModelError):
+    with pytest.raises(ExportError):
         read_parameters(written(tmp_path, GOOD[:end]))
 
 
@@ -126,15 +126,15 @@ def test_changed_bytes_are_read_or_refused(tmp_path):
             data[place] = rng.integers(0, 256)
         try:
             got = read_parameters(written(tmp_path, bytes(data)))
-        except ModelError:
+        except ExportError:
             continue
         assert sum(a.nbytes for a in got.values()) <= len(data)
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_parameters(tmp_path / "none.params")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_parameters(tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_lies_cost_no_memory(tmp_path):
     script = f"""
         import resource
         from pathlib import Path
-        from onnx_gradcam.errors import ModelError
+        from onnx_gradcam.errors import ExportError
         from onnx_gradcam.exporters.mxnet.parameters import read_parameters
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -155,7 +155,7 @@ def test_lies_cost_no_memory(tmp_path):
         for kind in {kinds!r}:
             try:
                 read_parameters(Path({str(tmp_path)!r}) / kind)
-            except ModelError:
+            except ExportError:
                 print(kind)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
@@ -180,14 +180,14 @@ def test_npz(tmp_path):
 
 
 def test_npz_with_objects(tmp_path):
-    with pytest.raises(ModelError, match="has elements of type object"):
+    with pytest.raises(ExportError, match="has elements of type object"):
         read_parameters(npz(tmp_path, a=np.array([{}])))
 
 
 def test_compressed_npz(tmp_path):
     stream = io.BytesIO()
     np.savez_compressed(stream, a=CONTENT)
-    with pytest.raises(ModelError, match=r"is compressed.*numpy\.savez"):
+    with pytest.raises(ExportError, match=r"is compressed.*numpy\.savez"):
         read_parameters(written(tmp_path, stream.getvalue()))
 
 
@@ -196,7 +196,7 @@ def test_npz_that_lies(tmp_path):
     np.lib.format.write_array_header_1_0(entry, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)})
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("a.npy", entry.getvalue())
-    with pytest.raises(ModelError, match="needs 4398046511104 bytes, but has 0"):
+    with pytest.raises(ExportError, match="needs 4398046511104 bytes, but has 0"):
         read_parameters(written(tmp_path, stream.getvalue()))
 
 
@@ -204,11 +204,11 @@ def test_npz_without_arrays(tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("a.npy", b"not an array")
-    with pytest.raises(ModelError, match="array 'a' is no NumPy array"):
+    with pytest.raises(ExportError, match="array 'a' is not a NumPy array"):
         read_parameters(written(tmp_path, stream.getvalue()))
 
 
 def test_truncated_npz(tmp_path):
     data = npz(tmp_path, a=CONTENT).read_bytes()
-    with pytest.raises(ModelError, match=r"damaged \.npz archive"):
+    with pytest.raises(ExportError, match=r"damaged \.npz archive"):
         read_parameters(written(tmp_path, data[: len(data) // 2]))

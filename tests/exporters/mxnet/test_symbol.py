@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.exporters.mxnet.symbols import read_symbol
 
 DATA = {"op": "null", "name": "data", "inputs": []}
@@ -28,24 +28,24 @@ DAMAGE = {
     "node_text": (symbol("relu"), "node 1 has no operator and name"),
     "no_op": (symbol({"name": "y", "inputs": []}), "node 1 has no operator and name"),
     "name_number": (symbol({"op": "relu", "name": 3, "inputs": []}), "node 1 has no operator and name"),
-    "name_empty": (symbol({"op": "relu", "name": "", "inputs": []}), "has no name"),
-    "name_control": (symbol(relu([0, 0, 0]) | {"name": "y\n\x1b[31m"}), "has no name that can be written"),
-    "op_control": (symbol(relu([0, 0, 0]) | {"op": "relu\n\x1b[31m"}), "has no name that can be written"),
+    "name_empty": (symbol({"op": "relu", "name": "", "inputs": []}), "has no printable name"),
+    "name_control": (symbol(relu([0, 0, 0]) | {"name": "y\n\x1b[31m"}), "has no printable name"),
+    "op_control": (symbol(relu([0, 0, 0]) | {"op": "relu\n\x1b[31m"}), "has no printable name"),
     "attrs_list": (symbol(relu([0, 0, 0], attrs=[1])), "node 'y': its attrs is not an object of strings"),
     "attrs_number": (symbol(relu([0, 0, 0], param={"a": 1})), "node 'y': its param is not an object of strings"),
-    "inputs_object": (symbol(relu() | {"inputs": {}}), "node 'y': its inputs are not what 'relu' takes"),
-    "variable_inputs": (symbol({"op": "null", "name": "w", "inputs": [[0, 0]]}), "node 'w': its inputs are not what"),
+    "inputs_object": (symbol(relu() | {"inputs": {}}), "node 'y': its inputs do not fit 'relu'"),
+    "variable_inputs": (symbol({"op": "null", "name": "w", "inputs": [[0, 0]]}), "node 'w': its inputs do not fit"),
     "input_number": (symbol(relu(0)), r"an input is not \[node, output, version\]"),
     "input_short": (symbol(relu([0])), r"an input is not \[node"),
     "input_text": (symbol(relu(["0", 0, 0])), r"an input is not \[node"),
     "input_float": (symbol(relu([0.0, 0, 0])), r"an input is not \[node"),
     "input_bool": (symbol(relu([False, 0, 0])), r"an input is not \[node"),
     "input_negative_output": (symbol(relu([0, -1, 0])), r"an input is not \[node"),
-    "itself": (symbol(relu([1, 0, 0])), "an input names node 1, where only the 1 before it can be used"),
-    "forward": (symbol(relu([2, 0, 0]), relu([1, 0, 0])), "an input names node 2, where only the 1 before it"),
-    "negative": (symbol(relu([-1, 0, 0])), "an input names node -1"),
-    "head": (symbol(relu([0, 0, 0]), heads=[(9, 0, 0)]), "an entry of heads names node 9"),
-    "head_huge": (symbol(relu([0, 0, 0]), heads=[(10**30, 0, 0)]), "an entry of heads names node 1000000"),
+    "itself": (symbol(relu([1, 0, 0])), "an input refers to node 1, but only 1 precede it"),
+    "forward": (symbol(relu([2, 0, 0]), relu([1, 0, 0])), "an input refers to node 2, but only 1"),
+    "negative": (symbol(relu([-1, 0, 0])), "an input refers to node -1"),
+    "head": (symbol(relu([0, 0, 0]), heads=[(9, 0, 0)]), "an entry of heads refers to node 9"),
+    "head_huge": (symbol(relu([0, 0, 0]), heads=[(10**30, 0, 0)]), "an entry of heads refers to node 1000000"),
 }
 
 
@@ -59,7 +59,7 @@ def written(folder, data: bytes):
 def test_a_damaged_symbol(tmp_path, kind):
     tree, message = DAMAGE[kind]
     path = written(tmp_path, json.dumps(tree).encode())
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(ExportError, match=message) as caught:
         read_symbol(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -71,7 +71,7 @@ def test_a_damaged_symbol(tmp_path, kind):
     ids=["empty", "truncated", "binary", "deep", "deep_inside", "long_number"],
 )
 def test_no_json(tmp_path, data):
-    with pytest.raises(ModelError, match="not valid JSON"):
+    with pytest.raises(ExportError, match="not valid JSON"):
         read_symbol(written(tmp_path, data))
 
 
@@ -79,12 +79,12 @@ def test_a_file_too_large(tmp_path):
     path = tmp_path / "n-symbol.json"
     with path.open("wb") as stream:
         stream.truncate(2**27)
-    with pytest.raises(ModelError, match="larger than any symbol"):
+    with pytest.raises(ExportError, match="larger than any symbol"):
         read_symbol(path)
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_symbol(tmp_path / "none-symbol.json")
 
 

@@ -30,7 +30,7 @@ def test_outputs_equal_the_references(torch, real_data, weights, factory, layer,
     if weights.endswith(".safetensors"):
         pytest.importorskip("safetensors", reason="safetensors is not installed")
     product = export_pytorch(
-        f"export.pytorch.trained:{factory}",
+        f"exporters.pytorch.trained:{factory}",
         weights=real_data / "models" / weights,
         layer=layer,
         size=size,

@@ -1,23 +1,8 @@
-"""The layer classes, one file a family; importing this fills the registry."""
+"""Keras's layer classes, one function a layer; importing this package fills `layer_table`.
 
-from . import activations as activation
-from . import convolutions as convolution
-from . import convolutions as pooling
-from . import normalizations as normalization
-from . import normalizations as preprocessing
-from . import operations
-from . import structure as core
-from . import structure as merging
-from . import structure as reshaping
+Short because it only imports the modules: a layer in a new module would be unknown otherwise.
+"""
 
-__all__ = [
-    "activation",
-    "convolution",
-    "core",
-    "merging",
-    "normalization",
-    "operations",
-    "pooling",
-    "preprocessing",
-    "reshaping",
-]
+from . import activations, convolutions, normalizations, operations, structure
+
+__all__ = ["activations", "convolutions", "normalizations", "operations", "structure"]

@@ -1,4 +1,4 @@
-"""Activation functions, and the layers that are one."""
+"""Keras's activation functions and activation layers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _mish(call: Call, x: Value) -> Value:
 
 
 def gelu(call: Call, x: Value, *, approximate: bool = False) -> Value:
-    """The Gaussian error linear unit, x times the normal distribution function of x, or its tanh approximation."""
+    """GELU, `x * Phi(x)`, or its tanh approximation."""
     if approximate:
         return 0.5 * x * (call.op("Tanh", (x + 0.044715 * (x * x * x)) * 0.7978845608028654) + 1.0)
     return x * (call.op("Erf", x * 0.7071067811865476) + 1.0) * 0.5
@@ -64,7 +64,7 @@ FUNCTIONS: Mapping[str, Callable[[Call, Value], Value]] = {
     "gelu": gelu,
     "mish": _mish,
 }
-"""Keras's activation functions of one element, with their default arguments."""
+"""Keras's elementwise activation functions, with their default arguments."""
 
 
 def activate(call: Call, x: Tensor, activation: Any) -> Tensor:
@@ -90,7 +90,7 @@ def activation(call: Call, x: Tensor, *, activation: Any) -> Tensor:
 
 @keras_layer("ReLU")
 def relu(call: Call, x: Tensor, *, max_value: Any = None, negative_slope: Any = 0.0, threshold: Any = 0.0) -> Tensor:
-    """max(x, 0), with a bound above or a slope below."""
+    """ReLU, with an optional upper bound or negative slope."""
     if threshold not in (0, None):
         call.refuse(f"its threshold {threshold!r} is not 0")
     if negative_slope in (0, None):
@@ -103,19 +103,19 @@ def relu(call: Call, x: Tensor, *, max_value: Any = None, negative_slope: Any = 
 
 @keras_layer("LeakyReLU")
 def leaky_relu(call: Call, x: Tensor, *, negative_slope: Any = None, alpha: Any = None) -> Tensor:
-    """Keras 3 says `negative_slope`, Keras 2 `alpha`."""
+    """Leaky ReLU; the slope is `negative_slope` in Keras 3, `alpha` in Keras 2."""
     slope = alpha if negative_slope is None else negative_slope
     return Tensor(call.op("LeakyRelu", x.value, alpha=0.3 if slope is None else _number(slope)), x.moved)
 
 
 def _number(value: Any) -> float:
-    """A number, which Keras 2 writes as an array of rank 0 at times."""
+    """A number, which Keras 2 sometimes writes as an array of rank 0."""
     return float(value["config"]["value"] if isinstance(value, Mapping) and "config" in value else value)
 
 
 @keras_layer("PReLU", weights=[Slot("alpha")])
 def prelu(call: Call, x: Tensor, *, shared_axes: Any = None) -> Tensor:
-    """The tensor where positive, a learned slope times it elsewhere."""
+    """PReLU: a learned slope for negative values."""
     shared = set(shared_axes or ())
     expected = [1 if i in shared else size for i, size in enumerate(x.shape)][1:]
     perm = [len(expected) - 1, *range(len(expected) - 1)] if x.moved else None
@@ -130,7 +130,7 @@ def elu(call: Call, x: Tensor, *, alpha: Any = 1.0) -> Tensor:
 
 @keras_layer("ThresholdedReLU")
 def thresholded_relu(call: Call, x: Tensor, *, theta: Any = 1.0) -> Tensor:
-    """The tensor where above `theta`, else 0; Keras 2 only."""
+    """`x` where above `theta`, else 0; Keras 2 only."""
     return Tensor(call.op("ThresholdedRelu", x.value, alpha=_number(theta)), x.moved)
 
 

@@ -1,6 +1,6 @@
-"""Convolutions. Keras stores kernels as `[*window, in, out]`, ONNX as `[out, in / groups, *window]`.
+"""Keras's convolution and pooling layers.
 
-Pooling layers.
+Keras stores kernels as `[*window, in, out]`, ONNX as `[out, in / groups, *window]`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _BIAS = Slot("bias", when="use_bias")
 
 
 def numbers(value: Any, count: int, least: int = 1) -> list[int]:
-    """One whole number an axis, as configurations write them: a number for all axes, or a list."""
+    """One integer per axis, from a configuration's number for all axes or list."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     whole = all(isinstance(v, int) and not isinstance(v, bool) and least <= v < _TOO_MANY for v in values)
     if len(values) != count or not whole:
-        raise ValueError(f"{value!r} where {count} whole numbers from {least} on belong")
+        raise ValueError(f"{value!r} is not {count} integers of at least {least}")
     return values
 
 
 def window_attributes(
     call: Call, x: Value, padding: str, window: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> dict[str, Any]:
-    """Strides, dilations and padding of a window that slides over `x`, in ONNX's words.
+    """Strides, dilations and padding of a sliding window, as ONNX attributes.
 
-    `same` in Keras means ceil(size / stride) places, the odd element of padding at the end. It is written in numbers
-    wherever they are known, as ONNX Runtime refuses `SAME_UPPER` with dilations.
+    Keras's `same` means ceil(size / stride) positions, with the odd element of padding at the end. It is written in
+    numbers where the size is known, as ONNX Runtime refuses `SAME_UPPER` with dilations.
     """
     attributes: dict[str, Any] = {"strides": list(strides)}
     if any(d != 1 for d in dilations):
@@ -49,7 +49,7 @@ def window_attributes(
     if padding == "valid":
         for size, span in zip(x.shape[2:], spans, strict=True):
             if isinstance(size, int) and size < span:
-                call.refuse(f"its window of {span} places does not fit into the {size} there are")
+                call.refuse(f"its window spans {span} positions, but its input has {size}")
         return attributes
     totals: list[int] = []
     for size, span, stride in zip(x.shape[2:], spans, strides, strict=True):
@@ -84,7 +84,7 @@ def convolution(
     use_bias: Any = True,
 ) -> Tensor:
     """A convolution of one to three dimensions."""
-    del use_bias  # it decides about the variable
+    del use_bias  # decides whether there is a variable
     maps = call.maps(x, data_format)
     n = maps.rank - 2
     window = numbers(kernel_size, n)
@@ -116,7 +116,7 @@ def depthwise_convolution(
     activation: Any = None,
     use_bias: Any = True,
 ) -> Tensor:
-    """A convolution of each channel by itself."""
+    """A depthwise convolution."""
     del use_bias
     maps = call.maps(x, data_format)
     n = maps.rank - 2
@@ -132,7 +132,7 @@ def _by_channel(
     n = len(window)
     channels = maps.shape[1]
     if not isinstance(channels, int):
-        call.refuse("the number of its channels is not known")
+        call.refuse("its number of channels is unknown")
     filters = channels * multiplier
     kernel = call.weight(
         "depthwise_kernel",
@@ -166,7 +166,7 @@ def separable_convolution(
     activation: Any = None,
     use_bias: Any = True,
 ) -> Tensor:
-    """A convolution of each channel by itself, then one of windows of one place."""
+    """A depthwise convolution, then a 1x1 convolution."""
     del use_bias
     maps = call.maps(x, data_format)
     n = maps.rank - 2
@@ -210,7 +210,7 @@ def transposed_convolution(
     kernel = call.weight("kernel", [*window, filters, maps.shape[1]], perm=[n + 1, n, *range(n)])
     extra = None if output_padding is None else numbers(output_padding, n, 0)
     spans = [(k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)]
-    # Places beyond stride x (input - 1), see keras/src/layers/convolutional and TensorFlow's conv2d_transpose.
+    # Positions beyond stride x (input - 1), see keras/src/layers/convolutional and TensorFlow's conv2d_transpose.
     if padding not in {"same", "valid"}:
         call.refuse(f"its padding {padding!r} is not supported")
     if extra is not None:
@@ -255,7 +255,7 @@ def max_pooling(
     padding: str = "valid",
     data_format: str | None = None,
 ) -> Tensor:
-    """The largest value of each window."""
+    """The maximum of each window."""
     return _pooled(call, "MaxPool", x, pool_size, strides, padding, data_format)
 
 
@@ -269,7 +269,7 @@ def average_pooling(
     padding: str = "valid",
     data_format: str | None = None,
 ) -> Tensor:
-    """The mean of each window; padding does not count."""
+    """The mean of each window, without padding."""
     return _pooled(call, "AveragePool", x, pool_size, strides, padding, data_format)
 
 
@@ -288,7 +288,7 @@ def _globally(call: Call, op_type: str, x: Tensor, data_format: str | None, *, k
     "GlobalAvgPool3D",
 )
 def global_average_pooling(call: Call, x: Tensor, *, data_format: str | None = None, keepdims: Any = False) -> Tensor:
-    """The mean over all places."""
+    """The mean over all spatial positions."""
     return _globally(call, "ReduceMean", x, data_format, keepdims=bool(keepdims))
 
 
@@ -301,5 +301,5 @@ def global_average_pooling(call: Call, x: Tensor, *, data_format: str | None = N
     "GlobalMaxPool3D",
 )
 def global_max_pooling(call: Call, x: Tensor, *, data_format: str | None = None, keepdims: Any = False) -> Tensor:
-    """The largest value over all places."""
+    """The maximum over all spatial positions."""
     return _globally(call, "ReduceMax", x, data_format, keepdims=bool(keepdims))

@@ -1,7 +1,4 @@
-"""Normalisation layers.
-
-Layers that prepare images inside the model.
-"""
+"""Keras's normalization layers, and the layers that preprocess images inside the model."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ def _channels_second(call: Call, x: Tensor, axis: int) -> Tensor:
 
 
 def _affine(call: Call, channels: int) -> tuple[Value, Value]:
-    """Scale and shift of one value a channel; those that the layer lacks are one and zero."""
+    """Scale and shift per channel; one and zero where the layer has none."""
     gamma, beta = (call.weight(s, [channels]) if s in call.layer.variables else None for s in ("gamma", "beta"))
     ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     return gamma or call.writer.const(ones), beta or call.writer.const(zeros)
@@ -59,8 +56,8 @@ def _affine(call: Call, channels: int) -> tuple[Value, Value]:
 def batch_normalization(
     call: Call, x: Tensor, *, axis: Any = -1, epsilon: Any = 1e-3, center: Any = True, scale: Any = True
 ) -> Tensor:
-    """Normalisation by the statistics of training."""
-    del center, scale  # they decide about the variables
+    """Normalization by the statistics of training."""
+    del center, scale  # decide which variables there are
     x = _channels_second(call, x, _single_axis(call, axis, x.rank))
     (channels,) = call.shape_of("moving_mean")
     gamma, beta = _affine(call, channels)
@@ -79,7 +76,7 @@ def layer_normalization(
     scale: Any = True,
     rms_scaling: Any = False,
 ) -> Tensor:
-    """Normalisation of each sample over its last axes."""
+    """Normalization of each sample over its last axes."""
     if rms_scaling:
         call.refuse("it scales by the root mean square")
     axes = sorted(a % x.rank for a in (axis if isinstance(axis, (list, tuple)) else [axis]))
@@ -88,7 +85,7 @@ def layer_normalization(
     plain = call.plain(x)
     sizes = plain.shape[axes[0] :]
     if not all(isinstance(d, int) for d in sizes):
-        call.refuse(f"the sizes {list(sizes)} that it normalises over are not all known")
+        call.refuse(f"some of the sizes {list(sizes)} that it normalizes over are unknown")
     gamma = call.weight("gamma", sizes) if scale else call.writer.const(np.ones([int(d or 0) for d in sizes], "f4"))
     beta = [call.weight("beta", sizes)] if center else []
     y = call.op("LayerNormalization", plain.value, gamma, *beta, axis=axes[0], epsilon=float(epsilon))
@@ -106,18 +103,17 @@ def group_normalization(
     center: Any = True,
     scale: Any = True,
 ) -> Tensor:
-    """Normalisation of each sample over groups of channels.
+    """Normalization of each sample over groups of channels.
 
-    Written as InstanceNormalization of the groups laid out as channels, as ONNX's GroupNormalization of opset 18
-    scales groups, not channels.
+    Written as InstanceNormalization with groups as channels, as ONNX's GroupNormalization of opset 18 scales groups.
     """
     x = _channels_second(call, x, _single_axis(call, axis, x.rank))
     channels = x.value.shape[1]
     if not isinstance(channels, int):
-        call.refuse("the number of its channels is not known")
+        call.refuse("its number of channels is unknown")
     count = channels if groups == -1 else int(groups)
     if count < 1 or channels % count:
-        call.refuse(f"{channels} channels do not make {groups} groups")
+        call.refuse(f"{channels} channels do not split into {groups} groups")
     one, zero = (call.writer.const(np.full(count, fill, np.float32)) for fill in (1, 0))
     grouped = call.op("Reshape", x.value, call.writer.ints(0, count, -1))
     y = call.op("InstanceNormalization", grouped, one, zero, epsilon=float(epsilon))
@@ -131,7 +127,7 @@ def group_normalization(
 
 
 def _plain_number(value: Any) -> npt.NDArray[np.float32]:
-    """A number or list, which Keras 3 wraps where it was an array."""
+    """A number or list; Keras 3 wraps arrays."""
     if isinstance(value, Mapping):
         value = value["config"]["value"]
     return np.asarray(value, np.float32)
@@ -139,10 +135,10 @@ def _plain_number(value: Any) -> npt.NDArray[np.float32]:
 
 @keras_layer("Rescaling")
 def rescaling(call: Call, x: Tensor, *, scale: Any, offset: Any = 0.0) -> Tensor:
-    """The tensor times a scale plus an offset."""
+    """`scale * x + offset`."""
     factor, shift = _plain_number(scale), _plain_number(offset)
     if (factor.ndim or shift.ndim) and not call.channels_last:
-        call.refuse("its scale is a list, whose axis depends on a setting of Keras that files do not hold")
+        call.refuse("its scale is a list, whose axis depends on a setting of Keras that is not in the file")
     y = x.value * call.constant(factor, x)
     return Tensor(y + call.constant(shift, x) if shift.any() else y, x.moved)
 
@@ -166,7 +162,7 @@ def normalization(
         center, spread = _plain_number(mean), _plain_number(variance)
     sizes = [size if i in axes else 1 for i, size in enumerate(x.shape)]
     if not all(isinstance(size, int) for size in sizes):
-        call.refuse(f"the sizes {sizes} that it keeps are not all known")
+        call.refuse(f"some of the sizes {sizes} that it keeps are unknown")
     if center.ndim:
         center, spread = (a.reshape([int(size or 0) for size in sizes]) for a in (center, spread))
     deviation = np.maximum(np.sqrt(spread), np.float32(1e-7))
@@ -188,9 +184,9 @@ def resizing(
     antialias: Any = False,
     data_format: str | None = None,
 ) -> Tensor:
-    """Interpolation to a fixed size, half-pixel centres."""
+    """Interpolation to a fixed size, with half-pixel centers."""
     if crop_to_aspect_ratio or pad_to_aspect_ratio or antialias:
-        call.refuse("it keeps the aspect ratio or smooths, which ONNX's Resize does otherwise")
+        call.refuse("it keeps the aspect ratio or antialiases, which ONNX's Resize does differently")
     modes = {"bilinear": "linear", "nearest": "nearest"}
     if interpolation not in modes:
         call.refuse(f"its interpolation {interpolation!r} is not supported")

@@ -1,4 +1,4 @@
-"""Operations on tensors outside of layers: `keras.ops` in Keras 3, TensorFlow's functions in Keras 2."""
+"""Keras operations outside of layers: `keras.ops` in Keras 3, TensorFlow's functions in Keras 2."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ def _pair(call: Call, op_type: str, x1: Any, x2: Any) -> Tensor:
     tensors = [x for x in (x1, x2) if isinstance(x, Tensor)]
     if len(tensors) == 2:
         if x1.rank != x2.rank:
-            call.refuse(f"it joins tensors of the ranks {x1.rank} and {x2.rank}")
+            call.refuse(f"it combines tensors of ranks {x1.rank} and {x2.rank}")
         (a, b), moved = call.aligned(tensors)
         return Tensor(call.op(op_type, a, b), moved)
     (only,) = tensors
     constants = [np.asarray(x, np.float32) for x in (x1, x2) if not isinstance(x, Tensor)]
     if any(c.dtype.kind != "f" or c.ndim > only.rank for c in constants):
-        call.refuse(f"it joins a tensor with {constants}")
+        call.refuse(f"it combines a tensor with {constants}")
     values = [x.value if isinstance(x, Tensor) else call.constant(x, only) for x in (x1, x2)]
     return Tensor(call.op(op_type, *values), only.moved)
 
 
 @operation("Add", tf=["__operators__.add", "math.add", "add"])
 def add(call: Call, x1: Any, x2: Any) -> Tensor:
-    """The sum."""
+    """Elementwise sum."""
     return _pair(call, "Add", x1, x2)
 
 
 @operation("Subtract", tf=["__operators__.sub", "math.subtract", "subtract"])
 def subtract(call: Call, x1: Any, x2: Any) -> Tensor:
-    """The difference."""
+    """Elementwise difference."""
     return _pair(call, "Sub", x1, x2)
 
 
 @operation("Multiply", tf=["__operators__.mul", "math.multiply", "multiply"])
 def multiply(call: Call, x1: Any, x2: Any) -> Tensor:
-    """The product."""
+    """Elementwise product."""
     return _pair(call, "Mul", x1, x2)
 
 
 @operation("Divide", "TrueDivide", tf=["__operators__.truediv", "math.truediv", "math.divide", "divide"])
 def divide(call: Call, x1: Any, x2: Any) -> Tensor:
-    """The quotient."""
+    """Elementwise quotient."""
     return _pair(call, "Div", x1, x2)
 
 
 @operation("Maximum", tf=["math.maximum", "maximum"])
 def maximum(call: Call, x1: Any, x2: Any) -> Tensor:
-    """The larger."""
+    """Elementwise maximum."""
     return _pair(call, "Max", x1, x2)
 
 
 @operation("Minimum", tf=["math.minimum", "minimum"])
 def minimum(call: Call, x1: Any, x2: Any) -> Tensor:
-    """The smaller."""
+    """Elementwise minimum."""
     return _pair(call, "Min", x1, x2)
 
 
 @operation("Power", tf=["__operators__.pow", "math.pow", "pow"])
 def power(call: Call, x1: Any, x2: Any) -> Tensor:
-    """x1 to the power of x2."""
+    """`x1 ** x2`."""
     return _pair(call, "Pow", x1, x2)
 
 
@@ -117,13 +117,13 @@ def square(call: Call, x: Tensor) -> Tensor:
 
 @operation("Gelu")
 def gelu_of(call: Call, x: Tensor, *, approximate: Any = True) -> Tensor:
-    """The Gaussian error linear unit; by default Keras's operation takes the approximation."""
+    """GELU; Keras's operation approximates by default."""
     return Tensor(gelu(call, x.value, approximate=bool(approximate)), x.moved)
 
 
 @operation(tf=["nn.gelu"])
 def gelu_of_tensorflow(call: Call, x: Tensor, *, approximate: Any = False) -> Tensor:
-    """The Gaussian error linear unit; by default TensorFlow's function takes the exact one."""
+    """GELU; TensorFlow's function is exact by default."""
     return Tensor(gelu(call, x.value, approximate=bool(approximate)), x.moved)
 
 
@@ -135,13 +135,13 @@ def softmax(call: Call, x: Tensor, axis: Any = -1) -> Tensor:
 
 @operation("LeakyRelu")
 def leaky_relu(call: Call, x: Tensor, negative_slope: Any = 0.2) -> Tensor:
-    """The tensor where positive, a slope times it elsewhere."""
+    """Leaky ReLU."""
     return Tensor(call.op("LeakyRelu", x.value, alpha=float(negative_slope)), x.moved)
 
 
 @operation("Clip", tf=["clip_by_value"])
 def clip(call: Call, x: Tensor, x_min: Any, x_max: Any) -> Tensor:
-    """The tensor cut off at two bounds."""
+    """The tensor clipped to two bounds."""
     return Tensor(call.op("Clip", x.value, float(x_min), float(x_max)), x.moved)
 
 
@@ -153,7 +153,7 @@ def _reduced(call: Call, op_type: str, x: Tensor, axis: Any, *, keepdims: bool) 
         call.refuse("it reduces over the batch")
     if keepdims:
         return Tensor(call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes]), x.moved)
-    # What is left keeps its channels second only where it is maps still.
+    # The remaining axes go back to Keras's order; maps are moved again by `settle`.
     kept = [x.axis(a) for a in range(x.rank) if a not in axes]
     y = call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes], keepdims=False)
     order = [sorted(kept).index(k) for k in kept]
@@ -174,7 +174,7 @@ def total(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> 
 
 @operation("Max", tf=["math.reduce_max", "reduce_max"])
 def largest(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False, initial: Any = None) -> Tensor:
-    """The largest over some axes."""
+    """The maximum over some axes."""
     if initial is not None:
         call.refuse("it has an initial value")
     return _reduced(call, "ReduceMax", x, axis, keepdims=bool(keepdims))
@@ -182,7 +182,7 @@ def largest(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False, i
 
 @operation("Reshape", tf=["reshape"])
 def reshape(call: Call, x: Tensor, newshape: Any) -> Tensor:
-    """The same elements in Keras's order, in another shape; the batch stays."""
+    """Another shape, with the elements in Keras's order; the batch stays."""
     shape = list(newshape)
     if shape[:1] not in ([-1], [None]):
         call.refuse(f"it gives the batch the size {shape[:1]}")
@@ -191,7 +191,7 @@ def reshape(call: Call, x: Tensor, newshape: Any) -> Tensor:
 
 @operation("Concatenate", tf=["concat"])
 def concatenate(call: Call, *xs: Any, axis: Any = -1) -> Tensor:
-    """The tensors, or those of a list, side by side along one axis."""
+    """Concatenation of tensors or a list of them along one axis."""
     values, moved = call.aligned(xs[0] if isinstance(xs[0], list) else xs)
     return Tensor(call.op("Concat", *values, axis=Tensor(values[0], moved).axis(axis)), moved)
 
@@ -204,7 +204,7 @@ def identity(call: Call, x: Tensor) -> Tensor:
 
 @operation("Cast", tf=["cast"])
 def cast(call: Call, x: Tensor, dtype: Any) -> Tensor:
-    """Nothing, between floating-point types: everything is computed in float32."""
+    """No change between floating-point dtypes: everything is computed in float32."""
     if dtype not in {"float16", "bfloat16", "float32", "float64"}:
         call.refuse(f"it casts to {dtype!r}")
     return x

@@ -1,9 +1,4 @@
-"""Dense layers, layers that do nothing at inference, and the two of keras.applications' own.
-
-Layers that move, add or remove places.
-
-Layers that make one tensor of several.
-"""
+"""Keras layers that shape and combine tensors: dense, neutral, reshaping, padding, upsampling and merging layers."""
 
 from __future__ import annotations
 
@@ -27,7 +22,7 @@ __all__ = ["reshaped"]
 
 @keras_layer("Dense", weights=[Slot("kernel"), Slot("bias", when="use_bias")])
 def dense(call: Call, x: Tensor, *, units: Any, activation: Any = None, use_bias: Any = True) -> Tensor:
-    """A linear map of the last axis; on maps it is a convolution with windows of one place."""
+    """A linear map of the last axis; on maps, a 1x1 convolution."""
     inputs = x.shape[-1]
     if x.moved:
         n = x.rank - 2
@@ -62,7 +57,7 @@ def dense(call: Call, x: Tensor, *, units: Any, activation: Any = None, use_bias
     neutral=["*"],
 )
 def nothing(call: Call, x: Tensor) -> Tensor:
-    """Layers that only act in training."""
+    """Layers without effect at inference."""
     del call
     return x
 
@@ -74,7 +69,7 @@ def nothing(call: Call, x: Tensor) -> Tensor:
     modules=["keras.src.applications.convnext", "keras.applications.convnext"],
 )
 def layer_scale(call: Call, x: Tensor, *, projection_dim: Any) -> Tensor:
-    """A learned factor a channel, of ConvNeXt."""
+    """ConvNeXt's learned factor per channel."""
     shape = [projection_dim, *[1] * (x.rank - 2)] if x.moved else None
     return Tensor(x.value * call.weight("gamma", [projection_dim], shape=shape), x.moved)
 
@@ -84,17 +79,19 @@ def layer_scale(call: Call, x: Tensor, *, projection_dim: Any) -> Tensor:
     modules=["keras.src.applications.inception_resnet_v2", "keras.applications.inception_resnet_v2"],
 )
 def custom_scale(call: Call, x: Tensor, y: Tensor, *, scale: Any) -> Tensor:
-    """The sum of a tensor and another times a constant, of InceptionResNetV2."""
+    """InceptionResNetV2's `x + scale * y`."""
     (a, b), moved = call.aligned([x, y])
     return Tensor(a + b * float(scale), moved)
 
+
+# ----- shapes ----------------------------------------------------------------
 
 _END = np.iinfo(np.int64).max
 
 
 @keras_layer("Flatten")
 def flatten(call: Call, x: Tensor, *, data_format: str | None = None) -> Tensor:
-    """All axes behind the batch as one, in the order of `[N, H, W, C]`."""
+    """All axes but the batch as one, in the order of `[N, H, W, C]`."""
     plain = call.plain(x)
     if data_format == "channels_first" and x.rank > 2:
         plain = Tensor(call.op("Transpose", plain.value, perm=[0, *range(2, x.rank), 1]))
@@ -102,53 +99,50 @@ def flatten(call: Call, x: Tensor, *, data_format: str | None = None) -> Tensor:
 
 
 def reshaped(call: Call, x: Tensor, target: list[int]) -> Tensor:
-    """`x` with the axes behind the batch in another shape."""
+    """`x` with another shape after the batch axis."""
     plain = call.plain(x)
     sizes = numbers(target, len(target), -1)
-    known = plain.shape[1:]
-    if -1 in sizes and all(isinstance(d, int) for d in known):
-        total = math.prod(d for d in known if isinstance(d, int))
+    own = plain.shape[1:]
+    if -1 in sizes and all(isinstance(d, int) for d in own):
+        total = math.prod(d for d in own if isinstance(d, int))
         sizes = [total // -math.prod(sizes) if d == -1 else d for d in sizes]
     return call.settle(Tensor(call.op("Reshape", plain.value, call.writer.ints(0, *sizes))))
 
 
 @keras_layer("Reshape")
 def reshape(call: Call, x: Tensor, *, target_shape: Any) -> Tensor:
-    """The same elements in Keras's order, in another shape."""
+    """Another shape, with the elements in Keras's order."""
     return reshaped(call, x, list(target_shape))
 
 
 @keras_layer("Permute")
 def permute(call: Call, x: Tensor, *, dims: Any) -> Tensor:
-    """The axes behind the batch in another order; they count from one."""
+    """Permuted axes after the batch, counted from one."""
     order = [0, *numbers(dims, x.rank - 1)]
     return call.settle(Tensor(call.op("Transpose", call.plain(x).value, perm=order)))
 
 
 @keras_layer("RepeatVector")
 def repeat_vector(call: Call, x: Tensor, *, n: Any) -> Tensor:
-    """Each vector `n` times, along a new axis."""
+    """Each vector repeated `n` times along a new axis."""
     times = call.writer.ints(1, *numbers([n], 1), 1)
     return Tensor(call.op("Tile", call.op("Unsqueeze", x.value, call.writer.ints(1)), times))
 
 
 def _pairs(value: Any, count: int) -> list[list[int]]:
-    """What is added or cut before and behind, an axis a pair: a number, one number an axis, or one pair."""
+    """Padding or cropping as a pair per axis, from a number, a number per axis, or one pair."""
     if count == 1 and isinstance(value, (list, tuple)) and len(value) == 2:
         value = [value]
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     pairs = [numbers(v, 2, 0) for v in values]
     if len(pairs) != count:
-        raise ValueError(f"{value!r} where {count} pairs of numbers belong")
+        raise ValueError(f"{value!r} is not {count} pairs of numbers")
     return pairs
 
 
 @keras_layer("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
 def zero_padding(call: Call, x: Tensor, *, padding: Any = 1, data_format: str | None = None) -> Tensor:
-    """Zeros around the places.
-
-    They are written as -0.0, which ONNX Runtime does not merge into a MaxPool that follows, where it would be wrong.
-    """
+    """Zero padding, written as -0.0: ONNX Runtime would merge 0.0 into a following MaxPool, which pads with -inf."""
     maps = call.maps(x, data_format)
     pairs = [[0, 0], [0, 0], *_pairs(padding, maps.rank - 2)]
     pads = call.writer.ints(*(p[0] for p in pairs), *(p[1] for p in pairs))
@@ -158,7 +152,7 @@ def zero_padding(call: Call, x: Tensor, *, padding: Any = 1, data_format: str | 
 
 @keras_layer("Cropping1D", "Cropping2D", "Cropping3D")
 def cropping(call: Call, x: Tensor, *, cropping: Any = 1, data_format: str | None = None) -> Tensor:
-    """Places cut off at the borders."""
+    """Positions cropped at the borders."""
     maps = call.maps(x, data_format)
     pairs = _pairs(cropping, maps.rank - 2)
     ints = call.writer.ints
@@ -184,7 +178,7 @@ def _resized(call: Call, maps: Value, factors: list[int], mode: str) -> Value:
 def up_sampling(
     call: Call, x: Tensor, *, size: Any = 2, data_format: str | None = None, interpolation: str = "nearest"
 ) -> Tensor:
-    """Each place several times, or interpolated between."""
+    """Nearest or bilinear upsampling by a factor."""
     modes = {"nearest": "nearest", "bilinear": "linear"}
     if interpolation not in modes:
         call.refuse(f"its interpolation {interpolation!r} is not supported")
@@ -192,8 +186,11 @@ def up_sampling(
     return call.mapped(_resized(call, maps, numbers(size, maps.rank - 2), modes[interpolation]), data_format)
 
 
+# ----- merging ---------------------------------------------------------------
+
+
 def _of_one_rank(call: Call, xs: Sequence[Tensor]) -> tuple[list[Value], bool]:
-    """The values of the tensors; those of a lower rank get axes behind the batch, as in Keras's `Merge.call`."""
+    """The tensors' values; lower ranks get axes after the batch, as in Keras's `Merge.call`."""
     rank = max(x.rank for x in xs)
     raised = []
     for x in xs:
@@ -214,53 +211,53 @@ def _merged(call: Call, op_type: str, xs: Sequence[Tensor]) -> Tensor:
 
 @keras_layer("Add")
 def add(call: Call, *xs: Tensor) -> Tensor:
-    """The sum."""
+    """Elementwise sum."""
     return _merged(call, "Add", xs)
 
 
 @keras_layer("Multiply")
 def multiply(call: Call, *xs: Tensor) -> Tensor:
-    """The product."""
+    """Elementwise product."""
     return _merged(call, "Mul", xs)
 
 
 @keras_layer("Subtract")
 def subtract(call: Call, x: Tensor, y: Tensor) -> Tensor:
-    """The difference."""
+    """Elementwise difference."""
     return _merged(call, "Sub", [x, y])
 
 
 @keras_layer("Maximum")
 def maximum(call: Call, *xs: Tensor) -> Tensor:
-    """The largest."""
+    """Elementwise maximum."""
     return _merged(call, "Max", xs)
 
 
 @keras_layer("Minimum")
 def minimum(call: Call, *xs: Tensor) -> Tensor:
-    """The smallest."""
+    """Elementwise minimum."""
     return _merged(call, "Min", xs)
 
 
 @keras_layer("Average")
 def average(call: Call, *xs: Tensor) -> Tensor:
-    """The mean."""
+    """Elementwise mean."""
     total = _merged(call, "Add", xs)
     return Tensor(total.value / float(len(xs)), total.moved)
 
 
 @keras_layer("Concatenate")
 def concatenate(call: Call, *xs: Tensor, axis: Any = -1) -> Tensor:
-    """The tensors side by side along one axis."""
+    """Concatenation along one axis."""
     values, moved = call.aligned(xs)
     return Tensor(call.op("Concat", *values, axis=Tensor(values[0], moved).axis(axis)), moved)
 
 
 @keras_layer("Dot")
 def dot(call: Call, x: Tensor, y: Tensor, *, axes: Any, normalize: Any = False) -> Tensor:
-    """Products summed over one axis of each, sample by sample."""
+    """Dot products over one axis of each tensor, per sample."""
     if normalize:
-        call.refuse("it normalises its inputs")
+        call.refuse("it normalizes its inputs")
     if max(x.rank, y.rank) > 3:
         call.refuse(f"its inputs have the ranks {x.rank} and {y.rank}")
     pair = axes if isinstance(axes, list) else [axes, axes]
