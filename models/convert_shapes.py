@@ -1,10 +1,10 @@
-"""Writes the demo classifier as Keras and as MXNet have it: the trained weights of `shapes.pt2`, nothing learnt anew.
+"""Convert the demo classifier to Keras and MXNet files, with the trained weights of `shapes.pt2`.
 
     KERAS_BACKEND=torch python models/convert_shapes.py keras     needs torch 2.13, keras 3.15 and h5py
     python models/convert_shapes.py mxnet                          needs mxnet 1.9.1, numpy 1.26 and h5py
 
-The first reads `shapes.pt2` and writes `shapes.keras`; the second reads `shapes.keras` and writes `shapes-symbol.json`
-and `shapes-0000.params`. Each checks its own logits against those of `shapes.onnx`, which takes onnxruntime.
+The first command reads `shapes.pt2` and writes `shapes.keras`; the second reads `shapes.keras` and writes
+`shapes-symbol.json` and `shapes-0000.params`. Each compares its logits with those of `shapes.onnx`, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 HERE = Path(__file__).parent
 FILTERS = (16, 32, 48, 48, 64, 64, 64)
 POOLED = (1, 2, 4)
-"""The blocks behind which a pool halves the size."""
+"""The blocks followed by a pool that halves the size."""
 
 EPSILON = 1e-5
-"""PyTorch's, which is neither Keras's nor MXNet's default."""
+"""PyTorch's default, which differs from those of Keras and MXNet."""
 
 
 def write_keras() -> None:
-    """`shapes.keras` from `shapes.pt2`."""
-    import keras  # noqa: PLC0415 - each framework only where it is asked for
+    """Write `shapes.keras` from `shapes.pt2`."""
+    import keras  # noqa: PLC0415 - each command needs one framework only
     import torch  # noqa: PLC0415
     from keras import layers  # noqa: PLC0415
 
@@ -53,13 +53,13 @@ def write_keras() -> None:
 
 
 def write_mxnet() -> None:
-    """`shapes-symbol.json` and `shapes-0000.params` from `shapes.keras`."""
+    """Write `shapes-symbol.json` and `shapes-0000.params` from `shapes.keras`."""
     import io  # noqa: PLC0415
     import zipfile  # noqa: PLC0415
 
     import h5py  # noqa: PLC0415
 
-    np.bool = np.bool_  # type: ignore[misc] - MXNet 1.9.1 asks for a name that NumPy has dropped
+    np.bool = np.bool_  # type: ignore[misc] - MXNet 1.9.1 needs a name that NumPy removed
     import mxnet as mx  # noqa: PLC0415
 
     with zipfile.ZipFile(HERE / "shapes.keras") as archive:

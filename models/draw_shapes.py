@@ -1,8 +1,8 @@
-"""Draws the demo's images: coloured shapes on textured, noisy backgrounds, with ground-truth boxes.
+"""Draw the demo's images: colored shapes on textured, noisy backgrounds, with ground-truth boxes.
 
-Everything comes from one seeded generator, so an image is its seed. Colour, size, angle, place and texture are
-drawn independently of the class: only the outline tells a star from a ring. Lengths are fractions of the image's
-side, so the same code draws the 96-pixel training images and the larger example images.
+Everything comes from one seeded generator, so a seed determines an image. Color, size, angle, position and texture are
+independent of the class: only the outline distinguishes a star from a ring. Lengths are fractions of the image's side,
+so the same code draws the 96-pixel training images and the larger example images.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Mask = npt.NDArray[np.bool_]
 _SHIFT = 4  # fractional bits of the corner coordinates given to cv2
 _RADIUS = (0.12, 0.23)  # circumscribed circle, as a fraction of the side
 _OVERLAP = 0.1  # of the smaller of two shapes, holes included; the one behind stays recognisable
-_PLACEMENTS = 40  # places tried before a shape is left out
-_COLOURS = 8  # colours tried for a shape; the one furthest from what lies behind it is taken
+_PLACEMENTS = 40  # positions tried before a shape is left out
+_COLOURS = 8  # colors tried for a shape; the one that differs most from its background is used
 
 
 class Shape(NamedTuple):
@@ -42,16 +42,16 @@ class Scene(NamedTuple):
 
 
 def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96) -> Scene:
-    """Draws one image with one shape for each class index, in that order, back to front.
+    """Draw one image with a shape for each class index, back to front.
 
     Args:
-        rng: The generator everything is drawn from.
-        indices: Class indices into `LABELS`. A shape that finds no free place is left out; with three or fewer
-            that is rare.
-        side: Width and height in pixels.
+        rng: the random generator.
+        indices: class indices into `LABELS`; a shape without a free position is left out, which is rare for up to
+            three.
+        side: width and height in pixels.
 
     Returns:
-        The image and the shapes that are on it.
+        The image and its shapes.
     """
     canvas = _background(rng, side)
     placed: list[Shape] = []

@@ -1,18 +1,17 @@
-"""Trains the demo classifier and writes every other file of this folder.
+"""Train the demo classifier and write all other files of this folder.
 
     python models/train_shapes.py
 
-Needs `torch` and `onnxscript` beside the project's own dependencies, and about seven minutes of two CPU cores. Every
-random number comes from a fixed seed; another processor or another PyTorch changes the last digits of the weights and
-hardly the figures in README.md.
+Needs `torch` and `onnxscript` beside the project's dependencies, and about seven minutes on two CPU cores. All random
+numbers come from a fixed seed; another CPU or PyTorch version changes the last digits of the weights, and hardly the
+figures in README.md.
 
-What is learnt: an image holds one to three shapes of different classes, and the network says of each class whether
-the image holds it. Six independent logits, trained with binary cross-entropy: above 0 means "it is there", the
-sigmoid is the probability, and the highest logit is the shape the network is surest of. With a softmax the classes
-would compete for one answer, and an image with a circle and a star would have no right one; here both logits are
-high, and each has its own heatmap.
+An image contains one to three shapes of different classes. The network has six independent logits, trained with binary
+cross-entropy: above 0 means that the shape is in the image, and the sigmoid is its probability. With a softmax the
+classes would compete, and an image with a circle and a star would have no right answer; here both logits are high, and
+each has its own heatmap.
 
-Test accuracy is the strictest reading of that: a fresh image counts as right if all six answers are right.
+Test accuracy counts a new image as right only if all six answers are right.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ EXAMPLES = {  # file stem: the seed and the two shapes, back to front
 class ShapeNet(nn.Module):
     """Seven convolutions, global average pooling and one linear layer; the last activation maps are 12 x 12.
 
-    A cell of those maps sees 78 x 78 pixels. With 46 x 46, about the size of the largest shape, circles were told by
-    their rims alone, and half of their heatmaps peaked outside them.
+    The receptive field is 78 x 78 pixels. With 46 x 46, about the size of the largest shape, circles were recognised by
+    their rims only, and half of their heatmaps peaked outside of them.
     """
 
     def __init__(self) -> None:

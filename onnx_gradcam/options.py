@@ -28,11 +28,14 @@ __all__ = [
     "Choices",
     "ClassInput",
     "Combine",
+    "Framework",
     "GradDtype",
     "MaskKind",
     "ModifierName",
     "Options",
     "ScoreKind",
+    "TorchExporter",
+    "Via",
     "Weights",
     "check_choices",
     "check_word",
@@ -47,6 +50,9 @@ MaskKind = Literal["own", "all", "input"]
 BoxFormat = Literal["scores", "yolov5", "yolov8"]
 ClassInput = Literal["optional", "required", "none", "all"]
 GradDtype = Literal["model", "float32"]
+Framework = Literal["keras", "mxnet", "pytorch", "tflite", "onnx"]
+Via = Literal["reader", "tf", "torch"]
+TorchExporter = Literal["auto", "dynamo", "torchscript"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,11 @@
 # [tool.uv.sources]
 # onnx-gradcam = { path = "..", editable = true }
 # ///
-"""Keras models to ONNX, in an environment made for it.
+"""Export Keras models to ONNX in an environment that uv creates for this script.
 
 `uv run tools/export_keras.py model.keras -o model.onnx`
 
-The same as `onnx-gradcam export keras`, whose help this prints with `-h`.
+The same as `onnx-gradcam export keras`; `-h` prints its options. Short, because it only declares its dependencies.
 """
 
 from __future__ import annotations

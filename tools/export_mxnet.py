@@ -5,11 +5,11 @@
 # [tool.uv.sources]
 # onnx-gradcam = { path = "..", editable = true }
 # ///
-"""MXNet models to ONNX, in an environment made for it.
+"""Export MXNet models to ONNX in an environment that uv creates for this script.
 
 `uv run tools/export_mxnet.py net-symbol.json net-0000.params -o net.onnx`
 
-The same as `onnx-gradcam export mxnet`, whose help this prints with `-h`.
+The same as `onnx-gradcam export mxnet`; `-h` prints its options. Short, because it only declares its dependencies.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@
 # [tool.uv.sources]
 # onnx-gradcam = { path = "..", editable = true }
 # ///
-"""PyTorch models to ONNX, in an environment made for it.
+"""Export PyTorch models to ONNX in an environment that uv creates for this script.
 
 `uv run tools/export_pytorch.py model.pt2 -o model.onnx`
 
-The same as `onnx-gradcam export pytorch`, whose help this prints with `-h`.
+The same as `onnx-gradcam export pytorch`; `-h` prints its options. Short, because it only declares its dependencies.
 """
 
 from __future__ import annotations

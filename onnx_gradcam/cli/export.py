@@ -1,61 +1,54 @@
-"""`onnx-gradcam export`: one command a framework."""
+"""`onnx-gradcam export`: one command per framework, all of them `onnx_gradcam.export` with its options."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json, Labels, Output, Preprocess, chosen
+from onnx_gradcam.options import TorchExporter, Via
+
+from ._options import OPTIONS, Command, Json, option
+from .output import say, say_json, shape, warn
+from .progress import stages
+
+if TYPE_CHECKING:
+    from onnx_gradcam.exporters.finishing import Exported
 
 __all__ = ["export"]
 
 export = typer.Typer(name="export", no_args_is_help=True, rich_markup_mode=None)
 
-Out = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The ONNX model to write.", show_default=False)]
+Out = Annotated[Path, option("Output", "ONNX file to write.", "-o", "--out", metavar="FILE", show_default=False)]
 Layer = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Target",
+        "Layer to explain, by the framework's name; `attach` and `explain` use it by default. [default: the last with "
+        "spatial positions]",
         metavar="NAME",
-        help="The layer to explain, by the framework's name: it becomes an output of that name, and `attach` and "
-        "`explain` look there by default. [default: the last place in the model that still has a height and a width]",
     ),
 ]
+Output = Annotated[str | None, option("Model", "Model output with the scores.", "--output", metavar="NAME")]
+Labels, Preprocess = OPTIONS["labels"], OPTIONS["preprocess"]
 Trust = Annotated[
-    bool,
-    typer.Option("--trust", help="Let the model's own code run. Whoever made the model then has your rights here."),
+    bool, option("Runtime", "Run code that comes with the model; its author then has your permissions.", "--trust")
 ]
 Python = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        "Runtime",
+        "Python interpreter whose environment has the framework. [default: the current one]",
         "--python",
         metavar="FILE",
-        help="The Python interpreter whose environment has the framework. [default: the one that runs this]",
     ),
 ]
-
-
-class Via(str, Enum):
-    """How a Keras model is read."""
-
-    READER = "reader"
-    TF = "tf"
-    TORCH = "torch"
-
-
-class Exporter(str, Enum):
-    """Which of PyTorch's exporters is taken."""
-
-    AUTO = "auto"
-    DYNAMO = "dynamo"
-    TORCHSCRIPT = "torchscript"
 
 
 @export.callback()
 def root() -> None:
-    """Convert a model to ONNX with the layer to explain among its outputs, under the framework's own layer names.
+    """Export a framework model to ONNX, keeping layer names.
 
     \b
     Examples:
@@ -65,26 +58,28 @@ def root() -> None:
     """  # noqa: D301 - \b keeps the lines of the example apart
 
 
-@export.command(short_help="A .keras, .h5 or .hdf5 file, or a SavedModel.")
+@export.command(cls=Command, short_help="Export a .keras, .h5 or .hdf5 file, or a SavedModel.")
 def keras(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The file, or the SavedModel's folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model file, or folder of a SavedModel.")],
     *,
     out: Out,
     layer: Layer = None,
     via: Annotated[
         Via,
-        typer.Option(
-            help="How the model is read: `reader` needs no framework and knows Keras's own layers; `tf` (TensorFlow "
-            "and tf2onnx) and `torch` (Keras on PyTorch) run Keras itself, for custom and subclassed models, `tf` "
-            "for SavedModels too."
+        option(
+            "Runtime",
+            "How to read the model: `reader` needs no framework and knows Keras's own layers; `tf` (TensorFlow and "
+            "tf2onnx) and `torch` (Keras on PyTorch) run Keras itself, for custom and subclassed models. SavedModels "
+            "need `tf`.",
         ),
-    ] = Via.READER,
+    ] = "reader",
     custom: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Runtime",
+            "With --via tf or torch: Python module that defines the model's own classes, installed or in the current "
+            "folder. Needs --trust.",
             metavar="MODULE",
-            help="With --via tf or torch: the Python module that defines the model's own "
-            "classes, from the current folder or installed. Takes --trust.",
         ),
     ] = None,
     trust: Trust = False,
@@ -94,7 +89,7 @@ def keras(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a Keras model (Keras 2 or 3); TensorFlow is not needed.
+    """Export a Keras 2 or Keras 3 model, without TensorFlow.
 
     \b
     Examples:
@@ -102,41 +97,30 @@ def keras(
       onnx-gradcam export keras saved_model/ -o model.onnx --via tf --trust
       onnx-gradcam export keras mine.keras -o model.onnx --via torch --custom my_layers --trust
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    if via is Via.READER:
-        for name, given in (("--custom", custom), ("--trust", trust), ("--python", python)):
-            if given:
-                raise typer.BadParameter(
-                    "the reader runs no code; this is for --via tf or --via torch.", param_hint=name
-                )
+    if via == "reader":
+        for flag, value in (("--custom", custom), ("--trust", trust), ("--python", python)):
+            if value:
+                raise typer.BadParameter("the reader runs no code; this needs --via tf or torch.", param_hint=flag)
     if custom is not None and not trust:
-        raise typer.BadParameter("it runs the module's code, which takes --trust.", param_hint="--custom")
-    from .exporting import export_keras  # noqa: PLC0415 - --help must not wait for it
-
-    export_keras(
-        model,
-        out,
-        via=via.value,
-        layer=layer,
-        custom=custom,
-        trust=trust,
-        python=python,
-        **chosen(output=output, labels=labels, preprocess=preprocess, as_json=as_json),
-    )
+        raise typer.BadParameter("the module's code runs with --trust only.", param_hint="--custom")
+    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
+    _run(model, out, as_json=as_json, framework="keras", via=via, custom=custom, trust=trust, python=python, **choices)
 
 
-@export.command(short_help="A -symbol.json and its .params.")
+@export.command(cls=Command, short_help="Export a -symbol.json with its .params.")
 def mxnet(
-    symbol: Annotated[Path, typer.Argument(metavar="SYMBOL", help="The NAME-symbol.json file.", show_default=False)],
-    params: Annotated[Path, typer.Argument(metavar="PARAMS", help="The NAME-0000.params file.", show_default=False)],
+    symbol: Annotated[Path, typer.Argument(metavar="SYMBOL", help="NAME-symbol.json file.", show_default=False)],
+    params: Annotated[Path, typer.Argument(metavar="PARAMS", help="NAME-0000.params file.", show_default=False)],
     *,
     out: Out,
     layer: Layer = None,
     size: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Image",
+            "Channels, height and width of the input, if the symbol leaves them open.",
             "--input-shape",
             metavar="C,H,W",
-            help="Channels, height and width of the input, where the symbol leaves them open.",
         ),
     ] = None,
     output: Output = None,
@@ -144,35 +128,27 @@ def mxnet(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Convert an MXNet model, from gluon or the Module API; MXNet is not needed.
+    """Export an MXNet model, from gluon or the Module API, without MXNet.
 
     \b
     Example:
       onnx-gradcam export mxnet net-symbol.json net-0000.params -o net.onnx --preprocess mxnet-gluon
 
-    The two files are what `HybridBlock.export` and `Module.save_checkpoint` write. Layers are the nodes of the symbol.
+    `HybridBlock.export` and `Module.save_checkpoint` write the two files. Layers are the nodes of the symbol.
     """  # noqa: D301 - \b keeps the lines of the example apart
-    shape = None if size is None else _numbers(size, 3, "--input-shape")
-    from .exporting import export_mxnet  # noqa: PLC0415 - --help must not wait for it
-
-    export_mxnet(
-        symbol,
-        params,
-        out,
-        shape=shape,
-        layer=layer,
-        **chosen(output=output, labels=labels, preprocess=preprocess, as_json=as_json),
-    )
+    input_shape = None if size is None else _numbers(size, 3, "--input-shape")
+    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
+    _run(symbol, out, as_json=as_json, framework="mxnet", weights=params, input_shape=input_shape, **choices)
 
 
-@export.command(short_help="A .pt2, a module:factory with weights, a timm or Hugging Face model, TorchScript.")
+@export.command(cls=Command, short_help="Export a .pt2, module:factory, timm, Hugging Face or TorchScript model.")
 def pytorch(
     source: Annotated[
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A .pt2 file, torchvision.models:NAME, timm:NAME, a Hugging Face folder, module:factory (your own "
-            "code), or a TorchScript .pt file.",
+            help=".pt2 file, torchvision.models:NAME, timm:NAME, Hugging Face folder, module:factory (your own code), "
+            "or TorchScript .pt file.",
             show_default=False,
         ),
     ],
@@ -181,29 +157,27 @@ def pytorch(
     layer: Layer = None,
     weights: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Model",
+            "Weights: .safetensors or .pth file of plain tensors, or a name that torchvision knows.",
             metavar="FILE|NAME",
-            help="The weights: a .safetensors or .pth file of plain tensors, or a name that torchvision knows.",
         ),
     ] = None,
     call: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Which call of the layer, where the model calls it several times: -1 is the last."
-        ),
+        option("Target", "Which call of the layer, if the model calls it several times; -1 is the last.", metavar="N"),
     ] = -1,
     size: Annotated[
-        str | None,
-        typer.Option(metavar="H,W", help="Height and width of the images, where the model does not say."),
+        str | None, option("Image", "Height and width of the images, if the model does not say.", metavar="H,W")
     ] = None,
-    exporter: Annotated[Exporter, typer.Option(help="Which of PyTorch's own exporters to take.")] = Exporter.AUTO,
+    exporter: Annotated[TorchExporter, option("Runtime", "Which of PyTorch's own exporters to use.")] = "auto",
     trust: Trust = False,
     output: Output = None,
     labels: Labels = None,
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a PyTorch model; PyTorch has to be installed.
+    """Export a PyTorch model; needs PyTorch and onnxscript.
 
     \b
     Examples:
@@ -212,24 +186,14 @@ def pytorch(
       onnx-gradcam export pytorch torchvision.models:resnet18 -o model.onnx --weights resnet18.pth
     """  # noqa: D301 - \b keeps the lines of the examples apart
     sides = None if size is None else _numbers(size, 2, "--size")
-    from .exporting import export_pytorch  # noqa: PLC0415 - --help must not wait for it
-
-    export_pytorch(
-        source,
-        out,
-        weights=weights,
-        layer=layer,
-        call=call,
-        size=sides,
-        exporter=exporter.value,
-        trust=trust,
-        **chosen(output=output, labels=labels, preprocess=preprocess, as_json=as_json),
-    )
+    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
+    how = {"weights": weights, "call": call, "size": sides, "exporter": exporter, "trust": trust}
+    _run(source, out, as_json=as_json, framework="pytorch", **how, **choices)
 
 
-@export.command(short_help="A .tflite file, quantised or not; through TensorFlow and tf2onnx.")
+@export.command(cls=Command, short_help="Export a .tflite file, through TensorFlow and tf2onnx.")
 def tflite(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .tflite file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=".tflite file.", show_default=False)],
     *,
     out: Out,
     layer: Layer = None,
@@ -239,26 +203,19 @@ def tflite(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a TFLite model; TensorFlow and tf2onnx have to be installed, here or beside --python.
+    """Export a TFLite model, quantised or not; needs TensorFlow and tf2onnx, here or in the environment of --python.
 
     \b
     Example:
       onnx-gradcam export tflite model.tflite -o model.onnx --python ~/tf/bin/python
     """  # noqa: D301 - \b keeps the lines of the example apart
-    from .exporting import export_tflite  # noqa: PLC0415 - --help must not wait for it
-
-    export_tflite(
-        model,
-        out,
-        python=python,
-        layer=layer,
-        **chosen(output=output, labels=labels, preprocess=preprocess, as_json=as_json),
-    )
+    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
+    _run(model, out, as_json=as_json, framework="tflite", python=python, **choices)
 
 
-@export.command(short_help="Any ONNX model: its layer exposed, class names and preprocessing put in.")
+@export.command(cls=Command, short_help="Add layer, class names and preprocessing to any ONNX model.")
 def onnx(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)],
     *,
     out: Out,
     layer: Layer = None,
@@ -267,20 +224,52 @@ def onnx(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Write an ONNX model again with the layer to explain among its outputs; opset 18 or above, weights off the inputs.
+    """Rewrite an ONNX model with the layer to explain among its outputs, at opset 18 or above.
 
     \b
     Example:
       onnx-gradcam export onnx model.onnx -o named.onnx --layer relu5 --labels names.txt --preprocess torchvision
     """  # noqa: D301 - \b keeps the lines of the example apart
-    from .exporting import export_onnx  # noqa: PLC0415 - --help must not wait for it
+    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
+    _run(model, out, as_json=as_json, framework="onnx", **choices)
 
-    export_onnx(model, out, layer=layer, **chosen(output=output, labels=labels, preprocess=preprocess, as_json=as_json))
+
+def _run(source: str | Path, out: Path, *, as_json: bool, **choices: Any) -> None:
+    """Export and report."""
+    if str(out) == "-":
+        raise typer.BadParameter("an export goes to a file, not to standard output.", param_hint="-o")
+    from onnx_gradcam.exporters.sources import export as export_model  # noqa: PLC0415 - --help must not wait for it
+
+    steps = iter(range(3))
+    with stages(f"reading {source}", "exposing the layer", f"writing {out}") as begin_next:
+        # The first stage has begun already.
+        exported = export_model(source, out, progress=lambda _step: begin_next() if next(steps) else None, **choices)
+    for warning in exported.warnings:
+        warn(warning)
+    if as_json:
+        say_json({"model": str(out), **exported.to_dict()})
+    else:
+        _say(exported, out)
 
 
-def _numbers(text: str, count: int, option: str) -> tuple[int, ...]:
-    """So many positive numbers, between commas."""
+def _say(exported: Exported, out: Path) -> None:
+    carried = exported.carried
+    origin = " ".join(filter(None, (carried.framework, carried.framework_version)))
+    say(f"{out}: from {origin}, with the output {exported.target!r} {shape(exported.shape)} {exported.layout}.")
+    say(f"Layer: {exported.reason}.")
+    say(f"Scores: {exported.score!r} ({carried.score_kind}).")
+    if carried.parity:
+        say(f"Compared with {carried.framework}: {carried.parity}.")
+    if carried.layers:
+        say(f"{len(carried.layers)} layers can be given to --layer; `onnx-gradcam inspect {out}` lists them.")
+    content = {"class names": carried.labels, "preprocessing": carried.preprocessing}
+    stored = [name for name, value in content.items() if value]
+    say(f"Stored in the file: {' and '.join(stored) or 'neither class names nor preprocessing'}.")
+
+
+def _numbers(text: str, count: int, flag: str) -> tuple[int, ...]:
+    """`count` positive integers, separated by commas."""
     parts = text.split(",")
     if len(parts) != count or not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
-        raise typer.BadParameter(f"{count} numbers above 0 with commas between them, not {text!r}.", param_hint=option)
+        raise typer.BadParameter(f"{text!r} is not {count} positive integers separated by commas.", param_hint=flag)
     return tuple(int(p) for p in parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import carries_gradient
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
+from onnx_gradcam.editor.targets.classes import check_labels
 from onnx_gradcam.editor.targets.layer import find_layer, on_path
 from onnx_gradcam.editor.targets.score import Score, find_image, find_score
 from onnx_gradcam.errors import InputError, TargetError
@@ -67,6 +68,25 @@ class Exported:
             InputError: the file cannot be written.
         """
         self.model.save(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values: layer, scores, layers, class names, preprocessing, parity and warnings."""
+        carried = self.carried
+        return {
+            "framework": carried.framework,
+            "framework_version": carried.framework_version,
+            "target": self.target,
+            "shape": list(self.shape),
+            "layout": self.layout,
+            "reason": self.reason,
+            "scores_output": self.score,
+            "score_kind": carried.score_kind,
+            "layers": {name: asdict(layer) for name, layer in carried.layers.items()},
+            "labels": carried.labels,
+            "preprocessing": carried.preprocessing,
+            "parity": carried.parity,
+            "warnings": self.warnings,
+        }
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a proto; external weights stay references."""
@@ -221,11 +241,12 @@ def _labels(product: Product, labels: Sequence[str] | None, score: Score, warnin
     names = product.labels if labels is None else labels
     if names is None:
         return None
-    if score.classes is not None and len(names) != score.classes:
-        mismatch = f"there are {len(names)} class names for {score.classes} classes"
+    try:
+        check_labels(names, score.classes)
+    except InputError as exc:
         if labels is not None:
-            raise InputError(f"{mismatch}; give the names of this model")
-        warnings.append(f"{mismatch}, so the names that came with the model are dropped; give others with --labels")
+            raise
+        warnings.append(f"the class names that came with the model are dropped: {exc}")
         return None
     return list(names)
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import onnx
 
-from onnx_gradcam.errors import ExportError, InputError, near_matches
+from onnx_gradcam.editor.targets.classes import read_labels
+from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.graph.load import load
-from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing, read_labels
+from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Carried, Metadata
-from onnx_gradcam.runtime.explainer import fit_preprocessing
+from onnx_gradcam.options import Framework, TorchExporter, Via, check_word
 
-from . import Framework, TorchExporter, Via
 from .finishing import Exported, finish_export
 from .writer import Product
 
@@ -93,8 +92,12 @@ def export(
         ModelError: an ONNX source is damaged or unsafe.
     """
     kind = framework or framework_of(source)
-    if kind not in _READERS:
-        raise InputError(f"unknown framework {kind!r}{near_matches(kind, _READERS)}; known are {', '.join(_READERS)}")
+    for name, value, words in (
+        ("framework", kind, Framework),
+        ("via", via, Via),
+        ("exporter", exporter, TorchExporter),
+    ):
+        check_word(name, value, get_args(words))
     choices: dict[str, Any] = {
         "weights": weights, "input_shape": input_shape, "names": names, "size": size, "call": call,
         "exporter": exporter, "via": via, "custom": custom, "trust": trust, "python": python,
@@ -106,7 +109,7 @@ def export(
     if out is not None:
         _check_place(Path(out), [source, weights])
     classes = read_labels(labels) if isinstance(labels, (str, Path)) else labels
-    description = None if preprocess is None else json.loads(parse_preprocessing(preprocess).to_json())
+    description = None if preprocess is None else parse_preprocessing(preprocess).to_dict()
     report = progress or (lambda _step: None)
     report(f"reading {source if isinstance(source, (str, Path)) else type(source).__name__}")
     product = _READERS[kind](source, layer, **choices)
@@ -141,9 +144,7 @@ def _check_preprocessing(exported: Exported) -> None:
     """
     described = exported.carried.preprocessing
     if described is not None and exported.image_layout in {"NCHW", "NHWC"}:
-        fit_preprocessing(
-            parse_preprocessing(described), exported.image_layout, exported.image_shape, exported.image_dtype
-        )
+        parse_preprocessing(described).for_input(exported.image_layout, exported.image_shape, exported.image_dtype)
 
 
 # ----- which framework -------------------------------------------------------
@@ -251,8 +252,6 @@ def _keras(
     trust: bool = False,
     python: str | Path | None = None,
 ) -> Product:
-    if via not in get_args(Via):
-        raise InputError(f"unknown via {via!r}{near_matches(via, get_args(Via))}; known are {', '.join(get_args(Via))}")
     if via != "reader":
         from .elsewhere import read_keras_with  # noqa: PLC0415 - each reader loads its own libraries
 

@@ -36,7 +36,7 @@ def test_an_onnx_model_gets_its_layer_exposed(call, classifier, here):
 
 def test_what_it_carries_serves_the_other_commands(call, classifier, labels, image):
     made = call("export", "onnx", classifier, "-o", "m.onnx", "--labels", labels, "--preprocess", PREPROCESS)
-    assert "It carries class names and preprocessing." in made.stdout
+    assert "Stored in the file: class names and preprocessing." in made.stdout
     assert "layer 'active'" in call("explain", "m.onnx", image, "-o", "out.png").stdout
     asked = call("export", "onnx", classifier, "-o", "conv.onnx", "--layer", "maps", "--preprocess", PREPROCESS)
     assert asked.exit_code == 0
@@ -83,9 +83,8 @@ def test_inspect_lists_the_layers_of_the_framework(call, classifier, here):
         (["missing.onnx", "-o", "m.onnx"], "there is no file 'missing.onnx'"),
         (["{model}", "-o", "m.onnx", "--layer", "activ"], "no layer 'activ'; did you mean 'active'"),
         (["{model}", "-o", "{model}"], "this is the model itself"),
-        (["{model}", "-o", "no/such/folder/m.onnx"], "lies in a folder that is not there"),
+        (["{model}", "-o", "no/such/folder/m.onnx"], "its folder does not exist"),
         (["{model}", "-o", "."], "is a folder"),
-        (["{model}", "-o", "-"], "goes to a file"),
         (["{model}", "-o", "m.onnx", "--labels", "{labels}", "--output", "maps"], "no output 'maps'"),
         (["{model}", "-o", "m.onnx", "--preprocess", '{"size": [5, 5]}'], "input is 16x16"),
     ],
@@ -105,9 +104,10 @@ def test_nothing_is_written_when_it_is_refused(arguments, words, call, classifie
     ("arguments", "words"),
     [
         (["keras", "m.keras", "-o", "m.onnx", "--trust"], "the reader runs no code"),
-        (["keras", "m.keras", "-o", "m.onnx", "--custom", "mine", "--via", "tf"], "takes --trust"),
-        (["mxnet", "a-symbol.json", "a.params", "-o", "m.onnx", "--input-shape", "3,x,224"], "3 numbers above 0"),
-        (["pytorch", "m.pt2", "-o", "m.onnx", "--size", "224"], "2 numbers above 0"),
+        (["keras", "m.keras", "-o", "m.onnx", "--custom", "mine", "--via", "tf"], "--trust only"),
+        (["mxnet", "a-symbol.json", "a.params", "-o", "m.onnx", "--input-shape", "3,x,224"], "not 3 positive integers"),
+        (["pytorch", "m.pt2", "-o", "m.onnx", "--size", "224"], "not 2 positive integers"),
+        (["onnx", "m.onnx", "-o", "-"], "goes to a file"),
         (["onnx", "m.onnx"], "Missing option"),
         (["caffe", "m"], "No such command"),
     ],

@@ -26,7 +26,9 @@ def test_files_that_are_no_tflite_models(content, tmp_path):
     path = tmp_path / "m.tflite"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError if content is None else ExportError, match=r"m\.tflite: (cannot be read|not a TFLite model)"):
+    with pytest.raises(
+        InputError if content is None else ExportError, match=r"m\.tflite: (cannot be read|not a TFLite model)"
+    ):
         read_tflite(path)
 
 

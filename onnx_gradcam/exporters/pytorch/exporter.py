@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_gradcam.errors import ExportError
-from onnx_gradcam.exporters import TorchExporter
 from onnx_gradcam.exporters.writer import Product
+from onnx_gradcam.options import TorchExporter
 
 if TYPE_CHECKING:
     import torch

@@ -1,5 +1,5 @@
-"""Scripts that convert a model in a Python of their own, which needs the framework but not this package.
+"""Scripts that convert a model in another Python environment, which needs the framework but not this package.
 
-`export.elsewhere` starts them: a folder is the one argument, `request.json` in it says what to convert, and
+`exporters.elsewhere` starts them with a folder as the only argument: `request.json` in it says what to convert, and
 `answer.json` and `model.onnx` come back.
 """

@@ -1,6 +1,6 @@
-"""How a worker is asked and how it answers; imports nothing beyond the standard library.
+"""The protocol of workers: read the request, write the answer and the framework's values for random images.
 
-What the framework computes of random images, for the comparison with what was made of the model.
+Imports only the standard library, as workers run in other environments.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ Work = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 
 class RefusedError(Exception):
-    """What was asked for is not done; the message is the sentence for the user."""
+    """The worker refuses the request; the message is for the user."""
 
 
 def serve(work: Work, folder: Path) -> None:
-    """Do what the request in a folder asks for and leave the answer there.
+    """Carry out the request in a folder and write the answer there.
 
     Args:
-        work: takes the request and the folder, writes `model.onnx` there and gives the answer.
-        folder: where `request.json` is.
+        work: takes the request and the folder, writes `model.onnx` there and returns the answer.
+        folder: the folder with `request.json`.
     """
     try:
         answer = work(json.loads((folder / "request.json").read_text("utf-8")), folder)
@@ -36,46 +36,45 @@ def serve(work: Work, folder: Path) -> None:
 
 
 IMAGE = ""
-"""Stands for the image in the place of a tensor's name."""
+"""The image's entry, in the place of a tensor's name."""
 
 _BATCHES = (1, 3)
 _LARGEST_VALUE = 255
 
 
 def checked_tensor(layers: Sequence[Sequence[str]], layer: str | None) -> str:
-    """The tensor of the layer asked for, else of the last one; empty where there are no layers.
+    """The tensor of `layer`, else of the last layer; empty if there are no layers.
 
     Args:
         layers: name, class and tensor of each.
-        layer: a name, or nothing.
+        layer: a name, if any.
     """
     tensors = {name: tensor for name, _, tensor in layers}
     return tensors.get(layer or "", layers[-1][2] if layers else "")
 
 
 def record(
-    folder: Path, shape: Sequence[int | None], run: Callable[[Any], Mapping[str, Any]], wanted: Collection[str]
+    folder: Path, shape: Sequence[int | None], run: Callable[[Any], Mapping[str, Any]], tensors: Collection[str]
 ) -> None:
-    """Leave images and what the framework makes of them in `reference.npz`, at two batch sizes.
+    """Write random images and the framework's values to `reference.npz`, at two batch sizes.
 
-    Each entry is called after the batch and, behind a blank, the tensor. Nothing is left where the model takes
-    images of any size.
+    Entries are named `BATCH TENSOR`. Nothing is written if the model takes images of any size.
 
     Args:
-        folder: where the answer goes.
+        folder: the folder of the answer.
         shape: of the input.
-        run: gives tensors by name for images.
-        wanted: the tensors to keep.
+        run: returns tensors by name for images.
+        tensors: the tensors to keep.
     """
-    import numpy as np  # noqa: PLC0415 - every framework brings it
+    import numpy as np  # noqa: PLC0415 - every framework depends on it
 
     sizes = [size for size in shape[1:] if size is not None]
     if len(sizes) < len(shape) - 1:
         return
     rng = np.random.default_rng(0)
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for batch in _BATCHES:
         image = (_LARGEST_VALUE * rng.random((batch, *sizes))).astype(np.float32)
-        found[f"{batch} {IMAGE}"] = image
-        found |= {f"{batch} {name}": np.asarray(value) for name, value in run(image).items() if name in wanted}
-    np.savez(folder / "reference.npz", **found)
+        arrays[f"{batch} {IMAGE}"] = image
+        arrays |= {f"{batch} {name}": np.asarray(value) for name, value in run(image).items() if name in tensors}
+    np.savez(folder / "reference.npz", **arrays)

@@ -1,4 +1,7 @@
-"""TFLite to ONNX by tf2onnx; run by `export.elsewhere`."""
+"""Convert TFLite to ONNX with tf2onnx; run by `exporters.elsewhere`.
+
+Short because every worker is a file of its own, started by name, and tf2onnx does all the work here.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Keras models loaded without surprises, and what their layers give caught on the way; for the workers.
+"""Load Keras models safely and capture their layers' outputs; for the workers.
 
-Works for Keras 3 and for the Keras 2 that lives on as tf_keras.
+Works with Keras 3 and with tf_keras, the successor of Keras 2.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def load_model(request: dict[str, Any], keras: Any) -> Any:
         keras: the module `keras` or `tf_keras`.
 
     Raises:
-        RefusedError: it holds code, and nobody said that this may run; or Keras cannot load it.
+        RefusedError: it contains code and `trust` is false, or Keras cannot load it.
     """
-    reason = _code(_config(request["path"]))
-    if reason and not request["trust"]:
-        raise RefusedError(f"{reason}, and code of a model runs with --trust alone")
+    code = _code(_config(request["path"]))
+    if code and not request["trust"]:
+        raise RefusedError(f"{code}; a model's code runs with --trust only")
     classes = {}
     if request["custom"]:
         sys.path.insert(0, str(Path.cwd()))
@@ -55,7 +55,7 @@ def load_model(request: dict[str, Any], keras: Any) -> Any:
 
 
 def keras_version(path: str) -> str:
-    """The version of Keras that wrote a file; empty where it does not say."""
+    """The version of Keras that wrote a file; empty if unknown."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return str(json.loads(_member(archive, "metadata.json")).get("keras_version", ""))
@@ -66,15 +66,15 @@ def _config(path: str) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return json.loads(_member(archive, "config.json"))
-    found = _attributes(path).get("model_config")
-    if found is None:
-        raise RefusedError("holds weights without a model; save the whole model")
-    return json.loads(_text(found))
+    config = _attributes(path).get("model_config")
+    if config is None:
+        raise RefusedError("contains weights without a model; save the whole model")
+    return json.loads(_text(config))
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     if name not in archive.namelist():
-        raise RefusedError(f"not a Keras archive (it lacks {name}); is it the right file?")
+        raise RefusedError(f"not a Keras archive ({name} is missing); is it the right file?")
     if archive.getinfo(name).file_size > _LARGEST_CONFIG:
         raise RefusedError(f"its {name} is larger than any model needs; refused")
     return archive.read(name)
@@ -95,7 +95,7 @@ def _text(value: Any) -> str:
 
 
 def _code(config: Any) -> str:
-    """Why a model's configuration makes Keras run code that came with it; empty where it does not."""
+    """The code in a model's configuration that Keras would run, in words; empty if there is none."""
     for entry in _objects(config):
         kind = entry.get("class_name")
         if kind in {"Lambda", "__lambda__"}:
@@ -105,27 +105,27 @@ def _code(config: Any) -> str:
         if isinstance(module, str) and isinstance(kind, str) and module.split(".")[0] not in _OWN_MODULES:
             return f"{kind} is defined in the module {module!r}"
         if str(entry.get("registered_name") or "").startswith("Custom>"):
-            return f"{kind} is a class of its own"
+            return f"{kind} is a custom class"
     return ""
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
-    """Every dictionary in a configuration."""
-    left = [config]
-    while left:
-        value = left.pop()
+    """All dictionaries in a configuration."""
+    stack = [config]
+    while stack:
+        value = stack.pop()
         if isinstance(value, dict):
             yield value
-            left.extend(value.values())
+            stack.extend(value.values())
         elif isinstance(value, list):
-            left.extend(value)
+            stack.extend(value)
 
 
 def image_shape(model: Any) -> list[int | None]:
     """The shape of the one input, its batch free.
 
     Raises:
-        RefusedError: there are several inputs, or none is known.
+        RefusedError: there are several inputs, or their shape is unknown.
     """
     shape = getattr(model, "input_shape", None) if getattr(model, "inputs", None) else None
     if shape is None:
@@ -135,15 +135,15 @@ def image_shape(model: Any) -> list[int | None]:
         shape = list(shape.values())
     if shape and isinstance(shape[0], (list, tuple)):
         if len(shape) > 1:
-            raise RefusedError("has several inputs, but explains one image; save a model with one input")
+            raise RefusedError("has several inputs; save a model with one, the image")
         shape = shape[0]
     if not shape:
-        raise RefusedError("does not say the shape of its input; call it once before it is saved")
+        raise RefusedError("does not say the shape of its input; call it once before you save it")
     return [None, *shape[1:]]
 
 
 class Caught:
-    """What every layer of a model gives, in the order in which they run, caught while the model is called.
+    """The outputs of all layers of a model, in execution order, captured while the model is called.
 
     Args:
         model: the Keras model.
@@ -162,16 +162,16 @@ class Caught:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            # Of several calls the last one counts.
+            # The last of several calls counts.
             self.outputs.pop(name, None)
             self.outputs[name] = result
             return result
 
-        # Past Keras's own tracking of attributes.
+        # Bypasses Keras's tracking of attributes.
         layer.__dict__["call"] = call
 
     def maps(self) -> dict[str, Any]:
-        """Those outputs that have places: single floating-point tensors of rank 3 or more."""
+        """The outputs with spatial positions: single floating-point tensors of rank 3 or more."""
         return {
             name: value
             for name, value in self.outputs.items()
@@ -180,7 +180,7 @@ class Caught:
 
 
 def _layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every layer with its name, those of nested models behind theirs and a slash."""
+    """All layers with their names, those of inner models as `outer/inner`."""
     for layer in model._flatten_layers(recursive=False, include_self=False):  # noqa: SLF001 - there is no public walk
         if type(layer).__name__ == "InputLayer":
             continue

@@ -1,4 +1,4 @@
-"""Keras models and SavedModels to ONNX by TensorFlow and tf2onnx; run by `export.elsewhere`."""
+"""Convert Keras models and SavedModels to ONNX with TensorFlow and tf2onnx; run by `exporters.elsewhere`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _SIGNATURE = "serving_default"
 
 @dataclass(frozen=True)
 class Traced:
-    """A frozen TensorFlow graph and what its tensors are.
+    """A frozen TensorFlow graph and its tensors.
 
     Attributes:
         graph: a GraphDef without variables.
         image: the input.
         outputs: the model's outputs, tensor by name.
-        layers: name, class and tensor of every layer, in the order in which they run.
-        version: of Keras, where known.
-        run: gives the outputs and the layers for an image, in their order, as Keras computes them.
+        layers: name, class and tensor of each layer, in execution order.
+        version: of Keras, if known.
+        run: returns Keras's values of the outputs, then of the layers, for an image.
         shape: of the image.
     """
 
@@ -45,11 +45,11 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     path = request["path"]
     traced = _saved_model(tf, path) if Path(path).is_dir() else _keras(tf, request)
-    wanted = dict.fromkeys([*traced.outputs.values(), *(tensor for _, _, tensor in traced.layers)])
+    names = dict.fromkeys([*traced.outputs.values(), *(tensor for _, _, tensor in traced.layers)])
     tf2onnx.convert.from_graph_def(
         traced.graph,
         input_names=[traced.image],
-        output_names=list(wanted),
+        output_names=list(names),
         opset=18,
         tensors_to_rename={traced.image: "input"} | {tensor: name for name, tensor in traced.outputs.items()},
         output_path=str(folder / "model.onnx"),
@@ -63,10 +63,10 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _keras(tf: Any, request: dict[str, Any]) -> Traced:
-    """A model that Keras loads, traced with what every layer gives."""
+    """A model that Keras loads, traced with the outputs of all layers."""
     version = keras_version(request["path"])
     if version.startswith("2."):
-        import tf_keras as keras  # noqa: PLC0415 - reads what Keras 3 no longer does
+        import tf_keras as keras  # noqa: PLC0415 - reads files that Keras 3 cannot
     else:
         import keras  # noqa: PLC0415
     model = load_model(request, keras)
@@ -86,8 +86,8 @@ def _keras(tf: Any, request: dict[str, Any]) -> Traced:
     names = list(getattr(model, "output_names", None) or [])
     if len(names) != len(own):
         names = [f"output_{i}" if i else "output" for i in range(len(own))]
-    found = zip(maps, tensors[len(own) :], strict=True)
-    layers = [(name, caught.kinds[name], tensor.name) for name, tensor in found]
+    pairs = zip(maps, tensors[len(own) :], strict=True)
+    layers = [(name, caught.kinds[name], tensor.name) for name, tensor in pairs]
     outputs = dict(zip(names, own, strict=True))
     return Traced(
         graph, "input:0", outputs, layers, version, lambda x: tf.nest.flatten(function(tf.constant(x))), shape
@@ -99,13 +99,13 @@ def _saved_model(tf: Any, path: str) -> Traced:
     try:
         loaded = tf.saved_model.load(path)
     except OSError as exc:
-        raise RefusedError("this folder holds no SavedModel; is it the right one?") from exc
+        raise RefusedError("the folder contains no SavedModel; is it the right one?") from exc
     if _SIGNATURE not in loaded.signatures:
         raise RefusedError(f"has no signature {_SIGNATURE!r}; save it with one")
     function = loaded.signatures[_SIGNATURE]
     images = function.structured_input_signature[1]
     if len(images) != 1:
-        raise RefusedError(f"its signature has {len(images)} inputs, but explains one image")
+        raise RefusedError(f"its signature has {len(images)} inputs; save one with a single input, the image")
     graph, tensors = _frozen(tf, function)
     image = next(i for i in function.inputs if i.dtype != tf.resource)
     # Both are sorted by key.
@@ -114,16 +114,16 @@ def _saved_model(tf: Any, path: str) -> Traced:
 
     def run(batch: Any) -> list[Any]:
         own = function(**{next(iter(images)): tf.constant(batch)})
-        wanted = [tensor for _, _, tensor in layers]
+        targets = [tensor for _, _, tensor in layers]
         maps = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
-        inside = maps.prune(maps.graph.get_tensor_by_name(image.name), wanted)
+        inside = maps.prune(maps.graph.get_tensor_by_name(image.name), targets)
         return [*(own[key] for key in sorted(own)), *inside(tf.constant(batch))]
 
     return Traced(graph, image.name, outputs, layers, "", run, list(image.shape))
 
 
 def _scopes(tf: Any, graph: Any) -> list[tuple[str, str, str]]:
-    """The last maps made under every scope `call/model/layer/...`, which Keras 3 gives the number of the call."""
+    """The last maps under each scope `call/model/layer/...`, to which Keras 3 appends the number of the call."""
     with tf.Graph().as_default() as scratch:
         tf.import_graph_def(graph, name="")
     last: dict[str, tuple[str, str]] = {}
@@ -147,8 +147,8 @@ def _scopes(tf: Any, graph: Any) -> list[tuple[str, str, str]]:
 
 
 def _frozen(tf: Any, function: Any) -> tuple[Any, list[Any]]:
-    """The graph of a function, its variables and what else it captured as constants, and its outputs."""
-    from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415 - the one way there is
+    """The graph of a function, with variables and captured tensors as constants, and its outputs."""
+    from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415 - there is no public way
 
     frozen = convert_to_constants.convert_variables_to_constants_v2(
         function, lower_control_flow=False, aggressive_inlining=True

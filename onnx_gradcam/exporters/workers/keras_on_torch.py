@@ -1,4 +1,4 @@
-"""Keras models to ONNX by Keras on PyTorch and PyTorch's own exporter; run by `export.elsewhere`."""
+"""Convert Keras models to ONNX with Keras on PyTorch and PyTorch's exporter; run by `exporters.elsewhere`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .keras_files import Caught, image_shape, keras_version, load_model
 __all__ = ["work"]
 
 _EXAMPLE_BATCH = 2
-"""PyTorch's exporter takes a size of one for a constant."""
+"""PyTorch's exporter treats a size of one as a constant."""
 
 
 def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -23,11 +23,11 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = load_model(request, keras)
     shape = image_shape(model)
     if not all(shape[1:]):
-        raise RefusedError("leaves the size of its image open, which this route cannot; use --via tf")
+        raise RefusedError("leaves the image size open, which --via torch does not support; use --via tf")
     caught = Caught(model)
 
     class Network(torch.nn.Module):  # type: ignore[misc]
-        """The model with what its layers give behind its outputs."""
+        """The model with its layers' outputs after its own."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -36,7 +36,7 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         def forward(self, image: Any) -> list[Any]:
             caught.outputs.clear()
             result = self.model(image, training=False)
-            # A copy: what is changed in place later would be caught as what it became.
+            # A copy: later in-place operations would change the captured tensor.
             return [*_flat(result), *(value.clone() for value in caught.maps().values())]
 
     network = Network().eval()

@@ -1,4 +1,7 @@
-"""Starts a worker: `python start.py NAME FOLDER`. A file of its own, so that the other Python needs nothing of this."""
+"""Start a worker: `python start.py NAME FOLDER`.
+
+A short file of its own, because the other Python runs it by path and has no other code of this package.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ _PACKAGE = "onnx_gradcam_workers"
 
 
 def main() -> None:
-    """Import the workers as a package of their own and run the one called `sys.argv[1]`."""
+    """Import the workers as a package of their own and run the one named `sys.argv[1]`."""
     here = Path(__file__).resolve().parent
-    # Python puts this folder first, where modules of the same names could be looked for.
+    # Python puts this folder first, where its modules could shadow others.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     spec = importlib.util.spec_from_file_location(
         _PACKAGE, here / "__init__.py", submodule_search_locations=[str(here)]
     )
-    assert spec is not None  # noqa: S101 - the file is there
+    assert spec is not None  # noqa: S101 - the file exists
     assert spec.loader is not None  # noqa: S101
     package = importlib.util.module_from_spec(spec)
     sys.modules[_PACKAGE] = package
