@@ -9,7 +9,7 @@ import typer
 
 from onnx_gradcam.options import TorchExporter, Via
 
-from ._options import OPTIONS, Command, Json, option
+from ._options import OPTIONS, Command, Json, explains, option
 from .output import say, say_json, shape, warn
 from .progress import stages
 
@@ -31,7 +31,6 @@ Layer = Annotated[
     ),
 ]
 Output = Annotated[str | None, option("Model", "Model output with the scores.", "--output", metavar="NAME")]
-Labels, Preprocess = OPTIONS["labels"], OPTIONS["preprocess"]
 Trust = Annotated[
     bool, option("Runtime", "Run code that comes with the model; its author then has your permissions.", "--trust")
 ]
@@ -44,6 +43,9 @@ Python = Annotated[
         metavar="FILE",
     ),
 ]
+
+
+_shared = explains(without=set(OPTIONS) - {"labels", "preprocess"})
 
 
 @export.callback()
@@ -59,6 +61,7 @@ def root() -> None:
 
 
 @export.command(cls=Command, short_help="Export a .keras, .h5 or .hdf5 file, or a SavedModel.")
+@_shared
 def keras(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model file, or folder of a SavedModel.")],
     *,
@@ -85,9 +88,8 @@ def keras(
     trust: Trust = False,
     python: Python = None,
     output: Output = None,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
     as_json: Json = False,
+    choices: dict[str, Any],
 ) -> None:
     """Export a Keras 2 or Keras 3 model, without TensorFlow.
 
@@ -103,11 +105,23 @@ def keras(
                 raise typer.BadParameter("the reader runs no code; this needs --via tf or torch.", param_hint=flag)
     if custom is not None and not trust:
         raise typer.BadParameter("the module's code runs with --trust only.", param_hint="--custom")
-    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
-    _run(model, out, as_json=as_json, framework="keras", via=via, custom=custom, trust=trust, python=python, **choices)
+    _run(
+        model,
+        out,
+        as_json=as_json,
+        framework="keras",
+        layer=layer,
+        output=output,
+        via=via,
+        custom=custom,
+        trust=trust,
+        python=python,
+        **choices,
+    )
 
 
 @export.command(cls=Command, short_help="Export a -symbol.json with its .params.")
+@_shared
 def mxnet(
     symbol: Annotated[Path, typer.Argument(metavar="SYMBOL", help="NAME-symbol.json file.", show_default=False)],
     params: Annotated[Path, typer.Argument(metavar="PARAMS", help="NAME-0000.params file.", show_default=False)],
@@ -124,9 +138,8 @@ def mxnet(
         ),
     ] = None,
     output: Output = None,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
     as_json: Json = False,
+    choices: dict[str, Any],
 ) -> None:
     """Export an MXNet model, from gluon or the Module API, without MXNet.
 
@@ -137,11 +150,21 @@ def mxnet(
     `HybridBlock.export` and `Module.save_checkpoint` write the two files. Layers are the nodes of the symbol.
     """  # noqa: D301 - \b keeps the lines of the example apart
     input_shape = None if size is None else _numbers(size, 3, "--input-shape")
-    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
-    _run(symbol, out, as_json=as_json, framework="mxnet", weights=params, input_shape=input_shape, **choices)
+    _run(
+        symbol,
+        out,
+        as_json=as_json,
+        framework="mxnet",
+        layer=layer,
+        output=output,
+        weights=params,
+        input_shape=input_shape,
+        **choices,
+    )
 
 
 @export.command(cls=Command, short_help="Export a .pt2, module:factory, timm, Hugging Face or TorchScript model.")
+@_shared
 def pytorch(
     source: Annotated[
         str,
@@ -173,9 +196,8 @@ def pytorch(
     exporter: Annotated[TorchExporter, option("Runtime", "Which of PyTorch's own exporters to use.")] = "auto",
     trust: Trust = False,
     output: Output = None,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
     as_json: Json = False,
+    choices: dict[str, Any],
 ) -> None:
     """Export a PyTorch model; needs PyTorch and onnxscript.
 
@@ -186,12 +208,12 @@ def pytorch(
       onnx-gradcam export pytorch torchvision.models:resnet18 -o model.onnx --weights resnet18.pth
     """  # noqa: D301 - \b keeps the lines of the examples apart
     sides = None if size is None else _numbers(size, 2, "--size")
-    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
     how = {"weights": weights, "call": call, "size": sides, "exporter": exporter, "trust": trust}
-    _run(source, out, as_json=as_json, framework="pytorch", **how, **choices)
+    _run(source, out, as_json=as_json, framework="pytorch", layer=layer, output=output, **how, **choices)
 
 
 @export.command(cls=Command, short_help="Export a .tflite file, through TensorFlow and tf2onnx.")
+@_shared
 def tflite(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help=".tflite file.", show_default=False)],
     *,
@@ -199,9 +221,8 @@ def tflite(
     layer: Layer = None,
     python: Python = None,
     output: Output = None,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
     as_json: Json = False,
+    choices: dict[str, Any],
 ) -> None:
     """Export a TFLite model, quantised or not; needs TensorFlow and tf2onnx, here or in the environment of --python.
 
@@ -209,20 +230,19 @@ def tflite(
     Example:
       onnx-gradcam export tflite model.tflite -o model.onnx --python ~/tf/bin/python
     """  # noqa: D301 - \b keeps the lines of the example apart
-    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
-    _run(model, out, as_json=as_json, framework="tflite", python=python, **choices)
+    _run(model, out, as_json=as_json, framework="tflite", layer=layer, output=output, python=python, **choices)
 
 
 @export.command(cls=Command, short_help="Add layer, class names and preprocessing to any ONNX model.")
+@_shared
 def onnx(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)],
     *,
     out: Out,
     layer: Layer = None,
     output: Output = None,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
     as_json: Json = False,
+    choices: dict[str, Any],
 ) -> None:
     """Rewrite an ONNX model with the layer to explain among its outputs, at opset 18 or above.
 
@@ -230,8 +250,7 @@ def onnx(
     Example:
       onnx-gradcam export onnx model.onnx -o named.onnx --layer relu5 --labels names.txt --preprocess torchvision
     """  # noqa: D301 - \b keeps the lines of the example apart
-    choices = {"layer": layer, "output": output, "labels": labels, "preprocess": preprocess}
-    _run(model, out, as_json=as_json, framework="onnx", **choices)
+    _run(model, out, as_json=as_json, framework="onnx", layer=layer, output=output, **choices)
 
 
 def _run(source: str | Path, out: Path, *, as_json: bool, **choices: Any) -> None:

@@ -284,10 +284,10 @@ class _Network:
     def sample_shape(self, input_shape: Sequence[int] | None) -> Shape:
         """The shape of one image: `input_shape`, else the symbol's, else derived from the weights."""
         if input_shape is not None:
-            sizes = tuple(input_shape)
-            if not sizes or not all(isinstance(d, int) and not isinstance(d, bool) and d > 0 for d in sizes):
-                raise InputError(f"input_shape is {sizes}; give positive integers (channels, height, width)")
-            return sizes
+            shape = tuple(input_shape)
+            if not shape or not all(isinstance(d, int) and not isinstance(d, bool) and d > 0 for d in shape):
+                raise InputError(f"input_shape is {shape}; give positive integers (channels, height, width)")
+            return shape
         variable = next(n for i in self.live if (n := self.symbol.nodes[i]).name == self.data)
         stated = re.findall(r"-?\d{1,9}", variable.attributes.get("__shape__", ""))
         free = ("height", "width") if len(stated) == 4 else tuple(f"size_{i}" for i in range(1, len(stated) - 1))
