@@ -34,6 +34,7 @@ _NUMPY_BROADCASTING = 7
 """The opset from which on PRelu aligns its slope with the last axes of its input; before, with the channels."""
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+_POOLS = {"AveragePool", "LpPool", "MaxPool"}
 _OTHER_FORMATS = (
     (b"ORTM", 4, "an ONNX Runtime (.ort) model; use the .onnx model that it was converted from"),
     (b"TFL3", 4, "a TFLite model; convert it with 'onnx-gradcam export tflite'"),
@@ -167,6 +168,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
             _align_slopes(small)
         if opset < MIN_OPSET:
             small = version_converter.convert_version(small, MIN_OPSET)
+        _trim_pools(small)
     except Exception as exc:
         reason = _unknown_operator(small, opset) or " ".join(str(exc).split())[:300]
         raise ModelError(
@@ -218,6 +220,25 @@ def _align_slopes(small: onnx.ModelProto) -> None:
         nodes.append(node)
     del small.graph.node[:]
     small.graph.node.extend(nodes)
+
+
+def _trim_pools(small: onnx.ModelProto) -> None:
+    """Reduce, in place, end padding of pools in which a last window could start; no value changes.
+
+    With `ceil_mode`, runtimes leave out this window while ONNX's shape inference counts it.
+    """
+    for node in _nodes(small.graph):
+        attributes = {a.name: a for a in node.attribute}
+        pads, kernel = attributes.get("pads"), attributes.get("kernel_shape")
+        ceil = "ceil_mode" in attributes and attributes["ceil_mode"].i
+        # Averages that count padding would change.
+        counted = "count_include_pad" in attributes and attributes["count_include_pad"].i
+        if node.op_type not in _POOLS or pads is None or kernel is None or not ceil or counted:
+            continue
+        rank = len(kernel.ints)
+        strides, dilations = (attributes[n].ints if n in attributes else [1] * rank for n in ("strides", "dilations"))
+        for i, (size, stride, dilation) in enumerate(zip(kernel.ints, strides, dilations, strict=True)):
+            pads.ints[rank + i] = max(0, min(pads.ints[rank + i], (size - 1) * dilation + 1 - stride))
 
 
 def _unknown_operator(small: onnx.ModelProto, opset: int) -> str:

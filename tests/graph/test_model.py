@@ -569,3 +569,29 @@ def test_a_slope_of_opset_6_belongs_to_a_channel(slopes):
     x = np.random.default_rng(5).standard_normal((2, channels, 4, 4)).astype(np.float32)
     (y,) = quiet_session(load(proto).to_proto()).run(None, {"x": x})
     np.testing.assert_allclose(y, np.where(x < 0, x * slope[:, None, None], x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7])
+@pytest.mark.parametrize("pool", ["MaxPool", "AveragePool"])
+def test_a_last_window_that_starts_in_the_padding_is_left_out(pool, size):
+    text = """<ir_version: 8, opset_import: ["": 18]> g (float[N,2,S,S] x) => (float[N,3] y)
+    <float[3,2,1,1] w = {1, -2, 3, -1, 2, 1}> {
+        c = Conv(x, w)
+        [pool] m = POOL<kernel_shape = [2,2], strides = [2,2], pads = [1,1,1,1], ceil_mode = 1>(c)
+        e = Mul(m, m)
+        p = GlobalAveragePool(e)
+        y = Flatten(p)
+    }"""
+    source = text.replace("POOL", pool).replace("S", str(size))
+    plain = source.replace("[1,1,1,1], ceil_mode = 1", f"[1,1,{1 - size % 2},{1 - size % 2}]")
+    results = []
+    for model in (source, plain):
+        proto = parser.parse_model(model)
+        image = np.random.default_rng(6).standard_normal((2, 2, size, size)).astype(np.float32)
+        original = quiet_session(proto).run(None, {"x": image})[0]
+        explained = attach(proto, layer="c")
+        results.append(quiet_session(explained.to_proto()).run(None, {"x": image}))
+        np.testing.assert_allclose(results[-1][0], original, rtol=1e-5)
+        assert explained.model.shape("m") == ("N", 3, *[size // 2 + 1] * 2)
+    for result, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
