@@ -2,71 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import (
-    GradDtype,
-    Image,
-    Json,
-    Layer,
-    ModelFile,
-    Output,
-    Preprocess,
-    Profile,
-    Score,
-    Weights,
-    chosen,
-    model_source,
-)
+from onnx_gradcam.options import Options
+
+from ._options import OPTIONS, Json, ModelFile, explains, model_source, option
+from .output import complain, finite, say, say_json
 
 __all__ = ["verify"]
 
+_FIELDS = {"layer", "weights", "grad_dtype", "score", "output", "image", "preprocess", "profile"}
 
+
+@explains(without=set(OPTIONS) - _FIELDS)
 def verify(
     model: ModelFile,
-    image: Annotated[
-        str | None, typer.Argument(metavar="IMAGE", help="An image; random numbers without one.", show_default=False)
+    photo: Annotated[
+        str | None,
+        typer.Argument(metavar="IMAGE", help="Image to verify on; random numbers by default.", show_default=False),
     ] = None,
     *,
-    layer: Layer = None,
-    weights: Weights = None,
-    grad_dtype: GradDtype = None,
-    score: Score = None,
-    output: Output = None,
-    image_input: Image = None,
-    preprocess: Preprocess = None,
-    profile: Profile = None,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of the random direction.")] = 0,
+    choices: dict[str, Any],
+    seed: Annotated[int, option("Runtime", "Random seed of the direction.", min=0, metavar="N")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Check the gradient that an explanation uses against small changes of the activation maps.
+    """Check the gradient of an explanation against finite differences.
 
     \b
     Examples:
       onnx-gradcam verify model.onnx
       onnx-gradcam verify model.onnx photo.jpg --preprocess torchvision
 
-    Prints the derivative along one random direction twice: as the explanation has it, and by finite differences of the
-    part of the model behind the layer, in double precision. Where they differ by more than a thousandth the exit code
-    is 1. Another --seed tells a kink in the model (a ReLU at zero) from an error.
+    Prints the derivative of the score along one random direction of the activation maps twice: by the gradient that the
+    explanation uses, and by finite differences in double precision. If they differ by more than a thousandth, the exit
+    code is 1. Another --seed tells a kink in the model (a ReLU at zero) from an error.
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    from .verifying import run  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.evaluation import verification  # noqa: PLC0415 - --help must not wait for it
 
-    run(
-        model_source(model),
-        image,
-        preprocess=preprocess,
-        seed=seed,
-        as_json=as_json,
-        **chosen(
-            layer=layer,
-            weights=weights,
-            grad_dtype=grad_dtype,
-            score=score,
-            output=output,
-            image=image_input,
-            profile=profile,
-        ),
-    )
+    result = verification.verify(model_source(model), photo, Options(**choices), seed=seed)
+    if as_json:
+        numbers = {name: finite(getattr(result, name)) for name in ("analytic", "numeric", "relative")}
+        facts = {"target_tensor": result.target_tensor, **numbers, "grain": result.grain, "agrees": result.agrees}
+        say_json(facts)
+    else:
+        say(f"derivative by {result.target_tensor!r} along a random direction")
+        say(f"  by the gradient:       {result.analytic:.9g}")
+        say(f"  by finite differences: {result.numeric:.9g}")
+        say(f"  relative difference:   {result.relative:.2g}")
+        if result.grain:
+            say("  noise was added to the image, where equal values may tie at a maximum")
+    if not result.agrees:
+        if not as_json:
+            complain(
+                f"the two differ by more than {verification.TOLERANCE:g}; try another --seed, and report the model if "
+                "that differs too"
+            )
+        raise typer.Exit(1)

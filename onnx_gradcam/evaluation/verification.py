@@ -1,12 +1,12 @@
-"""Whether the cotangent that an explanation uses is the derivative it claims to be."""
+"""Is the gradient that an explanation uses the derivative of the score? Checked against finite differences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,129 @@ from onnx_gradcam.autodiff.check import GradientCheck
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.editor.ingredients import Quantities
 from onnx_gradcam.editor.plan import Plan, make_plan
+from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
-from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.paths import node_inputs
+from onnx_gradcam.images.decoding import prepare, read_image
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.session import Session
 
-__all__ = ["check_explanation"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnx_gradcam.options import Choices
+
+__all__ = ["TOLERANCE", "Verification", "check_explanation", "verify"]
 
 Array = npt.NDArray[Any]
+
+TOLERANCE: Final = 1e-3
+"""Allowed relative difference; gradients are computed in single precision, and of float16 models in half."""
+
+_GRAIN: Final = 0.05
+"""Standard deviation of the noise that breaks ties, relative to the image's."""
+_IMAGE_RANK: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """One directional derivative, computed in two ways.
+
+    Attributes:
+        target_tensor: the layer whose activation maps are moved.
+        analytic: the derivative by the gradient that the explanation uses.
+        numeric: the derivative by finite differences, in double precision.
+        relative: their difference, relative to the larger of the two.
+        grain: whether noise was added to the image, because equal values tie at a maximum.
+    """
+
+    target_tensor: str
+    analytic: float
+    numeric: float
+    relative: float
+    grain: bool
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two differ by no more than `TOLERANCE`."""
+        return self.relative <= TOLERANCE
+
+
+def verify(
+    model: str | Path | bytes | onnx.ModelProto,
+    image: str | Path | bytes | Array | None = None,
+    /,
+    options: Options | None = None,
+    *,
+    seed: int = 0,
+    **choices: Unpack[Choices],
+) -> Verification:
+    """Check the gradient of an explanation against finite differences along one random direction.
+
+    Where they differ, the image is tried once more with noise: values that tie at a maximum, as in flat regions of an
+    image, have no derivative. A wrong gradient differs there too.
+
+    Args:
+        model: path, bytes or proto of a model that is not explained yet.
+        image: a path, bytes or `uint8 [H, W, 3]`, which is preprocessed; or the model's input, `[1, ...]`; random
+            numbers by default.
+        options: what to explain and how; by default the predicted class.
+        seed: random seed of the direction.
+        choices: fields of `Options`, in place of those of `options`.
+
+    Raises:
+        UnsupportedError: the model cannot be explained this way, or its gradient is not meant to be a derivative.
+        InputError: the image cannot be read, or its preprocessing is not known.
+        ModelError: the model outputs NaN.
+
+    Example::
+
+        assert verify("model.onnx", "photo.jpg", preprocess="torchvision").agrees
+    """
+    options = (options or Options()).replaced(choices)
+    rows = image if isinstance(image, np.ndarray) and image.ndim != _IMAGE_RANK else None
+    if image is not None and rows is None:
+        rows = _prepared(model, image, options)
+    check = check_explanation(model, rows, options, seed=seed)
+    grain = rows is not None and not check.relative <= TOLERANCE
+    if grain and rows is not None:
+        check = check_explanation(model, _grained(rows, np.random.default_rng(seed)), options, seed=seed)
+    if not math.isfinite(check.numeric):
+        raise ModelError(
+            "the model outputs NaN for this input, so there is nothing to compare; check --preprocess and the weights"
+        )
+    return Verification(
+        target_tensor=check.wrt,
+        analytic=check.analytic,
+        numeric=check.numeric,
+        relative=check.relative,
+        grain=grain,
+    )
+
+
+def _prepared(
+    model: str | Path | bytes | onnx.ModelProto, image: str | Path | bytes | Array, options: Options
+) -> Array:
+    """The model's input, one row, made of an image."""
+    plan = make_plan(model, options)
+    if plan.preprocessing is None:
+        raise InputError("the model carries no preprocessing; give it with --preprocess")
+    dtype = np.dtype(plan.image.dtype or np.float32).name
+    preprocessing = parse_preprocessing(plan.preprocessing).for_input(letters(plan.layout), plan.image.shape, dtype)
+    row: Array = prepare(read_image(image), preprocessing)[0][None]
+    return row
+
+
+def _grained(rows: Array, rng: np.random.Generator) -> Array:
+    noise = rng.standard_normal(rows.shape) * _GRAIN * (float(rows.astype(np.float64).std()) or 1.0)
+    if rows.dtype.kind == "f":
+        return (rows + noise).astype(rows.dtype)
+    limits = np.iinfo(rows.dtype)
+    grained: Array = np.clip(rows + np.rint(noise), limits.min, limits.max).astype(rows.dtype)
+    return grained
 
 
 def check_explanation(
@@ -37,62 +150,62 @@ def check_explanation(
     seed: int = 0,
     step: float = 1e-5,
 ) -> GradientCheck:
-    """Compare the cotangent of the activation maps with central differences of the model's own head.
+    """Compare the gradient by the activation maps with central differences of the model's own head.
 
-    The activation maps of `image` come from ONNX Runtime; the head behind them is evaluated in float64 by ONNX's
-    reference evaluator at two points along a random direction. Where the two disagree although every rule is right,
-    the direction crosses a kink (a ReLU at zero, a maximum that changes hands): another seed tells.
+    ONNX Runtime computes the activation maps of `image`; ONNX's reference evaluator evaluates the head behind them in
+    float64 at two points along a random direction. If the two differ although every rule is right, the direction
+    crosses a kink (a ReLU at zero, or a maximum that moves to another position): try another seed.
 
     Args:
         source: a model that is not explained yet.
-        image: the model's input, one sample, which fills a batch of fixed size; random numbers by default.
-        options: what to explain and how; the class with the highest score by default.
-        seed: of the random numbers.
+        image: the model's input, one sample, which is repeated to fill a fixed batch size; random numbers by default.
+        options: what to explain and how; by default the predicted class.
+        seed: random seed.
         step: half the distance of the two points, relative to the root mean square of the activation maps.
 
     Raises:
         UnsupportedError: the model cannot be explained this way, or its gradient is a surrogate for quantised numbers.
     """
     rng = np.random.default_rng(seed)
-    work = make_plan(source, replace(options or Options(), class_input="none"))
-    if work.refusal is not None:
-        raise UnsupportedError(work.refusal)
-    if work.quantised is not None:
+    plan = make_plan(source, replace(options or Options(), class_input="none"))
+    if plan.refusal is not None:
+        raise UnsupportedError(plan.refusal)
+    if plan.quantised is not None:
         raise UnsupportedError(
-            "the gradient through quantised numbers is a surrogate and no derivative: nothing can be compared with it"
+            "the gradient through quantised numbers is a surrogate, not a derivative; verify the float model instead"
         )
-    if work.modifier is not None:
+    if plan.modifier is not None:
         raise UnsupportedError(
-            f"cotangents changed by {work.modifier} are no derivative on purpose: nothing can be compared with them"
+            f"gradients changed by {plan.modifier} are not derivatives on purpose; verify without the modifier"
         )
-    if len(work.layers) > 1:
-        raise UnsupportedError("the gradient of one layer is checked at a time; name one with --layer")
-    target = work.layer.chosen
-    head, sides = _head(work)
-    image = _random_image(work.image, rng) if image is None else image
-    rows = work.image.shape[0]
+    if len(plan.layers) > 1:
+        raise UnsupportedError("only the gradient of one layer can be checked at a time; name one with --layer")
+    target = plan.layer.chosen
+    head, sides = _head(plan)
+    image = _random_image(plan.image, rng) if image is None else image
+    rows = plan.image.shape[0]
     if isinstance(rows, int) and len(image) == 1:
         image = np.repeat(image, rows, axis=0)
-    maps, *given, places, cotangent, chosen = _run(work, [target.tensor, *sides], image)
-    # Zeros behind a ReLU stay: pools over windows of zeros have a kink there.
-    direction = rng.standard_normal(places.shape) * (places != 0)
+    maps, *side_values, positions, cotangent, chosen = _run(plan, [target.tensor, *sides], image)
+    # Zeros after a ReLU stay zero: pools over windows of zeros have a kink there.
+    direction = rng.standard_normal(positions.shape) * (positions != 0)
     # The score is read for the first row of the batch.
     direction[1:] = 0
     scale = step * (math.sqrt(float(np.mean(np.square(maps, dtype=np.float64)))) or 1.0)
-    feeds = {v.name: _wide(a) for v, a in zip(sides, given, strict=True)}
+    feeds = {v.name: _wide(a) for v, a in zip(sides, side_values, strict=True)}
     moved = scale * _uncanonical(target, direction, maps.shape)
     model = evaluator(as_double(head))
     up, down = (evaluate(model, {**feeds, target.tensor.name: _wide(maps) + sign * moved})[0] for sign in (1.0, -1.0))
-    numeric = _score_of(work, up - down, int(chosen[0])) / (2 * scale)
-    gradient = np.broadcast_to(cotangent, places.shape)
+    numeric = _score_of(plan, up - down, int(chosen[0])) / (2 * scale)
+    gradient = np.broadcast_to(cotangent, positions.shape)
     return GradientCheck(target.tensor.name, float(np.vdot(gradient, direction)), numeric, gradient)
 
 
-def _head(work: Plan) -> tuple[onnx.ModelProto, list[Value]]:
-    """The nodes between target tensor and score as a model, and what it reads beside the target tensor."""
-    t, target = work.t, work.layer.chosen.tensor
-    made = {o for node in work.path for o in node.outputs}
-    outside = [v for node in work.path for v in node_inputs(node) if v not in made and v is not target.core]
+def _head(plan: Plan) -> tuple[onnx.ModelProto, list[Value]]:
+    """The nodes between target tensor and score as a model, and what else they read."""
+    t, target = plan.t, plan.layer.chosen.tensor
+    computed = {o for node in plan.path for o in node.outputs}
+    outside = [v for node in plan.path for v in node_inputs(node) if v not in computed and v is not target.core]
     constants, sides = {}, {}
     for value in map(t.wrap, outside):
         array = value.array()
@@ -101,9 +214,9 @@ def _head(work: Plan) -> tuple[onnx.ModelProto, list[Value]]:
         else:
             constants[value.name] = onnx.numpy_helper.from_array(array, value.name)
     inputs = [onnx.helper.make_tensor_value_info(v.name, v.elem_type, v.shape) for v in (target, *sides.values())]
-    score = work.score.tensor
+    score = plan.score.tensor
     output = onnx.helper.make_tensor_value_info(score.name, score.elem_type, score.shape)
-    nodes = [ir.to_proto(node) for node in work.path]
+    nodes = [ir.to_proto(node) for node in plan.path]
     graph = onnx.helper.make_graph(nodes, "head", inputs, [output], list(constants.values()))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in t.model.core.opset_imports.items()]
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=t.model.core.ir_version), list(
@@ -111,19 +224,19 @@ def _head(work: Plan) -> tuple[onnx.ModelProto, list[Value]]:
     )
 
 
-def _run(work: Plan, values: Sequence[Value], image: Array) -> list[Array]:
-    """What `values` are for `image`, then the activation maps as the method sees them, cotangent and class."""
-    t = work.t
-    asked = Quantities(work)
-    (maps,), (cotangent,) = asked.maps, asked.cotangents
+def _run(plan: Plan, values: Sequence[Value], image: Array) -> list[Array]:
+    """The values of tensors for `image`, then the activation maps as the method sees them, cotangent and class."""
+    t = plan.t
+    ingredients = Quantities(plan)
+    (maps,), (cotangent,) = ingredients.maps, ingredients.cotangents
     names = [v.name for v in values]
     for value in values:
         if not value.core.is_graph_output():
             t.graph.outputs.append(value.core)
-    names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, asked.classes)]
+    names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, ingredients.classes)]
     t.finish()
     session = Session(t.model.to_proto().SerializeToString(), folder=t.model.folder)
-    results = session.run({work.image.name: image})
+    results = session.run({plan.image.name: image})
     return [results[name] for name in names]
 
 
@@ -136,10 +249,10 @@ def _random_image(image: Value, rng: np.random.Generator) -> Array:
     return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
 
 
-def _score_of(work: Plan, scores: Array, index: int) -> float:
+def _score_of(plan: Plan, scores: Array, index: int) -> float:
     """The score of one class; a single logit stands for class 1 and, negated, for class 0."""
     flat = scores.reshape(-1)
-    if work.score.single_logit:
+    if plan.score.single_logit:
         return float(flat[0]) * (2 * index - 1)
     return float(flat[index])
 

@@ -46,7 +46,7 @@ def model(head, classes=3):
 @pytest.mark.parametrize("target", [0, 1])
 def test_right_gradients_agree(head, target):
     proto = model(head, 1 if head == "single" else 3)
-    check = check_explanation(proto, options=Options(target=target))
+    check = check_explanation(proto, options=Options(class_input="none", target=target))
     assert check.relative < 1e-4, str(check)
     assert abs(check.analytic) > 1e-4
 
@@ -58,7 +58,7 @@ def test_a_fixed_batch_is_judged_by_its_first_row(head, given):
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 4
     image = RNG.standard_normal((1, 3, 6, 6)).astype(np.float32) if given else None
-    check = check_explanation(proto, image, Options(target=1))
+    check = check_explanation(proto, image, Options(class_input="none", target=1))
     assert check.relative < 1e-4, str(check)
     assert abs(check.analytic) > 1e-4
     assert len(check.gradient) == 4
@@ -73,7 +73,7 @@ def test_heads_in_half_precision(head):
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype == np.float32:
             tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), tensor.name))
-    check = check_explanation(proto, options=Options(target=1))
+    check = check_explanation(proto, options=Options(class_input="none", target=1))
     assert check.relative < 1e-2, str(check)
     assert abs(check.analytic) > 1e-4
 
