@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .images.preprocessing import Preprocessing
 
 __all__ = [
+    "BatchFormat",
     "BoxFormat",
     "ChannelReduction",
     "Choices",
@@ -33,6 +34,7 @@ __all__ = [
     "MaskKind",
     "ModifierName",
     "Options",
+    "Probabilities",
     "ScoreKind",
     "TorchExporter",
     "Via",
@@ -53,6 +55,8 @@ GradDtype = Literal["model", "float32"]
 Framework = Literal["keras", "mxnet", "pytorch", "tflite", "onnx"]
 Via = Literal["reader", "tf", "torch"]
 TorchExporter = Literal["auto", "dynamo", "torchscript"]
+BatchFormat = Literal["parquet", "npz", "png"]
+Probabilities = Literal["softmax", "sigmoid", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)

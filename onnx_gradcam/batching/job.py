@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
-from onnx_gradcam.errors import InputError, near_matches
+from onnx_gradcam.errors import InputError
+from onnx_gradcam.options import BatchFormat, check_choices, check_word
 from onnx_gradcam.runtime.explainer import Explainer, Wanted
 from onnx_gradcam.runtime.session import resolve_provider
 
-__all__ = ["Crew", "Format", "Job", "in_order"]
-
-Format = Literal["parquet", "npz", "png"]
+__all__ = ["Crew", "Job", "in_order"]
 
 _MAX_RUNS: Final = 8
 """Concurrent runs of the model: more need more memory and are no faster."""
 _RANGES: Final = {"batch_size": (1, 1024), "shard_size": (1, 65536), "threads": (1, 1024)}
+_EXPLAINER: Final = ("region", "augment", "seed")
+"""Arguments of `Explainer` that are not fields of `Options` or of `Job`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,16 +39,16 @@ class Job:
         shard_size: images per shard, 1 to 65536.
         threads: number of CPU threads; by default, one per core.
         provider: execution provider, `cpu`, `cuda` ...
-        choices: further arguments of `Explainer`: `labels`, `preprocess`, and fields of `Options` for a model that
-            is not explained yet.
+        choices: fields of `Options` (for an explained model, only `labels` and `preprocess`), and the arguments
+            `region`, `augment` and `seed` of `Explainer`.
 
     Raises:
-        InputError: an unknown format, a number out of range, or a provider that ONNX Runtime does not have.
+        InputError: an unknown format or choice, a number out of range, or a provider that ONNX Runtime does not have.
     """
 
     model: Path
     target: Wanted = None
-    format: Format = "parquet"
+    format: BatchFormat = "parquet"
     batch_size: int = 8
     shard_size: int = 256
     threads: int | None = None
@@ -55,12 +56,8 @@ class Job:
     choices: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        formats = get_args(Format)
-        if self.format not in formats:
-            raise InputError(
-                f"unknown format {self.format!r}{near_matches(str(self.format), formats)}; "
-                f"choose one of {', '.join(formats)}"
-            )
+        check_word("format", self.format, get_args(BatchFormat))
+        check_choices(self.choices, more=_EXPLAINER)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is None and name == "threads":

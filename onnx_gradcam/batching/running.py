@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import Drafts
+from onnx_gradcam.options import BatchFormat
 from onnx_gradcam.runtime.explainer import Wanted
 
-from .job import Crew, Format, Job, in_order
+from .job import Crew, Job, in_order
 from .listing import Count, ImageList
 from .manifest import Manifest, begin_run
 from .records import DRAFTS, FAILURES, Record, Shard, cut, read_record
@@ -26,7 +27,9 @@ from .shard import explain_shard
 from .writers import check_format
 
 if TYPE_CHECKING:
-    from onnx_gradcam.images.preprocessing import Preprocessing
+    from typing_extensions import Unpack
+
+    from onnx_gradcam.options import Choices
 
 __all__ = ["Engine", "Progress", "Summary", "batch", "run_batch", "run_locally"]
 
@@ -63,24 +66,22 @@ class Summary:
         self.failures += record.failures
 
 
-def batch(
+def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a model
     model: str | Path,
     images: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
     target: Wanted = None,
-    format: Format = "parquet",  # noqa: A002 - the user's word for it
+    format: BatchFormat = "parquet",  # noqa: A002 - the user's word for it
     batch_size: int = 8,
     shard_size: int = 256,
     threads: int | None = None,
     provider: str = "cpu",
     engine: Engine | None = None,
     resume: bool = False,
-    labels: str | Path | Sequence[str] | None = None,
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     warn: Callable[[str], None] | None = None,
-    **choices: Any,
+    **choices: Unpack[Choices],
 ) -> Summary:
     """Explain large image sets into a folder of shards, each of which is written atomically.
 
@@ -99,11 +100,9 @@ def batch(
         provider: execution provider, `cpu`, `cuda` ...
         engine: where the shards are explained, for instance a `RayCluster`; by default, on this computer.
         resume: continue the run in the folder, if there is one.
-        labels: class names, or a file of them; by default, those that the model carries.
-        preprocess: a preset, a JSON file or object; by default, what the model carries.
         progress: called with the number of finished images and the total, `None` while it is unknown; from any thread.
         warn: called with each warning.
-        choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet.
+        choices: fields of `onnx_gradcam.Options`; for an explained model, only `labels` and `preprocess`.
 
     Raises:
         InputError: an argument cannot be used, or the folder cannot be written or contains something else.
@@ -114,7 +113,6 @@ def batch(
         summary = batch("explained.onnx", "photos/", "heatmaps/", target="top3")
         print(summary.explained, "images,", summary.failures, "failures")
     """
-    given = {"labels": labels, "preprocess": preprocess}
     job = Job(
         model=Path(model),
         target=target,
@@ -123,7 +121,7 @@ def batch(
         shard_size=shard_size,
         threads=threads,
         provider=provider,
-        choices={**{name: value for name, value in given.items() if value is not None}, **choices},
+        choices=dict(choices),
     )
     sources = ImageList.of(images)
     sources.check(Path(out))

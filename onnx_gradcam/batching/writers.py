@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.drawing import encode_image
+from onnx_gradcam.options import BatchFormat
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation
-
-from .job import Format
 
 __all__ = ["Row", "Writer", "check_format", "make_writer"]
 
@@ -77,7 +76,7 @@ class Writer(ABC):
         """Finish the files."""
 
 
-def check_format(form: Format) -> None:
+def check_format(form: BatchFormat) -> None:
     """Check that a format can be written.
 
     Raises:
@@ -87,7 +86,7 @@ def check_format(form: Format) -> None:
         _pyarrow()
 
 
-def make_writer(form: Format, folder: Path) -> Writer:
+def make_writer(form: BatchFormat, folder: Path) -> Writer:
     """Create the writer of a format."""
     return _WRITERS[form](folder)
 
@@ -223,7 +222,7 @@ class _ImageWriter(_FileWriter):
         return encode_image(explanation.sheet().pixels, self.suffix)
 
 
-_WRITERS: Final[Mapping[Format, Callable[[Path], Writer]]] = {
+_WRITERS: Final[Mapping[BatchFormat, Callable[[Path], Writer]]] = {
     "parquet": _ParquetWriter,
     "npz": _ArrayWriter,
     "png": _ImageWriter,

@@ -6,27 +6,30 @@ from typing import Annotated
 
 import typer
 
+from ._options import option
 from .output import say
 
 __all__ = ["kserve"]
 
 
 def kserve(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the service.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the service.", show_default=False)],
     uri: Annotated[
         str,
         typer.Argument(
-            metavar="URI", help="Where the repository lies that `triton` has written, as s3://...", show_default=False
+            metavar="URI",
+            help="Location of a model repository written by `onnx-gradcam triton`, such as s3://models/repository.",
+            show_default=False,
         ),
     ],
     *,
-    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Of Kubernetes.")] = None,
-    cpu: Annotated[str, typer.Option(metavar="QUANTITY", help="CPUs, as Kubernetes writes them.")] = "2",
-    memory: Annotated[str, typer.Option(metavar="QUANTITY", help="Memory, as Kubernetes writes it.")] = "2Gi",
-    gpus: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="NVIDIA GPUs.")] = 0,
-    replicas: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Servers of the same model.")] = 1,
+    namespace: Annotated[str | None, option("Output", "Kubernetes namespace.", metavar="NAME")] = None,
+    cpu: Annotated[str, option("Runtime", "CPUs, as a Kubernetes quantity.", metavar="QUANTITY")] = "2",
+    memory: Annotated[str, option("Runtime", "Memory, as a Kubernetes quantity.", metavar="QUANTITY")] = "2Gi",
+    gpus: Annotated[int, option("Runtime", "Number of NVIDIA GPUs.", min=0, metavar="N")] = 0,
+    replicas: Annotated[int, option("Runtime", "Number of replicas.", min=1, metavar="N")] = 1,
 ) -> None:
-    """Print the manifest of a KServe InferenceService, which serves a model repository with Triton.
+    """Write a KServe InferenceService manifest, to standard output.
 
     \b
     Examples:

@@ -3,95 +3,87 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import Image, Labels, Layer, Method, Output, Preprocess, Preset, Profile, Score, Weights, chosen
+from onnx_gradcam.errors import InputError
+
+from ._options import Provider, explains, option
 
 __all__ = ["serve"]
 
 
+@explains(without=("target", "class_input", "expose_activation"))
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file, explained or not.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, explained or not.")],
     *,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the model in requests. [default: that of the file]")
+        str | None, option("Output", "Name of the model in requests. [default: that of the file]", metavar="NAME")
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network there is.")
+        str, option("Output", "IP address to listen on; 0.0.0.0 is all networks.", metavar="ADDRESS")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, metavar="NUMBER", help="Of REST.")] = 8080,
-    grpc_port: Annotated[int, typer.Option(min=1, max=65535, metavar="NUMBER", help="Of gRPC.")] = 8081,
+    port: Annotated[int, option("Output", "REST port.", min=1, max=65535, metavar="PORT")] = 8080,
+    grpc_port: Annotated[int, option("Output", "gRPC port.", min=1, max=65535, metavar="PORT")] = 8081,
     metrics_port: Annotated[
-        int, typer.Option(min=1, max=65535, metavar="NUMBER", help="Of Prometheus metrics, at /metrics.")
+        int, option("Output", "Port of Prometheus metrics, at /metrics.", min=1, max=65535, metavar="PORT")
     ] = 8082,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
-    provider: Annotated[str, typer.Option(metavar="NAME", help="The execution provider: cpu, cuda ...")] = "cpu",
+    provider: Provider = "cpu",
     threads: Annotated[
-        int | None, typer.Option(min=1, metavar="NUMBER", help="Of the CPU. [default: ONNX Runtime's choice]")
+        int | None, option("Runtime", "Number of CPU threads. [default: chosen by ONNX Runtime]", min=1, metavar="N")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, metavar="NUMBER", help="The most rows, of whatever requests, that run together.")
+        int, option("Runtime", "Maximum number of rows, of all requests, per run of the model.", min=1, metavar="N")
     ] = 8,
     max_pending: Annotated[
-        int, typer.Option(min=1, metavar="NUMBER", help="Requests that may wait; the next is refused with 429.")
+        int, option("Runtime", "Maximum number of pending requests; others get status 429.", min=1, metavar="N")
     ] = 64,
-    max_rows: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Images times classes in one request.")] = 32,
-    max_request: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest request.")] = 32,
-    max_image: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest image file.")] = 20,
+    max_rows: Annotated[
+        int, option("Runtime", "Maximum number of images times classes per request.", min=1, metavar="N")
+    ] = 32,
+    max_request: Annotated[int, option("Runtime", "Maximum size of a request.", min=1, metavar="MB")] = 32,
+    max_image: Annotated[int, option("Runtime", "Maximum size of an image file.", min=1, metavar="MB")] = 20,
     max_pixels: Annotated[
-        int, typer.Option(min=1, metavar="NUMBER", help="The largest image, in millions of pixels.")
+        int, option("Runtime", "Maximum size of an image, in millions of pixels.", min=1, metavar="N")
     ] = 24,
-    timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="The most time for a request.")] = 30.0,
-    layer: Layer = None,
-    method: Method = None,
-    preset: Preset = None,
-    weights: Weights = None,
-    profile: Profile = None,
-    score: Score = None,
-    output: Output = None,
-    image_input: Image = None,
+    timeout: Annotated[float, option("Runtime", "Maximum duration of a request.", min=0.001, metavar="SECONDS")] = 30.0,
+    choices: dict[str, Any],
 ) -> None:
-    """Serve a model with its explanation: the Open Inference Protocol over REST and gRPC, by MLServer.
+    """Serve a model and its heatmaps over REST and gRPC.
 
     \b
     Examples:
       onnx-gradcam serve explained.onnx
       onnx-gradcam serve model.onnx --preprocess torchvision --labels names.txt --host 0.0.0.0
 
-    Tensors in, the model's outputs and heatmap out; or images in, scores, labels and overlays out. It listens on
-    this computer alone unless --host says otherwise. Needs `pip install 'onnx-gradcam[serve]'`.
+    Send tensors to get the model's outputs and heatmaps, or images to get scores, labels and overlays. The protocol is
+    the Open Inference Protocol, served by MLServer, which `pip install '.[serve]'` installs in a clone.
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    from .serving import run  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.serve.limits import Limits  # noqa: PLC0415 - --help must not wait for it
 
-    run(
+    try:
+        from onnx_gradcam.serve.server import Address  # noqa: PLC0415
+        from onnx_gradcam.serve.server import serve as serve_model  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the server needs {error.name}, which is not installed; run `pip install '.[serve]'` in a clone of "
+            "onnx-gradcam (Python 3.10 to 3.12)"
+        ) from error
+    serve_model(
         model,
         name=name,
-        ports=(port, grpc_port, metrics_port),
-        host=host,
-        limits={
-            "request_bytes": max_request << 20,
-            "image_bytes": max_image << 20,
-            "image_pixels": max_pixels * 1_000_000,
-            "rows": max_rows,
-            "batch": batch_size,
-            "pending": max_pending,
-            "seconds": timeout,
-        },
-        provider=provider,
-        **chosen(
-            labels=labels,
-            preprocess=preprocess,
-            threads=threads,
-            layer=layer,
-            method=method,
-            preset=preset,
-            weights=weights,
-            profile=profile,
-            score=score,
-            output=output,
-            image=image_input,
+        address=Address(host=host, http=port, grpc=grpc_port, metrics=metrics_port),
+        limits=Limits(
+            request_bytes=max_request << 20,
+            image_bytes=max_image << 20,
+            image_pixels=max_pixels * 1_000_000,
+            rows=max_rows,
+            batch=batch_size,
+            pending=max_pending,
+            seconds=timeout,
         ),
+        provider=provider,
+        threads=threads,
+        **choices,
     )

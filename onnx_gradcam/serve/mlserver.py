@@ -33,6 +33,7 @@ from mlserver.utils import get_model_uri
 from prometheus_client import Counter, Gauge, Histogram
 
 from onnx_gradcam.errors import ExplainError, ModelError, ServerError, reason
+from onnx_gradcam.options import check_choices
 
 from .answering import IMAGE_OUTPUTS, IMAGES, Answerer
 from .limits import Limits
@@ -74,6 +75,8 @@ def metrics() -> Metrics:
 
 
 _LOG: Final = logging.getLogger("mlserver.onnx_gradcam")
+_SETTINGS: Final = ("provider", "threads", "region", "augment", "seed")
+"""Arguments of `Explainer` in the settings, beside fields of `Options`."""
 _FREE: Final = -1
 """The protocol's size of a free dimension."""
 
@@ -104,6 +107,7 @@ class ExplainRuntime(MLModel):
         """
         extra = dict((self._settings.parameters and self._settings.parameters.extra) or {})
         self.limits = Limits.from_settings(extra.pop("limits", {}))
+        check_choices(extra, more=_SETTINGS)
         self._metrics = metrics()
         try:
             path = await get_model_uri(self._settings, wellknown_filenames=["model.onnx"])

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from onnx_gradcam.editor.attachment import with_required_class
 from onnx_gradcam.errors import InputError, ModelError
@@ -21,6 +21,11 @@ from onnx_gradcam.metadata import Metadata
 
 from .configuration import TYPES, Port, ensemble_config, onnx_config, step_config
 from .limits import Limits
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnx_gradcam.options import Choices
 
 __all__ = ["write_repository"]
 
@@ -104,7 +109,7 @@ def write_repository(
     max_batch: int = 32,
     tensorrt: bool = False,
     ensemble: bool = False,
-    **choices: Any,
+    **choices: Unpack[Choices],
 ) -> list[Path]:
     """Write a model into a Triton model repository, atomically.
 

@@ -10,7 +10,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from grpc import aio
 from mlserver import MLServer, ModelSettings, Settings
@@ -24,6 +24,11 @@ from .limits import Limits
 from .mlserver import ExplainRuntime
 from .rest import inference_routes
 from .rpc import ExplainServicer, Malformed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnx_gradcam.options import Choices
 
 __all__ = ["Address", "serve"]
 
@@ -174,7 +179,7 @@ def serve(
     limits: Limits | None = None,
     provider: str = "cpu",
     threads: int | None = None,
-    **choices: Any,
+    **choices: Unpack[Choices],
 ) -> None:
     """Serve a model and its heatmaps over REST and gRPC until a signal arrives.
 

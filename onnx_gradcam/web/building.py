@@ -7,26 +7,30 @@ import json
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_gradcam.editor.attachment import with_required_class
-from onnx_gradcam.errors import InputError, ModelError, near_matches, reason
+from onnx_gradcam.errors import InputError, ModelError, reason
 from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.drawing import COLORMAPS, colorize
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
+from onnx_gradcam.options import Probabilities, check_word
 
 from .runtime_files import runtime_files
 
-__all__ = ["Probabilities", "build_page"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-Probabilities = Literal["softmax", "sigmoid", "none"]
+    from onnx_gradcam.options import Choices
+
+__all__ = ["build_page"]
 
 _LARGEST: Final = 2**30
 """Bytes of weights: WebAssembly has 4 GB of memory, which contains the model twice while it is loaded."""
@@ -41,7 +45,7 @@ def build_page(
     runtime: str | Path | Mapping[str, bytes] | None = None,
     probabilities: Probabilities | None = None,
     notify: Callable[[str], object] = lambda _: None,
-    **choices: Any,
+    **choices: Unpack[Choices],
 ) -> list[str]:
     """Write a web page that explains images in the visitor's browser; its folder is written atomically.
 
@@ -67,12 +71,7 @@ def build_page(
 
         build_page("explained.onnx", "site", probabilities="sigmoid")
     """
-    if probabilities is not None and probabilities not in get_args(Probabilities):
-        kinds = get_args(Probabilities)
-        raise InputError(
-            f"unknown probabilities {probabilities!r}{near_matches(str(probabilities), kinds)}; "
-            f"choose one of {', '.join(kinds)}"
-        )
+    check_word("probabilities", probabilities, (*get_args(Probabilities), None))
     explained, metadata = with_required_class(model, choices)
     _check(explained, metadata)
     weights = explained.core.graph.initializers.values()

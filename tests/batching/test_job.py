@@ -17,8 +17,8 @@ from onnx_gradcam.errors import InputError
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "parket"}, "unknown format 'parket'; did you mean 'parquet'?; choose one of parquet, npz, png"),
-        ({"format": None}, "unknown format None"),
+        ({"format": "parket"}, "format is 'parket'; did you mean 'parquet'? choose 'parquet', 'npz' or 'png'"),
+        ({"format": None}, "format is None"),
         ({"batch_size": 0}, "batch_size is 0; choose a whole number from 1 to 1024"),
         ({"batch_size": 1.5}, "batch_size is 1.5"),
         ({"batch_size": True}, "batch_size is True"),

@@ -22,6 +22,7 @@ import onnx
 import pytest
 from onnx import helper
 from support.serve_ports import free_ports
+from support.wrong_choices import WRONG
 
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.errors import ExplainError
@@ -304,3 +305,23 @@ def test_live_metadata_and_statistics(client):
         "target_class": ["-1", "1"],
     }
     assert client.is_model_ready("shapes_images")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_word_is_refused_before_anything_is_written(repository, tmp_path, name):
+    choices, message = WRONG[name]
+    with pytest.raises(ExplainError) as error:
+        write_repository(repository / "models" / "shapes.onnx", tmp_path / "repository", **choices)
+    assert message in str(error.value)
+    assert not (tmp_path / "repository").exists()
+
+
+def test_class_names_of_the_wrong_number_are_refused(repository, explained, tmp_path):
+    names = [f"class {i}" for i in range(7)]
+    with pytest.raises(
+        ExplainError, match="7 class names for 6 classes; the first, often 'background'"
+    ):
+        write_repository(repository / "models" / "shapes.onnx", tmp_path / "repository", labels=names)
+    with pytest.raises(ExplainError, match="labels cannot be chosen"):
+        write_repository(explained, tmp_path / "repository", labels=names)
+    assert not (tmp_path / "repository").exists()

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx.external_data_helper import convert_model_to_external_data
 from support.graphs import graph
+from support.wrong_choices import WRONG
 from typer.testing import CliRunner
 
 from onnx_gradcam import Explainer, attach
@@ -156,8 +157,25 @@ def test_what_cannot_be_shown_is_refused(tmp_path, model, case):
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_choice_is_refused_as_everywhere(model, tmp_path, name):
+    choices, message = WRONG[name]
+    with pytest.raises(ExplainError) as error:
+        build_page(model, tmp_path / "site", runtime=RUNTIME, **choices)
+    assert message in str(error.value)
+    assert not (tmp_path / "site").exists()
+
+
+def test_class_names_of_the_wrong_number_are_refused(model, tmp_path):
+    names = [f"class {i}" for i in range(7)]
+    with pytest.raises(
+        ExplainError, match="7 class names for 6 classes; the first, often 'background'"
+    ):
+        build_page(model, tmp_path / "site", runtime=RUNTIME, labels=names)
+
+
 def test_a_wrong_word_is_refused(model, tmp_path):
-    with pytest.raises(InputError, match="unknown probabilities 'sigmoyd'; did you mean 'sigmoid'"):
+    with pytest.raises(InputError, match="probabilities is 'sigmoyd'; did you mean 'sigmoid'"):
         build_page(model, tmp_path / "site", runtime=RUNTIME, probabilities="sigmoyd")
     assert not (tmp_path / "site").exists()
 
