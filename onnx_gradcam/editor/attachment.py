@@ -217,7 +217,10 @@ def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple
         InputError: there are choices for a model that is explained already, or a choice is not possible.
         ExplainError: as `attach`.
     """
-    options = Options().replaced({**choices, "class_input": "required"})
+    options = Options().replaced(choices)
+    if choices.get("class_input", "required") != "required":
+        raise InputError(f"class_input is {options.class_input!r}, but clients choose the class here; omit it")
+    options = options.replaced({"class_input": "required"})
     metadata = Metadata.from_props(peek(source))
     if metadata is None:
         explained = attach(source, options)

@@ -318,9 +318,7 @@ def test_a_wrong_word_is_refused_before_anything_is_written(repository, tmp_path
 
 def test_class_names_of_the_wrong_number_are_refused(repository, explained, tmp_path):
     names = [f"class {i}" for i in range(7)]
-    with pytest.raises(
-        ExplainError, match="7 class names for 6 classes; the first, often 'background'"
-    ):
+    with pytest.raises(ExplainError, match="7 class names for 6 classes; the first, often 'background'"):
         write_repository(repository / "models" / "shapes.onnx", tmp_path / "repository", labels=names)
     with pytest.raises(ExplainError, match="labels cannot be chosen"):
         write_repository(explained, tmp_path / "repository", labels=names)

@@ -168,9 +168,7 @@ def test_a_wrong_choice_is_refused_as_everywhere(model, tmp_path, name):
 
 def test_class_names_of_the_wrong_number_are_refused(model, tmp_path):
     names = [f"class {i}" for i in range(7)]
-    with pytest.raises(
-        ExplainError, match="7 class names for 6 classes; the first, often 'background'"
-    ):
+    with pytest.raises(ExplainError, match="7 class names for 6 classes; the first, often 'background'"):
         build_page(model, tmp_path / "site", runtime=RUNTIME, labels=names)
 
 
