@@ -56,7 +56,8 @@ def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], tabl
         table: rules to use instead of the registered ones.
 
     Returns:
-        One line for each expanded node, `LpNormalization 'norm_3'`, in the order of expansion.
+        One line for each expanded node, `LpNormalization 'norm_3'`, in the order of expansion; none if the model did
+        not change.
 
     Raises:
         TargetError: a name is not in the model.

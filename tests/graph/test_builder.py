@@ -1,4 +1,4 @@
-"""The builder: typing, constants, names, shapes known and unknown, and what `finish` leaves."""
+"""The builder types each node, shares constants, keeps names unique, and removes what no output needs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def plain(inputs="float[2,3] x", opset=18):
 
 
 def result(t, value, **feeds):
-    """What ONNX Runtime computes for an appended value."""
+    """The array that ONNX Runtime computes for an appended value."""
     t.output(value, "result")
     t.finish()
     session = quiet_session(t.model.to_proto())
-    wanted = {i.name for i in session.get_inputs()}
-    return session.run(["result"], {k: v for k, v in feeds.items() if k in wanted})[0]
+    names = {i.name for i in session.get_inputs()}
+    return session.run(["result"], {k: v for k, v in feeds.items() if k in names})[0]
 
 
 X = np.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]], np.float32)
@@ -91,7 +91,7 @@ def test_what_is_unknown_is_refused_by_name():
     assert plain().find("x").dims() == (2, 3)
 
 
-def test_array_is_had_for_constants_alone():
+def test_only_constants_have_an_array():
     t = builder("g (float[2] x) => (float[2] y) <float[2] w = {1.0, 2.0}> { k = Constant<value_floats = [3.0, 4.0]>()\n"
                 " a = Add(w, k)\n y = Add(x, a) }")  # fmt: skip
     np.testing.assert_array_equal(t.find("w").array(), [1, 2])
@@ -136,7 +136,7 @@ def test_a_bare_number_takes_the_type_of_the_tensor(kind):
     assert (t.find("x") * 0.5).dtype == np.dtype(kind)
 
 
-def test_a_bare_number_takes_the_type_of_the_first_tensor_that_is_no_condition():
+def test_a_bare_number_takes_the_type_of_the_first_tensor_that_is_not_boolean():
     t = plain()
     x = t.find("x")
     assert t.op("Where", x > 0.0, x, 0.0).dtype == np.float32
@@ -167,7 +167,7 @@ def test_an_explained_model_can_be_built_upon_again():
 # ----- nodes -----------------------------------------------------------------
 
 
-def test_a_wrong_node_fails_where_it_is_made():
+def test_a_wrong_node_fails_on_the_line_that_appends_it():
     t = plain("float[2,3] x, float[4,5] w")
     with pytest.raises(ModelError, match=r"cannot append MatMul to inputs of shapes \[\(2, 3\), \(4, 5\)\]"):
         t.op("MatMul", t.find("x"), t.find("w"))
@@ -184,13 +184,13 @@ def test_several_outputs_and_an_omitted_input():
     np.testing.assert_allclose(result(t, clipped, x=X), np.minimum(X, 1))
 
 
-def test_an_attribute_of_none_is_left_out():
+def test_an_attribute_of_none_is_omitted():
     t = plain()
     value = t.op("Gemm", t.find("x"), t.find("x"), transB=1, alpha=None)
     assert set(value.core.producer().attributes) == {"transB"}
 
 
-def test_a_stated_shape_is_checked_against_what_is_known():
+def test_refining_a_shape_cannot_contradict_inference():
     t = plain("float[N,3] x")
     x = t.find("x")
     assert t.op("Neg", x, shape=("N", 3)).shape == ("N", 3)
@@ -201,7 +201,7 @@ def test_a_stated_shape_is_checked_against_what_is_known():
     assert t.op("Neg", x, shape=(7, 3)).shape == (7, 3)
 
 
-def test_finish_drops_what_no_output_reaches_and_only_that():
+def test_finish_removes_what_no_output_needs_and_only_that():
     t = builder("g (float[2] x) => (float[2] y) { y = Exp(x)\n unused = Neg(x) }")
     used = t.find("x") * 3.0
     _ = (t.find("x") * 5.0) + 7.0
@@ -238,7 +238,7 @@ def test_reshape_like_is_static_where_one_dimension_is_free(declared, shape_ops)
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("declared", ["N,3", "N,M"])
-def test_reshape_like_serves_an_empty_batch(declared, batch):
+def test_reshape_like_works_on_an_empty_batch(declared, batch):
     t = plain(f"float[{declared}] x, float[K] flat")
     value = t.reshape_like(t.find("flat"), t.find("x"))
     x = np.zeros((batch, 3), np.float32)

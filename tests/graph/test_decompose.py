@@ -1,4 +1,4 @@
-"""Operators outside the standard give the same values when they are written in standard ones."""
+"""Decomposed operators compute the same values, and the rest of a model is left alone."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_values_are_those_of_the_original(op_type, domain, inputs, attributes, s
 
 
 def _original(model, feeds):
-    """What the operator itself gives, where this ONNX Runtime has a kernel for it."""
+    """The values of the operator itself, if this ONNX Runtime has a kernel for it."""
     try:
         return quiet_session(model).run(None, feeds)[0]
     except (NoKernel, Fail) as exc:
@@ -340,7 +340,7 @@ def test_channels_last_group_normalisation_against_its_definition():
 
 
 def test_a_model_optimised_by_onnx_runtime_is_understood(tmp_path):
-    """Shapes are found behind fused operators, tensors keep their names, and the values stay."""
+    """Shapes are inferred behind fused operators, and tensors keep their names and values."""
     weights = {"w1": floats(8, 3, 3, 3), "w2": floats(8, 8, 3, 3), "fc": floats(8, 5)}
     text = """<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,12,12] x) => (float[N,5] y) {
       c1 = Conv<pads = [1,1,1,1]>(x, w1)
@@ -386,7 +386,7 @@ def test_operators_that_nothing_else_runs_are_refused_with_advice(domain, advice
         load(helper.make_model(graph, opset_imports=imports, ir_version=8))
 
 
-def test_what_cannot_be_served_is_left_alone():
+def test_nodes_that_no_decomposition_covers_are_left_alone():
     model = node_model("FusedMatMul", {"a": floats(2, 4, 3), "b": floats(2, 3, 4)}, domain=MICROSOFT, transBatchA=1)
     model.graph.output[0].CopyFrom(typed("y", floats(2, 4, 4)))
     assert [n.op_type for n in load(model).core.graph] == ["FusedMatMul"]

@@ -1,4 +1,4 @@
-"""Shapes behind arithmetic that ONNX's own inference gives up on."""
+"""Constant folding infers shapes where ONNX's own inference gives up."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SPLIT = (
     ids=["expand", "pad", "floating point", "range", "split"],
 )
 def test_arithmetic_on_shapes(body, shape):
-    found = completed(
+    shapes = completed(
         body,
         token=(1, 1, 6),
         minus=[-1],
@@ -73,20 +73,20 @@ def test_arithmetic_on_shapes(body, shape):
         half=np.float32([0.5]),
         **{"from": 0, "by": 2},
     )
-    assert found["y"] == shape
+    assert shapes["y"] == shape
 
 
 def test_what_depends_on_values_stays_unknown():
-    found = completed("n = NonZero(x) t = Transpose<perm=[1, 0]>(n) y = Cast<to=1>(t)")
-    assert found == {}
+    shapes = completed("n = NonZero(x) t = Transpose<perm=[1, 0]>(n) y = Cast<to=1>(t)")
+    assert shapes == {}
 
 
 def test_arithmetic_that_has_no_result_is_left_alone():
-    found = completed("h = Shape(x) g = Gather<axis=0>(h, nine) y = Reshape(x, g)", nine=[9])
-    assert "y" not in found
+    shapes = completed("h = Shape(x) g = Gather<axis=0>(h, nine) y = Reshape(x, g)", nine=[9])
+    assert "y" not in shapes
 
 
-def test_operators_and_branches_that_nobody_knows():
+def test_unknown_operators_and_branches_are_left_alone():
     then, other = (
         helper.make_graph([helper.make_node(op, ["c"], ["t"])], op, [], [onnx.ValueInfoProto(name="t")])
         for op in ("Relu", "Neg")

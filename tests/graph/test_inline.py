@@ -1,4 +1,4 @@
-"""Control flow that is decided already is written out when a model is loaded."""
+"""Loading a model replaces each If whose condition is constant by its branch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def operators(model):
 
 
 def same(text, *, still=0, **feeds):
-    """Load a model, see that it gives what it gave and how many Ifs are left."""
+    """Load a model; check that its outputs are the same and how many Ifs are left."""
     source = parse(text)
     model = load(source)
     model.check()

@@ -1,4 +1,4 @@
-"""Loading what nobody vouched for, bringing it to one form, and saving it complete or not at all."""
+"""Untrusted files are refused or normalised, and models are saved atomically."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def unnamed_sizes(size):
 
 @pytest.fixture
 def external(tmp_path):
-    """A folder with a model whose weight lies in `weights.bin`; the function writes it with another location."""
+    """A folder with `weights.bin`; the function writes a model whose weight is at a location in it or elsewhere."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights.bin").write_bytes(b"\0" * 16 + W.tobytes())
@@ -99,7 +99,7 @@ def test_a_folder(tmp_path):
     [b"", b"\0", b"this is a text file\n", b"<html>404</html>", b"\x89PNG\r\n\x1a\n" + bytes(64), os.urandom(200)],
     ids=["empty", "zero", "text", "html", "image", "noise"],
 )
-def test_a_file_that_is_no_model(tmp_path, content):
+def test_a_file_that_is_not_a_model(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     assert "not an ONNX model" in refused(path)
@@ -227,7 +227,7 @@ def test_truncated_external_weights(external, offset, length):
 
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, None), ("x", None), (0, -5)])
-def test_places_that_make_no_sense(external, offset, length):
+def test_invalid_positions_in_the_weights_file(external, offset, length):
     assert "has no valid position in a file" in refused(external(offset=offset, length=length))
 
 

@@ -1,4 +1,4 @@
-"""Reachability and dominators, captured tensors of subgraphs included."""
+"""Paths and dominators, also through tensors that subgraphs capture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def graph(text, opset=18):
 
 
 def values(g):
-    found = {v.name: v for v in (*g.inputs, *g.initializers.values())}
-    return found | {o.name: o for n in g for o in n.outputs}
+    named = {v.name: v for v in (*g.inputs, *g.initializers.values())}
+    return named | {o.name: o for n in g for o in n.outputs}
 
 
 def everything(node, value):
@@ -27,15 +27,15 @@ def all_but(op_type):
 
 def path_of(text, sources, sinks, carries=everything):
     g = graph(text)
-    known = values(g)
-    nodes, alive = between(tuple(g), [known[s] for s in sources], [known[s] for s in sinks], carries)
+    tensors = values(g)
+    nodes, alive = between(tuple(g), [tensors[s] for s in sources], [tensors[s] for s in sinks], carries)
     return [n.outputs[0].name for n in nodes], {v.name for v in alive}
 
 
 def dominators_of(text, source, sink, carries=everything):
     g = graph(text)
-    known = values(g)
-    return [v.name for v in dominators(tuple(g), known[source], known[sink], carries)]
+    tensors = values(g)
+    return [v.name for v in dominators(tuple(g), tensors[source], tensors[sink], carries)]
 
 
 DIAMOND = """g (float[2] x, float[2] w) => (float[2] y) {
@@ -49,7 +49,7 @@ DIAMOND = """g (float[2] x, float[2] w) => (float[2] y) {
 }"""
 
 
-def test_between_holds_what_lies_on_a_path_and_nothing_else():
+def test_between_is_what_is_on_a_path_and_nothing_else():
     nodes, alive = path_of(DIAMOND, ["x"], ["y"])
     assert nodes == ["a", "b", "c", "d", "y"]
     assert alive == {"x", "a", "b", "c", "d", "y"}

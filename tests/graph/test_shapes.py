@@ -1,4 +1,4 @@
-"""Inference with two probes: dimensions behind shape arithmetic come out as numbers or as the inputs' own symbols."""
+"""Inference with two probes finds dimensions behind shape arithmetic: numbers, or the symbols of the inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from onnx import parser
 
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.builder import Builder
+from onnx_gradcam.graph.decompose import decompose
+from onnx_gradcam.graph.hazards import guard_padded_pools
+from onnx_gradcam.graph.inline import inline_known_branches
 from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.read import normalise
 from onnx_gradcam.graph.shapes import TensorInfo, infer_shapes
 
 
@@ -37,10 +42,10 @@ def test_a_reshape_by_arithmetic_keeps_the_batch_symbol_and_finds_the_rest():
 
 
 def test_a_batch_without_a_name_has_a_symbol_of_its_own():
-    found = shapes(FLATTEN.replace("float[N,3,4,4]", "float[?,3,4,4]"))
-    assert found["y"][1] == 48
-    assert isinstance(found["y"][0], str)
-    assert found["y"][0] == found["x"][0]
+    tensors = shapes(FLATTEN.replace("float[N,3,4,4]", "float[?,3,4,4]"))
+    assert tensors["y"][1] == 48
+    assert isinstance(tensors["y"][0], str)
+    assert tensors["y"][0] == tensors["x"][0]
 
 
 @pytest.mark.parametrize("size", [0, -1])
@@ -53,10 +58,10 @@ def test_zero_and_minus_one_in_an_input_mean_any(size):
 
 
 def test_static_models_are_inferred_in_one_run():
-    found = shapes(
+    tensors = shapes(
         "g (float[2,3] x) => (float[2,4] y) <float[3,4] w = {1,2,3,4,5,6,7,8,9,10,11,12}> { y = MatMul(x, w) }"
     )
-    assert found == {"x": (2, 3), "y": (2, 4), "w": (3, 4)}
+    assert tensors == {"x": (2, 3), "y": (2, 4), "w": (3, 4)}
 
 
 def test_strides_and_sizes_in_a_fully_convolutional_model():
@@ -71,23 +76,23 @@ def test_strides_and_sizes_in_a_fully_convolutional_model():
 
 
 def test_equal_symbols_of_several_inputs_are_bound_together():
-    found = shapes("g (float[N,3] a, float[N,3] b) => (float[A,B] y) { y = Concat<axis = 1>(a, b) }")
-    assert found["y"] == ("N", 6)
+    tensors = shapes("g (float[N,3] a, float[N,3] b) => (float[A,B] y) { y = Concat<axis = 1>(a, b) }")
+    assert tensors["y"] == ("N", 6)
     apart = shapes("g (float[N,3] a, float[M,3] b) => (float[A,B] y) { y = Concat<axis = 0>(a, b) }")
     assert apart["y"][1] == 3
     assert apart["y"][0] not in {"N", "M"}
 
 
-def test_a_dimension_that_data_decide_is_no_number():
-    found = shapes("g (float[N] x) => (int64[A,B] y) { y = NonZero(x) }")
-    assert found["y"][0] == 1
-    assert not isinstance(found["y"][1], int)
+def test_a_dimension_that_depends_on_data_is_not_a_number():
+    tensors = shapes("g (float[N] x) => (int64[A,B] y) { y = NonZero(x) }")
+    assert tensors["y"][0] == 1
+    assert not isinstance(tensors["y"][1], int)
 
 
 def test_an_unknown_rank_is_no_shape():
-    found = shapes("g (float[N] x, int64[K] s) => (float y) { r = Reshape(x, s)\n y = ReduceSum<keepdims = 0>(r) }")
-    assert found["r"] is None
-    assert found["y"] == ()
+    tensors = shapes("g (float[N] x, int64[K] s) => (float y) { r = Reshape(x, s)\n y = ReduceSum<keepdims = 0>(r) }")
+    assert tensors["r"] is None
+    assert tensors["y"] == ()
 
 
 def test_wrong_shapes_that_a_model_states_do_not_win_over_what_follows_from_its_inputs():
@@ -105,8 +110,8 @@ def test_probe_shapes_hold_numbers_only():
 
 def test_more_free_dimensions_than_probes_still_infer():
     inputs = ", ".join(f"float[N{i},3] x{i}" for i in range(9))
-    found = shapes(f"g ({inputs}) => (float[A,B] y) {{ y = Identity(x0) }}")
-    assert found["y"][1] == 3
+    tensors = shapes(f"g ({inputs}) => (float[A,B] y) {{ y = Identity(x0) }}")
+    assert tensors["y"][1] == 3
 
 
 def test_types_of_weights_and_of_what_follows_are_known():
@@ -155,3 +160,32 @@ def test_inference_says_whether_it_found_anything_new():
     assert model.infer()
     assert model.shape("y") == ("N", 12)
     assert not model.infer()
+
+
+def test_passes_say_whether_they_changed_the_model():
+    text = """<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]> g (float[N,1,4,4] x) => (float[N,1,4,4] y)
+    <bool yes = {1}> {
+        a = com.microsoft.Gelu(x)
+        b = Pad<mode = "constant">(a, pads)
+        m = MaxPool<kernel_shape = [3,3]>(b)
+        y = If (yes) <then_branch = t () => (float[N,1,4,4] u) { u = Exp(m) },
+                      else_branch = e () => (float[N,1,4,4] v) { v = Neg(m) }>
+    }"""
+    proto = parser.parse_model(text)
+    pads = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(pads, "pads"))
+    small, _ = normalise(proto)
+    model = Model(ir.from_proto(small), None, "m")
+    assert model.infer()
+    passes = (
+        lambda: inline_known_branches(model),
+        lambda: decompose(model),
+        lambda: guard_padded_pools(Builder(model)),
+    )
+    assert [run() for run in passes] == [True] * 3
+    assert [run() for run in passes] == [False] * 3
+    t = Builder(model)
+    t.op("Exp", t.find("m"))
+    assert t.finish()
+    assert not Builder(model).finish()
+    assert [n.op_type for n in model.core.graph if n.op_type in {"If", "Gelu"}] == []
