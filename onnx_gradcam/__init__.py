@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .autodiff.check import check_gradients
-    from .editor.attachment import Explained, attach
+    from .editor.attachment import Explained
     from .errors import ExplainError
+    from .options import Options
+    from .runtime.attaching import attach
     from .runtime.explainer import Explainer, Explanation
 
 __version__ = "0.1.0"
@@ -18,6 +20,7 @@ __all__ = [
     "Explained",
     "Explainer",
     "Explanation",
+    "Options",
     "__version__",
     "attach",
     "check_gradients",
@@ -28,7 +31,8 @@ _HOMES = {
     "Explained": "editor.attachment",
     "Explainer": "runtime.explainer",
     "Explanation": "runtime.explainer",
-    "attach": "editor.attachment",
+    "Options": "options",
+    "attach": "runtime.attaching",
     "check_gradients": "autodiff.check",
 }
 

@@ -36,6 +36,7 @@ __all__ = [
     "Options",
     "Probabilities",
     "ScoreKind",
+    "Style",
     "TorchExporter",
     "Via",
     "Weights",
@@ -57,6 +58,7 @@ Via = Literal["reader", "tf", "torch"]
 TorchExporter = Literal["auto", "dynamo", "torchscript"]
 BatchFormat = Literal["parquet", "npz", "png"]
 Probabilities = Literal["softmax", "sigmoid", "none"]
+Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ def test_public_names():
         "Explained",
         "Explainer",
         "Explanation",
+        "Options",
         "__version__",
         "attach",
         "check_gradients",

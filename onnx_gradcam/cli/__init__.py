@@ -1,7 +1,7 @@
-"""The command line: one file a command, which parses, calls one function and prints.
+"""The command line: one file per command, which parses, calls a library function and prints.
 
-Importing this package loads nothing heavy, so that `--help` answers at once: a command imports what it works with
-when it runs.
+Importing this package loads nothing heavy, so that `--help` answers at once: a command imports what it needs when it
+runs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from onnx_gradcam import __version__
+from onnx_gradcam.errors import ExplainError
 
+from ._options import Command
+from ._output import complain, say
 from .attach import attach
 from .batch import batch
 from .compare import compare
@@ -24,12 +27,10 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
-from .group import Commands
 from .inspect import inspect
 from .kserve import kserve
 from .methods import methods
 from .ops import ops
-from .output import complain, say
 from .serve import serve
 from .triton import triton
 from .verify import verify
@@ -39,35 +40,54 @@ __all__ = ["app", "main"]
 
 _DEBUG = "ONNX_GRADCAM_DEBUG"
 
+
+class Commands(TyperGroup):
+    """All commands, in the order of their use; an `ExplainError` ends one with exit code 1, Ctrl-C with 130."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is Typer's
+        """The names in the order in which they were added."""
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ExplainError as exc:
+            if ctx.params.get("debug"):
+                raise
+            complain(str(exc))
+            raise typer.Exit(1) from exc
+        except KeyboardInterrupt as exc:
+            raise typer.Exit(130) from exc
+
+
 app = typer.Typer(
     name="onnx-gradcam",
     cls=Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Plain help: it reads the same in a terminal, a pipe and the documentation.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-_COMMANDS: dict[Callable[..., None], str] = {
-    explain: "Images that show what a classifier looks at.",
-    attach: "A model that gives its heatmap itself.",
-    inspect: "What of a model would be explained, and why.",
-    compare: "Whether models agree, and for the same reason.",
-    batch: "Millions of images, in shards, on this computer or a cluster.",
-    evaluate: "How faithful methods are, and whether they point at the objects.",
-    serve: "A model and its heatmaps on a server, over REST and gRPC.",
-    triton: "A model repository for Triton.",
-    kserve: "A manifest for KServe.",
-    web: "A web page that explains images in the browser.",
-    verify: "The gradient of an explanation, checked by small changes.",
-    methods: "The methods there are.",
-    ops: "The operators a gradient can cross.",
-    doctor: "Versions, execution providers, what is missing.",
-}
-for _command, _summary in _COMMANDS.items():
-    app.command(short_help=_summary)(_command)
-app.add_typer(export, short_help="A framework's model as ONNX, its layers by their names.")
+for _command in (
+    explain,
+    attach,
+    inspect,
+    compare,
+    batch,
+    evaluate,
+    serve,
+    triton,
+    kserve,
+    web,
+    verify,
+    methods,
+    ops,
+    doctor,
+):
+    app.command(cls=Command)(_command)
+app.add_typer(export)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - called with the option's value alone
@@ -80,14 +100,14 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - called with the opti
 def root(
     *,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help=f"Show where in the program an error arose; {_DEBUG}=1 does the same."),
+        typer.Option("--debug", help=f"Print the traceback of an error; {_DEBUG}=1 does the same."),
     ] = False,
 ) -> None:
-    """Grad-CAM for any ONNX model: see what a classifier looks at, or build the heatmap into the model itself.
+    """See what an ONNX vision model looks at, and add heatmap outputs to it.
 
     \b
     Examples:
@@ -95,7 +115,7 @@ def root(
       onnx-gradcam attach model.onnx -o explained.onnx
       onnx-gradcam inspect model.onnx
 
-    Exit codes: 0 done, 1 refused or failed (one sentence on stderr says why), 2 wrong usage.
+    Exit codes: 0 success, 1 failure (one sentence on stderr says why), 2 wrong usage.
     """  # noqa: D301 - \b keeps the lines of the example apart
     if debug:
         os.environ[_DEBUG] = "1"

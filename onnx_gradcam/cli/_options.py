@@ -116,8 +116,7 @@ Targets = Annotated[
     list[str] | None,
     option(
         "Target",
-        "Class to explain: its name, its index, or top3 for the three best. Separate several by commas, or repeat "
-        "the option. [default: predicted class]",
+        "Class to explain: name, index, or top3; several separated by commas. [default: predicted class]",
         metavar="CLASS",
     ),
 ]
@@ -125,8 +124,7 @@ MethodNames = Annotated[
     str | None,
     option(
         "Method",
-        "Method, or several separated by commas to compare them; `onnx-gradcam methods` lists them. "
-        "[default: gradcam; hirescam for segmentation and detection]",
+        "Method; several separated by commas are compared. `methods` lists them. [default: the task's own]",
         "--method",
         metavar="NAME[,NAME...]",
         autocompletion=_completed("methods"),
@@ -134,7 +132,7 @@ MethodNames = Annotated[
 ]
 Provider = Annotated[
     str,
-    option("Runtime", "Execution provider: cpu, cuda, tensorrt ...; `onnx-gradcam doctor` lists them.", metavar="NAME"),
+    option("Runtime", "Execution provider; `doctor` lists them.", metavar="NAME"),
 ]
 Threads = Annotated[int | None, option("Runtime", "Number of CPU threads. [default: all cores]", min=1, metavar="N")]
 Seed = Annotated[int, option("Runtime", "Random seed, for methods that draw random numbers.", min=0, metavar="N")]
@@ -145,7 +143,7 @@ OPTIONS: dict[str, Any] = {
         Path | None,
         option(
             "Model",
-            "Class names: a text file with one per line, or JSON (list, id2label). [default: those in the model]",
+            "Class names: text, one per line, or JSON (list, id2label). [default: those in the model]",
             metavar="FILE",
         ),
     ],
@@ -153,7 +151,7 @@ OPTIONS: dict[str, Any] = {
         list[str] | None,
         option(
             "Model",
-            "Model output with the scores; repeat it for a detector with several. (-o names the file to write.)",
+            "Model output with the scores, repeated for several. (-o names the file to write.)",
             "--output",
             metavar="NAME",
             callback=_no_file,
@@ -181,7 +179,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         option(
             "Target",
-            "Explain the lead over this class, or over the `runner-up`, instead of the score.",
+            "Explain the lead over this class, or over the `runner-up`.",
             metavar="CLASS",
         ),
     ],
@@ -189,48 +187,49 @@ OPTIONS: dict[str, Any] = {
         ScoreKind | None,
         option(
             "Target",
-            "Explain the `logit`, before a final softmax or sigmoid, or the `output` itself. [default: logit, unless "
-            "the preset differs]",
+            "Explain the logit, before a final softmax or sigmoid, or the output. [default: as the preset says]",
+            metavar="logit|output",
         ),
     ],
     "mask": Annotated[
         MaskKind | None,
         option(
             "Target",
-            "Segmentation only: sum the scores over the class's `own` mask, over `all` positions, or over an `input` "
-            "mask. [default: own]",
+            "Segmentation only: sum scores over the class's own mask, all positions, or an input. [default: own]",
+            metavar="own|all|input",
         ),
     ],
     "boxes": Annotated[
         BoxFormat | None,
         option(
             "Target",
-            "Detection only: box format: `scores` [N, boxes, classes], `yolov5` [N, boxes, 5 + classes], `yolov8` "
+            "Detection only: box format, scores [N, boxes, classes], yolov5 [N, boxes, 5 + classes] or yolov8 "
             "[N, 4 + classes, boxes]. [default: scores]",
+            metavar="FORMAT",
         ),
     ],
     "box_rank": Annotated[
         int | None,
         option(
             "Target",
-            "Detection only: rank of the box among those of the class. [default: 0, the best]",
+            "Detection only: rank of the box in its class. [default: 0, the best]",
             min=0,
             metavar="RANK",
         ),
     ],
     "box": Annotated[
         int | None,
-        option("Target", "Detection only: index of the box, instead of a rank.", min=0, metavar="INDEX"),
+        option("Target", "Detection only: index of the box.", min=0, metavar="INDEX"),
     ],
     "reference": Annotated[
         Path | None,
-        option("Target", "Embedding only: image to compare with, or embedding in a .npy file.", metavar="FILE"),
+        option("Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE"),
     ],
     "method": Annotated[
         str | None,
         option(
             "Method",
-            "Method; `onnx-gradcam methods` lists them. [default: gradcam; hirescam for segmentation and detection]",
+            "Method; `methods` lists them. [default: the task's own, gradcam for classifiers]",
             metavar="NAME",
             autocompletion=_completed("methods"),
         ),
@@ -239,7 +238,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         option(
             "Method",
-            "Library whose conventions to follow; `onnx-gradcam methods --presets` lists them. [default: default]",
+            "Library whose conventions to follow; `methods --presets` lists them.",
             metavar="NAME",
             autocompletion=_completed("presets"),
         ),
@@ -248,39 +247,40 @@ OPTIONS: dict[str, Any] = {
         list[str] | None,
         option(
             "Method",
-            "Layer to explain, as `onnx-gradcam inspect` lists them; repeat it to combine several. [default: the last "
-            "with spatial positions]",
+            "Layer to explain, as `inspect` lists them; repeat it to combine several. [default: automatic]",
             metavar="NAME",
         ),
     ],
     "combine": Annotated[
         Combine | None,
-        option("Method", "How the heatmaps of several layers become one. [default: mean, unless the preset differs]"),
+        option("Method", "How heatmaps of several layers become one. [default: mean]", metavar="mean|max|product"),
     ],
     "weights": Annotated[
         Weights | None,
         option(
             "Method",
-            "How channel weights are computed: `linear` in closed form, by `gradient`, or by `finite` differences. "
-            "[default: the first that applies]",
+            "How channel weights are computed: linear (closed form), gradient, or finite (differences). "
+            "[default: auto, the first that applies]",
+            metavar="KIND",
         ),
     ],
     "modifier": Annotated[
         ModifierName | None,
-        option("Method", "How rectifiers pass the gradient back. [default: as method and preset say]"),
+        option("Method", "How rectifiers pass the gradient back. [default: unchanged]", metavar="guided|deconvnet"),
     ],
     "channels": Annotated[
         ChannelReduction | None,
         option(
             "Method",
-            "How the color channels of an attribution become one map. [default: max of absolute values, else sum]",
+            "How color channels of an attribution become one map. [default: max for absolute values, else sum]",
+            metavar="max|sum",
         ),
     ],
     "eigen_smooth": Annotated[
         bool | None,
         option(
             "Method",
-            "Take the leading principal component of the weighted activation maps, not their sum.",
+            "Leading principal component of the weighted maps, not their sum.",
             "--eigen-smooth",
         ),
     ],
@@ -288,8 +288,8 @@ OPTIONS: dict[str, Any] = {
         str | None,
         option(
             "Image",
-            "How an image becomes the model's input: {preprocessing}, a JSON file or a JSON object. [default: as "
-            "stored in the model]",
+            "How an image becomes the model's input: {preprocessing}, a JSON file or JSON. [default: as stored in "
+            "the model]",
             metavar="NAME|FILE|JSON",
         ),
     ],
@@ -297,8 +297,9 @@ OPTIONS: dict[str, Any] = {
         ClassInput | None,
         option(
             "Target",
-            "How clients choose the class: an `optional` input, a `required` one, `none` to fix it now, or `all` "
-            "classes at once (linear heads). [default: optional]",
+            "How clients choose the class: optional or required input, none (fixed now), or all classes at once "
+            "(linear heads). [default: optional]",
+            metavar="KIND",
         ),
     ],
     "expose_activation": Annotated[
@@ -309,14 +310,16 @@ OPTIONS: dict[str, Any] = {
         str | None,
         option(
             "Runtime",
-            "Operators to write gradients in: {profiles}. [default: portable]",
+            "Operators for gradients: {profiles}. [default: portable]",
             metavar="NAME",
             autocompletion=_completed("profiles"),
         ),
     ],
     "grad_dtype": Annotated[
         GradDtype | None,
-        option("Runtime", "Compute gradients in the dtype of the `model` or in `float32`. [default: model]"),
+        option(
+            "Runtime", "Dtype of gradients: that of the model, or float32. [default: model]", metavar="model|float32"
+        ),
     ],
 }
 """How each field of `Options` is said on the command line."""
@@ -371,7 +374,7 @@ class Command(TyperCommand):
         for panel, records in groups.items():
             if records:
                 with formatter.section(panel):
-                    formatter.write_dl(records, col_max=26)
+                    formatter.write_dl(records, col_max=27)
 
 
 def _filled(help: str) -> str:  # noqa: A002 - typer's own word

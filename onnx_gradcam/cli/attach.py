@@ -2,166 +2,115 @@
 
 from __future__ import annotations
 
-from enum import Enum
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    Against,
-    Box,
-    Boxes,
-    BoxRank,
-    Channels,
-    Combine,
-    EigenSmooth,
-    GradDtype,
-    Image,
-    Labels,
-    Layer,
-    Mask,
-    Method,
-    ModelFile,
-    Modifier,
-    Outputs,
-    Preprocess,
-    Preset,
-    Profile,
-    Reference,
-    Score,
-    Task,
-    Weights,
-    chosen,
-    model_source,
-)
+from ._options import ModelFile, explains, model_source, option
+from ._output import say, shape, warn
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnx_gradcam import Explained
 
 __all__ = ["attach"]
 
 
-class ClassInput(str, Enum):
-    """How the explained model is told the class."""
-
-    OPTIONAL = "optional"
-    REQUIRED = "required"
-    NONE = "none"
-    ALL = "all"
-
-
+@explains()
 def attach(
     model: ModelFile,
     *,
     out: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="FILE",
-            help="The explained model to write; - is standard output.",
-            show_default=False,
-        ),
+        option("Output", "File to write; - is standard output.", "-o", "--out", metavar="FILE", show_default=False),
     ],
-    layer: Layer = None,
-    method: Method = None,
-    preset: Preset = None,
-    modifier: Modifier = None,
-    channels: Channels = None,
-    combine: Combine = None,
-    eigen_smooth: EigenSmooth = False,
-    against: Against = None,
-    weights: Weights = None,
-    profile: Profile = None,
-    grad_dtype: GradDtype = None,
-    score: Score = None,
-    output: Outputs = None,
-    task: Task = None,
-    mask: Mask = None,
-    boxes: Boxes = None,
-    box_rank: BoxRank = None,
-    box: Box = None,
-    reference: Reference = None,
-    image_input: Image = None,
-    class_input: Annotated[
-        ClassInput,
-        typer.Option(
-            help="How the class is chosen when the model runs: an `optional` input target_class (left out or -1: the "
-            "class with the highest score), a `required` one (for servers that cannot feed an optional input), `none`: "
-            "the class is fixed now, or `all`: the maps of all classes at once, where the head is linear."
-        ),
-    ] = ClassInput.OPTIONAL,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CLASS",
-            help="With --class-input none: the class to explain, its number or its name. [default: the class with the "
-            "highest score]",
-        ),
-    ] = None,
-    expose_activation: Annotated[
-        bool, typer.Option("--expose-activation", help="Give out the activation maps of the layer as well.")
-    ] = False,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
     check: Annotated[
         bool | None,
-        typer.Option(
+        option(
+            "Output",
+            "Run both models on a random input and refuse to write if an original output changed. [default: check, "
+            "unless the weights exceed 1 GB]",
             "--check/--no-check",
-            help="Run both models on a random input and refuse to write the explained one if an original output "
-            "changed. [default: check, unless the weights are larger than 1 GB]",
             show_default=False,
         ),
     ] = None,
+    choices: dict[str, Any],
 ) -> None:
-    """Build the heatmap into a model: its own inputs and outputs stay, heatmap, cam and heatmap_class are added.
+    """Add heatmap outputs to a model.
+
+    The explained model is an ordinary ONNX file: its own inputs and outputs, and heatmap, cam and heatmap_class beside
+    them. It stores class names and preprocessing, so that `explain` needs neither.
 
     \b
     Examples:
       onnx-gradcam attach model.onnx -o explained.onnx
       onnx-gradcam attach model.onnx -o explained.onnx --labels names.txt --preprocess torchvision
-      onnx-gradcam attach model.onnx -o tabby.onnx --class-input none --target 281
-
-    The result is an ordinary ONNX file that runs wherever the original runs. It keeps class names and preprocessing,
-    so that `explain` needs neither any more.
+      onnx-gradcam attach model.onnx -o tabby.onnx --class-input none --target tabby
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    if target is not None and class_input is not ClassInput.NONE:
+    if choices.get("target") is not None and choices.get("class_input") != "none":
         raise typer.BadParameter(
-            "it fixes the class for good, which takes --class-input none; without that, the class is chosen when the "
-            "model runs.",
+            "it fixes the class in the model, which takes --class-input none; without it, the class is chosen when "
+            "the model runs.",
             param_hint="--target",
         )
     if model != "-" and out.resolve() == Path(model).resolve():
         raise typer.BadParameter("this is the model itself; choose another name.", param_hint="-o")
-    from .attaching import run  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam import attach as attach_to  # noqa: PLC0415 - --help must not wait for it
 
-    run(
-        model_source(model),
-        out,
-        target=target,
-        check=check,
-        labels=labels,
-        preprocess=preprocess,
-        class_input=class_input.value,
-        expose_activation=expose_activation,
-        **chosen(
-            layer=layer,
-            method=method,
-            preset=preset,
-            modifier=modifier,
-            channels=channels,
-            combine=combine,
-            eigen_smooth=eigen_smooth or None,
-            against=against,
-            weights=weights,
-            profile=profile,
-            grad_dtype=grad_dtype,
-            score=score,
-            output=output,
-            task=task,
-            mask=mask,
-            boxes=boxes,
-            box_rank=box_rank,
-            box=box,
-            reference=reference,
-            image=image_input,
-        ),
+    explained = attach_to(model_source(model), check=check, **choices)
+    if str(out) == "-":
+        _to_stdout(explained.to_proto())
+    else:
+        explained.save(out)
+        _report(out, explained, choices.get("target"))
+    for warning in explained.warnings:
+        warn(warning)
+
+
+def _to_stdout(proto: onnx.ModelProto) -> None:
+    from onnx_gradcam.errors import InputError  # noqa: PLC0415 - --help must not wait for it
+
+    if any(len(tensor.external_data) for tensor in proto.graph.initializer):
+        raise InputError(
+            "the model's weights are stored in another file, which standard output cannot hold; name a file with -o"
+        )
+    sys.stdout.buffer.write(proto.SerializeToString())
+    sys.stdout.buffer.flush()
+
+
+def _report(out: Path, explained: Explained, target: str | None) -> None:
+    metadata = explained.metadata
+    shapes = {str(value.name): _sizes(value) for value in explained.model.core.graph.outputs}
+    added = [f"{name} {shape(shapes[name])}" for name in (metadata.heatmap, metadata.cam, metadata.heatmap_class)]
+    say(f"{out}: the model with the outputs {', '.join(added)} added.")
+    say(f"Layer {metadata.target_tensor!r}: {explained.reason}.")
+    choice = _class_choice(explained, target)
+    say(f"Method {metadata.method}, weights {metadata.weights}, score {metadata.score_tensor!r}; {choice}.")
+    if metadata.target_tensor in shapes:
+        say(f"Activation maps: output {metadata.target_tensor!r} {shape(shapes[metadata.target_tensor])}.")
+    stored = {"class names": metadata.labels, "preprocessing": metadata.preprocessing}
+    names = [name for name, value in stored.items() if value is not None]
+    say(
+        f"Stored in the model: {' and '.join(names)}." if names else "The model stores no class names or preprocessing."
     )
+    if explained.difference is not None:
+        say(f"Checked against the original on a random input: largest relative difference {explained.difference:.1g}.")
+
+
+def _class_choice(explained: Explained, target: str | None) -> str:
+    metadata = explained.metadata
+    if metadata.class_input:
+        return f"the class is chosen by the input {metadata.class_input!r}"
+    if metadata.all_classes:
+        return "all classes are explained at once"
+    return "the predicted class is explained" if target is None else f"class {target} is explained"
+
+
+def _sizes(value: Any) -> list[int | str | None] | None:
+    """The sizes of an ONNX IR value; free ones by their symbol."""
+    if value.shape is None:
+        return None
+    return [size if isinstance(size, int) else size.value for size in value.shape]

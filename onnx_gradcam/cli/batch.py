@@ -10,8 +10,8 @@ import typer
 from onnx_gradcam.options import BatchFormat
 
 from ._options import Provider, Targets, Threads, explains, option
-from .output import complain, say, warn
-from .progress import rate
+from ._output import complain, say, warn
+from ._progress import rate
 
 __all__ = ["batch"]
 

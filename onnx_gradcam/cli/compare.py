@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ._images import find_images
 from ._options import Json, option
-from .output import complain, say, say_json, table, warn
-from .progress import progress
-from .sources import find_images
+from ._output import complain, say, say_json, table, warn
+from ._progress import progress
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.comparison import Comparison, Summary

@@ -8,8 +8,8 @@ from typing import Any
 
 from onnx_gradcam import __version__
 
-from .options import Json
-from .output import say, say_json, table
+from ._options import Json
+from ._output import say, say_json, table
 
 __all__ = ["doctor"]
 

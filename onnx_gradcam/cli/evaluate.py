@@ -9,10 +9,10 @@ import typer
 
 from onnx_gradcam.options import Options
 
+from ._images import find_images
 from ._options import OPTIONS, Json, ModelFile, Provider, Threads, explains, model_source, names, option
-from .output import complain, say, say_json, table, warn
-from .progress import progress
-from .sources import find_images
+from ._output import complain, say, say_json, table, warn
+from ._progress import progress
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.experiment import Evaluation, Mean

@@ -2,266 +2,381 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    Against,
-    Box,
-    Boxes,
-    BoxRank,
-    Channels,
-    Combine,
-    EigenSmooth,
-    GradDtype,
-    Image,
+from onnx_gradcam.options import Style
+
+from ._images import Place, find_images, places
+from ._options import (
+    ImagesArgument,
     Json,
-    Labels,
-    Layer,
-    Mask,
+    MethodNames,
     ModelFile,
-    Modifier,
-    Outputs,
-    Preprocess,
-    Preset,
-    Profile,
-    Reference,
-    Score,
-    StyleKind,
-    Task,
-    Weights,
-    chosen,
+    Provider,
+    Seed,
+    Targets,
+    Threads,
+    explains,
     model_source,
+    names,
+    option,
 )
+from ._output import complain, finite, say, say_json, table, warn
+from ._progress import bars
+
+if TYPE_CHECKING:
+    from onnx_gradcam import Explainer, Explanation
+    from onnx_gradcam.files import Drafts
+    from onnx_gradcam.runtime.explanation import Target
 
 __all__ = ["explain"]
 
 
+@explains(without=("method", "target", "class_input", "expose_activation"))
 def explain(
     model: ModelFile,
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGES",
-            help="Images, folders of images, quoted patterns such as 'photos/*.jpg', or - for an image on "
-            "standard input.",
-            show_default=False,
-        ),
-    ],
+    images: ImagesArgument,
     *,
+    target: Targets = None,
+    methods: MethodNames = None,
+    region: Annotated[
+        Path | None,
+        option(
+            "Target",
+            "With --mask input: image that is not black where to explain.",
+            metavar="FILE",
+        ),
+    ] = None,
+    augment: Annotated[
+        bool, option("Image", "Average six explanations: mirrored or not, three brightnesses.", "--augment")
+    ] = False,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    batch_size: Annotated[
+        int,
+        option(
+            "Runtime", "Images per run; rows per run for methods that run the model many times.", min=1, metavar="N"
+        ),
+    ] = 8,
+    seed: Seed = 0,
     out: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Output",
+            "Image to write (- is standard output), or folder for several. [default: NAME_gradcam.png]",
             "-o",
             "--out",
             metavar="FILE|FOLDER",
-            help="The image to write (- is standard output), or the folder for one image each. By default "
-            "NAME_gradcam.png in the current folder; with --json no image is written unless this is given.",
         ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CLASS",
-            help="The class to explain: its number, its name, or top3 for the three with the highest scores. Give it "
-            "several times for several classes. [default: the class with the highest score]",
-        ),
-    ] = None,
-    labels: Labels = None,
-    preprocess: Preprocess = None,
-    layer: Layer = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[,NAME...]",
-            help="How the heatmap is made; `methods` lists them. Several, with commas between, are shown together. "
-            "[default: gradcam]",
-        ),
-    ] = None,
-    preset: Preset = None,
-    modifier: Modifier = None,
-    channels: Channels = None,
-    combine: Combine = None,
-    eigen_smooth: EigenSmooth = False,
-    against: Against = None,
-    weights: Weights = None,
-    profile: Profile = None,
-    grad_dtype: GradDtype = None,
-    score: Score = None,
-    output: Outputs = None,
-    task: Task = None,
-    mask: Mask = None,
-    boxes: Boxes = None,
-    box_rank: BoxRank = None,
-    box: Box = None,
-    reference: Reference = None,
-    region: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Of a segmentation with --mask input: where to explain, an image that is not black there; it is "
-            "stretched over what the model sees.",
-        ),
-    ] = None,
-    image_input: Image = None,
-    provider: Annotated[
-        str, typer.Option(metavar="NAME", help="Where to run: cpu, cuda, tensorrt ...; `doctor` lists what is there.")
-    ] = "cpu",
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many images to run at once; for methods that run the model many times, how many of its runs.",
-        ),
-    ] = 8,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of the random numbers, for methods that use some.")
-    ] = 0,
-    augment: Annotated[
-        bool,
-        typer.Option(
-            "--augment",
-            help="Explain each image six times, mirrored or not and in three strengths, and show the mean.",
-        ),
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processor threads. [default: all cores]")
     ] = None,
     style: Annotated[
-        StyleKind,
-        typer.Option(
-            help="How the heatmap is shown: colours over the photo (`overlay`), the rest darkened (`mask`), a line "
-            "around what is hot (`contour`), the `box` of the largest hot region, the colours alone that fade out "
-            "(`alpha`, one transparent image), or the raw map with its negative values (`signed`)."
+        Style,
+        option(
+            "Output",
+            "How to show the heatmap: overlay, mask (rest darkened), contour, box, alpha (transparent), or signed "
+            "(negative values too).",
+            metavar="STYLE",
         ),
-    ] = StyleKind.OVERLAY,
+    ] = "overlay",
     threshold: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "Output",
+            "For mask, contour, box: fraction of the maximum that counts. [default: 0.5]",
             metavar="0..1",
-            help="For mask, contour and box: hot is what reaches this part of the heatmap's largest value. "
-            "[default: 0.5]",
         ),
     ] = None,
     top_percent: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="For mask, contour and box: so much of the image is hot instead."),
+        option("Output", "For mask, contour, box: percentage of the pixels that count.", metavar="PERCENT"),
     ] = None,
     colormap: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The heatmap's colours: jet, turbo, viridis, inferno, magma ... [default: jet; bwr for signed]",
-        ),
+        option("Output", "Colormap, such as turbo or viridis. [default: jet; bwr for signed]", metavar="NAME"),
     ] = None,
     opacity: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "Output",
+            "Opacity of the heatmap. [default: 0.5, or as the preset draws]",
             min=0,
             max=1,
             metavar="0..1",
-            help="How strongly the heatmap, or the darkness of a mask, covers the photo. [default: 0.5; with --preset "
-            "as that library draws it, unless colours, opacity or style are given]",
         ),
     ] = None,
     npy: Annotated[
-        bool,
-        typer.Option(
-            "--npy",
-            help="Write each heatmap as an array too, NAME_CLASS.npy: float32 [height, width] of the model's input, "
-            "values 0 to 1.",
-        ),
+        bool, option("Output", "Write each heatmap as NAME_CLASS.npy: float32 [height, width] in [0, 1].", "--npy")
     ] = False,
     npz: Annotated[
-        bool,
-        typer.Option(
-            "--npz",
-            help="Write one archive for each image too, NAME.npz, with `heatmap` [classes, height, width], the raw "
-            "`cam` [classes, h, w], `classes` and `scores`.",
-        ),
+        bool, option("Output", "Write heatmaps, raw maps, classes and scores as NAME.npz.", "--npz")
     ] = False,
     arrays: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where --npy and --npz write. [default: beside the image]"),
+        option("Output", "Folder for --npy and --npz. [default: beside the image]", metavar="FOLDER"),
     ] = None,
     as_json: Json = False,
+    choices: dict[str, Any],
 ) -> None:
-    """See what a classifier looks at: the photo, and beside it one heatmap for each class.
+    """Draw heatmaps of what a model looks at.
+
+    MODEL is any ONNX classifier, or one that `attach` has explained. An image that cannot be read is reported, the
+    others are explained, and the exit code is 1.
 
     \b
     Examples:
       onnx-gradcam explain model.onnx photo.jpg -o out.png --preprocess torchvision --labels names.txt
-      onnx-gradcam explain model.onnx photo.jpg --target "tabby" --target 243
+      onnx-gradcam explain model.onnx photo.jpg --target tabby,boxer
       onnx-gradcam explain model.onnx photos/ -o heatmaps/ --target top3
       onnx-gradcam explain model.onnx photo.jpg --method gradcam,hirescam,layercam
-      onnx-gradcam explain model.onnx photo.jpg --style box --top-percent 20
       onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
-
-    MODEL may be any ONNX classifier, or one that `attach` has explained already. An image that cannot be read is
-    reported, the others go on, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
+    _check_usage(model, images, out, arrays, as_json=as_json, writes_arrays=npy or npz)
+    regions = {"--threshold": threshold, "--top-percent": top_percent}
+    _check_regions(style, [flag for flag, value in regions.items() if value is not None])
+    look = {
+        "style": style,
+        "colormap": colormap,
+        "opacity": opacity,
+        "threshold": threshold,
+        "top_percent": top_percent,
+    }
+    job = _Job(
+        images=find_images(images),
+        targets=list(target or ()),
+        out=out,
+        draw=out is not None or not as_json,
+        npy=npy,
+        npz=npz,
+        as_json=as_json,
+        batch_size=batch_size,
+        look={name: value for name, value in look.items() if value is not None},
+    )
+    arguments = {"provider": provider, "seed": seed, "augment": augment, "batch_size": batch_size, **choices}
+    arguments |= {name: value for name, value in {"threads": threads, "region": region}.items() if value is not None}
+    _run(job, model, names(methods, "--method"), places(job.images, out, arrays), arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What to write of the explanations; the fields are the command's options."""
+
+    images: Sequence[str]
+    targets: list[str]
+    out: str | None
+    draw: bool
+    npy: bool
+    npz: bool
+    as_json: bool
+    batch_size: int
+    look: Mapping[str, Any]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether standard output is for something else than sentences."""
+        return self.as_json or self.out == "-"
+
+
+def _check_usage(
+    model: str, images: Sequence[str], out: str | None, arrays: Path | None, *, as_json: bool, writes_arrays: bool
+) -> None:
     if model == "-" and "-" in images:
         raise typer.BadParameter("standard input cannot be both the model and an image.", param_hint="IMAGES")
     if out == "-" and as_json:
         raise typer.BadParameter("standard output cannot be both the image and JSON.", param_hint="-o")
-    if arrays is not None and not (npy or npz):
-        raise typer.BadParameter("it says where arrays go; ask for them with --npy or --npz.", param_hint="--arrays")
-    methods = method.split(",") if method else []
-    if "" in methods or len(set(methods)) < len(methods):
-        raise typer.BadParameter(f"{method!r} has an empty or a repeated name.", param_hint="--method")
-    regions = {"--threshold": threshold, "--top-percent": top_percent}
-    given = [name for name, value in regions.items() if value is not None]
-    if given and style.value not in {"mask", "contour", "box"}:
-        raise typer.BadParameter("it is for the styles mask, contour and box.", param_hint=given[0])
-    if len(given) > 1:
-        raise typer.BadParameter("it takes the place of --threshold; give one of the two.", param_hint=given[1])
-    from .explaining import Request, run  # noqa: PLC0415 - --help must not wait for it
+    if arrays is not None and not writes_arrays:
+        raise typer.BadParameter("it is for --npy and --npz; give one of them.", param_hint="--arrays")
 
-    run(
-        Request(
-            model=model_source(model),
-            name=model,
-            images=images,
-            out=out,
-            target=target,
-            draw=out is not None or not as_json,
-            npy=npy,
-            npz=npz,
-            arrays=arrays,
-            as_json=as_json,
-            batch_size=batch_size,
-            methods=methods,
-            look=chosen(style=style, colormap=colormap, opacity=opacity, threshold=threshold, top_percent=top_percent),
-        ),
-        provider=provider,
-        seed=seed,
-        augment=augment,
-        **chosen(
-            labels=labels,
-            preprocess=preprocess,
-            threads=threads,
-            layer=layer,
-            preset=preset,
-            modifier=modifier,
-            channels=channels,
-            combine=combine,
-            eigen_smooth=eigen_smooth or None,
-            against=against,
-            weights=weights,
-            profile=profile,
-            grad_dtype=grad_dtype,
-            score=score,
-            output=output,
-            task=task,
-            mask=mask,
-            boxes=boxes,
-            box_rank=box_rank,
-            box=box,
-            reference=reference,
-            region=region,
-            image=image_input,
-        ),
-    )
+
+def _check_regions(style: str, flags: Sequence[str]) -> None:
+    if flags and style not in {"mask", "contour", "box"}:
+        raise typer.BadParameter("it is for the styles mask, contour and box.", param_hint=flags[0])
+    if len(flags) > 1:
+        raise typer.BadParameter("it replaces --threshold; give one of the two.", param_hint=flags[1])
+
+
+def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place], arguments: Mapping[str, Any]) -> None:
+    from onnx_gradcam import Explainer  # noqa: PLC0415 - --help must not wait for it
+
+    _check_drawing(job, targets[0], len(methods))
+    source = model_source(model)
+    with bars("explaining", len(job.images)) as shown:
+        runs = shown.within if shown is not None else None
+        by_method = {name: {**arguments, "method": name} for name in methods} or {"": dict(arguments)}
+        explainers = {name: Explainer(source, progress=runs, **each) for name, each in by_method.items()}
+        for warning in dict.fromkeys(warning for explainer in explainers.values() for warning in explainer.warnings):
+            warn(warning)
+        reports = []
+        for report in _explained(explainers, targets, job):
+            reports.append(report)
+            if shown is not None:
+                shown.advance()
+    failed = ["error" in report for report in reports]
+    if job.as_json:
+        keys = ("target_tensor", "score_tensor", "method", "weights")
+        settings = [{key: getattr(explainer.metadata, key) for key in keys} for explainer in explainers.values()]
+        how = settings[0] if len(settings) == 1 else {"methods": settings}
+        say_json({"model": model, **how, "images": reports})
+    elif not job.quiet and not all(failed):
+        for metadata in (explainer.metadata for explainer in explainers.values()):
+            say(f"layer {metadata.target_tensor!r}, method {metadata.method}, weights {metadata.weights}")
+    if any(failed):
+        raise typer.Exit(1)
+
+
+def _explained(explainers: Mapping[str, Explainer], targets: Sequence[Place], job: _Job) -> Iterator[dict[str, Any]]:
+    """Explain the images one after another, write and print what was asked for; a report of each."""
+    from onnx_gradcam.errors import InputError  # noqa: PLC0415 - --help must not wait for it
+
+    # Every method reads the images anew, and standard input holds its image only once.
+    stdin = cache(sys.stdin.buffer.read)
+    streams = [
+        explainer.stream(
+            (stdin() if path == "-" else path for path in job.images), job.targets or None, batch_size=job.batch_size
+        )
+        for explainer in explainers.values()
+    ]
+    for image, place, *results in zip(job.images, targets, *streams, strict=True):
+        error = next((result for result in results if isinstance(result, InputError)), None)
+        if error is not None:
+            complain(str(error))
+            yield {"path": image, "error": str(error)}
+            continue
+        explanations: dict[str, Explanation] = dict(zip(explainers, results, strict=True))
+        files = _write(explanations, place, job)
+        _warn_of_blank(image, explanations)
+        if not job.quiet:
+            drawn = place.image if job.draw else None
+            (_print_short if len(job.images) > 1 else _print_whole)(image, results[0], drawn)
+        yield _report(image, explanations, files, job)
+
+
+def _check_drawing(job: _Job, place: Place, methods: int) -> None:
+    """Refuse before the model runs what could not be drawn after it."""
+    if not job.draw:
+        return
+    from onnx_gradcam.editor.targets.classes import parse_top  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.errors import InputError, near_matches  # noqa: PLC0415
+    from onnx_gradcam.images.drawing import SUFFIXES, TRANSPARENT  # noqa: PLC0415
+    from onnx_gradcam.images.masks import Look  # noqa: PLC0415
+
+    style, suffix = Look(**job.look).style, place.image.suffix
+    if job.out != "-" and suffix.lower() not in SUFFIXES:
+        near = near_matches(suffix, SUFFIXES)
+        raise InputError(f"{str(place.image)!r} has no known image suffix{near or ';'} write {', '.join(SUFFIXES)}")
+    if style != "alpha":
+        return
+    tops = [parse_top(target) for target in job.targets]
+    if methods > 1 or len(tops) > 1 or any(top is not None and top.count > 1 for top in tops):
+        raise InputError("the style alpha makes one transparent image; ask for one class and one method")
+    if job.out != "-" and suffix.lower() not in TRANSPARENT:
+        raise InputError(f"a {suffix} file holds no transparency; choose one of {', '.join(TRANSPARENT)}")
+
+
+def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> list[str | None]:
+    """Write what was asked for; the `.npy` file of each class, method by method, or `None`."""
+    import numpy as np  # noqa: PLC0415 - --help must not wait for it
+
+    from onnx_gradcam.files import Drafts, make_folder  # noqa: PLC0415
+
+    files: list[str | None] = []
+    with Drafts() as drafts:
+        if job.draw:
+            _draw(explanations, place.image, job.look, drafts)
+        if job.npy or job.npz:
+            make_folder(place.arrays.parent)
+        for method, explanation in explanations.items():
+            base = place.arrays
+            if len(explanations) > 1:
+                base = base.with_name(f"{base.name}_{method}")
+            if job.npz:
+                with drafts.file(base.with_name(f"{base.name}.npz")).open("wb") as file:
+                    np.savez_compressed(file, **_arrays(explanation))
+            for class_map in explanation.maps:
+                path = base.with_name(f"{base.name}_{class_map.target.index}.npy") if job.npy else None
+                if path is not None:
+                    with drafts.file(path).open("wb") as file:
+                        np.save(file, class_map.heatmap)
+                files.append(None if path is None else str(path))
+    return files
+
+
+def _draw(explanations: Mapping[str, Explanation], path: Path, look: Mapping[str, Any], drafts: Drafts) -> None:
+    from onnx_gradcam.files import make_folder  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.images.drawing import encode_image  # noqa: PLC0415
+    from onnx_gradcam.runtime.explanation import method_sheet  # noqa: PLC0415
+
+    (first, *_) = explanations.values()
+    drawing = first.overlay(**look) if look["style"] == "alpha" else method_sheet(explanations, **look)
+    if str(path) == "-":
+        sys.stdout.buffer.write(encode_image(drawing.pixels, ".png"))
+        sys.stdout.buffer.flush()
+        return
+    make_folder(path.parent)
+    drafts.file(path).write_bytes(encode_image(drawing.pixels, path.suffix.lower()))
+
+
+def _arrays(explanation: Explanation) -> dict[str, Any]:
+    import numpy as np  # noqa: PLC0415 - --help must not wait for it
+
+    return {
+        "heatmap": np.stack([class_map.heatmap for class_map in explanation.maps]),
+        "cam": np.stack([class_map.cam for class_map in explanation.maps]),
+        "classes": np.array([class_map.target.index for class_map in explanation.maps], np.int64),
+        "scores": np.array([class_map.target.score for class_map in explanation.maps], np.float64),
+    }
+
+
+def _report(
+    image: str, explanations: Mapping[str, Explanation], files: Sequence[str | None], job: _Job
+) -> dict[str, Any]:
+    explained: list[dict[str, Any]] = []
+    for method, explanation in explanations.items():
+        for which, class_map in enumerate(explanation.maps):
+            entry: dict[str, Any] = {"method": method} if len(explanations) > 1 else {}
+            entry |= {**_class(class_map.target), "heatmap": files[len(explained)]}
+            if job.look["style"] == "box":
+                regions = {name: job.look[name] for name in ("threshold", "top_percent") if name in job.look}
+                entry["box"] = explanation.box(which, **regions)
+            explained.append(entry)
+    (first, *_) = explanations.values()
+    return {"path": image, "top": [_class(target) for target in first.top()], "explained": explained}
+
+
+def _class(target: Target) -> dict[str, Any]:
+    return {"index": target.index, "label": target.label, "score": finite(target.score)}
+
+
+def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:
+    for method, explanation in explanations.items():
+        by = f" by {method}" if len(explanations) > 1 else ""
+        for class_map in explanation.maps:
+            if not class_map.heatmap.any():
+                label = repr(class_map.target.label)
+                warn(f"{image}: the heatmap of {label}{by} is zero everywhere: nothing here speaks for this class")
+
+
+def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:
+    """The result for a single image: its top classes and the explained ones, marked."""
+    say(f"{image} -> {drawn}" if drawn else image)
+    explained = [class_map.target for class_map in explanation.maps]
+    shown = list({target.index: target for target in (*explanation.top(), *explained)}.values())
+    marked = {target.index for target in explained}
+    rows = [
+        ("*" if target.index in marked else " ", str(target.index), target.label, f"{target.score:.4g}")
+        for target in shown
+    ]
+    say(table([("", "class", "name", "score"), *rows], right=(1, 3)))
+    say("  * explained")
+
+
+def _print_short(image: str, explanation: Explanation, drawn: Path | None) -> None:
+    """The result for one image of many, on one line."""
+    classes = ", ".join(f"{one.target.label} {one.target.score:.4g}" for one in explanation.maps)
+    say(f"{image}: {classes}" + (f" -> {drawn}" if drawn else ""))

@@ -10,8 +10,8 @@ import typer
 from onnx_gradcam.options import TorchExporter, Via
 
 from ._options import OPTIONS, Command, Json, explains, option
-from .output import say, say_json, shape, warn
-from .progress import stages
+from ._output import say, say_json, shape, warn
+from ._progress import stages
 
 if TYPE_CHECKING:
     from onnx_gradcam.exporters.finishing import Exported

@@ -10,7 +10,7 @@ import typer
 from onnx_gradcam.options import Options
 
 from ._options import Json, ModelFile, explains, model_source
-from .output import complain, say, say_json, shape, table
+from ._output import complain, say, say_json, shape, table
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.inspection import Decisions, Inspection, ScoreInfo

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._options import option
-from .output import say
+from ._output import say
 
 __all__ = ["kserve"]
 

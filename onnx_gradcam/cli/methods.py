@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json
-from .output import say, say_json, table
+from ._options import Json
+from ._output import say, say_json, table
 
 __all__ = ["methods"]
 

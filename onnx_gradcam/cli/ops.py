@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import groupby
 
-from .options import Json
-from .output import say, say_json, table
+from ._options import Json
+from ._output import say, say_json, table
 
 __all__ = ["ops"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ._options import explains, option
-from .output import say
+from ._output import say
 
 __all__ = ["triton"]
 

@@ -9,7 +9,7 @@ import typer
 from onnx_gradcam.options import Options
 
 from ._options import OPTIONS, Json, ModelFile, explains, model_source, option
-from .output import complain, finite, say, say_json
+from ._output import complain, finite, say, say_json
 
 __all__ = ["verify"]
 

@@ -10,7 +10,7 @@ import typer
 from onnx_gradcam.options import Probabilities
 
 from ._options import explains, option
-from .output import say
+from ._output import say
 
 __all__ = ["web"]
 

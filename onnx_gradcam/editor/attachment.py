@@ -1,9 +1,4 @@
-"""The one composition: a model goes in, the same model with a heatmap comes out.
-
-`plan` has decided what is explained and how; `quantities` appends what the method asks for.
-
-Explained models for runtimes that cannot feed an optional input.
-"""
+"""Carry out a plan: append the method and its outputs to the graph, and describe them in the metadata."""
 
 from __future__ import annotations
 
@@ -37,19 +32,21 @@ __all__ = ["Explained", "attach", "describe", "with_required_class"]
 
 @dataclass(eq=False)
 class Explained:
-    """An explained model.
+    """An explained model: the original with heatmap outputs.
 
     Attributes:
-        model: the model with the explanation in it.
-        metadata: what it says of itself.
+        model: the model.
+        metadata: how it was explained; also stored in the model.
         reason: why this layer, in words.
         warnings: what the user should know.
+        difference: largest relative difference of the original outputs, if both models were run.
     """
 
     model: Model
     metadata: Metadata
     reason: str
     warnings: list[str] = field(default_factory=list)
+    difference: float | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the model; see `Model.save`."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypedDict, get_args
+from typing import Any, Final, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError, near_matches
+from onnx_gradcam.options import Style
 
 from .decoding import Image, check_image, cv2_module
 from .drawing import check_colormap, check_same_size, colorize, overlay
 
-__all__ = ["STYLES", "Look", "LookChoices", "Style", "hot_box", "hot_region"]
+__all__ = ["STYLES", "Look", "LookChoices", "hot_box", "hot_region"]
 
-Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed"]
 STYLES: Final = get_args(Style)
 """The styles of showing a heatmap; see `Look`."""
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.editor.targets.classes import Top, check_labels, expanded, find_class, parse_top, read_labels
+from onnx_gradcam.editor.targets.classes import (
+    Top,
+    check_labels,
+    expanded,
+    find_class,
+    parse_top,
+    read_labels,
+    separated,
+)
 from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
@@ -250,7 +258,7 @@ class Explainer:
         several = [target] if isinstance(target, (int, str, np.integer)) else list(target)
         if not several:
             raise TargetError("the list of classes is empty; name one, or give None for the predicted class")
-        targets = [parse_top(one) or self._index(one) for one in several]
+        targets = [parse_top(one) or self._index(one) for one in separated(several, self.labels)]
         if not self.metadata.class_input and not self.metadata.all_classes:
             raise TargetError("the class is fixed in this model; start from the original model to choose another")
         return targets

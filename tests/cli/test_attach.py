@@ -7,8 +7,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from onnx_gradcam.cli import attaching
 from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.runtime import attaching
 
 from .conftest import LABELS, PREPROCESS, refused, small_classifier
 

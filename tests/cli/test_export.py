@@ -132,7 +132,7 @@ def test_files_that_are_not_there(arguments, words, call):
 
 
 def test_the_bar_is_for_terminals(monkeypatch, call, classifier):
-    monkeypatch.setattr("onnx_gradcam.cli.progress._at_a_terminal", lambda: True)
+    monkeypatch.setattr("onnx_gradcam.cli._progress._at_a_terminal", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     result = call("export", "onnx", classifier, "-o", "m.onnx", "--json")

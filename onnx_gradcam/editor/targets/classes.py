@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.files import read_text
 
-__all__ = ["Top", "check_labels", "expanded", "find_class", "find_label", "parse_top", "read_labels"]
+__all__ = ["Top", "check_labels", "expanded", "find_class", "find_label", "parse_top", "read_labels", "separated"]
 
 _TOP = re.compile(r"top([0-9]{1,9})")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -155,6 +155,24 @@ def expanded(wanted: Sequence[int | Top], scores: npt.NDArray[Any], best: int) -
         asked = order[: one.count] if isinstance(one, Top) else [one]
         classes += [c for c in asked if c not in classes]
     return classes
+
+
+def separated(targets: Sequence[int | str], labels: Sequence[str] | None) -> list[int | str]:
+    """Several classes written with commas between, one by one; a class name with commas stays whole.
+
+    Example::
+
+        separated(["boxer,tabby", "tench, Tinca tinca", 3], ["tench, Tinca tinca", "boxer", "tabby"])
+        # ["boxer", "tabby", "tench, Tinca tinca", 3]
+    """
+    plain = {_plain(label) for label in labels or ()}
+    parts: list[int | str] = []
+    for target in targets:
+        if isinstance(target, str) and "," in target and _plain(target) not in plain:
+            parts += [part.strip() for part in target.split(",")]
+        else:
+            parts.append(target)
+    return parts
 
 
 def find_class(wanted: int | str, labels: Sequence[str] | None) -> int:

@@ -1,0 +1,141 @@
+"""Attach an explanation to a model, and check by a run that the model's own outputs stay what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy.typing as npt
+import onnx
+
+from onnx_gradcam.editor.attachment import Explained
+from onnx_gradcam.editor.attachment import attach as attach_only
+from onnx_gradcam.errors import ModelError
+from onnx_gradcam.graph.shapes import TensorInfo
+from onnx_gradcam.images.preprocessing import parse_preprocessing
+from onnx_gradcam.options import Options
+
+from .agreement import Precision, check_agreement, random_feeds
+from .choices import resolve_choices
+from .session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnx_gradcam.options import Choices
+
+__all__ = ["attach"]
+
+Array = npt.NDArray[Any]
+
+_LARGEST_CHECKED = 10**9
+"""Bytes of weights above which both models are run only on request."""
+
+
+def attach(
+    source: str | Path | bytes | onnx.ModelProto,
+    options: Options | None = None,
+    *,
+    check: bool | None = False,
+    **choices: Unpack[Choices],
+) -> Explained:
+    """Add heatmap outputs to a model.
+
+    Args:
+        source: path, bytes or proto of the model.
+        options: what to explain and how.
+        check: run the original and the explained model on one random input and compare the original outputs; `None`
+            does so unless the weights exceed 1 GB.
+        choices: fields of `Options`, in place of those of `options`; `reference` may also be an image or a `.npy` file.
+
+    Returns:
+        The explained model: its own inputs and outputs, an input `target_class`, and the outputs `heatmap`, `float32
+        [N, H, W]` in [0, 1], `cam`, `float32 [N, h, w]`, and `heatmap_class`, `int64 [N]`.
+
+    Raises:
+        InputError: an option, class name or preprocessing that is not possible.
+        ModelError: the file is not a usable model, or an original output changed.
+        TargetError: what was asked for is not in the model.
+        UnsupportedError: the model cannot be explained this way.
+
+    Example::
+
+        attach("model.onnx", labels="labels.txt", preprocess="torchvision").save("explained.onnx")
+    """
+    settings = options or Options()
+    if choices.get("reference") is not None:
+        labels, preprocess = choices.get("labels", settings.labels), choices.get("preprocess", settings.preprocess)
+        choices = cast("Choices", resolve_choices(source, choices, labels, preprocess))
+    explained = attach_only(source, settings.replaced(choices))
+    _check_preprocessing(explained)
+    if check is None:
+        size = _weight_bytes(explained)
+        check = size <= _LARGEST_CHECKED
+        if not check:
+            explained.warnings.append(f"not checked against the original, for its {size / 1e9:.1f} GB of weights")
+    return replace(explained, difference=_compared(source, explained)) if check else explained
+
+
+def _check_preprocessing(explained: Explained) -> None:
+    """Refuse a description that contradicts the model now, and not when the first image comes."""
+    metadata, model = explained.metadata, explained.model
+    if metadata.preprocessing is not None:
+        dtype = str(model.info(metadata.image_input).dtype)
+        described = parse_preprocessing(metadata.preprocessing)
+        described.for_input(metadata.layout, model.shape(metadata.image_input), dtype)
+
+
+def _weight_bytes(explained: Explained) -> int:
+    initializers = explained.model.core.graph.initializers.values()
+    return sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
+
+
+def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained) -> float:
+    """The largest relative difference of the original outputs on a random input.
+
+    Raises:
+        ModelError: they differ, or one of the two models does not run.
+    """
+    model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else source
+    # One after the other: both at once would hold the weights twice.
+    try:
+        feeds, original = _random_run(model, explained, {})
+    except ModelError as exc:
+        raise ModelError(f"the original does not run: {exc}; attach without the check") from exc
+    try:
+        _, results = _random_run(explained.to_proto().SerializeToString(), explained, feeds)
+        return check_agreement(original, results, _precision(explained))
+    except ModelError as exc:
+        raise ModelError(f"the explained model does not match the original: {exc}; attach without the check") from exc
+
+
+def _random_run(
+    model: str | Path | bytes, explained: Explained, feeds: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Run one of the two models on `feeds`, and on random values for its other inputs; its feeds and its outputs."""
+    folder = explained.model.folder if isinstance(model, bytes) else None
+    session = Session(model, folder=folder, disabled_optimizers=explained.metadata.disabled_optimizers)
+    missing = [info for info in session.inputs if info.name not in feeds]
+    complete = {**feeds, **random_feeds(missing, _input_shapes(session, explained))}
+    return complete, session.run(complete)
+
+
+def _input_shapes(session: Session, explained: Explained) -> dict[str, Sequence[int]]:
+    """A shape for every input; free dimensions as shape inference probed them, else one."""
+    metadata = explained.metadata
+    probed = {info.name: explained.model.info(info.name).probe_shape for info in session.inputs}
+    rows = (probed[metadata.image_input] or (1,))[0]
+    shapes: dict[str, Sequence[int]] = {}
+    for info in session.inputs:
+        free = [size if isinstance(size, int) else 1 for size in info.shape]
+        shapes[info.name] = (rows,) if info.name == metadata.class_input else probed[info.name] or free
+    return shapes
+
+
+def _precision(explained: Explained) -> Precision:
+    if any(node.op_type == "QuantizeLinear" for node in explained.model.core.graph):
+        return "quantised"
+    types = {TensorInfo.of(value).elem_type for value in explained.model.tensors()}
+    return "float16" if onnx.TensorProto.FLOAT16 in types else "float32"
