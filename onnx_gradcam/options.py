@@ -10,15 +10,16 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
-import numpy.typing as npt
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, get_origin
 
 from .errors import InputError, near_matches
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
 
     from .images.preprocessing import Preprocessing
 
@@ -147,7 +148,7 @@ class Options:
         for name in ("layer", "output"):
             _check_names(name, getattr(self, name), optional=name == "output")
         for name in ("eigen_smooth", "expose_activation"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
+            if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; give True or False")
         for name in ("box_rank", "box"):
             _check_index(name, getattr(self, name), optional=name == "box")
@@ -228,15 +229,13 @@ def check_word(name: str, value: object, words: Sequence[object]) -> None:
 @functools.cache
 def _words() -> dict[str, tuple[object, ...]]:
     """The words of every field that takes one of a fixed set."""
-    hints = get_type_hints(Options, localns={"Path": str, "Preprocessing": object})
-    found = {}
-    for name, hint in hints.items():
-        parts = get_args(hint) if get_origin(hint) is not Literal else (hint,)
-        literals = [part for part in parts if get_origin(part) is Literal]
-        if literals:
-            empty = (None,) if type(None) in parts else ()
-            found[name] = (*get_args(Union[tuple(literals)] if len(literals) > 1 else literals[0]), *empty)  # noqa: UP007
-    return found
+    words: dict[str, tuple[object, ...]] = {}
+    for field in dataclasses.fields(Options):
+        name, _, rest = str(field.type).partition(" | ")
+        literal = globals().get(name)
+        if get_origin(literal) is Literal:
+            words[field.name] = (*get_args(literal), None) if rest == "None" else get_args(literal)
+    return words
 
 
 def _check_text(name: str, value: object, *, optional: bool = False) -> None:
@@ -262,12 +261,12 @@ def _check_names(name: str, value: object, *, optional: bool) -> None:
 def _check_index(name: str, value: object, *, optional: bool) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise InputError(f"{name} is {_shortened(value)}; give an integer from 0 on")
 
 
 def _check_class(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer, str, type(None))) or value == "":
+    if isinstance(value, bool) or not isinstance(value, (Integral, str, type(None))) or value == "":
         raise InputError(f"{name} is {_shortened(value)}; give the index or the name of a class")
 
 

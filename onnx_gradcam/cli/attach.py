@@ -106,7 +106,7 @@ def _class_choice(explained: Explained, target: str | None) -> str:
         return f"the class is chosen by the input {metadata.class_input!r}"
     if metadata.all_classes:
         return "all classes are explained at once"
-    return "the predicted class is explained" if target is None else f"class {target} is explained"
+    return "the predicted class is explained" if target is None else f"class {target!r} is explained"
 
 
 def _sizes(value: Any) -> list[int | str | None] | None:

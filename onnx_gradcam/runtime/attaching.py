@@ -74,7 +74,9 @@ def attach(
         size = _weight_bytes(explained)
         check = size <= _LARGEST_CHECKED
         if not check:
-            explained.warnings.append(f"not checked against the original, for its {size / 1e9:.1f} GB of weights")
+            explained.warnings.append(
+                f"not checked against the original, for its {size / 1e9:.1f} GB of weights; --check does it"
+            )
     return replace(explained, difference=_compared(source, explained)) if check else explained
 
 
@@ -103,12 +105,16 @@ def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained
     try:
         feeds, original = _random_run(model, explained, {})
     except ModelError as exc:
-        raise ModelError(f"the original does not run: {exc}; attach without the check") from exc
+        raise ModelError(
+            f"the original does not run: {exc}; nothing was written (--no-check writes it anyway)"
+        ) from exc
     try:
         _, results = _random_run(explained.to_proto().SerializeToString(), explained, feeds)
         return check_agreement(original, results, _precision(explained))
     except ModelError as exc:
-        raise ModelError(f"the explained model does not match the original: {exc}; attach without the check") from exc
+        raise ModelError(
+            f"the explained model does not match the original: {exc}; nothing was written (--no-check writes it anyway)"
+        ) from exc
 
 
 def _random_run(

@@ -31,11 +31,15 @@ def test_writes_a_model_with_the_original_outputs_and_says_what_it_did(call, cla
     assert heatmap.shape == cam.shape == (2, 16, 16)
     np.testing.assert_array_equal(classes, original.argmax(1))
     lines = result.stdout.splitlines()
-    assert lines[0] == "e.onnx: the model with heatmap [N, 16, 16], cam [N, 16, 16], heatmap_class [N] added."
+    assert (
+        lines[0] == "e.onnx: the model with the outputs heatmap [N, 16, 16], cam [N, 16, 16], heatmap_class [N] added."
+    )
     assert lines[1].startswith("Layer 'active': the last tensor with spatial extent (16x16) on every path")
-    assert lines[2] == "Method gradcam, weights linear, score 'logits'; the class comes from the input 'target_class'."
-    assert lines[3] == "It carries neither class names nor preprocessing."
-    assert lines[4].startswith("Its own outputs agree with the original's on a random input")
+    assert (
+        lines[2] == "Method gradcam, weights linear, score 'logits'; the class is chosen by the input 'target_class'."
+    )
+    assert lines[3] == "Stored in the model: neither class names nor preprocessing."
+    assert lines[4].startswith("Checked against the original on a random input")
 
 
 def test_the_profile_is_written_down_and_the_map_is_the_same(call, classifier, here):
@@ -57,7 +61,7 @@ def test_the_type_of_the_gradient_is_written_down(call, classifier, here):
 
 def test_class_that_is_fixed_by_name(call, classifier, labels):
     result = call("attach", classifier, "-o", "e.onnx", "--class-input", "none", "--target", "Blue", "--labels", labels)
-    assert "class 2 is explained" in result.stdout
+    assert "class 'Blue' is explained" in result.stdout
     runnable = session("e.onnx")
     assert [i.name for i in runnable.get_inputs()] == ["image"]
     assert runnable.run(["heatmap_class"], feeds())[0].tolist() == [2, 2]
@@ -82,7 +86,7 @@ def test_class_input_required(call, classifier):
 
 def test_expose_activation(call, classifier):
     result = call("attach", classifier, "-o", "e.onnx", "--expose-activation")
-    assert "The activation maps are given out as 'active' [N, 4, 16, 16]." in result.stdout
+    assert "Activation maps: output 'active' [N, 4, 16, 16]." in result.stdout
     assert session("e.onnx").run(["active"], feeds())[0].shape == (2, 4, 16, 16)
 
 
@@ -108,7 +112,7 @@ def test_external_weights_are_checked_and_copied(call, here):
     onnx.save(small_classifier(), path, save_as_external_data=True, location="w.data", size_threshold=0)
     result = call("attach", path, "-o", "to/e.onnx")
     assert result.exit_code == 0, result.stderr
-    assert "agree with the original's" in result.stdout
+    assert "Checked against the original" in result.stdout
     scores = session(here / "to" / "e.onnx").run(["scores"], feeds())[0]
     np.testing.assert_allclose(scores, session(path).run(None, feeds())[0], rtol=1e-5)
     assert "another file" in refused(call("attach", path, "-o", "-"))
@@ -143,9 +147,9 @@ def test_an_original_that_does_not_run_is_said_to_be_the_one(call, here):
     model.graph.value_info.append(active)
     onnx.save(model, here / "m.onnx")
     sentence = refused(call("attach", "m.onnx", "-o", "e.onnx"))
-    assert sentence.startswith("error: the original itself does not run: ONNX Runtime cannot load the model: ")
+    assert sentence.startswith("error: the original does not run: ONNX Runtime cannot load the model: ")
     assert "com.acme" in sentence
-    assert sentence.endswith("nothing was written (--no-check writes it all the same)\n")
+    assert sentence.endswith("nothing was written (--no-check writes it anyway)\n")
     assert not (here / "e.onnx").exists()
     assert call("attach", "m.onnx", "-o", "e.onnx", "--no-check").exit_code == 0
 
@@ -155,8 +159,8 @@ def test_large_weights_are_checked_on_request_only(call, classifier, here, monke
     monkeypatch.setattr(attaching, "Session", Wrong)
     result = call("attach", classifier, "-o", "e.onnx")
     assert result.exit_code == 0
-    assert "warning: not compared with the original" in result.stderr
-    assert "agree" not in result.stdout
+    assert "warning: not checked against the original" in result.stderr
+    assert "Checked" not in result.stdout
     assert "differs" in refused(call("attach", classifier, "-o", "f.onnx", "--check"))
 
 
@@ -168,7 +172,7 @@ def test_a_folder_that_is_not_there(call, classifier, here):
 
 def test_what_is_carried(call, classifier, labels):
     result = call("attach", classifier, "-o", "e.onnx", "--labels", labels, "--preprocess", PREPROCESS)
-    assert "It carries class names and preprocessing." in result.stdout
+    assert "Stored in the model: class names and preprocessing." in result.stdout
     facts = Metadata.from_props(peek("e.onnx"))
     assert facts.labels == LABELS
     assert facts.preprocessing["scale"] == pytest.approx(1 / 255)
