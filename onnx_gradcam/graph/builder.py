@@ -180,7 +180,16 @@ _PREFIX = "onnx_gradcam"
 
 
 class Builder:
-    """Appends nodes to the main graph of `model`, in place."""
+    """Appends nodes to the main graph of `model`, in place.
+
+    Example::
+
+        t = Builder(load("classifier.onnx"))
+        x = t.find("image")
+        t.output(t.mean(x * x, [1]), "power")
+        t.finish()
+        t.model.save("classifier_with_power.onnx")
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model

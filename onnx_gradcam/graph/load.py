@@ -21,8 +21,9 @@ __all__ = ["load"]
 def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
     """Load and normalise a model; external weights stay unread.
 
-    Example:
-        `load("resnet50.onnx").shape("input")` is `("N", 3, 224, 224)`.
+    Example::
+
+        load("models/shapes.onnx").shape("image")  # ("batch", 3, 96, 96)
 
     Raises:
         ModelError: the file is missing, damaged or unsafe, or cannot be raised to opset 18.
