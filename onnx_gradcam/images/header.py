@@ -1,7 +1,7 @@
-"""What an image file says of itself before anything is decoded: its size, and whether it is whole.
+"""Headers of image files: size and completeness, checked before anything is decoded.
 
-OpenCV allocates before it looks, its limit is a thousand million pixels, and older versions decode half a JPEG
-file without a word. Each format is read as far as its size goes, no further.
+OpenCV allocates memory before it checks the size, allows up to 2^30 pixels, and its older versions decode half a JPEG
+file without an error. Only as much of a format is parsed as its size needs.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ _PNG_NEEDED: Final = (b"tRNS", b"eXIf")  # of the ancillary chunks: transparency
 
 
 class HeaderError(ValueError):
-    """The file is of a known format, but damaged; the message is the rest of a sentence."""
+    """A file of a known format is damaged; the message is the second half of a sentence."""
 
 
 def stored_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels as stored, before any EXIF rotation; None for an unknown format.
+    """(height, width) in pixels as stored, before any EXIF rotation; `None` for an unknown format.
 
     Raises:
-        HeaderError: the format is known but its header is damaged.
+        HeaderError: the format is known, but the header is damaged.
     """
     for is_format, read in _FORMATS:
         if is_format(data):
             try:
                 height, width = read(data)
             except (struct.error, OverflowError) as error:
-                raise HeaderError("its header is damaged or cut off") from error
+                raise HeaderError("its header is damaged or truncated") from error
             return abs(height), abs(width)
     return None
 
 
 def checked(data: bytes) -> bytes:
-    """The same image, seen to be whole where its format allows to tell.
+    """The image, checked for completeness if its format allows that.
 
-    A PNG file comes back without its notes (colour profile, text, time): a decoder only complains about those.
+    PNG files lose their colour profile, text and time, which a decoder only warns about.
 
     Raises:
         HeaderError: the file is cut off, or a checksum is wrong.
@@ -49,7 +49,7 @@ def checked(data: bytes) -> bytes:
     if data.startswith(_PNG):
         return _checked_png(data)
     if data.startswith(b"\xff\xd8\xff") and data.find(b"\xff\xd9", _jpeg_marker(data, b"\xda")) < 0:
-        raise HeaderError("it is cut off")
+        raise HeaderError("it is truncated")
     return data
 
 
@@ -67,22 +67,22 @@ def _checked_png(data: bytes) -> bytes:
         if kind == b"IEND":
             return b"".join(kept)
         at += 12 + length
-    raise HeaderError("it is cut off")
+    raise HeaderError("it is truncated")
 
 
-def _jpeg_marker(data: bytes, wanted: bytes) -> int:
-    """Where the first segment starts whose marker is one of `wanted`: the position of its length field."""
+def _jpeg_marker(data: bytes, markers: bytes) -> int:
+    """The position of the length field of the first segment whose marker is one of `markers`."""
     at = 2
     while True:
         at = data.find(b"\xff", at)
         if at < 0 or at + 1 >= len(data):
-            raise HeaderError("it is cut off")
+            raise HeaderError("it is truncated")
         marker = data[at + 1]
         at += 1 if marker == 0xFF else 2
-        if marker in wanted:
+        if marker in markers:
             return at
         if marker == 0xDA:  # the scan: nothing about the image comes after it
-            raise HeaderError("its header says no size")
+            raise HeaderError("its header has no size")
         if marker not in (0x00, 0x01, *range(0xD0, 0xDA), 0xFF):
             at += int.from_bytes(data[at : at + 2], "big")
 
@@ -90,7 +90,7 @@ def _jpeg_marker(data: bytes, wanted: bytes) -> int:
 def _png(data: bytes) -> tuple[int, int]:
     kind, width, height = struct.unpack_from(">4sII", data, 12)
     if kind != b"IHDR":
-        raise HeaderError("its header is damaged or cut off")
+        raise HeaderError("its header is damaged or truncated")
     return height, width
 
 
@@ -108,16 +108,16 @@ def _tiff(data: bytes) -> tuple[int, int]:
     entries = struct.unpack_from(order + count, data, at)[0]
     at += struct.calcsize(order + count)
     formats = {1: "B", 3: "H", 4: "I", 16: "Q"}
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for _ in range(min(entries, 4096)):
         tag, kind, _count = struct.unpack_from(order + entry, data, at)
         at += struct.calcsize(order + entry)
         if tag in (256, 257) and kind in formats:
-            found[tag] = struct.unpack_from(order + formats[kind], data, at)[0]
+            sizes[tag] = struct.unpack_from(order + formats[kind], data, at)[0]
         at += 8 if big else 4
-    if len(found) < 2:
-        raise HeaderError("its header says no size")
-    return found[257], found[256]
+    if len(sizes) < 2:
+        raise HeaderError("its header has no size")
+    return sizes[257], sizes[256]
 
 
 def _bmp(data: bytes) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def _webp(data: bytes) -> tuple[int, int]:
 def _avif(data: bytes) -> tuple[int, int]:
     boxes = [struct.unpack_from(">II", data, match.end() + 4) for match in re.finditer(b"ispe", data[: 2**16])]
     if not boxes:
-        raise HeaderError("its header says no size")
+        raise HeaderError("its header has no size")
     width, height = max(boxes, key=lambda box: box[0] * box[1])
     return height, width
 
@@ -149,13 +149,13 @@ def _avif(data: bytes) -> tuple[int, int]:
 def _jpeg2000(data: bytes) -> tuple[int, int]:
     at = data.find(b"\xff\x4f\xff\x51")  # start of codestream, then SIZ
     if at < 0:
-        raise HeaderError("its header says no size")
+        raise HeaderError("its header has no size")
     right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
     return bottom - top, right - left
 
 
 def _packed(layout: str, at: int) -> Callable[[bytes], tuple[int, int]]:
-    """Reader of a width and a height that stand next to each other at a fixed place."""
+    """Reader of a width followed by a height at a fixed position."""
 
     def read(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack_from(layout, data, at)
@@ -165,12 +165,12 @@ def _packed(layout: str, at: int) -> Callable[[bytes], tuple[int, int]]:
 
 
 def _worded(pattern: bytes, *, height_first: bool = False) -> Callable[[bytes], tuple[int, int]]:
-    """Reader of a header in words: `pattern` finds two numbers."""
+    """Reader of a text header: `pattern` matches two numbers."""
 
     def read(data: bytes) -> tuple[int, int]:
         match = re.search(pattern, data[: 2**16])
         if match is None:
-            raise HeaderError("its header says no size")
+            raise HeaderError("its header has no size")
         first, second = int(match[1][:12]), int(match[2][:12])
         return (first, second) if height_first else (second, first)
 

@@ -1,7 +1,7 @@
-"""The images that other libraries draw of a heatmap: their colours, their blending, their rounding.
+"""Overlays as other libraries draw them: their colours, their blending, their rounding.
 
-A drawing gets the image, the heatmap at the size of the model's input and the map of the layer; what a library does
-in between, it does here too. Adding one is adding one entry to `OVERLAYS`.
+To add one, write a function of the image, the heatmap over the model's input and the raw map of the layer, and add an
+entry to `OVERLAYS`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from onnx_gradcam.errors import InputError, near_matches
 from .decoding import Image, Placement, check_image, cv2_module
 from .drawing import overlay
 
-__all__ = ["OVERLAYS", "Drawing", "library_overlay"]
+__all__ = ["OVERLAYS", "OverlayFunction", "library_overlay"]
 
 Map = npt.NDArray[Any]
-Drawing = Callable[[Image, Map, Map], Image]
+OverlayFunction = Callable[[Image, Map, Map], Image]
 """`(image uint8 [H, W, 3], heatmap float32 [h', w'] in [0, 1], raw map of the layer [h, w]) -> uint8 [H, W, 3]`."""
 
 
@@ -29,19 +29,19 @@ def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement
 
     Args:
         preset: one of `OVERLAYS`.
-        image: uint8 RGB ``[H, W, 3]``.
-        heatmap: float32 ``[h', w']`` of that preset, over the model's input.
-        cam: the raw map ``[h, w]``, of one layer; several have the heatmap here too.
-        placement: which part of the image the model saw; what is outside stays as it is.
+        image: uint8 RGB `[H, W, 3]`.
+        heatmap: float32 `[h', w']` over the model's input, computed with the preset.
+        cam: the raw map `[h, w]` of a single layer; for several layers the heatmap.
+        placement: which part of the image the model sees; the rest stays unchanged.
 
     Raises:
-        InputError: there is no such preset, or no image.
+        InputError: there is no such preset, or there is no image.
     """
     check_image(image)
     if preset not in OVERLAYS:
         raise InputError(
-            f"no overlay is known for the preset {preset!r}{near_matches(preset, OVERLAYS)}; "
-            f"there are {', '.join(OVERLAYS)}"
+            f"there is no overlay for the preset {preset!r}{near_matches(preset, OVERLAYS)} "
+            f"(allowed: {', '.join(OVERLAYS)})"
         )
     x0, y0, x1, y1 = (round(side) for side in placement.box) if placement else (0, 0, *image.shape[1::-1])
     seen = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
@@ -53,7 +53,7 @@ def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement
 # ----- the libraries -----------------------------------------------------------
 
 
-def _pytorch_grad_cam(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001 - the signature of a drawing
+def _pytorch_grad_cam(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001 - the signature of all
     """utils/image.py `show_cam_on_image`: half and half, divided by the largest value."""
     both = 0.5 * (_opencv("JET", _cut(255 * _enlarged(heatmap, image))) / np.float32(255)) + 0.5 * (
         image / np.float32(255)
@@ -68,13 +68,13 @@ def _keras_vis(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
 
 
 def _chollet_first(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
-    """Notebook 5.4: 0.4 of the colours on top, cut off where the file is written."""
+    """Notebook 5.4: 0.4 of the colours added, clipped when the file is written."""
     colours = _opencv("JET", _cut(255 * _enlarged(_over_maximum(cam), image)))
     return np.asarray(np.clip(np.rint(colours * 0.4 + image), 0, 255).astype(np.uint8))
 
 
 def _keras_io(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
-    """grad_cam.py `save_and_display_gradcam`: colours of the layer's size, brought to 0 ... 255 before and after."""
+    """grad_cam.py `save_and_display_gradcam`: colours in the layer's size, scaled to 0 ... 255 before and after."""
     colours = _bytes(_JET[_cut(255 * _over_maximum(cam))])
     return _bytes(_pillow_bicubic(colours, image) * np.float32(0.4) + image)
 
@@ -111,13 +111,13 @@ def _captum(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
 
 
 def _tf_explain(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
-    """utils/display.py `heatmap_display`: the colours on top of 0.7 of the image, cut off at white."""
+    """utils/display.py `heatmap_display`: the colours added to 0.7 of the image, clipped."""
     colours = _opencv("VIRIDIS", _cut(_to_range(_enlarged(cam, image)) * 255))
     return np.asarray(cv2_module().addWeighted(image, 0.7, colours, 1.0, 0.0))
 
 
 def _xplique(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
-    """plots/image.py `plot_attribution`: without the lowest and the highest 0.1 percent, half transparent."""
+    """plots/image.py `plot_attribution`: clipped at the lowest and the highest 0.1 percent, half transparent."""
     held = _to_range(np.clip(heatmap, *np.percentile(heatmap, (0.1, 99.9))))
     pixels = _cut(_to_range(image.astype(np.float32)) * 255)
     return _blended(pixels, _cut(_coloured(_JET, _to_range(_enlarged(held, image))) * 255))
@@ -135,7 +135,7 @@ def _own(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
     return overlay(image, _enlarged(heatmap, image))
 
 
-OVERLAYS: dict[str, Drawing] = {
+OVERLAYS: dict[str, OverlayFunction] = {
     "default": _own,
     "pytorch-grad-cam": _pytorch_grad_cam,
     "keras-vis": _keras_vis,
@@ -151,16 +151,16 @@ OVERLAYS: dict[str, Drawing] = {
     "xplique": _xplique,
     "openvino-xai": _openvino,
 }
-"""Drawings by the names of presets."""
+"""Overlay functions by preset."""
 
 
 # ----- colours -----------------------------------------------------------------
 
 
 def _steps(*corners: tuple[tuple[float, float], ...]) -> npt.NDArray[np.float64]:
-    """A colour map of 256 steps, `[256, 3]`: for each colour its corners, place and strength."""
-    places = np.linspace(0, 1, 256)
-    return np.stack([np.interp(places, *np.transpose(mine)) for mine in corners], axis=1)
+    """A colour map of 256 steps, `[256, 3]`, from the corners (position, strength) of each colour."""
+    positions = np.linspace(0, 1, 256)
+    return np.stack([np.interp(positions, *np.transpose(channel)) for channel in corners], axis=1)
 
 
 _JET = _steps(
@@ -168,14 +168,14 @@ _JET = _steps(
     ((0, 0), (0.125, 0), (0.375, 1), (0.64, 1), (0.91, 0), (1, 0)),
     ((0, 0.5), (0.11, 1), (0.34, 1), (0.65, 0), (1, 0)),
 )
-"""Matplotlib's `jet`, which is not OpenCV's."""
+"""Matplotlib's `jet`, which differs from OpenCV's."""
 
 _RED_WHITE_GREEN = _steps(((0, 1), (0.5, 1), (1, 0)), ((0, 0), (0.5, 1), (1, 128 / 255)), ((0, 0), (0.5, 1), (1, 0)))
 """captum's `RdWhGn`."""
 
 
 def _coloured(steps: npt.NDArray[np.float64], values: Map) -> npt.NDArray[np.float64]:
-    """Matplotlib's colours of values in [0, 1], `[..., 3]` in [0, 1]: the step below, of 256."""
+    """Matplotlib's colours of values in [0, 1], `[..., 3]` in [0, 1], rounded down to one of 256 steps."""
     colours: npt.NDArray[np.float64] = steps[np.clip(values * 256, 0, 255).astype(np.intp)]
     return colours
 
@@ -187,7 +187,7 @@ def _opencv(name: str, levels: Image) -> Image:
 
 
 def _blended(below: Image, above: Image) -> Image:
-    """Half transparent as Matplotlib draws it: its `fixed_blender_rgba_plain`, 127 on an opaque pixel of 255."""
+    """Half transparent as in Matplotlib: its `fixed_blender_rgba_plain`, 127 on an opaque pixel of 255."""
     whole = below.astype(np.int64) * (255 * (256 - 127)) + above.astype(np.int64) * (256 * 127)
     return _cut(whole // (256 * (127 + 255) - 127 * 255))
 
@@ -196,17 +196,17 @@ def _blended(below: Image, above: Image) -> Image:
 
 
 def _cut(values: Map) -> Image:
-    """Whole numbers, decimals cut off."""
+    """Truncated to integers."""
     return values.astype(np.uint8)
 
 
 def _divisor(value: Any) -> Any:
-    """What divides: one in place of nothing, so that a blank map stays blank where a library has NaN."""
+    """A divisor that is never zero, so that a blank map stays blank where the library has NaN."""
     return value if value > 0 else type(value)(1)
 
 
 def _to_range(values: Map, epsilon: float = 0.0) -> Map:
-    """Minimum to maximum as 0 to 1."""
+    """Scaled from minimum and maximum to 0 and 1."""
     lifted = values - values.min()
     return np.asarray(lifted / _divisor(lifted.max() + np.float32(epsilon)))
 
@@ -217,7 +217,7 @@ def _over_maximum(cam: Map) -> Map:
 
 
 def _bytes(values: Map) -> Image:
-    """Keras's `array_to_img`: minimum to maximum as 0 to 255, decimals cut off."""
+    """Keras's `array_to_img`: scaled from minimum and maximum to 0 and 255, truncated."""
     return _cut(_to_range(values) * 255)
 
 
@@ -230,7 +230,7 @@ def _enlarged(values: Map, image: Image) -> Map:
 
 
 def _nearest(values: Map, image: Image) -> Map:
-    """PyTorch's, whose ratio of sizes is rounded."""
+    """PyTorch's nearest-neighbour resizing, whose ratio of sizes is rounded."""
     for axis in (0, 1):
         cells, pixels = values.shape[axis], image.shape[axis]
         place = np.arange(pixels, dtype=np.float32) * (np.float32(cells) / np.float32(pixels))
@@ -239,18 +239,18 @@ def _nearest(values: Map, image: Image) -> Map:
 
 
 def _pillow_bicubic(values: Map, image: Image) -> Map:
-    """Pillow's `resize` with its default filter to the image's size; bytes are rounded after each of the axes."""
-    found = values
+    """Pillow's `resize` to the image's size with its default filter; bytes are rounded after each axis."""
+    resized = values
     for axis in (1, 0):
         taps = _pillow_weights(values.shape[axis], image.shape[axis])
-        found = np.moveaxis(np.tensordot(taps, found.astype(np.float64), (1, axis)), 0, axis)
+        resized = np.moveaxis(np.tensordot(taps, resized.astype(np.float64), (1, axis)), 0, axis)
         if values.dtype == np.uint8:
-            found = np.clip(np.floor(found + 0.5), 0, 255)
-    return found.astype(np.float32)
+            resized = np.clip(np.floor(resized + 0.5), 0, 255)
+    return resized.astype(np.float32)
 
 
 def _pillow_weights(cells: int, pixels: int) -> npt.NDArray[np.float64]:
-    """Keys 1981, a = -1/2, along one axis; spread over more cells where it gets smaller: `[pixels, cells]`."""
+    """Bicubic weights (Keys 1981, a = -1/2) along one axis, wider when it gets smaller: `[pixels, cells]`."""
     spread = max(cells / pixels, 1.0)
     place = (np.arange(pixels)[:, None] + 0.5) * cells / pixels
     distance = np.abs(np.arange(cells) + 0.5 - place) / spread

@@ -1,4 +1,4 @@
-"""Whether an explained model still gives what the original gives: both run on the same random input."""
+"""Comparison of an explained model with the original: both have to give the same outputs on a random input."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .session import InputInfo
 __all__ = ["Difference", "Precision", "check_agreement", "differences", "random_feeds"]
 
 Precision = Literal["float32", "float16", "quantised"]
-"""The coarsest arithmetic in a model."""
+"""The lowest precision in a model."""
 
-# Half precision and 8-bit steps may round the other way where an extra output keeps ONNX Runtime from fusing nodes.
+# Half precision and 8-bit steps may round differently if an extra output keeps ONNX Runtime from fusing nodes.
 _TOLERANCES: dict[Precision, float] = {"float32": 1e-5, "float16": 2e-3, "quantised": 2e-2}
 
 Array = npt.NDArray[Any]
@@ -26,12 +26,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an output of the explained model is from the original's.
+    """The difference between an output of the explained model and of the original.
 
     Attributes:
-        output: its name.
-        relative: the largest difference, relative to the original's largest value; infinite where one of the two is
-            not a number and the other is, or where the shapes differ.
+        output: the name of the output.
+        relative: the largest difference, relative to the original's largest value; infinite if only one of the two is
+            NaN or infinite, or if the shapes differ.
     """
 
     output: str
@@ -39,49 +39,49 @@ class Difference:
 
 
 def random_feeds(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Array]:
-    """A random value for every input: normal for floats, the whole range for 8-bit integers, else zero.
+    """A random value for each input: normal for floats, the full range for 8-bit integers, else zero.
 
     Args:
         inputs: the inputs of a session.
-        shapes: a shape for each.
-        seed: of the random numbers.
+        shapes: a shape for each input.
+        seed: random seed.
 
     Raises:
-        ModelError: an input takes something else than numbers.
+        ModelError: an input does not take numbers.
     """
     for info in inputs:
         if info.dtype in {"string", "bfloat16"} or "(" in info.dtype:
-            raise ModelError(f"the input {info.name!r} takes {info.dtype}, for which there are no random numbers")
+            raise ModelError(f"the input {info.name!r} takes {info.dtype}, for which there are no random numbers; compare the two models yourself")
     rng = np.random.default_rng(seed)
     return {i.name: _random(rng, np.dtype(i.dtype), tuple(shapes[i.name])) for i in inputs}
 
 
 def differences(original: Mapping[str, Array], explained: Mapping[str, Array]) -> list[Difference]:
-    """How far each output of the original is from the explained model's of the same name.
+    """The difference of each output of the original.
 
     Raises:
-        ModelError: the explained model lacks one of the outputs.
+        ModelError: the explained model lacks one of these outputs.
     """
-    found = []
+    compared = []
     for name, expected in original.items():
         if name not in explained:
             raise ModelError(f"the explained model has lost the output {name!r}; this is a bug, please report it")
-        found.append(Difference(name, _relative(expected, explained[name])))
-    return found
+        compared.append(Difference(name, _relative(expected, explained[name])))
+    return compared
 
 
 def check_agreement(
     original: Mapping[str, Array], explained: Mapping[str, Array], precision: Precision = "float32"
 ) -> float:
-    """Assert that the explained model's outputs are the original's.
+    """Check that the explained model has the outputs of the original.
 
-    Floats may differ by 1e-5 of the output's largest value in a float32 model, 2e-3 in a float16 one and 2e-2 in a
-    quantised one, 8-bit outputs of the latter too; anything else must be equal.
+    Floats may differ by 1e-5 of the output's largest value in a float32 model, by 2e-3 in a float16 one and by 2e-2 in
+    a quantised one, where 8-bit outputs may too; anything else has to be equal.
 
     Args:
         original: the outputs of the original.
-        explained: those of the explained model on the same input.
-        precision: the coarsest arithmetic in the model.
+        explained: the outputs of the explained model for the same input.
+        precision: the lowest precision in the model.
 
     Returns:
         The largest relative difference.
@@ -108,7 +108,7 @@ def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ..
     if dtype in (np.uint8, np.int8):
         limits = np.iinfo(dtype)
         return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
-    # Larger integers are indices, lengths or switches: zero is the one value that is always allowed.
+    # Larger integers are indices, lengths or switches; only zero is always valid.
     return np.zeros(shape, dtype)
 
 

@@ -1,6 +1,6 @@
-"""ONNX Runtime: sessions on exactly the execution provider asked for, and its errors in one sentence.
+"""ONNX Runtime: sessions on the chosen execution provider, and its errors in one sentence.
 
-The only module that imports onnxruntime.
+This is the only module that imports onnxruntime.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _SIGNATURE = re.compile(r"[^()]*?::[^()]*\(")
 
 _FATAL_ONLY = 4
 _WARNINGS_TOO = 2
-"""What ONNX Runtime itself begins with."""
+"""ONNX Runtime's own default."""
 
 
 @dataclass(frozen=True)
 class InputInfo:
-    """Name, NumPy type and shape of an input or output; free dimensions are symbols or `None`."""
+    """Name, dtype as NumPy names it, and shape of an input or output; free dimensions are symbols or `None`."""
 
     name: str
     dtype: str
@@ -53,26 +53,25 @@ class InputInfo:
 
 
 def available_providers() -> list[str]:
-    """Short names of the execution providers that this ONNX Runtime was built with."""
-    longer = {long: short for short, long in _SHORT_NAMES.items()}
-    return [longer.get(name, name) for name in ort.get_available_providers()]
+    """Short names of the execution providers of this ONNX Runtime build."""
+    short_names = {long: short for short, long in _SHORT_NAMES.items()}
+    return [short_names.get(name, name) for name in ort.get_available_providers()]
 
 
 def resolve_provider(name: str) -> str:
     """ONNX Runtime's own name of an execution provider.
 
     Raises:
-        InputError: this ONNX Runtime was built without it.
+        InputError: this ONNX Runtime build does not have it.
     """
-    there = ort.get_available_providers()
-    wanted = _SHORT_NAMES.get(name.lower(), name)
-    if wanted not in there:
-        known = [*_SHORT_NAMES, *_SHORT_NAMES.values()]
+    provider = _SHORT_NAMES.get(name.lower(), name)
+    if provider not in ort.get_available_providers():
+        names = [*_SHORT_NAMES, *_SHORT_NAMES.values()]
         raise InputError(
-            f"the execution provider {name!r} is not there{near_matches(name, known) if name not in known else ''} "
-            f"(this ONNX Runtime has: {', '.join(available_providers())}); install the build that has it"
+            f"there is no execution provider {name!r}{near_matches(name, names) if name not in names else ''} "
+            f"(this ONNX Runtime has: {', '.join(available_providers())}); install a build that has it"
         )
-    return wanted
+    return provider
 
 
 class Session:
@@ -81,13 +80,18 @@ class Session:
     Args:
         model: path or bytes of the model.
         provider: short or full name of the execution provider.
-        folder: what the external weights of a model given as bytes are relative to.
-        disabled_optimizers: optimisations that would compute this model wrongly.
-        threads: threads within an operator; ONNX Runtime's own choice by default.
+        folder: the folder that external weights are relative to, for a model given as bytes.
+        disabled_optimizers: optimizations that would compute this model wrongly.
+        threads: number of CPU threads within an operator; by default as ONNX Runtime chooses.
+
+    Attributes:
+        provider: ONNX Runtime's name of the execution provider.
+        inputs: the inputs.
+        outputs: the outputs.
 
     Raises:
-        InputError: the provider is not there or did not start.
-        ModelError: ONNX Runtime refuses the model.
+        InputError: the provider is not available or did not start.
+        ModelError: ONNX Runtime cannot load the model.
     """
 
     def __init__(
@@ -99,32 +103,31 @@ class Session:
         disabled_optimizers: Sequence[str] = (),
         threads: int | None = None,
     ) -> None:
-        wanted = resolve_provider(provider)
+        self.provider = resolve_provider(provider)
         options = ort.SessionOptions()
-        # Errors come back as exceptions; printed as well, they would bury the one sentence.
+        # Errors are raised as exceptions; printed too, they would bury the one sentence.
         options.log_severity_level = _FATAL_ONLY
         if threads is not None:
             options.intra_op_num_threads = threads
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        fallback = [] if wanted == "CPUExecutionProvider" else ["CPUExecutionProvider"]
+        fallback = [] if self.provider == "CPUExecutionProvider" else ["CPUExecutionProvider"]
         try:
-            with _quiet_start(wanted):
+            with _quiet_start(self.provider):
                 self._session = ort.InferenceSession(
                     model if isinstance(model, bytes) else str(model),
                     options,
-                    providers=[wanted, *fallback],
+                    providers=[self.provider, *fallback],
                     disabled_optimizers=list(disabled_optimizers) or None,
                 )
         except Exception as exc:
             raise ModelError(f"ONNX Runtime cannot load the model: {_reason(exc)}") from exc
-        # Operators a provider lacks run on the CPU by design, but the provider itself must have started.
-        if wanted not in self._session.get_providers():
+        # Operators that the provider lacks run on the CPU by design, but the provider itself must have started.
+        if self.provider not in self._session.get_providers():
             raise InputError(
                 f"the execution provider {provider!r} did not start (its driver or libraries are missing); "
-                "install them, or ask for --provider cpu"
+                "install them, or use --provider cpu"
             )
-        self.provider = wanted
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
 
@@ -148,7 +151,7 @@ class Session:
 
         Args:
             feeds: inputs by name.
-            outputs: those that are wanted; nothing is computed that no other needs. All of them by default.
+            outputs: the outputs to compute; all of them by default.
 
         Returns:
             Outputs by name.
@@ -166,7 +169,7 @@ class Session:
 
 @contextlib.contextmanager
 def _quiet_start(provider: str) -> Iterator[None]:
-    """Load a provider's libraries; what ONNX Runtime prints about missing ones is left to the error that follows."""
+    """Load a provider's libraries; the error that follows replaces what ONNX Runtime prints about missing ones."""
     if provider == "CPUExecutionProvider":
         yield
         return
@@ -186,7 +189,7 @@ def _info(node: Any) -> InputInfo:
 
 
 def _reason(exc: Exception) -> str:
-    """The part of ONNX Runtime's message that says something: neither its error codes nor its source lines."""
+    """ONNX Runtime's message without its error codes and source lines."""
     text = " ".join(str(exc).split())
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
@@ -196,7 +199,7 @@ def _reason(exc: Exception) -> str:
 
 
 def _without_function(text: str) -> str:
-    """What follows the C++ function, a bare name or a whole signature, that `text` begins with."""
+    """The text without the C++ function at its start, a name or a whole signature."""
     signature = _SIGNATURE.match(text)
     if signature is None:
         return text.partition(" ")[2]

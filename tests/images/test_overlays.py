@@ -93,7 +93,7 @@ def test_blank_maps_and_odd_images(preset, shape):
 
 def test_every_preset_has_an_overlay():
     assert list(OVERLAYS) == list(PRESETS)
-    with pytest.raises(InputError, match="no overlay is known for the preset 'keras'; did you mean 'keras-io'"):
+    with pytest.raises(InputError, match="there is no overlay for the preset 'keras'; did you mean 'keras-io'"):
         library_overlay("keras", images()[0], np.zeros((8, 8)), np.zeros((3, 4)))
 
 
@@ -116,7 +116,7 @@ class TestExplanation:
         np.testing.assert_array_equal(
             explanation.overlay(preset="default").pixels, overlay(images()[0], explanation.heatmap)
         )
-        with pytest.raises(InputError, match="no overlay is known for the preset 'torch'"):
+        with pytest.raises(InputError, match="there is no overlay for the preset 'torch'"):
             explanation.overlay(preset="torch")
 
     def test_a_name_and_colours_contradict_each_other(self, explanation):

@@ -252,7 +252,7 @@ def test_preprocessing_has_to_be_known():
 
 
 def test_an_execution_provider_that_is_not_there():
-    with pytest.raises(InputError, match="'tpu' is not there"):
+    with pytest.raises(InputError, match="no execution provider 'tpu'"):
         Explainer(model(), preprocess=PREPROCESS, provider="tpu")
 
 

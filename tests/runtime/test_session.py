@@ -59,10 +59,10 @@ def test_what_is_there():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cpuu", r"'cpuu' is not there; did you mean 'cpu'.*this ONNX Runtime has: .*cpu"),
+        ("cpuu", r"no execution provider 'cpuu'; did you mean 'cpu'.*this ONNX Runtime has: .*cpu"),
         ("CudaExecutionProvide", r"did you mean .*'CUDAExecutionProvider'"),
-        ("coreml", r"'coreml' is not there \(this ONNX Runtime has: .*cpu\); install the build that has it"),
-        ("", r"'' is not there"),
+        ("coreml", r"no execution provider 'coreml' \(this ONNX Runtime has: .*cpu\); install a build that has it"),
+        ("", r"no execution provider ''"),
     ],
 )
 def test_a_provider_that_is_not_there(name, message):
