@@ -18,7 +18,6 @@ from .errors import InputError, near_matches
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     import numpy.typing as npt
 
     from .images.preprocessing import Preprocessing
@@ -90,7 +89,8 @@ class Options:
         boxes: detection only: how the table of boxes is laid out.
         box_rank: detection only: explain the box of this rank among those of the class, 0 for the highest score.
         box: detection only: explain the box at this index instead.
-        reference: embedding only: the embedding to compare with, `[D]`.
+        reference: embedding only: the embedding to compare with, `[D]`; for `Explainer` also a `.npy` file
+            or an image.
         image: name of the image input, where several could be it.
         class_input: how the class is chosen at run time: an `optional` input, a `required` one, `none` to fix it now,
             or `all` for the maps of all classes at once behind a linear head: heatmap `[N, K, H, W]` and raw map
@@ -128,7 +128,7 @@ class Options:
     boxes: BoxFormat = "scores"
     box_rank: int = 0
     box: int | None = None
-    reference: npt.NDArray[np.floating] | None = None
+    reference: str | Path | bytes | npt.NDArray[Any] | None = None
     image: str | None = None
     class_input: ClassInput = "optional"
     target: int | str | None = None
@@ -186,7 +186,7 @@ class Choices(TypedDict, total=False):
     boxes: BoxFormat
     box_rank: int
     box: int | None
-    reference: npt.NDArray[np.floating] | None
+    reference: str | Path | bytes | npt.NDArray[Any] | None
     image: str | None
     class_input: ClassInput
     target: int | str | None

@@ -213,7 +213,7 @@ def inspect(
     if explained is not None:
         return Inspection(**facts)
     try:
-        plan = make_plan(model, _resolved(model, options))
+        plan = make_plan(model, _with_reference(model, options))
     except ExplainError as exc:
         score = _score_alone(model, options) if isinstance(exc, TargetError) else None
         tasks = _tasks(model) if score is None else {}
@@ -221,14 +221,12 @@ def inspect(
     return Inspection(**facts, score=_score(plan.score), decisions=_decisions(plan), refusal=plan.refusal or "")
 
 
-def _resolved(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:
-    """The options with a class to compare with as an index, and the reference as an embedding."""
-    if options.against is None and options.reference is None:
+def _with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:
+    if options.reference is None:
         return options
-    from onnx_gradcam.runtime.choices import resolve_choices  # noqa: PLC0415 - it runs models, other options do not
+    from onnx_gradcam.runtime.references import with_reference  # noqa: PLC0415 - it runs models, other options do not
 
-    choices = {name: getattr(options, name) for name in ("against", "reference", "output", "image")}
-    return options.replaced(resolve_choices(model, choices, options.labels, options.preprocess))
+    return with_reference(model, options)
 
 
 def _tasks(model: str | Path | bytes | onnx.ModelProto) -> dict[str, list[str]]:

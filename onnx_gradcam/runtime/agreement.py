@@ -51,7 +51,7 @@ def random_feeds(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]
     """
     for info in inputs:
         if info.dtype in {"string", "bfloat16"} or "(" in info.dtype:
-            raise ModelError(f"the input {info.name!r} takes {info.dtype}, for which there are no random numbers; compare the two models yourself")
+            raise ModelError(f"the input {info.name!r} takes {info.dtype}, for which there are no random numbers")
     rng = np.random.default_rng(seed)
     return {i.name: _random(rng, np.dtype(i.dtype), tuple(shapes[i.name])) for i in inputs}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import onnx
@@ -18,7 +18,7 @@ from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.options import Options
 
 from .agreement import Precision, check_agreement, random_feeds
-from .choices import resolve_choices
+from .references import with_reference
 from .session import Session
 
 if TYPE_CHECKING:
@@ -64,11 +64,7 @@ def attach(
 
         attach("model.onnx", labels="labels.txt", preprocess="torchvision").save("explained.onnx")
     """
-    settings = options or Options()
-    if choices.get("reference") is not None:
-        labels, preprocess = choices.get("labels", settings.labels), choices.get("preprocess", settings.preprocess)
-        choices = cast("Choices", resolve_choices(source, choices, labels, preprocess))
-    explained = attach_only(source, settings.replaced(choices))
+    explained = attach_only(source, with_reference(source, (options or Options()).replaced(choices)))
     _check_preprocessing(explained)
     if check is None:
         size = _weight_bytes(explained)

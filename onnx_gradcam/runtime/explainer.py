@@ -91,15 +91,14 @@ class Explainer:
     ) -> None:
         place: dict[str, Any] = {"provider": provider, "threads": threads}
         repeats: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
-        labels, preprocess = choices.pop("labels", None), choices.pop("preprocess", None)
-        opened = _open_explained(model, choices, region, place)
-        if opened is None:
-            opened = _attach_or_probe(model, choices, region, labels, preprocess, repeats, place)
-        runner, self.warnings = opened
+        runner, self.warnings = _open_explained(model, choices, region, place) or _attach_or_probe(
+            model, choices, region, repeats, place
+        )
         self.runner: Runner = Augmented(runner) if augment else runner
         # Of several layers or runs, a heatmap is more than the finished `cam`.
         self._one_cam = len(runner.metadata.target_tensors) < 2 and not augment
         self.metadata, self.session = runner.metadata, runner.session
+        labels, preprocess = choices.get("labels"), choices.get("preprocess")
         self.labels = self.metadata.labels if labels is None else read_labels(labels)
         check_labels(self.labels, self._class_count())
         self._input = self.session.input(self.metadata.image_input)
@@ -324,10 +323,11 @@ def _open_explained(
     metadata = Metadata.from_props(peek(model)) if isinstance(model, (str, Path, bytes)) else None
     if metadata is None:
         return None
-    if choices:
+    fixed = [name for name in choices if name not in {"labels", "preprocess"}]
+    if fixed:
         raise TargetError(
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
-            f"so {', '.join(choices)} cannot be chosen any more; start from the original model"
+            f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
     session = Session(model, disabled_optimizers=metadata.disabled_optimizers, **place)
     return Attached(metadata, session, region), []
@@ -337,8 +337,6 @@ def _attach_or_probe(
     model: str | Path | bytes | onnx.ModelProto,
     choices: Choices,
     region: str | Path | Array | None,
-    labels: str | Path | Sequence[str] | None,
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None,
     repeats: Mapping[str, Any],
     place: Mapping[str, Any],
 ) -> tuple[Runner, list[str]]:
@@ -349,10 +347,10 @@ def _attach_or_probe(
     from onnx_gradcam.editor.probes import probed  # noqa: PLC0415
     from onnx_gradcam.options import Options  # noqa: PLC0415
 
-    from .choices import resolve_choices  # noqa: PLC0415
     from .prober import Prober  # noqa: PLC0415
+    from .references import with_reference  # noqa: PLC0415
 
-    options = Options().replaced(resolve_choices(model, choices, labels, preprocess))
+    options = with_reference(model, Options().replaced(choices))
     if chosen_method(options).runs_often:
         models = probed(model, options)
         read_region(region, "", None)

@@ -188,10 +188,10 @@ def test_references_that_cannot_be_used(tmp_path):
     for name in ("broken.npy", "words.npy", "missing.npy"):
         with pytest.raises(TargetError, match="holds no embedding"):
             Explainer(pooled(), preprocess=PREPROCESS, task="embedding", reference=tmp_path / name)
-    with pytest.raises(InputError, match="reference image"):
+    with pytest.raises(InputError, match="preprocessing for the reference image"):
         Explainer(pooled(), task="embedding", reference=image())
     two = pooled("z = Neg(y)", "float[N,4] y, float[N,4] z")
-    with pytest.raises(TargetError, match="which output holds the embedding"):
+    with pytest.raises(TargetError, match="several outputs could hold the embedding"):
         Explainer(two, preprocess=PREPROCESS, task="embedding", reference=image())
     with pytest.raises(TargetError, match="no output 'zz'"):
         Explainer(two, preprocess=PREPROCESS, task="embedding", reference=image(), output="zz")

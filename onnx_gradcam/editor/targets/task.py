@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, near_matches
@@ -249,7 +248,7 @@ def _from(t: Builder, value: Value, start: int, axis: int) -> Value:
     return t.op("Slice", value, t.ints(start), t.ints(np.iinfo(np.int64).max), t.ints(axis))
 
 
-def _similarity(t: Builder, output: str | None, reference: npt.NDArray[np.floating]) -> None:
+def _similarity(t: Builder, output: str | None, reference: object) -> None:
     """The cosine of the angle between an embedding and a reference.
 
     Args:
@@ -261,7 +260,7 @@ def _similarity(t: Builder, output: str | None, reference: npt.NDArray[np.floati
         TargetError: no output holds an embedding of that size, or the reference has no direction.
     """
     try:
-        flat = np.asarray(reference, np.float64).reshape(-1)
+        flat = np.asarray(reference, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError) as exc:
         raise TargetError(
             "the reference is no embedding of numbers; the command line and Explainer read images"

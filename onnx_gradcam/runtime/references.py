@@ -1,0 +1,108 @@
+"""The reference of a similarity: an embedding, or an image whose embedding the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_gradcam.editor.plan import image_input
+from onnx_gradcam.errors import InputError, TargetError, near_matches
+from onnx_gradcam.files import open_file
+from onnx_gradcam.graph.read import read_proto
+from onnx_gradcam.images.decoding import prepare, read_image
+from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
+from onnx_gradcam.metadata import Carried
+
+from .session import Session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnx_gradcam.options import Options
+
+__all__ = ["read_reference", "with_reference"]
+
+Array = npt.NDArray[Any]
+
+_IMAGE_RANK = 3
+
+
+def with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:
+    """The options with their reference, if any, as an embedding.
+
+    Args:
+        model: a model that is not explained yet.
+        options: the options; `reference` is anything that `read_reference` reads.
+
+    Raises:
+        ExplainError: as for `read_reference`.
+    """
+    if options.reference is None:
+        return options
+    output = options.output if isinstance(options.output, (str, type(None))) else next(iter(options.output), None)
+    embedding = read_reference(
+        model, options.reference, preprocess=options.preprocess, image=options.image, output=output
+    )
+    return options.replaced({"reference": embedding})
+
+
+def read_reference(
+    model: str | Path | bytes | onnx.ModelProto,
+    reference: str | Path | bytes | Array,
+    *,
+    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+    image: str | None = None,
+    output: str | None = None,
+) -> Array:
+    """Read an embedding, or compute that of an image.
+
+    Args:
+        model: a model that is not explained yet.
+        reference: the embedding as an array or a `.npy` file, or an image: a path, its bytes, or `uint8 [H, W, 3]`.
+        preprocess: how an image becomes the model's input; by default what the model carries.
+        image: name of the image input, where several could be it.
+        output: name of the output with the embedding, where several could be it.
+
+    Returns:
+        The embedding, `[D]`.
+
+    Raises:
+        ExplainError: the file holds no embedding or image, or the model's preprocessing or the output with the
+            embedding is unknown.
+    """
+    if isinstance(reference, np.ndarray) and reference.ndim != _IMAGE_RANK:
+        return reference.reshape(-1)
+    if isinstance(reference, (str, Path)) and str(reference).lower().endswith(".npy"):
+        return _stored(Path(reference))
+    proto, folder = read_proto(model)
+    name, layout = image_input(proto, image)
+    described = preprocess
+    if described is None:
+        described = Carried.from_props({p.key: p.value for p in proto.metadata_props}).preprocessing
+    if described is None:
+        raise InputError("the model carries no preprocessing for the reference image; give it with --preprocess")
+    session = Session(model if isinstance(model, (str, Path, bytes)) else proto.SerializeToString(), folder=folder)
+    info = session.input(name)
+    row, _ = prepare(read_image(reference), parse_preprocessing(described).for_input(layout, info.shape, info.dtype))
+    count = info.shape[0] if isinstance(info.shape[0], int) else 1
+    results = session.run({name: np.repeat(row[None], count, axis=0)})
+    if output is None and len(results) > 1:
+        raise TargetError(
+            f"several outputs could hold the embedding of the reference ({', '.join(results)}); name one with --output"
+        )
+    if output is not None and output not in results:
+        raise TargetError(f"the model has no output {output!r}{near_matches(output, results)}")
+    return np.asarray(results[output or next(iter(results))][0], np.float64).reshape(-1)
+
+
+def _stored(path: Path) -> Array:
+    try:
+        open_file(path).close()
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.asarray(stored, np.float64).reshape(-1)
+    except (InputError, OSError, ValueError, EOFError, MemoryError) as exc:
+        raise TargetError(f"the file {str(path)!r} holds no embedding ({exc}); write one with numpy.save") from exc
