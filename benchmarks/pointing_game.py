@@ -4,11 +4,12 @@ Run by hand::
 
     python benchmarks/pointing_game.py MODEL --boxes BOXES.json --images FOLDER --preprocess torchvision
 
-The boxes' file holds `images`: name -> `file` (relative to the folder), `objects`: class name -> `boxes`, each
-`[x0, y0, x1, y1]` in pixels of the photograph, and `imagenet_candidates`, the model's classes that mean this object.
-For every object the candidate with the highest score is explained, if it is among the model's `--rank` highest. An
-object may have several boxes: any of them counts. Where the largest value is reached at several pixels (bilinear
-interpolation is flat at the image's border) the middle of them is taken. A blank heatmap is a miss.
+The file of boxes has one of the formats that `onnx_gradcam.evaluation.boxes.read_boxes` reads as JSON under `images`:
+name -> `file` (relative to the folder), `objects`: label -> `boxes`, each `[x0, y0, x1, y1]` in pixels of the
+photograph, and `imagenet_candidates`, the model's classes that mean this object. The highest-scoring candidate of each object is
+explained, if it is among the model's `--rank` highest scores. If an object has several boxes, any of them counts. If
+several pixels have the largest value (bilinear interpolation is flat at the image's border), the middle of them counts.
+A blank heatmap is a miss.
 
 The preprocessing should show the model the whole image (`"resize": "stretch"`). Prints markdown.
 
@@ -52,13 +53,13 @@ class Game:
 
 @dataclass(frozen=True)
 class Result:
-    """What a heatmap did.
+    """Where a heatmap points.
 
     Attributes:
-        hit: whether its maximum lies in a box.
-        energy: how much of its sum lies in the boxes.
-        area: how much of the image the boxes cover: what a heatmap that knows nothing would have.
-        centre: whether the middle of the image lies in a box.
+        hit: whether its maximum is inside a box.
+        energy: share of its sum inside the boxes.
+        area: share of the image that the boxes cover: the score of a heatmap that knows nothing.
+        centre: whether the centre of the image is inside a box.
         blank: whether the heatmap is zero everywhere.
     """
 
@@ -120,11 +121,11 @@ def play(explainer: Explainer, chosen: Mapping[int, Sequence[Game]]) -> list[Res
 
 
 def rows(results: Sequence[Result]) -> list[list[object]]:
-    """All objects, those whose boxes are small enough to be missed, and those that are not in the middle."""
+    """All objects, those with small boxes, and those that are not in the image centre."""
     parts = {
         "all": results,
         f"boxes below {SMALL:.0%} of the image": [r for r in results if r.area < SMALL],
-        "not in the image's middle": [r for r in results if not r.centre],
+        "not in the image centre": [r for r in results if not r.centre],
     }
     found: list[list[object]] = []
     for name, these in parts.items():
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = explainer.metadata
     subject = f"{options.model.name}, {facts.method} at `{facts.target_tensor}`, rank {options.rank} or better"
     print(f"{subject}; {machine('onnxruntime-gpu', 'onnxruntime')}\n")
-    header = ["objects", "count", "maximum in the box", "a random pixel", "the image's middle", "energy in the box"]
+    header = ["objects", "count", "maximum in the box", "random pixel", "image centre", "energy in the box"]
     print(table([*header, "blank"], rows(results)))
 
 

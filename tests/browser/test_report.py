@@ -130,6 +130,14 @@ def test_the_keyboard_reaches_and_scrolls_everything(tab):
     assert -1 < top < tab.viewport_size["height"] / 2
 
 
+def test_both_classes_are_shown_where_they_differ(tab):
+    card = tab.locator("article", has_text="native.png")
+    assert card.get_by_text("instead of").count() == 0
+    cards = tab.locator("article dd", has_text="instead of")
+    assert cards.count() > 10
+    assert cards.first.inner_text() == "tiger cat instead of tabby"
+
+
 def test_the_largest_disagreement_comes_first(tab):
     values = tab.eval_on_selector_all("article", "all => all.map(a => Number(a.querySelector('dd').textContent))")
     assert values == sorted(values)
