@@ -103,7 +103,7 @@ FAULTS = [
     Fault(POOL, "count: padded AveragePool", "counted = [\n        (Size(t, 0), p + h + q) if padded else (p, p + h)",
           "counted = [\n        (Size(t, 0), p + h + q) if not padded else (p, p + h)"),
     # Ties.
-    Fault(POOL, "tie: MaxPool gives to all maxima", 'first = t.op("Xor", any_so_far, found)', "pass"),
+    Fault(POOL, "tie: MaxPool gives to all maxima", 'first = t.op("Xor", any_so_far, hit)', "pass"),
     Fault(POOL, "tie: GlobalMaxPool", 't.op("Where", top, g / count, 0.0)', 't.op("Where", top, g, 0.0)'),
     Fault(RED, "tie: ReduceMax", 'r.kept(g) / r.again("ReduceSum", hit) * hit', "r.kept(g) * hit"),
     Fault(ELE, "tie: Max", 'share = g / t.op("Sum", *hits)', "share = g"),
@@ -111,7 +111,7 @@ FAULTS = [
           '    """The gradient passes where the output is positive."""\n    return [t.op("Where", y > 0.0',
           "g: Value, y: Value, x: Value) -> Sequence[Cotangent]:\n"
           '    """The gradient passes where the output is positive."""\n    return [t.op("Where", y >= 0.0'),
-    Fault(IND, "tie: scattered maxima", 'g / put(t.cast(ours, g.dtype), t.cast(theirs, g.dtype), "add")', "g"),
+    Fault(IND, "tie: scattered maxima", 'g / put(t.cast(kept, g.dtype), t.cast(written, g.dtype), "add")', "g"),
     # Scattered and picked elements.
     Fault(IND, "twice: GatherElements", '(base, values, "add")', '(base, values, "none")'),
     Fault(IND, "zeros: factors that are scattered", 't.op("Where", others < 0.5, rest, 0.0)', "rest"),

@@ -1,1 +1,1 @@
-"""Reverse-mode differentiation from ONNX to ONNX."""
+"""Reverse-mode differentiation of ONNX graphs: a gradient becomes nodes of the same graph."""

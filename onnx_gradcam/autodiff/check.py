@@ -1,8 +1,7 @@
-"""The gradient checker: the backward pass against central differences, one random projection at a time.
+"""The gradient check: compare the gradients that `backward` emits with central differences.
 
-`<v, J u>` by differences of the model equals `<J^T v, u>` by the emitted graph, for random directions `u` of the
-inputs and `v` of the output. Both sides run in float64 on ONNX's reference evaluator, whose operators share no code
-with the rules.
+For random directions `u` of an input and `v` of the output, `<v, J u>` by differences of the model equals `<J^T v,
+u>` by the emitted graph. Both run in float64 on ONNX's reference evaluator, which shares no code with the rules.
 """
 
 from __future__ import annotations
@@ -32,7 +31,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What the two ways of computing one directional derivative gave."""
+    """One directional derivative, computed in two ways.
+
+    Attributes:
+        wrt: the tensor to differentiate by.
+        analytic: the derivative by the emitted graph.
+        numeric: the derivative by central differences.
+        gradient: the whole gradient, of the tensor's shape.
+    """
 
     wrt: str
     analytic: float
@@ -41,12 +47,12 @@ class GradientCheck:
 
     @property
     def error(self) -> float:
-        """The difference, relative to the larger of the two and to one."""
+        """The difference, relative to the larger of the two, or absolute where both are below one."""
         return abs(self.analytic - self.numeric) / max(abs(self.analytic), abs(self.numeric), 1.0)
 
     @property
     def relative(self) -> float:
-        """The difference, relative to the larger of the two alone."""
+        """The difference, relative to the larger of the two."""
         return abs(self.analytic - self.numeric) / max(abs(self.analytic), abs(self.numeric), 1e-300)
 
     def __str__(self) -> str:
@@ -62,19 +68,19 @@ def gradient_model(
     dtype: npt.DTypeLike | None = None,
     profile: str = "portable",
 ) -> Model:
-    """A model whose outputs are the cotangents of `wrt`, called `grad/<name>`.
+    """A model whose outputs are the cotangents of `wrt`, named `grad/<name>`.
 
     Args:
         source: any model.
-        wrt: tensors to differentiate by.
+        wrt: the tensors to differentiate by.
         output: the tensor to differentiate; the first output by default.
-        cotangent: name of the added input, the cotangent of `output`.
+        cotangent: the name of the new input, the cotangent of `output`.
         dtype: the type to compute cotangents in; by default that of each tensor.
-        profile: how the gradient is written.
+        profile: the profile that the gradient is written in.
 
     Raises:
-        TargetError: a name is not in the model.
-        UnsupportedError: a node on the way has no rule, or none of the profile.
+        TargetError: a name is not in the model, or there is no such profile.
+        UnsupportedError: a node on the path has no rule, or the profile has no operators for its gradient.
     """
     model = load(source)
     output = output or str(model.core.graph.outputs[0].name)
@@ -106,18 +112,23 @@ def check_gradients(
     step: float = 1e-4,
     seed: int = 0,
 ) -> list[GradientCheck]:
-    """Compare the backward pass with central differences in float64.
+    """Compare emitted gradients with central differences in float64.
 
     Args:
         model: any model whose operators have rules.
-        inputs: a value for each graph input; float32 ones are widened.
-        wrt: which graph inputs or initializers to differentiate by; every floating-point input by default.
+        inputs: a value for each graph input; float32 values are widened.
+        wrt: the graph inputs or initializers to differentiate by; every floating-point input by default.
         output: the tensor to differentiate; the first output by default.
-        step: half the distance of the two evaluations.
-        seed: of the random directions.
+        step: half the distance between the two evaluations.
+        seed: the seed of the random directions.
 
     Returns:
         One result for each tensor of `wrt`.
+
+    Example:
+        >>> model = onnx.load("model.onnx")
+        >>> max(c.error for c in check_gradients(model, {"input": image}))
+        3.2e-09
     """
     rng = np.random.default_rng(seed)
     double = as_double(load(model).to_proto())
@@ -128,9 +139,9 @@ def check_gradients(
     (y,) = evaluate(forward, feeds, [output])
     v = rng.standard_normal(y.shape)
     backward_model = gradient_model(double, wrt, output).to_proto()
-    wanted = {i.name for i in backward_model.graph.input}
-    given = {k: a for k, a in {**feeds, "cotangent": v}.items() if k in wanted}
-    gradients = evaluate(evaluator(backward_model), given)
+    names = {i.name for i in backward_model.graph.input}
+    needed = {k: a for k, a in {**feeds, "cotangent": v}.items() if k in names}
+    gradients = evaluate(evaluator(backward_model), needed)
     checks = []
     for name, gradient in zip(wrt, gradients, strict=True):
         x = feeds[name]

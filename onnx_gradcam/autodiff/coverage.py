@@ -1,9 +1,9 @@
-"""Which operators a gradient can cross, by which input and how: read from the installed ONNX schemas and the registry.
+"""Coverage: which operators a gradient can cross, by which inputs and how.
 
-A row says `rule`, `decomposition` (the operator is written in standard operators when a model is loaded; scales and
-zero points count as constants), `expansion` (through the operator's function body; a Loop is written out, where its
-length is known), `zero` (the derivative is known to be zero or the input is declared to carry none) or `none` (a model
-that needs it is refused).
+The table follows from the installed ONNX schemas and the registry of rules. The support of an input is `rule`;
+`decomposition` (loading a model replaces the operator by standard ones; scales and zero points count as constants);
+`expansion` (by the operator's function body; a Loop of known length is unrolled); `zero` (the derivative is zero, or
+the rule declares that the input carries none); or `none` (a model that needs it is refused).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _FLOATS = {"tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(doubl
 
 @dataclass(frozen=True)
 class Row:
-    """One input of one operator: a floating-point one, or any of an operator that is decomposed.
+    """One input of one operator: a floating-point one, or any input of an operator that is decomposed.
 
     Attributes:
-        domain: of the operator; empty for the default one.
-        operator: its name.
+        domain: the operator's domain; empty for the default one.
+        operator: the operator.
         since_version: the opset of its newest version.
-        index: position of the input; a variadic input counts once.
-        input: the name that the schema gives the input.
+        index: the position of the input; a variadic input counts once.
+        input: the input's name in the schema.
         differentiable: whether the schema calls the input differentiable.
-        support: how a gradient with respect to the input is had.
+        support: how the gradient by this input is computed.
     """
 
     domain: str
@@ -55,7 +55,12 @@ class Row:
 
 
 def coverage() -> list[Row]:
-    """One row for every floating-point input of every operator, by name; those of other domains at the end."""
+    """One row for every floating-point input of every operator, sorted by name, other domains last.
+
+    Example:
+        >>> [row.support for row in coverage() if row.operator == "Conv"]
+        ['rule', 'rule', 'rule']
+    """
     schemas = [s for s in onnx.defs.get_all_schemas() if s.domain == "" and not s.deprecated]
     rows = [row for schema in sorted(schemas, key=lambda s: s.name) for row in _standard(schema)]
     return rows + [row for key in sorted({*rules(), *decomposition_table()}) if key[0] for row in _contrib(key)]
@@ -71,12 +76,12 @@ def _standard(schema: OpSchema) -> Iterator[Row]:
 
 
 def _contrib(key: Key) -> Iterator[Row]:
-    """Operators of other domains have no schema here; their inputs are what the function that serves them takes."""
+    """The rows of an operator without a schema: the inputs are the parameters of its rule or decomposition."""
     rule = rules().get(key)
     function = decomposition_table()[key] if rule is None else rule.function
     parameters = inspect.signature(function).parameters.values()
     positional = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL}]
-    # A decomposition has the builder in front of its inputs, a rule the cotangent and the output as well.
+    # The builder precedes the inputs of a decomposition; the cotangent and the output precede those of a rule, too.
     for index, name in enumerate(positional[1 if rule is None else 3 :]):
         support: Support = "decomposition" if rule is None else "zero" if index in rule.stops else "rule"
         yield Row(*key, 1, index, name, differentiable=False, support=support)
@@ -92,7 +97,7 @@ def _support(op_type: str, index: int) -> Support:
 
 
 def _expands(op_type: str) -> bool:
-    """Whether the operator has a body at every opset a model can have, made of operators a gradient can cross."""
+    """Whether the operator has a body at every opset that models can have, of operators that a gradient can cross."""
     first = min(
         s.since_version for s in onnx.defs.get_all_schemas_with_history() if (s.domain, s.name) == ("", op_type)
     )
@@ -108,7 +113,7 @@ def _crossable(op_type: str) -> bool:
 
 
 def _body_operators(op_type: str) -> set[str]:
-    """The operators in the body of a plain node; empty where the body of a plain node cannot be had."""
+    """The operators in the function body of a node with default attributes; empty where it has no body."""
     schema = onnx.defs.get_schema(op_type)
     inputs = [i for i in schema.inputs if i.option != OpSchema.FormalParameterOption.Optional]
     node = onnx.helper.make_node(op_type, [i.name for i in inputs], [schema.outputs[0].name])

@@ -1,7 +1,7 @@
-"""Function-body expansion: an operator without a rule, replaced by the body that its ONNX schema gives.
+"""Function-body expansion: replace an operator without a rule by the function body in its ONNX schema.
 
-Only nodes on the differentiated path are touched, forward included, and only where the body exists at the model's own
-opset; the rest of the forward graph keeps its operators, which runtimes run faster than their bodies.
+Only nodes on the path to differentiate are expanded, and only if a body exists at the model's own opset. The other
+nodes stay, because runtimes compute an operator faster than its body.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .registry import ZERO, Table, rules
 __all__ = ["expand_missing", "has_body", "newest_body"]
 
 Schema = Any
-"""An `onnx.defs.OpSchema`; the stubs of onnx leave out what concerns function bodies."""
+"""An `onnx.defs.OpSchema`; onnx's type stubs omit its function bodies."""
 
 _DOMAIN = "onnx_gradcam.expanded"
 
 
 def has_body(op_type: str, opset: int, domain: str = "") -> bool:
-    """Whether the operator can be expanded at `opset`; some bodies depend on the node as well."""
+    """Whether the schema has a function body at `opset`; some bodies depend on the node as well."""
     try:
         schema: Schema = onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:
@@ -43,21 +43,21 @@ def has_body(op_type: str, opset: int, domain: str = "") -> bool:
 
 
 def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], table: Table | None = None) -> list[str]:
-    """Expand, in place, every node without a rule between `wrt` and `scores` that has a body at the model's opset.
+    """Expand, in place, every node without a rule between `wrt` and `scores`.
 
-    A Loop whose length is known is written out. Bodies may hold operators with bodies: this goes on until every node
-    left has a rule or no body. Tensors of the model keep their names and values. Call it before a `Builder` is made for
-    the model.
+    Expands nodes with a body at the model's opset, repeatedly, because bodies can contain operators with bodies, and
+    unrolls a Loop of known length. The model's tensors keep their names and values. Call this before making a `Builder`
+    for the model.
 
     Args:
         model: changed in place, its types and shapes inferred again.
-        scores: tensors that are differentiated.
-        wrt: tensors they are differentiated by.
+        scores: the tensors to differentiate.
+        wrt: the tensors to differentiate by.
         table: rules to use instead of the registered ones.
 
     Returns:
-        One line for each expanded node, `LpNormalization 'norm_3'`, in the order of expansion; none if the model did
-        not change.
+        One line for each expanded node, such as `LpNormalization 'norm_3'`, in the order of expansion; none
+        if the model did not change.
 
     Raises:
         TargetError: a name is not in the model.
@@ -86,20 +86,21 @@ def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], tabl
 
 
 def _unrolled(t: Builder, node: ir.Node) -> bool:
-    """Write out a Loop where that can be done."""
+    """Unroll a Loop of known length, and say whether that was done."""
     if (node.domain, node.op_type) != ("", "Loop"):
         return False
     try:
         unroll(t, node)
     except UnsupportedError:
-        return False  # on the path the backward pass says why
+        return False  # `backward` tells the reason
     return True
 
 
 def _without_rule(t: Builder, scores: Sequence[str], wrt: Sequence[str], table: Table) -> list[ir.Node]:
-    found = {name: t.find(name) for name in (*scores, *wrt)}
-    ends = {name: value.core for name, value in found.items() if value is not None}
-    missing = [name for name in found if name not in ends]
+    """The nodes on the path that have no rule and whose derivative is not zero."""
+    values = {name: t.find(name) for name in (*scores, *wrt)}
+    ends = {name: value.core for name, value in values.items() if value is not None}
+    missing = [name for name in values if name not in ends]
     if missing:
         raise TargetError(f"the model has no tensor {missing[0]!r}")
     path, _ = between(t.nodes, [ends[n] for n in wrt], [ends[n] for n in scores], carries_gradient(t, table))
@@ -107,7 +108,7 @@ def _without_rule(t: Builder, scores: Sequence[str], wrt: Sequence[str], table: 
 
 
 def _body(model: Model, node: ir.Node) -> onnx.FunctionProto | None:
-    """The schema's function for this very node, or `None`; the node's default attributes are filled in."""
+    """The function body for this node, whose default attributes are set; `None` where there is no body."""
     opset = model.core.opset_imports.get(node.domain)
     if opset is None or not has_body(node.op_type, opset, node.domain):
         return None
@@ -116,7 +117,7 @@ def _body(model: Model, node: ir.Node) -> onnx.FunctionProto | None:
         if name not in node.attributes and attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
             node.attributes.add(ir.serde.deserialize_attribute(attribute.default_value))
     for i, output in enumerate(node.outputs):
-        # An omitted output has no name, yet the body may read its value.
+        # An omitted output has no name, but the body can read its value.
         output.name = output.name or f"{node.outputs[0].name}/unused_{i}"
     types = [_type(value) for value in node.inputs]
     body = newest_body(schema, opset, ir.to_proto(node), types)
@@ -129,23 +130,23 @@ def _body(model: Model, node: ir.Node) -> onnx.FunctionProto | None:
 def newest_body(
     schema: Schema, opset: int, node: onnx.NodeProto, types: Sequence[onnx.TypeProto]
 ) -> onnx.FunctionProto | None:
-    """The newest function body of `schema` that was written for `opset` or before; `None` where there is none."""
+    """The newest function body of `schema` for `opset` or an older one; `None` where there is none."""
     versions = schema.function_opset_versions or schema.context_dependent_function_opset_versions
-    # Asked for `opset` itself, onnx gives an empty body wherever an operator in it has gained types since.
+    # For `opset` itself, onnx returns an empty body if an operator in it has gained types since the body was written.
     version = max((v for v in versions if v <= opset), default=0)
     if not version:
         return None
     if schema.has_function:
-        found = schema.get_function_with_opset_version(version)
+        serialized = schema.get_function_with_opset_version(version)
     else:
         raw = [t.SerializeToString() for t in types]
-        found = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), raw)
-    body = onnx.FunctionProto.FromString(found)
+        serialized = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), raw)
+    body = onnx.FunctionProto.FromString(serialized)
     return body if body.node else None
 
 
 def _valid(body: onnx.FunctionProto, model: Model) -> bool:
-    """Whether every operator of the body still takes at the model's opset what it took when the body was written."""
+    """Whether the body is valid at the model's opset, which it then imports."""
     del body.opset_import[:]
     body.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.core.opset_imports.items())
     context = onnx.checker.C.CheckerContext()
@@ -166,7 +167,7 @@ def _type(value: ir.Value | None) -> onnx.TypeProto:
 
 
 def _call(model: Model, node: ir.Node, body: onnx.FunctionProto, name: str) -> None:
-    """Make `node` a call of a function of its own that holds `body`."""
+    """Make `node` a call of a new function with this body."""
     stem = node.outputs[0].name
     body.domain, body.name = _DOMAIN, name
     function = ir.serde.deserialize_function(body)

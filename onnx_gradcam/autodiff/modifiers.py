@@ -1,7 +1,7 @@
-"""Backward passes that are no derivatives on purpose: functions from a rule table to another.
+"""Modifiers: guided backpropagation and the deconvolutional network, as functions from one rule table to another.
 
-A table is passed to `backward`; nothing is patched. So a modifier goes with every profile. Both modifiers concern
-rectifiers only, and all of them.
+A modified table is passed to `backward`, so a modifier combines with every profile. Both modifiers change the rules of
+all rectifiers, and no others.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ RECTIFIERS = (
     "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Mish", "Softplus", "Swish",
     "ThresholdedRelu", "Clip",
 )  # fmt: skip
-"""Operators that pass positive numbers and hold back negative ones; Clip is ReLU6 in exported models."""
+"""Operators that pass positive numbers and suppress negative ones; Clip is ReLU6 in exported models."""
 
 Modify = Callable[[RuleFunction], RuleFunction]
 
 
 def guided(table: Table) -> Table:
-    """Guided backpropagation: a rectifier passes positive cotangents only, where its own derivative does.
+    """Guided backpropagation: a rectifier passes positive cotangents only, times its own derivative.
 
     Springenberg et al. 2015, "Striving for simplicity", section 3.4.
     """
@@ -35,9 +35,9 @@ def guided(table: Table) -> Table:
 
 
 def deconvnet(table: Table) -> Table:
-    """The deconvolutional network: a rectifier passes positive cotangents, whatever its input was.
+    """The deconvolutional network: a rectifier passes positive cotangents, whatever its input is.
 
-    Zeiler and Fergus 2014, section 2.1; "relu" or "rectified" in other libraries.
+    Zeiler and Fergus 2014, section 2.1; other libraries call it "relu" or "rectified".
     """
     return _modified(table, _rectify)
 
@@ -58,7 +58,7 @@ def _guide(function: RuleFunction) -> RuleFunction:
 def _rectify(function: RuleFunction) -> RuleFunction:
     @functools.wraps(function)
     def rectified_rule(t: Builder, g: Value, y: Value, *inputs: Value | None, **attributes: Any) -> Sequence[Cotangent]:  # noqa: ARG001
-        # A slope has no place in the deconvolutional network, which looks at the cotangent alone.
+        # The deconvolutional network has no gradient by a slope: its rectifiers depend on the cotangent alone.
         return [t.op("Relu", g), *(None,) * (len(inputs) - 1)]
 
     return rectified_rule

@@ -1,9 +1,9 @@
-"""The type a gradient is computed in, and how float16 cotangents are kept within its range.
+"""The precision of gradients: the type to compute in, and scaling that keeps float16 cotangents in range.
 
-float16 holds numbers from 6e-8 (6e-5 with all its digits) to 65504, and the derivatives of a score lie at its lower
-end: an average over 112 x 112 places alone divides by 12544. A backward pass is linear in its cotangents (and with
-modified rules still homogeneous), so they may be multiplied by any positive factor that the result is divided by again,
-which is done in float32. As powers of two the factors cost no digit. bfloat16 has the range of float32 and needs none.
+float16 has numbers from 6e-8 (6e-5 with all digits) to 65504, and the derivatives of a score are near the lower end: an
+average over 112 x 112 positions alone divides by 12544. The reverse pass is linear in its cotangents (and still
+homogeneous with modified rules), so they can be multiplied by a positive factor if the result is divided by it, in
+float32. Factors that are powers of two cost no digits. bfloat16 has the range of float32 and needs no factors.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ __all__ = ["GradType", "float32_cotangents"]
 GradType = Literal["model", "float32"]
 
 _SIZE = 1
-"""The exponent of the seed, and that which the largest cotangent is brought back to.
+"""The exponent of the seed, and of the largest cotangent after each rescaling.
 
-It is the middle of the normal numbers, 2^-14 to 2^16: up to the next rescaling the largest cotangent may grow or shrink
-30000-fold without losing a digit.
+It is the middle of the normal numbers, 2^-14 to 2^16: until the next rescaling the largest cotangent can grow or shrink
+30000-fold without losing digits.
 """
 
 _SPAN = 3
-"""At least so many nodes lie between two rescalings: each is another pass over a tensor."""
+"""The least number of nodes between two rescalings, each of which is another pass over a tensor."""
 
 
 def float32_cotangents(
     t: Builder, score: Value, seed: Value, wrt: Sequence[Value], table: Table, grad_dtype: GradType
 ) -> list[Value]:
-    """The cotangents of `wrt` from that of the score, as `backward` computes them, in float32.
+    """Append the cotangents of `wrt`, as `backward` does, and return them in float32.
 
     Args:
         t: the builder.
-        score: what is differentiated.
+        score: the tensor to differentiate.
         seed: its cotangent, ones and zeros.
-        wrt: the tensors whose cotangents are wanted.
+        wrt: the tensors to differentiate by.
         table: the rules.
-        grad_dtype: `float32` computes in it whatever the model's type is. `model` computes in the type of each tensor,
-            where that is float16 with factors that keep the cotangents within its range.
+        grad_dtype: `float32` computes in float32 whatever the model's type is. `model` computes in the type of each
+            tensor, and scales float16 cotangents to keep them in range.
 
     Raises:
         UnsupportedError: a node on the path has no rule, or the score does not depend on a tensor of `wrt`.
@@ -59,14 +59,14 @@ def float32_cotangents(
     path, alive = between(t.nodes, [v.core for v in wrt], [score.core], carries)
     if not any(t.wrap(v).dtype == np.float16 for v in alive):
         return [t.cast(g, np.float32) for g in backward(t, {score: seed}, wrt, table)]
-    places = {output: i for i, node in enumerate(path) for output in node.outputs}
-    cuts = _cuts(t, score, wrt, carries, places)
+    positions = {output: i for i, node in enumerate(path) for output in node.outputs}
+    cuts = _cuts(t, score, wrt, carries, positions)
     rows = _by_row(score, [score, *cuts, *wrt])
     here, g = score, seed * 2.0**_SIZE
     factor = t.const(2.0**_SIZE, np.float32)
     for cut in cuts:
-        # What lies before a tensor that everything flows through comes before it in order.
-        segment = path[places[cut.core] + 1 : places[here.core] + 1]
+        # Every path crosses `cut`: the nodes between it and `here` follow each other.
+        segment = path[positions[cut.core] + 1 : positions[here.core] + 1]
         (g,) = backward(t, {here: g}, [cut], table, nodes=segment)
         g, more = _rescaled(t, g, rows=rows)
         here, factor = cut, factor * more
@@ -77,33 +77,33 @@ def float32_cotangents(
 
 
 def _cuts(
-    t: Builder, score: Value, wrt: Sequence[Value], carries: Carries, places: Mapping[ir.Value, int]
+    t: Builder, score: Value, wrt: Sequence[Value], carries: Carries, positions: Mapping[ir.Value, int]
 ) -> list[Value]:
-    """float16 tensors that everything flows through, from the score on, `_SPAN` nodes or more apart."""
-    ways = [dominators(t.nodes, v.core, score.core, carries) for v in wrt]
-    common = set.intersection(*map(set, ways)) - {score.core, *(v.core for v in wrt)}
+    """float16 tensors that every path crosses, from the score on, at least `_SPAN` nodes apart."""
+    crossed = [dominators(t.nodes, v.core, score.core, carries) for v in wrt]
+    common = set.intersection(*map(set, crossed)) - {score.core, *(v.core for v in wrt)}
     cuts: list[Value] = []
-    last = 1 + max(places.values(), default=0)
-    for value in reversed(ways[0]):
+    last = 1 + max(positions.values(), default=0)
+    for value in reversed(crossed[0]):
         tensor = t.wrap(value)
         fits = tensor.dtype == np.float16 and tensor.known_shape is not None
-        if fits and value in common and last - places[value] >= _SPAN:
+        if fits and value in common and last - positions[value] >= _SPAN:
             cuts.append(tensor)
-            last = places[value]
+            last = positions[value]
     return cuts
 
 
 def _by_row(score: Value, values: Sequence[Value]) -> bool:
-    """Whether the first dimension of every tensor is the free batch size, so that each sample has its own factor."""
+    """Whether the first dimension of every tensor is the free batch size: then each sample has its own factor."""
     batch = next(iter(score.shape), None)
     return isinstance(batch, str) and all(v.shape[:1] == (batch,) and v.shape.count(batch) == 1 for v in values)
 
 
 def _rescaled(t: Builder, g: Value, *, rows: bool) -> tuple[Value, Value]:
-    """`g` times a power of two that brings its largest element to `_SIZE`, and that in float32: one, or one a row."""
+    """`g` times a power of two that scales its largest element to `2^_SIZE`, and that power, one or one a row."""
     top = t.cast(t.reduce("ReduceMax", t.op("Abs", g), range(int(rows), g.rank)), np.float32)
     exponent = _SIZE - t.op("Floor", t.op("Log", top) * (1 / math.log(2)))
-    # Zero gives infinity, which is cut off; what is no number compares as false, and stays what it is.
+    # The exponent of zero is infinite and is clipped; NaN compares as false and stays NaN.
     limited = t.op("Clip", exponent, t.const(-14.0, np.float32), t.const(15.0, np.float32))
     power = t.cast(t.op("Where", top >= 0.0, t.const(2.0, np.float32) ** limited, 1.0), np.float16)
     return g * power, t.op("Reshape", t.cast(power, np.float32), t.ints(-1) if rows else t.ints())

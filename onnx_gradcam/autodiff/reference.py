@@ -1,6 +1,7 @@
-"""Pools and padding for the reference evaluator, which lacks one and gets others wrong for some amounts and ranks.
+"""ONNX's reference evaluator with corrected operators, to compute gradients in float64.
 
-ONNX's own reference evaluator, with the operators it gets wrong put right.
+`evaluator` and `evaluate` run a model, `as_double` converts it to float64. The classes are operators that ONNX's own
+evaluator lacks, computes wrongly for some attributes, or computes in float32 whatever its inputs are.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-__all__ = ["WINDOWED", "as_double", "evaluate", "evaluator"]
+__all__ = ["as_double", "evaluate", "evaluator"]
 
 Array = npt.NDArray[Any]
 
 
+# ----- pools and padding ---------------------------------------------------------
+
+
 class MaxPool(OpRun):
-    """Maximum of every window; the evaluator's own fails for odd SAME padding and for kernels one element wide."""
+    """The maximum of every window; ONNX's own fails for odd SAME padding and for kernels one element wide."""
 
     op_domain = ""
 
@@ -49,30 +53,30 @@ class MaxPool(OpRun):
                 pads[i + n] = total - pads[i]
             room = h + pads[i] + pads[i + n] - extent
             count = (-(-room // s) if ceil_mode else room // s) + 1
-            # A window that starts behind the image is none.
+            # A window that starts behind the image does not count.
             outputs.append(count - 1 if ceil_mode and (count - 1) * s >= h + pads[i] else count)
         widths = [(pads[i], pads[i + n] + max(strides)) for i in range(n)]
-        ground = np.pad(x, [(0, 0), (0, 0), *widths], constant_values=-np.inf)
+        image = np.pad(x, [(0, 0), (0, 0), *widths], constant_values=-np.inf)
         spatial = range(2, x.ndim)
         order = (0, 1, *(reversed(spatial) if storage_order else spatial))
         numbers = np.arange(x.size).reshape([x.shape[i] for i in order]).transpose(order)
-        places = np.pad(numbers, [(0, 0), (0, 0), *widths], constant_values=-1)
+        positions = np.pad(numbers, [(0, 0), (0, 0), *widths], constant_values=-1)
         taps = []
         for offset in np.ndindex(*kernel):
             steps = zip(offset, dilations, outputs, strides, strict=True)
             inner = (slice(j * d, j * d + (o - 1) * s + 1, s) for j, d, o, s in steps)
             taps.append((slice(None), slice(None), *inner))
-        values = np.stack([ground[tap] for tap in taps])
+        values = np.stack([image[tap] for tap in taps])
         best = values.argmax(0)[None]
         y = np.take_along_axis(values, best, 0)[0]
         if len(self.onnx_node.output) == 1:
             return (y,)
-        indices = np.stack([places[tap] for tap in taps])
+        indices = np.stack([positions[tap] for tap in taps])
         return y, np.take_along_axis(indices, best, 0)[0]
 
 
 class GlobalMaxPool(OpRun):
-    """Maximum over all spatial axes; the evaluator's own knows planes only."""
+    """The maximum over all spatial axes; ONNX's own knows planes only."""
 
     op_domain = ""
 
@@ -81,7 +85,7 @@ class GlobalMaxPool(OpRun):
 
 
 class GlobalLpPool(OpRun):
-    """The p-norm over all spatial axes; the evaluator has none."""
+    """The p-norm over all spatial axes; ONNX has none."""
 
     op_domain = ""
 
@@ -91,7 +95,7 @@ class GlobalLpPool(OpRun):
 
 
 class Pad(OpRun):
-    """Padding; the evaluator's own knows no negative amounts, which cut."""
+    """Padding; ONNX's own rejects negative amounts, which crop."""
 
     op_domain = ""
 
@@ -115,8 +119,11 @@ class Pad(OpRun):
         return (np.pad(x[tuple(kept)], widths, constant_values=fill).astype(x.dtype, copy=False),)
 
 
+# ----- sampling ------------------------------------------------------------------
+
+
 class GridSample(OpRun):
-    """Sampling on a grid; the evaluator's own computes positions in float32 whatever it is given."""
+    """Sampling on a grid; ONNX's own computes positions in float32 whatever the inputs are."""
 
     op_domain = ""
 
@@ -183,7 +190,7 @@ class GridSample(OpRun):
 
 
 class AffineGrid(OpRun):
-    """A grid of positions, transformed; the evaluator's own computes in float32 whatever it is given."""
+    """A transformed grid of positions; ONNX's own computes in float32 whatever the input is."""
 
     op_domain = ""
 
@@ -204,23 +211,19 @@ def _cubic(z: float, a: float = -0.75) -> float:
     return ((a * z - 5 * a) * z + 8 * a) * z - 4 * a
 
 
-WINDOWED = (MaxPool, GlobalMaxPool, GlobalLpPool, GridSample, AffineGrid, Pad)
-
-
-_DOUBLE = onnx.TensorProto.DOUBLE
-_NARROW = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+# ----- convolutions and arithmetic -----------------------------------------------
 
 
 class ConvTranspose(OpRun):
-    """Transposed convolution; the evaluator's own slices grouped weights along the wrong axis."""
+    """Transposed convolution; ONNX's own slices grouped weights along the wrong axis."""
 
     op_domain = ""
 
     def _run(
         self,
-        X: npt.NDArray[Any],
-        W: npt.NDArray[Any],
-        B: npt.NDArray[Any] | None = None,
+        X: Array,
+        W: Array,
+        B: Array | None = None,
         auto_pad: str | None = None,
         dilations: list[int] | None = None,
         group: int | None = None,
@@ -229,7 +232,7 @@ class ConvTranspose(OpRun):
         output_shape: list[int] | None = None,
         pads: list[int] | None = None,
         strides: list[int] | None = None,
-    ) -> tuple[npt.NDArray[Any]]:
+    ) -> tuple[Array]:
         n, kernel, kind = X.ndim - 2, W.shape[2:], X.dtype
         if kind.itemsize < 4:  # NumPy neither multiplies bfloat16 nor adds up float16 as runtimes do
             X, W, B = X.astype(np.float32), W.astype(np.float32), None if B is None else B.astype(np.float32)
@@ -241,11 +244,11 @@ class ConvTranspose(OpRun):
         ]
         auto_pad = auto_pad or "NOTSET"
         if output_shape or auto_pad.startswith("SAME"):
-            wanted = output_shape or [s * x for s, x in zip(strides, X.shape[2:], strict=True)]
-            totals = [max(f - o, 0) for f, o in zip(full, wanted[-n:], strict=True)]
+            outputs = output_shape or [s * x for s, x in zip(strides, X.shape[2:], strict=True)]
+            totals = [max(f - o, 0) for f, o in zip(full, outputs[-n:], strict=True)]
             small, large = [p // 2 for p in totals], [p - p // 2 for p in totals]
             pads = small + large if auto_pad == "SAME_UPPER" else large + small
-            full = [max(f, o) for f, o in zip(full, wanted[-n:], strict=True)]
+            full = [max(f, o) for f, o in zip(full, outputs[-n:], strict=True)]
         elif auto_pad == "VALID":
             pads = [0] * (2 * n)
         out = np.zeros((X.shape[0], group, W.shape[1], *full), X.dtype)
@@ -265,36 +268,39 @@ class ConvTranspose(OpRun):
 
 
 class Erf(OpRun):
-    """The error function; the evaluator's own computes in float32 whatever it is given."""
+    """The error function; ONNX's own computes in float32 whatever the input is."""
 
     op_domain = ""
 
-    def _run(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any]]:
+    def _run(self, x: Array) -> tuple[Array]:
         return (np.vectorize(math.erf, otypes=[x.dtype])(x).reshape(x.shape),)
 
 
 class Mean(OpRun):
-    """The mean of several tensors; the evaluator's own broadcasts nothing but its first argument's shape."""
+    """The mean of several tensors; ONNX's own does not broadcast all of them."""
 
     op_domain = ""
 
-    def _run(self, *xs: npt.NDArray[Any]) -> tuple[npt.NDArray[Any]]:
+    def _run(self, *xs: Array) -> tuple[Array]:
         return (np.asarray(np.mean(np.stack(np.broadcast_arrays(*xs)), axis=0)),)
 
 
+# ----- normalisations ------------------------------------------------------------
+
+
 class LRN(OpRun):
-    """Local response normalisation; the evaluator's own runs over as many channels as there are samples."""
+    """Local response normalisation; ONNX's own iterates over as many channels as there are samples."""
 
     op_domain = ""
 
     def _run(
         self,
-        x: npt.NDArray[Any],
+        x: Array,
         alpha: float = 1e-4,
         beta: float = 0.75,
         bias: float = 1.0,
         size: int = 1,
-    ) -> tuple[npt.NDArray[Any]]:
+    ) -> tuple[Array]:
         channels = range(x.shape[1])
         windows = [x[:, max(0, c - (size - 1) // 2) : c + size // 2 + 1] for c in channels]
         square = np.stack([(w**2).sum(1) for w in windows], axis=1)
@@ -302,75 +308,83 @@ class LRN(OpRun):
 
 
 class LpNormalization(OpRun):
-    """Division by the p-norm; the evaluator's own adds up signed powers."""
+    """Division by the p-norm; ONNX's own adds up signed powers."""
 
     op_domain = ""
 
-    def _run(self, x: npt.NDArray[Any], axis: int = -1, p: int = 2) -> tuple[npt.NDArray[Any]]:
+    def _run(self, x: Array, axis: int = -1, p: int = 2) -> tuple[Array]:
         norm = np.linalg.norm(x, p, axis, keepdims=True)
         return ((x / np.where(norm == 0, 1, norm)).astype(x.dtype),)
 
 
 class GroupNormalization(OpRun):
-    """Group normalisation; the function body computes in float32 whatever it is given."""
+    """Group normalisation; ONNX's function body computes in float32 whatever the inputs are."""
 
     op_domain = ""
 
     def _run(
         self,
-        x: npt.NDArray[Any],
-        scale: npt.NDArray[Any],
-        bias: npt.NDArray[Any],
+        x: Array,
+        scale: Array,
+        bias: Array,
         epsilon: float = 1e-5,
         num_groups: int = 1,
         stash_type: int | None = None,  # noqa: ARG002
-    ) -> tuple[npt.NDArray[Any]]:
+    ) -> tuple[Array]:
         grouped = x.reshape(x.shape[0], num_groups, -1)
         centred = grouped - grouped.mean(2, keepdims=True)
         y = (centred / np.sqrt((centred**2).mean(2, keepdims=True) + epsilon)).reshape(x.shape)
-        # One number a group before opset 21, one a channel since: both spread to channels.
+        # Scale and bias have one number a group before opset 21, and one a channel since.
         a, b = (np.repeat(v, x.shape[1] // len(v)).reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias))
         return (y * a + b,)
 
 
 class MeanVarianceNormalization(OpRun):
-    """Mean-variance normalisation; the function body holds float32 constants."""
+    """Mean-variance normalisation; ONNX's function body has float32 constants."""
 
     op_domain = ""
 
-    def _run(self, x: npt.NDArray[Any], axes: Sequence[int] = (0, 2, 3)) -> tuple[npt.NDArray[Any]]:
+    def _run(self, x: Array, axes: Sequence[int] = (0, 2, 3)) -> tuple[Array]:
         over = tuple(axes)
         centred = x - x.mean(over, keepdims=True)
         return (centred / (np.sqrt((centred**2).mean(over, keepdims=True)) + 1e-9),)
 
 
-_CORRECTED = [ConvTranspose, Erf, GroupNormalization, LRN, LpNormalization, Mean, MeanVarianceNormalization, *WINDOWED]
+# ----- the evaluator -------------------------------------------------------------
+
+_CORRECTED = (
+    AffineGrid, ConvTranspose, Erf, GlobalLpPool, GlobalMaxPool, GridSample, GroupNormalization, LRN, LpNormalization,
+    MaxPool, Mean, MeanVarianceNormalization, Pad,
+)  # fmt: skip
+
+_DOUBLE = onnx.TensorProto.DOUBLE
+_NARROW = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 class _Evaluator(ReferenceEvaluator):
-    """The reference evaluator with the corrections, inside the bodies of functions too."""
+    """The reference evaluator with the corrections, also inside of function bodies."""
 
     def __init__(self, proto: Any, **options: Any) -> None:
-        options.setdefault("new_ops", _CORRECTED)
+        options.setdefault("new_ops", list(_CORRECTED))
         super().__init__(proto, **options)
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """The reference evaluator for `model`."""
+    """The corrected reference evaluator for `model`."""
     return _Evaluator(model)
 
 
 def evaluate(
-    model: ReferenceEvaluator, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
-) -> list[npt.NDArray[Any]]:
-    """Run `model`; floating-point warnings are the caller's to judge by the numbers."""
+    model: ReferenceEvaluator, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+) -> list[Array]:
+    """Run `model` without floating-point warnings; `outputs` are all by default."""
     with np.errstate(all="ignore"):
         results = model.run(None if outputs is None else list(outputs), dict(feeds))
     return [np.asarray(r) for r in results]
 
 
 def as_double(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model computing in float64, so that differences of its outputs mean something."""
+    """A copy of the model that computes in float64, so that differences of its outputs are precise."""
     double = onnx.ModelProto()
     double.CopyFrom(model)
     _retype_graph(double.graph)

@@ -1,15 +1,20 @@
-"""Which operator has which VJP rule.
+"""The registry of VJP rules (vector-Jacobian products): how each operator hands a cotangent to its inputs.
 
-A rule is `rule(t, g, y, *inputs, **attributes)` and returns one cotangent an input: `t` is the builder, `g` the
-cotangent of the output `y`, the inputs come in ONNX order and the attributes as keywords with their ONNX defaults,
-so that an attribute nobody thought of is an error and never a wrong map. A cotangent may be a function without
-arguments: it is called only when that input lies on the path. `None` says that the rule cannot serve this input.
+A rule is `rule(t, g, y, *inputs, **attributes)` and returns one cotangent for each input. `t` is the builder, `g` the
+cotangent of the output `y`. The inputs come in ONNX order, and the attributes are keywords with their ONNX defaults:
+an attribute that a rule does not name is an error, never a wrong heatmap. A cotangent can be a function without
+arguments, which is called only if that input is on the path. `None` means that the rule cannot serve this input.
 
-A rule of an operator with subgraphs also gets, as `captured`, the tensors that these read from outside and that lie on
-the path, and, as `table` and `dtype`, the rules and the type to differentiate the subgraphs with; the cotangents of the
-captured tensors follow those of the inputs.
+A rule of an operator with subgraphs has three more keywords: `captured`, the outer tensors on the path that the
+subgraphs read; `table` and `dtype`, the rules and the type to differentiate the subgraphs with. It returns the
+cotangents of the captured tensors after those of the inputs.
 
-The backward pass undoes broadcasting, adds up cotangents and checks their shapes; rules do none of that.
+The reverse pass undoes broadcasting, adds cotangents up and checks their shapes; rules do not.
+
+Example:
+    >>> @vjp("Tanh")
+    ... def tanh(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
+    ...     return [g * (1.0 - y * y)]
 """
 
 from __future__ import annotations
@@ -35,12 +40,12 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Rule:
-    """A VJP rule and what the backward pass has to know of it.
+    """A VJP rule and how the reverse pass calls it.
 
     Attributes:
         function: the rule.
-        broadcasts: the operator broadcasts its inputs; cotangents are summed back to each input's shape.
-        stops: inputs that carry no gradient although they may hold floating-point numbers, by position.
+        broadcasts: the operator broadcasts its inputs; cotangents are summed to the shape of each.
+        stops: positions of inputs that carry no gradient, floating-point or not.
         all_outputs: `g` and `y` are tuples over all outputs (`None` for an output without a cotangent).
         subgraphs: the rule differentiates the operator's subgraphs, for the tensors that they capture as well.
     """
@@ -52,12 +57,11 @@ class Rule:
     subgraphs: bool = False
 
     def unknown_attributes(self, node: ir.Node) -> list[str]:
-        """Attributes of `node` that the rule does not know."""
+        """The attributes of `node` that the rule does not name."""
         parameters = inspect.signature(self.function).parameters.values()
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
             return []
-        known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        return sorted(set(node.attributes) - known)
+        return sorted(set(node.attributes) - {p.name for p in parameters if p.kind is p.KEYWORD_ONLY})
 
 
 Table = Mapping[Key, Rule]
@@ -66,7 +70,7 @@ RULES: dict[Key, Rule] = {}
 """Every rule, by domain and operator."""
 
 ZERO: set[Key] = set()
-"""Operators whose derivative is zero everywhere it exists: a gradient through them is zero, not missing."""
+"""Operators whose derivative is zero wherever it exists: they block a gradient, and need no rule."""
 
 
 def vjp(
@@ -77,7 +81,11 @@ def vjp(
     all_outputs: bool = False,
     subgraphs: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Register the VJP rule of `op_types`; see `Rule` for the options."""
+    """Register a function as the VJP rule of `op_types`; `Rule` explains the options.
+
+    Raises:
+        ValueError: an operator has a rule already.
+    """
 
     def register(function: RuleFunction) -> RuleFunction:
         for op_type in op_types:
@@ -91,12 +99,12 @@ def vjp(
 
 
 def zero_gradient(*op_types: str, domain: str = "") -> None:
-    """Declare that the derivative of `op_types` is zero."""
+    """Declare that the derivative of `op_types` is zero wherever it exists."""
     ZERO.update((domain, op_type) for op_type in op_types)
 
 
 def rules() -> dict[Key, Rule]:
-    """The table of all rules; the rule files are imported on the first call."""
+    """The registered rules; the first call imports the files below `rules`."""
     package = importlib.import_module(f"{__package__}.rules")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")

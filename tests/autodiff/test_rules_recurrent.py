@@ -144,7 +144,7 @@ def test_activations(case):
     [
         ("LSTM", {"clip": 3.0}, "no VJP rule for LSTM with clip"),
         ("LSTM", {"input_forget": 1}, "no VJP rule for LSTM with input_forget"),
-        ("RNN", {"activations": ["Sine"]}, "'Sine' is not one that ONNX lists"),
+        ("RNN", {"activations": ["Sine"]}, "ONNX has no recurrent activation 'Sine'"),
         ("RNN", {"activations": ["Affine"]}, "Affine has no activation_alpha"),
     ],
 )

@@ -1,1 +1,1 @@
-"""VJP rules, one file a family of operators."""
+"""VJP rules, one file for each family of operators."""

@@ -1,6 +1,6 @@
-"""Arithmetic on dimensions: plain numbers where a size is known, Shape nodes where only the running model knows it.
+"""Sizes and indices that several families of rules share.
 
-What several families of rules need of indices.
+`Size` is arithmetic on dimensions: plain numbers where a size is known, nodes where only the running model knows it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Size:
 
     @property
     def known(self) -> int | None:
-        """The number, or `None` where it is not known."""
+        """The number; `None` where it is unknown."""
         return self.value if isinstance(self.value, int) else None
 
     def vector(self) -> Value:
@@ -80,7 +80,7 @@ class Size:
     __rmul__ = __mul__
 
     def __floordiv__(self, other: int) -> Size:
-        """The quotient of two numbers that are not negative."""
+        """The quotient, rounded down, of two numbers that are not negative."""
         if other == 1:
             return self
         return Size(self._t, self.value // other) if isinstance(self.value, int) else self._node("Div", other)
@@ -92,11 +92,11 @@ class Size:
         return Size(self._t, max(a, b) if op_type == "Max" else min(a, b))
 
     def least(self, bound: Size | int) -> Size:
-        """This size, but at least `bound`."""
+        """The larger of this size and `bound`."""
         return self._extreme("Max", bound)
 
     def most(self, bound: Size | int) -> Size:
-        """This size, but at most `bound`."""
+        """The smaller of this size and `bound`."""
         return self._extreme("Min", bound)
 
 
@@ -125,31 +125,31 @@ def vector(t: Builder, entries: Sequence[Size | int]) -> Value:
 
 def reshape(t: Builder, x: Value, dims: Sequence[Size | int]) -> Value:
     """`x` with the dimensions `dims`, of which at most one is -1."""
-    known = [d.known if isinstance(d, Size) else d for d in dims]
-    # Without a dimension to infer, a zero is a zero and not "as in the input".
-    zero = None if -1 in known else 1
-    return t.op("Reshape", x, vector(t, dims), allowzero=zero, shape=tuple(None if d == -1 else d for d in known))
+    shape = [d.known if isinstance(d, Size) else d for d in dims]
+    # Without a dimension to infer, zero means zero, and not "as in the input".
+    zero = None if -1 in shape else 1
+    return t.op("Reshape", x, vector(t, dims), allowzero=zero, shape=tuple(None if d == -1 else d for d in shape))
 
 
 def cut(t: Builder, x: Value, axes: Sequence[int], starts: Sequence[Size], lengths: Sequence[Size]) -> Value:
     """The block of `x` that begins at `starts` and has `lengths` along `axes`."""
     shape = list(x.shape)
-    wanted = []
+    shortened = []
     for i, (axis, start, length) in enumerate(zip(axes, starts, lengths, strict=True)):
         if start.known != 0 or length.known is None or length.known != shape[axis]:
-            wanted.append(i)
+            shortened.append(i)
         shape[axis] = length.known
-    if not wanted:
+    if not shortened:
         return x
-    begin = vector(t, [starts[i] for i in wanted])
-    end = vector(t, [starts[i] + lengths[i] for i in wanted])
-    return t.op("Slice", x, begin, end, t.ints(*(axes[i] for i in wanted)), shape=tuple(shape))
+    begin = vector(t, [starts[i] for i in shortened])
+    end = vector(t, [starts[i] + lengths[i] for i in shortened])
+    return t.op("Slice", x, begin, end, t.ints(*(axes[i] for i in shortened)), shape=tuple(shape))
 
 
 def pad(
     t: Builder, x: Value, axes: Sequence[int], before: Sequence[Size], after: Sequence[Size], fill: float = 0.0
 ) -> Value:
-    """`x` with `fill` added `before` and `after` it along `axes`; no amount is negative."""
+    """`x` padded with `fill` along `axes`; no amount is negative."""
     if all(a.known == 0 for a in (*before, *after)):
         return x
     rank = x.rank
@@ -167,9 +167,9 @@ def numbers(t: Builder, count: Size) -> Value:
 
 
 def one_hot(t: Builder, indices: Value, depth: Size, dtype: npt.DTypeLike | None) -> Value:
-    """One row an index, of length `depth`, with a one at the index; negative indices count from the end.
+    """One row for each index, of length `depth`, with a one at the index; negative indices count from the end.
 
-    A comparison: nothing large is stored, and every type has a kernel.
+    It is computed by a comparison, which stores nothing large and has a kernel for every type.
     """
     indices = t.cast(indices, np.int64)
     wrapped = t.op("Where", indices < 0, indices + depth.vector(), indices)
@@ -179,13 +179,13 @@ def one_hot(t: Builder, indices: Value, depth: Size, dtype: npt.DTypeLike | None
 
 def identity(t: Builder, size: Size, dtype: npt.DTypeLike | None) -> Value:
     """The identity matrix; see `one_hot`."""
-    every = numbers(t, size)
-    rows, columns = t.op("Unsqueeze", every, t.ints(1)), t.op("Unsqueeze", every, t.ints(0))
+    index = numbers(t, size)
+    rows, columns = t.op("Unsqueeze", index, t.ints(1)), t.op("Unsqueeze", index, t.ints(0))
     return t.cast(t.op("Equal", rows, columns), dtype)
 
 
 def contract(t: Builder, g: Value, matrix: Value, axis: int) -> Value:
-    """Sum `g` over its dimension `axis` against the rows of `matrix`: `[.., K, ..]` and `[K, D]` give `[.., D, ..]`."""
+    """The product of `g` and `matrix` over dimension `axis`: `[.., K, ..]` and `[K, D]` become `[.., D, ..]`."""
     axis %= g.rank
     if axis == g.rank - 1:
         return t.op("MatMul", g, matrix)
@@ -204,7 +204,7 @@ def contract(t: Builder, g: Value, matrix: Value, axis: int) -> Value:
 
 
 def index_along(t: Builder, x: Value, axis: int) -> Value:
-    """0, 1, 2 ... along one dimension of `x`, ready to be broadcast over the others; int64."""
+    """0, 1, 2 ... along one dimension of `x`, `int64`, of size one along the others."""
     size = x.shape[axis]
     shape = [1] * x.rank
     shape[axis] = -1

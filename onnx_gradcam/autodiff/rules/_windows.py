@@ -1,4 +1,4 @@
-"""Windows that slide over the spatial axes: what convolutions and pools have in common."""
+"""Windows that slide over the spatial axes, which the rules of convolutions and pools share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the windows of an operator lie; every field has one entry a spatial axis.
+    """The geometry of an operator's windows; every tuple has one entry a spatial axis.
 
     Attributes:
         kernel: taps of a window.
-        strides: distance of neighbouring windows.
-        dilations: distance of neighbouring taps.
+        strides: distance between neighbouring windows.
+        dilations: distance between neighbouring taps.
         begin: padding before the image.
         end: padding after the image.
-        ceil: a last window that is not full is kept.
+        ceil: whether a last window that is not full is kept.
     """
 
     kernel: tuple[Size, ...]
@@ -52,11 +52,11 @@ class Windows:
 
     @property
     def taps(self) -> list[int]:
-        """The kernel of a pool, which is always known."""
+        """The kernel of a pool, which is always a constant."""
         return [k.known or 0 for k in self.kernel]
 
     def along(self, axis: int) -> Windows:
-        """The windows along one spatial axis alone, one element wide along the others."""
+        """The windows along one spatial axis, one element wide along the others."""
 
         def only(values: Sequence[T], other: T) -> tuple[T, ...]:
             return tuple(v if i == axis else other for i, v in enumerate(values))
@@ -72,12 +72,12 @@ class Windows:
         )
 
     def pads(self) -> list[int] | None:
-        """The padding as the ONNX attribute, or `None` where it is not known."""
-        known = [p.known for p in (*self.begin, *self.end)]
-        return None if None in known else [p for p in known if p is not None]
+        """The padding as the ONNX attribute; `None` where it is unknown."""
+        amounts = [p.known for p in (*self.begin, *self.end)]
+        return None if None in amounts else [p for p in amounts if p is not None]
 
     def covered(self, outputs: Sequence[Size]) -> tuple[Size, ...]:
-        """The length that `outputs` windows reach over, counted from the start of the padding."""
+        """The length that `outputs` windows cover, from the start of the padding."""
         return tuple((o - 1) * s + e for o, s, e in zip(outputs, self.strides, self.extent, strict=True))
 
 
@@ -92,13 +92,13 @@ def windows(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Windows:
-    """The windows over `x` that these attributes describe.
+    """The windows over `x` according to an operator's attributes.
 
     Args:
         t: the builder.
         x: the image, `[N, C, *spatial]`.
-        kernel: taps along each axis, or the weight `[M, C, *kernel]` that has them.
-        auto_pad: as in ONNX, like the rest.
+        kernel: taps along each axis, or a weight `[M, C, *kernel]` of that many taps.
+        auto_pad: as in ONNX, like the others.
         ceil_mode: whether a last window that is not full is kept.
         dilations: ones by default.
         pads: zeros by default.
@@ -126,10 +126,10 @@ def windows(
 
 
 def spread(t: Builder, g: Value, weight: Value, x: Value, over: Windows, *, group: int = 1) -> Value:
-    """The adjoint of sliding `weight` over `x`: every window's `g` goes back to where its taps were.
+    """The adjoint of sliding `weight` over `x`: every window's `g` goes back to the positions of its taps.
 
-    A ConvTranspose with the forward weight as it is, cropped or widened to the size of `x`. Where a size is not
-    known, the widest output that a stride can leave is computed and cut.
+    A ConvTranspose with the forward weight, cropped or padded to the size of `x`. Where a size is unknown, the widest
+    output that a stride allows is computed and cut.
     """
     heights, outputs = sizes(t, x, over.axes), sizes(t, g, over.axes)
     begins, ends, extras, starts = [], [], [], []

@@ -1,6 +1,6 @@
-"""Rectifiers and other activations, written from the output where that keeps runtimes' fusions.
+"""Rules of rectifiers, exponential units, sigmoids and softmax.
 
-Softmax and its kin, written from the output.
+They are written from the output wherever possible, so that runtimes keep fusing the activation into the node before it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def leaky_relu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 0.01)
 
 @vjp("PRelu", broadcasts=True)
 def prelu(t: Builder, g: Value, y: Value, x: Value, slope: Value) -> Sequence[Cotangent]:
-    """LeakyRelu with a slope that broadcasts, and that may be learnt."""
+    """LeakyRelu with a slope that broadcasts and can be learnt."""
     constant = slope.array()
-    known_sign = constant is not None and bool((constant >= 0).all())
+    not_negative = constant is not None and bool((constant >= 0).all())
     return [
-        lambda: t.op("Where", (y if known_sign else x) > 0.0, g, g * slope),
+        lambda: t.op("Where", (y if not_negative else x) > 0.0, g, g * slope),
         lambda: t.op("Where", x > 0.0, 0.0, g * x),
     ]
 
@@ -45,7 +45,7 @@ def thresholded_relu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float =
 
 @vjp("Shrink")
 def shrink(t: Builder, g: Value, y: Value, x: Value, *, bias: float = 0.0, lambd: float = 0.5) -> Sequence[Cotangent]:
-    """The gradient passes outside [-lambd, lambd]."""
+    """The gradient passes outside of [-lambd, lambd]."""
     return [t.op("Where", t.op("Abs", x) > lambd, g, 0.0)]
 
 
@@ -65,13 +65,13 @@ def clip(
 def hard_sigmoid(
     t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 0.2, beta: float = 0.5
 ) -> Sequence[Cotangent]:
-    """Alpha on the ramp, which is where the output is strictly between 0 and 1."""
+    """Alpha where the output is strictly between 0 and 1."""
     return [t.op("Where", t.op("And", y > 0.0, y < 1.0), g * alpha, 0.0)]
 
 
 @vjp("HardSwish")
 def hard_swish(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
-    """0 up to -3, 1 from 3 on, x/3 + 1/2 between."""
+    """0 below -3, 1 above 3, x/3 + 1/2 between."""
     ramp = t.op("Where", x < 3.0, g * (x * (1.0 / 3.0) + 0.5), g)
     return [t.op("Where", x > -3.0, ramp, 0.0)]
 
@@ -81,7 +81,7 @@ def hard_swish(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
 
 @vjp("Elu")
 def elu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Sequence[Cotangent]:
-    """Below zero the derivative alpha e^x is y + alpha."""
+    """Below zero, alpha e^x, which is y + alpha."""
     return [t.op("Where", _sign_of(x, y, alpha) > 0.0, g, g * (y + alpha))]
 
 
@@ -95,19 +95,19 @@ def selu(
     alpha: float = 1.6732631921768188,
     gamma: float = 1.0507010221481323,
 ) -> Sequence[Cotangent]:
-    """Elu, scaled."""
+    """Elu times gamma."""
     positive = _sign_of(x, y, min(alpha, gamma)) > 0.0
     return [t.op("Where", positive, g * gamma, g * (y + gamma * alpha))]
 
 
 @vjp("Celu")
 def celu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Sequence[Cotangent]:
-    """Below zero the derivative e^(x / alpha) is y / alpha + 1."""
+    """Below zero, e^(x / alpha), which is y / alpha + 1."""
     return [t.op("Where", y > 0.0, g, g * (y * (1.0 / alpha) + 1.0))]
 
 
 def _sign_of(x: Value, y: Value, slope: float) -> Value:
-    """The output where it has the sign of the input, which is where the slope below zero is not negative."""
+    """A tensor with the sign of the input: the output, unless the slope below zero is negative."""
     return y if slope >= 0 else x
 
 
@@ -150,7 +150,7 @@ def gelu(t: Builder, g: Value, y: Value, x: Value, *, approximate: str = "none")
         density = t.op("Exp", x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
         return [g * (cdf + x * density)]
     scale, cubic = math.sqrt(2.0 / math.pi), 0.044715
-    # Further out the slope is 0 or 1 to the last digit, and squares would overflow in float16.
+    # Beyond 16 the slope is 0 or 1 to the last digit, and squares overflow in float16.
     x = t.op("Clip", x, -16.0, 16.0)
     square = x * x
     th = t.op("Tanh", x * (square * (scale * cubic) + scale))
@@ -160,20 +160,20 @@ def gelu(t: Builder, g: Value, y: Value, x: Value, *, approximate: str = "none")
 
 @vjp("Mish")
 def mish(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
-    """Product rule on x tanh(softplus(x))."""
+    """The product rule on x tanh(softplus(x))."""
     th = t.op("Tanh", t.op("Softplus", x))
     return [g * (th + x * t.op("Sigmoid", x) * (1.0 - th * th))]
 
 
 @vjp("Swish")
 def swish(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Sequence[Cotangent]:
-    """Product rule on x sigmoid(alpha x)."""
+    """The product rule on x sigmoid(alpha x)."""
     return [g * _swish_slope(t, x, alpha)]
 
 
 @vjp("SwiGLU")
 def swiglu(t: Builder, g: Value, y: Value, a: Value, b: Value, *, alpha: float = 1.0) -> Sequence[Cotangent]:
-    """Product rule on swish(a) b."""
+    """The product rule on swish(a) b."""
     return [lambda: g * b * _swish_slope(t, a, alpha), lambda: g * (a * t.op("Sigmoid", a * alpha))]
 
 
@@ -182,7 +182,9 @@ def _swish_slope(t: Builder, x: Value, alpha: float) -> Value:
     return s + x * alpha * (s * (1.0 - s))
 
 
-# One at the greatest element, zero elsewhere: a step function.
+# ----- softmax -------------------------------------------------------------------
+
+# One at the largest element, zero elsewhere: a step function.
 zero_gradient("Hardmax")
 
 

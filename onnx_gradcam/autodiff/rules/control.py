@@ -1,8 +1,7 @@
-"""If: an If of the branches' cotangents.
+"""Rules of operators with subgraphs, If and Scan, and the reverse of a Scan that recurrent layers share.
 
-The reverse of a Scan: what recurrent layers and Scan itself have in common.
-
-Scan: a Scan that runs backwards over the body's own backward pass.
+The gradient of an If is an If over the gradients of its branches. That of a Scan is a Scan in reverse order over the
+backward pass of its body. A Loop of known length is unrolled before.
 """
 
 from __future__ import annotations
@@ -21,6 +20,9 @@ from onnx_gradcam.graph.subgraph import Body, Inner, copied, either, scan
 __all__ = ["flipped", "scan_vjp"]
 
 
+# ----- If ------------------------------------------------------------------------
+
+
 @vjp("If", all_outputs=True, subgraphs=True)
 def if_(
     t: Builder,
@@ -34,7 +36,7 @@ def if_(
     table: Table,
     dtype: npt.DTypeLike | None,
 ) -> Sequence[Cotangent]:
-    """Each branch computes once more what its own cotangents need; what it does not read has the cotangent zero."""
+    """Each branch recomputes what its cotangents need; tensors that it does not read have the cotangent zero."""
 
     def reversed_(branch: ir.Graph) -> Callable[[Inner], Sequence[Value]]:
         def write(inner: Inner) -> Sequence[Value]:
@@ -43,15 +45,17 @@ def if_(
             seeds: dict[Value, Value] = {}
             for output, g in zip(outputs, gs, strict=True):
                 if g is not None:
-                    # Outside, the shape is what both branches have in common: perhaps not even the rank is known.
+                    # Outside, only the dimensions that the branches share are known, perhaps not even the rank.
                     here = inner.op("Identity", g, shape=output.known_shape)
                     seeds[output] = seeds[output] + here if output in seeds else here
             return cotangents_or_zero(inner, seeds, [inner.wrap(v.core) for v in captured], table, dtype)
 
         return write
 
-    found = either(t, condition, [reversed_(then_branch), reversed_(else_branch)])
-    return [None, *found]
+    return [None, *either(t, condition, [reversed_(then_branch), reversed_(else_branch)])]
+
+
+# ----- the reverse of a Scan -----------------------------------------------------
 
 
 def flipped(t: Builder, v: Value) -> Value:
@@ -71,27 +75,27 @@ def scan_vjp(
     table: Table | None = None,
     dtype: npt.DTypeLike | None = None,
 ) -> tuple[list[Value], list[Value], list[Value]]:
-    """Run a Scan again to have the states before every step, then backwards, one step's backward pass a step.
+    """Run a Scan again for the states before every step, then in reverse, with one step's backward pass as its body.
 
     Args:
         t: the builder.
         body: one step of the Scan.
         states: the first states.
-        sequences: what is scanned, along the first dimension.
+        sequences: the tensors to scan, along the first dimension.
         g_states: cotangents of the last states.
         g_stacked: cotangents of the stacked outputs.
-        captured: outer tensors that the body uses and whose cotangents are wanted.
-        table: rules for the body, instead of the registered ones.
-        dtype: the type of all cotangents, where it is not that of their tensors.
+        captured: outer tensors that the body reads, to differentiate by as well.
+        table: rules for the body; the registered ones by default.
+        dtype: the type of all cotangents; by default that of each tensor.
 
     Returns:
-        The cotangents of the first states and of the sequences, integers left out, and of the captured tensors.
+        The cotangents of the first states and of the sequences, both without integers, and of the captured tensors.
     """
 
     def forward(inner: Builder, ins: list[Value], slices: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
         after, stacked = body(inner, ins, slices)
         for g, value in zip(g_stacked, stacked, strict=True):
-            # Inference over a whole model says little of what a Scan stacks.
+            # Inference over the whole model knows little about the outputs that a Scan stacks.
             if g is not None and value.known_shape is not None:
                 t.refine(g, (sequences[0].shape[0], *value.shape))
         return after, ins
@@ -100,7 +104,7 @@ def scan_vjp(
     n, m = len(states), len(sequences)
     real_states = [i for i, v in enumerate(states) if v.is_float]
     real_sequences = [i for i, v in enumerate(sequences) if v.is_float]
-    given = {i: g for i, g in enumerate(g_stacked) if g is not None}
+    with_cotangent = {i: g for i, g in enumerate(g_stacked) if g is not None}
     k = len(real_states)
 
     def back(inner: Builder, ins: list[Value], slices: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
@@ -108,18 +112,23 @@ def scan_vjp(
         after, stacked = body(inner, previous, xs)
         inner.nodes = tuple(inner.graph)
         seeds: dict[Value, Value] = {}
-        ends = [*(after[i] for i in real_states), *(stacked[i] for i in given)]
+        ends = [*(after[i] for i in real_states), *(stacked[i] for i in with_cotangent)]
         for end, g in zip(ends, (*ins[:k], *slices[m + n :]), strict=True):
             seeds[end] = seeds[end] + g if end in seeds else g
-        wanted = [previous[i] for i in real_states] + [xs[i] for i in real_sequences]
-        found = cotangents_or_zero(inner, seeds, [*wanted, *(inner.wrap(v.core) for v in captured)], table, dtype)
-        totals = [total + new for total, new in zip(ins[k:], found[len(wanted) :], strict=True)]
-        return [*found[:k], *totals], found[k : len(wanted)]
+        own = [previous[i] for i in real_states] + [xs[i] for i in real_sequences]
+        cotangents = cotangents_or_zero(inner, seeds, [*own, *(inner.wrap(v.core) for v in captured)], table, dtype)
+        totals = [total + new for total, new in zip(ins[k:], cotangents[len(own) :], strict=True)]
+        return [*cotangents[:k], *totals], cotangents[k : len(own)]
 
     last = [g if (g := g_states[i]) is not None else t.full_like(states[i], 0.0, dtype) for i in real_states]
     zeros = [t.full_like(v, 0.0, dtype) for v in captured]
-    final, made = scan(t, [*last, *zeros], [flipped(t, v) for v in (*sequences, *before, *given.values())], back)
-    return final[:k], [flipped(t, v) for v in made], final[k:]
+    final, steps = scan(
+        t, [*last, *zeros], [flipped(t, v) for v in (*sequences, *before, *with_cotangent.values())], back
+    )
+    return final[:k], [flipped(t, v) for v in steps], final[k:]
+
+
+# ----- Scan ----------------------------------------------------------------------
 
 
 @vjp("Scan", all_outputs=True, subgraphs=True)
@@ -148,14 +157,14 @@ def scan_(
     stacked = [None if g is None else _leading(t, g, axis, direction) for g, axis, direction in out]
 
     def step(inner: Builder, ins: list[Value], slices: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
-        made = copied(inner, body, [*ins, *slices])
-        return made[:n], made[n:]
+        outputs = copied(inner, body, [*ins, *slices])
+        return outputs[:n], outputs[n:]
 
     d_states, d_sequences, d_captured = scan_vjp(t, step, states, leading, gs[:n], stacked, captured, table, dtype)
     back = [(a, d) for v, a, d in zip(sequences, axes, directions, strict=True) if v.is_float]
     restored = [_restored(t, g, axis, direction) for g, (axis, direction) in zip(d_sequences, back, strict=True)]
-    found = iter([*d_states, *restored])
-    return [*(next(found) if v.is_float else None for v in inputs), *d_captured]
+    cotangents = iter([*d_states, *restored])
+    return [*(next(cotangents) if v.is_float else None for v in inputs), *d_captured]
 
 
 def _leading(t: Builder, v: Value, axis: int, direction: int) -> Value:

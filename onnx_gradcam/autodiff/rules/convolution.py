@@ -1,4 +1,4 @@
-"""Convolutions: the gradient by the image is a transposed convolution with the same weight, and the other way round."""
+"""Rules of convolutions: the gradient by the image is a transposed convolution with the same weight, and vice versa."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Sequence[Cotangent]:
-    """ConvTranspose of the cotangent; the weight by correlating the image with it."""
+    """The image: a ConvTranspose of the cotangent. The weight: the image correlated with the cotangent."""
     over = windows(t, x, kernel_shape or w, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
     return [
         lambda: spread(t, g, w, x, over, group=group),
@@ -58,13 +58,13 @@ def conv_transpose(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Sequence[Cotangent]:
-    """Convolution of the cotangent with the same weight."""
+    """A convolution of the cotangent with the same weight."""
     over = windows(t, g, kernel_shape or w, dilations=dilations, pads=pads, strides=strides)
     extra = list(output_padding or [0] * over.rank)
     if output_shape or auto_pad.startswith("SAME"):
         heights = sizes(t, x, over.axes)
-        wanted = [Size(t, o) for o in output_shape[-over.rank :]] if output_shape else None
-        over = _padded(over, heights, extra, wanted, upper=auto_pad == "SAME_UPPER")
+        outputs = [Size(t, o) for o in output_shape[-over.rank :]] if output_shape else None
+        over = _padded(over, heights, extra, outputs, upper=auto_pad == "SAME_UPPER")
     elif auto_pad == "VALID":
         over = windows(t, g, kernel_shape or w, dilations=dilations, strides=strides)
     return [
@@ -74,11 +74,13 @@ def conv_transpose(
     ]
 
 
-def _padded(over: Windows, heights: list[Size], extra: list[int], wanted: list[Size] | None, *, upper: bool) -> Windows:
-    """The padding that a transposed convolution takes off to reach the output shape `wanted`, or stride times input."""
+def _padded(
+    over: Windows, heights: list[Size], extra: list[int], outputs: list[Size] | None, *, upper: bool
+) -> Windows:
+    """The padding that a transposed convolution removes to reach the sizes `outputs`, or stride times input."""
     begin, end = [], []
     for i, (h, s, extent) in enumerate(zip(heights, over.strides, over.extent, strict=True)):
-        surplus = extent + extra[i] - s if wanted is None else (h - 1) * s + extra[i] + extent - wanted[i]
+        surplus = extent + extra[i] - s if outputs is None else (h - 1) * s + extra[i] + extent - outputs[i]
         total = surplus.least(0)
         small = total // 2
         begin.append(small if upper else total - small)
@@ -91,7 +93,7 @@ def _bias(t: Builder, g: Value) -> Value:
 
 
 def gather(t: Builder, g: Value, w: Value, x: Value, over: Windows, group: int) -> Value:
-    """Slide `w` over `g` so that there are as many windows as `x` has elements."""
+    """Slide `w` over `g`, with as many windows as `x` has elements."""
     heights = sizes(t, x, over.axes)
     missing = [
         (reach - p - o).least(0)
@@ -118,9 +120,9 @@ def gather(t: Builder, g: Value, w: Value, x: Value, over: Windows, group: int) 
 
 
 def _correlate(t: Builder, image: Value, small: Value, w: Value, over: Windows, group: int) -> Value:
-    """The gradient by the weight: `image` convolved with `small`, batch and channels having changed places.
+    """The gradient by the weight: `image` convolved with `small`, batch and channels swapped.
 
-    Strides and dilations change places too; a stride that drops rows leaves taps too many, which are cut.
+    Strides and dilations are swapped too. A stride that skips the last rows leaves surplus taps, which are cut.
     """
     axes = list(over.axes)
     dims = sizes(t, image)
@@ -162,7 +164,7 @@ def col2im(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Sequence[Cotangent]:
-    """The columns of the cotangent: a convolution whose every kernel holds a single one."""
+    """The columns of the cotangent, by a convolution with one-hot kernels."""
     block = block_shape.array()
     if block is None:
         raise UnsupportedError(

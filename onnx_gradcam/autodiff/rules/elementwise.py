@@ -1,4 +1,4 @@
-"""Arithmetic, elementary functions and what passes a tensor through; the backward pass undoes broadcasting."""
+"""Rules of elementary functions, arithmetic, and operators that pass a tensor through."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNARY: dict[str, Derivative] = {
     "Exp": lambda t, g, y, x: g * y,
     "Log": lambda t, g, y, x: g / x,
     "Sqrt": lambda t, g, y, x: g / (y * 2.0),
-    # From the left: the square of the output may be beyond float16 where the product is not.
+    # Multiply from the left: the square of the output can overflow float16 where the product does not.
     "Reciprocal": lambda t, g, y, x: -(g * y * y),
     "Erf": lambda t, g, y, x: g * (t.op("Exp", -(x * x)) * (2.0 / math.sqrt(math.pi))),
     "Sin": lambda t, g, y, x: g * t.op("Cos", x),
@@ -35,7 +35,7 @@ _UNARY: dict[str, Derivative] = {
     "Sinh": lambda t, g, y, x: g * t.op("Cosh", x),
     "Cosh": lambda t, g, y, x: g * t.op("Sinh", x),
     "Asinh": lambda t, g, y, x: g / t.op("Sqrt", x * x + 1.0),
-    # The factors apart: x * x - 1 loses its digits near one.
+    # Two factors: x * x - 1 loses its digits near one.
     "Acosh": lambda t, g, y, x: g / t.op("Sqrt", (x - 1.0) * (x + 1.0)),
     "Atanh": lambda t, g, y, x: g / ((1.0 - x) * (x + 1.0)),
 }
@@ -58,7 +58,7 @@ for _op_type, _derivative in _UNARY.items():
 def cast(
     t: Builder, g: Value, y: Value, x: Value, *, to: int, saturate: int = 1, round_mode: str = "up"
 ) -> Sequence[Cotangent]:
-    """The cotangent in the type of the input; that of a small integer stays floating-point."""
+    """The cotangent in the type of the input; a small integer has a floating-point one."""
     return [t.cast(g, x.dtype) if x.is_float else g]
 
 
@@ -66,7 +66,7 @@ def cast(
 def cast_like(
     t: Builder, g: Value, y: Value, x: Value, like: Value, *, saturate: int = 1, round_mode: str = "up"
 ) -> Sequence[Cotangent]:
-    """As Cast; only the type of `like` counts."""
+    """As Cast; `like` contributes only its type."""
     return [t.cast(g, x.dtype) if x.is_float else g, None]
 
 
@@ -96,37 +96,37 @@ def dropout(
 
 @vjp("Add", broadcasts=True)
 def add(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotangent]:
-    """Both get the cotangent."""
+    """The cotangent, to both inputs."""
     return [g, g]
 
 
 @vjp("Sub", broadcasts=True)
 def sub(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotangent]:
-    """The subtrahend gets it with the other sign."""
+    """The cotangent, negative for the subtrahend."""
     return [g, lambda: -g]
 
 
 @vjp("Mul", broadcasts=True)
 def mul(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotangent]:
-    """Each gets it times the other."""
+    """The cotangent times the other factor."""
     return [lambda: g * b, lambda: g * a]
 
 
 @vjp("Div", broadcasts=True)
 def div(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotangent]:
-    """The quotient rule, with the quotient at hand."""
+    """The quotient rule, written with the quotient."""
     return [lambda: g / b, lambda: -(g * y / b)]
 
 
 @vjp("Mod", broadcasts=True)
 def mod(t: Builder, g: Value, y: Value, a: Value, b: Value, *, fmod: int = 0) -> Sequence[Cotangent]:
-    """`y = a - b q` with a whole number q, floored or truncated; Round removes the rounding error of the division."""
+    """`y = a - b q` with an integer q, floored or truncated; Round removes the rounding error of the division."""
     return [g, lambda: -(g * t.op("Round", (a - y) / b))]
 
 
 @vjp("Pow", broadcasts=True)
 def power(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotangent]:
-    """Base: b a^(b-1), zero for a zero exponent. Exponent: y log a, zero where there is no logarithm."""
+    """Base: b a^(b-1), zero for a zero exponent. Exponent: y log a, zero where a is not positive."""
 
     def base() -> Value:
         exponent = b.array()
@@ -137,8 +137,8 @@ def power(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotang
             return g if e == 1.0 else g * (a * 2.0) if e == 2.0 else g * ((a ** (e - 1.0)) * e)
         wide = t.cast(b, a.dtype)
         # At a zero exponent 0 * a^(-1) would be NaN for a zero base.
-        nothing = t.op("Equal", wide, 0.0)
-        return t.op("Where", nothing, 0.0, g * (wide * (a ** t.op("Where", nothing, 1.0, wide - 1.0))))
+        zero = t.op("Equal", wide, 0.0)
+        return t.op("Where", zero, 0.0, g * (wide * (a ** t.op("Where", zero, 1.0, wide - 1.0))))
 
     def exponent() -> Value:
         positive = a > 0.0
@@ -150,13 +150,13 @@ def power(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotang
 
 @vjp("Sum", broadcasts=True)
 def variadic_sum(t: Builder, g: Value, y: Value, *xs: Value) -> Sequence[Cotangent]:
-    """Every input gets the cotangent."""
+    """The cotangent, to every input."""
     return [g] * len(xs)
 
 
 @vjp("Mean", broadcasts=True)
 def variadic_mean(t: Builder, g: Value, y: Value, *xs: Value) -> Sequence[Cotangent]:
-    """Every input gets its share."""
+    """An equal share of the cotangent, to every input."""
     share = g if len(xs) == 1 else g * (1.0 / len(xs))
     return [share] * len(xs)
 
@@ -173,7 +173,7 @@ def extremum(t: Builder, g: Value, y: Value, *xs: Value) -> Sequence[Cotangent]:
 
 @vjp("Where", broadcasts=True)
 def where(t: Builder, g: Value, y: Value, condition: Value, a: Value, b: Value) -> Sequence[Cotangent]:
-    """The cotangent goes to the input that was chosen."""
+    """The cotangent, to the selected input."""
     return [None, lambda: t.op("Where", condition, g, 0.0), lambda: t.op("Where", condition, 0.0, g)]
 
 
@@ -181,7 +181,7 @@ def where(t: Builder, g: Value, y: Value, condition: Value, a: Value, b: Value) 
 def arange(
     t: Builder, g: Value, y: Value, start: Value, limit: Value, delta: Value, *, stash_type: int = 1
 ) -> Sequence[Cotangent]:
-    """`start + i * delta`; the limit decides only how many."""
+    """`start + i * delta`; the limit decides only the length."""
 
     def step() -> Value:
         index = t.op("Range", t.const(np.int64(0)), t.op("Size", g), t.const(np.int64(1)))

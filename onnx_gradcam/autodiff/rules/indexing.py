@@ -1,7 +1,4 @@
-"""Picking elements by index: the gradient adds up where an element was picked, and is zero where none was.
-
-Reading and writing at computed places: the gradient of the one is the other.
-"""
+"""Rules of reading and writing at indices: the gradient of a read is a write that adds up, and vice versa."""
 
 from __future__ import annotations
 
@@ -17,6 +14,8 @@ from onnx_gradcam.graph.builder import Builder, Value
 
 from ._sizes import Size, contract, numbers, one_hot, pad, reshape, sizes, vector
 
+# ----- Gather --------------------------------------------------------------------
+
 
 @vjp("Gather")
 def gather(
@@ -28,9 +27,9 @@ def gather(
     *,
     axis: int = 0,
 ) -> Sequence[Cotangent]:
-    """A block of zeros around constant neighbours, a Gather back where no element was picked twice, else a product.
+    """Padding around constant neighbours, a Gather where no element was picked twice, otherwise a product.
 
-    No scatter: ONNX Runtime adds none up in float16, and other runtimes have none.
+    There is no scatter: ONNX Runtime has no float16 kernel for one that adds up, and other runtimes have none at all.
     """
     axis %= x.rank
 
@@ -57,7 +56,7 @@ def gather(
 
 
 def _picked(indices: npt.NDArray[Any], whole: Size) -> npt.NDArray[Any] | None:
-    """The constant indices where they can be inverted: none twice, counted from one end."""
+    """The constant indices, if they can be inverted: all different, counted from one end."""
     picked = indices.ravel()
     if whole.known is not None:
         picked = picked % whole.known
@@ -68,7 +67,7 @@ def _picked(indices: npt.NDArray[Any], whole: Size) -> npt.NDArray[Any] | None:
 
 
 def _gather_back(t: Builder, g: Value, picked: npt.NDArray[Any], whole: Size, axis: int) -> Value:
-    """Every element of the input picks its cotangent, or the row of zeros that is appended."""
+    """A Gather by which every element of the input picks its cotangent, or an appended row of zeros."""
     inverse = np.full(whole.known or 0, len(picked), np.int64)
     inverse[picked] = np.arange(len(picked))
     if len(picked) in inverse:
@@ -76,15 +75,17 @@ def _gather_back(t: Builder, g: Value, picked: npt.NDArray[Any], whole: Size, ax
     return t.op("Gather", g, t.const(inverse), axis=axis)
 
 
+# ----- elements and slices at computed positions -------------------------------------------------------------------
+
 Put = Callable[[Value, Value, str], Value]
 """Writes values into a tensor: `put(base, values, reduction)`."""
 
 Pick = Callable[[Value], Value]
-"""Reads a tensor at the places that `Put` writes to."""
+"""Reads a tensor at the positions that `Put` writes to."""
 
 
 def reducing(t: Builder, put: Put) -> Put:
-    """`put`, in float32 where it adds up numbers that no runtime adds up: ONNX Runtime has no such float16 kernel."""
+    """`put`, in float32 where it reduces narrower numbers, for which ONNX Runtime has no kernel."""
 
     def wide(base: Value, values: Value, reduction: str) -> Value:
         dtype = base.dtype
@@ -102,16 +103,16 @@ def scatter_add(t: Builder, base: Value, indices: Value, values: Value, axis: in
 
 @vjp("GatherElements")
 def gather_elements(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Sequence[Cotangent]:
-    """Added up where an element was picked."""
+    """Cotangents added up at the elements that were picked."""
     return [lambda: scatter_add(t, t.full_like(x, 0.0), indices, g, axis % x.rank), None]
 
 
 @vjp("GatherND")
 def gather_nd(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, batch_dims: int = 0) -> Sequence[Cotangent]:
-    """Added up where a slice was picked."""
+    """Cotangents added up at the slices that were picked."""
 
     def back() -> Value:
-        places = t.cast(indices, np.int64)
+        positions = t.cast(indices, np.int64)
         lead = sizes(t, indices)[:-1]
         shape = vector(t, [*lead, 1])
         columns = []
@@ -119,8 +120,8 @@ def gather_nd(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, batch
             column = reshape(t, numbers(t, lead[i]), [-1 if j == i else 1 for j in range(len(lead) + 1)])
             columns.append(t.op("Expand", column, shape, shape=(*(d.known for d in lead), 1)))
         if columns:
-            places = t.op("Concat", *columns, places, axis=len(lead))
-        put = reducing(t, _put_slices(t, places))
+            positions = t.op("Concat", *columns, positions, axis=len(lead))
+        put = reducing(t, _put_slices(t, positions))
         return put(t.full_like(x, 0.0), g, "add")
 
     return [back, None]
@@ -178,8 +179,8 @@ def _scatter(
 ) -> tuple[Cotangent, Cotangent]:
     """The cotangents of `data` and `updates`.
 
-    What is overwritten has no gradient, a sum hands its own to every summand, a product what the other factors
-    leave of it, an extremum shares among those that reach it.
+    An overwritten element gets zero, a summand the cotangent of the sum, a factor that times the other factors, and the
+    elements that equal an extremum share its cotangent.
     """
     put = reducing(t, put)
     if reduction == "none":
@@ -188,13 +189,13 @@ def _scatter(
         return g, lambda: pick(g)
     if reduction == "mul":
         return lambda: put(g, updates, "mul"), lambda: _by_factor(t, g, data, updates, put, pick)
-    ours, theirs = t.op("Equal", data, y), t.op("Equal", updates, pick(y))
-    shares = g / put(t.cast(ours, g.dtype), t.cast(theirs, g.dtype), "add")
-    return lambda: t.op("Where", ours, shares, 0.0), lambda: t.op("Where", theirs, pick(shares), 0.0)
+    kept, written = t.op("Equal", data, y), t.op("Equal", updates, pick(y))
+    shares = g / put(t.cast(kept, g.dtype), t.cast(written, g.dtype), "add")
+    return lambda: t.op("Where", kept, shares, 0.0), lambda: t.op("Where", written, pick(shares), 0.0)
 
 
 def _by_factor(t: Builder, g: Value, data: Value, updates: Value, put: Put, pick: Pick) -> Value:
-    """G times the product of all other factors, without dividing by one that is zero."""
+    """The cotangent times the product of all other factors; nothing is divided by zero."""
     zero = t.op("Equal", updates, t.const(0, updates.dtype))
     safe = t.op("Where", zero, 1.0, updates)
     rest = pick(g * put(data, safe, "mul")) / safe
@@ -214,7 +215,7 @@ def tensor_scatter(
     axis: int = -2,
     mode: str = "linear",
 ) -> Sequence[Cotangent]:
-    """The cache's entries that stay, and the entries that were written."""
+    """The cache gets the entries that stay, the update those that were written."""
     axis %= cache.rank
 
     def overwritten() -> Value:
@@ -223,14 +224,17 @@ def tensor_scatter(
 
     def written() -> Value:
         dims = sizes(t, update)
-        places = reshape(t, numbers(t, dims[axis]), [-1 if i == axis else 1 for i in range(update.rank)])
+        positions = reshape(t, numbers(t, dims[axis]), [-1 if i == axis else 1 for i in range(update.rank)])
         if write_indices is not None:
-            places = reshape(t, write_indices, [-1, *[1] * (update.rank - 1)]) + places
+            positions = reshape(t, write_indices, [-1, *[1] * (update.rank - 1)]) + positions
         if mode == "circular":
-            places = t.op("Mod", places, sizes(t, cache, [axis])[0].vector())
-        return t.op("GatherElements", g, t.op("Expand", places, vector(t, dims)), axis=axis, shape=update.shape)
+            positions = t.op("Mod", positions, sizes(t, cache, [axis])[0].vector())
+        return t.op("GatherElements", g, t.op("Expand", positions, vector(t, dims)), axis=axis, shape=update.shape)
 
     return [overwritten, written, None]
+
+
+# ----- selecting -----------------------------------------------------------------
 
 
 @vjp("TopK", all_outputs=True)
@@ -245,7 +249,7 @@ def top_k(
     largest: int = 1,
     sorted: int = 1,  # noqa: A002 - the attribute's name
 ) -> Sequence[Cotangent]:
-    """Back to where the indices say that it came from."""
+    """The cotangents, written to the positions of the selected elements."""
     g, indices = gs[0], ys[1]
     if g is None:
         return [None, None]
@@ -256,7 +260,7 @@ def top_k(
 def compress(
     t: Builder, g: Value, y: Value, x: Value, condition: Value, *, axis: int | None = None
 ) -> Sequence[Cotangent]:
-    """Every element picks the cotangent of its rank among the chosen; the others pick the zero that is appended."""
+    """Every selected element picks the cotangent of its rank; the others pick an appended zero."""
 
     def back() -> Value:
         along = 0 if axis is None else axis % x.rank
@@ -267,9 +271,9 @@ def compress(
         chosen = t.cast(condition, np.int64)
         chosen = pad(t, chosen, [0], [Size(t, 0)], [whole - sizes(t, chosen)[0]])
         rank = t.op("CumSum", chosen, t.const(np.int64(0)), exclusive=1)
-        places = t.op("Where", t.cast(chosen, np.bool_), rank, sizes(t, g, [along])[0].vector())
+        positions = t.op("Where", t.cast(chosen, np.bool_), rank, sizes(t, g, [along])[0].vector())
         longer = pad(t, g, [along], [Size(t, 0)], [Size(t, 1)])
-        return t.reshape_like(t.op("Gather", longer, places, axis=along), x)
+        return t.reshape_like(t.op("Gather", longer, positions, axis=along), x)
 
     return [back, None]
 
@@ -278,7 +282,7 @@ def compress(
 def one_hot_(
     t: Builder, g: Value, y: Value, indices: Value, depth: Value, values: Value, *, axis: int = -1
 ) -> Sequence[Cotangent]:
-    """What falls on the hot elements, after what falls on the others."""
+    """The cotangents summed over the cold elements, and over the hot ones."""
 
     def back() -> Value:
         hot = t.cast(t.op("OneHot", indices, depth, t.const([0, 1], np.float32), axis=axis), g.dtype)

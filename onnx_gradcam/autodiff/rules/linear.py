@@ -1,6 +1,6 @@
-"""Matrix products and determinants. Gemm uses a matrix transposed, so that a large weight is never held twice.
+"""Rules of matrix products, Einsum and determinants.
 
-Einsum: the cotangent of an operand is the Einsum of the output's cotangent with the other operands.
+Gemm reads a matrix as transposed, so that no rule stores a large weight a second time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.graph.builder import Builder, Value
 
 from ._sizes import index_along
+
+# ----- matrix products -----------------------------------------------------------
 
 
 @vjp("MatMul", broadcasts=True)
@@ -29,7 +31,7 @@ def matmul(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotan
 
     def first() -> Value:
         if right.rank == 2:
-            # Gemm wants matrices: the batch dimensions join the rows.
+            # Gemm takes matrices: flatten the batch dimensions into the rows.
             product = t.op("Gemm", _rows(t, g), right, transB=1)
             da = t.reshape_like(product, left) if left.rank > 2 else product
         else:
@@ -55,7 +57,7 @@ def _squeeze(t: Builder, x: Value, axis: int) -> Value:
 
 
 def _rows(t: Builder, x: Value) -> Value:
-    """`x` as a matrix of its last dimension's vectors."""
+    """`x` as a matrix whose rows are its vectors along the last dimension."""
     return x if x.rank == 2 else t.op("Flatten", x, axis=x.rank - 1)
 
 
@@ -78,7 +80,7 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> Sequence[Cotangent]:
-    """Products of the cotangent with the other operand, each one Gemm; C is broadcast."""
+    """One Gemm of the cotangent with the other operand for each; C is broadcast."""
 
     def first() -> Value:
         if transA:
@@ -93,33 +95,15 @@ def gemm(
     return [first, second, lambda: g if beta == 1.0 else g * beta]
 
 
-@vjp("Det")
-def determinant(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
-    """The matrix of cofactors, which exists for singular matrices too.
-
-    Every cofactor is a determinant of its own: n^2 of them, meant for the small matrices that models hold.
-    """
-    n = x.shape[-1] if isinstance(x.shape[-1], int) else x.shape[-2]
-    one = t.const(np.int64(1))
-    if n == 1:
-        return [t.reshape_like(g, x)]
-    size: Value = t.const(np.int64(n)) if isinstance(n, int) else t.op("Squeeze", t.op("Shape", x, start=x.rank - 1))
-    rows = t.op("Range", t.const(np.int64(0)), size, one)
-    column = t.op("Unsqueeze", rows, t.ints(1))
-    short = t.op("Range", t.const(np.int64(0)), size - one, one)
-    # Row i holds all indices but i.
-    others = short + t.cast(t.op("GreaterOrEqual", short, column), np.int64)
-    # [..., n, n] -> [..., i, n - 1, n] -> [..., i, n - 1, j, n - 1] -> [..., i, j, n - 1, n - 1]
-    minors = t.op("Gather", t.op("Gather", x, others, axis=x.rank - 2), others, axis=x.rank)
-    lead = x.rank - 2
-    minors = t.transpose(minors, [*range(lead), lead, lead + 2, lead + 1, lead + 3])
-    parity = t.cast(t.op("Mod", rows + column, t.const(np.int64(2))), x.dtype) * -2.0 + 1.0
-    return [t.op("Unsqueeze", g, t.ints(-2, -1)) * (t.op("Det", minors) * parity)]
+# ----- Einsum --------------------------------------------------------------------
 
 
 @vjp("Einsum", broadcasts=True)
 def einsum(t: Builder, g: Value, y: Value, *xs: Value, equation: str) -> Sequence[Cotangent]:
-    """Every legal equation: spaces, an ellipsis, labels repeated within an operand, an output left implicit."""
+    """The Einsum of the cotangent with the other operands.
+
+    Serves spaces, an ellipsis, repeated labels within an operand and an implicit output.
+    """
     terms, result = _parse(equation, [x.rank for x in xs])
 
     def cotangent(i: int) -> Value:
@@ -130,10 +114,10 @@ def einsum(t: Builder, g: Value, y: Value, *xs: Value, equation: str) -> Sequenc
 
 
 def _parse(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The operands' labels and the output's, one letter a dimension: an ellipsis gets letters of its own."""
+    """The labels of the operands and of the output, one letter a dimension, an ellipsis included."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    # ONNX wants the same number of dimensions behind every ellipsis.
+    # In ONNX every ellipsis stands for the same number of dimensions.
     count = max((r - len(s.replace("...", "")) for s, r in zip(terms, ranks, strict=True) if "..." in s), default=0)
     dots = "".join([c for c in string.ascii_letters if c not in equation][:count])
     if not arrow:
@@ -142,11 +126,11 @@ def _parse(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     return [term.replace("...", dots) for term in terms], output.replace("...", dots)
 
 
-def _contract(t: Builder, factors: Sequence[tuple[str, Value]], wanted: str) -> tuple[str, Value]:
-    """The product of the factors summed down to those labels of `wanted` that any of them has."""
-    labels = "".join(c for c in dict.fromkeys(wanted) if any(c in term for term, _ in factors))
-    scalars = [v for term, v in factors if not term]
-    tensors = [(term, v) for term, v in factors if term]
+def _contract(t: Builder, factors: Sequence[tuple[str, Value]], term: str) -> tuple[str, Value]:
+    """The product of the factors, summed to the labels of `term` that occur in any of them."""
+    labels = "".join(c for c in dict.fromkeys(term) if any(c in operand for operand, _ in factors))
+    scalars = [v for operand, v in factors if not operand]
+    tensors = [(operand, v) for operand, v in factors if operand]
     if len(tensors) == 1 and tensors[0][0] == labels:
         value = tensors[0][1]
     elif tensors:
@@ -159,10 +143,10 @@ def _contract(t: Builder, factors: Sequence[tuple[str, Value]], wanted: str) -> 
 
 
 def _spread(t: Builder, labels: str, value: Value, term: str, x: Value) -> Value:
-    """`value`, which has each of its labels once, as the cotangent of an operand with the labels `term`.
+    """`value`, whose labels differ, as the cotangent of an operand with the labels `term`.
 
-    A label that only the operand has was summed: its cotangent is the same everywhere. A label that it has twice
-    picked a diagonal: its cotangent is zero elsewhere.
+    The cotangent is the same along a label that occurs in no other operand, because that was summed over. It is zero
+    off the diagonal that a repeated label picks.
     """
     there = [c in labels and term.index(c) == axis for axis, c in enumerate(term)]
     missing = [axis for axis, kept in enumerate(there) if not kept]
@@ -175,3 +159,30 @@ def _spread(t: Builder, labels: str, value: Value, term: str, x: Value) -> Value
         if first != axis:
             value = t.op("Where", t.op("Equal", index_along(t, x, first), index_along(t, x, axis)), value, 0.0)
     return value
+
+
+# ----- determinants --------------------------------------------------------------
+
+
+@vjp("Det")
+def determinant(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
+    """The matrix of cofactors, which exists for singular matrices too.
+
+    Each of the n^2 cofactors is a determinant, which is affordable for the small matrices in models.
+    """
+    n = x.shape[-1] if isinstance(x.shape[-1], int) else x.shape[-2]
+    one = t.const(np.int64(1))
+    if n == 1:
+        return [t.reshape_like(g, x)]
+    size: Value = t.const(np.int64(n)) if isinstance(n, int) else t.op("Squeeze", t.op("Shape", x, start=x.rank - 1))
+    rows = t.op("Range", t.const(np.int64(0)), size, one)
+    column = t.op("Unsqueeze", rows, t.ints(1))
+    short = t.op("Range", t.const(np.int64(0)), size - one, one)
+    # Row i contains all indices except i.
+    others = short + t.cast(t.op("GreaterOrEqual", short, column), np.int64)
+    # [..., n, n] -> [..., i, n - 1, n] -> [..., i, n - 1, j, n - 1] -> [..., i, j, n - 1, n - 1]
+    minors = t.op("Gather", t.op("Gather", x, others, axis=x.rank - 2), others, axis=x.rank)
+    lead = x.rank - 2
+    minors = t.transpose(minors, [*range(lead), lead, lead + 2, lead + 1, lead + 3])
+    parity = t.cast(t.op("Mod", rows + column, t.const(np.int64(2))), x.dtype) * -2.0 + 1.0
+    return [t.op("Unsqueeze", g, t.ints(-2, -1)) * (t.op("Det", minors) * parity)]

@@ -1,4 +1,4 @@
-"""Losses. Their class weights count as constants."""
+"""Rules of losses; class weights count as constants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _log_likelihood(
 ) -> Value:
     """The cotangent of the log-probabilities `x`: minus the weight at the target class, zero elsewhere.
 
-    Targets outside the classes are ignored as `ignore_index` is: none of the classes equals them.
+    A target outside of the classes is ignored, as `ignore_index` is: no class equals it.
     """
     chosen = t.op("Equal", t.op("Unsqueeze", target, t.ints(1)), t.cast(index_along(t, x, 1), target.dtype))
     if ignore_index is not None:
@@ -60,7 +60,7 @@ def softmax_cross_entropy(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> Sequence[Cotangent]:
-    """The loss of the log-softmax, which may be differentiated as the second output too."""
+    """The loss of the log-softmax, which is the second output and may have a cotangent too."""
     log_prob = ys[1] if len(ys) > 1 else t.op("LogSoftmax", scores, axis=1)
     parts = [g for g in gs[1:] if g is not None]
     if gs[0] is not None:

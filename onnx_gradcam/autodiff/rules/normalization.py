@@ -1,8 +1,8 @@
-"""Normalisations. Those that measure the tensor itself share one formula.
+"""Rules of normalisations. Those with the tensor's own statistics share one formula.
 
 With `x^ = (x - mean) / std` and `s` the cotangent of `x^`, the cotangent of `x` is
 `(s - mean(s) - x^ mean(s x^)) / std` (Ioffe and Szegedy 2015, section 3; the means over the normalised axes). Without a
-mean, as in RMSNormalization, the middle term goes. Types of 16 bits are widened: their squares overflow.
+mean, as in RMSNormalization, the middle term drops out. Types of 16 bits are widened, because their squares overflow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx_gradcam.graph.builder import Builder, Value
 
 
 class _Standardised:
-    """`x` standardised over `axes`: recomputed, because asking the forward node for more outputs costs it its speed."""
+    """`x` standardised over `axes`; recomputed, because a forward node with more outputs is slower."""
 
     def __init__(self, t: Builder, x: Value, axes: Sequence[int], epsilon: float, *, centred: bool = True) -> None:
         self.t, self.axes, self.centred = t, axes, centred
@@ -26,7 +26,7 @@ class _Standardised:
         self.value = deviation * self.one_over_std
 
     def cotangent(self, s: Value) -> Value:
-        """The cotangent of `x`, given that of the standardised value."""
+        """The cotangent of `x` from that of the standardised value."""
         mean = self.t.mean
         centred = s - mean(s, self.axes) if self.centred else s
         return (centred - self.value * mean(s * self.value, self.axes)) * self.one_over_std
@@ -38,7 +38,7 @@ def _wide(t: Builder, x: Value) -> Value:
 
 
 def _per_channel(t: Builder, vector: Value, rank: int, dtype: npt.DTypeLike | None) -> Value:
-    """A vector with one element a channel, ready to be multiplied with a tensor of `rank`, channels second."""
+    """A vector with one element a channel, reshaped to multiply a tensor of `rank`, channels second."""
     return t.op("Reshape", t.cast(vector, dtype), t.ints(-1, *[1] * (rank - 2)))
 
 
@@ -91,7 +91,7 @@ def batch_normalization(
 
 
 def _slope(t: Builder, x: Value, scale: Value, var: Value, epsilon: float) -> Value:
-    """`scale / sqrt(var + epsilon)`, one number a channel; a constant where both are."""
+    """`scale / sqrt(var + epsilon)`, one number a channel; a constant if scale and variance are."""
     a, v = scale.array(), var.array()
     if a is not None and v is not None:
         slope = a.astype(np.float64) / np.sqrt(v.astype(np.float64) + epsilon)
@@ -194,14 +194,14 @@ def group_normalization(
 def mean_variance_normalization(
     t: Builder, g: Value, y: Value, x: Value, *, axes: Sequence[int] = (0, 2, 3)
 ) -> Sequence[Cotangent]:
-    """Standardised without scale and bias; the 1e-9 that the operator adds to the deviation is added to its square."""
+    """Without scale and bias; the 1e-9 that the operator adds to the standard deviation is added to its square."""
     own = _Standardised(t, _wide(t, x), axes, 1e-18)
     return [t.cast(own.cotangent(t.cast(g, own.value.dtype)), x.dtype)]
 
 
 @vjp("LpNormalization")
 def lp_normalization(t: Builder, g: Value, y: Value, x: Value, *, axis: int = -1, p: int = 2) -> Sequence[Cotangent]:
-    """The slope of the norm is sign(x) or y; where the norm is zero so is the cotangent, as the output."""
+    """The slope of the norm is sign(x) or y; where the norm is zero, so is the cotangent."""
     wide, slope = _wide(t, x), t.op("Sign", x) if p == 1 else y
     norm = t.reduce("ReduceL1" if p == 1 else "ReduceL2", wide, [axis])
     along = t.cast(t.sum(g * y, [axis]) * slope, wide.dtype)
@@ -224,7 +224,7 @@ def local_response_normalization(
 ) -> Sequence[Cotangent]:
     """Division by `(bias + alpha mean(x^2))^beta` over a window of channels (Krizhevsky et al. 2012, section 3.3).
 
-    An even window reaches one further up than down, so the cotangents come back through the mirrored one.
+    An even window reaches one channel further up than down, so the cotangents go through the mirrored window.
     """
     before, after = (size - 1) // 2, size // 2
 

@@ -1,4 +1,4 @@
-"""Pools: every window hands its cotangent to its first maximum, or to all of its elements."""
+"""Rules of pools: a window hands its cotangent to its first maximum, or to all of its elements."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def max_pool(
 ) -> Sequence[Cotangent]:
     """The first maximum of a window in scan order takes all, as in PyTorch, TensorFlow and ONNX Runtime's indices.
 
-    No second output, no scatter: ONNX Runtime leaves its fast path for the indices, and other runtimes have none.
-    A large kernel is done an axis at a time, which keeps the scan order: the first row that holds the maximum, then
-    the first element in it.
+    There is no second output and no scatter: ONNX Runtime leaves its fast path for the indices, and other runtimes have
+    none. A large kernel is handled one axis at a time, which keeps the scan order: the first row with the maximum, then
+    the first such element in it.
     """
     over = windows(
         t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
@@ -42,7 +42,7 @@ def max_pool(
 
 
 def stages(over: Windows) -> list[Windows]:
-    """All axes at once, or one after the other from the last to the first where that reads far fewer elements."""
+    """The windows over all axes at once, or one axis at a time, last first, where that reads far fewer elements."""
     at_once = math.prod(k / s for k, s in zip(over.taps, over.strides, strict=True))
     apart, left = 0.0, 1.0
     for k, s in zip(reversed(over.taps), reversed(over.strides), strict=True):
@@ -57,7 +57,7 @@ Route = Callable[[Builder, Value, Value, Value, Windows], Value]
 def route_through(
     t: Builder, g: Value, y: Value, x: Value, stages: Sequence[Windows], auto_pad: str, route: Route
 ) -> Value:
-    """Hand `g` back through one stage after the other, each by `route(t, g, y, x, windows)`."""
+    """Hand `g` back through one stage after another, each by `route(t, g, y, x, windows)`."""
     images = [x]
     for stage in stages[:-1]:
         pads = stage.pads() if auto_pad == "NOTSET" else None
@@ -87,16 +87,16 @@ def _route(t: Builder, g: Value, y: Value, x: Value, over: Windows) -> Value:
     tap = _Taps(t, image, spatial, outputs, over)
     offsets = list(np.ndindex(*over.taps))
     pieces: list[Value] = []
-    found: Value | None = None
+    hit: Value | None = None
     for offset in offsets[:-1]:
         first = any_so_far = t.op("Equal", tap.at(offset), top)
-        if found is not None:
-            any_so_far = t.op("Or", found, first)
-            first = t.op("Xor", any_so_far, found)
-        found = any_so_far
+        if hit is not None:
+            any_so_far = t.op("Or", hit, first)
+            first = t.op("Xor", any_so_far, hit)
+        hit = any_so_far
         pieces.append(t.op("Where", first, g, 0.0))
-    # Where no other tap is the maximum, the last one is.
-    pieces.append(g if found is None else t.op("Where", found, 0.0, g))
+    # If no other tap is the maximum, the last one is.
+    pieces.append(g if hit is None else t.op("Where", hit, 0.0, g))
     stacked = t.op("Concat", *pieces, axis=1) if len(pieces) > 1 else g
     one_hot = np.eye(len(offsets)).reshape(len(offsets), 1, *over.taps)
     return t.reshape_like(spread(t, stacked, t.const(one_hot, x.dtype), image, over), x)
@@ -105,7 +105,7 @@ def _route(t: Builder, g: Value, y: Value, x: Value, over: Windows) -> Value:
 class _Taps:
     """The elements of all windows, one tap at a time.
 
-    A strided slice reads element by element, so that a plane with equal strides is first sorted into its phases.
+    A plane with equal strides is first sorted into its phases, because a strided slice reads element by element.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ def average_pool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Sequence[Cotangent]:
-    """Every element of a window takes an equal share."""
+    """An equal share, to every element of a window."""
     over = windows(
         t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
     )
@@ -156,7 +156,7 @@ def average_pool(
 
 
 def _averaged(t: Builder, g: Value, x: Value, over: Windows, *, padded: bool) -> Value:
-    """`g` divided by the number of elements that each window averages; with `padded`, padding counts as well."""
+    """`g` divided by the number of elements that each window averages, with `padded` including the padding."""
     full = math.prod(over.taps)
     if not over.ceil and (padded or all(p.known == 0 for p in (*over.begin, *over.end))):
         return g / float(full) if full > 1 else g
@@ -178,7 +178,7 @@ def _averaged(t: Builder, g: Value, x: Value, over: Windows, *, padded: bool) ->
 def _counted(
     t: Builder, x: Value, over: Windows, outputs: Sequence[Size], counted: Sequence[tuple[Size, Size]]
 ) -> Value:
-    """The same count where sizes are dynamic: an image of ones on a ground of zeros, summed by a convolution."""
+    """The same number where sizes are dynamic: an image of ones, padded with zeros and summed by a convolution."""
     shape = vector(t, [1, 1, *(high - low for low, high in counted)])
     ones = t.op("Expand", t.const(1.0, x.dtype), shape, shape=(None,) * x.rank)
     before = [low for low, _ in counted]
@@ -190,7 +190,7 @@ def _counted(
 
 
 def _share(t: Builder, g: Value, x: Value, over: Windows) -> Value:
-    """Give every element of a window the window's `g`, added up over the windows that it lies in."""
+    """Give every element of a window the window's `g`, added up over the windows that contain the element."""
     spatial, outputs = sizes(t, x, over.axes), sizes(t, g, over.axes)
     if all(
         o.known == 1 and p.known == 0 and h.known == k
@@ -199,7 +199,7 @@ def _share(t: Builder, g: Value, x: Value, over: Windows) -> Value:
         return t.expand_like(g, x)
     pads = over.pads()
     if set(over.strides) == set(over.dilations) == {1} and pads is not None:
-        # Overlapping sums are what a pool computes fastest, and at stride one the adjoint of a pool is a pool.
+        # A pool is the fastest way to add overlapping windows, and at stride one the adjoint of a pool is a pool.
         reach = [extent - 1 - p for extent, p in zip([e.known or 0 for e in over.extent] * 2, pads, strict=True)]
         if min(reach) >= 0:
             return t.op(
@@ -248,7 +248,7 @@ def global_lp_pool(t: Builder, g: Value, y: Value, x: Value, *, p: int = 2) -> S
 def _norm_scale(t: Builder, g: Value, y: Value, p: int) -> Value:
     if p == 1:
         return g
-    # Where the norm is zero so is every element, and nothing is infinite on the way.
+    # Where the norm is zero, so is every element: divide by one there.
     norm = t.op("Where", y > 0.0, y, 1.0)
     return g / (norm if p == 2 else norm ** float(p - 1))
 
@@ -261,13 +261,13 @@ def _signed_power(t: Builder, x: Value, p: int) -> Value:
 
 @vjp("GlobalAveragePool")
 def global_average_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
-    """Every position takes an equal share."""
+    """An equal share, to every position."""
     count = Size(t, 1)
     for size in sizes(t, x, range(2, x.rank)):
         count *= size
     if count.known is not None:
         return [lambda: t.expand_like(g / float(max(count.known or 1, 1)), x)]
-    # The count may exceed what float16 holds, its inverse does not.
+    # The count can overflow float16, its inverse cannot.
     wide = np.float64 if x.dtype == np.float64 else np.float32
     share = t.cast(1.0 / t.cast(count.vector(), wide), x.dtype)
     return [lambda: t.expand_like(g * share, x)]
@@ -275,7 +275,7 @@ def global_average_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Co
 
 @vjp("GlobalMaxPool")
 def global_max_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
-    """Maxima that tie share evenly, as in the reductions of every framework."""
+    """Ties share evenly, as in the reductions of every framework."""
     top = t.op("Equal", x, y)
     count = t.sum(t.cast(top, x.dtype), range(2, x.rank))
     return [lambda: t.op("Where", top, g / count, 0.0)]
@@ -294,10 +294,10 @@ def max_unpool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Sequence[Cotangent]:
-    """What lies at the places that the elements went to.
+    """The cotangents at the positions that the elements went to.
 
-    Runtimes disagree on what the indices count where an output shape is given, so the running operator is asked:
-    it unpools the numbers of the elements.
+    With an output shape, runtimes disagree on what the indices count. The operator itself tells: it unpools the numbers
+    of the elements.
     """
 
     def at_indices() -> Value:
@@ -306,11 +306,13 @@ def max_unpool(
     def at_numbers() -> Value:
         count = t.op("Size", x)
         order = t.op("Range", t.const(np.int64(1)), count + 1, t.const(np.int64(1)))
-        named = t.reshape_like(t.cast(order, x.dtype), x)
-        found = t.op("MaxUnpool", named, indices, output_shape, kernel_shape=kernel_shape, pads=pads, strides=strides)
-        places = t.cast(t.op("Reshape", found, t.ints(-1)), np.int64)
+        elements = t.reshape_like(t.cast(order, x.dtype), x)
+        pooled = t.op(
+            "MaxUnpool", elements, indices, output_shape, kernel_shape=kernel_shape, pads=pads, strides=strides
+        )
+        positions = t.cast(t.op("Reshape", pooled, t.ints(-1)), np.int64)
         row = t.op("Expand", t.const(0, g.dtype), t.op("Reshape", count + 1, t.ints(1)))
-        filled = t.op("ScatterElements", row, places, t.op("Reshape", g, t.ints(-1)), axis=0)
+        filled = t.op("ScatterElements", row, positions, t.op("Reshape", g, t.ints(-1)), axis=0)
         return t.reshape_like(t.op("Slice", filled, t.ints(1), t.ints(np.iinfo(np.int64).max), t.ints(0)), x)
 
     return [at_indices if output_shape is None else at_numbers, None, None]

@@ -1,9 +1,7 @@
-"""One step of each recurrent layer, written with plain operators.
+"""Rules of the recurrent layers RNN, GRU and LSTM.
 
-RNN, GRU and LSTM.
-
-One step of the layer is written with plain operators, and the backward pass over it is that of a Scan: the rules of
-those operators do the work.
+One step of a layer is written in plain operators, whose rules differentiate it. The backward pass over all steps is
+that of a Scan.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from .control import flipped, scan_vjp
 __all__ = ["GRU", "GRU_LINEAR", "LSTM", "RNN", "Activations", "Kind", "activation", "split"]
 
 Weights = Mapping[str, Sequence[Value]]
-"""R, B (its recurrent half) and P, each in the pieces that the step uses; an omitted input has none."""
+"""R, B (its recurrent half) and P, each in the pieces that a step uses; none for an omitted input."""
 
 Activations = Sequence[Callable[[Builder, Value], Value]]
 Step = Callable[[Builder, Value, Sequence[Value], Weights, Activations], "list[Value]"]
@@ -33,11 +31,11 @@ Step = Callable[[Builder, Value, Sequence[Value], Weights, Activations], "list[V
 
 @dataclass(frozen=True)
 class Kind:
-    """What distinguishes the three layers.
+    """The differences between the three layers.
 
     Attributes:
         pieces: the gates that each piece of R and B covers.
-        activations: the default ones.
+        activations: the defaults.
         step: one step.
     """
 
@@ -71,7 +69,7 @@ def _gru_step(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Ac
 
 
 def _gru_step_linear(t: Builder, z: Value, states: Sequence[Value], w: Weights, act: Activations) -> list[Value]:
-    """`linear_before_reset=1`: the reset applies to the state's linear map, as in cuDNN, PyTorch and Keras."""
+    """`linear_before_reset=1`: the reset applies to the linear map of the state, as in cuDNN, PyTorch and Keras."""
     h = states[0]
     update, reset, candidate = _gru_gates(t, z, h, w, act)
     return [_mixed(update, act[1](t, candidate + reset * _recur(t, h, w, 1)), h)]
@@ -104,7 +102,8 @@ GRU = Kind((2, 1), ("Sigmoid", "Tanh"), _gru_step)
 GRU_LINEAR = Kind((2, 1), ("Sigmoid", "Tanh"), _gru_step_linear)
 LSTM = Kind((4,), ("Sigmoid", "Tanh", "Tanh"), _lstm_step)
 
-# Attributes that each activation takes, with their defaults; none where ONNX gives no default.
+# ----- activations ---------------------------------------------------------------
+
 _ACTIVATIONS: dict[str, dict[str, float | None]] = {
     "Affine": {"alpha": None, "beta": None},
     "Elu": {"alpha": 1.0},
@@ -118,28 +117,35 @@ _ACTIVATIONS: dict[str, dict[str, float | None]] = {
     "Tanh": {},
     "ThresholdedRelu": {"alpha": 1.0},
 }
+"""The attributes of each activation with their defaults; `None` where ONNX has no default."""
 
 
-def activation(name: str, given: Mapping[str, list[float]]) -> Callable[[Builder, Value], Value]:
-    """An activation; it takes its parameters off the lists of those that remain."""
-    found = {n.lower(): n for n in _ACTIVATIONS}.get(name.lower())
-    if found is None:
-        raise UnsupportedError(f"the recurrent activation {name!r} is not one that ONNX lists; use one of its own")
+def activation(name: str, parameters: Mapping[str, list[float]]) -> Callable[[Builder, Value], Value]:
+    """The activation of this name; it removes its own parameters from the front of `parameters`."""
+    op_type = {n.lower(): n for n in _ACTIVATIONS}.get(name.lower())
+    if op_type is None:
+        raise UnsupportedError(
+            f"ONNX has no recurrent activation {name!r}; export the model with one of {', '.join(_ACTIVATIONS)}"
+        )
     values: dict[str, Any] = {}
-    for key, default in _ACTIVATIONS[found].items():
-        values[key] = given[key].pop(0) if given[key] else default
+    for key, default in _ACTIVATIONS[op_type].items():
+        values[key] = parameters[key].pop(0) if parameters[key] else default
         if values[key] is None:
             raise UnsupportedError(
-                f"the recurrent activation {found} has no activation_{key}; export the model with it"
+                f"the recurrent activation {op_type} has no activation_{key}; export the model with it"
             )
-    if found in {"Affine", "ScaledTanh"}:
-        alpha, beta = values["alpha"], values["beta"]
-        return lambda t, x: x * alpha + beta if found == "Affine" else t.op("Tanh", x * beta) * alpha
-    return lambda t, x: t.op(found, x, **values)
+    composed: dict[str, Callable[[Builder, Value], Value]] = {
+        "Affine": lambda t, x: x * values["alpha"] + values["beta"],
+        "ScaledTanh": lambda t, x: t.op("Tanh", x * values["beta"]) * values["alpha"],
+    }
+    return composed.get(op_type) or (lambda t, x: t.op(op_type, x, **values))
+
+
+# ----- a whole layer -------------------------------------------------------------
 
 
 class _Layer:
-    """One recurrent node, seen time-major."""
+    """One recurrent node, with time as its first dimension."""
 
     def __init__(
         self,
@@ -170,17 +176,17 @@ class _Layer:
         if not isinstance(size, int):
             raise UnsupportedError(f"the hidden size of {r.name!r} is unknown; export the model with fixed weights")
         self.size = size
-        known = None if lengths is None else lengths.array()
-        full = known is not None and all(n == self.x.shape[0] for n in known.tolist())
+        steps = None if lengths is None else lengths.array()
+        full = steps is not None and all(n == self.x.shape[0] for n in steps.tolist())
         self.lengths = None if full else lengths
         self._sweeps: dict[tuple[int, str], tuple[list[Value], list[Value], Value]] = {}
 
     def _activations(self, attributes: Mapping[str, Any]) -> list[Activations]:
         count = len(self.kind.activations)
         names = list(attributes["activations"] or self.kind.activations * len(self.backwards))
-        given = {key: list(attributes[f"activation_{key}"] or ()) for key in ("alpha", "beta")}
-        made = [activation(name, given) for name in names[: count * len(self.backwards)]]
-        return [made[i * count : (i + 1) * count] for i in range(len(self.backwards))]
+        parameters = {key: list(attributes[f"activation_{key}"] or ()) for key in ("alpha", "beta")}
+        functions = [activation(name, parameters) for name in names[: count * len(self.backwards)]]
+        return [functions[i * count : (i + 1) * count] for i in range(len(self.backwards))]
 
     def _swapped(self, v: Value | None) -> Value | None:
         return v if v is None or not self.batch_first else self.t.transpose(v, [1, 0, 2])
@@ -189,7 +195,7 @@ class _Layer:
         return self.t.op("Gather", v, self.t.const(np.int64(d)), axis=axis)
 
     def _steps(self, d: int) -> Value:
-        """The inputs of a direction, in the order in which it reads them."""
+        """The inputs of a direction, in reading order."""
         return flipped(self.t, self.x) if self.backwards[d] else self.x
 
     def _weights(self, d: int) -> dict[str, list[Value]]:
@@ -213,14 +219,14 @@ class _Layer:
         size = t.ints(batch) if isinstance(batch, int) else t.op("Shape", self.x, start=1, end=2)
         shape = t.op("Concat", size, t.ints(self.size), axis=0)
         states = []
-        for given in self.initial:
-            whole = self._swapped(given)
+        for initial in self.initial:
+            whole = self._swapped(initial)
             start = t.op("Expand", t.const(0.0, self.x.dtype), shape) if whole is None else self._direction(whole, d)
             states.append(t.refine(start, (batch, self.size)))
         return states
 
     def _mask(self, d: int) -> list[Value]:
-        """Which samples a step still belongs to; nothing where all sequences are of full length."""
+        """The samples that a step belongs to; empty where all sequences are of full length."""
         if self.lengths is None:
             return []
         t = self.t
@@ -228,21 +234,21 @@ class _Layer:
         mask = t.op("Less", index_along(t, self.x, 0), ends)
         return [flipped(t, mask) if self.backwards[d] else mask]
 
-    def sweep(self, d: int, wanted: str = "") -> tuple[list[Value], list[Value], Value]:
+    def sweep(self, d: int, weights: str = "") -> tuple[list[Value], list[Value], Value]:
         """Run one direction backwards through time.
 
         Args:
             d: the direction.
-            wanted: "R", "B", "P", or nothing: weights to differentiate too.
+            weights: "R", "B", "P", or empty: the weights to differentiate by as well.
 
         Returns:
             The cotangents of the first states, of the pieces of the weights, and of `X W^T + B` in reading order.
         """
-        if (d, wanted) not in self._sweeps:
-            self._sweeps[d, wanted] = self._sweep(d, wanted)
-        return self._sweeps[d, wanted]
+        if (d, weights) not in self._sweeps:
+            self._sweeps[d, weights] = self._sweep(d, weights)
+        return self._sweeps[d, weights]
 
-    def _sweep(self, d: int, wanted: str) -> tuple[list[Value], list[Value], Value]:
+    def _sweep(self, d: int, name: str) -> tuple[list[Value], list[Value], Value]:
         t = self.t
         weights = self._weights(d)
         z = t.op("MatMul", self._steps(d), t.transpose(self._direction(self.w, d), [1, 0]))
@@ -254,7 +260,7 @@ class _Layer:
             after = self.kind.step(inner, slices[0], states, own, self.activations[d])
             if len(slices) == 1:
                 return after, [after[0]]
-            # Behind its end a sample keeps its states, and its output is zero.
+            # After its end a sequence keeps its states, and its output is zero.
             kept = [inner.op("Where", slices[1], a, b) for a, b in zip(after, states, strict=True)]
             return kept, [inner.op("Where", slices[1], after[0], 0.0)]
 
@@ -262,14 +268,12 @@ class _Layer:
         if gy is not None and self.backwards[d]:
             gy = flipped(t, gy)
         last = [None if g is None else self._direction(g, d) for g in self.last]
-        params = weights[wanted] if wanted else []
+        params = weights[name] if name else []
         states, (gz,), totals = scan_vjp(t, body, self._first_states(d), [z, *self._mask(d)], last, [gy], params)
         return states, totals, gz
 
-    # ----- cotangents of the node's inputs -----
-
     def cotangents(self) -> list[Cotangent]:
-        """Those of the inputs that every recurrent operator has, in ONNX order; lengths carry none."""
+        """The cotangents of the inputs that every recurrent operator has, in ONNX order; lengths have none."""
         return [
             self.data,
             self.input_weights,
@@ -311,7 +315,7 @@ class _Layer:
         return self._stacked(lambda d: self._joined(self.sweep(d, name)[1]))
 
     def bias(self) -> Value:
-        """The cotangent of B: the half that is added to the inputs, and the recurrent half."""
+        """The cotangent of B: the half that is added to the inputs, then the recurrent half."""
 
         def one(d: int) -> Value:
             _, recurrent, gz = self.sweep(d, "B")
@@ -325,7 +329,11 @@ class _Layer:
         return self.t.transpose(state, [1, 0, 2]) if self.batch_first else state
 
 
+# ----- the operators -------------------------------------------------------------
+
+
 def _check(kind: str, attributes: Mapping[str, Any]) -> None:
+    """Refuse attributes that no step knows."""
     for name in ("clip", "input_forget"):
         if attributes.get(name):
             raise UnsupportedError(f"no VJP rule for {kind} with {name}; export the model without it")

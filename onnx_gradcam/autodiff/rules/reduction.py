@@ -1,9 +1,8 @@
-"""Reductions. `axes` may be omitted, empty, negative or computed by the graph; every rule serves all four.
+"""Rules of reductions, and of cumulative sums and products.
 
-Where the axes reduce nothing (`noop_with_empty_axes`), the element-wise part of the operator remains: ReduceLogSum is
-then Log. The same formulas hold.
-
-Cumulative sums and products.
+Every rule of a reduction serves axes that are omitted, empty, negative or computed by the graph. Where the axes reduce
+nothing (`noop_with_empty_axes`), the element-wise part of the operator remains (ReduceLogSum is Log then), and the same
+formulas hold.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import numpy as np
 from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.graph.builder import Builder, Value
 
+# ----- reductions ----------------------------------------------------------------
+
 
 class _Reduction:
     """One reduction node, able to reduce other tensors of the input's shape over the same axes."""
@@ -23,11 +24,11 @@ class _Reduction:
         self.t, self.x, self.axes, self.keepdims, self.noop = t, x, axes, keepdims, noop
 
     def again(self, kind: str, value: Value) -> Value:
-        """`value` reduced over the node's axes, which stay as ones."""
+        """`value` reduced over the node's axes, which keep the size one."""
         return self.t.op(kind, value, self.axes, keepdims=1, noop_with_empty_axes=self.noop)
 
     def kept(self, value: Value) -> Value:
-        """A tensor of the output's shape with the reduced axes put back as ones."""
+        """A tensor of the output's shape with the reduced axes inserted again, of size one."""
         if self.keepdims:
             return value
         axes = self._known_axes()
@@ -51,7 +52,7 @@ Derivative = Callable[[Builder, _Reduction, Value, Value, Value], Value]
 
 
 def _reduction(*op_types: str) -> Callable[[Derivative], Derivative]:
-    """Register the derivative of reductions, which all have the same inputs and attributes."""
+    """Register a derivative as the rule of reductions, which all have the same inputs and attributes."""
 
     def register(derivative: Derivative) -> Derivative:
         @vjp(*op_types)
@@ -74,22 +75,22 @@ def _reduction(*op_types: str) -> Callable[[Derivative], Derivative]:
 
 @_reduction("ReduceSum")
 def reduce_sum(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
-    """The cotangent, spread."""
+    """The cotangent, to every element."""
     return t.expand_like(r.kept(g), x)
 
 
 @_reduction("ReduceMean")
 def reduce_mean(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
-    """The cotangent, shared out evenly."""
+    """An equal share of the cotangent, to every element."""
     return t.expand_like(r.kept(g) * _one_over_count(t, x, y), x)
 
 
 def _one_over_count(t: Builder, x: Value, y: Value) -> Value | float:
-    """One over the number of elements of `x` that make one of `y`."""
-    sizes = [v.known_shape for v in (x, y)]
-    numbers = [[d for d in s or () if isinstance(d, int)] for s in sizes]
-    if all(s is not None and len(n) == len(s) for s, n in zip(sizes, numbers, strict=True)):
-        x_size, y_size = (int(np.prod(n)) for n in numbers)
+    """One over the number of elements of `x` for each element of `y`."""
+    shapes = [v.known_shape for v in (x, y)]
+    dims = [[d for d in shape or () if isinstance(d, int)] for shape in shapes]
+    if all(shape is not None and len(d) == len(shape) for shape, d in zip(shapes, dims, strict=True)):
+        x_size, y_size = (int(np.prod(d)) for d in dims)
         return y_size / x_size if x_size else 0.0
     # In float32 at least: a count above 65504 is infinite in float16.
     wide = np.float64 if x.dtype == np.float64 else np.float32
@@ -99,14 +100,14 @@ def _one_over_count(t: Builder, x: Value, y: Value) -> Value | float:
 
 @_reduction("ReduceMax", "ReduceMin")
 def reduce_extremum(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
-    """Tied elements share the cotangent evenly, as in PyTorch's `amax`, TensorFlow and JAX."""
+    """Ties share the cotangent evenly, as in PyTorch's `amax`, TensorFlow and JAX."""
     hit = t.cast(t.op("Equal", x, r.kept(y)), x.dtype)
     return r.kept(g) / r.again("ReduceSum", hit) * hit
 
 
 @_reduction("ReduceProd")
 def reduce_prod(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
-    """The product of the other elements, also where some are zero: counted, so that nothing is divided by zero."""
+    """The product of the other elements; zeros are counted, so that nothing is divided by zero."""
     zero = t.op("Equal", x, 0.0)
     ones = t.op("Where", zero, 1.0, x)
     count = t.cast(zero, x.dtype)
@@ -123,7 +124,7 @@ def reduce_l1(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
 
 @_reduction("ReduceL2")
 def reduce_l2(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
-    """The unit vector x / y, and zero where the norm is, as in PyTorch."""
+    """The unit vector x / y; zero where the norm is zero, as in PyTorch."""
     norm = r.kept(y)
     return x * (r.kept(g) / t.op("Where", t.op("Equal", norm, 0.0), 1.0, norm))
 
@@ -146,6 +147,9 @@ def reduce_sum_square(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -
     return r.kept(g) * 2.0 * x
 
 
+# ----- cumulative sums and products ----------------------------------------------
+
+
 @vjp("CumSum")
 def cum_sum(
     t: Builder, g: Value, y: Value, x: Value, axis: Value, *, exclusive: int = 0, reverse: int = 0
@@ -158,10 +162,10 @@ def cum_sum(
 def cum_prod(
     t: Builder, g: Value, y: Value, x: Value, axis: Value, *, exclusive: int = 0, reverse: int = 0
 ) -> Sequence[Cotangent]:
-    """Products of the other elements, summed over the outputs that hold them; nothing is divided by zero.
+    """Products of the other elements, summed over the outputs that contain them; nothing is divided by zero.
 
-    At the first zero it is `sum(g y')`, the products being those of the other elements. Elsewhere it is `sum(g y) / x`:
-    behind that zero all products are zero.
+    At the first zero this is `sum(g y')` with the products `y'` of the other elements; elsewhere it is `sum(g y) / x`,
+    because all products behind that zero are zero.
     """
 
     def back(v: Value) -> Value:

@@ -1,7 +1,7 @@
-"""Resize: linear in the image, one axis at a time, so its gradient is a product with two small matrices.
+"""The rule of Resize, which is linear in the image along each axis: its gradient is a product with two small matrices.
 
-The matrix of an axis is what the operator makes of the identity; no interpolation formula is written here a second
-time, and every mode, present or future, is served.
+The matrix of an axis is the Resize of the identity. So no interpolation formula is repeated here, and every mode is
+served, present or future.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REPEATS = {
         for r in ("round_prefer_floor", "round_prefer_ceil")
     ),
 }
-"""Coordinate and rounding modes in which enlarging by a whole number repeats every element that often."""
+"""Coordinate and rounding modes in which a whole factor repeats every element that many times."""
 
 
 @vjp("Resize", stops=(1, 2))
@@ -82,16 +82,16 @@ def resize(
 
 @dataclass(frozen=True)
 class _Target:
-    """What an image is resized to; entry `i` of the operands is about axis `over[i]`.
+    """The target of a Resize; entry `i` of the operands belongs to axis `over[i]`.
 
     Attributes:
         x: the image.
         y: the result.
         over: the axes that are resized.
-        roi: the region of interest, where the mode knows one.
+        roi: the region of interest, where the mode has one.
         scales: the factors, or `None`.
-        lengths: the result's dimensions, where there are no scales.
-        policy: how `lengths` bend to keep the aspect ratio.
+        lengths: the dimensions of the result, without scales.
+        policy: how `lengths` change to keep the aspect ratio.
     """
 
     x: Value
@@ -104,34 +104,34 @@ class _Target:
 
 
 def _changes(to: _Target, i: int) -> bool:
-    """Whether the operator may do anything along `over[i]`."""
+    """Whether the operator can change anything along `over[i]`."""
     if to.roi is not None:
         region = to.roi.array()
         if region is None or (region[i], region[i + len(to.over)]) != (0, 1):
             return True
-    a, b = to.x.shape[to.over[i]], to.y.shape[to.over[i]]
+    before, after = to.x.shape[to.over[i]], to.y.shape[to.over[i]]
     if to.scales is None:
-        return to.policy != "stretch" or a is None or a != b
+        return to.policy != "stretch" or before is None or before != after
     factors = to.scales.array()
     if factors is None:
-        # A factor just above one leaves a dimension as large as it was; nobody has one for the batch.
-        return to.over[i] > 1 or a is None or a != b
+        # A factor just above one keeps a dimension's size and still interpolates; no model has one for the batch.
+        return to.over[i] > 1 or before is None or before != after
     return bool(factors[i] != 1)
 
 
 def _repeats(to: _Target, moved: Sequence[int]) -> list[int] | None:
-    """How often each spatial axis repeats its elements, where all that changes is that."""
+    """How many times each spatial axis repeats its elements; `None` for other changes."""
     kernel = [1] * (to.x.rank - 2)
     if not 1 <= len(kernel) <= 3 or to.policy != "stretch" or not moved:
         return None
     factors = None if to.scales is None else to.scales.array()
     for i in moved:
         axis = to.over[i]
-        a, b = to.x.shape[axis], to.y.shape[axis]
+        before, after = to.x.shape[axis], to.y.shape[axis]
         if factors is not None:
             factor = float(factors[i])
-        elif to.scales is None and isinstance(a, int) and isinstance(b, int) and a:
-            factor = b / a
+        elif to.scales is None and isinstance(before, int) and isinstance(after, int) and before:
+            factor = after / before
         else:
             return None
         if axis < 2 or factor < 1 or factor != int(factor):
@@ -141,9 +141,9 @@ def _repeats(to: _Target, moved: Sequence[int]) -> list[int] | None:
 
 
 def _matrix(t: Builder, to: _Target, i: int, attributes: dict[str, Any]) -> Value:
-    """What the operator makes of the identity along axis `over[i]`: `[output, input]`.
+    """The Resize of the identity along axis `over[i]`: `[output, input]`.
 
-    The identity lies in the last two of four dimensions, the layout that every runtime's interpolation knows.
+    The identity is stored in the last two of four dimensions, the layout that every runtime interpolates.
     """
     (size,), (result,) = sizes(t, to.x, [to.over[i]]), sizes(t, to.y, [to.over[i]])
     every = identity(t, size, to.x.dtype)
@@ -172,29 +172,29 @@ def _entry(t: Builder, values: Value, i: int) -> Value:
 
 
 def _bent_matrix(t: Builder, to: _Target, i: int, every: Value, attributes: dict[str, Any]) -> Value:
-    """The matrix where one axis decides the factor of all: that axis is resized along, and one line of it is kept.
+    """The matrix where one axis decides the factor of all: resize that axis as well, and keep one line of it.
 
     Raises:
-        UnsupportedError: the sizes are not known, so that nobody can say which axis it is.
+        UnsupportedError: the sizes are unknown, and with them the deciding axis.
     """
-    wanted = None if to.lengths is None else to.lengths.array()
+    lengths = None if to.lengths is None else to.lengths.array()
     dims = [to.x.shape[axis] for axis in to.over]
-    if wanted is None or not all(isinstance(d, int) and d for d in dims):
+    if lengths is None or not all(isinstance(d, int) and d for d in dims):
         raise UnsupportedError(
             f"the VJP rule of Resize needs fixed sizes for keep_aspect_ratio_policy={to.policy!r}, but "
             f"{to.x.name!r} is {list(to.x.shape)}; export the model with fixed sizes"
         )
-    known = [d for d in dims if isinstance(d, int)]
-    ratios = [int(w) / d for w, d in zip(wanted, known, strict=True)]
+    before = [d for d in dims if isinstance(d, int)]
+    ratios = [int(after) / d for after, d in zip(lengths, before, strict=True)]
     leader = ratios.index(min(ratios) if to.policy == "not_larger" else max(ratios))
     column = t.op("Unsqueeze", every, t.ints(1, 3))
-    image = t.op("Expand", column, t.ints(known[i], 1, known[i], known[leader]))
+    image = t.op("Expand", column, t.ints(before[i], 1, before[i], before[leader]))
     resized = t.op(
         "Resize",
         image,
         None,
         None,
-        t.ints(int(wanted[i]), int(wanted[leader])),
+        t.ints(int(lengths[i]), int(lengths[leader])),
         axes=[2, 3],
         keep_aspect_ratio_policy=to.policy,
         shape=(None,) * 4,

@@ -1,4 +1,4 @@
-"""Pooling of regions: detectors' second stages."""
+"""Rules of pooling over regions, the second stage of detectors."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def roi_align(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> Sequence[Cotangent]:
-    """Two products a region: bilinear sampling and the mean over a bin act on rows and columns separately.
+    """Two products a region: bilinear sampling and the mean over a bin are separable into rows and columns.
 
-    No gradient reaches the regions' corners, as in torchvision.
+    The corners of the regions get no gradient, as in torchvision.
     """
     if mode != "avg":
         raise UnsupportedError(f"the VJP rule of RoiAlign serves mode 'avg', not {mode!r}; choose a later layer")
@@ -57,7 +57,7 @@ def roi_align(
 
 
 def _shares(t: Builder, start: Value, end: Value, size: Size, bins: int, samples: int, *, at_least_one: bool) -> Value:
-    """How much each bin of each region takes of each row: `[regions, bins, size]`, from corners `[regions, 1]`."""
+    """The share of each row in each bin of each region: `[regions, bins, size]`, from corners `[regions, 1]`."""
     extent = end - start
     if at_least_one:
         extent = t.op("Max", extent, t.const(1, extent.dtype))
@@ -86,7 +86,7 @@ def _shares(t: Builder, start: Value, end: Value, size: Size, bins: int, samples
 def max_roi_pool(
     t: Builder, g: Value, y: Value, x: Value, rois: Value, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0
 ) -> Sequence[Cotangent]:
-    """The first maximum of every bin takes all, in scan order; an empty bin gives nothing."""
+    """The first maximum of every bin in scan order takes all; an empty bin contributes nothing."""
 
     def back() -> Value:
         n, c, h, w = sizes(t, x)
@@ -94,7 +94,7 @@ def max_roi_pool(
         owner = t.op("Slice", rois, t.ints(0), t.ints(1), t.ints(1))
         owner = t.cast(reshape(t, owner, [-1]), np.int64)
         images = t.op("Gather", reshape(t, x, [n, c, area]), owner, axis=0)
-        # Rounded half away from zero; a corner is not negative.
+        # Round halves up; corners are not negative.
         corners = [
             t.op("Floor", t.op("Slice", rois, t.ints(i), t.ints(i + 1), t.ints(1)) * spatial_scale + 0.5)
             for i in range(1, 5)
@@ -121,13 +121,13 @@ def max_roi_pool(
 
 
 def _bins(t: Builder, first: Value, last: Value, size: Size, bins: int) -> list[Value]:
-    """For each bin the rows that lie in it, `[regions, size]`, from inclusive corners `[regions, 1]`."""
+    """The rows of each bin, as masks `[regions, size]`, from inclusive corners `[regions, 1]`."""
     extent = t.op("Max", last - first + 1.0, t.const(1, first.dtype))
     length = extent / float(bins)
     row = t.op("Unsqueeze", t.cast(numbers(t, size), first.dtype), t.ints(0))
-    found = []
+    masks = []
     for i in range(bins):
         begin = t.op("Floor", length * float(i)) + first
         end = t.op("Ceil", length * float(i + 1)) + first
-        found.append(t.op("And", row >= begin, row < end))
-    return found
+        masks.append(t.op("And", row >= begin, row < end))
+    return masks

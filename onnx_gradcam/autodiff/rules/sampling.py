@@ -1,8 +1,7 @@
-"""Interpolation at computed positions, and its two gradients: by the image and by the positions.
+"""Rules of sampling at computed positions: grids and deformable convolutions.
 
-Sampling on grids: the image gets back what was read of it, the grid the slope of what it read.
-
-Deformable convolution: a convolution of what was read at displaced positions.
+Interpolation has two gradients. By the image, every neighbour of a position gets back its share; by the position, the
+slope of the interpolated value counts.
 """
 
 from __future__ import annotations
@@ -26,12 +25,15 @@ _CUBIC = -0.75
 """The parameter of the cubic kernel (Keys 1981), the same in every framework."""
 
 
+# ----- interpolation -------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Tap:
     """One neighbour of a position along one axis; every field is a tensor of the positions' shape.
 
     Attributes:
-        index: the neighbour, as an integer of the coordinates' own type; it may lie outside.
+        index: the neighbour, an integer of the coordinates' own type; it can be outside of the image.
         weight: its share in the interpolated value.
         slope: the derivative of the share by the position.
     """
@@ -78,9 +80,9 @@ def cubic_taps(t: Builder, position: Value) -> list[Tap]:
 
 @dataclass(frozen=True)
 class _Corner:
-    """One combination of taps: where it reads, with which share, and the share's derivative along each axis."""
+    """One combination of taps: the position it reads, its share, and the share's derivative along each axis."""
 
-    place: Value
+    position: Value
     weight: Value
     slopes: list[Value]
 
@@ -88,7 +90,7 @@ class _Corner:
 def _corners(t: Builder, taps: Sequence[Sequence[Tap]], dims: Sequence[Size]) -> list[_Corner]:
     """Every combination of one tap an axis; `dims` are the image's spatial dimensions.
 
-    A neighbour outside of the image reads some element with the share zero.
+    A neighbour outside of the image reads an element inside, with the share zero.
     """
     inside = []
     for along, size in zip(taps, dims, strict=True):
@@ -102,9 +104,9 @@ def _corners(t: Builder, taps: Sequence[Sequence[Tap]], dims: Sequence[Size]) ->
         inside.append(column)
     corners = []
     for combination in itertools.product(*inside):
-        place, weight = combination[0].index, combination[0].weight
+        position, weight = combination[0].index, combination[0].weight
         for tap, size in zip(combination[1:], dims[1:], strict=True):
-            place = place * size.vector() + tap.index
+            position = position * size.vector() + tap.index
             weight = weight * tap.weight
         slopes = []
         for i, tap in enumerate(combination):
@@ -112,15 +114,15 @@ def _corners(t: Builder, taps: Sequence[Sequence[Tap]], dims: Sequence[Size]) ->
             for j, other in enumerate(combination):
                 slope = slope if i == j else slope * other.weight
             slopes.append(slope)
-        corners.append(_Corner(place, weight, slopes))
+        corners.append(_Corner(position, weight, slopes))
     return corners
 
 
-def _spread_places(t: Builder, place: Value, x: Value) -> Value:
+def _over_channels(t: Builder, position: Value, x: Value) -> Value:
     """`[N, Q]` indices as `[N, C, Q]`."""
-    (n, q), (c,) = sizes(t, place), sizes(t, x, [1])
-    known = (n.known, c.known, q.known)
-    return t.op("Expand", t.op("Unsqueeze", place, t.ints(1)), vector(t, [n, c, q]), shape=known)
+    (n, q), (c,) = sizes(t, position), sizes(t, x, [1])
+    shape = (n.known, c.known, q.known)
+    return t.op("Expand", t.op("Unsqueeze", position, t.ints(1)), vector(t, [n, c, q]), shape=shape)
 
 
 def by_image(t: Builder, g: Value, x: Value, taps: Sequence[Sequence[Tap]]) -> Value:
@@ -135,12 +137,12 @@ def by_image(t: Builder, g: Value, x: Value, taps: Sequence[Sequence[Tap]]) -> V
     n, c, *dims = sizes(t, x)
     corners = _corners(t, taps, dims)
     axis = t.ints(1)
-    places = [_spread_places(t, corner.place, x) for corner in corners]
+    positions = [_over_channels(t, corner.position, x) for corner in corners]
     shares = [g * t.op("Unsqueeze", corner.weight, axis) for corner in corners]
     flat = t.full_like(reshape(t, x, [n, c, -1]), 0.0)
     if len(corners) > 1:
-        places, shares = [t.op("Concat", *places, axis=2)], [t.op("Concat", *shares, axis=2)]
-    return t.reshape_like(scatter_add(t, flat, places[0], shares[0], 2), x)
+        positions, shares = [t.op("Concat", *positions, axis=2)], [t.op("Concat", *shares, axis=2)]
+    return t.reshape_like(scatter_add(t, flat, positions[0], shares[0], 2), x)
 
 
 def by_position(t: Builder, g: Value, x: Value, taps: Sequence[Sequence[Tap]]) -> list[Value]:
@@ -149,7 +151,7 @@ def by_position(t: Builder, g: Value, x: Value, taps: Sequence[Sequence[Tap]]) -
     flat = reshape(t, x, [n, c, -1])
     terms: list[list[Value]] = [[] for _ in dims]
     for corner in _corners(t, taps, dims):
-        value = t.op("GatherElements", flat, _spread_places(t, corner.place, x), axis=2)
+        value = t.op("GatherElements", flat, _over_channels(t, corner.position, x), axis=2)
         change = t.sum(g * value, [1], keepdims=False)
         for i, slope in enumerate(corner.slopes):
             terms[i].append(change * slope)
@@ -162,9 +164,12 @@ def read(t: Builder, x: Value, taps: Sequence[Sequence[Tap]]) -> Value:
     flat = reshape(t, x, [n, c, -1])
     parts = []
     for corner in _corners(t, taps, dims):
-        value = t.op("GatherElements", flat, _spread_places(t, corner.place, x), axis=2)
+        value = t.op("GatherElements", flat, _over_channels(t, corner.position, x), axis=2)
         parts.append(value * t.op("Unsqueeze", corner.weight, t.ints(1)))
     return t.op("Sum", *parts)
+
+
+# ----- grids ---------------------------------------------------------------------
 
 
 @vjp("GridSample")
@@ -179,7 +184,7 @@ def grid_sample(
     mode: str = "linear",
     padding_mode: str = "zeros",
 ) -> Sequence[Cotangent]:
-    """Interpolation written out; nearest has no slope."""
+    """Interpolation in plain operators; `nearest` has no slope."""
     axes = range(2, x.rank)
     cubic = mode in {"cubic", "bicubic"}
     (n,) = sizes(t, grid, [0])
@@ -229,15 +234,15 @@ def _into(
     align: bool,
     whole: bool = False,
 ) -> tuple[Value, Value]:
-    """A position brought into the image as `padding` says, and its derivative by where it was.
+    """A position moved into the image according to `padding`, and its derivative by the position before.
 
     Args:
         t: the builder.
         v: positions, or with `whole` the indices of neighbours.
         length: the size of the axis.
         padding: `zeros`, `border` or `reflection`.
-        align: reflect about the centres of the outermost elements, not their outer edges.
-        whole: neighbours are clamped to elements, positions only where they leave the outermost element.
+        align: reflect at the centres of the outermost elements, not at their outer edges.
+        whole: clamp to the centres of elements; positions may reach the edge of the outermost element.
     """
     one = t.full_like(v, 1.0)
     if padding == "zeros":
@@ -264,7 +269,7 @@ def _into(
 def affine_grid(
     t: Builder, g: Value, y: Value, theta: Value, size: Value, *, align_corners: int = 0
 ) -> Sequence[Cotangent]:
-    """The cotangent summed against the plain grid, which the operator gives for unit matrices."""
+    """The cotangent times the plain grid, which the operator returns for unit matrices."""
 
     def back() -> Value:
         n = y.rank - 2
@@ -281,6 +286,9 @@ def affine_grid(
         return t.op("MatMul", t.transpose(reshape(t, g, [batch, -1, n]), (0, 2, 1)), base)
 
     return [back, None]
+
+
+# ----- deformable convolutions ---------------------------------------------------
 
 
 @vjp("DeformConv")
@@ -308,7 +316,7 @@ def deform_conv(
     batch, channels, *_ = sizes(t, x)
     outputs = sizes(t, y, range(2, y.rank))
     images = batch * offset_group
-    # Every offset group is an image of its own from here on.
+    # From here on, every offset group is an image of its own.
     image = reshape(t, x, [images, channels // offset_group, *sizes(t, x, range(2, x.rank))])
     moved = reshape(t, offset, [images, count, n, -1])
     taps = [
@@ -353,7 +361,7 @@ def deform_conv(
 
 
 def _split(t: Builder, y: Value, group: int) -> list[Size]:
-    """Output channels a group."""
+    """The number of output channels in a group."""
     return [sizes(t, y, [1])[0] // group]
 
 
@@ -367,7 +375,7 @@ def _position(
     pads: Sequence[int] | None,
     strides: Sequence[int] | None,
 ) -> Value:
-    """Where every tap of every window reads along axis `i`: `[images, taps, positions]`."""
+    """The position that every tap of every window reads along axis `i`: `[images, taps, positions]`."""
     n = len(kernel)
     away = t.op("Squeeze", t.op("Slice", moved, t.ints(i), t.ints(i + 1), t.ints(2)), t.ints(2))
     inner = np.indices(kernel)[i].reshape(1, -1, 1) * (dilations[i] if dilations else 1) - (pads[i] if pads else 0)

@@ -1,4 +1,4 @@
-"""Operators that move elements without computing: the gradient moves them back."""
+"""Rules of operators that move, cut or pad elements: the gradient moves them back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def transpose(
 
 @vjp("Concat")
 def concat(t: Builder, g: Value, y: Value, *xs: Value, axis: int) -> Sequence[Cotangent]:
-    """Every input takes its slice."""
+    """The slice of the cotangent that belongs to each input."""
     axis %= y.rank
     starts = [Size(t, 0)]
     for x in xs:
@@ -78,7 +78,7 @@ def split(
     axis: int = 0,
     num_outputs: int | None = None,
 ) -> Sequence[Cotangent]:
-    """The parts side by side; zeros where an output is not used."""
+    """The concatenated cotangents, with zeros for an unused output."""
     parts = [t.full_like(y, 0.0) if g is None else g for g, y in zip(gs, ys, strict=True)]
     return [t.op("Concat", *parts, axis=axis % x.rank), None]
 
@@ -94,7 +94,7 @@ def sliced(
     axes: Value | None = None,
     steps: Value | None = None,
 ) -> Sequence[Cotangent]:
-    """Zeros around the slice, and between its elements where it steps over some."""
+    """Zeros around the slice, and between its elements where its step is larger than one."""
     over = (
         _constant(axes, "Slice", "axes")
         if axes is not None
@@ -105,6 +105,7 @@ def sliced(
 
 
 def _constant(value: Value, op_type: str, name: str) -> list[int]:
+    """The content of an input that has to be constant."""
     array = value.array()
     if array is None:
         raise UnsupportedError(
@@ -130,7 +131,7 @@ def _unslice(t: Builder, g: Value, y: Value, x: Value, starts: Value, axes: list
 
 
 def _normalised(t: Builder, start: Size, whole: Size, step: int) -> Size:
-    """The element that a slice begins at: counted from the end where negative, and kept inside."""
+    """The element that a slice begins at: a negative one counts from the end, and all are clipped to the tensor."""
     if start.known is not None:
         if start.known == 0 and step > 0:
             return start
@@ -163,7 +164,7 @@ def padded(
     *,
     mode: str = "constant",
 ) -> Sequence[Cotangent]:
-    """The inner block; with another mode than `constant`, what was copied outwards comes back as well."""
+    """The inner block; in other modes than `constant`, the cotangents of the copied elements are added."""
     over = [a % x.rank for a in _constant(axes, "Pad", "axes")] if axes is not None else list(range(x.rank))
     amounts = [size_at(t, pads, i) for i in range(2 * len(over))]
     before, after = amounts[: len(over)], amounts[len(over) :]
@@ -182,7 +183,7 @@ def padded(
 
 
 def _unpad(t: Builder, g: Value, x: Value, axes: list[int], before: list[Size], after: list[Size]) -> Value:
-    """Cut what was added and add zeros where a negative amount cut something off."""
+    """Cut off the padding, and add zeros where a negative amount cut elements off."""
     cropped, short, late = [], [], []
     for h, b, a in zip(sizes(t, x, axes), before, after, strict=True):
         short.append((-1 * b).least(0))
@@ -194,7 +195,7 @@ def _unpad(t: Builder, g: Value, x: Value, axes: list[int], before: list[Size], 
 
 @vjp("Expand", broadcasts=True)
 def expand(t: Builder, g: Value, y: Value, x: Value, shape: Value) -> Sequence[Cotangent]:
-    """The sum over the copies, which the backward pass takes."""
+    """The sum over the copies, which the backward pass computes."""
     return [g, None]
 
 
@@ -271,6 +272,6 @@ def center_crop_pad(
     *,
     axes: Sequence[int] | None = None,
 ) -> Sequence[Cotangent]:
-    """The same operator back to the input's size: its crop and its pad round the same way."""
+    """The same operator to the input's size: cropping and padding round alike."""
     over = list(range(x.rank)) if axes is None else [a % x.rank for a in axes]
     return [lambda: t.op("CenterCropPad", g, vector(t, sizes(t, x, over)), axes=over), None]

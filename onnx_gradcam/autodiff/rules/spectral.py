@@ -1,4 +1,4 @@
-"""Fourier transforms: the adjoint of a transform is the transform the other way, but for its factor."""
+"""Rules of Fourier transforms: the adjoint of a transform is its inverse, apart from a factor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dft(
 ) -> Sequence[Cotangent]:
     """N times the inverse transform, or the transform divided by N.
 
-    A one-sided spectrum is completed with zeros; a real input takes the real part.
+    A one-sided spectrum is padded with zeros; a real input takes the real part.
     """
     if t.opset >= 20:
         along = -2 if axis_input is None else axis_input.array()
@@ -39,22 +39,22 @@ def dft(
             raise UnsupportedError("the VJP rule of DFT needs a constant axis; choose a later layer")
         axis = int(along)
     axis %= x.rank
-    (have,), (found,) = sizes(t, x, [axis]), sizes(t, y, [axis])
+    (samples,), (bins,) = sizes(t, x, [axis]), sizes(t, y, [axis])
 
     def back() -> Value:
         if dft_length is not None:
             constant = dft_length.array()
             n = Size(t, t.op("Reshape", dft_length, t.ints(1)) if constant is None else int(constant))
         else:
-            n = (have - 1) * 2 if inverse and onesided else have
+            n = (samples - 1) * 2 if inverse and onesided else samples
         factor = size_value(t, n, g)
         if inverse:
             spectrum = _transform(t, g, n, axis, onesided=onesided) / factor
             if onesided:
                 spectrum = spectrum * _shares(t, n, x, axis)
-            return _fitted(t, _parts(t, spectrum, x), axis, have)
-        whole = pad(t, g, [axis], [Size(t, 0)], [n - found])
-        return _fitted(t, _parts(t, _transform(t, whole, n, axis, inverse=1), x) * factor, axis, have)
+            return _fitted(t, _parts(t, spectrum, x), axis, samples)
+        whole = pad(t, g, [axis], [Size(t, 0)], [n - bins])
+        return _fitted(t, _parts(t, _transform(t, whole, n, axis, inverse=1), x) * factor, axis, samples)
 
     return [back, None, None]
 
@@ -62,8 +62,8 @@ def dft(
 def _transform(t: Builder, x: Value, n: Size, axis: int, *, inverse: int = 0, onesided: int = 0) -> Value:
     """The complex transform of length `n`."""
     length = t.op("Squeeze", n.vector(), t.ints(0))
-    found = (n // 2 + 1 if onesided else n).known
-    shape = (*x.shape[:axis], found, *x.shape[axis + 1 : -1], 2)
+    bins = (n // 2 + 1 if onesided else n).known
+    shape = (*x.shape[:axis], bins, *x.shape[axis + 1 : -1], 2)
     options: dict[str, Any] = {"inverse": inverse, "onesided": onesided, "shape": shape}
     if t.opset >= 20:
         return t.op("DFT", x, length, t.const(np.int64(axis)), **options)
@@ -71,7 +71,7 @@ def _transform(t: Builder, x: Value, n: Size, axis: int, *, inverse: int = 0, on
 
 
 def _shares(t: Builder, n: Size, x: Value, axis: int) -> Value:
-    """How often each entry of a one-sided spectrum stands in the whole one: once at its ends, else twice."""
+    """How often each entry of a one-sided spectrum occurs in the whole one: once at its ends, else twice."""
     k = numbers(t, n // 2 + 1)
     ends = t.op("Or", t.op("Equal", k, t.const(np.int64(0))), t.op("Equal", k * 2, n.vector()))
     share = t.op("Where", ends, t.const(1, x.dtype), t.const(2, x.dtype))
@@ -84,11 +84,11 @@ def _parts(t: Builder, spectrum: Value, x: Value) -> Value:
     return cut(t, spectrum, [last], [Size(t, 0)], [Size(t, 1)]) if x.shape[last] == 1 else spectrum
 
 
-def _fitted(t: Builder, signal: Value, axis: int, have: Size) -> Value:
-    """Cut to the input's length, or with zeros for what the transform did not read of it."""
+def _fitted(t: Builder, signal: Value, axis: int, samples: Size) -> Value:
+    """`signal` cut to the input's length, or padded with zeros for samples that the transform did not read."""
     (length,) = sizes(t, signal, [axis])
-    kept = cut(t, signal, [axis], [Size(t, 0)], [length.most(have)])
-    return pad(t, kept, [axis], [Size(t, 0)], [(have - length).least(0)])
+    kept = cut(t, signal, [axis], [Size(t, 0)], [length.most(samples)])
+    return pad(t, kept, [axis], [Size(t, 0)], [(samples - length).least(0)])
 
 
 @vjp("STFT")
@@ -103,7 +103,7 @@ def stft(
     *,
     onesided: int = 1,
 ) -> Sequence[Cotangent]:
-    """A transposed convolution: every frame's spectrum goes back through the windowed transform of unit pulses."""
+    """A transposed convolution of the spectra with the windowed transforms of unit pulses."""
     step = frame_step.array()
     length = None if frame_length is None else frame_length.array()
     size = int(length) if length is not None else None if window is None else window.shape[0]

@@ -1,7 +1,7 @@
 """Operators whose derivative is zero wherever it exists.
 
-A tensor that reaches the score through these alone has no influence on it that a gradient could show. This is not a
-list of operators without a rule: those are refused.
+The score does not depend on a tensor that reaches it through these operators only. Operators without a rule are not in
+this list: they are refused. The list is a file of its own, as each family of rules is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ zero_gradient("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Le
 # Integers.
 zero_gradient("BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor")
 
-# Only the shape, the type or the dice decide the output.
+# The shape, the type or a random number alone decides the output.
 zero_gradient(
     "Bernoulli", "Constant", "ConstantOfShape", "EyeLike", "Multinomial", "RandomNormal", "RandomNormalLike",
     "RandomUniform", "RandomUniformLike",
