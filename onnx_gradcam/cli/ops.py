@@ -12,11 +12,11 @@ __all__ = ["ops"]
 
 
 def ops(*, as_json: Json = False) -> None:
-    """List the operators that a gradient can cross, input by input.
+    """List differentiable operators.
 
-    A gradient crosses an input by a `rule` of its own, by an `expansion` of the operator into simpler ones, or not
-    because it is `zero` everywhere; a `decomposition` writes the operator in standard ones when the model is loaded.
-    A model whose gradient would have to cross an input marked `none` is refused.
+    For each input, the list says how its gradient is computed: by a `rule`, by an `expansion` of the operator into
+    simpler ones, or by a `decomposition` into standard operators when the model is loaded. The gradient of some inputs
+    is `zero` everywhere. A model is refused if it needs the gradient of an input marked `none`.
 
     \b
     Example:

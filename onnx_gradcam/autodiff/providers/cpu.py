@@ -1,8 +1,8 @@
-"""Rules for speed on ONNX Runtime's CPU provider.
+"""The rules of the profile `cpu`, for speed on ONNX Runtime's CPU provider.
 
-They keep the backward pass in its blocked channel layout (NCHWc): convolutions, pools, Add, Mul, HardSigmoid and
-nearest Resize stay in it, while Greater, Where and ConvTranspose leave it, and every change of layout costs a pass over
-the tensor.
+They keep the gradient in the provider's blocked channel layout (NCHWc). Convolutions, pools, Add, Mul, HardSigmoid and
+nearest Resize stay in that layout; Greater, Where and ConvTranspose leave it, and every change of layout costs a pass
+over the tensor.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["blocked_rules"]
 Array = npt.NDArray[Any]
 
 _STEEP = 3e38
-"""A slope that takes every normal float32 number to one or beyond."""
+"""A slope that takes every normal float32 number to one or more."""
 
 _BLOCK = 16
-"""Channels in the widest block; ONNX Runtime leaves other numbers of them in the plain layout."""
+"""Channels in the widest block; ONNX Runtime keeps other numbers of channels in the plain layout."""
 
 
 def blocked_rules() -> Table:
-    """The rules that ONNX Runtime's CPU provider runs fastest; types other than float32 keep the portable ones.
+    """The rules that ONNX Runtime's CPU provider computes fastest; other types than float32 keep the portable rules.
 
-    Gradients equal the portable ones to rounding, for finite cotangents and for activations that are no subnormal
-    numbers. Mirrored weights are stored beside the model's own, so the file grows by up to the size of the weights.
+    Gradients equal the portable ones up to rounding, for finite cotangents and activations that are not subnormal.
+    Mirrored weights are stored beside the model's own, so the file grows by up to the size of the weights.
     """
     table = dict(rules())
     lowerings = {"Relu": _relu, "Clip": _clip, "Conv": _conv, "GlobalAveragePool": _global_average_pool}
@@ -45,7 +45,7 @@ def blocked_rules() -> Table:
 
 
 def _relu(portable: RuleFunction) -> RuleFunction:
-    """A mask that is a steep ramp, cut to [0, 1]: one where the output is positive."""
+    """A mask by a steep ramp, clipped to [0, 1]: one where the output is positive."""
 
     @functools.wraps(portable)
     def relu(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
@@ -57,7 +57,7 @@ def _relu(portable: RuleFunction) -> RuleFunction:
 
 
 def _clip(portable: RuleFunction) -> RuleFunction:
-    """ReLU6 and the like: a mask that is one strictly between the bounds."""
+    """ReLU6 and similar: a mask that is one strictly between the bounds."""
 
     @functools.wraps(portable)
     def clip(
@@ -73,9 +73,9 @@ def _clip(portable: RuleFunction) -> RuleFunction:
 
 
 def _between(t: Builder, y: Value, high: np.float32) -> Value:
-    """One where `y`, which lies in [0, high], is neither of the two, else zero.
+    """One where `0 < y < high`, else zero; `y` is in [0, high].
 
-    Numbers are scaled by powers of two, and neighbours of the bound subtracted: nothing rounds where the sign changes.
+    Numbers are scaled by powers of two and subtracted near the bound, so nothing is rounded where the sign changes.
     """
     scale = 2.0 ** -math.ceil(math.log2(high))
     steep = 2.0 ** math.ceil(-math.log2(float(high - np.nextafter(high, np.float32(0))) * scale))
@@ -83,14 +83,14 @@ def _between(t: Builder, y: Value, high: np.float32) -> Value:
     channels = y.shape[1] if y.rank == 4 else None
     if not isinstance(channels, int) or channels % _BLOCK:
         return above * t.op("HardSigmoid", y, alpha=-steep * scale, beta=float(high) * scale * steep)
-    # Into a convolution ONNX Runtime fuses both the sum and the ramp that follow: one pass over the tensor, not two.
+    # ONNX Runtime fuses the sum and the ramp into the convolution before them: one pass over the tensor instead of two.
     weight, bias = np.full((channels, 1, 1, 1), -scale), np.full(channels, float(high) * scale - 1.0)
     scaled = t.op("Conv", y, t.const(weight, y.dtype), t.const(bias, y.dtype), group=channels, shape=y.shape)
     return t.op("HardSigmoid", scaled + above, alpha=steep, beta=0.0)
 
 
 def _conv(portable: RuleFunction) -> RuleFunction:
-    """At stride one a convolution with the mirrored weight; the scale of a batch normalisation goes into the weight."""
+    """At stride one, a convolution with the mirrored weight, which includes the scale of a batch normalisation."""
 
     @functools.wraps(portable)
     def conv(
@@ -108,6 +108,7 @@ def _conv(portable: RuleFunction) -> RuleFunction:
 def _image(
     t: Builder, portable: RuleFunction, g: Value, y: Value, x: Value, w: Value, weight: Array, geometry: dict[str, Any]
 ) -> Value:
+    """The cotangent of the image."""
     g, scale = _unscaled(t, g, len(weight))
     if scale is not None:
         weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
@@ -121,7 +122,7 @@ def _image(
 
 
 def _unscaled(t: Builder, g: Value, channels: int) -> tuple[Value, Array | None]:
-    """`g` before it was multiplied with a constant a channel, as behind a batch normalisation, and that constant."""
+    """`g` before its multiplication with a constant a channel, as in a batch normalisation, and that constant."""
     node = g.core.producer()
     if node is None or node.op_type != "Mul" or None in node.inputs:
         return g, None
@@ -140,24 +141,24 @@ def _mirrored_pads(
     strides: Sequence[int] | None = None,
     **_: Any,
 ) -> list[int] | None:
-    """The padding of the convolution that undoes one of stride one; `None` where there is none."""
+    """The padding of the convolution that is the adjoint of one of stride one; `None` where none is."""
     n = len(kernel)
     if any(s != 1 for s in strides or ()):
         return None
     reach = [(k - 1) * d for k, d in zip(kernel, dilations or [1] * n, strict=True)]
     small, large = [r // 2 for r in reach], [r - r // 2 for r in reach]
-    given = {
+    forward = {
         "NOTSET": list(pads or [0] * 2 * n),
         "VALID": [0] * 2 * n,
         "SAME_UPPER": small + large,
         "SAME_LOWER": large + small,
     }[auto_pad]
-    mirrored = [r - p for r, p in zip(reach * 2, given, strict=True)]
+    mirrored = [r - p for r, p in zip(reach * 2, forward, strict=True)]
     return mirrored if min(mirrored) >= 0 else None
 
 
 def _mirrored(weight: Array, group: int) -> Array:
-    """The taps in reverse order, input and output channels having changed places within each group."""
+    """The weight with its taps in reverse order, and input and output channels swapped within each group."""
     outputs, inputs, *kernel = weight.shape
     split = weight.reshape(group, outputs // group, inputs, *kernel)
     turned: Array = np.flip(split, tuple(range(3, split.ndim))).swapaxes(1, 2)
@@ -165,7 +166,7 @@ def _mirrored(weight: Array, group: int) -> Array:
 
 
 def _global_average_pool(portable: RuleFunction) -> RuleFunction:
-    """The same, in the blocked layout for all that follows."""
+    """The portable rule, followed by a change to the blocked layout."""
 
     @functools.wraps(portable)
     def global_average_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
@@ -176,7 +177,7 @@ def _global_average_pool(portable: RuleFunction) -> RuleFunction:
 
 
 def _blocked(t: Builder, g: Value | None) -> Value:
-    """`g` times one in every channel, by a convolution: ONNX Runtime goes on in the blocked layout from there."""
+    """`g` times one in every channel, by a convolution: from there on ONNX Runtime stays in the blocked layout."""
     assert g is not None  # noqa: S101 - the rules for images always have a cotangent
     channels = g.shape[1]
     if g.dtype != np.float32 or g.rank != 4 or not isinstance(channels, int) or channels % _BLOCK:

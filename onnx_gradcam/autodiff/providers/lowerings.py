@@ -1,10 +1,8 @@
-"""Operators computed by other operators, exactly: what some execution provider lacks in terms of what it has.
+"""Lowerings: operators that a runtime lacks, computed by operators that it has, with the same numbers.
 
-Truth values come in two forms. Where a provider compares (WebGPU), they stay Booleans and only And is computed by way
-of numbers. Where it does not (CoreML), a comparison becomes a mask, a floating-point tensor of zeros and ones, and
-whatever reads it computes with that.
-
-Layout and convolutions by what CoreML computes: images of two dimensions, with constant weights.
+Truth values come in two forms. Where a runtime compares (WebGPU), they stay Booleans, and only And is computed with
+numbers. Where it does not (CoreML), a comparison becomes a mask, a floating-point tensor of zeros and ones, with which
+the nodes that read it compute.
 """
 
 from __future__ import annotations
@@ -25,27 +23,29 @@ from .conform import Lowering
 __all__ = ["ARITHMETIC", "BOOLEANS", "MASKS", "PLANES", "is_zero", "lowering", "pool", "volume"]
 
 ARITHMETIC: dict[str, Lowering] = {}
-"""Arithmetic and layout by their likes."""
+"""Arithmetic and layout, by similar operators."""
 
 BOOLEANS: dict[str, Lowering] = {}
-"""Logic on Booleans by arithmetic on numbers."""
+"""Logic on Booleans, by arithmetic on numbers."""
 
 MASKS: dict[str, Lowering] = {}
-"""Comparisons, logic and choice without Booleans."""
+"""Comparisons, logic and Where without Booleans."""
 
+PLANES: dict[str, Lowering] = {}
+"""Layout and convolutions, by what CoreML computes: images of two dimensions and constant weights."""
 
 Function = TypeVar("Function", bound=Callable[..., Value | None])
 
 
 def lowering(table: dict[str, Lowering], *op_types: str) -> Callable[[Function], Function]:
-    """Register `function(t, *inputs, **attributes)`, whose signature is that of `op_types`."""
+    """Register `function(t, *inputs, **attributes)`, which has the signature of `op_types`."""
 
     def register(function: Function) -> Function:
         def lower(t: Builder, node: ir.Node, inputs: Sequence[Value | None]) -> Value | None:
-            found = function(t, *inputs, **attributes(node))
-            if found is not None and (shape := t.wrap(node.outputs[0]).known_shape) is not None:
-                t.refine(found, shape)
-            return found
+            value = function(t, *inputs, **attributes(node))
+            if value is not None and (shape := t.wrap(node.outputs[0]).known_shape) is not None:
+                t.refine(value, shape)
+            return value
 
         table.update(dict.fromkeys(op_types, lower))
         return function
@@ -58,7 +58,7 @@ def lowering(table: dict[str, Lowering], *op_types: str) -> Callable[[Function],
 
 @lowering(ARITHMETIC, "Sum")
 def total(t: Builder, *xs: Value) -> Value:
-    """One after the other."""
+    """Additions of two tensors, one after another."""
     return functools.reduce(Value.__add__, xs)
 
 
@@ -70,7 +70,7 @@ def negative(t: Builder, x: Value) -> Value:
 
 @lowering(ARITHMETIC, "Reciprocal")
 def reciprocal(t: Builder, x: Value) -> Value:
-    """One over it."""
+    """One divided by the tensor."""
     return 1.0 / x
 
 
@@ -81,14 +81,14 @@ def number_of_elements(t: Builder, x: Value) -> Value:
 
 
 @lowering(ARITHMETIC, "ReduceL1")
-def sum_of_sizes(t: Builder, x: Value, axes: Value | None = None, **options: Any) -> Value:
-    """As its name says."""
+def sum_of_magnitudes(t: Builder, x: Value, axes: Value | None = None, **options: Any) -> Value:
+    """The sum of absolute values."""
     return t.op("ReduceSum", t.op("Abs", x), axes, **options)
 
 
 @lowering(ARITHMETIC, "ReduceL2")
 def root_of_squares(t: Builder, x: Value, axes: Value | None = None, **options: Any) -> Value:
-    """As its name says."""
+    """The square root of the sum of squares."""
     return t.op("Sqrt", t.op("ReduceSum", x * x, axes, **options))
 
 
@@ -100,7 +100,7 @@ def softplus(t: Builder, x: Value) -> Value:
 
 @lowering(ARITHMETIC, "Flatten")
 def flatten(t: Builder, x: Value, *, axis: int = 1) -> Value | None:
-    """A Reshape, where one of the two sides is known."""
+    """A Reshape, where one of the two dimensions is known."""
     axis = axis % x.rank if axis != x.rank else axis
     lead, tail = (volume(part) for part in (x.shape[:axis], x.shape[axis:]))
     if lead is None and tail is None:
@@ -109,13 +109,13 @@ def flatten(t: Builder, x: Value, *, axis: int = 1) -> Value | None:
 
 
 def volume(dims: Sequence[int | str | None]) -> int | None:
-    """The product of dimensions, where all are known."""
+    """The product of dimensions; `None` where one is unknown."""
     return int(np.prod([d for d in dims if isinstance(d, int)])) if all(isinstance(d, int) for d in dims) else None
 
 
 @lowering(ARITHMETIC, "SpaceToDepth")
 def space_to_depth(t: Builder, x: Value, *, blocksize: int, mode: str = "DCR") -> Value | None:
-    """Rows, then columns, are sorted into their phases, in no more than five dimensions."""
+    """Sort rows, then columns, into their phases, in at most five dimensions."""
     if mode != "DCR":
         return None
     s = blocksize
@@ -137,13 +137,13 @@ def both(t: Builder, a: Value, b: Value) -> Value:
 
 @lowering(BOOLEANS, "Sign")
 def sign(t: Builder, x: Value) -> Value:
-    """One if positive, minus one if negative."""
+    """One where positive, minus one where negative."""
     return t.cast(x > 0.0, x.dtype) - t.cast(x < 0.0, x.dtype)
 
 
 @lowering(BOOLEANS, "Max")
 def at_least(t: Builder, x: Value, bound: Value) -> Value | None:
-    """A Clip at a constant number."""
+    """A Clip, where the bound is a constant number."""
     return t.op("Clip", x, bound) if bound.rank == 0 and bound.array() is not None else None
 
 
@@ -151,47 +151,48 @@ def at_least(t: Builder, x: Value, bound: Value) -> Value | None:
 
 
 def step(t: Builder, x: Value) -> Value:
-    """One where `x` is positive, zero elsewhere: a ramp cut to [0, 1], so steep that twice takes any number to one."""
+    """One where `x` is positive, else zero: a clipped ramp, so steep that two of them take any number to one."""
     slope = 6e4 if x.dtype == np.float16 else 3e38
     return t.op("HardSigmoid", t.op("HardSigmoid", x, alpha=slope, beta=0.0), alpha=slope, beta=0.0)
 
 
 def _difference(a: Value, b: Value) -> Value:
-    zero = b.array()
-    return a if zero is not None and zero.size == 1 and b.rank <= a.rank and not zero.any() else a - b
+    """`a - b`, or `a` where `b` is the constant zero."""
+    constant = b.array()
+    return a if constant is not None and constant.size == 1 and b.rank <= a.rank and not constant.any() else a - b
 
 
 @lowering(MASKS, "Greater")
 def mask_greater(t: Builder, a: Value, b: Value) -> Value | None:
-    """Numbers whose difference is positive."""
+    """One where the difference is positive."""
     return step(t, _difference(a, b)) if a.is_float else None
 
 
 @lowering(MASKS, "Less")
 def mask_less(t: Builder, a: Value, b: Value) -> Value | None:
-    """The other way round."""
+    """One where the reversed difference is positive."""
     return step(t, b - a) if a.is_float else None
 
 
 @lowering(MASKS, "GreaterOrEqual")
 def mask_not_less(t: Builder, a: Value, b: Value) -> Value | None:
-    """Not less."""
+    """One minus Less."""
     return 1.0 - step(t, b - a) if a.is_float else None
 
 
 @lowering(MASKS, "LessOrEqual")
 def mask_not_greater(t: Builder, a: Value, b: Value) -> Value | None:
-    """Not greater."""
+    """One minus Greater."""
     return 1.0 - step(t, _difference(a, b)) if a.is_float else None
 
 
 @lowering(MASKS, "Equal")
 def mask_equal(t: Builder, a: Value, b: Value) -> Value | None:
-    """Neither greater nor less."""
+    """One minus both Greater and Less."""
     if not a.is_float:
         return None
-    apart = _difference(a, b)
-    return 1.0 - t.op("Max", step(t, apart), step(t, apart * -1.0))
+    difference = _difference(a, b)
+    return 1.0 - t.op("Max", step(t, difference), step(t, difference * -1.0))
 
 
 @lowering(MASKS, "And")
@@ -202,7 +203,7 @@ def mask_and(t: Builder, a: Value, b: Value) -> Value | None:
 
 @lowering(MASKS, "Where")
 def choose(t: Builder, mask: Value, a: Value, b: Value) -> Value | None:
-    """Each times its mask: right for finite numbers, which is what the rules choose between."""
+    """Each tensor times its mask, which is right for finite numbers."""
     if not a.is_float:
         return None
     mask = t.cast(mask, a.dtype)
@@ -219,23 +220,22 @@ def is_zero(x: Value) -> bool:
 
 @lowering(MASKS, "Sign")
 def mask_sign(t: Builder, x: Value) -> Value:
-    """One if positive, minus one if negative."""
+    """One where positive, minus one where negative."""
     return step(t, x) - step(t, x * -1.0)
 
 
 @lowering(MASKS, "Abs")
-def size(t: Builder, x: Value) -> Value:
-    """The greater of the number and its negative."""
+def magnitude(t: Builder, x: Value) -> Value:
+    """The larger of the tensor and its negative."""
     return t.op("Max", x, x * -1.0)
 
 
-PLANES: dict[str, Lowering] = {}
-"""What CoreML computes on images of two dimensions, or not at all, by what it does compute."""
+# ----- layout and convolutions on planes -----------------------------------------
 
 
 @lowering(PLANES, "Expand")
 def expand(t: Builder, x: Value, shape: Value) -> Value | None:
-    """A Tile, of a tensor that is given the dimensions in front first."""
+    """A Tile of the tensor, with leading dimensions added."""
     (rank,) = shape.dims("Expand")
     wide = x if x.rank >= rank else reshape(t, x, [1] * (rank - x.rank) + list(sizes(t, x)))
     target = shape.array()
@@ -243,13 +243,13 @@ def expand(t: Builder, x: Value, shape: Value) -> Value | None:
         if wide.rank > rank:
             return None
         # One of the two sizes is one, or they are equal.
-        each = t.op("Max", t.op("Shape", wide), t.ints(1))
-        return t.op("Tile", wide, t.op("Max", t.op("Div", shape, each), t.ints(1)))
+        current = t.op("Max", t.op("Shape", wide), t.ints(1))
+        return t.op("Tile", wide, t.op("Max", t.op("Div", shape, current), t.ints(1)))
     repeats = []
-    for have, want in zip(wide.shape, [1] * (wide.rank - rank) + [int(d) for d in target], strict=True):
-        if have != 1 and want not in {1, have}:
+    for before, after in zip(wide.shape, [1] * (wide.rank - rank) + [int(d) for d in target], strict=True):
+        if before != 1 and after not in {1, before}:
             return None
-        repeats.append(want if have == 1 else 1)
+        repeats.append(after if before == 1 else 1)
     return t.op("Tile", wide, t.ints(*repeats))
 
 
@@ -257,7 +257,7 @@ def expand(t: Builder, x: Value, shape: Value) -> Value | None:
 def pad(
     t: Builder, x: Value, pads: Value, fill: Value | None = None, axes: Value | None = None, *, mode: str = "constant"
 ) -> Value | None:
-    """Zeros, which a convolution with a single one adds to two dimensions at a time."""
+    """Padding with zeros, by one convolution with a 1x1 kernel for each dimension."""
     amounts = pads.array()
     if mode != "constant" or amounts is None or axes is not None or (fill is not None and not is_zero(fill)):
         return None
@@ -272,15 +272,15 @@ def pad(
             return None
         plane = reshape(t, x, [-1 if lead is None else lead, 1, dims[i], -1 if tail is None else tail])
         wider = t.op("Conv", plane, t.const(np.ones((1, 1, 1, 1)), x.dtype), pads=[before[i], 0, after[i], 0])
-        wanted: list[Size | int] = [*dims[:i], dims[i] + before[i] + after[i], *dims[i + 1 :]]
+        padded: list[Size | int] = [*dims[:i], dims[i] + before[i] + after[i], *dims[i + 1 :]]
         free = [j for j, d in enumerate(x.shape) if not isinstance(d, int)]
-        x = reshape(t, wider, [-1 if [j] == free else d for j, d in enumerate(wanted)])
+        x = reshape(t, wider, [-1 if [j] == free else d for j, d in enumerate(padded)])
     return x
 
 
 @lowering(PLANES, "Gather")
 def gather(t: Builder, x: Value, indices: Value, *, axis: int = 0) -> Value | None:
-    """GatherND along the first dimension."""
+    """A GatherND along the first dimension."""
     picked, axis = indices.array(), axis % x.rank
     size = x.shape[axis]
     if picked is None or picked.ndim != 1 or not isinstance(size, int):
@@ -302,14 +302,14 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> Value:
-    """MatMul, which also takes a second matrix that is computed."""
+    """A MatMul, which accepts a second matrix that is computed."""
     product = (t.transpose(a, [1, 0]) if transA else a) @ (t.transpose(b, [1, 0]) if transB else b)
     product = product if alpha == 1.0 else product * alpha
     return product if c is None else product + (c if beta == 1.0 else c * beta)
 
 
 def pool(t: Builder, node: ir.Node, inputs: Sequence[Value | None]) -> Value | None:
-    """A pool in one or three dimensions as one in two: over a row, or over planes that are one dimension."""
+    """A pool over one or three dimensions as a pool over two: over a row, or over planes flattened to rows."""
     x, options = inputs[0], attributes(node)
     if x is None or len(node.outputs) != 1 or x.rank not in {3, 5}:
         return None
@@ -319,19 +319,21 @@ def pool(t: Builder, node: ir.Node, inputs: Sequence[Value | None]) -> Value | N
 
 
 def _row(t: Builder, x: Value, options: dict[str, Any]) -> Value:
+    """A line as a row of height one; changes `options` accordingly."""
     for name, one in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("pads", 0)):
         if name in options:
-            given = list(options[name])
-            options[name] = [one, given[0]] if name != "pads" else [0, given[0], 0, given[1]]
+            values = list(options[name])
+            options[name] = [one, values[0]] if name != "pads" else [0, values[0], 0, values[1]]
     return t.op("Unsqueeze", x, t.ints(2))
 
 
 def _flat(t: Builder, x: Value, options: dict[str, Any]) -> Value | None:
-    plain = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0}
-    for name, one in plain.items():
+    """A volume with its planes flattened, where only the depth is pooled; changes `options` accordingly."""
+    defaults = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0}
+    for name, one in defaults.items():
         if name in options:
-            given = list(options[name])
-            begin, end = given[:3], given[3:]
+            values = list(options[name])
+            begin, end = values[:3], values[3:]
             if set(begin[1:] + end[1:]) != {one}:
                 return None
             options[name] = [begin[0], one] + ([end[0], one] if end else [])
@@ -344,7 +346,7 @@ PLANES["AveragePool"] = PLANES["MaxPool"] = pool
 
 @lowering(PLANES, "ConvTranspose")
 def conv_transpose(t: Builder, x: Value, w: Value, b: Value | None = None, **options: Any) -> Value | None:
-    """Without `output_padding`: rows that no window reaches are zeros, added at the end."""
+    """A ConvTranspose without `output_padding`; a Pad appends the rows that no window reaches."""
     extra = list(options.pop("output_padding", ()))
     if not extra or b is not None or w.array() is None or "output_shape" in options:
         return None

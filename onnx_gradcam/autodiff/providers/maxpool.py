@@ -1,7 +1,7 @@
-"""The gradient of a MaxPool by convolutions: a handful of operators, whatever the kernel.
+"""The gradient of a MaxPool by convolutions: a few operators for every kernel size.
 
-What the registered rule does tap by tap on Booleans is done for all taps at once here, on numbers, for providers that
-have no logic, no padding with minus infinity, or a launch to pay for every operator.
+The registered rule handles one tap after another with Booleans. This one handles all taps at once with numbers, for
+runtimes that have no logic, cannot pad with minus infinity, or pay for the launch of every operator.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["pools_by_convolution"]
 
 
 def pools_by_convolution(table: Table) -> Table:
-    """`table` with this rule for MaxPool. Gradients equal the others' for finite images."""
+    """`table` with this rule for MaxPool; gradients equal those of the registered rule for finite images."""
     rule = table["", "MaxPool"]
     return {**table, ("", "MaxPool"): replace(rule, function=_max_pool(rule.function))}
 
@@ -52,9 +52,9 @@ def _max_pool(portable: RuleFunction) -> RuleFunction:
 def _route(t: Builder, g: Value, y: Value, x: Value, over: Windows) -> Value:
     """Hand each window's `g` to the first element of `x` in it that equals `y`.
 
-    A convolution with one-hot kernels lays the taps of every window side by side as channels. Another one, over these
-    channels, takes from each hit the number of hits before it: that leaves one at the first hit and nothing positive
-    elsewhere.
+    A convolution with one-hot kernels puts the taps of every window side by side as channels. Another convolution over
+    these channels subtracts from each hit the number of hits before it, which leaves one at the first hit and nothing
+    positive elsewhere.
     """
     spatial, outputs = sizes(t, x, over.axes), sizes(t, y, over.axes)
     image = reshape(t, x, [-1, 1, *spatial])
@@ -63,7 +63,7 @@ def _route(t: Builder, g: Value, y: Value, x: Value, over: Windows) -> Value:
     one_hot = t.const(np.eye(count).reshape(count, 1, *over.taps), x.dtype)
     hits = t.cast(t.op("Equal", gather(t, image, one_hot, top, over, 1), top), x.dtype)
     if over.ceil or any(p.known != 0 for p in (*over.begin, *over.end)):
-        # A zero that only pads the image is no element, though it may equal the maximum.
+        # A padded zero is not an element of the image, but can equal the maximum.
         hits = hits * _inside(t, x, one_hot, top, over)
     first = t.op("Relu", t.op("Conv", hits, t.const(_less_earlier(count, over.rank), x.dtype)))
     return t.reshape_like(spread(t, first * g, one_hot, image, over), x)
@@ -75,7 +75,7 @@ def _less_earlier(count: int, rank: int) -> np.ndarray[Any, np.dtype[np.float64]
 
 
 def _inside(t: Builder, x: Value, one_hot: Value, top: Value, over: Windows) -> Value:
-    """One where a tap lies in the image, `[1, taps, *outputs]`."""
+    """One where a tap is inside of the image, `[1, taps, *outputs]`."""
     shape = vector(t, [1, 1, *sizes(t, x, over.axes)])
     ones = t.op("Expand", t.const(1.0, x.dtype), shape, shape=(1, 1, *x.shape[2:]))
     return gather(t, ones, one_hot, top, over, 1)
