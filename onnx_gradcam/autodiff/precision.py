@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import Carries, between, dominators
+from onnx_gradcam.options import GradDtype
 
 from .backward import backward, carries_gradient
 from .registry import Table
 
-__all__ = ["GradType", "float32_cotangents"]
-
-GradType = Literal["model", "float32"]
+__all__ = ["float32_cotangents"]
 
 _SIZE = 1
 """The exponent of the seed, and of the largest cotangent after each rescaling.
@@ -37,7 +35,7 @@ _SPAN = 3
 
 
 def float32_cotangents(
-    t: Builder, score: Value, seed: Value, wrt: Sequence[Value], table: Table, grad_dtype: GradType
+    t: Builder, score: Value, seed: Value, wrt: Sequence[Value], table: Table, grad_dtype: GradDtype
 ) -> list[Value]:
     """Append the cotangents of `wrt`, as `backward` does, and return them in float32.
 

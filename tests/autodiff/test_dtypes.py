@@ -1,6 +1,6 @@
 """Every rule in float16 and bfloat16, in the model's own type and in float32, against float64.
 
-ONNX Runtime's CPU provider computes float16 through float32, and only moves bfloat16: ONNX's reference evaluator computes
+ONNX Runtime's CPU provider computes float16 through float32 and only moves bfloat16. ONNX's reference evaluator runs
 what it cannot. `test_corpus` checks gradients in float64, `test_precision` the range of float16 and whole classifiers.
 """
 

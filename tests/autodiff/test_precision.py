@@ -20,13 +20,14 @@ from support.helpers import quiet_session
 
 from onnx_gradcam.autodiff.backward import backward
 from onnx_gradcam.autodiff.check import gradient_model
-from onnx_gradcam.autodiff.precision import GradType, float32_cotangents
+from onnx_gradcam.autodiff.precision import float32_cotangents
 from onnx_gradcam.autodiff.reference import evaluate, evaluator
 from onnx_gradcam.autodiff.registry import rules
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
+from onnx_gradcam.options import GradDtype
 
 # ----- the range of float16 ------------------------------------------------------
 
@@ -48,7 +49,7 @@ GROWING = (
 """The score grows a million times as fast as the image."""
 
 
-def cotangents(model: onnx.ModelProto, wrt: str, feeds: Mapping[str, Array], grad_dtype: GradType | None) -> Array:
+def cotangents(model: onnx.ModelProto, wrt: str, feeds: Mapping[str, Array], grad_dtype: GradDtype | None) -> Array:
     """The float32 cotangent of a tensor for a seed of the first class; without factors for `None`."""
     t = Builder(load(model))
     score, x = t.find("y"), t.find(wrt)
