@@ -145,9 +145,10 @@ class Answerer:
         targets = None if target is None else _targets(target)
         tops = [parse_top(one) for one in targets or ["top1"]]
         colormap, opacity = _drawing(query.parameters)
-        sources = files(tensors[IMAGES])
         classes = sum(top.count if top else 1 for top in tops)
-        self._check_rows(len(sources), classes)
+        shape = tensors[IMAGES].shape
+        self._check_rows(shape[0] if shape else 0, classes)
+        sources = files(tensors[IMAGES])
         maps, scores = [], []
         for number, source in enumerate(sources):
             remaining()

@@ -11,7 +11,7 @@ import binascii
 import itertools
 import struct
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import ServerError, reason
 
-__all__ = ["DATATYPES", "Query", "Result", "Tensor", "datatype_of", "files", "numbers"]
+__all__ = ["DATATYPES", "Query", "Result", "Tensor", "check_counts", "datatype_of", "files", "numbers"]
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +41,8 @@ DATATYPES: Final[Mapping[str, str]] = {
 """The protocol's numeric types and their NumPy names."""
 
 _MAX_NAME: Final = 256
+_MAX_ENTRIES: Final = 64
+"""Inputs, outputs and parameters per request, far more than any model has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,17 @@ class Result:
     def of_bytes(cls, name: str, values: list[bytes] | list[str]) -> Result:
         """Make an output of byte strings or names."""
         return cls(name, "BYTES", [len(values)], values)
+
+
+def check_counts(**entries: Collection[Any]) -> None:
+    """Refuse requests with more inputs, outputs or parameters than any model has, before each is looked at.
+
+    Raises:
+        ServerError: there are too many.
+    """
+    for kind, items in entries.items():
+        if len(items) > _MAX_ENTRIES:
+            raise ServerError(f"the request has {len(items)} {kind}; send at most {_MAX_ENTRIES}")
 
 
 def datatype_of(dtype: str) -> str:
@@ -145,7 +158,11 @@ def files(tensor: Tensor) -> list[bytes]:
     if tensor.datatype != "BYTES":
         raise ServerError(f"{what} has datatype {_quoted(tensor.datatype)}; send image files as BYTES")
     _check_shape(what, tensor.shape, (None,) if len(tensor.shape) == 1 else (None, 1))
-    strings = _framed(what, tensor.data) if isinstance(tensor.data, bytes) else _flat(what, tensor.data, tensor.shape)
+    count = tensor.shape[0]
+    if isinstance(tensor.data, bytes):
+        strings = _framed(what, tensor.data, count)
+    else:
+        strings = _flat(what, tensor.data, tensor.shape)
     if len(strings) != tensor.shape[0]:
         raise ServerError(f"{what} has {len(strings)} values, but its shape is [{tensor.shape[0]}]")
     return [_file(what, one, tensor.content_type) for one in strings]
@@ -164,9 +181,12 @@ def _file(what: str, value: Any, content_type: str) -> bytes:
         ) from error
 
 
-def _framed(what: str, data: bytes) -> list[bytes]:
-    strings, at = [], 0
+def _framed(what: str, data: bytes, count: int) -> list[bytes]:
+    strings: list[bytes] = []
+    at = 0
     while at < len(data):
+        if len(strings) == count:
+            raise ServerError(f"{what} has more than {count} values, but its shape is [{count}]")
         end = at + 4
         size = struct.unpack_from("<I", data, at)[0] if end <= len(data) else len(data)
         if end + size > len(data):
@@ -198,6 +218,8 @@ def _from_list(what: str, data: list[Any], dtype: np.dtype[Any], shape: Sequence
     flat = _flat(what, data, shape)
     if len(flat) != count:
         raise ServerError(f"{what} has {len(flat)} values, but its shape requires {count}")
+    if dtype.kind != "b" and bool in set(map(type, flat)):
+        raise ServerError(f"{what} contains true or false; send numbers as {datatype_of(dtype.name)}")
     # `array` accepts only numbers, whereas NumPy would convert text and null.
     code = "d" if dtype.kind == "f" else "Q" if dtype == np.uint64 else "q"
     try:

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route
 from onnx_gradcam.errors import ServerError, reason
 
 from .mlserver import ExplainRuntime
-from .query import Query, Result, Tensor
+from .query import Query, Result, Tensor, check_counts
 
 __all__ = ["inference_routes"]
 
@@ -138,9 +138,12 @@ def _parsed(body: bytes) -> tuple[str | None, Query]:
     if not isinstance(document, dict):
         raise ServerError("the body is not an object; send a JSON object with 'inputs'")
     identity = _member(document, "id", str, None)
-    outputs = [_named(one, "outputs") for one in _member(document, "outputs", list, [])]
-    tensors = [_tensor(one) for one in _member(document, "inputs", list)]
-    return identity, Query(tensors, _member(document, "parameters", dict, {}), outputs)
+    inputs, requested = _member(document, "inputs", list), _member(document, "outputs", list, [])
+    parameters = _member(document, "parameters", dict, {})
+    check_counts(inputs=inputs, outputs=requested, parameters=parameters)
+    outputs = [_named(one, "outputs") for one in requested]
+    tensors = [_tensor(one) for one in inputs]
+    return identity, Query(tensors, parameters, outputs)
 
 
 def _tensor(entry: Any) -> Tensor:

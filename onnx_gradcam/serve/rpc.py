@@ -22,7 +22,7 @@ from mlserver.types import InferenceRequest
 from onnx_gradcam.errors import ServerError
 
 from .mlserver import ExplainRuntime
-from .query import Query, Result, Tensor
+from .query import Query, Result, Tensor, check_counts
 
 __all__ = ["ExplainServicer", "Malformed"]
 
@@ -136,6 +136,12 @@ class Malformed(grpc.aio.ServerInterceptor):
 
 
 def _query(request: Any) -> Query:
+    check_counts(
+        inputs=request.inputs,
+        outputs=request.outputs,
+        parameters=request.parameters,
+        **{"raw tensors": request.raw_input_contents},
+    )
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
         raise ServerError(f"there are {len(raw)} raw tensors for {len(request.inputs)} inputs; send one per input")

@@ -74,6 +74,9 @@ def rest_documents(photo: bytes) -> Iterator[tuple[str, object]]:
     yield "rows too many", tensors([0.0], shape=(33, 3, 96, 96))
     yield "unknown input", tensors(name="photo")
     yield "path traversal in a name", tensors(name="../../etc/passwd")
+    yield "true among the values", tensors([True] * (3 * 96 * 96))
+    yield "one true among the values", tensors([0.5] * (3 * 96 * 96 - 1) + [True])
+    yield "million images", json.dumps(image(b"", shape=(10**6,))).replace('""', ", ".join(['""'] * 10**6)).encode()
     yield "text among the values", tensors(["0.5"] * (3 * 96 * 96))
     yield "null among the values", tensors([None] * (3 * 96 * 96))
     yield "ragged nesting", tensors([[[[0.5] * 96] * 96] * 2 + [[[0.5] * 95] * 96]])
@@ -233,7 +236,17 @@ def grpc_kinds(server, photo: bytes) -> dict[str, Callable[[], Asked]]:
     invalid = pb.ModelInferRequest(model_name="abcd").SerializeToString().replace(b"abcd", b"ab\xff\xfe")
     huge = pb.ModelInferRequest(model_name=server.name, raw_input_contents=[bytes(100 << 20)]).SerializeToString()
     load = pb.RepositoryModelLoadRequest(model_name="../../etc")
+    strings = pb.ModelInferRequest(model_name=server.name)
+    entry = strings.inputs.add(name="image_bytes", datatype="BYTES", shape=[10**6])
+    entry.contents.bytes_contents.extend([b"x"] * 10**6)
+    inputs = pb.ModelInferRequest(model_name=server.name)
+    for _ in range(10**5):
+        inputs.inputs.add(name="image", datatype="BYTES", shape=[1])
+    framed = struct.pack("<I", 1) + b"x"
     return {
+        "grpc: million strings": lambda: send(strings),
+        "grpc: million raw strings": lambda: infer([framed * 10**6], "image_bytes", "BYTES", (1,)),
+        "grpc: inputs too many": lambda: send(inputs),
         "grpc: truncated tensor": lambda: infer([good[:-7]]),
         "grpc: no raw tensor": lambda: infer([]),
         "grpc: raw tensors too many": lambda: infer([good, good]),
@@ -302,6 +315,9 @@ def test_unknown_names_leave_no_metrics_behind(server):
         ("body of 100 MB", 413, "exceeds the limit of 33554432"),
         ("unknown model", 404, "other"),
         ("loading a model", 403, "cannot be loaded or unloaded"),
+        ("true among the values", 400, "contains true or false; send numbers as FP32"),
+        ("grpc: inputs too many", 400, "the request has 100000 inputs; send at most 64"),
+        ("grpc: million strings", 400, "exceed the limit of 32 heatmaps"),
         ("grpc: truncated tensor", 400, "INVALID_ARGUMENT input 'image' has 110585 bytes"),
     ],
 )

@@ -30,6 +30,8 @@ def test_lists_nested_lists_and_bytes_are_the_same_array(datatype):
         ("FP32", [2], [1.0], "has 1 values, but its shape requires 2"),
         ("FP32", [2], bytes(7), "has 7 bytes, but its shape and datatype require 8"),
         ("FP32", [1], ["1.0"], "contains a value that is not a number"),
+        ("FP32", [1], [True], "contains true or false; send numbers as FP32"),
+        ("FP32", [2, 1], [[0.5], [False]], "contains true or false"),
         ("FP32", [1], [None], "contains a value that is not a number"),
         ("FP32", [1], [1e39], "infinite values or NaN"),
         ("FP32", [1], struct.pack("<f", float("nan")), "infinite values or NaN"),
