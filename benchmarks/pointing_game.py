@@ -4,12 +4,11 @@ Run by hand::
 
     python benchmarks/pointing_game.py MODEL --boxes BOXES.json --images FOLDER --preprocess torchvision
 
-The file of boxes has one of the formats that `onnx_gradcam.evaluation.boxes.read_boxes` reads as JSON under `images`:
-name -> `file` (relative to the folder), `objects`: label -> `boxes`, each `[x0, y0, x1, y1]` in pixels of the
-photograph, and `imagenet_candidates`, the model's classes that mean this object. The highest-scoring candidate of each object is
-explained, if it is among the model's `--rank` highest scores. If an object has several boxes, any of them counts. If
-several pixels have the largest value (bilinear interpolation is flat at the image's border), the middle of them counts.
-A blank heatmap is a miss.
+The file of boxes is JSON with `images`: name -> `file` (relative to the folder), `objects`: label -> `boxes`, each
+`[x0, y0, x1, y1]` in pixels of the photograph, and `imagenet_candidates`, the model's classes that mean this object.
+The highest-scoring candidate of each object is explained, if it is among the model's `--rank` highest scores. If an
+object has several boxes, any of them counts. If several pixels have the largest value (bilinear interpolation is flat
+at the image's border), the middle of them counts. A blank heatmap is a miss.
 
 The preprocessing should show the model the whole image (`"resize": "stretch"`). Prints markdown.
 

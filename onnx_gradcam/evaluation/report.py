@@ -74,11 +74,11 @@ def _card(comparison: Comparison, number: int, result: Compared) -> Mapping[str,
         "path": comparison.short(result.path),
         "target": result.target,
         "top": result.top,
-        "photo": _picture(result.image, f"The image {name}"),
+        "photo": _jpeg(result.image, f"The image {name}"),
         "sides": [
             {
                 "name": side,
-                "picture": _picture(
+                "overlay": _jpeg(
                     overlay(result.image, laid.on(height, width, outside=np.nan)),
                     _in_words(side, name, laid, laid.on(height, width)),
                 ),
@@ -91,7 +91,7 @@ def _card(comparison: Comparison, number: int, result: Compared) -> Mapping[str,
     }
 
 
-def _picture(pixels: npt.NDArray[np.uint8], alt: str) -> Mapping[str, Any]:
+def _jpeg(pixels: npt.NDArray[np.uint8], alt: str) -> Mapping[str, Any]:
     data = base64.b64encode(encode_image(pixels, ".jpg")).decode("ascii")
     return {"data": data, "alt": alt, "height": pixels.shape[0], "width": pixels.shape[1]}
 
