@@ -8,7 +8,7 @@ types each node at once, so that a wrong node fails on the line that appends it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,10 @@ from onnx_gradcam.errors import ModelError, UnsupportedError
 from .model import Model
 from .shapes import Shape, TensorInfo, declare, ranked_shape
 
-__all__ = ["Builder", "Value"]
+__all__ = ["Attribute", "Builder", "Value"]
+
+Attribute = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.Graph | ir.TensorProtocol | None
+"""An attribute of a node; `None` omits it."""
 
 
 class Value:
@@ -267,7 +270,9 @@ class Builder:
 
     # ----- nodes -------------------------------------------------------------
 
-    def op(self, op_type: str, *inputs: Value | float | None, shape: Shape | None = None, **attributes: Any) -> Value:
+    def op(
+        self, op_type: str, *inputs: Value | float | None, shape: Shape | None = None, **attributes: Attribute
+    ) -> Value:
         """Append a node with one output.
 
         Args:
@@ -279,7 +284,7 @@ class Builder:
         Raises:
             ModelError: the operator does not take inputs of these types and shapes.
         """
-        (value,) = self.ops(op_type, *inputs, outputs=1, **attributes)
+        (value,) = self._append(op_type, inputs, attributes, 1, "", op_type)
         return self.refine(value, shape) if shape is not None else value
 
     def ops(
@@ -289,9 +294,20 @@ class Builder:
         outputs: int,
         domain: str = "",
         stem: str | None = None,
-        **attributes: Any,
+        **attributes: Attribute,
     ) -> tuple[Value, ...]:
         """Append a node with several outputs, named after its operator or after `stem`; otherwise as `op`."""
+        return self._append(op_type, inputs, attributes, outputs, domain, stem or op_type)
+
+    def _append(
+        self,
+        op_type: str,
+        inputs: Sequence[Value | float | None],
+        attributes: Mapping[str, Attribute],
+        outputs: int,
+        domain: str,
+        stem: str,
+    ) -> tuple[Value, ...]:
         args = self._lift(inputs)
         node = ir.node(
             op_type,
@@ -299,7 +315,7 @@ class Builder:
             {k: v for k, v in attributes.items() if v is not None},
             domain=domain,
             num_outputs=outputs,
-            name=self.unique(stem or op_type),
+            name=self.unique(stem),
         )
         for i, output in enumerate(node.outputs):
             output.name = str(node.name) if i == 0 else self.unique(op_type)
