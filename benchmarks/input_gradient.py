@@ -1,17 +1,17 @@
-"""What the gradient down to the image costs: plain forward against forward and backward of one logit.
+"""Measure the cost of the gradient by the image: forward and reverse pass of one logit against the forward pass alone.
 
 Run by hand::
 
-    python benchmarks/input_gradient.py                     # everything, some minutes
+    python benchmarks/input_gradient.py                     # everything, a few minutes
     python benchmarks/input_gradient.py --networks vgg16 --runs 60
-    python benchmarks/input_gradient.py --operators         # also where ONNX Runtime spends the time
-    python benchmarks/input_gradient.py --quick             # small and few: does it run at all?
+    python benchmarks/input_gradient.py --operators         # also the time of each operator
+    python benchmarks/input_gradient.py --quick             # small, to check that it runs
 
-All sides run in one process in strict alternation; a figure is the median of the ratios of neighbouring runs, with the
-quartiles behind it. `portable` and `cpu` are the profiles of this package. The reverse model of the package `onnx-ad`
-is run beside them where it is installed, on the same seed, made for a batch of one and given every shape, which it
-needs; PyTorch's autograd is compared with PyTorch's own plain forward under `inference_mode`, on the same weights.
-Every side's gradient is compared with this package's portable one. Prints markdown.
+All sides alternate in one process. A figure is the median of the ratios of neighbouring runs, with their quartiles.
+`portable` and `cpu` are profiles of this package. If the package `onnx-ad` is installed, its reverse model runs on the
+same seed, for a batch of one with all shapes fixed, as it needs them. PyTorch's autograd is compared with PyTorch's own
+forward pass under `inference_mode`, on the same weights. Every gradient is compared with the portable one. Prints
+markdown.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from onnx_gradcam.graph.load import load
 ARCHITECTURES = ("resnet50", "vgg16", "mobilenet_v2", "vit_small")
 BAR = 2.5
 SIDES = ("portable", "cpu")
-"""The profiles that are meant for ONNX Runtime on the CPU."""
+"""The profiles for ONNX Runtime on the CPU."""
 Array = npt.NDArray[Any]
 
 
@@ -57,7 +57,7 @@ def gradient_model(model: onnx.ModelProto, profile: str) -> onnx.ModelProto:
 
 
 def onnx_ad_side(model: onnx.ModelProto, x: Array, seed: Array, threads: int) -> Callable[[], Array] | str:
-    """The reverse model of `onnx-ad`, or why there is none."""
+    """The reverse model of `onnx-ad`, or the reason why there is none."""
     try:
         import onnx_ad  # noqa: PLC0415 - optional
     except ImportError:
@@ -85,7 +85,7 @@ def torch_sides(
 
         network = torch_network(name, model)
     except ImportError as exc:
-        print(f"PyTorch is left out: {exc}", file=sys.stderr)
+        print(f"PyTorch is skipped: {exc}", file=sys.stderr)
         return None
     torch.set_num_threads(threads)
     network.requires_grad_(requires_grad=False)
@@ -97,14 +97,14 @@ def torch_sides(
 
     def gradient() -> Array:
         leaf = image.detach().clone().requires_grad_()
-        (found,) = torch.autograd.grad(network(leaf)[0, CLASS], leaf)
-        return np.asarray(found)
+        (cotangent,) = torch.autograd.grad(network(leaf)[0, CLASS], leaf)
+        return np.asarray(cotangent)
 
     return plain, gradient
 
 
 def measure(name: str, options: argparse.Namespace) -> Iterator[list[object]]:
-    """One row a side."""
+    """One row for each side."""
     model = build(name, size=options.size)
     x, seed = photo_like(1, options.size), np.zeros((1, CLASSES), np.float32)
     seed[0, CLASS] = 1
@@ -114,17 +114,17 @@ def measure(name: str, options: argparse.Namespace) -> Iterator[list[object]]:
     for profile in SIDES:
         run = session(gradient_model(model, profile), options.threads)
         sides[profile] = lambda run=run: np.asarray(run.run(None, feeds)[-1])
-    wanted = sides["portable"]()
+    portable = sides["portable"]()
     ratios = alternate(lambda: plain.run(None, {"input": x}), *sides.values(), runs=options.runs)
     for (side, gradient), ratio in zip(sides.items(), ratios, strict=True):
         bar = BAR if side == "cpu" else ""
-        yield [name, side, ratio, f"{ratio.floor:.2f}", bar, difference(gradient(), wanted)]
+        yield [name, side, ratio, f"{ratio.floor:.2f}", bar, difference(gradient(), portable)]
     rival = onnx_ad_side(model, x, seed, options.threads)
     if isinstance(rival, str):
         yield [name, "onnx-ad", rival, "", "", ""]
-    else:  # by itself and seldom: it may take a hundred times as long
+    else:  # apart from the others and fewer runs: it can take a hundred times as long
         (ratio,) = alternate(lambda: plain.run(None, {"input": x}), rival, runs=max(3, options.runs // 10), warmup=0)
-        yield [name, "onnx-ad", ratio, f"{ratio.floor:.2f}", "", difference(rival(), wanted)]
+        yield [name, "onnx-ad", ratio, f"{ratio.floor:.2f}", "", difference(rival(), portable)]
     torch = None if options.no_torch else torch_sides(name, model, x, options.threads)
     if torch is not None:
         (ratio,) = alternate(*torch, runs=options.runs)
@@ -134,17 +134,17 @@ def measure(name: str, options: argparse.Namespace) -> Iterator[list[object]]:
             ratio,
             f"{ratio.floor:.2f}",
             "",
-            difference(torch[1](), wanted),
+            difference(torch[1](), portable),
         ]
 
 
-def difference(found: Array, wanted: Array) -> str:
-    """The largest difference relative to the largest value."""
-    return f"{float(np.abs(found - wanted).max() / np.abs(wanted).max()):.0e}"
+def difference(gradient: Array, expected: Array) -> str:
+    """The largest difference, relative to the largest value."""
+    return f"{float(np.abs(gradient - expected).max() / np.abs(expected).max()):.0e}"
 
 
 def operators(name: str, profile: str, options: argparse.Namespace) -> list[object]:
-    """Milliseconds a run by operator, of the forward and of the appended part; those above one per cent."""
+    """Milliseconds a run by operator, forward and backward; those above one per cent."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads, settings.enable_profiling = options.threads, True
     with tempfile.TemporaryDirectory() as folder:
@@ -160,20 +160,20 @@ def operators(name: str, profile: str, options: argparse.Namespace) -> list[obje
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
             part = "backward" if "onnx_gradcam" in event["name"] else "forward"
             spent[event["args"]["op_name"], part] += event["dur"] / options.runs / 1000
-    whole = sum(spent.values())
-    found = [(f"{op} ({part})", ms) for (op, part), ms in spent.most_common() if ms > whole / 100]
-    return [name, profile, f"{whole:.1f} ms", ", ".join(f"{what} {ms:.1f}" for what, ms in found)]
+    total = sum(spent.values())
+    shown = [f"{op} ({part}) {ms:.1f}" for (op, part), ms in spent.most_common() if ms > total / 100]
+    return [name, profile, f"{total:.1f} ms", ", ".join(shown)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What the gradient down to the image costs.")
+    parser = argparse.ArgumentParser(description="Measure the cost of the gradient by the image.")
     parser.add_argument("--networks", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
-    parser.add_argument("--runs", type=int, default=30, help="rounds; each runs every side once")
+    parser.add_argument("--runs", type=int, default=30, help="number of rounds; each runs every side once")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", type=int, default=224, help="height and width of the image")
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--operators", action="store_true", help="also where ONNX Runtime spends the time")
-    parser.add_argument("--quick", action="store_true", help="small and few, to see that everything runs")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the image in pixels")
+    parser.add_argument("--no-torch", action="store_true", help="skip PyTorch")
+    parser.add_argument("--operators", action="store_true", help="also print the time of each operator")
+    parser.add_argument("--quick", action="store_true", help="small, to check that everything runs")
     options = parser.parse_args(argv)
     if options.quick:
         options.networks, options.runs, options.size = ["mobilenet_v2"], 3, 64
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(line(row), flush=True)
     if options.operators:
         print()
-        print(table(["network", "profile", "whole", "milliseconds by operator"], []))
+        print(table(["network", "profile", "total", "milliseconds by operator"], []))
         for name in options.networks:
             for profile in SIDES:
                 print(line(operators(name, profile, options)), flush=True)

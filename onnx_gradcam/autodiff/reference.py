@@ -170,11 +170,11 @@ class GridSample(OpRun):
             taps = {first + k: _cubic(abs(f - k)) for k in (-1, 0, 1, 2)}
         total = np.zeros_like(image[:, 0])
         for index, share in taps.items():
-            place = round(self._inside(index, length, padding, align))
+            nearest = round(self._inside(index, length, padding, align))
             if padding == "border":
-                place = min(max(place, 0), length - 1)
-            if 0 <= place < length:
-                total = total + share * image[:, place]
+                nearest = min(max(nearest, 0), length - 1)
+            if 0 <= nearest < length:
+                total = total + share * image[:, nearest]
         return total
 
     @staticmethod

@@ -12,7 +12,7 @@ from support.graphs import graph
 from support.helpers import node_model, quiet_session
 
 from onnx_gradcam.autodiff.check import gradient_model
-from onnx_gradcam.autodiff.providers import PROFILES
+from onnx_gradcam.autodiff.providers import PROFILES, find_profile
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import TargetError, UnsupportedError
@@ -393,6 +393,18 @@ def test_all_that_is_appended_is_within_the_list_or_named(body, size, left, prof
 @pytest.mark.parametrize("profile", [p for p in PROFILES if p not in DOCUMENTED])
 def test_profiles_without_a_list_have_no_warnings(profile):
     assert attach(graph(CLASSIFIER, **WEIGHTS), profile=profile, layer="r").warnings == []
+
+
+def test_only_the_profiles_of_the_cpu_provider_were_run_on_their_runtime():
+    assert {name for name, profile in PROFILES.items() if profile.tested} == {"portable", "cpu"}
+    assert all(profile.name == name and profile.title for name, profile in PROFILES.items())
+
+
+def test_an_unknown_profile_is_refused_with_near_matches():
+    with pytest.raises(
+        TargetError, match=r"there is no profile 'tensort'; did you mean 'tensorrt'\?; there are portable"
+    ):
+        find_profile("tensort")
 
 
 def test_an_unknown_profile_is_refused_whatever_the_weights():

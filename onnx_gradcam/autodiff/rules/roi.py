@@ -101,21 +101,21 @@ def max_roi_pool(
         ]
         rows = _bins(t, corners[1], corners[3], h, pooled_shape[0])
         columns = _bins(t, corners[0], corners[2], w, pooled_shape[1])
-        places, filled = [], []
+        positions, filled = [], []
         for row in rows:
             for column in columns:
                 inside = t.op("And", t.op("Unsqueeze", row, t.ints(2)), t.op("Unsqueeze", column, t.ints(1)))
                 inside = t.op("Unsqueeze", t.op("Reshape", inside, t.ints(0, -1)), t.ints(1))
                 values = t.op("Where", inside, images, -np.inf)
-                places.append(t.op("ArgMax", values, axis=2))
+                positions.append(t.op("ArgMax", values, axis=2))
                 anything = t.reduce("ReduceMax", t.cast(inside, x.dtype), [2])
-                filled.append(t.op("Expand", anything, t.op("Shape", places[-1])))
-        place = t.op("Concat", *places, axis=2)
+                filled.append(t.op("Expand", anything, t.op("Shape", positions[-1])))
+        position = t.op("Concat", *positions, axis=2)
         plane = t.op("Unsqueeze", owner, t.ints(1)) * c.vector() + t.op("Unsqueeze", numbers(t, c), t.ints(0))
-        place = t.op("Unsqueeze", plane, t.ints(2)) * area.vector() + place
+        position = t.op("Unsqueeze", plane, t.ints(2)) * area.vector() + position
         values = reshape(t, t.reshape_like(g, y), [-1]) * reshape(t, t.op("Concat", *filled, axis=2), [-1])
         empty = t.full_like(reshape(t, x, [-1]), 0.0)
-        return t.reshape_like(scatter_add(t, empty, reshape(t, place, [-1]), values, 0), x)
+        return t.reshape_like(scatter_add(t, empty, reshape(t, position, [-1]), values, 0), x)
 
     return [back, None]
 
