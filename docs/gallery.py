@@ -27,7 +27,7 @@ def method_gallery() -> Drawing:
     """One panel a method, in the order of the registry."""
     panels = []
     for name, method in methods().items():
-        if "attentions" in method.needs:
+        if method.differentiates("attention"):
             continue  # the demo model is no transformer
         explainer = Explainer(MODELS / "shapes.onnx", method=name)
         explanation = explainer(IMAGE, target=CLASS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from onnx_gradcam.autodiff.coverage import Row, coverage
-from onnx_gradcam.editor.methods.catalogue import methods
+from onnx_gradcam.editor.methods.catalogue import INGREDIENTS, methods
 from onnx_gradcam.editor.presets import PRESETS
 
 FOLDER = Path(__file__).parent
@@ -51,24 +51,37 @@ def _inputs(rows: list[Row]) -> str:
 
 
 def methods_page() -> str:
-    """The table of methods."""
+    """The tables of methods and of their ingredients."""
     lines = [
         "# Methods",
         "",
-        "Written by `docs/generate.py` from the registry; `onnx-gradcam methods` prints the same.",
+        "Choose how a heatmap is computed with `--method`; `onnx-gradcam methods` prints this list. Names are also",
+        "accepted in other spellings, such as `Grad-CAM`. `docs/generate.py` writes this page from the registry.",
         "",
-        "A method of the family `cam` weighs the maps of a layer; one of the family `attribution` gives every value of",
-        "the image a number, in the output `attribution`. Methods that run the model many times (`sampling`: its",
-        "gradient at many images; `perturbation`: its score) are for `explain`; they cannot be part of a model.",
+        "```",
+        "onnx-gradcam explain model.onnx photo.jpg --method layercam",
+        "```",
+        "",
+        "A method of the family `cam` weights the maps of a layer; one of the family `attribution` computes a value",
+        "for each value of the image, in the output `attribution`. Methods that run the model many times (`sampling`:",
+        "its gradient at many images; `perturbation`: its score) work with `explain`; they cannot be part of a model.",
         "",
         "| method | name | family | cost | reference |",
         "| --- | --- | --- | --- | --- |",
         *(f"| `{m.name}` | {m.title} | {m.family} | {m.cost} | {m.reference} |" for m in methods().values()),
         "",
-        "What they make of one image, for the star (`docs/gallery.py` draws it). Activation map, FEM and FullGrad do",
-        "not ask for the class, or hardly; LeGrad is for transformers, and not there.",
+        "The figure shows each method's map of one image, for the class star (`docs/gallery.py` draws it). Activation",
+        "map, FEM and FullGrad depend on the class little or not at all. LeGrad is for transformers and left out.",
         "",
         "![One panel a method, each over a star and a circle](images/methods.jpg)",
+        "",
+        "## Ingredients",
+        "",
+        "A method is one function of the ingredients that it names as parameters; its cost follows from theirs.",
+        "",
+        "| name | what | dtype and shape | cost besides the forward pass |",
+        "| --- | --- | --- | --- |",
+        *(f"| `{name}` | {i.about} | {i.form} | {i.cost or '-'} |" for name, i in INGREDIENTS.items()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -26,7 +26,10 @@ __all__ = [
     "UnsupportedError",
     "near_matches",
     "reason",
+    "same_name",
 ]
+
+_IGNORED = str.maketrans("", "", "-_ ")
 
 
 class ExplainError(Exception):
@@ -68,11 +71,16 @@ class ServerError(ExplainError):
 def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
     """Suggest names like `wanted`: the tail of an error message, empty when no name is near.
 
-    Case, hyphens and underscores do not count.
+    Case, hyphens, underscores and spaces do not count.
     """
     names = {_plain(name): name for name in known}
     close = [names[name] for name in difflib.get_close_matches(_plain(wanted), list(names), n=limit, cutoff=0.5)]
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+
+
+def same_name(wanted: str, known: Iterable[str]) -> str | None:
+    """The known name that is `wanted` in another spelling; case, hyphens, underscores and spaces do not count."""
+    return {_plain(name): name for name in known}.get(_plain(wanted))
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
@@ -89,4 +97,4 @@ def reason(error: BaseException, limit: int = 200) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.casefold().replace("-", "").replace("_", "")
+    return name.casefold().translate(_IGNORED)

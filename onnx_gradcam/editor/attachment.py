@@ -19,7 +19,7 @@ from onnx_gradcam.graph.shapes import declare
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Choices, Options
 
-from .ingredients import Quantities, free_name
+from .ingredients import Ingredients, free_name
 from .plan import Plan, make_plan
 from .targets.axes import letters
 from .targets.task import MASK
@@ -85,7 +85,7 @@ def attach(
     if work.refusal is not None:
         raise UnsupportedError(work.refusal)
     t = work.t
-    asked = Quantities(work)
+    asked = Ingredients(work)
     names, left = _append_outputs(work, asked)
     if work.options.expose_activation and work.method.needs_layer:
         for target in work.targets:
@@ -98,7 +98,7 @@ def attach(
     return Explained(model, metadata, work.layer.reason, [*work.warnings, *left])
 
 
-def _append_outputs(work: Plan, asked: Quantities) -> tuple[dict[str, str], list[str]]:
+def _append_outputs(work: Plan, asked: Ingredients) -> tuple[dict[str, str], list[str]]:
     """Append the method and what it gives.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Decide what is explained and how, before a node is added; what cannot be explained is refused here."""
+"""Decide what is explained and how, and refuse what cannot be explained, before any node is added."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .targets.task import SCORES, Task, find_task
 __all__ = ["Plan", "chosen_method", "image_input", "make_plan"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
-"""Methods whose map is the product of weights and activation maps where the head is linear."""
+"""Methods whose map is the product of weights and activation maps if the head is linear."""
 
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
 
@@ -54,12 +54,12 @@ class Plan:
         image: the image input.
         layout: the meaning of its axes.
         score: what is differentiated.
-        layers: the target tensors and the other candidates; the image itself for methods that look at it alone.
+        layers: the target tensors and the other candidates; the image for methods that look at no layer.
         path: the nodes between the target tensors and the score.
         head: the head behind global pooling, if there is one.
-        weights: how the cotangent is computed; `none` where the method needs none.
+        weights: how the gradient of the layer is computed; `none` if the method needs none.
         problems: why the gradient cannot be computed, one sentence for each node on the path without a rule.
-        hazards: nodes that an optimizer of ONNX Runtime computes wrongly.
+        hazards: nodes that an optimization of ONNX Runtime computes wrongly.
         method: the method.
         preset: the conventions.
         labels: the class names, if known.
@@ -100,12 +100,12 @@ class Plan:
 
     @property
     def modifier(self) -> str | None:
-        """How cotangents are changed on their way back."""
+        """How rectifiers pass the gradient back."""
         return self.options.modifier or self.method.modifier or self.preset.modifier
 
     @property
     def objective(self) -> Objective | None:
-        """What is differentiated, where it is not the score of one class."""
+        """What is differentiated instead of the score of one class; `None` for that score."""
         other = self.options.against
         if other is None:
             return None if self.method.objective == "class" else OBJECTIVES[self.method.objective]
@@ -132,22 +132,22 @@ class Plan:
         if self.method.linear_head and self.weights != "linear":
             yield (
                 f"{title} is defined for models that end in pooling and one linear layer; "
-                "use --method gradcam, which gives the same map there and serves every head"
+                "use --method gradcam, which computes the same map there and supports every head"
             )
         if self.task.takes_mask(self.options) and self.method.runs_often:
-            yield f"{title} runs the model itself and has no region to give it; use --mask own or all"
+            yield f"{title} runs the model many times and cannot pass a region to it; use --mask own or all"
         if self.options.class_input == "all" and (why := self._not_all_at_once):
-            yield f"the maps of all classes at once {why}; use --class-input optional, and explain one after another"
+            yield f"the maps of all classes at once {why}; explain one class at a time with --class-input optional"
         if self.weights == "gradient" and self.problems:
             yield f"{self.problems[0]}; choose a later layer with --layer"
-        if "head" in self.method.needs and (self.objective is not None or len(self.layers) > 1):
-            yield f"{title} runs the head of one layer for the score of one class; name one layer, and no comparison"
-        if self.options.eigen_smooth and "total" not in self.method.needs:
-            yield f"eigen smoothing is for methods that add up weighed activation maps, and {title} does not"
-        if self.weights == "finite" and "HA" in self.method.needs:
+        if self.method.reruns_head and (self.objective is not None or len(self.layers) > 1):
+            yield f"{title} runs the head of one layer for the score of one class; name one layer, without a comparison"
+        if self.options.eigen_smooth and not self.method.smoothable:
+            yield f"eigen smoothing applies to methods that sum weighted activation maps, and {title} is not one"
+        if self.weights == "finite" and self.method.second_order:
             yield f"{title} needs derivatives of derivatives; use --weights gradient"
         if self.weights in {"linear", "finite"} and self.modifier is not None:
-            yield f"--weights {self.weights} has no rectifier to change as {self.modifier} says; use --weights gradient"
+            yield f"--weights {self.weights} has no rectifier to change for {self.modifier}; use --weights gradient"
         if self.weights in {"linear", "finite"} and head is None:
             yield (
                 f"--weights {self.weights} needs global average pooling right behind the layer; use --weights gradient"
@@ -162,11 +162,11 @@ class Plan:
 
     @property
     def _not_all_at_once(self) -> str:
-        """Why the maps of all classes cannot be had by one product; empty where they can."""
+        """Why one product cannot compute the maps of all classes; empty if it can."""
         if self.weights != "linear":
-            return "take one linear layer behind pooling, and this model has another head there"
+            return "need a head of pooling and one linear layer, and this model has another one"
         if self.method.name not in _ALL_AT_ONCE or self.preset.cotangent is not None or self.options.eigen_smooth:
-            return f"can be had by {' and '.join(_ALL_AT_ONCE)} with plain gradients alone"
+            return f"need {' or '.join(_ALL_AT_ONCE)} with plain gradients"
         if self.objective is not None:
             return "leave no class to compare with"
         return ""
@@ -181,8 +181,8 @@ class Plan:
         if not self.hazards:
             return []
         hazard = (
-            f"ONNX Runtime computes {self.hazards[0]!r} (a zero Pad before a MaxPool) wrongly unless its optimisation "
-            "Pad_Fusion is off; this package switches it off, other servers have to be told"
+            f"ONNX Runtime computes {self.hazards[0]!r} (a zero Pad before a MaxPool) wrongly unless its optimization "
+            "Pad_Fusion is disabled; this package disables it, other servers need to be configured"
         )
         return [hazard]
 
@@ -218,9 +218,9 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
     options = _with_class_scores(model, _resolved(model, options), task)
     plan = _plan(Builder(model), options, task)
     targets = [value.name for value in plan.targets]
-    ends = [plan.image.name] if "gx" in plan.method.needs else targets
+    ends = [plan.image.name] if plan.method.differentiates("image") else targets
     if plan.problems and plan.weights != "linear" and expand_missing(model, [plan.score.tensor.name], ends):
-        # Bodies of operators hold tensors that look like layers, so the choice stands as it was made before.
+        # Expanded operators contain tensors that look like layers, so the earlier choice is kept.
         expanded = _plan(Builder(model), replace(options, layer=targets), task)
         pairs = zip(expanded.layers, plan.layers, strict=True)
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
@@ -297,7 +297,7 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
     path, _ = between(t.nodes, [v.core for v in targets], [score.tensor.core], carries)
     alone = len(layers) == 1 and method.needs_layer
     head = read_head(t, layers[0].chosen, score.tensor, path) if alone else None
-    problems = missing_rules(t, score.tensor, [image] if "gx" in method.needs else targets)
+    problems = missing_rules(t, score.tensor, [image] if method.differentiates("image") else targets)
     modified = (options.modifier or method.modifier or preset.modifier) is not None
     weights = _weights(options, method, None if modified else head, problems)
     batches = {v.probe_shape[0] for v in (image, score.tensor) if v.probe_shape is not None}
@@ -331,13 +331,13 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
 
 
 def _one_value(score: Score) -> Score:
-    """A single number that decides nothing: one class, the number itself."""
+    """A single number that decides between no classes: the one class is the number itself."""
     reason = score.reason.replace("class 1 is the number itself, class 0 its complement", "it is explained itself")
     return replace(score, single_logit=False, classes=1, reason=reason)
 
 
 def _check_other_class(score: Score, options: Options, method: Method) -> None:
-    """A comparison of classes needs classes to compare.
+    """Refuse a comparison without a second class.
 
     Raises:
         TargetError: there is only one, or the other one does not exist.
@@ -345,7 +345,7 @@ def _check_other_class(score: Score, options: Options, method: Method) -> None:
     if options.against is None and method.objective == "class":
         return
     if score.single_logit:
-        raise TargetError("with a single logit each class is the other's opposite already; leave the comparison out")
+        raise TargetError("with a single logit each class is the other's opposite; leave out the comparison")
     other = options.against
     if isinstance(other, str) and other not in OBJECTIVES:
         raise TargetError(f"there is no class or objective {other!r} to compare with; give the number of a class")
@@ -360,9 +360,9 @@ def _layers(
 ) -> tuple[Layer, ...]:
     """The target tensors, each once."""
     if not method.needs_layer:
-        return (Layer(image, f"{method.title} looks at the image itself", ()),)
+        return (Layer(image, f"{method.title} looks at the image", ()),)
     carried = Carried.from_props(t.model.metadata)
-    # The maps of a segmentation are its answer already: the layer is what they are computed from.
+    # The maps of a segmentation are its answer; the layer is one they are computed from.
     classes = score.classes if task.maps_are_scores else None
     layers: dict[str, Layer] = {}
     for name in [options.layer] if isinstance(options.layer, str) else options.layer:
@@ -379,12 +379,12 @@ def _layers(
 def _weights(
     options: Options, method: Method, head: Head | None, problems: Sequence[str]
 ) -> Literal["linear", "gradient", "finite", "none"]:
-    """How the cotangent is had: the first way that applies, where the user does not say."""
-    if {"G", "gx"}.isdisjoint(method.needs):
+    """How the gradient of the layer is computed: as the user says, else the first way that applies."""
+    if not (method.differentiates("layer") or method.differentiates("image")):
         return "none"
     if options.weights != "auto":
         return options.weights
-    if "gx" in method.needs or head is None:
+    if method.differentiates("image") or head is None:
         return "gradient"
     if head.linear:
         return "linear"

@@ -1,22 +1,21 @@
-"""Presets: what other libraries understand by a method, from the score to the heatmap, number by number.
+"""Presets: the conventions of other libraries, reproduced from the score to the heatmap.
 
-A preset says which score is differentiated, how cotangents are changed before the method sees them, and how raw maps
-become a heatmap. Adding one is adding one entry to `PRESETS`.
+A preset says which score is differentiated, how gradients are changed before the method uses them, and how raw maps
+become a heatmap. To add one, add an entry to `PRESETS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from onnx_gradcam.errors import TargetError, near_matches
+from onnx_gradcam.errors import TargetError, near_matches, same_name
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.options import Combine, ModifierName, ScoreKind
 
 from .methods.maps import (
-    Combine,
     Finish,
     bicubic,
     bilinear,
@@ -31,7 +30,7 @@ from .methods.maps import (
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
 
-Normalise = Callable[[Builder, Value], Value]
+Normalize = Callable[[Builder, Value], Value]
 Resize = Callable[[Builder, Value, Value], Value]
 
 
@@ -42,15 +41,15 @@ class Preset:
     Attributes:
         name: identifier.
         title: library, version and function.
-        source: the file that the conventions were read from.
+        source: the library's file that defines the conventions.
         steps: from raw maps to the heatmap, in words.
         finish: from raw maps to the heatmap.
-        score: which score is differentiated where the user does not say.
-        modifier: how cotangents are changed on their way back where the user does not say.
-        cotangent: `(builder, A, G) -> G`, before the method sees it; `None` leaves it as it is.
-        change: what that does, in words.
-        differs: how the library's own map differs from the heatmap, where it does.
-        caution: what the user of a model has to know.
+        score: the score that is differentiated by default.
+        modifier: how rectifiers pass the gradient back by default.
+        cotangent: `(builder, A, G) -> G`, applied before the method; `None` for no change.
+        change: what `cotangent` does, in words.
+        differs: how the library's own map differs from the heatmap; empty if it does not.
+        caution: a warning for the user; empty for none.
     """
 
     name: str
@@ -58,48 +57,48 @@ class Preset:
     source: str
     steps: str
     finish: Finish
-    score: Literal["logit", "output"] = "logit"
-    modifier: Literal["guided", "deconvnet"] | None = None
+    score: ScoreKind = "logit"
+    modifier: ModifierName | None = None
     cotangent: Callable[[Builder, Value, Value], Value] | None = None
     change: str = ""
     differs: str = ""
     caution: str = ""
 
 
-# ----- how cotangents are changed ----------------------------------------------
+# ----- changes of the gradient ----------------------------------------------
 
 
 def _over_maximum(t: Builder, A: Value, G: Value) -> Value:  # noqa: ARG001 - the signature of a change
-    """keras-vis: divided by the largest value of the sample; where none is positive this turns the signs around."""
+    """keras-vis: divide by the largest value of the sample; if none is positive, this flips the signs."""
     return G / (t.reduce("ReduceMax", G, range(1, G.rank)) + 1e-7)
 
 
 def _gated(t: Builder, A: Value, G: Value) -> Value:
-    """tf-explain: only positive cotangents, and only where the activation is positive."""
+    """tf-explain: keep positive gradients at positive activations only."""
     return t.op("Mul", t.op("Relu", G), t.cast(A > 0.0, G.dtype))
 
 
 # ----- from raw maps to the heatmap --------------------------------------------
 
 
-def _finished(
+def _steps(
     *,
     rectify: bool = True,
     start: float = 0.0,
-    before: Normalise | None = None,
+    before: Normalize | None = None,
     resized: Resize = bilinear,
-    after: Normalise | None = None,
+    after: Normalize | None = None,
     combine: Combine = "mean",
 ) -> Finish:
-    """A finishing of five steps.
+    """Post-processing in five steps.
 
     Args:
-        rectify: cut off negative values.
-        start: what the sum over channels starts with.
-        before: normalises the map of each layer at its own size.
-        resized: to the image.
-        after: normalises at the image's size, once several layers are one.
-        combine: how these become one where the user does not say.
+        rectify: clip negative values to zero.
+        start: the initial value of the sum over channels.
+        before: normalizes the map of each layer at its own size.
+        resized: resizes to the image.
+        after: normalizes at the image's size, after layers are combined.
+        combine: how to combine layers by default.
     """
 
     def finish_layer(t: Builder, cam: Value, size: Value) -> Value:
@@ -107,34 +106,34 @@ def _finished(
         positive = t.op("Relu", raised) if rectify else raised
         return resized(t, before(t, positive) if before is not None else positive, size)
 
-    def finish_all(t: Builder, cams: Sequence[Value], size: Value, wanted: Combine | None = None) -> Value:
-        together = combined(t, [finish_layer(t, cam, size) for cam in cams], wanted or combine)
-        return after(t, together) if after is not None else together
+    def finish_all(t: Builder, cams: Sequence[Value], size: Value, chosen: Combine | None = None) -> Value:
+        heatmap = combined(t, [finish_layer(t, cam, size) for cam in cams], chosen or combine)
+        return after(t, heatmap) if after is not None else heatmap
 
     return finish_all
 
 
-def _range(epsilon: float) -> Normalise:
+def _range(epsilon: float) -> Normalize:
     return lambda t, maps: by_range(t, maps, epsilon)
 
 
 def _levels(t: Builder, maps: Value) -> Value:
-    """MXNet, OpenVINO XAI: minimum to maximum as whole numbers up to 255, decimals cut off."""
+    """MXNet, OpenVINO XAI: min-max normalization to integers from 0 to 255, rounded down."""
     return t.op("Floor", by_range(t, maps, _TINY) * 255.0) / 255.0
 
 
 def _range_of_levels(t: Builder, maps: Value) -> Value:
-    """OpenVINO XAI: minimum to maximum, of what OpenCV rounds to whole numbers up to 255 when it resizes such."""
+    """OpenVINO XAI: min-max normalization of the integers that OpenCV rounds to when it resizes integers."""
     return by_range(t, t.op("Round", maps * 255.0), _TINY)
 
 
 _TINY = float(np.finfo(np.float32).tiny)
-"""What divides a blank map in place of the zero that makes other libraries give NaN."""
+"""Divides a blank map instead of zero, which makes other libraries return NaN."""
 
 _DEFAULT = Preset(
     name="default",
     title="onnx-gradcam",
-    source="onnx_gradcam/heatmap.py",
+    source="onnx_gradcam/editor/methods/maps.py",
     steps="ReLU; divided by its maximum; bilinear, half-pixel centres",
     finish=finish,
 )
@@ -145,11 +144,11 @@ _KERAS_VIS = Preset(
     score="output",
     cotangent=_over_maximum,
     change="divided by its largest value plus 1e-7",
-    steps="ReLU; cubic spline, corners on each other; to [0, 1] (1e-7)",
-    finish=_finished(resized=spline, after=_range(1e-7)),
+    steps="ReLU; cubic spline, aligned corners; to [0, 1] (1e-7)",
+    finish=_steps(resized=spline, after=_range(1e-7)),
     caution=(
-        "keras-vis divides cotangents by the largest of them: where none is positive, the map shows what speaks "
-        "against the class; the preset tf-keras-vis does not do that"
+        "keras-vis divides gradients by the largest of them: if none is positive, the map shows evidence against the "
+        "class; the preset tf-keras-vis does not do that"
     ),
 )
 _KERAS_IO = replace(
@@ -169,7 +168,7 @@ PRESETS: dict[str, Preset] = {
             title="pytorch-grad-cam 1.5.7",
             source="base_cam.py, utils/image.py",
             steps="ReLU; to [0, 1]; bilinear, half-pixel centres; to [0, 1] (1e-7)",
-            finish=_finished(before=_range(1e-7), after=_range(1e-7)),
+            finish=_steps(before=_range(1e-7), after=_range(1e-7)),
         ),
         _KERAS_VIS,
         replace(
@@ -177,7 +176,7 @@ PRESETS: dict[str, Preset] = {
             name="keras-vis-0.4.1",
             title="keras-vis 0.4.1, the last release, visualize_cam",
             steps="ReLU; bicubic, half-pixel centres; to [0, 1] (1e-7)",
-            finish=_finished(resized=bicubic, after=_range(1e-7)),
+            finish=_steps(resized=bicubic, after=_range(1e-7)),
             differs="in colours: the library returns the map in jet",
         ),
         replace(
@@ -200,24 +199,24 @@ PRESETS: dict[str, Preset] = {
             name="mxnet",
             title="MXNet 1.9.1, Grad-CAM tutorial",
             source="docs/tutorial_utils/vision/cnn_visualization/gradcam.py",
-            steps="plus one; ReLU; to 0 ... 255, decimals cut off; bilinear, half-pixel centres",
-            finish=_finished(start=1.0, before=_levels),
-            differs="whole numbers up to 255, height and width of the image mixed up",
+            steps="plus one; ReLU; to integers 0 to 255, rounded down; bilinear, half-pixel centres",
+            finish=_steps(start=1.0, before=_levels),
+            differs="integers up to 255, with height and width of the image swapped",
         ),
         Preset(
             name="tf-keras-vis",
             title="tf-keras-vis 0.8.7, Gradcam",
             source="tf_keras_vis/gradcam.py",
             score="output",
-            steps="ReLU; bilinear, corners on each other; to [0, 1] (1e-7)",
-            finish=_finished(resized=corner_bilinear, after=_range(1e-7)),
+            steps="ReLU; bilinear, aligned corners; to [0, 1] (1e-7)",
+            finish=_steps(resized=corner_bilinear, after=_range(1e-7)),
         ),
         Preset(
             name="torch-cam",
             title="torch-cam 0.5.0",
             source="torchcam/methods/core.py, torchcam/utils.py",
-            steps="ReLU; to [0, 1] (1e-8); bilinear, half-pixel centres; of several layers the maximum",
-            finish=_finished(before=_range(1e-8), combine="max"),
+            steps="ReLU; to [0, 1] (1e-8); bilinear, half-pixel centres; maximum over layers",
+            finish=_steps(before=_range(1e-8), combine="max"),
             differs="of the layer's size, until several layers are one or it is drawn",
         ),
         Preset(
@@ -225,8 +224,8 @@ PRESETS: dict[str, Preset] = {
             title="captum 0.9.0, LayerGradCam with LayerAttribution.interpolate",
             source="captum/attr/_core/layer/grad_cam.py",
             steps="nearest cell; to [0, 1]",
-            finish=_finished(rectify=False, resized=nearest, after=_range(_TINY)),
-            differs="signed, not brought to [0, 1]: that is `cam`, of the layer's size",
+            finish=_steps(rectify=False, resized=nearest, after=_range(_TINY)),
+            differs="signed, not scaled to [0, 1]: that is `cam`, of the layer's size",
         ),
         Preset(
             name="tf-explain",
@@ -234,26 +233,26 @@ PRESETS: dict[str, Preset] = {
             source="tf_explain/core/grad_cam.py, tf_explain/utils/display.py",
             score="output",
             cotangent=_gated,
-            change="zero where it or the activation is not positive",
+            change="set to zero where it or the activation is not positive",
             steps="bilinear, half-pixel centres; to [0, 1]",
-            finish=_finished(rectify=False, after=_range(_TINY)),
-            differs="kept to itself: the library returns the drawing alone",
+            finish=_steps(rectify=False, after=_range(_TINY)),
+            differs="not returned: the library returns only the drawing",
         ),
         Preset(
             name="xplique",
             title="xplique 2.0.2, GradCAM",
             source="xplique/attributions/grad_cam.py",
             steps="ReLU; bicubic, half-pixel centres; to [0, 1]",
-            finish=_finished(resized=table_bicubic, after=_range(_TINY)),
-            differs="not brought to [0, 1]",
+            finish=_steps(resized=table_bicubic, after=_range(_TINY)),
+            differs="not scaled to [0, 1]",
         ),
         Preset(
             name="openvino-xai",
             title="OpenVINO XAI 1.1.0, ReciproCAM (with --method reciprocam-openvino-xai)",
             source="openvino_xai/methods/white_box/base.py, openvino_xai/explainer/visualizer.py",
-            steps="to 0 ... 255, decimals cut off; bilinear, half-pixel centres, rounded; to [0, 1]",
-            finish=_finished(rectify=False, before=_levels, after=_range_of_levels),
-            differs="whole numbers up to 255, decimals cut off",
+            steps="to integers 0 to 255, rounded down; bilinear, half-pixel centres, rounded; to [0, 1]",
+            finish=_steps(rectify=False, before=_levels, after=_range_of_levels),
+            differs="integers up to 255, rounded down",
         ),
     )
 }
@@ -261,11 +260,18 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset called `name`.
+    """Look up a preset by its name; case, hyphens, underscores and spaces do not count.
 
     Raises:
-        TargetError: there is none.
+        TargetError: there is no such preset.
+
+    Example::
+
+        find_preset("PyTorch Grad-CAM").name  # 'pytorch-grad-cam'
     """
-    if name not in PRESETS:
-        raise TargetError(f"there is no preset {name!r}{near_matches(name, PRESETS)}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    key = same_name(name, PRESETS)
+    if key is None:
+        raise TargetError(
+            f"there is no preset {name!r}{near_matches(name, PRESETS)}; choose one of {', '.join(PRESETS)}"
+        )
+    return PRESETS[key]

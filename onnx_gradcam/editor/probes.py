@@ -1,8 +1,8 @@
-"""Models for methods that run a model many times: the model with its answers exposed, its head alone, the finishing."""
+"""Models for methods that run a model many times: one with all ingredients exposed, its head, the post-processing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options
 
 from .attachment import describe
-from .ingredients import Quantities
+from .ingredients import Ingredients
 from .plan import Plan, make_plan
 from .presets import find_preset
 
@@ -28,17 +28,24 @@ MAPS, COTANGENT, GRADIENT = "probe_maps", "probe_cotangent", "probe_gradient"
 SCORE, PROBABILITY, HEATMAP = "probe_score", "probe_probability", "heatmap"
 """Inputs and outputs of the models below. Maps and images are `float32`, channels first."""
 
+_EXPOSED: Mapping[str, tuple[str, Callable[[Ingredients], Value]]] = {
+    "A": (MAPS, lambda ingredients: ingredients.maps[0]),
+    "G": (COTANGENT, lambda ingredients: ingredients.spread_cotangent(0)),
+    "gx": (GRADIENT, lambda ingredients: ingredients.image_cotangent),
+}
+"""The outputs for ingredients of methods, and how to compute them."""
+
 
 @dataclass(eq=False)
 class Probed:
-    """What a method that runs the model many times asks.
+    """The models that a method runs many times.
 
     Attributes:
-        model: takes the model's own inputs and `target_class`, `int64 [N]`; gives the model's own outputs, `SCORE`
-            and `PROBABILITY` of the class, `heatmap_class`, and of `MAPS`, `COTANGENT` and `GRADIENT` what is used.
-        head: takes `MAPS` in place of the image; `None` where the method does not use it.
-        metadata: what an explained model would say of itself.
-        warnings: what the user should know.
+        model: takes the model's own inputs and `target_class`, `int64 [N]`; outputs the model's own outputs,
+            `SCORE` and `PROBABILITY` of the class, `heatmap_class`, and of `MAPS`, `COTANGENT` and `GRADIENT` those used.
+        head: takes `MAPS` instead of the image; `None` if the method does not use it.
+        metadata: the metadata that an explained model would carry.
+        warnings: warnings for the user.
     """
 
     model: Model
@@ -48,85 +55,82 @@ class Probed:
 
 
 def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Probed:
-    """The models that a method asks.
+    """Build the models that a method runs many times.
 
     Raises:
         ModelError, TargetError, UnsupportedError: as `attach`.
     """
     if options.class_input == "all":
         raise UnsupportedError(
-            "the maps of all classes at once cannot be had by a method that runs the model many times"
+            "methods that run the model many times explain one class at a time; use --class-input optional"
         )
     options = replace(options, class_input="required")
-    work = make_plan(source, options)
-    if work.refusal is not None:
-        raise UnsupportedError(work.refusal)
-    if len(work.layers) > 1:
-        raise UnsupportedError(f"{work.method.title} looks at one layer at a time; name one with --layer")
-    uses = work.method.uses
-    head = _head(make_plan(source, options)) if "head" in uses else None
-    t = work.t
-    asked = Quantities(work)
-    # Only a classifier's scores are spread over classes; a comparison, a box or a value is worth its score.
-    spread = work.task.has_probabilities and work.objective is None
-    found = {SCORE: asked.score, PROBABILITY: asked.probability if spread else asked.score}
-    found["heatmap_class"] = asked.classes
-    if "A" in uses:
-        found[MAPS] = asked.maps[0]
-    if "G" in uses:
-        found[COTANGENT] = t.expand_like(asked.cotangents[0], asked.maps[0])
-    if "gx" in uses:
-        found[GRADIENT] = asked.image_cotangent
-    for name, value in found.items():
+    plan = make_plan(source, options)
+    if plan.refusal is not None:
+        raise UnsupportedError(plan.refusal)
+    if len(plan.layers) > 1:
+        raise UnsupportedError(f"{plan.method.title} looks at one layer at a time; name one with --layer")
+    head = _head(make_plan(source, options)) if plan.method.reruns_head else None
+    t = plan.t
+    ingredients = Ingredients(plan)
+    # Only the scores of a classifier have probabilities; a comparison, a box or a value stands for itself.
+    has_probabilities = plan.task.has_probabilities and plan.objective is None
+    outputs = {
+        SCORE: ingredients.score,
+        PROBABILITY: ingredients.probability if has_probabilities else ingredients.score,
+        "heatmap_class": ingredients.classes,
+    }
+    outputs |= {output: make(ingredients) for name, (output, make) in _EXPOSED.items() if name in plan.method.uses}
+    for name, value in outputs.items():
         t.output(value, name)
     t.finish()
     t.model.check()
     names = {"heatmap": HEATMAP, "cam": "cam", "heatmap_class": "heatmap_class"}
-    if work.method.family == "sampling" and not work.method.needs_layer:
+    if plan.method.family == "sampling" and not plan.method.needs_layer:
         names["attribution"] = "attribution"
-    return Probed(t.model, head, describe(work, asked.class_input, names), work.warnings)
+    return Probed(t.model, head, describe(plan, ingredients.class_input, names), plan.warnings)
 
 
-def _head(work: Plan) -> Model:
+def _head(plan: Plan) -> Model:
     """The part of the model between the activation maps and the score."""
-    t, target = work.t, work.layer.chosen
-    asked = Quantities(work)
-    score = asked.score
-    maps = t.input(MAPS, np.float32, (work.image.shape[0], target.channels, *target.grid))
+    t, target = plan.t, plan.layer.chosen
+    ingredients = Ingredients(plan)
+    score = ingredients.score
+    maps = t.input(MAPS, np.float32, (plan.image.shape[0], target.channels, *target.grid))
     restored = t.cast(target.restored(t, maps), target.tensor.dtype)
     ir.convenience.replace_all_uses_with(target.tensor.core, restored.core)
-    _ask_for_sizes(t, work.image, maps)
+    _read_batch_from(t, plan.image, maps)
     t.graph.outputs.clear()
     t.output(score, SCORE)
     t.graph.sort()
     RemoveUnusedNodesPass()(t.model.core)
-    for value in [v for v in t.graph.inputs if v.name not in {MAPS, asked.class_input}]:
+    for value in [v for v in t.graph.inputs if v.name not in {MAPS, ingredients.class_input}]:
         if value.uses():
             raise UnsupportedError(
-                f"what lies behind layer {target.tensor.name!r} reads the input {value.name!r} past it as well, so it "
-                "cannot be run again for other activation maps; choose a layer on every path"
+                f"the model behind layer {target.tensor.name!r} also reads the input {value.name!r}, so it cannot be run "
+                "again for other activation maps; choose a layer on every path"
             )
         t.graph.inputs.remove(value)
     return t.model
 
 
-def _ask_for_sizes(t: Builder, image: Value, maps: Value) -> None:
-    """Let the nodes that ask the image for its batch ask the maps, where all else that they ask for is fixed."""
+def _read_batch_from(t: Builder, image: Value, maps: Value) -> None:
+    """Let nodes that read the batch size from the image read it from the maps, if all other sizes are fixed."""
     for node in [use.node for use in image.core.uses() if use.node.op_type == "Shape"]:
         first, behind = (
             node.attributes.get_int(name, default) for name, default in (("start", 0), ("end", image.rank))
         )
-        asked = list(enumerate(image.shape))[first:behind]
-        if all(axis == 0 or isinstance(size, int) for axis, size in asked):
+        sizes = list(enumerate(image.shape))[first:behind]
+        if all(axis == 0 or isinstance(size, int) for axis, size in sizes):
             batch = t.op("Shape", maps, start=0, end=1)
-            parts = [t.ints(size) if axis and isinstance(size, int) else batch for axis, size in asked]
+            parts = [t.ints(size) if axis and isinstance(size, int) else batch for axis, size in sizes]
             ir.convenience.replace_all_uses_with(node.outputs[0], t.op("Concat", *parts, axis=0).core)
 
 
 def finisher(preset: str, grid: Sequence[int], size: Sequence[int]) -> bytes:
-    """A model from raw maps `cam`, `float32 [N, *grid]`, to `heatmap`, `float32 [N, *size]`, as the preset has it."""
+    """The preset's post-processing as a model from `cam`, `float32 [N, *grid]`, to `heatmap`, `float32 [N, *size]`."""
     core = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 18}, name="finish"), ir_version=10)
-    t = Builder(Model(core, None, "the finishing"))
+    t = Builder(Model(core, None, "the post-processing"))
     cam = t.input("cam", np.float32, ("N", *grid))
     heatmap = find_preset(preset).finish(t, [cam], t.ints(*size), None)
     t.output(t.refine(heatmap, ("N", *size)), HEATMAP)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.autodiff.check import GradientCheck
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
-from onnx_gradcam.editor.ingredients import Quantities
+from onnx_gradcam.editor.ingredients import Ingredients
 from onnx_gradcam.editor.plan import Plan, make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
@@ -227,7 +227,7 @@ def _head(plan: Plan) -> tuple[onnx.ModelProto, list[Value]]:
 def _run(plan: Plan, values: Sequence[Value], image: Array) -> list[Array]:
     """The values of tensors for `image`, then the activation maps as the method sees them, cotangent and class."""
     t = plan.t
-    ingredients = Quantities(plan)
+    ingredients = Ingredients(plan)
     (maps,), (cotangent,) = ingredients.maps, ingredients.cotangents
     names = [v.name for v in values]
     for value in values:

@@ -256,7 +256,7 @@ def test_a_preset_draws_as_its_library_does(explain, image):
 def test_keras_vis_is_warned_of(explain, image):
     result = explain(image, "--preset", "keras-vis")
     assert result.exit_code == 0
-    assert "warning: keras-vis divides cotangents by the largest of them" in result.stderr
+    assert "warning: keras-vis divides gradients by the largest of them" in result.stderr
 
 
 def test_a_blank_heatmap_is_said(explain, here):

@@ -44,7 +44,10 @@ def test_options_reach_the_explainer(explain, image, classifier, options):
 def test_eigen_smoothing_of_what_adds_up_nothing_is_refused(explain, image):
     result = explain(image, "--method", "eigencam", "--eigen-smooth")
     assert result.exit_code == 1
-    assert "eigen smoothing is for methods that add up weighed activation maps, and Eigen-CAM does not" in result.stderr
+    assert (
+        "eigen smoothing applies to methods that sum weighted activation maps, and Eigen-CAM is not one"
+        in result.stderr
+    )
 
 
 def test_a_method_of_many_runs_cannot_be_attached(call, classifier, here):

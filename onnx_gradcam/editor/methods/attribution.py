@@ -1,6 +1,6 @@
-"""Methods that give every value of the image a number, from the derivative of the score with respect to it.
+"""Attribution methods: a number for every value of the image, from the gradient of the score S with respect to it.
 
-Methods that look at all layers of the model at once.
+FullGrad, which adds the gradients of all biases, returns a map of the image's size instead.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-from .cam import mean_over_places, weighted_sum
+from .cam import spatial_mean, weighted_sum
 from .catalogue import method
-from .maps import bilinear, places
+from .maps import bilinear, spatial_size
 
 
 @method(
@@ -30,7 +30,7 @@ from .maps import bilinear, places
 )
 @method("gradient", title="Gradient", reference="Simonyan et al. 2013, section 3, signed", family="attribution")
 def gradient(t: Builder, gx: Value) -> Value:  # noqa: ARG001 - every method takes the builder
-    """dS/dx, with its sign."""
+    """dS/dx; `guided-backprop` and `deconvnet` change how rectifiers pass the gradient back."""
     return gx
 
 
@@ -46,7 +46,7 @@ def saliency(t: Builder, gx: Value) -> Value:
     "input-x-gradient", title="Input x gradient", reference="Shrikumar et al. 2016, section 2", family="attribution"
 )
 def input_x_gradient(t: Builder, x: Value, gx: Value) -> Value:
-    """X dS/dx."""
+    """The product x dS/dx."""
     return t.op("Mul", x, gx)
 
 
@@ -58,26 +58,26 @@ def input_x_gradient(t: Builder, x: Value, gx: Value) -> Value:
     modifier="guided",
 )
 def guided_grad_cam(t: Builder, A: Value, G: Value, x: Value, gx: Value) -> Value:
-    """The guided gradient of the image, times the Grad-CAM heatmap spread over the image."""
-    cam = t.op("Relu", weighted_sum(t, A, mean_over_places(t, G)))
-    spread = bilinear(t, cam, places(t, x))
+    """The guided gradient dS/dx times the rectified Grad-CAM map, resized to the image."""
+    cam = t.op("Relu", weighted_sum(t, A, spatial_mean(t, G)))
+    spread = bilinear(t, cam, spatial_size(t, x))
     return t.op("Mul", gx, t.op("Unsqueeze", spread, t.ints(1)))
 
 
 @method(
     "fullgrad",
     title="FullGrad",
-    reference="Srinivas and Fleuret 2019, eq. 5 and 6; scaled channel by channel as pytorch-grad-cam fullgrad_cam.py",
+    reference="Srinivas and Fleuret 2019, eq. 5 and 6; scaled per channel as pytorch-grad-cam fullgrad_cam.py",
 )
 def full_grad(t: Builder, x: Value, gx: Value, biases: Sequence[Value]) -> Value:
-    """|x dS/dx| and |b dS/db| of every bias b, each channel from 0 to 1, added up over channels and layers."""
-    size = places(t, x)
+    """|x dS/dx| + sum |b dS/db| over all biases b, each channel scaled to [0, 1] and summed."""
+    size = spatial_size(t, x)
     terms = [_scaled(t, t.op("Mul", x, gx)), *(bilinear(t, _scaled(t, term), size) for term in biases)]
     return terms[0] if len(terms) == 1 else t.op("Sum", *terms, shape=terms[0].known_shape)
 
 
 def _scaled(t: Builder, term: Value) -> Value:
-    """Absolute values, every channel of every sample brought to 0 to 1, added up: `[N, h, w]`."""
-    size = t.op("Abs", term)
-    lifted = size - t.reduce("ReduceMin", size, [2, 3])
+    """Absolute values, each channel of each sample scaled to [0, 1], summed over channels: `[N, h, w]`."""
+    magnitude = t.op("Abs", term)
+    lifted = magnitude - t.reduce("ReduceMin", magnitude, [2, 3])
     return t.sum(lifted / (t.reduce("ReduceMax", lifted, [2, 3]) + 1e-7), [1], keepdims=False)

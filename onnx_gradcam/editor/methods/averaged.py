@@ -1,4 +1,4 @@
-"""Methods that differentiate the score at many images near the one that is explained."""
+"""Methods that average gradients of the score at many images: noisy copies, or a path from zero to the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .catalogue import method
 from .probe import Array, Probe
 
 _SAMPLES = 50
-"""Of SmoothGrad and its relatives, as its section 3.2 advises."""
+"""Noisy copies for SmoothGrad and its relatives, as its section 3.2 advises."""
 
 _NOISE = 0.15
 """Standard deviation of the noise relative to the range of the image's values; SmoothGrad, section 3.2."""
@@ -19,7 +19,7 @@ _FEW_SAMPLES, _FIXED_NOISE = 4, 0.3
 """Smooth Grad-CAM++ of torch-cam; its noise does not depend on the image."""
 
 _STEPS = 50
-"""Of the integral; the paper's section 5 finds 20 to 300 enough."""
+"""Steps of the integral; section 5 of the paper finds 20 to 300 enough."""
 
 
 # ----- the image itself ------------------------------------------------------
@@ -34,7 +34,7 @@ _STEPS = 50
     passes=f"{_SAMPLES} forward and backward passes",
 )
 def smooth_grad(probe: Probe) -> Array:
-    """The mean of the gradients at noisy copies of the image."""
+    """E[dS/dx] at x + noise."""
     return _moments(probe)[0].astype(np.float32)
 
 
@@ -48,7 +48,7 @@ def smooth_grad(probe: Probe) -> Array:
     absolute=True,
 )
 def smooth_grad_squared(probe: Probe) -> Array:
-    """The mean of the squares of the gradients at noisy copies of the image."""
+    """E[(dS/dx)^2] at x + noise."""
     return _moments(probe)[1].astype(np.float32)
 
 
@@ -62,7 +62,7 @@ def smooth_grad_squared(probe: Probe) -> Array:
     absolute=True,
 )
 def var_grad(probe: Probe) -> Array:
-    """The variance of the gradients at noisy copies of the image."""
+    """Var[dS/dx] at x + noise."""
     mean, square = _moments(probe)
     return np.maximum(square - mean**2, 0).astype(np.float32)
 
@@ -76,17 +76,17 @@ def var_grad(probe: Probe) -> Array:
     passes=f"{_STEPS} forward and backward passes",
 )
 def integrated_gradients(probe: Probe) -> Array:
-    """The image times the mean gradient on the straight way from zero to it."""
-    places, weights = np.polynomial.legendre.leggauss(_STEPS)
+    """The product of x and the integral of dS/dx at a x over a from 0 to 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(_STEPS)
     total = np.zeros_like(probe.x, np.float64)
     for chunk in probe.steps(_STEPS):
-        part = ((1 + places[list(chunk)]) / 2).astype(np.float32)
+        part = ((1 + nodes[list(chunk)]) / 2).astype(np.float32)
         total += np.tensordot(weights[list(chunk)] / 2, probe.gradients(part[:, None, None, None] * probe.x), 1)
     return (probe.x * total).astype(np.float32)
 
 
 def _moments(probe: Probe) -> tuple[Array, Array]:
-    """The mean of the gradients at noisy copies of the image, and that of their squares, `[C, H, W]` each."""
+    """The mean of the gradients at noisy copies of the image, and of their squares, `[C, H, W]` each."""
     mean, square = np.zeros((2, *probe.x.shape), np.float64)
     for images in _noisy(probe, _SAMPLES, _relative_noise(probe)):
         gradients = probe.gradients(images).astype(np.float64)
@@ -100,7 +100,7 @@ def _relative_noise(probe: Probe) -> float:
 
 
 def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
-    """Copies of the image with noise, in chunks, `[M, C, H, W]`."""
+    """Noisy copies of the image, in chunks `[M, C, H, W]`."""
     for chunk in probe.steps(count):
         noise = deviation * probe.rng.standard_normal((len(chunk), *probe.x.shape))
         yield (probe.x + noise).astype(np.float32)
@@ -118,7 +118,7 @@ def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
     passes=f"{_SAMPLES} forward passes and gradients of the head",
 )
 def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
-    """Grad-CAM++ with the means of the cotangents, their squares and their cubes at noisy copies of the image."""
+    """Grad-CAM++ with E[G], E[G^2] and E[G^3] over noisy copies of the image for G, G^2 and G^3."""
     powers = np.zeros((3, *probe.maps.shape), np.float64)
     for images in _noisy(probe, _SAMPLES, _relative_noise(probe)):
         powers += _powers(probe.maps_and_cotangents(images)[1])
@@ -129,14 +129,14 @@ def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
 @method(
     "smooth-gradcam++-torch-cam",
     title="Smooth Grad-CAM++ of torch-cam",
-    reference="torch-cam 0.5.0 gradient.py: maps and their cotangent at the last noisy copy, where the paper has the "
-    "image's own and the mean",
+    reference="torch-cam 0.5.0 gradient.py: maps and gradient of the last noisy copy instead of the image's maps and "
+    "the mean gradient",
     family="sampling",
     uses=("A", "G", "total"),
     passes=f"{_FEW_SAMPLES} forward passes and gradients of the head",
 )
 def smooth_grad_cam_plus_plus_torch_cam(probe: Probe) -> Array:
-    """Smooth Grad-CAM++ of what the last noisy copy of the image shows."""
+    """Smooth Grad-CAM++ with A and G of the last noisy copy of the image."""
     powers = np.zeros((3, *probe.maps.shape), np.float64)
     maps = last = probe.maps
     for images in _noisy(probe, _FEW_SAMPLES, _FIXED_NOISE):
@@ -148,12 +148,12 @@ def smooth_grad_cam_plus_plus_torch_cam(probe: Probe) -> Array:
 
 
 def _powers(cotangents: Array) -> Array:
-    """The sums of cotangents `[M, C, h, w]`, of their squares and of their cubes, `[3, C, h, w]`."""
+    """The sums of gradients `[M, C, h, w]`, of their squares and of their cubes, `[3, C, h, w]`."""
     wide = cotangents.astype(np.float64)
     return np.stack([wide.sum(0), (wide**2).sum(0), (wide**3).sum(0)])
 
 
 def _plus_plus(probe: Probe, maps: Array, own: Array, first: Array, second: Array, third: Array) -> Array:
-    """Grad-CAM++: `maps` weighed by derivatives, where `own` are the image's activation maps."""
+    """Grad-CAM++: `maps` weighted by powers of their gradients; `own` are the activation maps of the image."""
     alpha = second / (2 * second + (third * own).sum((1, 2), keepdims=True) + 1e-8)
     return probe.total(maps, (alpha * np.maximum(first, 0)).sum((1, 2)))

@@ -1,28 +1,20 @@
-"""Which methods there are.
+"""The methods, and the ingredients they are made of.
 
-A method is a pure function of the builder and of what it asks for by the names of its parameters:
+A method is one function, registered with `method`. It takes the graph builder and the ingredients it names as
+parameters; `INGREDIENTS` says what each one is, what it requires of the model and what it costs.
 
-| name | what | type, shape |
-| --- | --- | --- |
-| `A` | activation maps of the target layer | float32 `[N, C, *spatial]` |
-| `G` | their cotangent: the derivative of the explained score | as `A`, or of size one along the spatial axes where it is the same at every place |
-| `HA` | the Hessian of the explained score with respect to `A`, times `A` | as `A` |
-| `head` | a function `(maps [N * n, C, *spatial], n) -> [N, n]`: the explained score for n other maps a sample | |
-| `biases` | the bias of each layer times the cotangent of what it is added to | a list of `[N, C, h, w]` |
-| `attentions` | the cotangent of each block's attention map, and the number of tokens before the grid | a list of `[N, heads, T, T]`, int |
-| `score` | the explained score | float32 `[N]` |
-| `total` | a function `(maps, weights) -> [N, *spatial]`: the sum over channels of maps times weights that broadcast, if any, or with eigen smoothing the leading component of the products | |
-| `x` | the image as the model gets it | float32 `[N, C, H, W]` |
-| `gx` | its cotangent | as `x` |
+* A method of the family `cam` returns the raw signed map, `[N, *spatial]`.
+* A method of the family `attribution` returns a value for every value of the image, `[N, C, H, W]`.
+* Methods of the families `sampling` (gradients at many images) and `perturbation` (scores of many images) run the model
+  many times and cannot be part of it. They take a `Probe`, name the ingredients they use in `uses`, and return a value
+  for every value of the image, `[C, H, W]`, or a map of the layer's or the image's size, `[h, w]`.
 
-A method of the family `cam` returns the raw signed map, `[N, *spatial]`; one of the family `attribution` a number for
-every value of the image, `[N, C, H, W]`. Both are written into the model.
+Example::
 
-Methods that run the model many times are no part of a model: `sampling` differentiates at many images, `perturbation`
-watches the score change. They are functions of a `Probe`, and say what of the above they use. They return a number for
-every value of the image, `[C, H, W]`, or a map of the layer's or the image's size, `[h, w]`. Adding a method is
-adding one function.
-"""  # noqa: E501 - a row of the table is one line
+    @method("gradcam", title="Grad-CAM", reference="Selvaraju et al. 2017, eq. 1 and 2")
+    def grad_cam(t, A, G, total):
+        return total(A, t.mean(G, [2, 3]))
+"""
 
 from __future__ import annotations
 
@@ -33,13 +25,90 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from onnx_gradcam.errors import TargetError, near_matches
+from onnx_gradcam.errors import TargetError, near_matches, same_name
+from onnx_gradcam.options import Combine, ModifierName
 
-__all__ = ["METHODS", "Family", "Method", "find_method", "method", "methods"]
+__all__ = ["INGREDIENTS", "METHODS", "Family", "Ingredient", "Method", "find_method", "method", "methods"]
 
 Family = Literal["cam", "attribution", "sampling", "perturbation"]
-Modifier = Literal["guided", "deconvnet"]
-Combine = Literal["mean", "max", "product"]
+Variable = Literal["layer", "image", "attention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredient:
+    """Something a method can ask for by the name of a parameter.
+
+    Attributes:
+        about: what it is.
+        form: its dtype and shape, or its signature.
+        cost: what it costs besides the forward pass, in words; empty for nothing.
+        gradient_of: what the score is differentiated with respect to; `None` if it is no derivative.
+        at_layer: it belongs to the explained layer.
+        second_order: it takes a second derivative.
+        reruns_head: it evaluates the model behind the layer again.
+        smoothable: what it computes can be replaced by its leading principal component (eigen smoothing).
+    """
+
+    about: str
+    form: str
+    cost: str = ""
+    gradient_of: Variable | None = None
+    at_layer: bool = False
+    second_order: bool = False
+    reruns_head: bool = False
+    smoothable: bool = False
+
+
+INGREDIENTS: dict[str, Ingredient] = {
+    "x": Ingredient(about="the image as the model receives it", form="float32 `[N, C, H, W]`"),
+    "A": Ingredient(about="activation maps of the explained layer", form="float32 `[N, C, *spatial]`", at_layer=True),
+    "G": Ingredient(
+        about="gradient of the score with respect to `A`",
+        form="as `A`, or of size one along the spatial axes if it is the same at all positions",
+        cost="the gradient of the head",
+        gradient_of="layer",
+        at_layer=True,
+    ),
+    "HA": Ingredient(
+        about="Hessian of the score with respect to `A`, times `A`",
+        form="as `A`",
+        cost="the gradient of that",
+        gradient_of="layer",
+        at_layer=True,
+        second_order=True,
+    ),
+    "gx": Ingredient(
+        about="gradient of the score with respect to `x`", form="as `x`", cost="one backward pass", gradient_of="image"
+    ),
+    "biases": Ingredient(
+        about="each bias times the gradient of the tensor it is added to",
+        form="list of float32 `[N, C, h, w]`",
+        cost="one more for the biases",
+        gradient_of="image",
+    ),
+    "attentions": Ingredient(
+        about="gradient of the score with respect to each attention map, and the number of tokens before the grid",
+        form="list of float32 `[N, heads, T, T]`, int",
+        cost="for each block the head and its gradient",
+        gradient_of="attention",
+        at_layer=True,
+    ),
+    "head": Ingredient(
+        about="the score for other activation maps, n for each sample",
+        form="`(maps [N * n, C, *spatial], n) -> [N, n]`",
+        cost="the head once for each position",
+        at_layer=True,
+        reruns_head=True,
+    ),
+    "total": Ingredient(
+        about="the weighted sum of maps over channels, or the leading principal component with eigen smoothing",
+        form="`(maps [N, C, *spatial], weights that broadcast) -> [N, *spatial]`",
+        smoothable=True,
+    ),
+    "score": Ingredient(about="the explained score", form="float32 `[N]`"),
+    "probability": Ingredient(about="the probability of the explained class", form="float32 `[N]`"),
+}
+"""The ingredients by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +116,18 @@ class Method:
     """A method.
 
     Attributes:
-        name: its identifier.
+        name: identifier.
         title: its name in the literature.
         reference: paper and equation.
         function: the method itself.
-        family: see above.
-        uses: what it uses where its function does not say by its parameters; `head` is the model behind the layer.
-        passes: what it costs, in words, where that does not follow.
-        modifier: how the cotangent of the image is changed on its way back: `guided`, `deconvnet` or not.
+        family: see the module.
+        uses: the ingredients of a method that runs the model many times; other methods name them as parameters.
+        passes: the cost of a method that runs the model many times, in words.
+        modifier: how rectifiers pass the gradient of the image back; `None` for the plain gradient.
         objective: what is differentiated, by its name in `onnx_gradcam.editor.targets.objective`.
-        combine: how the heatmaps of several layers become one, where it is not what the preset says.
-        linear_head: it is defined for pooling and one linear layer behind the activation maps alone.
-        absolute: the sign of an attribution does not matter, so that its heatmap shows absolute values.
+        combine: how the heatmaps of several layers become one; `None` for the preset's way.
+        linear_head: it is defined only for pooling and one linear layer behind the activation maps.
+        absolute: the sign of an attribution has no meaning, so its heatmap shows absolute values.
     """
 
     name: str
@@ -68,7 +137,7 @@ class Method:
     family: Family = "cam"
     uses: tuple[str, ...] = ()
     passes: str = ""
-    modifier: Modifier | None = None
+    modifier: ModifierName | None = None
     objective: str = "class"
     combine: Combine | None = None
     linear_head: bool = False
@@ -76,29 +145,50 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it asks for: the names of its parameters behind the builder, or what it says it uses."""
+        """The names of its ingredients: the parameters behind the builder, or `uses`."""
         return self.uses if self.runs_often else tuple(inspect.signature(self.function).parameters)[1:]
 
     @property
+    def ingredients(self) -> list[Ingredient]:
+        """What it asks for, in the order of `INGREDIENTS`."""
+        return [ingredient for name, ingredient in INGREDIENTS.items() if name in self.needs]
+
+    @property
     def runs_often(self) -> bool:
-        """Whether it runs the model many times, so that it cannot be a part of it."""
+        """Whether it runs the model many times, so that it cannot be part of it."""
         return self.family in {"sampling", "perturbation"}
 
     @property
     def needs_layer(self) -> bool:
-        """Whether it looks at a layer, and not at the image alone."""
-        return not {"A", "G", "head"}.isdisjoint(self.needs)
+        """Whether it looks at a layer, and not only at the image."""
+        return any(ingredient.at_layer for ingredient in self.ingredients)
+
+    @property
+    def reruns_head(self) -> bool:
+        """Whether it evaluates the model behind the layer again."""
+        return any(ingredient.reruns_head for ingredient in self.ingredients)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it takes second derivatives."""
+        return any(ingredient.second_order for ingredient in self.ingredients)
+
+    @property
+    def smoothable(self) -> bool:
+        """Whether eigen smoothing applies to it."""
+        return any(ingredient.smoothable for ingredient in self.ingredients)
+
+    def differentiates(self, variable: Variable) -> bool:
+        """Whether it takes the gradient of the score with respect to the layer, the image or attention maps."""
+        return any(ingredient.gradient_of == variable for ingredient in self.ingredients)
 
     @property
     def cost(self) -> str:
         """What it costs, in words."""
         if self.passes:
             return self.passes
-        if "HA" in self.needs:
-            return "one forward pass, the gradient of the head and the gradient of that"
-        if "gx" in self.needs:
-            return "one forward and one backward pass"
-        return "one forward pass and the gradient of the head" if "G" in self.needs else "one forward pass"
+        parts = ["one forward pass", *(ingredient.cost for ingredient in self.ingredients if ingredient.cost)]
+        return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 METHODS: dict[str, Method] = {}
@@ -106,18 +196,18 @@ METHODS: dict[str, Method] = {}
 _Function = Callable[..., Any]
 
 
-def method(name: str, **facts: Any) -> Callable[[_Function], _Function]:
-    """Register a method; `facts` are the other fields of `Method`."""
+def method(name: str, **fields: Any) -> Callable[[_Function], _Function]:
+    """Register a method; `fields` are the other fields of `Method`."""
 
     def register(function: _Function) -> _Function:
-        METHODS[name] = Method(name=name, function=function, **facts)
+        METHODS[name] = Method(name=name, function=function, **fields)
         return function
 
     return register
 
 
 def methods() -> dict[str, Method]:
-    """The table of all methods, family by family; their files are imported on the first call."""
+    """All methods by name, family by family; their modules are imported on the first call."""
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
@@ -126,12 +216,18 @@ def methods() -> dict[str, Method]:
 
 
 def find_method(name: str) -> Method:
-    """The method called `name`.
+    """Look up a method by its name or title; case, hyphens, underscores and spaces do not count.
 
     Raises:
-        TargetError: there is none.
+        TargetError: there is no such method.
+
+    Example::
+
+        find_method("Grad-CAM++").name  # 'gradcam++'
     """
     table = methods()
-    if name not in table:
+    spellings = {**{m.title: m.name for m in table.values()}, **{key: key for key in table}}
+    spelling = same_name(name, spellings)
+    if spelling is None:
         raise TargetError(f"there is no method {name!r}{near_matches(name, table)}; `methods` lists them")
-    return table[name]
+    return table[spellings[spelling]]

@@ -1,22 +1,22 @@
-"""Resizing of maps in the graph, and the interpolation matrices that stand for it where the sizes are known.
+"""From raw maps to the heatmap, in the graph: rectify, normalize each sample, resize to the image, combine layers.
 
-From raw maps to the heatmap, in the graph: rectifying, scaling a sample, resizing to the image, several layers.
+If all sizes are known, resizing is a product with two interpolation matrices, else a Resize node.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.options import Combine
 
 __all__ = [
-    "Combine",
     "Finish",
     "Matrix",
     "bicubic",
@@ -29,8 +29,8 @@ __all__ = [
     "finish",
     "half_pixel",
     "nearest",
-    "places",
     "resize",
+    "spatial_size",
     "spline",
 ]
 
@@ -39,7 +39,7 @@ Matrix = Callable[[int, int], npt.NDArray[np.float32]]
 
 
 def bilinear(t: Builder, maps: Value, size: Value) -> Value:
-    """Bilinear with half-pixel centres, as OpenCV and PyTorch (`align_corners=False`) have it.
+    """Bilinear with half-pixel centres, as in OpenCV and PyTorch (`align_corners=False`).
 
     Args:
         t: the builder.
@@ -53,25 +53,25 @@ def bilinear(t: Builder, maps: Value, size: Value) -> Value:
 
 
 def corner_bilinear(t: Builder, maps: Value, size: Value) -> Value:
-    """Bilinear with the corners on each other, as SciPy's `zoom` of order 1 and `align_corners=True` have it."""
+    """Bilinear with aligned corners, as SciPy's `zoom` of order 1 and `align_corners=True`."""
     return resize(t, maps, size, corner, mode="linear", coordinate_transformation_mode="align_corners")
 
 
 def nearest(t: Builder, maps: Value, size: Value) -> Value:
-    """The nearest cell, as PyTorch's `interpolate` has it."""
+    """The nearest cell, as PyTorch's `interpolate`."""
     attributes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     return resize(t, maps, size, _nearest, mode="nearest", **attributes)
 
 
 def bicubic(t: Builder, maps: Value, size: Value) -> Value:
-    """Cubic convolution of Keys (a = -1/2) with half-pixel centres, as Pillow has it for what gets larger."""
+    """Cubic convolution of Keys (a = -1/2) with half-pixel centres, as Pillow when it enlarges."""
     return resize(t, maps, size, _cubic, mode="cubic", **_KEYS)
 
 
 def table_bicubic(t: Builder, maps: Value, size: Value) -> Value:
-    """As `bicubic`, with the weights of a table of 1024 steps a cell, as TensorFlow's `tf.image.resize` has it.
+    """As `bicubic`, with weights from a table of 1024 steps per cell, as TensorFlow's `tf.image.resize`.
 
-    Where a size is free no table can be had: the two differ by less than 1e-3 of the range of the map.
+    If a size is free, the exact weights are used; they differ by less than 1e-3 of the range of the map.
     """
     return resize(t, maps, size, lambda cells, pixels: _cubic(cells, pixels, steps=1024), mode="cubic", **_KEYS)
 
@@ -84,10 +84,10 @@ _KEYS: dict[str, Any] = {
 
 
 def spline(t: Builder, maps: Value, size: Value) -> Value:
-    """Cubic B-spline with the corners on each other, as SciPy's `zoom` has it by default.
+    """Cubic B-spline with aligned corners, as SciPy's `zoom` by default.
 
     Raises:
-        UnsupportedError: a size is free: a spline runs through all cells, and no operator of ONNX does that.
+        UnsupportedError: a size is free: ONNX has no operator that interpolates with a spline.
     """
     if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
         raise UnsupportedError(
@@ -104,14 +104,14 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
         t: the builder.
         maps: `float32 [N, h, w]`.
         size: height and width, `int64 [2]`.
-        matrix: the interpolation along one axis, used where the sizes are known.
-        attributes: of the Resize node that does the same where they are not.
+        matrix: the interpolation along one axis, used if the sizes are known.
+        attributes: those of the Resize node used otherwise.
     """
     grid, image = maps.shape[1:], size.array()
     if image is not None and all(isinstance(d, int) for d in grid):
         if tuple(grid) == tuple(image):
             return maps
-        # Two small products take half the time of a Resize and need none of the axes around it.
+        # Two small products take half the time of a Resize, and need no extra axes.
         rows, columns = (matrix(int(d or 0), int(p)) for d, p in zip(grid, image, strict=True))
         return t.const(rows) @ (maps @ t.const(columns.T))
     channel = t.op("Unsqueeze", maps, t.ints(1))
@@ -120,8 +120,8 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
     return t.op("Squeeze", t.op("Resize", channel, None, None, target, **attributes), t.ints(1))
 
 
-def places(t: Builder, maps: Value) -> Value:
-    """Height and width of `[N, C, H, W]`, `int64 [2]`: a constant where they are known."""
+def spatial_size(t: Builder, maps: Value) -> Value:
+    """Height and width of `[N, C, H, W]`, `int64 [2]`: a constant if known."""
     sizes = [d for d in maps.shape[2:] if isinstance(d, int)]
     return t.ints(*sizes) if len(sizes) == 2 else t.op("Shape", maps, start=2)
 
@@ -132,45 +132,45 @@ def half_pixel(cells: int, pixels: int) -> npt.NDArray[np.float32]:
 
 
 def _at_corners(cells: int, pixels: int) -> npt.NDArray[np.float64]:
-    """Where the pixels lie among the cells when the first and the last of both coincide."""
+    """The coordinates of the pixels among the cells, with aligned corners."""
     return np.arange(pixels) * (cells - 1) / max(pixels - 1, 1)
 
 
-def _between(place: npt.NDArray[np.float64], cells: int) -> npt.NDArray[np.float32]:
-    """Linear interpolation at places among the cells."""
-    low = np.clip(place.astype(np.int64), 0, max(cells - 2, 0))
-    part = (place - low).astype(np.float32)
-    matrix = np.zeros((len(place), cells), np.float32)
-    rows = np.arange(len(place))
+def _between(coordinate: npt.NDArray[np.float64], cells: int) -> npt.NDArray[np.float32]:
+    """Linear interpolation at coordinates among the cells."""
+    low = np.clip(coordinate.astype(np.int64), 0, max(cells - 2, 0))
+    part = (coordinate - low).astype(np.float32)
+    matrix = np.zeros((len(coordinate), cells), np.float32)
+    rows = np.arange(len(coordinate))
     matrix[rows, low] = 1 - part
     matrix[rows, np.minimum(low + 1, cells - 1)] += part
     return matrix
 
 
 def corner(cells: int, pixels: int) -> npt.NDArray[np.float32]:
-    """Bilinear interpolation along one axis with the corners on each other."""
+    """Bilinear interpolation along one axis with aligned corners."""
     return _between(_at_corners(cells, pixels), cells)
 
 
 def _nearest(cells: int, pixels: int) -> npt.NDArray[np.float32]:
-    # PyTorch multiplies by a rounded ratio: now and then that falls below the whole number it should be.
-    place = np.arange(pixels, dtype=np.float32) * (np.float32(cells) / np.float32(pixels))
-    matrix: npt.NDArray[np.float32] = np.eye(cells, dtype=np.float32)[np.minimum(place.astype(np.intp), cells - 1)]
+    # PyTorch multiplies by a rounded ratio, which sometimes falls below the integer it should be.
+    coordinate = np.arange(pixels, dtype=np.float32) * (np.float32(cells) / np.float32(pixels))
+    matrix: npt.NDArray[np.float32] = np.eye(cells, dtype=np.float32)[np.minimum(coordinate.astype(np.intp), cells - 1)]
     return matrix
 
 
 def _cubic(cells: int, pixels: int, steps: int = 0) -> npt.NDArray[np.float32]:
-    """Keys 1981, eq. 15; weights of cells that are not there are left out and the others scaled up.
+    """Keys 1981, eq. 15; cells outside the map are left out and the other weights scaled up.
 
     Args:
-        cells: how many there are.
-        pixels: how many are wanted.
-        steps: places are rounded to so many a cell; 0 leaves them.
+        cells: number of cells.
+        pixels: number of pixels.
+        steps: round coordinates to this many steps per cell; 0 for exact ones.
     """
-    place = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
+    coordinate = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
     if steps:
-        place = np.rint(place * steps) / steps
-    distance = np.abs(place[:, None] - np.arange(cells))
+        coordinate = np.rint(coordinate * steps) / steps
+    distance = np.abs(coordinate[:, None] - np.arange(cells))
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
@@ -179,17 +179,17 @@ def _cubic(cells: int, pixels: int, steps: int = 0) -> npt.NDArray[np.float32]:
 
 
 def _spline(cells: int, pixels: int) -> npt.NDArray[np.float32]:
-    """The cubic B-spline through all cells, mirrored at the ends (Unser 1999, box 1 and 2), at corner places."""
+    """The cubic B-spline through all cells, mirrored at the ends (Unser 1999, box 1 and 2), with aligned corners."""
     if cells == 1:
         return np.ones((pixels, 1), np.float32)
 
-    def weights(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Of the coefficients, one row a place."""
-        matrix = np.zeros((len(place), cells))
-        for row, x in enumerate(place):
+    def weights(coordinate: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The weights of the coefficients, one row per coordinate."""
+        matrix = np.zeros((len(coordinate), cells))
+        for row, x in enumerate(coordinate):
             for knot in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
-                away = abs(x - knot)
-                weight = 2 / 3 - away**2 + away**3 / 2 if away < 1 else max(2 - away, 0) ** 3 / 6
+                distance = abs(x - knot)
+                weight = 2 / 3 - distance**2 + distance**3 / 2 if distance < 1 else max(2 - distance, 0) ** 3 / 6
                 mirrored = abs(knot)
                 mirrored = 2 * (cells - 1) - mirrored if mirrored > cells - 1 else mirrored
                 matrix[row, mirrored] += weight
@@ -200,25 +200,22 @@ def _spline(cells: int, pixels: int) -> npt.NDArray[np.float32]:
     return matrix.astype(np.float32)
 
 
-Combine = Literal["mean", "max", "product"]
-
-
 Finish = Callable[[Builder, Sequence[Value], Value, Combine | None], Value]
-"""`(builder, raw maps [N, h, w], one a layer, height and width int64 [2], combine) -> heatmap [N, H, W]`."""
+"""`(builder, raw maps [N, h, w], one per layer, size int64 [2], combine) -> heatmap [N, H, W]`."""
 
 
 def finish(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | None = None) -> Value:
     """The heatmap of raw signed maps.
 
-    Negative values are cut off, each sample is divided by its own maximum, and the result is resized bilinearly with
-    half-pixel centres. A map without a positive value stays zero everywhere. Several layers are averaged unless
-    `combine` says otherwise, and divided by their maximum once more.
+    Negative values are clipped to zero, each sample is divided by its own maximum, and the result is resized
+    bilinearly with half-pixel centres. A map without a positive value stays zero. Several layers are averaged unless
+    `combine` says otherwise, and divided by their maximum again.
 
     Args:
         t: the builder.
-        cams: `float32 [N, h, w]`, one a layer.
-        size: the image's height and width, `int64 [2]`.
-        combine: how several layers become one.
+        cams: `float32 [N, h, w]`, one per layer.
+        size: height and width of the image, `int64 [2]`.
+        combine: how to combine several layers.
 
     Returns:
         `float32 [N, H, W]` in [0, 1].
@@ -228,21 +225,21 @@ def finish(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | No
 
 
 def by_maximum(t: Builder, positive: Value) -> Value:
-    """Each sample of a map that is nowhere negative, divided by its own maximum; zero where it is zero everywhere."""
+    """Divide each sample of a non-negative map by its own maximum; a map of zeros stays zero."""
     top = t.reduce("ReduceMax", positive, range(1, positive.rank))
-    # Zero over the smallest number is zero: a blank map is shown blank, not as amplified noise.
+    # A blank map stays blank instead of becoming amplified noise.
     return positive / t.op("Max", top, float(np.finfo(np.float32).tiny))
 
 
 def by_range(t: Builder, maps: Value, epsilon: float) -> Value:
-    """Each sample, its minimum subtracted and divided by its range plus `epsilon`."""
+    """Subtract the minimum of each sample and divide it by its range plus `epsilon`."""
     axes = range(1, maps.rank)
     lifted = maps - t.reduce("ReduceMin", maps, axes)
     return lifted / (t.reduce("ReduceMax", lifted, axes) + epsilon)
 
 
 def combined(t: Builder, maps: Sequence[Value], how: Combine) -> Value:
-    """Maps of several layers at one size as one map."""
+    """Combine maps of several layers, all of one size, into one."""
     if len(maps) == 1:
         return maps[0]
     if how == "product":

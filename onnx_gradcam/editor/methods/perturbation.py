@@ -1,6 +1,6 @@
-"""Methods that change the image, or its activation maps, and watch the score; no gradient is needed.
+"""Methods that change the image or its activation maps and watch the score S; they need no gradient.
 
-Methods that run the head again, inside of the model, on activation maps of which only a part is left.
+Recipro-CAM runs the head again as a part of the graph; the others run the model many times.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .probe import Array, Probe
 Numbers = npt.NDArray[np.int64]
 
 _TINY = 1e-8
-"""Added to the range of a map; the same in pytorch-grad-cam and torch-cam."""
+"""Added to the range of a map, as in pytorch-grad-cam and torch-cam."""
 
 _SAMPLES, _NOISE = 35, 2.0
-"""Noisy masks a channel and the standard deviation of their noise, for SS-CAM."""
+"""SS-CAM: noisy masks per channel, and the standard deviation of their noise."""
 
 _STEPS = 10
-"""Of the integral of IS-CAM."""
+"""IS-CAM: steps of the integral."""
 
 _MASKS, _CELLS, _SEEN = 4000, 7, 0.5
-"""RISE, section 4: how many masks, of how many cells a side, and the part of the cells that is seen."""
+"""RISE, section 4: number of masks, cells per side, and share of visible cells."""
 
 _WINDOWS = 8
-"""Occlusion: how many windows lie side by side along each side of the image; they move by half of their size."""
+"""Occlusion: windows side by side along each side of the image; they move by half their size."""
 
 
 # ----- channels of a layer -----------------------------------------------------
@@ -45,10 +45,10 @@ _WINDOWS = 8
     "ReLU",
     family="perturbation",
     uses=("A", "head", "total"),
-    passes="one forward pass, and the head once a channel",
+    passes="one forward pass and the head once for each channel",
 )
 def ablation_cam(probe: Probe) -> Array:
-    """sum_k w_k A_k, where w_k is the part of the score that is lost without channel k."""
+    """sum_k w_k A_k with w_k = (S - S_k) / S, where S_k is the score without channel k."""
     maps = probe.maps
     (score,) = probe.head(maps[None])
     lost = np.empty(len(maps), np.float64)
@@ -56,7 +56,7 @@ def ablation_cam(probe: Probe) -> Array:
         ablated = np.repeat(maps[None], len(chunk), axis=0)
         ablated[np.arange(len(chunk)), list(chunk)] = 0
         lost[list(chunk)] = score - probe.head(ablated)
-    # A score of zero makes every part infinite, which is refused where all results are checked.
+    # A score of zero makes the weights infinite, which the check of all results refuses.
     with np.errstate(divide="ignore", invalid="ignore"):
         weights: Array = lost / score
         return probe.total(maps, weights)
@@ -65,40 +65,40 @@ def ablation_cam(probe: Probe) -> Array:
 @method(
     "scorecam",
     title="Score-CAM",
-    reference="Wang et al. 2020, eq. 4 to 6; pytorch-grad-cam score_cam.py: corners on each other, raw scores",
+    reference="Wang et al. 2020, eq. 4 to 6; pytorch-grad-cam score_cam.py: aligned corners, raw scores",
     family="perturbation",
     uses=("A", "total"),
-    passes="one forward pass, and another a channel",
+    passes="one forward pass and one more for each channel",
 )
 def score_cam(probe: Probe) -> Array:
-    """sum_k w_k A_k, where w_k is the softmax of the score when only what channel k shows is seen."""
+    """sum_k w_k A_k with w = softmax_k(S(x m_k)), where m_k is the map of channel k, resized and scaled to [0, 1]."""
     return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, _corner_masks(probe))))
 
 
 @method(
     "scorecam-tf-keras-vis",
     title="Score-CAM of tf-keras-vis",
-    reference="Wang et al. 2020, eq. 4 and 6; tf-keras-vis 0.8.7 scorecam.py: probabilities in place of a softmax over "
+    reference="Wang et al. 2020, eq. 4 and 6; tf-keras-vis 0.8.7 scorecam.py: probabilities instead of a softmax over "
     "channels",
     family="perturbation",
     uses=("A", "probability", "total"),
-    passes="one forward pass, and another a channel",
+    passes="one forward pass and one more for each channel",
 )
 def score_cam_tf_keras_vis(probe: Probe) -> Array:
-    """sum_k w_k A_k, where w_k is the probability of the class when only what channel k shows is seen."""
+    """sum_k w_k A_k with w_k the probability of the class for x m_k."""
     return probe.total(probe.maps, _mean_scores(probe.probabilities, probe, 1, _corner_masks(probe)))
 
 
 @method(
     "scorecam-torch-cam",
     title="Score-CAM of torch-cam",
-    reference="Wang et al. 2020, eq. 4 to 6; torch-cam 0.5.0 activation.py: masks scaled before they are enlarged",
+    reference="Wang et al. 2020, eq. 4 to 6; torch-cam 0.5.0 activation.py: masks scaled before they are resized",
     family="perturbation",
     uses=("A", "total"),
-    passes="one forward pass, and another a channel",
+    passes="one forward pass and one more for each channel",
 )
 def score_cam_torch_cam(probe: Probe) -> Array:
-    """Score-CAM with masks that are scaled to [0, 1] at the layer's size."""
+    """Score-CAM with masks scaled to [0, 1] at the layer's size."""
     masks = _masks_of_channels(probe)
     return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, lambda _, channels: masks(channels))))
 
@@ -109,10 +109,10 @@ def score_cam_torch_cam(probe: Probe) -> Array:
     reference="Wang et al. 2020 (SS-CAM), section 3; torch-cam 0.5.0 activation.py: noise on the masks",
     family="perturbation",
     uses=("A", "total"),
-    passes=f"one forward pass, and {_SAMPLES} more a channel",
+    passes=f"one forward pass and {_SAMPLES} more for each channel",
 )
 def ss_cam(probe: Probe) -> Array:
-    """Score-CAM with the mean score of noisy masks."""
+    """Score-CAM with the mean of S(x (m_k + noise)) over the noise."""
     masks = _masks_of_channels(probe)
 
     def noisy(_: Numbers, channels: Numbers) -> Array:
@@ -128,62 +128,62 @@ def ss_cam(probe: Probe) -> Array:
     reference="Naidu et al. 2020, section 3; torch-cam 0.5.0 activation.py: step i of n times the sum of 1/n to i/n",
     family="perturbation",
     uses=("A", "total"),
-    passes=f"one forward pass, and {_STEPS} more a channel",
+    passes=f"one forward pass and {_STEPS} more for each channel",
 )
 def is_cam(probe: Probe) -> Array:
-    """Score-CAM with the mean score of masks of growing strength."""
+    """Score-CAM with the mean of S(x a m_k) over growing strengths a."""
     masks = _masks_of_channels(probe)
     strengths = np.cumsum(np.arange(1, _STEPS + 1) / _STEPS).astype(np.float32)
 
-    def grown(steps: Numbers, channels: Numbers) -> Array:
+    def scaled(steps: Numbers, channels: Numbers) -> Array:
         return strengths[steps][:, None, None] * masks(channels)
 
-    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, _STEPS, grown)))
+    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, _STEPS, scaled)))
 
 
 def _mean_scores(
-    ask: Callable[[Array], Array], probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], Array]
+    score: Callable[[Array], Array], probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], Array]
 ) -> Array:
-    """The mean score of every channel, `[C]`, over several rounds of masks on the image.
+    """The mean score for the masks of each channel, `[C]`.
 
     Args:
-        ask: from images to scores.
+        score: from images to scores.
         probe: the image.
-        rounds: how many masks each channel has.
-        masks: from rounds and channels, `[M]` each, to masks `[M, H, W]`; round by round, channel by channel.
+        rounds: number of masks per channel.
+        masks: from rounds and channels, `[M]` each, to masks `[M, H, W]`.
     """
     count = len(probe.maps)
     total = np.zeros(count, np.float64)
     for chunk in probe.steps(rounds * count):
-        turn, channel = np.divmod(np.array(chunk), count)
-        np.add.at(total, channel, ask(probe.x * masks(turn, channel)[:, None]))
+        number, channel = np.divmod(np.array(chunk), count)
+        np.add.at(total, channel, score(probe.x * masks(number, channel)[:, None]))
     mean: Array = total / rounds
     return mean
 
 
 def _corner_masks(probe: Probe) -> Callable[[Numbers, Numbers], Array]:
-    """A function from rounds and channels to masks: enlarged, then scaled to [0, 1]."""
-    return lambda _, channels: _unit(_enlarged(probe.maps[channels], probe.size, corner))
+    """A function from rounds and channels to masks: resized, then scaled to [0, 1]."""
+    return lambda _, channels: _unit(_resized(probe.maps[channels], probe.size, corner))
 
 
 def _masks_of_channels(probe: Probe) -> Callable[[Numbers], Array]:
-    """A function from channels to their masks: scaled to [0, 1] at the layer's size, then enlarged."""
+    """A function from channels to masks: scaled to [0, 1] at the layer's size, then resized."""
     scaled = _unit(probe.maps)
-    return lambda channels: _enlarged(scaled[channels], probe.size, half_pixel)
+    return lambda channels: _resized(scaled[channels], probe.size, half_pixel)
 
 
 def _unit(maps: Array) -> Array:
-    """Each map from its minimum to its maximum."""
+    """Scale each map to [0, 1]."""
     lifted = maps - maps.min((1, 2), keepdims=True)
     unit: Array = lifted / (lifted.max((1, 2), keepdims=True) + _TINY)
     return unit
 
 
-def _enlarged(maps: Array, size: tuple[int, int], matrix: Matrix) -> Array:
+def _resized(maps: Array, size: tuple[int, int], matrix: Matrix) -> Array:
     """Maps `[M, h, w]` at another size, `[M, H, W]`."""
     rows, columns = (matrix(cells, pixels) for cells, pixels in zip(maps.shape[1:], size, strict=True))
-    enlarged: Array = rows @ maps @ columns.T
-    return enlarged
+    resized: Array = rows @ maps @ columns.T
+    return resized
 
 
 def _softmax(values: Array) -> Array:
@@ -192,19 +192,19 @@ def _softmax(values: Array) -> Array:
     return softmax
 
 
-# ----- places of the image ---------------------------------------------------
+# ----- regions of the image ---------------------------------------------------
 
 
 @method(
     "rise",
     title="RISE",
-    reference="Petsiuk et al. 2018, eq. 4 and section 3.2, with the masks' own sum for N E[M]; above the lowest value",
+    reference="Petsiuk et al. 2018, eq. 4 and section 3.2, with the sum of the masks for N E[M]; minus its minimum",
     family="perturbation",
     uses=("probability",),
     passes=f"{_MASKS} forward passes",
 )
 def rise(probe: Probe) -> Array:
-    """The mean probability of the class when a place is seen, under random masks."""
+    """sum_n p(x m_n) m_n / sum_n m_n over random masks m_n, with p the probability of the class."""
     cells = (probe.rng.random((_MASKS, _CELLS, _CELLS)) < _SEEN).astype(np.float32)
     sides = [-(-side // _CELLS) for side in probe.size]
     shifts = probe.rng.integers(0, sides, (_MASKS, 2))
@@ -219,8 +219,8 @@ def rise(probe: Probe) -> Array:
 
 
 def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, int]) -> Array:
-    """Masks of the image's size, each cut anywhere out of cells enlarged to one cell more than it takes."""
-    wide = _enlarged(cells, ((_CELLS + 1) * sides[0], (_CELLS + 1) * sides[1]), half_pixel)
+    """Masks of the image's size, each a random crop of cells resized to one cell more than needed."""
+    wide = _resized(cells, ((_CELLS + 1) * sides[0], (_CELLS + 1) * sides[1]), half_pixel)
     pairs = zip(wide, shifts, strict=True)
     return np.stack([mask[top : top + size[0], left : left + size[1]] for mask, (top, left) in pairs])
 
@@ -234,24 +234,24 @@ def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, i
     passes=f"about {(2 * _WINDOWS - 1) ** 2} forward passes",
 )
 def occlusion(probe: Probe) -> Array:
-    """How much of the score is lost on average when a window over the place hides what is there."""
+    """The mean of S(x) - S(x without window) over the windows that cover a pixel."""
     windows = [_windows(side) for side in probe.size]
-    places = [(row, column) for row in windows[0] for column in windows[1]]
+    regions = [(row, column) for row in windows[0] for column in windows[1]]
     (score,) = probe.scores(probe.x[None])
     lost, hidden = np.zeros((2, *probe.size), np.float64)
-    for chunk in probe.steps(len(places)):
+    for chunk in probe.steps(len(regions)):
         images = np.repeat(probe.x[None], len(chunk), axis=0)
         for image, i in zip(images, chunk, strict=True):
-            image[:, places[i][0], places[i][1]] = 0
+            image[:, regions[i][0], regions[i][1]] = 0
         for less, i in zip(score - probe.scores(images), chunk, strict=True):
-            lost[places[i]] += less
-            hidden[places[i]] += 1
+            lost[regions[i]] += less
+            hidden[regions[i]] += 1
     mean: Array = lost / hidden
     return mean
 
 
 def _windows(side: int) -> list[slice]:
-    """Where windows lie along one side; the last may reach beyond its end."""
+    """The windows along one side; the last may reach beyond its end."""
     width = max(side // _WINDOWS, 1)
     step = max(width // 2, 1)
     return [slice(i * step, i * step + width) for i in range(-(-(side - width) // step) + 1)]
@@ -266,42 +266,42 @@ _GAUSS = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
     reference="Byun and Lee 2022, eq. 1 to 4, with the Gaussian mask; on tokens it is ViT-ReciproCAM (2023)",
 )
 def recipro_cam(t: Builder, A: Value, head: Callable[[Value, int], Value]) -> Value:
-    """The score when one place of the activation maps and its neighbours are left, above the lowest such score."""
+    """S_i - min_i S_i, with S_i the score of A times a Gaussian mask around position i."""
     return _scores(t, A, head, _smooth)
 
 
 @method(
     "reciprocam-openvino-xai",
     title="Recipro-CAM of OpenVINO XAI",
-    reference="OpenVINO XAI 1.1.0 methods/white_box/recipro_cam.py: eq. 1 to 4 with one place for each mask",
+    reference="OpenVINO XAI 1.1.0 methods/white_box/recipro_cam.py: eq. 1 to 4 with one position per mask",
 )
 def recipro_cam_of_openvino_xai(t: Builder, A: Value, head: Callable[[Value, int], Value]) -> Value:
-    """The score when one place of the activation maps is left, above the lowest such score."""
+    """S_i - min_i S_i, with S_i the score of A where all but position i is zero."""
     return _scores(t, A, head, _single)
 
 
 def _scores(
     t: Builder, A: Value, head: Callable[[Value, int], Value], masks_of: Callable[[int, int], npt.NDArray[np.float64]]
 ) -> Value:
-    places = [d for d in A.shape[2:] if isinstance(d, int)]
-    if len(places) != 2:
+    sizes = [d for d in A.shape[2:] if isinstance(d, int)]
+    if len(sizes) != 2:
         raise UnsupportedError("Recipro-CAM needs a layer of fixed size; export the model with fixed height and width")
-    rows, columns = places
+    rows, columns = sizes
     count = rows * columns
     masks = t.const(masks_of(rows, columns).reshape(1, count, 1, rows, columns).astype(np.float32))
-    left = t.op("Mul", t.op("Unsqueeze", A, t.ints(1)), masks)
-    scores = head(t.op("Reshape", left, t.ints(-1, *A.dims_behind_batch())), count)
+    masked = t.op("Mul", t.op("Unsqueeze", A, t.ints(1)), masks)
+    scores = head(t.op("Reshape", masked, t.ints(-1, *A.dims_behind_batch())), count)
     lifted = scores - t.reduce("ReduceMin", scores, [1])
     return t.op("Reshape", lifted, t.ints(-1, rows, columns), shape=(A.shape[0], rows, columns))
 
 
 def _single(rows: int, columns: int) -> npt.NDArray[np.float64]:
-    """One mask a place, `[rows * columns, rows, columns]`."""
+    """One mask per position, `[rows * columns, rows, columns]`."""
     return np.eye(rows * columns).reshape(-1, rows, columns)
 
 
 def _smooth(rows: int, columns: int) -> npt.NDArray[np.float64]:
-    """As `_single`, with the places around it in the weights of a Gaussian."""
+    """As `_single`, with Gaussian weights for the positions around it."""
     masks = np.zeros((rows, columns, rows + 2, columns + 2))
     for row in range(rows):
         for column in range(columns):

@@ -1,4 +1,4 @@
-"""What methods that run the model many times see of it: NumPy in, NumPy out."""
+"""The interface between methods that run the model many times and the code that runs it, in NumPy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class Probe(Protocol):
-    """One image, one class, and a model that answers questions about them.
+    """One image, one class, and the functions of the model that a method may evaluate.
 
-    Images are `float32 [M, C, H, W]` as the model gets them, whatever its own layout; every method runs at most
-    `batch_size` rows at once, so a method hands over chunks and never all of its images together.
+    Images are `float32 [M, C, H, W]` as the model receives them, whatever its own layout. A method passes chunks of at
+    most `batch_size` rows, never all of its images at once.
 
     Attributes:
         x: the image, `float32 [C, H, W]`.
         maps: its activation maps, `float32 [C, h, w]`.
         size: height and width of the image.
-        rng: the source of random numbers; its seed is the user's.
-        batch_size: rows to run at once.
+        rng: the random number generator, seeded by the user.
+        batch_size: the most rows to run at once.
     """
 
     x: Array
@@ -42,28 +42,28 @@ class Probe(Protocol):
         """The probability of the class for each image, `[M]`: the softmax, or the sigmoid, of the scores."""
 
     def head(self, maps: Array) -> Array:
-        """The explained score for activation maps `[M, C, h, w]` in place of the image's own, `[M]`."""
+        """The explained score for activation maps `[M, C, h, w]` instead of those of the image, `[M]`."""
 
     def gradients(self, images: Array) -> Array:
-        """The cotangent of each image, `[M, C, H, W]`."""
+        """The gradient of the score with respect to each image, `[M, C, H, W]`."""
 
     def maps_and_cotangents(self, images: Array) -> tuple[Array, Array]:
-        """The activation maps of each image and their cotangents, `[M, C, h, w]` each."""
+        """The activation maps of each image, and the gradient with respect to them, `[M, C, h, w]` each."""
 
     def total(self, maps: Array, weights: Array) -> Array:
-        """The sum over channels of maps `[C, h, w]` times weights `[C]`, `[h, w]`, or their leading component.
+        """The sum over channels of maps `[C, h, w]` times weights `[C]`, or their leading component, `[h, w]`.
 
-        Every method that weighs activation maps ends with it, so that all of them can be smoothed.
+        Every method that weights activation maps ends with it, so that all of them support eigen smoothing.
         """
 
     def steps(self, total: int) -> Iterator[range]:
-        """The numbers below `total` in chunks of `batch_size`; a progress bar moves with them."""
+        """The numbers below `total` in chunks of `batch_size`; each chunk advances the progress bar."""
 
 
 def leading_projection(maps: Array) -> Array:
-    """Maps `[C, h, w]`, one point of C numbers a place, centred, on their leading principal component, `[h, w]`.
+    """Maps `[C, h, w]`, one point of C values per position, projected on their leading component, `[h, w]`.
 
-    Its sign is the one that makes the value of largest magnitude positive (Chung and Ying 2025, eq. 13).
+    Its sign makes the value of largest magnitude positive (Chung and Ying 2025, eq. 13).
     """
     rows = maps.reshape(len(maps), -1).T.astype(np.float64)
     left, sizes, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
@@ -72,5 +72,5 @@ def leading_projection(maps: Array) -> Array:
 
 
 def chunks(numbers: Sequence[int] | range, size: int) -> Iterable[Sequence[int]]:
-    """`numbers` in pieces of at most `size`."""
+    """Split `numbers` into chunks of at most `size`."""
     return (numbers[start : start + size] for start in range(0, len(numbers), size))

@@ -16,9 +16,10 @@ POOLED = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) p = GlobalAverag
 FLAT = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) f = Flatten(b) g = Gemm(f, V) h = Relu(g) y = Gemm(h, W)"
 SIZES = {"K": (6, 3, 3, 3), "L": (7, 6, 3, 3), "W": (7, 4)}
 WIDE = {**SIZES, "V": (7 * 4 * 4, 7)}
-EVERY = {name: m for name, m in methods().items() if not m.runs_often and "attentions" not in m.needs}
+EVERY = {name: m for name, m in methods().items() if not (m.runs_often or m.differentiates("attention"))}
 """Those that serve convolutional networks; LeGrad has tests of its own."""
 
+DIFFERENTIATING = [name for name, m in EVERY.items() if m.differentiates("layer") or m.differentiates("image")]
 LINEAR = {name for name, method in EVERY.items() if method.linear_head}
 
 
@@ -83,7 +84,7 @@ def test_height_and_width_may_be_free(name):
         **SIZES,
         V=(7, 7),
     )
-    if "head" in EVERY[name].needs:
+    if EVERY[name].reruns_head:
         with pytest.raises(UnsupportedError, match="fixed"):
             attach(source, method=name)
         return
@@ -109,7 +110,9 @@ def test_half_precision_gives_nearly_the_same(name):
     np.testing.assert_allclose(half["heatmap"], exact["heatmap"], atol=3e-2)
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if not {"G", "gx"}.isdisjoint(EVERY[name].needs)])
+@pytest.mark.parametrize(
+    "name", [name for name, m in EVERY.items() if m.differentiates("layer") or m.differentiates("image")]
+)
 def test_an_operator_that_no_gradient_crosses_is_refused(name):
     source = graph(
         "c = Conv(x, K) a = Relu(c) p = MaxPool<kernel_shape=[6,6]>(a) s = SequenceConstruct(p) "

@@ -89,7 +89,7 @@ def test_channels_last(method):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_images_of_whole_numbers(method):
-    # Far from both ends, where noise would be cut off.
+    # Far from both ends, where noise would be clipped.
     whole = (128 + 12 * images(1)).astype(np.uint8)
     source = model_of(f"r = Cast<to=1>(x) c = Conv(r, K) {TAIL}", "uint8[N,3,8,8] x")
     found = explained(method, whole, [2], source=source)
@@ -240,5 +240,5 @@ def test_a_head_that_reads_the_image_past_the_layer_is_refused():
         K=(6, 3, 3, 3),
         W=(6, 4),
     )
-    with pytest.raises(UnsupportedError, match=r"reads the input 'x' past it"):
+    with pytest.raises(UnsupportedError, match=r"also reads the input 'x', so it cannot be run again"):
         explained("ablationcam", images(1), [1], source=source, layer="a")

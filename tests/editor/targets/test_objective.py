@@ -32,7 +32,7 @@ def ahead_of_the_best_other(y: np.ndarray) -> np.ndarray:
 
 
 def ahead_of_the_similar(y: np.ndarray) -> np.ndarray:
-    """Finer-CAM: of the three nearest, weighed by their probabilities; of four classes these are all others."""
+    """Finer-CAM: of the three nearest, weighted by their probabilities; of four classes these are all others."""
     exponentials = np.exp(y - y.max(1, keepdims=True))
     weights = np.delete(exponentials / exponentials.sum(1, keepdims=True), CLASS, axis=1)
     lead = y[:, CLASS : CLASS + 1] - np.delete(y, CLASS, axis=1)
