@@ -42,7 +42,7 @@ class Probed:
 
     Attributes:
         model: takes the model's own inputs and `target_class`, `int64 [N]`; outputs the model's own outputs,
-            `SCORE` and `PROBABILITY` of the class, `heatmap_class`, and of `MAPS`, `COTANGENT` and `GRADIENT` those used.
+            `SCORE` and `PROBABILITY` of the class, `heatmap_class`, and `MAPS`, `COTANGENT` and `GRADIENT` if used.
         head: takes `MAPS` instead of the image; `None` if the method does not use it.
         metadata: the metadata that an explained model would carry.
         warnings: warnings for the user.
@@ -107,8 +107,8 @@ def _head(plan: Plan) -> Model:
     for value in [v for v in t.graph.inputs if v.name not in {MAPS, ingredients.class_input}]:
         if value.uses():
             raise UnsupportedError(
-                f"the model behind layer {target.tensor.name!r} also reads the input {value.name!r}, so it cannot be run "
-                "again for other activation maps; choose a layer on every path"
+                f"the model behind layer {target.tensor.name!r} also reads the input {value.name!r}, so it cannot "
+                "be run again for other activation maps; choose a layer on every path"
             )
         t.graph.inputs.remove(value)
     return t.model
