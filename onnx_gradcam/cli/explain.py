@@ -262,21 +262,18 @@ def _check_drawing(job: _Job, place: Place, methods: int) -> None:
     if not job.draw:
         return
     from onnx_gradcam.editor.targets.classes import parse_top  # noqa: PLC0415 - --help must not wait for it
-    from onnx_gradcam.errors import InputError, near_matches  # noqa: PLC0415
-    from onnx_gradcam.images.drawing import SUFFIXES, TRANSPARENT  # noqa: PLC0415
+    from onnx_gradcam.errors import InputError  # noqa: PLC0415
+    from onnx_gradcam.images.drawing import check_suffix  # noqa: PLC0415
     from onnx_gradcam.images.masks import Look  # noqa: PLC0415
 
-    style, suffix = Look(**job.look).style, place.image.suffix
-    if job.out != "-" and suffix.lower() not in SUFFIXES:
-        near = near_matches(suffix, SUFFIXES)
-        raise InputError(f"{str(place.image)!r} has no known image suffix{near or ';'} write {', '.join(SUFFIXES)}")
-    if style != "alpha":
+    transparent = Look(**job.look).style == "alpha"
+    if job.out != "-":
+        check_suffix(place.image, transparent=transparent)
+    if not transparent:
         return
     tops = [parse_top(target) for target in job.targets]
     if methods > 1 or len(tops) > 1 or any(top is not None and top.count > 1 for top in tops):
         raise InputError("the style alpha makes one transparent image; ask for one class and one method")
-    if job.out != "-" and suffix.lower() not in TRANSPARENT:
-        raise InputError(f"a {suffix} file holds no transparency; choose one of {', '.join(TRANSPARENT)}")
 
 
 def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> list[str | None]:
@@ -355,11 +352,8 @@ def _class(target: Target) -> dict[str, Any]:
 
 def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:
     for method, explanation in explanations.items():
-        by = f" by {method}" if len(explanations) > 1 else ""
-        for class_map in explanation.maps:
-            if not class_map.heatmap.any():
-                label = repr(class_map.target.label)
-                warn(f"{image}: the heatmap of {label}{by} is zero everywhere: nothing here speaks for this class")
+        for sentence in explanation.warnings:
+            warn(f"{image}, {method}: {sentence}" if len(explanations) > 1 else f"{image}: {sentence}")
 
 
 def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:

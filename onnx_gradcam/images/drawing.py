@@ -22,6 +22,7 @@ __all__ = [
     "TRANSPARENT",
     "check_colormap",
     "check_same_size",
+    "check_suffix",
     "colorize",
     "encode_image",
     "overlay",
@@ -179,14 +180,24 @@ def save_image(image: Image, path: str | Path) -> None:
     Raises:
         InputError: the suffix is unknown, the format cannot hold the image, or the file cannot be written.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
+    check_suffix(path)
+    write_file(path, encode_image(image, Path(path).suffix.lower()))
+
+
+def check_suffix(path: str | Path, *, transparent: bool = False) -> None:
+    """Refuse a path whose suffix is not that of an image, or of one that can be `transparent`.
+
+    Raises:
+        InputError: the suffix is unknown, or the format cannot hold transparency.
+    """
+    suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(
             f"{str(path)!r} does not end in the suffix of an image{near_matches(suffix, SUFFIXES)} "
             f"(allowed: {', '.join(SUFFIXES)})"
         )
-    write_file(path, encode_image(image, suffix))
+    if transparent and suffix not in TRANSPARENT:
+        raise InputError(f"a {suffix} file cannot hold transparency; save it as one of {', '.join(TRANSPARENT)}")
 
 
 def encode_image(image: Image, suffix: str) -> bytes:
@@ -204,8 +215,7 @@ def encode_image(image: Image, suffix: str) -> bytes:
     """
     check_image(image[:, :, :3])
     transparent = image.shape[2] == 4
-    if transparent and suffix not in TRANSPARENT:
-        raise InputError(f"a {suffix} file cannot hold transparency; save it as one of {', '.join(TRANSPARENT)}")
+    check_suffix(f"image{suffix}", transparent=transparent)
     cv2 = cv2_module()
     order = cv2.COLOR_RGBA2BGRA if transparent else cv2.COLOR_RGB2BGR
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -336,9 +338,9 @@ def test_styles_differ_from_the_overlay_in_their_panel_alone(explain, image, sty
     [
         (["--style", "alpha", "--target", "top2"], "one transparent image; ask for one class"),
         (["--style", "alpha", "--method", "gradcam,layercam"], "one transparent image"),
-        (["--style", "alpha", "-o", "a.jpg"], ".jpg file holds no transparency"),
+        (["--style", "alpha", "-o", "a.jpg"], ".jpg file cannot hold transparency"),
         (["--style", "mask", "--threshold", 0], "the threshold is 0"),
-        (["--style", "mask", "--top-percent", 101], "101.0 percent of the pixels"),
+        (["--style", "mask", "--top-percent", 101], "the percentage of pixels is 101.0"),
         (["--method", "gradcam,layercm"], "no method 'layercm'"),
     ],
 )
@@ -360,3 +362,26 @@ def test_styles_that_cannot_be_drawn(explain, image, here, options, sentence):
 )
 def test_options_that_contradict_each_other(explain, image, options):
     refused(explain(image, *options), 2)
+
+
+def test_image_and_arrays_appear_together_or_not_at_all(explain, image, here, monkeypatch):
+    def full(file, array):
+        raise OSError("1024 requested and 0 written")  # as NumPy says that the disk is full
+
+    monkeypatch.setattr(np, "save", full)
+    before = sorted(entry.name for entry in here.iterdir())
+    sentence = refused(explain(image, "-o", "o.png", "--npz", "--npy"))
+    assert "o_0.npy' cannot be written: 1024 requested and 0 written" in sentence
+    assert sorted(entry.name for entry in here.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes and links")
+def test_pipes_are_not_read_and_links_stay(explain, call, classifier, image, here):
+    os.mkfifo(here / "pipe.png")
+    assert "is not a regular file" in refused(explain("pipe.png", "-o", "o.png"))
+    assert "is not a regular file" in refused(call("explain", "pipe.png", image, "-o", "o.png"))
+    (here / "link.onnx").symlink_to(here / "there.onnx")
+    assert call("attach", classifier, "-o", "link.onnx").exit_code == 0
+    assert (here / "link.onnx").is_symlink()
+    assert call("attach", classifier, "-o", os.devnull).exit_code == 0
+    assert Path(os.devnull).is_char_device()
