@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args, get_origin
 
 from .errors import InputError, near_matches
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from .images.preprocessing import Preprocessing
 
 __all__ = [
     "BatchFormat",
@@ -29,6 +28,7 @@ __all__ = [
     "Choices",
     "ClassInput",
     "Combine",
+    "Description",
     "Framework",
     "GradDtype",
     "MaskKind",
@@ -59,6 +59,13 @@ TorchExporter = Literal["auto", "dynamo", "torchscript"]
 BatchFormat = Literal["parquet", "npz", "png"]
 Probabilities = Literal["softmax", "sigmoid", "none"]
 Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed"]
+
+
+class Description(Protocol):
+    """A description of preprocessing that has been read: `onnx_gradcam.images.preprocessing.Preprocessing`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its settings by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +141,7 @@ class Options:
     target: int | str | None = None
     expose_activation: bool = False
     labels: str | Path | Sequence[str] | None = None
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None
+    preprocess: str | Path | Mapping[str, Any] | Description | None = None
     profile: str = "portable"
     grad_dtype: GradDtype = "model"
 
@@ -192,7 +199,7 @@ class Choices(TypedDict, total=False):
     target: int | str | None
     expose_activation: bool
     labels: str | Path | Sequence[str] | None
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None
+    preprocess: str | Path | Mapping[str, Any] | Description | None
     profile: str
     grad_dtype: GradDtype
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from onnx_gradcam.errors import ExplainError, InputError
-from onnx_gradcam.images.decoding import IMAGE_SUFFIXES
+from onnx_gradcam.images.header import IMAGE_SUFFIXES
 
 __all__ = ["Count", "ImageList", "listed"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.images.decoding import IMAGE_SUFFIXES
+from onnx_gradcam.images.header import IMAGE_SUFFIXES
 
 __all__ = ["Place", "find_images", "places"]
 

@@ -11,7 +11,6 @@ from onnx_gradcam.options import BatchFormat
 
 from ._options import Provider, Targets, Threads, explains, option
 from ._output import complain, say, warn
-from ._progress import rate
 
 __all__ = ["batch"]
 
@@ -82,6 +81,8 @@ def batch(
     from onnx_gradcam.batching.running import batch as explain_images  # noqa: PLC0415
 
     engines = {"local": None, "ray": RayCluster(workers, worker_cpus, stall_timeout)}
+    from ._progress import rate  # noqa: PLC0415 - --help must not wait for it
+
     with rate("explaining") as progress:
         summary = explain_images(
             model,

@@ -11,7 +11,6 @@ import typer
 from ._images import find_images
 from ._options import Json, option
 from ._output import complain, say, say_json, table, warn
-from ._progress import progress
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.comparison import Comparison, Summary
@@ -159,6 +158,8 @@ def _chosen(settings: dict[str, list[str] | None], which: int) -> dict[str, str]
 def _run(results: Comparison) -> None:
     for warning in results.warnings:
         warn(warning)
+    from ._progress import progress  # noqa: PLC0415 - --help must not wait for it
+
     with progress("comparing", len(results.images)) as advance:
         for result in results:
             if isinstance(result, Exception):

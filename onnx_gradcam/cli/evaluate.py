@@ -12,7 +12,6 @@ from onnx_gradcam.options import Options
 from ._images import find_images
 from ._options import OPTIONS, Json, ModelFile, Provider, Threads, explains, model_source, names, option
 from ._output import complain, say, say_json, table, warn
-from ._progress import progress
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.experiment import Evaluation, Mean
@@ -129,6 +128,8 @@ def _run(evaluation: Evaluation, *, sanity: bool) -> None:
     for warning in evaluation.warnings:
         warn(warning)
     stages = evaluation.stages if sanity else []
+    from ._progress import progress  # noqa: PLC0415 - --help must not wait for it
+
     with progress("evaluating", len(evaluation.images)) as advance:
         for result in evaluation:
             if isinstance(result, Exception):

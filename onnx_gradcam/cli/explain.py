@@ -29,7 +29,6 @@ from ._options import (
     option,
 )
 from ._output import complain, finite, say, say_json, table, warn
-from ._progress import bars
 
 if TYPE_CHECKING:
     from onnx_gradcam import Explainer, Explanation
@@ -206,6 +205,8 @@ def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place]
 
     _check_drawing(job, targets[0], len(methods))
     source = model_source(model)
+    from ._progress import bars  # noqa: PLC0415 - --help must not wait for it
+
     with bars("explaining", len(job.images)) as shown:
         runs = shown.within if shown is not None else None
         by_method = {name: {**arguments, "method": name} for name in methods} or {"": dict(arguments)}

@@ -11,7 +11,6 @@ from onnx_gradcam.options import TorchExporter, Via
 
 from ._options import OPTIONS, Command, Json, explains, option
 from ._output import say, say_json, shape, warn
-from ._progress import stages
 
 if TYPE_CHECKING:
     from onnx_gradcam.exporters.finishing import Exported
@@ -260,6 +259,8 @@ def _run(source: str | Path, out: Path, *, as_json: bool, **choices: Any) -> Non
     from onnx_gradcam.exporters.sources import export as export_model  # noqa: PLC0415 - --help must not wait for it
 
     steps = iter(range(3))
+    from ._progress import stages  # noqa: PLC0415 - --help must not wait for it
+
     with stages(f"reading {source}", "exposing the layer", f"writing {out}") as begin_next:
         # The first stage has begun already.
         exported = export_model(source, out, progress=lambda _step: begin_next() if next(steps) else None, **choices)

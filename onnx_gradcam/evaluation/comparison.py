@@ -19,6 +19,7 @@ from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.exporters.sources import as_onnx
 from onnx_gradcam.files import make_folder, write_file
 from onnx_gradcam.images.decoding import resized
+from onnx_gradcam.options import Description
 from onnx_gradcam.runtime.explainer import Explainer, Target
 
 from .native import NativeMaps
@@ -28,7 +29,6 @@ from .similarity import METRICS, Metric
 if TYPE_CHECKING:
     import onnx
 
-    from onnx_gradcam.images.preprocessing import Preprocessing
 
 __all__ = ["Comparison", "Gates", "Record", "Side", "Spread", "Summary", "compare", "spreads"]
 
@@ -58,7 +58,7 @@ class Side:
     model: str | Path | bytes | onnx.ModelProto | Explainer
     name: str = ""
     labels: str | Path | Sequence[str] | None = None
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None
+    preprocess: str | Path | Mapping[str, Any] | Description | None = None
     layer: str | None = None
     method: str | None = None
     provider: str = "cpu"
@@ -320,7 +320,7 @@ def compare(
     natives: Sequence[str | Path] = (),
     target: int | str | None = None,
     labels: str | Path | Sequence[str] | None = None,
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+    preprocess: str | Path | Mapping[str, Any] | Description | None = None,
     metric: str = "pearson",
     gates: Gates | None = None,
 ) -> Comparison:

@@ -16,9 +16,9 @@ import onnx
 from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.graph.load import load
-from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Carried, Metadata
-from onnx_gradcam.options import Framework, TorchExporter, Via, check_word
+from onnx_gradcam.options import Description, Framework, TorchExporter, Via, check_word
 
 from .finishing import Exported, finish_export
 from .writer import Product
@@ -37,7 +37,7 @@ def export(
     layer: str | None = None,
     output: str | None = None,
     labels: str | Path | Sequence[str] | None = None,
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+    preprocess: str | Path | Mapping[str, Any] | Description | None = None,
     weights: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
     names: Mapping[str, str] | None = None,

@@ -19,7 +19,6 @@ from .header import HeaderError, checked, stored_size
 from .preprocessing import INTEGER_RANGES, Preprocessing
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
     "Image",
@@ -35,10 +34,6 @@ Array = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]
 """An image, uint8 RGB `[H, W, 3]`."""
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""File names that count as images where folders are searched."""
 MAX_PIXELS: Final = 2**27
 """The largest image that is decoded: 134 million pixels (400 MB), more than any camera has."""
 MAX_BYTES: Final = 2**29

@@ -12,7 +12,12 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["HeaderError", "checked", "stored_size"]
+__all__ = ["IMAGE_SUFFIXES", "HeaderError", "checked", "stored_size"]
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""File names that count as images where folders are searched."""
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED: Final = (b"tRNS", b"eXIf")  # of the ancillary chunks: transparency and orientation

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, cast, get_args
 
 from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.files import read_text
+from onnx_gradcam.options import Description
 
 __all__ = [
     "PRESETS",
@@ -312,7 +313,7 @@ PRESETS: Final[Mapping[str, Preprocessing]] = {
 }
 
 
-def parse_preprocessing(source: str | Path | Mapping[str, Any] | Preprocessing) -> Preprocessing:
+def parse_preprocessing(source: str | Path | Mapping[str, Any] | Description) -> Preprocessing:
     """Read a description: the name of a preset, a JSON object, the path of a JSON file, or a mapping.
 
     Raises:

@@ -23,6 +23,7 @@ from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.options import Description
 
 from .explanation import ClassMap, Drawing, Explanation, Target, class_of
 from .runners import Attached, Augmented, Runner, fixed_size
@@ -104,7 +105,7 @@ class Explainer:
         self._input = self.session.input(self.metadata.image_input)
         self.preprocessing = self._fitted(self.metadata.preprocessing if preprocess is None else preprocess)
 
-    def _fitted(self, described: str | Path | Mapping[str, Any] | Preprocessing | None) -> Preprocessing:
+    def _fitted(self, described: str | Path | Mapping[str, Any] | Description | None) -> Preprocessing:
         if described is None:
             raise InputError(
                 "the model carries no preprocessing; give it with --preprocess: one of "

@@ -14,8 +14,9 @@ from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.files import open_file
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.images.decoding import prepare, read_image
-from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Carried
+from onnx_gradcam.options import Description
 
 from .session import Session
 
@@ -54,7 +55,7 @@ def read_reference(
     model: str | Path | bytes | onnx.ModelProto,
     reference: str | Path | bytes | Array,
     *,
-    preprocess: str | Path | Mapping[str, Any] | Preprocessing | None = None,
+    preprocess: str | Path | Mapping[str, Any] | Description | None = None,
     image: str | None = None,
     output: str | None = None,
 ) -> Array:
