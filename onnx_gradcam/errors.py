@@ -68,13 +68,17 @@ class ServerError(ExplainError):
         self.status = status
 
 
+_NEAR = 0.65
+"""The least likeness of a suggestion; with less, Embedding would be taken for ZeroPadding3D."""
+
+
 def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
     """Suggest names like `wanted`: the tail of an error message, empty when no name is near.
 
     Case, hyphens, underscores and spaces do not count.
     """
     names = {_plain(name): name for name in known}
-    close = [names[name] for name in difflib.get_close_matches(_plain(wanted), list(names), n=limit, cutoff=0.5)]
+    close = [names[name] for name in difflib.get_close_matches(_plain(wanted), list(names), n=limit, cutoff=_NEAR)]
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
 
 
