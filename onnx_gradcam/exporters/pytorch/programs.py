@@ -25,7 +25,7 @@ from onnx_gradcam.errors import ExplainError, ExportError, InputError, near_matc
 
 from .archives import from_timm, from_torchvision, from_transformers, kind_of, members
 from .capture import silent
-from .state_dicts import fit, read_weights
+from .state_dicts import fit, read_weights, unwrapped
 
 __all__ = ["Source", "load_program", "open_source"]
 
@@ -375,9 +375,9 @@ def _fetched(make: Callable[[], Any], source: str) -> Any:
 
 def _fitted(make: Callable[..., Any], weights: str | Path) -> Any:
     """A network with weights from a file; its number of classes follows the file if only that differs."""
-    state = read_weights(weights)
     network = make()
     own = network.state_dict()
+    state = unwrapped(read_weights(weights), own)
     other = {(own[k].shape, v.shape) for k, v in state.items() if k in own and own[k].shape != v.shape}
     classes = {stored[0] for shape, stored in other if shape[1:] == stored[1:]}
     if len(classes) == 1 and all(shape[1:] == stored[1:] for shape, stored in other):

@@ -14,7 +14,7 @@ from onnx_gradcam.errors import ExportError, InputError, reason
 
 from .archives import kind_of
 
-__all__ = ["fit", "read_weights"]
+__all__ = ["fit", "read_weights", "unwrapped"]
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -85,6 +85,26 @@ def _read_pickle(path: Path) -> Any:
         raise ExportError(f"{path}: damaged weights ({reason(exc)}); fetch the file again") from exc
 
 
+def unwrapped(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a network in the checkpoint of a module that contains it, such as Lightning's `model.`.
+
+    Args:
+        state: the checkpoint's tensors.
+        own: the network's state dictionary.
+
+    Returns:
+        The entries below the one prefix that has all of the network's names, without the prefix; else `state`.
+    """
+    names = [key for key in own if not key.endswith(_COUNTER)]
+    if not names or all(key in state for key in names):
+        return dict(state)
+    for key in state:
+        prefix = key.removesuffix(names[0])
+        if prefix.endswith(".") and prefix != key and all(prefix + name in state for name in names):
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return dict(state)
+
+
 def fit(network: torch.nn.Module, state: Mapping[str, Any], where: str | Path) -> None:
     """Load weights into a network.
 
@@ -93,7 +113,7 @@ def fit(network: torch.nn.Module, state: Mapping[str, Any], where: str | Path) -
     """
     # How many batches a normalization has seen does not matter any more.
     own = {key: value for key, value in network.state_dict().items() if not key.endswith(_COUNTER)}
-    state = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    state = {key: value for key, value in unwrapped(state, own).items() if not key.endswith(_COUNTER)}
     missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
     if missing or unknown:

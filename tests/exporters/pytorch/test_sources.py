@@ -400,6 +400,14 @@ def test_weights_that_do_not_fit_are_named(torch, tmp_path):
         export_pytorch(network, weights=tmp_path / "shape.pth")
 
 
+def test_a_lightning_checkpoint_is_unwrapped(torch, tmp_path):
+    network, other = small(torch), small(torch)
+    entries = {f"model.{key}": value for key, value in network.state_dict().items()}
+    checkpoint = {"epoch": 3, "state_dict": {**entries, "loss.weight": torch.ones(6)}}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    check(torch, export_pytorch(other, weights=tmp_path / "last.ckpt", size=16), network, 16)
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
