@@ -311,10 +311,19 @@ def tensorflow_functions(K, L):
     return x, [tf.nn.gelu(y), tf.nn.gelu(y, approximate=True)]
 
 
+def indexing(K, L):
+    """Operations that index and stack: `preprocess_input` of VGG16 inside of the model, and slices."""
+    x = K.Input((8, 9, 3), name="image")
+    y = L.Conv2D(4, 3, padding="same", name="conv")(K.applications.vgg16.preprocess_input(x) / 100.0)
+    y = y[:, ::2, 1:-2]
+    y = K.ops.stack([y[:, :, :, -1], y[:, :, :, 0]], axis=1)
+    return x, [L.Dense(3, name="scores")(L.Flatten(name="flat")(y))]
+
+
 MODELS = [convolutions, other_ranks, pools, activations, normalisations, merges, structure, sequential, preparation]
 MODELS += [wrapped, uneven_pools, channels_first, mixed_precision, free_sizes, applications]
-MODELS += [tensorflow_functions]
-ONLY_KERAS_3 = {channels_first, mixed_precision, applications}
+MODELS += [tensorflow_functions, indexing]
+ONLY_KERAS_3 = {channels_first, mixed_precision, applications, indexing}
 """TensorFlow cannot compute channels first on a processor."""
 
 ONLY_KERAS_2 = {uneven_pools, tensorflow_functions}

@@ -103,13 +103,20 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kind, config = value.get("class_name"), value.get("config")
-    if kind == "__keras_tensor__" and isinstance(config, Mapping):
-        return _reference(config.get("keras_history"))
-    if kind in ("__numpy__", "__tensor__") and isinstance(config, Mapping):
-        return np.asarray(config.get("value"), np.float32)
-    if kind in ("__tuple__", "__slice__") and isinstance(config, (list, Mapping)):
-        return _decoded(config)
+    if isinstance(kind, str) and kind in _OBJECTS and isinstance(config, list if kind == "__tuple__" else Mapping):
+        return _OBJECTS[kind](config)
     return {key: _decoded(v) for key, v in value.items()}
+
+
+_OBJECTS: dict[str, Callable[[Any], Any]] = {
+    "__keras_tensor__": lambda config: _reference(config.get("keras_history")),
+    "__numpy__": lambda config: np.asarray(config.get("value"), np.float32),
+    "__tensor__": lambda config: np.asarray(config.get("value"), np.float32),
+    "__tuple__": _decoded,
+    "__ellipsis__": lambda _: ...,
+    "__slice__": lambda config: slice(*(config.get(key) for key in ("start", "stop", "step"))),
+}
+"""Python objects in the arguments of a call, by Keras's names for them."""
 
 
 def _decoded_legacy(kwargs: Any, layers: Mapping[str, Any]) -> dict[str, Any]:

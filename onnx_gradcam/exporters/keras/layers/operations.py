@@ -9,11 +9,14 @@ import numpy as np
 
 from onnx_gradcam.exporters.keras.call import Call, Tensor
 from onnx_gradcam.exporters.keras.layer_table import operation
+from onnx_gradcam.graph.builder import Value
 
 from .activations import FUNCTIONS, activate, gelu
 from .structure import reshaped
 
 __all__: list[str] = []
+
+_END = np.iinfo(np.int64).max
 
 
 def _pair(call: Call, op_type: str, x1: Any, x2: Any) -> Tensor:
@@ -153,11 +156,13 @@ def _reduced(call: Call, op_type: str, x: Tensor, axis: Any, *, keepdims: bool) 
         call.refuse("it reduces over the batch")
     if keepdims:
         return Tensor(call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes]), x.moved)
-    # The remaining axes go back to Keras's order; maps are moved again by `settle`.
+    return _without_axes(call, x, axes, call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes], keepdims=False))
+
+
+def _without_axes(call: Call, x: Tensor, axes: Sequence[int], y: Value) -> Tensor:
+    """`y`, which is `x` without Keras's `axes`, with the remaining axes in Keras's order; maps are moved again."""
     kept = [x.axis(a) for a in range(x.rank) if a not in axes]
-    y = call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes], keepdims=False)
-    order = [sorted(kept).index(k) for k in kept]
-    return call.settle(Tensor(call.writer.transpose(y, order)))
+    return call.settle(Tensor(call.writer.transpose(y, [sorted(kept).index(k) for k in kept])))
 
 
 @operation("Mean", tf=["math.reduce_mean", "reduce_mean"])
@@ -187,6 +192,54 @@ def reshape(call: Call, x: Tensor, newshape: Any) -> Tensor:
     if shape[:1] not in ([-1], [None]):
         call.refuse(f"it gives the batch the size {shape[:1]}")
     return reshaped(call, x, [-1 if d is None else d for d in shape[1:]])
+
+
+def _bounds(key: int | slice) -> tuple[int, int, int]:
+    """Start, end and step of ONNX's Slice."""
+    if isinstance(key, int):
+        return key, key + 1 or _END, 1
+    step = 1 if key.step is None else int(key.step)
+    start = (0 if step > 0 else _END) if key.start is None else int(key.start)
+    end = (_END if step > 0 else -_END) if key.stop is None else int(key.stop)
+    return start, end, step
+
+
+@operation("GetItem")
+def get_item(call: Call, x: Tensor, key: Any) -> Tensor:
+    """Indexing with integers, slices and an ellipsis, as in `x[..., 0]`; the batch stays whole."""
+    keys = list(key) if isinstance(key, (list, tuple)) else [key]
+    if keys.count(...) > 1 or not all(
+        k is ... or (isinstance(k, (int, slice)) and not isinstance(k, bool)) for k in keys
+    ):
+        call.refuse(f"it indexes with {key!r}")
+    at = keys.index(...) if ... in keys else len(keys)
+    rest = [k for k in keys if k is not ...]
+    full = [*rest[:at], *[slice(None)] * (x.rank - len(rest)), *rest[at:]]
+    if len(full) != x.rank or full[0] != slice(None):
+        call.refuse(f"it indexes the batch, or more than {x.rank} axes")
+    y = x.value
+    for axis, k in enumerate(full):
+        if k != slice(None):
+            y = call.op("Slice", y, *map(call.writer.ints, (*_bounds(k)[:2], x.axis(axis), _bounds(k)[2])))
+    dropped = [axis for axis, k in enumerate(full) if isinstance(k, int)]
+    if not dropped:
+        return Tensor(y, x.moved)
+    return _without_axes(call, x, dropped, call.op("Squeeze", y, call.writer.ints(*(x.axis(a) for a in dropped))))
+
+
+@operation("Stack")
+def stack(call: Call, xs: Any, axis: Any = 0) -> Tensor:
+    """The tensors of a list along a new axis."""
+    tensors = [call.plain(x).value for x in xs]
+    rank = tensors[0].rank + 1
+    if axis % rank == 0:
+        call.refuse("it stacks along the batch")
+    # Maps get their channels second at once.
+    moved = axis % rank == rank - 1 and rank >= 4 and call.channels_last
+    place = 1 if moved else axis % rank
+    raised = [call.op("Unsqueeze", value, call.writer.ints(place)) for value in tensors]
+    y = Tensor(call.op("Concat", *raised, axis=place), moved)
+    return y if moved else call.settle(y)
 
 
 @operation("Concatenate", tf=["concat"])
