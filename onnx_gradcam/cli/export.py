@@ -276,6 +276,8 @@ def _say(exported: Exported, out: Path) -> None:
     carried = exported.carried
     origin = " ".join(filter(None, (carried.framework, carried.framework_version)))
     say(f"{out}: from {origin}, with the output {exported.target!r} {shape(exported.shape)} {exported.layout}.")
+    change = f"; {carried.framework} takes {exported.framework_layout}" if exported.framework_layout else ""
+    say(f"Input: {exported.image!r} {shape(exported.image_shape)} {exported.image_layout}{change}.")
     say(f"Layer: {exported.reason}.")
     say(f"Scores: {exported.score!r} ({carried.score_kind}).")
     if carried.parity:

@@ -44,6 +44,7 @@ class Exported:
         image_layout: its axes, e.g. `NCHW`; empty if unknown.
         image_shape: its shape.
         image_dtype: its NumPy dtype.
+        framework_layout: the framework's axes of the image, if they differ; else empty.
         carried: what the model's metadata says.
         warnings: for the user.
     """
@@ -58,6 +59,7 @@ class Exported:
     image_layout: str
     image_shape: Shape
     image_dtype: str
+    framework_layout: str
     carried: Carried
     warnings: list[str] = field(default_factory=list)
 
@@ -75,6 +77,9 @@ class Exported:
         return {
             "framework": carried.framework,
             "framework_version": carried.framework_version,
+            "input": self.image,
+            "input_shape": list(self.image_shape),
+            "input_layout": self.image_layout,
             "target": self.target,
             "shape": list(self.shape),
             "layout": self.layout,
@@ -162,6 +167,7 @@ def finish_export(
         image_layout=letters(label_input(Builder(model), image) or ()),
         image_shape=image.shape,
         image_dtype=str(image.dtype),
+        framework_layout=product.image_layout,
         carried=carried,
         warnings=warnings,
     )

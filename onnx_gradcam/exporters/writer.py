@@ -31,6 +31,7 @@ class Product:
         version: of the framework that wrote the file, if known.
         layers: the framework's layers by name, in execution order; a layer's tensor may be an unread copy of the
             tensor on the path to the score.
+        image_layout: the framework's axes of the image, if they differ from the graph's; else empty.
         labels: class names, if the framework knows them.
         preprocessing: how images become the model's input, if the framework knows it.
         parity: how the graph's values compare with the framework's; empty if they were not compared.
@@ -41,6 +42,7 @@ class Product:
     framework: str
     version: str
     layers: Mapping[str, CarriedLayer]
+    image_layout: str = ""
     labels: Sequence[str] | None = None
     preprocessing: Mapping[str, Any] | None = None
     parity: str = ""

@@ -25,6 +25,7 @@ def test_an_onnx_model_gets_its_layer_exposed(call, classifier, here):
     result = call("export", "onnx", classifier, "-o", "out.onnx", "--layer", "conv")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "out.onnx: from onnx tests, with the output 'conv' [N, 4, 16, 16] NCHW." in result.stdout
+    assert "Input: 'image' [N, 3, 16, 16] NCHW.\n" in result.stdout
     assert "Layer: the output of node 'conv', as asked." in result.stdout
     assert "Scores: 'scores' (softmax)." in result.stdout
     x = np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)
@@ -42,6 +43,12 @@ def test_what_it_carries_serves_the_other_commands(call, classifier, labels, ima
     assert asked.exit_code == 0
     assert "layer 'maps'" in call("explain", "conv.onnx", image, "-o", "out.png").stdout
     assert call("attach", "conv.onnx", "-o", "e.onnx").exit_code == 0
+
+
+def test_an_input_that_became_channels_first_is_named(call, repository):
+    pytest.importorskip("h5py", reason="h5py is not installed")
+    result = call("export", "keras", repository / "models" / "shapes.keras", "-o", "keras.onnx")
+    assert "Input: 'image' [batch, 3, 96, 96] NCHW; keras takes NHWC.\n" in result.stdout
 
 
 def test_json(call, classifier, labels):

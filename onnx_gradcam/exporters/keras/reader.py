@@ -168,6 +168,9 @@ def _product(archive: Archive) -> Product:
         framework="keras",
         version=archive.version,
         layers=layers,
+        image_layout="NHWC"
+        if channels_last and any(i.rank == 4 for i in map(writer.wrap, writer.graph.inputs))
+        else "",
         preprocessing=preprocessing_of(config),
         warnings=warnings,
     )
