@@ -31,6 +31,7 @@ __all__ = [
     "Description",
     "Framework",
     "GradDtype",
+    "HeatmapMetric",
     "MaskKind",
     "ModifierName",
     "Options",
@@ -53,6 +54,7 @@ MaskKind = Literal["own", "all", "input"]
 BoxFormat = Literal["scores", "yolov5", "yolov8"]
 ClassInput = Literal["optional", "required", "none", "all"]
 GradDtype = Literal["model", "float32"]
+HeatmapMetric = Literal["pearson", "spearman", "cosine", "ssim", "overlap"]
 Framework = Literal["keras", "mxnet", "pytorch", "tflite", "onnx"]
 Via = Literal["reader", "tf", "torch"]
 TorchExporter = Literal["auto", "dynamo", "torchscript"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from onnx_gradcam.options import HeatmapMetric
 
 from ._images import find_images
 from ._options import Json, option
@@ -70,7 +72,7 @@ def compare(
         ),
     ] = None,
     metric: Annotated[
-        Literal["pearson", "spearman", "cosine", "ssim", "overlap"],
+        HeatmapMetric,
         option("Output", "Agreement of heatmaps that orders the report and that --fail-below and --fail-worst check."),
     ] = "pearson",
     fail_below: Annotated[

@@ -1,1 +1,1 @@
-"""Judging explanations and explained models."""
+"""Comparing models, scoring methods, inspecting models, verifying gradients."""

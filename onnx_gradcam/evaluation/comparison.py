@@ -10,16 +10,16 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import numpy as np
 
 from onnx_gradcam.editor.targets.classes import parse_top
-from onnx_gradcam.errors import InputError, TargetError, near_matches
+from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.exporters.sources import as_onnx
 from onnx_gradcam.files import make_folder, write_file
 from onnx_gradcam.images.decoding import resized
-from onnx_gradcam.options import Description
+from onnx_gradcam.options import Description, HeatmapMetric, check_word
 from onnx_gradcam.runtime.explainer import Explainer, Target
 
 from .native import NativeMaps
@@ -321,7 +321,7 @@ def compare(
     target: int | str | None = None,
     labels: str | Path | Sequence[str] | None = None,
     preprocess: str | Path | Mapping[str, Any] | Description | None = None,
-    metric: str = "pearson",
+    metric: HeatmapMetric = "pearson",
     gates: Gates | None = None,
 ) -> Comparison:
     """Compare the predictions and heatmaps of two or more models.
@@ -335,7 +335,7 @@ def compare(
         target: class index or name of the first model; by default its top-1 class of each image.
         labels: class names of every model that is not a `Side` or an `Explainer`.
         preprocess: preprocessing of these models.
-        metric: orders the images and is what gates apply to: `pearson`, `spearman`, `cosine`, `ssim` or `overlap`.
+        metric: orders the images and is what gates apply to.
         gates: what the comparison must reach; see `Comparison.broken`.
 
     Returns:
@@ -358,9 +358,7 @@ def compare(
         raise InputError("two models are needed for a comparison; give another model or native maps")
     if not images:
         raise InputError("there is no image to compare models on; give at least one")
-    if metric not in METRICS or not METRICS[metric].rising:
-        rising = [name for name, one in METRICS.items() if one.rising]
-        raise InputError(f"unknown metric {metric!r}{near_matches(metric, rising)} (choose from: {', '.join(rising)})")
+    check_word("metric", metric, get_args(HeatmapMetric))
     if gates.top1 is not None and len(sides) < 2:
         raise InputError("native maps have no top-1 class; give another model, or leave out the gate on it")
     if isinstance(target, str) and parse_top(target) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -13,10 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.errors import InputError, ModelError, TargetError
-from onnx_gradcam.evaluation.comparison import spreads
+from onnx_gradcam.evaluation.comparison import Gates, Side, compare, spreads
 from onnx_gradcam.evaluation.native import NativeMaps
 from onnx_gradcam.evaluation.pairing import Compared, compare_models
 from onnx_gradcam.evaluation.similarity import METRICS
+from onnx_gradcam.options import HeatmapMetric
 
 PREPROCESS = {"scale": 1 / 255}
 NAMES = ["red", "green", "blue"]
@@ -262,3 +264,78 @@ def test_images_are_held_one_at_a_time(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_compare_loads_models_and_computes_what_is_asked_for(images, tmp_path):
+    (tmp_path / "b.onnx").write_bytes(classifier((2, 1, 0)))
+    comparison = compare([classifier(), tmp_path / "b.onnx"], images, preprocess=PREPROCESS)
+    first = next(iter(comparison))
+    assert first.path == images[0]
+    assert len(comparison._records) == 1
+    assert [record.path for record in comparison.records] == images
+    (summary,) = comparison.summary.values()
+    assert list(comparison.sides) == ["model", "b.onnx"]
+    assert summary.flipped == images[:1]
+    assert summary.same_top == pytest.approx(2 / 3)
+    assert comparison.records[0].top.index == 0
+    assert comparison.records[0].agreements[0].top.index == 2
+    assert list(comparison) == []
+
+
+def test_sides_have_settings_of_their_own(images):
+    sides = [
+        Side(model=classifier(), name="one", preprocess=PREPROCESS, layer="maps"),
+        Side(model=classifier(), name="two", preprocess=PREPROCESS),
+        explainer(),
+    ]
+    comparison = compare(sides, images)
+    assert {name: facts["layer"] for name, facts in comparison.sides.items()} == {
+        "one": "maps",
+        "two": "active",
+        "model": "active",
+    }
+
+
+def test_gates_are_kept_or_broken_one_by_one(images):
+    def broken(**limits):
+        models = [explainer(), Side(model=explainer((2, 1, 0)), name="b")]
+        return compare(models, images, gates=Gates(**limits)).broken
+
+    assert broken() == []
+    assert broken(mean=-1, worst=-1, top1=0.6) == []
+    (top,) = broken(mean=-1, worst=-1, top1=0.7)
+    assert top == "b: the top-1 class is the same on 66.7% of the images, below 70.0%; it differs on a.png"
+    assert [sentence.split(":")[0] for sentence in broken(mean=1, worst=1, top1=1)] == ["b", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"metric": "shift"}, InputError, "metric is 'shift'"),
+        ({"metric": "persons"}, InputError, "did you mean 'pearson'"),
+        ({"target": "top3"}, TargetError, "may be several classes"),
+        ({"models": []}, InputError, "two models are needed"),
+        ({"models": [classifier()]}, InputError, "two models are needed"),
+        ({"natives": ["none.npz"]}, InputError, "holds no maps"),
+        ({"images": []}, InputError, "no image"),
+    ],
+)
+def test_refusals(images, options, error, words):
+    arguments = {"models": [classifier(), classifier()], "images": images, "preprocess": PREPROCESS, **options}
+    with pytest.raises(error, match=words):
+        compare(arguments.pop("models"), arguments.pop("images"), **arguments)
+
+
+@pytest.mark.parametrize("limits", [{"mean": 1.1}, {"worst": -2}, {"top1": -0.1}, {"top1": 2}, {"mean": math.nan}])
+def test_gates_out_of_range(limits):
+    with pytest.raises(InputError, match="the gate"):
+        Gates(**limits)
+
+
+def test_a_report_never_overwrites_an_image(images):
+    with pytest.raises(InputError, match="is one of the images"):
+        compare([explainer(), explainer()], images).report(images[0])
+
+
+def test_metrics_to_order_by_are_those_that_rise():
+    assert set(get_args(HeatmapMetric)) == {name for name, metric in METRICS.items() if metric.rising}
