@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,41 @@ import numpy.typing as npt
 from onnx_gradcam import __version__
 from onnx_gradcam.images.drawing import encode_image, overlay
 
+from .pairing import Agreement, Compared, Laid
 from .similarity import METRICS
 
-if TYPE_CHECKING:
-    from .comparison import Comparison
-    from .pairing import Agreement, Compared, Laid
-
-__all__ = ["render"]
+__all__ = ["Results", "render"]
 
 _IN_CARD: Final = ("pearson", "overlap", "ssim", "shift")
 
 
-def render(comparison: Comparison) -> str:
+class Results(Protocol):
+    """What the page shows: a `Comparison`, whose attributes the template reads as well."""
+
+    @property
+    def sides(self) -> Mapping[str, Mapping[str, str]]:
+        """Facts about each side by its name."""
+
+    @property
+    def metric(self) -> str:
+        """The metric that orders the images."""
+
+    @property
+    def records(self) -> Sequence[Any]:
+        """The numbers of every image."""
+
+    @property
+    def shown(self) -> Sequence[tuple[int, Compared]]:
+        """The images to show, with their index."""
+
+    def rank(self, record: Any) -> float:
+        """The lowest value of the metric on an image."""
+
+    def short(self, path: str) -> str:
+        """The path of an image without the common folder."""
+
+
+def render(comparison: Results) -> str:
     """The whole page.
 
     Names of files and classes are escaped wherever they stand, and a content security policy allows nothing but the
@@ -65,7 +88,7 @@ def _resource(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _card(comparison: Comparison, number: int, result: Compared) -> Mapping[str, Any]:
+def _card(comparison: Results, number: int, result: Compared) -> Mapping[str, Any]:
     """What the page shows of one image."""
     name = PurePath(result.path).name
     height, width = result.image.shape[:2]
