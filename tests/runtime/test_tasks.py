@@ -90,19 +90,19 @@ def test_a_single_logit_gives_its_complement_and_itself():
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"method": "layercam"}, "gradcam and hirescam with plain gradients alone"),
-        ({"weights": "gradient"}, "one linear layer behind pooling"),
+        ({"method": "layercam"}, "gradcam or hirescam with plain gradients"),
+        ({"weights": "gradient"}, "a head of pooling and one linear layer"),
         ({"against": "runner-up"}, "no class to compare with"),
-        ({"preset": "keras-vis"}, "plain gradients alone"),
+        ({"preset": "keras-vis"}, "plain gradients"),
     ],
 )
 def test_what_cannot_be_had_for_all_classes_is_refused(choices, message):
     with pytest.raises(UnsupportedError, match=message):
         attach(pooled(), class_input="all", **choices)
-    with pytest.raises(UnsupportedError, match="runs the model many times"):
+    with pytest.raises(UnsupportedError, match="run the model many times"):
         Explainer(pooled(), preprocess=PREPROCESS, class_input="all", method="rise")
     flat = graph("c = Conv(x, K) a = Relu(c) f = Flatten(a) y = Gemm(f, W)", K=(6, 3, 3, 3), W=(216, 4))
-    with pytest.raises(UnsupportedError, match="one linear layer behind pooling"):
+    with pytest.raises(UnsupportedError, match="a head of pooling and one linear layer"):
         attach(flat, class_input="all")
 
 
@@ -155,7 +155,7 @@ def test_regions_that_cannot_be_used():
         Explainer(segmenter(), mask="input", region="nowhere.png", **choices)
     with pytest.raises(ModelError, match="size of its maps open"):
         Explainer(segmenter("h,w"), mask="input", region=np.ones((8, 8)), **choices)
-    with pytest.raises(UnsupportedError, match="no region to give it"):
+    with pytest.raises(UnsupportedError, match="cannot pass a region to it"):
         Explainer(segmenter(), mask="input", region=np.ones((8, 8)), method="rise", **choices)
     with pytest.raises(TargetError, match="mirroring"):
         Explainer(segmenter(), mask="input", region=np.ones((8, 8)), augment=True, **choices)
