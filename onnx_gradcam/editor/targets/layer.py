@@ -1,7 +1,4 @@
-"""Which tensor is explained: the target layer, and how to read it as `[N, C, *spatial]`.
-
-The blocks of a vision transformer: attention maps, and what each block hands on.
-"""
+"""Find the explained layer and read it as `[N, C, *spatial]`; find the blocks of a vision transformer."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ _LINEAR = {"Conv", "ConvTranspose", "Gemm", *_PRODUCTS}
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A tensor that has places to point at.
+    """A tensor with spatial positions.
 
     Attributes:
         tensor: the activation maps.
         layout: the meaning of its axes.
-        every_path: whether it lies on every path from the image to the score.
+        every_path: whether it is on every path from the image to the score.
     """
 
     tensor: Value
@@ -41,12 +38,12 @@ class Candidate:
 
     @property
     def tokens(self) -> Axis | None:
-        """The token axis, where the places are the tokens of a transformer."""
+        """The token axis, if the positions are tokens of a transformer."""
         return next((axis for axis in self.layout if axis is not None and axis.kind == "T"), None)
 
     @property
     def channels(self) -> int | str | None:
-        """How many channels there are."""
+        """The number of channels."""
         return next(d for d, axis in zip(self.tensor.shape, self.layout, strict=True) if axis and axis.kind == "C")
 
     @property
@@ -83,7 +80,7 @@ class Candidate:
         """`value`, `[N, C, *spatial]`, with the axes of the target tensor: `canonical` undone.
 
         Raises:
-            UnsupportedError: the target tensor holds class or register tokens, of which `value` says nothing.
+            UnsupportedError: the target tensor holds class or register tokens, which `value` lacks.
         """
         kinds = [axis.kind if axis is not None else "" for axis in self.layout]
         if self.tokens is not None:
@@ -101,12 +98,12 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The chosen target tensor, why, and what else there was.
+    """The explained tensor, the reason for it, and the other candidates.
 
     Attributes:
-        chosen: the target tensor.
+        chosen: the explained tensor.
         reason: why it was chosen, in words.
-        candidates: every tensor on the way that has places to point at, in graph order.
+        candidates: all tensors with spatial positions between image and score, in graph order.
     """
 
     chosen: Candidate
@@ -134,12 +131,11 @@ def find_layer(
         carries: which edges a gradient can cross.
         layer: a tensor name, a node name, a framework's layer name, or `auto`.
         names: framework layer name -> tensor name.
-        classes: how many channels a tensor has that is an answer rather than a layer, which has more than one; `auto`
-            does not choose it.
-        boxes: what lies behind the last convolution or matrix product is an answer as well: a table of boxes.
+        classes: `auto` skips tensors with this number of channels, or one: they are the model's answer.
+        boxes: `auto` skips all tensors behind the last convolution or matrix product: they describe boxes.
 
     Raises:
-        TargetError: no such layer, it has no places to point at, or the score does not depend on it.
+        TargetError: no such layer, it has no spatial positions, or the score does not depend on it.
     """
     layouts = follow(t)
     chain = dominators(t.nodes, image.core, score.core, carries)
@@ -172,7 +168,7 @@ def find_layer(
 
 
 def _has_places(value: Value, layout: Layout, batch: int) -> bool:
-    """More than one place, one channel axis, the image's batch axis, and nothing unknown."""
+    """Whether a tensor has several positions, one channel axis, the image's batch axis, and no unknown axis."""
     kinds = [axis.kind if axis is not None else None for axis in layout]
     if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
         return False
@@ -188,7 +184,7 @@ def _has_places(value: Value, layout: Layout, batch: int) -> bool:
 def _no_answers(
     candidates: Sequence[Candidate], path: Sequence[ir.Node], classes: int | None, *, boxes: bool
 ) -> list[Candidate]:
-    """The candidates without those that hold what the model answers for each place."""
+    """The candidates without those that hold the model's answer for each position."""
     if classes is not None:
         return [c for c in candidates if c.channels not in {1, classes}]
     if not boxes:
@@ -213,7 +209,7 @@ def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tup
 
 
 def _places(candidate: Candidate) -> str:
-    """The spatial sizes in words; what is free or computed has no number."""
+    """The spatial sizes in words; `?` for free or computed ones."""
     return "x".join(str(size) if isinstance(size, int) else "?" for size in candidate.grid)
 
 
@@ -226,7 +222,7 @@ def _is_pooled(value: ir.Value) -> bool:
 
 
 def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Candidate:
-    """The tensor that `chosen` is only a view of (transposed, reshaped, quantised and back)."""
+    """The tensor that `chosen` is a view of (transposed, reshaped, quantized and dequantized)."""
     node = chosen.tensor.core.producer()
     by_value = {c.tensor.core: c for c in useful}
     while node is not None and node.op_type in VIEWS | QUANTISATION:
@@ -241,10 +237,10 @@ def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Can
 
 @dataclass(frozen=True)
 class _ClassTokenHead:
-    """A head that reads class and register tokens alone.
+    """A head that reads only class and register tokens.
 
     Attributes:
-        last: the tokens it reads from.
+        last: the tokens that it reads.
         mixers: the attentions (any product of two activations) in front of it, in graph order; behind the last one
             the patch tokens no longer reach the score, so their gradient is zero there.
     """
@@ -305,7 +301,7 @@ def _reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
     if node.op_type == "Slice":
         kept = window(t, node, where, first + count + axis.after)
         if kept is None:
-            # Bounds computed from shapes: so short a slice holds no whole grid, but may hold all tokens before it.
+            # Bounds computed from shapes: a slice this short holds no whole grid, but may hold all tokens before it.
             result = t.wrap(node.outputs[0]).probe_shape
             return result is not None and result[where] <= first
         return kept[1] <= first or kept[0] >= first + count
@@ -353,7 +349,7 @@ def _named(
 
 
 def on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
-    """What a dead-end output is a view of: exporters expose layers as copies that nothing reads.
+    """The tensor on the path that an exposed output is a view of: exporters expose layers as unread copies.
 
     Args:
         t: the graph.
@@ -361,8 +357,8 @@ def on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
         alive: the tensors on the path to the score.
 
     Returns:
-        The first tensor in `alive` that Transpose, Identity and Cast made `value` of, `value` itself included; the last
-        one seen where there is none.
+        The first tensor in `alive` before `value` and its Transpose, Identity and Cast nodes; the last one seen if
+        there is none.
     """
     while value.core not in alive:
         node = value.core.producer()
@@ -377,8 +373,8 @@ class Block:
     """One block of a transformer.
 
     Attributes:
-        attention: what every token attends to, `[N, heads, T, T]`, each row adding up to one.
-        output: what the block hands on, `[N, T, C]`.
+        attention: the attention map, `[N, heads, T, T]`, with rows that sum to one.
+        output: the tokens behind the block, `[N, T, C]`.
     """
 
     attention: Value
@@ -386,15 +382,15 @@ class Block:
 
 
 def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candidate]) -> list[Block]:
-    """Every block, in order: an attention map, and the last sum of tokens on every path before the next one.
+    """All blocks in order: an attention map, and the last sum of tokens on every path before the next map.
 
     Args:
         t: the graph.
         path: the nodes between the image and the score.
-        candidates: every tensor with places on the way, in graph order.
+        candidates: all tensors with spatial positions, in graph order.
 
     Raises:
-        UnsupportedError: the model has none, or its attention is written so that there is no map.
+        UnsupportedError: the model has none, or its attention is fused so that there is no map.
     """
     place = {output: i for i, node in enumerate(path) for output in node.outputs}
     sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(c.tensor)]

@@ -1,4 +1,4 @@
-"""Which output holds class scores, and which tensor before it is differentiated."""
+"""Find the output with the class scores, and the tensor before it that is differentiated."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Score:
     """What is explained.
 
     Attributes:
-        output: the model's output that holds the scores.
-        tensor: the tensor that is differentiated: the one before a trailing activation, or the output itself.
-        class_axis: the axis of `tensor` along which classes lie.
-        classes: how many classes there are to choose from; `None` where the model does not say.
-        single_logit: one number decides between two classes: 1 is the number, 0 its complement.
-        activation: the activation that `output` went through last, empty where there is none; `tensor` lies before
-            it unless the output itself is explained.
+        output: the model's output with the scores.
+        tensor: the tensor that is differentiated: before a trailing activation, or the output itself.
+        class_axis: the axis of classes in `tensor`.
+        classes: the number of classes; `None` if unknown.
+        single_logit: a single number decides between two classes: 1 is the number, 0 its complement.
+        activation: the last activation before `output`, empty for none; `tensor` is its input unless the output
+            itself is explained.
         reason: why this output and this tensor, in words.
     """
 
@@ -53,7 +53,7 @@ def find_image(t: Builder, name: str | None = None) -> Value:
 
     Args:
         t: the graph.
-        name: its name, where several would do.
+        name: its name; needed if there are several.
 
     Raises:
         TargetError: no input looks like images, or several do.
@@ -81,7 +81,7 @@ def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "ou
 
     Args:
         t: the graph.
-        output: name of the output, where several would do.
+        output: name of the output; needed if there are several.
         kind: `logit` for the tensor before a trailing Softmax, LogSoftmax or Sigmoid, `output` for the output itself.
 
     Raises:
@@ -140,7 +140,7 @@ def _before_activation(t: Builder, output: Value, kind: str, why: str) -> Score:
 
 
 def _walk_back(t: Builder, output: Value) -> tuple[Value, Activation]:
-    """The tensor before the last activation, and which one that is; the output itself where there is none."""
+    """The tensor before the last activation, and that activation; the output itself if there is none."""
     value = output
     while True:
         node = value.core.producer()
@@ -169,7 +169,7 @@ def _along_classes(t: Builder, node: ir.Node, before: Value) -> bool:
 
 
 def _unmoved(t: Builder, value: Value) -> Value:
-    """The tensor that Reshapes made `value` from, as long as it still reads as class scores: it has a better name."""
+    """The tensor before Reshapes that still holds class scores: its name tells the user more."""
     node = value.core.producer()
     if node is None or node.op_type not in RESHAPES or not keeps_order(t, node) or node.inputs[0] is None:
         return value
@@ -177,7 +177,7 @@ def _unmoved(t: Builder, value: Value) -> Value:
 
 
 def _origin(t: Builder, value: Value) -> Value:
-    """What `value` is only a copy or a view of."""
+    """The tensor that `value` is a copy or a view of."""
     node = value.core.producer()
     if node is None or node.op_type not in VIEWS or not keeps_order(t, node) or node.inputs[0] is None:
         return value
@@ -185,7 +185,7 @@ def _origin(t: Builder, value: Value) -> Value:
 
 
 def _float_source(t: Builder, value: Value) -> Value:
-    """The scores before they were quantised: rounding ties them, and one that is cut off has no gradient."""
+    """The scores before quantization: rounding ties them, and clipped ones have no gradient."""
     node = value.core.producer()
     x = node.inputs[0] if node is not None and node.inputs else None
     if node is None or x is None or (value.is_float and node.op_type != "DequantizeLinear"):
@@ -197,12 +197,12 @@ def _float_source(t: Builder, value: Value) -> Value:
 
 
 def _is_view(t: Builder, node: ir.Node) -> bool:
-    """Whether a node only shows scores in another shape or type, every class where it was."""
+    """Whether a node changes only the shape or dtype of scores and keeps the order of classes."""
     return node.op_type in VIEWS | QUANTISATION and keeps_order(t, node)
 
 
 def _class_axis(value: Value) -> int | None:
-    """The one axis beside the batch that is not of size one; axis 1 where all are."""
+    """The only axis besides the batch that is not of size one; axis 1 if all are."""
     shape = value.known_shape
     if shape is None or len(shape) < 2 or value.dtype is None or value.dtype.kind not in "fiuV":
         return None
