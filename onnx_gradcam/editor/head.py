@@ -1,7 +1,7 @@
-"""The classifier head behind global pooling: its closed form where it is linear, central differences where not.
+"""The classifier head behind global pooling: its gradient in closed form if it is linear, else by central differences.
 
-Both give the cotangent of the activation maps without a backward pass. Behind an average over all places every place
-has the same derivative, so one number a channel says it all.
+Both compute the gradient of the activation maps without a backward pass. Behind global average pooling the gradient is
+the same at all spatial positions, so one value per channel is enough.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ one hundredth.
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What lies between the target tensor and the score.
+    """The model between the target tensor and the score.
 
     Attributes:
-        pooled: the tensor right behind the average over all places, `[N, C]` or with axes of size one.
-        average: whether the pooling divides by the number of places (a sum does not).
-        matrix: the weights of the one linear layer, `[C, K]`, `[K, C]` or `[K, C, 1 ...]`, or `None` where pooled
+        pooled: the output of global pooling, `[N, C]` or with axes of size one.
+        average: whether the pooling divides by the number of positions (a sum does not).
+        matrix: the weights of the one linear layer, `[C, K]`, `[K, C]` or `[K, C, 1 ...]`, or `None` if pooled
             channels are the scores themselves.
-        class_axis: the axis of `matrix` along which classes lie.
+        class_axis: the axis of classes in `matrix`.
         scale: constant factors on the pooled channels and on the score, `[C]` or a scalar.
-        linear: whether nothing but these lies behind the pooling.
-        why: in words, for messages: what the head is, or what in it is not linear.
+        linear: whether these are all there is behind the pooling.
+        why: what the head is, or what in it is not linear, in words.
     """
 
     pooled: Value
@@ -56,7 +56,7 @@ class Head:
 
 
 def read_head(t: Builder, target: Candidate, score: Value, path: Sequence[ir.Node]) -> Head | None:
-    """Read the head from the nodes between target and score; `None` where no average over all places begins it.
+    """Read the head from the nodes between target and score; `None` if it does not start with global pooling.
 
     Args:
         t: the graph.
@@ -79,7 +79,7 @@ def read_head(t: Builder, target: Candidate, score: Value, path: Sequence[ir.Nod
 
 
 def _pools_all(t: Builder, target: Candidate, node: ir.Node, here: Value) -> bool | None:
-    """Whether `node` averages (`True`) or sums (`False`) over all places; `None` where it does neither."""
+    """Whether `node` averages (`True`) or sums (`False`) over all positions; `None` if it does neither."""
     if node.op_type == "GlobalAveragePool":
         return True
     if node.op_type == "AveragePool":
@@ -98,7 +98,7 @@ def _pools_all(t: Builder, target: Candidate, node: ir.Node, here: Value) -> boo
 def _behind(
     t: Builder, pooled: Value, *, average: bool, score: Value, rest: Sequence[ir.Node], channels: int | str | None
 ) -> Head:
-    """Read what follows the pooling, as long as it is linear."""
+    """Read what follows the pooling while it is linear."""
 
     def curved(why: str) -> Head:
         return Head(pooled, average, None, 1, np.ones(()), linear=False, why=why)
@@ -109,7 +109,7 @@ def _behind(
         where = next((i for i, v in enumerate(node.inputs) if v is here.core), None)
         if where is None:
             return curved("several branches read the pooled vector")
-        # What permutes or spreads the vector is left to the backward pass.
+        # Permuting or broadcasting the vector is left to the backward pass.
         kept = keeps_order(t, node, where)
         factor = _factor(t, node, where, channels if matrix is None else None) if kept else None
         if factor is not None:
@@ -129,7 +129,7 @@ def _behind(
 def _factor(
     t: Builder, node: ir.Node, where: int, channels: int | str | None
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
-    """The constant that `node` multiplies the vector by: `[C]` or a scalar; `None` where it does something else."""
+    """The constant that `node` multiplies the vector by, `[C]` or a scalar; `None` if it does something else."""
     if node.op_type in VIEWS and where == 0:
         return np.ones(())
     others = [t.wrap(v).array() for i, v in enumerate(node.inputs) if i != where and v is not None]
@@ -151,7 +151,7 @@ def _factor(
 
 
 def _matrix(t: Builder, node: ir.Node, channels: int | str | None) -> tuple[Value, int, float] | None:
-    """Weights, class axis and factor of a linear layer over all channels: a product, or a convolution of one place."""
+    """Weights, class axis and factor of a linear layer over all channels: a product or a 1x1 convolution."""
     if node.op_type not in {"Gemm", "MatMul", "Conv"} or node.inputs[1] is None:
         return None
     matrix, number = t.wrap(node.inputs[1]), node.attributes
@@ -173,7 +173,7 @@ def linear_cotangent(
     sign: Value | None,
     seed: Value | None = None,
 ) -> Value:
-    """The cotangent of the target tensor in closed form: a row of the head's weights over the number of places.
+    """The cotangent of the target tensor in closed form: a row of the head's weights over the number of positions.
 
     Args:
         t: the builder.
@@ -181,11 +181,11 @@ def linear_cotangent(
         score: the score.
         target: the activation maps as `[N, C, *spatial]`.
         classes: the explained classes, `int64 [N]`.
-        sign: for a single logit, +1 or -1 a sample, `float32 [N, 1]`.
-        seed: the cotangent of the score, `float32 [N, K]`, where it is not one at the class and zero elsewhere.
+        sign: for a single logit, +1 or -1 for each sample, `float32 [N, 1]`.
+        seed: the cotangent of the score, `float32 [N, K]`; `None` for one at the class and zero elsewhere.
 
     Returns:
-        `float32 [N, C, 1 ...]`: the same at every place.
+        `float32 [N, C, 1 ...]`: the same at all positions.
     """
     if seed is not None:
         row = seed if head.matrix is None else seed @ _row_by_class(t, head, head.matrix)
@@ -200,7 +200,7 @@ def linear_cotangent(
     row = row if sign is None else row * sign
     if not np.array_equal(head.scale, 1.0):
         row = t.op("Mul", row, t.const(head.scale.astype(np.float32)))
-    return _over_places(t, row, head, target)
+    return _over_positions(t, row, head, target)
 
 
 def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
@@ -213,7 +213,7 @@ def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
         target: the activation maps, `float32 [N, C, *spatial]`.
 
     Returns:
-        `float32 [N, K, *spatial]`; a single logit gives its complement and itself.
+        `float32 [N, K, *spatial]`; for a single logit its complement and itself.
     """
     width = int(target.shape[1] or 0)
     rows = t.const(np.eye(width, dtype=np.float32)) if head.matrix is None else _row_by_class(t, head, head.matrix)
@@ -223,7 +223,7 @@ def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
         rows = t.op("Concat", -rows, rows, axis=0)
     maps = rows @ t.op("Reshape", target, t.ints(0, 0, -1))
     if head.average:
-        maps = t.op("Div", maps, _places(t, head, target))
+        maps = t.op("Div", maps, _position_count(t, head, target))
     size = t.op("Concat", t.ints(0, -1), t.op("Shape", target, start=2), axis=0)
     return t.op("Reshape", maps, size, shape=(target.shape[0], score.classes, *target.shape[2:]))
 
@@ -235,17 +235,17 @@ def _row_by_class(t: Builder, head: Head, matrix: Value) -> Value:
     return weights if head.class_axis == 0 else t.transpose(weights, [1, 0])
 
 
-def _over_places(t: Builder, row: Value, head: Head, target: Value) -> Value:
-    """`[N, C]` -> `[N, C, 1 ...]`, divided by the number of places where the pooling averages."""
+def _over_positions(t: Builder, row: Value, head: Head, target: Value) -> Value:
+    """`[N, C]` -> `[N, C, 1 ...]`, divided by the number of positions if the pooling averages."""
     if head.average:
-        count = _places(t, head, target)
+        count = _position_count(t, head, target)
         row = row / count if isinstance(count, Value) else row * (1.0 / count)
     ones = [1] * (target.rank - 2)
     return t.op("Reshape", row, t.ints(0, 0, *ones), shape=(row.shape[0], row.shape[1], *ones))
 
 
-def _places(t: Builder, head: Head, target: Value) -> Value | float:
-    """How many values one mean is over: class and register tokens count as well."""
+def _position_count(t: Builder, head: Head, target: Value) -> Value | float:
+    """The number of values that one mean is over, with class and register tokens."""
     node = head.pooled.core.producer()
     source = t.wrap(node.inputs[0]) if node is not None and node.inputs[0] is not None else target
     sizes = [d for d in source.shape[1:] if isinstance(d, int)]
@@ -264,7 +264,7 @@ def finite_cotangent(
 
     Args:
         t: the builder.
-        head: any head behind an average over all places.
+        head: any head behind global average pooling.
         score: the score.
         target: the activation maps as `[N, C, *spatial]`.
         seed: the cotangent of the score, of its shape.
@@ -296,7 +296,7 @@ def finite_cotangent(
     picked = t.sum(t.op("Mul", flat, wanted), [2], keepdims=False)
     ups, downs = t.ops("Split", picked, t.ints(width, width), outputs=2, axis=1)
     slope = t.op("Div", ups - downs, t.op("Reshape", step, t.ints(-1, 1)) * 2.0)
-    return _over_places(t, t.cast(slope, np.float32), head, target)
+    return _over_positions(t, t.cast(slope, np.float32), head, target)
 
 
 def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Value, score: Value) -> Value:
@@ -305,12 +305,12 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
     Args:
         t: the builder.
         nodes: those between `old` and `score`, in order.
-        old: where they begin.
-        start: what the copy begins with in place of `old`: of its shape but for the batch.
-        score: where they end.
+        old: their input.
+        start: the input of the copy, with the shape of `old` except for the batch.
+        score: their output.
 
     Returns:
-        What the copy makes of `score`.
+        The output of the copy.
 
     Raises:
         UnsupportedError: they cannot be run on a batch of another size, or read more of the image than `old`.
@@ -335,7 +335,7 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
 
 
 def _refuse_other_inputs(t: Builder, node: ir.Node, copies: Container[ir.Value]) -> None:
-    """Rows of the copy have no rows of another tensor to go with."""
+    """Refuse nodes that read another tensor, whose rows do not match those of the copy."""
     for value in node.inputs:
         if value is not None and value not in copies and t.wrap(value).array() is None:
             raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""What each axis of each tensor means, followed through the graph and never guessed from sizes.
+"""The meaning of each axis of each tensor, followed through the graph and never guessed from sizes.
 
 Convolutions and pools are channels-first by definition, so their outputs have known axes; Transposes permute them,
 Reshapes merge and split them, elementwise operators keep them. A vision transformer's token axis is a merged grid,
@@ -45,7 +45,7 @@ Factor = tuple["Axis | None", int]
 """The meaning and the size of (a part of) an axis."""
 
 Layout = tuple["Axis | None", ...]
-"""The meaning of every axis of a tensor; `None` where it is not known."""
+"""The meaning of every axis of a tensor; `None` if unknown."""
 
 BATCH, CHANNEL, HEAD = Axis("N"), Axis("C"), Axis("c")
 
@@ -71,12 +71,12 @@ _RESHAPES = {"Reshape", "Flatten"}
 
 
 def follow(t: Builder) -> dict[ir.Value, Layout]:
-    """The layout of every tensor that one can be found for."""
+    """The layouts of all tensors whose axes can be followed."""
     layouts: dict[ir.Value, Layout] = {}
     for node in t.nodes:
         x = node.inputs[0] if node.op_type in _CHANNELS_FIRST else None
         if x is not None and any(map(_is_unclear, layouts.get(x, (None,)))) and t.wrap(x).known_shape is not None:
-            # What a convolution or pool reads is channels-first whatever it was made by.
+            # The input of a convolution or pool is channels-first whatever computed it.
             layouts[x] = channels_first(t.wrap(x).rank)
         found = _after(t, node, layouts)
         for output in node.outputs:
@@ -87,7 +87,7 @@ def follow(t: Builder) -> dict[ir.Value, Layout]:
 
 
 def _is_unclear(axis: Axis | None) -> bool:
-    """Whether an axis is not known, or known to be what no convolution has: places within several cells."""
+    """Whether an axis is unknown, or one that no convolution has: positions within several cells."""
     return axis is None or {part.kind if part else "" for part, _ in axis.parts} == {"s"}
 
 
@@ -102,7 +102,7 @@ def label_input(t: Builder, image: Value) -> Layout | None:
             kinds = [axis.kind if axis else "" for axis in seen]
             lost = {str(i) for i in range(image.rank)} - set(kinds)
             if len(lost) == 1:
-                # A Reshape may stand for the Transpose of a single channel, whose axis it moves without a trace.
+                # A Reshape may replace the Transpose of a single channel, whose axis it moves without a trace.
                 kinds[kinds.index("")] = lost.pop()
             if sorted(kinds) == [str(i) for i in range(image.rank)]:
                 meaning = dict(zip(kinds, channels_first(image.rank), strict=True))
@@ -121,7 +121,7 @@ def channels_first(rank: int) -> Layout:
 
 
 def letters(layout: Layout) -> str:
-    """A layout in the usual letters, e.g. `NCHW`, `NHWC` or `NTC`; `?` for what is not known."""
+    """A layout in the usual letters, e.g. `NCHW`, `NHWC` or `NTC`; `?` for unknown axes."""
     names = {2: "HW", 3: "DHW"}.get(sum(axis is not None and axis.kind == "S" for axis in layout), "WWW")
     return "".join("?" if a is None else names[a.place] if a.kind == "S" else a.kind for a in layout)
 
@@ -144,7 +144,7 @@ def _after(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout
 
 
 def _convolved(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout | None:
-    """Channels first; height and width that have changed places before stay as they are."""
+    """Channels first; height and width that were swapped before stay swapped."""
     shape, x = t.wrap(node.outputs[0]).known_shape, node.inputs[0]
     if shape is None or len(shape) < 3:
         return None

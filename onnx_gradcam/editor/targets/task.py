@@ -70,18 +70,18 @@ class Task:
 def _segmentation(t: Builder, output: str | None, mask: MaskKind, kind: ScoreKind) -> None:
     """The sum of each class's scores over a part of the image, as pytorch-grad-cam's SemanticSegmentationTarget.
 
-    A single map decides between two classes: 1 is the map itself, 0 its complement, the negated map. A class without
-    a place of its own scores zero, and less than every class that has one where these are negative.
+    A single map decides between two classes: 1 is the map itself, 0 its complement, the negated map. A class that is
+    predicted nowhere scores zero, and less than every predicted class if these are negative.
 
     Args:
         t: the graph.
-        output: the output that holds one map a class, or the best class of every place, where several would do.
-        mask: `own` sums where the class is the best one, `all` everywhere, `input` where the new input `target_mask`,
-            `float32 [N, h, w]` at the output's resolution, is one.
+        output: the output with one map per class, or the predicted class of every position; needed if several fit.
+        mask: `own` sums where the class is predicted, `all` everywhere, `input` with the weights of the new input
+            `target_mask`, `float32 [N, h, w]` at the output's resolution.
         kind: `logit` sums what lies before a trailing Softmax, LogSoftmax, Sigmoid or ArgMax, `output` the output.
 
     Raises:
-        TargetError: no output holds one map a class, or several do.
+        TargetError: no output holds one map per class, or several do.
     """
     maps, layout = _class_maps(t, output, kind)
     kinds = [axis.kind if axis is not None else "" for axis in layout]
@@ -101,7 +101,7 @@ def _segmentation(t: Builder, output: str | None, mask: MaskKind, kind: ScoreKin
 
 
 def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> Value:
-    """The sum of every class over the places where it is the best one, `[N, K]`."""
+    """The sum of every class over the positions where it is predicted, `[N, K]`."""
     best = t.op("ArgMax", maps, axis=channel, keepdims=1)
     count = t.op("Squeeze", t.op("Shape", maps, start=channel, end=channel + 1))
     every = t.op("Range", t.const(0, np.int64), count, t.const(1, np.int64))
@@ -110,13 +110,13 @@ def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> V
     chosen = t.cast(t.op("Equal", best, t.op("Reshape", every, t.ints(*shape))), maps.dtype)
     total = t.sum(t.op("Mul", maps, chosen), places, keepdims=False)
     present = t.reduce("ReduceMax", chosen, places, keepdims=False) > 0.0
-    # No derivative crosses the rounding, which is what a class that is not there should have.
+    # No gradient crosses the rounding, as it should be for a class that is predicted nowhere.
     lowest = t.op("Floor", t.op("Min", t.reduce("ReduceMin", total, [1]), 0.0) * 2.0)
     return t.op("Where", present, total, lowest)
 
 
 def _class_maps(t: Builder, name: str | None, kind: ScoreKind) -> tuple[Value, Layout]:
-    """The tensor with one map a class, and the meaning of its axes."""
+    """The tensor with one map per class, and the meaning of its axes."""
     layouts = follow(t)
     found: dict[str, tuple[Value, Layout]] = {}
     for output in map(t.wrap, t.graph.outputs):
@@ -141,7 +141,7 @@ def _class_maps(t: Builder, name: str | None, kind: ScoreKind) -> tuple[Value, L
 
 
 def _backwards(t: Builder, value: Value) -> Iterator[Value]:
-    """A tensor, and what it is an activation, a view or the best class of."""
+    """A tensor, and the tensors before it that it is an activation, a view or the ArgMax of."""
     yield value
     while (node := value.core.producer()) is not None and node.op_type in _BEFORE_MAPS and node.inputs[0] is not None:
         value = t.wrap(node.inputs[0])
@@ -162,16 +162,16 @@ def _detection(t: Builder, outputs: Sequence[str], form: BoxFormat, *, rank: int
 
     Args:
         t: the graph.
-        outputs: what holds a score for every box and class; several (the levels of a pyramid) are put one behind the
-            other; none for the only output of that form.
-        form: `scores` is `[N, boxes, K]`, or `[N, boxes]` for boxes that a suppression of overlaps has chosen
-            already, which have one score each; `yolov5` is `[N, boxes, 5 + K]`: a box, its objectness and class
+        outputs: the outputs with a score for every box and class; several (the levels of a pyramid) are concatenated;
+            none for the only output of that form.
+        form: `scores` is `[N, boxes, K]`, or `[N, boxes]` for boxes after NMS, which have one score
+            each; `yolov5` is `[N, boxes, 5 + K]`: a box, its objectness and class
             scores that are multiplied with it; `yolov8` is `[N, 4 + K, boxes]`.
         rank: 0 for the box with the highest score of the class, 1 for the next ...
-        index: the number of the box, in place of a rank.
+        index: the index of the box, instead of a rank.
 
     Raises:
-        TargetError: an output is not there or of another form, or there are fewer boxes.
+        TargetError: an output is missing or of another form, or there are fewer boxes.
     """
     tables = [_by_class(t, value, form) for value in _tables(t, outputs, form)]
     widths = {(table.shape[0], table.shape[2]) for table in tables}
@@ -197,7 +197,7 @@ def _tables(t: Builder, outputs: Sequence[str], form: BoxFormat) -> list[Value]:
     by_name = {str(o.name): _unquantised(t, t.wrap(o)) for o in t.graph.outputs}
     ranks = {2, 3} if form == "scores" else {3}
     if not outputs:
-        # A table of four columns is most likely the boxes themselves.
+        # A table of four columns most likely holds the boxes themselves.
         fitting = [n for n, v in by_name.items() if v.is_float and v.known_shape and v.rank == 3 and v.shape[2] != 4]
         if len(fitting) != 1:
             raise TargetError(
@@ -221,7 +221,7 @@ def _tables(t: Builder, outputs: Sequence[str], form: BoxFormat) -> list[Value]:
 
 
 def _unquantised(t: Builder, value: Value) -> Value:
-    """The floating-point tensor that an output of whole numbers was rounded from."""
+    """The floating-point tensor before an output's quantization."""
     node = value.core.producer()
     if value.is_float or node is None or node.op_type != "QuantizeLinear" or node.inputs[0] is None:
         return value
@@ -249,15 +249,15 @@ def _from(t: Builder, value: Value, start: int, axis: int) -> Value:
 
 
 def _similarity(t: Builder, output: str | None, reference: object) -> None:
-    """The cosine of the angle between an embedding and a reference.
+    """The cosine similarity of an embedding and a reference.
 
     Args:
         t: the graph.
-        output: the output that holds the embedding, where several would do.
-        reference: the embedding to be similar to, `[D]`.
+        output: the output with the embedding; needed if several fit.
+        reference: the embedding to compare with, `[D]`.
 
     Raises:
-        TargetError: no output holds an embedding of that size, or the reference has no direction.
+        TargetError: no output holds an embedding of that size, or the reference is zero or not finite.
     """
     try:
         flat = np.asarray(reference, dtype=np.float64).reshape(-1)
@@ -285,7 +285,7 @@ def _similarity(t: Builder, output: str | None, reference: object) -> None:
 
 
 def _holds(value: Value, size: int) -> bool:
-    """Whether a tensor holds one vector of a size a sample: `[N, D]`, or with axes of size one."""
+    """Whether a tensor holds one vector of a size per sample: `[N, D]`, or with axes of size one."""
     shape = value.known_shape
     return shape is not None and len(shape) > 1 and [d for d in shape[1:] if d != 1] == ([size] if size != 1 else [])
 
