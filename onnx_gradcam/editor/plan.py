@@ -28,7 +28,7 @@ from onnx_gradcam.options import Options
 from .head import Head, read_head
 from .methods.catalogue import Method, find_method
 from .presets import Preset, find_preset
-from .targets.axes import Layout, label_input, letters
+from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_labels, find_class, read_labels
 from .targets.layer import Candidate, Layer, find_layer
 from .targets.objective import OBJECTIVES, Objective, against
@@ -256,15 +256,15 @@ def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None 
 
     Args:
         source: the model.
-        image: the input's name, where several would do.
+        image: the input's name; needed if there are several.
 
     Raises:
         ModelError: the file is not a usable model.
-        TargetError: which input that is, or what its axes are, cannot be made out.
+        TargetError: the input or the meaning of its axes cannot be determined.
     """
     t = Builder(load(source))
-    found = find_image(t, image)
-    return found.name, letters(_image_layout(t, found))
+    value = find_image(t, image)
+    return value.name, letters(_image_layout(t, value, at_layer=False))
 
 
 def _with_class_scores(model: Model, options: Options, task: Task) -> Options:
@@ -291,7 +291,7 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
     if score.single_logit and not task.classes_compete:
         score = _one_value(score)
     carries = carries_gradient(t)
-    layout = _image_layout(t, image)
+    layout = _image_layout(t, image, at_layer=method.needs_layer)
     layers = _layers(t, Candidate(image, layout, every_path=True), score, carries, method, options, task)
     targets = [layer.chosen.tensor for layer in layers]
     path, _ = between(t.nodes, [v.core for v in targets], [score.tensor.core], carries)
@@ -391,8 +391,11 @@ def _weights(
     return "finite" if problems else "gradient"
 
 
-def _image_layout(t: Builder, image: Value) -> Layout:
+def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
+    """The layout of the image input; without convolutions it is NCHW for methods that look at no layer."""
     layout = label_input(t, image)
+    if layout is None and not at_layer and image.shape[1] in {1, 3}:
+        layout = channels_first(image.rank)
     if layout is None:
         raise TargetError(
             f"which axes of the input {image.name!r} are height and width cannot be told: "

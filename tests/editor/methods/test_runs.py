@@ -12,7 +12,7 @@ from onnx_gradcam.editor.methods import averaged as sampling
 from onnx_gradcam.editor.methods import perturbation
 from onnx_gradcam.editor.methods.catalogue import methods
 from onnx_gradcam.editor.probes import probed
-from onnx_gradcam.errors import ModelError, UnsupportedError
+from onnx_gradcam.errors import ModelError, TargetError, UnsupportedError
 from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.prober import Prober
 
@@ -242,3 +242,17 @@ def test_a_head_that_reads_the_image_past_the_layer_is_refused():
     )
     with pytest.raises(UnsupportedError, match=r"also reads the input 'x', so it cannot be run again"):
         explained("ablationcam", images(1), [1], source=source, layer="a")
+
+
+def test_a_network_without_convolutions_is_explained_by_methods_that_look_at_no_layer():
+    source = graph("f = Flatten(x) g = Gemm(f, V) h = Relu(g) y = Gemm(h, W)", V=(3 * 8 * 8, 7), W=(7, 4))
+    x = images(1)
+    explained = attach(source, method="gradient")
+    assert explained.metadata.layout == "NCHW"
+    gradient = run(explained.to_proto(), x=x, target_class=np.array([2], np.int64))["attribution"]
+    V, W = (onnx.numpy_helper.to_array(next(w for w in source.graph.initializer if w.name == name)) for name in "VW")
+    expected = (V * (x.reshape(1, -1) @ V > 0)) @ W[:, 2]
+    np.testing.assert_allclose(gradient.reshape(-1), expected, rtol=1e-4, atol=1e-6)
+    assert probed(source, Options(method="occlusion")).metadata.layout == "NCHW"
+    with pytest.raises(TargetError, match="no convolution or pooling reads it"):
+        attach(source)
