@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import ModelError, UnsupportedError
 
-from .model import Model
+from .model import Model, own_errors
 from .shapes import Shape, TensorInfo, declare, ranked_shape
 
 __all__ = ["Attribute", "Builder", "Value"]
@@ -339,7 +339,8 @@ class Builder:
         schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
         args = [None if i is None else self.wrap(i) for i in node.inputs]
         types = {a.name: _type_proto(a) for a in args if a is not None}
-        data = {a.name: ir.to_proto(c) for a in args if a is not None and (c := _small_constant(a)) is not None}
+        with own_errors():
+            data = {a.name: ir.to_proto(c) for a in args if a is not None and (c := _small_constant(a)) is not None}
         imports = [onnx.helper.make_opsetid(d, v) for d, v in self.model.core.opset_imports.items()]
         try:
             inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)

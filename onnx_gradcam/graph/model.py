@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +11,13 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.errors import ExplainError, InputError, ModelError
 from onnx_gradcam.files import Drafts
 
 from .read import skeleton
 from .shapes import Shape, TensorInfo, infer_shapes, ranked_shape
 
-__all__ = ["Model"]
+__all__ = ["Model", "own_errors"]
 
 _SMALL_BYTES = 1000
 _LARGEST_FILE = 2**31 - 2**24
@@ -91,7 +92,8 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a proto; external weights stay references."""
-        return ir.to_proto(self.core)
+        with own_errors():
+            return ir.to_proto(self.core)
 
     def _skeleton(self) -> onnx.ModelProto:
         """A copy without the larger weights, made without reading them."""
@@ -101,7 +103,7 @@ class Model:
                 "unread", 0, weight.nbytes, weight.dtype, shape=ir.Shape(weight.shape.numpy()), name=str(weight.name)
             )
         try:
-            return skeleton(ir.to_proto(self.core))
+            return skeleton(self.to_proto())
         finally:
             for value, weight in weights.items():
                 value.const_value = weight
@@ -158,7 +160,21 @@ class Model:
         moved = inside > _LARGEST_FILE or (self._external and path.resolve().parent != self.folder)
         if moved and path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{str(path)!r} is not a regular file, but the weights need a second one beside it")
-        with Drafts() as drafts:
+        with own_errors(), Drafts() as drafts:
             # Renamed before the model, so that no model is ever without its weights.
             data = drafts.file(path.with_name(f"{path.name}.data")).name if moved else None
             ir.save(self.core, drafts.file(path), external_data=data)
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise the error of a weight that cannot be read, which `onnx_ir` wraps in its own."""
+    try:
+        yield
+    except ir.serde.SerdeError as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, ExplainError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

@@ -12,6 +12,7 @@ Its keyword parameters are the keys of the layer's configuration; unknown keys a
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +72,12 @@ class LayerRule:
         """The function's keyword arguments.
 
         Raises:
-            ExportError: the configuration lacks a key, or has an unknown one.
+            ExportError: the configuration lacks a key, or has an unknown one or a value that is not finite.
         """
         options = {}
         for key, value in config.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ExportError(f"{layer}: its configuration has {key} = {value}; save a model with finite values")
             if key in self.parameters:
                 options[key] = value
             elif key in _NEUTRAL or key in self.neutral or "*" in self.neutral or key.endswith(_NEUTRAL_ENDS):

@@ -99,6 +99,7 @@ def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 _LAYOUTS = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
+_LARGEST_SIZE = 2**20
 _FREE = {4: (BATCH, "height", "width", "channels")}
 
 
@@ -221,6 +222,8 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
         d is None or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in shape
     ):
         raise ExportError(f"the shape of input {name!r} is {shape!r}; build the model before you save it")
+    if max((d for d in shape if d is not None), default=0) > _LARGEST_SIZE:
+        raise ExportError(f"the shape of input {name!r} is {shape}, larger than any image; refused")
     if dtype not in (None, "float32", "float16", "bfloat16", "float64", "uint8"):
         raise ExportError(f"input {name!r} has the dtype {dtype!r}, so it is not an image; {REMEDY}")
     rank = len(shape)

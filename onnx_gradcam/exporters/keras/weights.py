@@ -61,7 +61,7 @@ class Stored:
         """The content, in float32.
 
         Raises:
-            ExportError: the file is damaged.
+            ExportError: the file is damaged, or the content is NaN.
         """
         try:
             content = self._dataset[()]
@@ -69,8 +69,13 @@ class Stored:
             raise ExportError(f"{self._label} cannot be read ({reason(exc)}); fetch or save the file again") from exc
         if self._is_bfloat16:
             wide = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint16).astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(self.shape)
-        return np.asarray(content, np.float32)
+            return self._checked(wide.view(np.float32).reshape(self.shape))
+        return self._checked(np.asarray(content, np.float32))
+
+    def _checked(self, content: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if np.isnan(content).any():
+            raise ExportError(f"{self._label} contains NaN; did the training diverge? save a model with finite weights")
+        return content
 
     def arranged(self, perm: Sequence[int] | None, shape: Sequence[int] | None) -> ir.LazyTensor:
         """A tensor that is read when it is saved: transposed by `perm`, then reshaped to `shape`."""

@@ -15,7 +15,7 @@ import pytest
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
-from onnx_gradcam.errors import ExplainError  # noqa: E402 - behind the check for h5py
+from onnx_gradcam.errors import ExplainError, ExportError  # noqa: E402 - behind the check for h5py
 from onnx_gradcam.exporters.keras import read_keras  # noqa: E402
 
 ORACLES = Path(__file__).resolve().parents[2] / "oracles" / "keras"
@@ -202,6 +202,12 @@ def test_a_configuration_that_is_no_json_object(text, target):
         (lambda c: layer(c, "conv")["config"].update(dtype="int8"), ["computes in 'int8'"]),
         (lambda c: layer(c, "pool")["config"].update(pool_size=[9, 9]), ["'pool'"]),
         (lambda c: layer(c, "picture")["config"].update(batch_shape="8x8"), ["the shape of input"]),
+        (lambda c: layer(c, "conv")["config"].update(strides=float("nan")), ["strides = nan"]),
+        (lambda c: layer(c, "conv")["config"].update(dilation_rate=float("inf")), ["dilation_rate = inf"]),
+        (
+            lambda c: layer(c, "picture")["config"].update(batch_shape=[None, 2**40, 2**40, 3]),
+            ["larger than any image"],
+        ),
         (lambda c: layer(c, "picture")["config"].update(dtype="int32"), ["'int32'"]),
         (lambda c: layer(c, "picture")["config"].update(dtype={}), ["the dtype {}"]),
         (lambda c: c.update(class_name=[]), ["neither Functional nor Sequential"]),
@@ -311,6 +317,7 @@ def virtual(group, name, shape):
         (lambda f: f["model_weights"].pop("conv"), ["'conv'", "the file has 0"]),
         (replaced(nothing), ["is missing"]),
         (replaced(lambda g, n, _: g.create_dataset(n, data=np.zeros((9, 9), "f4"))), ["shape [9, 9]"]),
+        (replaced(lambda g, n, s: g.create_dataset(n, data=np.full(s, np.nan, "f4"))), ["kernel", "contains NaN"]),
         (replaced(lambda g, n, s: g.create_dataset(n, s, "f4", chunks=True)), ["fewer values are stored"]),
         (replaced(lambda g, n, _: g.create_dataset(n, (2**40,), "f4", chunks=(8,))), ["fewer values are stored"]),
         (replaced(lambda g, n, s: g.create_dataset(n, data=np.zeros(s, "S3"))), ["not numeric"]),
@@ -338,3 +345,11 @@ def test_the_version_decides_about_the_activation(tmp_path):
         graph = read_keras(packed(path, held)).model.core.graph
         slopes.append(next(n for n in graph if n.op_type == "HardSigmoid").attributes["alpha"].value)
     assert slopes == [pytest.approx(0.2), pytest.approx(1 / 6)]
+
+
+def test_weights_that_are_nan_write_nothing(tmp_path):
+    change = replaced(lambda g, n, s: g.create_dataset(n, data=np.full(s, np.nan, "f4")))
+    path = rewritten(tmp_path / "model.h5", change)
+    with pytest.raises(ExportError, match="contains NaN"):
+        read_keras(path).model.save(tmp_path / "model.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.h5"]
