@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import sync, write_file
@@ -21,6 +23,7 @@ __all__ = [
     "Record",
     "Shard",
     "cut",
+    "file_digests",
     "publish",
     "read_json",
     "read_record",
@@ -33,6 +36,7 @@ FAILURES = "_failures.jsonl"
 """In a shard with failed images, and beside the shards for the whole run."""
 DRAFTS = ".drafts"
 """Beside the shards: those in progress."""
+_CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,24 +76,33 @@ class Record:
         images: number of its images.
         failures: number of images that could not be explained.
         paths: SHA-256 of the paths of its images.
+        files: SHA-256 of its files by name.
     """
 
     first: int
     images: int
     failures: int
     paths: str
+    files: dict[str, str]
 
     @classmethod
-    def of(cls, first: int, paths: Sequence[str], failures: int) -> Record:
+    def of(cls, first: int, paths: Sequence[str], failures: int, files: Mapping[str, str]) -> Record:
         """The record of a shard of these images."""
         digest = hashlib.sha256()
         for path in paths:
             digest.update(os.fsencode(path) + b"\0")
-        return cls(first, len(paths), failures, digest.hexdigest())
+        return cls(first, len(paths), failures, digest.hexdigest(), dict(files))
+
+    @property
+    def explained(self) -> int:
+        """Number of images that were explained."""
+        return self.images - self.failures
 
 
 def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
     """Read the record of a shard; `None` if the shard is not finished.
+
+    A shard whose record or files are damaged is removed, so that it is computed again.
 
     Args:
         shard: its folder.
@@ -97,21 +110,50 @@ def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
         paths: the images that it should contain.
 
     Raises:
-        InputError: the shard contains other images, or its record is damaged.
+        InputError: the shard contains other images.
+        OSError: a damaged shard cannot be removed.
     """
-    file = shard / RECORD
     if not shard.is_dir():
         return None
     try:
-        record = Record(**read_json(file))
-    except TypeError as exc:
-        raise InputError(f"{str(file)!r} is damaged; remove its folder, and the shard is computed again") from exc
-    if record != Record.of(first, paths, record.failures):
+        record = Record(**read_json(shard / RECORD))
+        if file_digests(shard) != record.files:
+            raise InputError("its files are not those of its record")
+    except (TypeError, InputError, OSError):
+        _remove(shard)
+        return None
+    if record != Record.of(first, paths, record.failures, record.files):
         raise InputError(
             f"the images are not those that the run was started with (shard {str(shard)!r} contains others); "
             "give the same images in the same order, or choose another folder with -o"
         )
     return record
+
+
+def file_digests(shard: Path) -> dict[str, str]:
+    """SHA-256 of the files of a shard, except for its record.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digests = {}
+    for file in sorted(shard.iterdir()):
+        if file.name != RECORD:
+            with file.open("rb") as stream:
+                digest = hashlib.sha256()
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+            digests[file.name] = digest.hexdigest()
+    return digests
+
+
+def _remove(shard: Path) -> None:
+    """Remove a shard; other processes see all of it or nothing."""
+    drafts = shard.parent / DRAFTS
+    drafts.mkdir(exist_ok=True)
+    removed = drafts / f"{shard.name}-{uuid.uuid4().hex}"
+    shard.rename(removed)
+    shutil.rmtree(removed)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Summary:
     Attributes:
         images: number of images, including those of earlier runs that it resumed.
         failures: number of images that could not be explained; `_failures.jsonl` in the folder lists them.
-        resumed: number of images that earlier runs had finished, failures included.
+        resumed: number of images that earlier runs had explained.
     """
 
     images: int = 0
@@ -162,7 +162,7 @@ def run_batch(
         engine: where the shards are explained; by default, `run_locally`.
         resume: continue the run in the folder, if there is one.
         progress: called with the number of images that were just finished, from any thread.
-        warn: called with each warning about the model.
+        warn: called with each warning about the model and about damaged shards.
 
     Raises:
         InputError: the folder contains another run, other images or something else, or it cannot be written.
@@ -179,12 +179,16 @@ def run_batch(
 
     def unfinished() -> Iterator[Shard]:
         for shard in cut(paths, job.shard_size):
-            record = read_record(shard.folder(out), shard.first, shard.paths)
+            folder = shard.folder(out)
+            exists = folder.is_dir()
+            record = read_record(folder, shard.first, shard.paths)
             if record is None:
+                if exists and warn is not None:
+                    warn(f"the shard {str(folder)!r} is damaged and is computed again")
                 yield shard
                 continue
             summary.add(record)
-            summary.resumed += record.images
+            summary.resumed += record.explained
             tell(record.images)
 
     try:

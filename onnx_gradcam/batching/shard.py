@@ -18,7 +18,7 @@ from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.runtime.explainer import Explanation, Prepared
 
 from .job import Crew, in_order
-from .records import DRAFTS, FAILURES, RECORD, Record, publish, read_record, write_json
+from .records import DRAFTS, FAILURES, RECORD, Record, file_digests, publish, read_record, write_json
 from .writers import Row, Writer, make_writer
 
 __all__ = ["explain_shard"]
@@ -61,8 +61,9 @@ def explain_shard(
 ) -> Record:
     """Explain some images into one folder, which is written atomically.
 
-    A finished shard is kept. If another process writes the same shard at the same time, one of the two is kept. An
-    image that cannot be read or explained is listed in the folder's `_failures.jsonl`, and the others are explained.
+    A finished shard is kept, and a damaged one is computed again. If another process writes the same shard at the same
+    time, one of the two is kept. An image that cannot be read or explained is listed in the folder's `_failures.jsonl`,
+    and the others are explained.
 
     Args:
         paths: the images.
@@ -72,7 +73,7 @@ def explain_shard(
         progress: called with the number of images that were just finished.
 
     Raises:
-        InputError: `out` contains other images, or is damaged.
+        InputError: `out` contains other images.
         ModelError: the model fails at every image of the shard.
         TargetError: no such class.
         OSError: `out` cannot be written.
@@ -119,7 +120,7 @@ def _explain_into(draft: Path, paths: Sequence[str], crew: Crew, first: int, pro
         failures.sort(key=lambda failure: int(failure["image"]))
         lines = "".join(json.dumps(failure) + "\n" for failure in failures)
         (draft / FAILURES).write_text(lines, encoding="utf-8")
-    record = Record.of(first, paths, len(failures))
+    record = Record.of(first, paths, len(failures), file_digests(draft))
     write_json(draft / RECORD, record.__dict__)
     return record
 

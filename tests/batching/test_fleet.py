@@ -82,7 +82,7 @@ def run(ray, count: int = 40, **options) -> list[Record]:
 
 
 def works(actor, name, shard=None):
-    return DIGEST if name == "start" else Record.of(shard.first, shard.paths, 0)
+    return DIGEST if name == "start" else Record.of(shard.first, shard.paths, 0, {})
 
 
 def test_all_shards_once_by_as_many_actors_as_there_is_room_for():

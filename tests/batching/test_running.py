@@ -97,6 +97,19 @@ def test_a_run_goes_on_where_it_stopped_and_redoes_nothing(job, images, tmp_path
     assert not (tmp_path / "out" / ".drafts").exists()
 
 
+def test_a_damaged_shard_alone_is_computed_again(job, images, tmp_path):
+    run_batch(job(), [*images[:30], "/nowhere/a.png"], tmp_path / "out")
+    kept = {f: f.stat().st_ino for f in (tmp_path / "out").glob("part-*/*") if f.parent.name != "part-00000001"}
+    (tmp_path / "out" / "part-00000001" / "000000009.npz").unlink()
+    said = []
+    summary = run_batch(job(), [*images[:30], "/nowhere/a.png"], tmp_path / "out", resume=True, warn=said.append)
+    assert (summary.images, summary.explained, summary.failures, summary.resumed) == (31, 30, 1, 22)
+    assert len(said) == 1
+    assert "part-00000001' is damaged and is computed again" in said[0]
+    assert listed(tmp_path / "out") == (list(range(30)), [30])
+    assert kept == {f: f.stat().st_ino for f in kept}
+
+
 def test_threads_batch_size_and_engine_may_change_on_the_way(job, images, tmp_path):
     run_batch(job(threads=1, batch_size=3), images, tmp_path / "out")
     assert run_batch(job(), images, tmp_path / "out", resume=True).resumed == 40

@@ -106,12 +106,35 @@ def test_a_shard_of_other_images_is_refused(make, images, tmp_path, change):
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", '{"first": 0}', "{", "\x00\xff", '{"first": 0, "extra": 1}'])
-def test_a_damaged_record_is_refused(make, images, tmp_path, damage):
+def test_a_damaged_record_is_computed_again(make, images, tmp_path, damage):
     crew = make(format="npz")
-    explain_shard(images[:2], tmp_path / "part", crew)
+    first = explain_shard(images[:2], tmp_path / "part", crew)
     (tmp_path / "part" / "_record.json").write_bytes(damage.encode("latin-1"))
-    with pytest.raises(InputError, match="damaged"):
-        explain_shard(images[:2], tmp_path / "part", crew)
+    assert explain_shard(images[:2], tmp_path / "part", crew) == first
+    assert [e["image"] for e in index(tmp_path / "part")] == [0, 1]
+    assert not list((tmp_path / ".drafts").iterdir())
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "changed", "added"])
+def test_a_damaged_file_is_computed_again(make, images, tmp_path, form, damage):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    crew = make(format=form)
+    explain_shard(images[:3], tmp_path / "part", crew)
+    contents = {f.name: f.read_bytes() for f in (tmp_path / "part").iterdir()}
+    file = next(f for f in (tmp_path / "part").iterdir() if f.suffix in {".npz", ".parquet"})
+    data = file.read_bytes()
+    changes = {
+        "truncated": lambda: file.write_bytes(data[:100]),
+        "deleted": file.unlink,
+        "changed": lambda: file.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:]),
+        "added": lambda: (tmp_path / "part" / "other").write_bytes(b"x"),
+    }
+    changes[damage]()
+    explain_shard(images[:3], tmp_path / "part", crew)
+    assert {f.name for f in (tmp_path / "part").iterdir()} == set(contents)
+    assert file.stat().st_size == len(data)
 
 
 def test_bad_images_are_listed_and_the_others_go_on(make, images, tmp_path):
