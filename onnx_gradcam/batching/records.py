@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -115,11 +116,12 @@ def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
     """
     if not shard.is_dir():
         return None
-    try:
-        record = Record(**read_json(shard / RECORD))
-        if file_digests(shard) != record.files:
-            raise InputError("its files are not those of its record")
-    except (TypeError, InputError, OSError):
+    record: Record | None = None
+    with contextlib.suppress(TypeError, InputError, OSError):
+        stored = Record(**read_json(shard / RECORD))
+        if file_digests(shard) == stored.files:
+            record = stored
+    if record is None:
         _remove(shard)
         return None
     if record != Record.of(first, paths, record.failures, record.files):

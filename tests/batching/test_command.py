@@ -87,7 +87,7 @@ def test_where_no_image_can_be_explained_the_exit_code_says_so(call, tmp_path):
         (["photos", "-o", "out", "--target", "9"], "class 9 is out of range"),
         (["photos", "-o", "out", "--target", "cat"], "cannot be looked up without class names"),
         (["photos", "-o", "out", "--method", "gradcan"], "did you mean"),
-        (["photos", "-o", "out", "--provider", "rocket"], "the execution provider 'rocket' is not there"),
+        (["photos", "-o", "out", "--provider", "rocket"], "there is no execution provider 'rocket'"),
     ],
 )
 def test_what_is_refused_leaves_nothing(call, folder, tmp_path, arguments, sentence):
@@ -135,5 +135,5 @@ def test_wrong_usage(call, folder):
 
 
 def test_without_preprocessing_nothing_is_guessed(call, folder, tmp_path):
-    assert "say it with --preprocess" in refused(call("photos", "-o", "out", "--format", "npz", preprocess=False))
+    assert "give it with --preprocess" in refused(call("photos", "-o", "out", "--format", "npz", preprocess=False))
     assert not (tmp_path / "out").exists()

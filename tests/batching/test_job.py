@@ -25,7 +25,7 @@ from onnx_gradcam.errors import InputError
         ({"shard_size": 0}, "shard_size is 0; choose a whole number from 1 to 65536"),
         ({"shard_size": "many"}, "shard_size is 'many'"),
         ({"threads": -1}, "threads is -1"),
-        ({"provider": "rocket"}, "the execution provider 'rocket'"),
+        ({"provider": "rocket"}, "there is no execution provider 'rocket'"),
     ],
 )
 def test_a_job_checks_its_fields(model, change, message):

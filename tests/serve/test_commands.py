@@ -79,7 +79,7 @@ def test_serve_says_what_is_missing(monkeypatch, explained):
         ("models/shapes.onnx", ("--layer", "nowhere"), "the model has no layer 'nowhere'"),
         ("models/shapes.onnx", ("--port", "8081"), "have to differ"),
         ("models/shapes.onnx", ("--host", "192.0.2.1"), "cannot listen on port 8080 of 192.0.2.1"),
-        ("models/shapes.onnx", ("--provider", "tpu"), "the execution provider 'tpu' is not there"),
+        ("models/shapes.onnx", ("--provider", "tpu"), "there is no execution provider 'tpu'"),
     ],
 )
 def test_serve_refuses_before_a_port_opens(repository, model, options, says):
