@@ -18,7 +18,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "modifier": ({"modifier": "guide"}, "did you mean 'guided'"),
     "unknown option": ({"lay": "x"}, "did you mean 'layer'"),
     "method": ({"method": "gradcan"}, "did you mean 'gradcam'"),
-    "preset": ({"preset": "pytorch-gradcam"}, "did you mean 'pytorch-grad-cam'"),
+    "preset": ({"preset": "pytorch-grad-camm"}, "did you mean 'pytorch-grad-cam'"),
     "profile": ({"profile": "cudda"}, "did you mean 'cuda'"),
 }
 CLASSES = {5: "background", 3: "", 12: ""}
