@@ -1,4 +1,4 @@
-"""Grad-CAM for any ONNX model: the same model comes out with a heatmap output, computed inside the graph."""
+"""See what an ONNX vision model looks at, and add heatmap outputs to it, computed in the graph."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .autodiff.check import check_gradients
+    from .batching.running import batch
     from .editor.attachment import Explained
+    from .editor.methods.catalogue import methods
+    from .editor.presets import presets
     from .errors import ExplainError
+    from .evaluation.comparison import compare
+    from .evaluation.experiment import evaluate
+    from .evaluation.inspection import inspect
+    from .evaluation.verification import verify
+    from .exporters.sources import export
     from .options import Options
     from .runtime.attaching import attach
     from .runtime.explainer import Explainer, Explanation
@@ -23,7 +31,15 @@ __all__ = [
     "Options",
     "__version__",
     "attach",
+    "batch",
     "check_gradients",
+    "compare",
+    "evaluate",
+    "export",
+    "inspect",
+    "methods",
+    "presets",
+    "verify",
 ]
 
 _HOMES = {
@@ -33,7 +49,15 @@ _HOMES = {
     "Explanation": "runtime.explainer",
     "Options": "options",
     "attach": "runtime.attaching",
+    "batch": "batching.running",
     "check_gradients": "autodiff.check",
+    "compare": "evaluation.comparison",
+    "evaluate": "evaluation.experiment",
+    "export": "exporters.sources",
+    "inspect": "evaluation.inspection",
+    "methods": "editor.methods.catalogue",
+    "presets": "editor.presets",
+    "verify": "evaluation.verification",
 }
 
 
@@ -44,3 +68,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

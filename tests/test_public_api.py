@@ -24,8 +24,17 @@ def test_public_names():
         "Options",
         "__version__",
         "attach",
+        "batch",
         "check_gradients",
+        "compare",
+        "evaluate",
+        "export",
+        "inspect",
+        "methods",
+        "presets",
+        "verify",
     ]
+    assert set(onnx_gradcam.__all__) <= set(dir(onnx_gradcam))
     for name in onnx_gradcam.__all__:
         assert getattr(onnx_gradcam, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'explain'"):

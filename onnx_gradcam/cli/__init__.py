@@ -23,16 +23,14 @@ from ._output import complain, say
 from .attach import attach
 from .batch import batch
 from .compare import compare
+from .deploy import kserve, triton
 from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
 from .inspect import inspect
-from .kserve import kserve
-from .methods import methods
-from .ops import ops
+from .listings import methods, ops
 from .serve import serve
-from .triton import triton
 from .verify import verify
 from .web import web
 

@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2")
 
 
 def doctor(*, as_json: Json = False) -> None:
-    """Check what is installed: versions, execution providers that really start, images, opsets.
+    """Diagnose the installation: versions, execution providers that start, image support, opsets.
 
     \b
     Example:

@@ -16,13 +16,14 @@ import onnx_ir as ir
 from onnx_gradcam.autodiff.backward import backward, carries_gradient, cotangents_or_zero
 from onnx_gradcam.autodiff.precision import float32_cotangents
 from onnx_gradcam.autodiff.providers import conform, find_profile
-from onnx_gradcam.errors import TargetError, UnsupportedError
+from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import between
 
 from .head import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
 from .methods.cam import leading_projection, weighted_sum
 from .plan import Plan
+from .targets.classes import check_class
 from .targets.layer import find_blocks
 from .targets.score import Score
 
@@ -300,9 +301,7 @@ def _classes(t: Builder, plan: Plan) -> tuple[Value, str]:
         fixed = plan.fixed_class
         if fixed is None:
             return best, ""
-        if score.classes is not None and not 0 <= fixed < score.classes:
-            raise TargetError(f"class {fixed} is out of range; the model has classes 0 to {score.classes - 1}")
-        return t.op("Expand", t.ints(fixed), t.op("Shape", best), shape=best.shape), ""
+        return t.op("Expand", t.ints(check_class(fixed, score.classes)), t.op("Shape", best), shape=best.shape), ""
     name = free_name(t, "target_class")
     if options.class_input == "required":
         index = t.input(name, np.int64, (score.tensor.shape[0],))

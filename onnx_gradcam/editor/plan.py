@@ -29,7 +29,7 @@ from .head import Head, read_head
 from .methods.catalogue import Method, find_method
 from .presets import Preset, find_preset
 from .targets.axes import Layout, channels_first, label_input, letters
-from .targets.classes import check_labels, find_class, read_labels
+from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.layer import Candidate, Layer, find_layer
 from .targets.objective import OBJECTIVES, Objective, against
 from .targets.score import Score, find_image, find_score
@@ -349,10 +349,8 @@ def _check_other_class(score: Score, options: Options, method: Method) -> None:
     other = options.against
     if isinstance(other, str) and other not in OBJECTIVES:
         raise TargetError(f"there is no class or objective {other!r} to compare with; give the number of a class")
-    if isinstance(other, int) and not 0 <= other < (score.classes or other + 1):
-        raise TargetError(
-            f"class {other} to compare with is out of range; the model has classes 0 to {(score.classes or 0) - 1}"
-        )
+    if isinstance(other, int):
+        check_class(other, score.classes)
 
 
 def _layers(

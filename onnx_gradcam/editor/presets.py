@@ -28,7 +28,7 @@ from .methods.maps import (
     table_bicubic,
 )
 
-__all__ = ["PRESETS", "Preset", "find_preset"]
+__all__ = ["PRESETS", "Preset", "find_preset", "presets"]
 
 Normalize = Callable[[Builder, Value], Value]
 Resize = Callable[[Builder, Value, Value], Value]
@@ -257,6 +257,11 @@ PRESETS: dict[str, Preset] = {
     )
 }
 """Presets by name."""
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    return dict(PRESETS)
 
 
 def find_preset(name: str) -> Preset:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.editor.targets.classes import (
     Top,
+    check_class,
     check_labels,
     expanded,
     find_class,
@@ -228,8 +229,7 @@ class Explainer:
         for i, (one, target) in enumerate(rows):
             one.scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
-            if index >= len(one.scores):
-                raise TargetError(f"class {index} is out of range (the model has classes 0 to {len(one.scores) - 1})")
+            check_class(index, len(one.scores))
             heatmap, cam = results[names.heatmap][i], results[names.cam][i]
             if names.all_classes:
                 one.heatmaps, one.cams = heatmap, cam
@@ -271,10 +271,7 @@ class Explainer:
         """
         count = self._class_count()
         index = find_class(target, self.labels)
-        if index < 0 or (count is not None and index >= count):
-            upto = f" (the model has classes 0 to {count - 1})" if count is not None else ""
-            raise TargetError(f"class {index} is out of range{upto}")
-        return index
+        return check_class(index, count)
 
     def _class_count(self) -> int | None:
         if self.metadata.single_logit:

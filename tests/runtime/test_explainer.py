@@ -103,7 +103,7 @@ def test_the_highest_scores(explainer, target, count):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (4, r"class 4 is out of range \(the model has classes 0 to 3\)"),
+        (4, r"class 4 is out of range; the model has classes 0 to 3"),
         (-1, "class -1 is out of range"),
         ("99", "class 99 is out of range"),
         ("goldfisch", r"no class is called 'goldfisch'; did you mean 'goldfish'"),

@@ -16,7 +16,17 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.files import read_text
 
-__all__ = ["Top", "check_labels", "expanded", "find_class", "find_label", "parse_top", "read_labels", "separated"]
+__all__ = [
+    "Top",
+    "check_class",
+    "check_labels",
+    "expanded",
+    "find_class",
+    "find_label",
+    "parse_top",
+    "read_labels",
+    "separated",
+]
 
 _TOP = re.compile(r"top([0-9]{1,9})")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -155,6 +165,18 @@ def expanded(wanted: Sequence[int | Top], scores: npt.NDArray[Any], best: int) -
         asked = order[: one.count] if isinstance(one, Top) else [one]
         classes += [c for c in asked if c not in classes]
     return classes
+
+
+def check_class(index: int, count: int | None) -> int:
+    """A class index that exists.
+
+    Raises:
+        TargetError: the model has no such class.
+    """
+    if index < 0 or (count is not None and index >= count):
+        known = f"; the model has classes 0 to {count - 1}" if count is not None else "; count classes from 0"
+        raise TargetError(f"class {index} is out of range{known}")
+    return index
 
 
 def separated(targets: Sequence[int | str], labels: Sequence[str] | None) -> list[int | str]:

@@ -65,7 +65,7 @@ def test_a_difference_is_the_difference_of_the_maps():
 
 @pytest.mark.parametrize("other", [4, -1, 99])
 def test_a_class_that_is_not_there(other):
-    with pytest.raises(TargetError, match=rf"class {other} to compare with is out of range.*0 to 3"):
+    with pytest.raises(TargetError, match=rf"class {other} is out of range.*0 to 3"):
         attach(source(HEADS["two layers"]), against=other)
 
 
