@@ -22,8 +22,7 @@ from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.options import Description, HeatmapMetric, check_word
 from onnx_gradcam.runtime.explainer import Explainer, Target
 
-from .native import NativeMaps
-from .pairing import Agreement, Compared, compare_models, named_errors, target_dict
+from .pairing import Agreement, Compared, NativeMaps, compare_models, named_errors, target_dict
 from .similarity import METRICS, Metric
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.evaluation.comparison import Gates, Side, compare, spreads
-from onnx_gradcam.evaluation.native import NativeMaps
-from onnx_gradcam.evaluation.pairing import Compared, compare_models
+from onnx_gradcam.evaluation.pairing import Compared, NativeMaps, compare_models
 from onnx_gradcam.evaluation.similarity import METRICS
 from onnx_gradcam.options import HeatmapMetric
 

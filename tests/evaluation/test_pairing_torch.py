@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from onnx_gradcam import Explainer
-from onnx_gradcam.evaluation.native import NativeMaps
-from onnx_gradcam.evaluation.pairing import compare_models
+from onnx_gradcam.evaluation.pairing import NativeMaps, compare_models
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.pytorch import export_pytorch
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.evaluation.native import NativeMaps
+from onnx_gradcam.evaluation.pairing import NativeMaps
 
 
 def test_maps_are_found_by_the_name_of_the_image_and_finished(tmp_path):
