@@ -293,14 +293,7 @@ class LRN(OpRun):
 
     op_domain = ""
 
-    def _run(
-        self,
-        x: Array,
-        alpha: float = 1e-4,
-        beta: float = 0.75,
-        bias: float = 1.0,
-        size: int = 1,
-    ) -> tuple[Array]:
+    def _run(self, x: Array, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int = 1) -> tuple[Array]:
         channels = range(x.shape[1])
         windows = [x[:, max(0, c - (size - 1) // 2) : c + size // 2 + 1] for c in channels]
         square = np.stack([(w**2).sum(1) for w in windows], axis=1)

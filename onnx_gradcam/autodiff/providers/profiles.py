@@ -13,8 +13,7 @@ from onnx_gradcam.graph.builder import Builder
 
 from .conform import Documented, Profile, absent, all_of, constant, listed, rank, single_output
 from .cpu import blocked_rules
-from .lowerings import ARITHMETIC, BOOLEANS, MASKS, PLANES, pool
-from .maxpool import pools_by_convolution
+from .lowerings import ARITHMETIC, BOOLEANS, MASKS, PLANES, pool, pools_by_convolution
 
 __all__ = ["PROFILES"]
 

@@ -87,13 +87,7 @@ def elu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Sequ
 
 @vjp("Selu")
 def selu(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    alpha: float = 1.6732631921768188,
-    gamma: float = 1.0507010221481323,
+    t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.6732631921768188, gamma: float = 1.0507010221481323
 ) -> Sequence[Cotangent]:
     """Elu times gamma."""
     positive = _sign_of(x, y, min(alpha, gamma)) > 0.0

@@ -67,11 +67,7 @@ def conv_transpose(
         over = _padded(over, heights, extra, outputs, upper=auto_pad == "SAME_UPPER")
     elif auto_pad == "VALID":
         over = windows(t, g, kernel_shape or w, dilations=dilations, strides=strides)
-    return [
-        lambda: gather(t, g, w, x, over, group),
-        lambda: _correlate(t, g, x, w, over, group),
-        lambda: _bias(t, g),
-    ]
+    return [lambda: gather(t, g, w, x, over, group), lambda: _correlate(t, g, x, w, over, group), lambda: _bias(t, g)]
 
 
 def _padded(

@@ -18,15 +18,7 @@ from ._sizes import Size, contract, numbers, one_hot, pad, reshape, sizes, vecto
 
 
 @vjp("Gather")
-def gather(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    indices: Value,
-    *,
-    axis: int = 0,
-) -> Sequence[Cotangent]:
+def gather(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Sequence[Cotangent]:
     """Padding around constant neighbours, a Gather where no element was picked twice, otherwise a product.
 
     There is no scatter: ONNX Runtime has no float16 kernel for one that adds up, and other runtimes have none at all.

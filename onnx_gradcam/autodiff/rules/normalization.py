@@ -212,15 +212,7 @@ def lp_normalization(t: Builder, g: Value, y: Value, x: Value, *, axis: int = -1
 
 @vjp("LRN")
 def local_response_normalization(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    bias: float = 1.0,
+    t: Builder, g: Value, y: Value, x: Value, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Sequence[Cotangent]:
     """Division by `(bias + alpha mean(x^2))^beta` over a window of channels (Krizhevsky et al. 2012, section 3.3).
 

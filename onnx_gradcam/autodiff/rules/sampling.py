@@ -226,13 +226,7 @@ def grid_sample(
 
 
 def _into(
-    t: Builder,
-    v: Value,
-    length: Value,
-    padding: str,
-    *,
-    align: bool,
-    whole: bool = False,
+    t: Builder, v: Value, length: Value, padding: str, *, align: bool, whole: bool = False
 ) -> tuple[Value, Value]:
     """A position moved into the image according to `padding`, and its derivative by the position before.
 

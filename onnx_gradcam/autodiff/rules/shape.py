@@ -20,15 +20,7 @@ def flatten(t: Builder, g: Value, y: Value, x: Value, *, axis: int = 1) -> Seque
 
 
 @vjp("Reshape")
-def reshaped(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    shape: Value,
-    *,
-    allowzero: int = 0,
-) -> Sequence[Cotangent]:
+def reshaped(t: Builder, g: Value, y: Value, x: Value, shape: Value, *, allowzero: int = 0) -> Sequence[Cotangent]:
     """The shape of the input."""
     return [t.reshape_like(g, x), None]
 
@@ -40,14 +32,7 @@ def squeeze(t: Builder, g: Value, y: Value, x: Value, axes: Value | None = None)
 
 
 @vjp("Transpose")
-def transpose(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    perm: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+def transpose(t: Builder, g: Value, y: Value, x: Value, *, perm: Sequence[int] | None = None) -> Sequence[Cotangent]:
     """The inverse permutation."""
     order = list(perm) if perm is not None else list(reversed(range(x.rank)))
     return [t.transpose(g, [int(i) for i in np.argsort(order)])]
@@ -217,13 +202,7 @@ def tile(t: Builder, g: Value, y: Value, x: Value, repeats: Value) -> Sequence[C
 
 @vjp("DepthToSpace")
 def depth_to_space(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    blocksize: int,
-    mode: str = "DCR",
+    t: Builder, g: Value, y: Value, x: Value, *, blocksize: int, mode: str = "DCR"
 ) -> Sequence[Cotangent]:
     """SpaceToDepth in the same order of channels."""
     if mode == "DCR":
@@ -236,41 +215,21 @@ def depth_to_space(
 
 @vjp("SpaceToDepth")
 def space_to_depth(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    blocksize: int,
-    mode: str = "DCR",
+    t: Builder, g: Value, y: Value, x: Value, *, blocksize: int, mode: str = "DCR"
 ) -> Sequence[Cotangent]:
     """DepthToSpace in the same order of channels."""
     return [t.op("DepthToSpace", g, blocksize=blocksize, mode=mode)]
 
 
 @vjp("Trilu")
-def trilu(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    k: Value | None = None,
-    *,
-    upper: int = 1,
-) -> Sequence[Cotangent]:
+def trilu(t: Builder, g: Value, y: Value, x: Value, k: Value | None = None, *, upper: int = 1) -> Sequence[Cotangent]:
     """The same triangle."""
     return [t.op("Trilu", g, k, upper=upper), None]
 
 
 @vjp("CenterCropPad")
 def center_crop_pad(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    shape: Value,
-    *,
-    axes: Sequence[int] | None = None,
+    t: Builder, g: Value, y: Value, x: Value, shape: Value, *, axes: Sequence[int] | None = None
 ) -> Sequence[Cotangent]:
     """The same operator to the input's size: cropping and padding round alike."""
     over = list(range(x.rank)) if axes is None else [a % x.rank for a in axes]
