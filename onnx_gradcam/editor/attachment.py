@@ -76,65 +76,65 @@ def attach(
 
         attach("model.onnx", layer="auto").save("explained.onnx")
     """
-    work = make_plan(source, (options or Options()).replaced(choices))
-    if work.method.runs_often:
+    plan = make_plan(source, (options or Options()).replaced(choices))
+    if plan.method.runs_often:
         raise UnsupportedError(
-            f"{work.method.title} runs the model many times, so it cannot be written into it; use explain, or another "
+            f"{plan.method.title} runs the model many times, so it cannot be written into it; use explain, or another "
             "method"
         )
-    if work.refusal is not None:
-        raise UnsupportedError(work.refusal)
-    t = work.t
-    asked = Ingredients(work)
-    names, left = _append_outputs(work, asked)
-    if work.options.expose_activation and work.method.needs_layer:
-        for target in work.targets:
+    if plan.refusal is not None:
+        raise UnsupportedError(plan.refusal)
+    t = plan.t
+    ingredients = Ingredients(plan)
+    names, left = _append_outputs(plan, ingredients)
+    if plan.options.expose_activation and plan.method.needs_layer:
+        for target in plan.targets:
             t.expose(target)
     t.finish()
     model = t.model
-    metadata = describe(work, asked.class_input, names)
+    metadata = describe(plan, ingredients.class_input, names)
     model.metadata.update(metadata.to_props())
     model.check()
-    return Explained(model, metadata, work.layer.reason, [*work.warnings, *left])
+    return Explained(model, metadata, plan.layer.reason, [*plan.warnings, *left])
 
 
-def _append_outputs(work: Plan, asked: Ingredients) -> tuple[dict[str, str], list[str]]:
+def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str], list[str]]:
     """Append the method and what it gives.
 
     Returns:
         The names of the outputs, by their field of the metadata; what the profile's provider will not run.
     """
-    t = work.t
-    batch = work.score.tensor.shape[0]
-    sizes = [work.image.shape[axis] for axis in work.spatial_axes]
-    found: dict[str, Value] = {}
-    if work.method.family == "attribution":
-        attribution = work.method.function(t, **asked.of(0))
-        cams = [_over_channels(work, attribution)]
-        found["attribution"] = t.refine(_as_image(work, attribution), work.image.shape)
+    t = plan.t
+    batch = plan.score.tensor.shape[0]
+    sizes = [plan.image.shape[axis] for axis in plan.spatial_axes]
+    results: dict[str, Value] = {}
+    if plan.method.family == "attribution":
+        attribution = plan.method.function(t, **ingredients.of(0))
+        cams = [_over_channels(plan, attribution)]
+        results["attribution"] = t.refine(_as_image(plan, attribution), plan.image.shape)
         grid: Sequence[int | str | None] = sizes
     else:
-        cams = [work.method.function(t, **asked.of(i)) for i in range(len(work.layers))]
-        grid = work.layer.chosen.grid
-    combine = work.options.combine or work.method.combine
-    size = _image_size(t, work.image, work.spatial_axes, sizes)
-    if work.options.class_input == "all":
-        found["heatmap"], found["cam"] = _of_all_classes(work, asked.all_classes(), size, sizes)
+        cams = [plan.method.function(t, **ingredients.of(i)) for i in range(len(plan.layers))]
+        grid = plan.layer.chosen.grid
+    combine = plan.options.combine or plan.method.combine
+    size = _image_size(t, plan.image, plan.spatial_axes, sizes)
+    if plan.options.class_input == "all":
+        results["heatmap"], results["cam"] = _of_all_classes(plan, ingredients.all_classes(), size, sizes)
     else:
-        found["heatmap"] = t.refine(work.preset.finish(t, cams, size, combine), (batch, *sizes))
-        found["cam"] = t.refine(cams[0], (batch, *grid))
-    found["heatmap_class"] = t.refine(asked.classes, (batch,))
-    names = {name: free_name(t, name) for name in found}
-    results = [t.output(value, names[name]) for name, value in found.items()]
-    return names, _beyond(t, results, work.options.profile)
+        results["heatmap"] = t.refine(plan.preset.finish(t, cams, size, combine), (batch, *sizes))
+        results["cam"] = t.refine(cams[0], (batch, *grid))
+    results["heatmap_class"] = t.refine(ingredients.classes, (batch,))
+    names = {name: free_name(t, name) for name in results}
+    outputs = [t.output(value, names[name]) for name, value in results.items()]
+    return names, _beyond(t, outputs, plan.options.profile)
 
 
-def _of_all_classes(work: Plan, cams: Value, size: Value, sizes: Sequence[int | str | None]) -> tuple[Value, Value]:
+def _of_all_classes(plan: Plan, cams: Value, size: Value, sizes: Sequence[int | str | None]) -> tuple[Value, Value]:
     """Heatmaps `[N, K, H, W]` and raw maps `[N, K, h, w]`: each map is finished as a sample of its own."""
-    t = work.t
+    t = plan.t
     grid = t.op("Shape", cams, start=2)
     rows = t.op("Reshape", cams, t.op("Concat", t.ints(-1), grid, axis=0), shape=(None, *cams.shape[2:]))
-    shown = work.preset.finish(t, [rows], size, None)
+    shown = plan.preset.finish(t, [rows], size, None)
     both = t.op("Concat", t.op("Shape", cams, start=0, end=2), size, axis=0)
     return t.op("Reshape", shown, both, shape=(*cams.shape[:2], *sizes)), cams
 
@@ -145,17 +145,17 @@ def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:
     return [f"{why} of {profile}, so ONNX Runtime computes it on the CPU" for why in left]
 
 
-def _over_channels(work: Plan, attribution: Value) -> Value:
+def _over_channels(plan: Plan, attribution: Value) -> Value:
     """An attribution `[N, C, H, W]` as one map `[N, H, W]`."""
-    t = work.t
-    how = work.options.channels or ("max" if work.method.absolute else "sum")
+    t = plan.t
+    how = plan.options.channels or ("max" if plan.method.absolute else "sum")
     return t.reduce("ReduceMax" if how == "max" else "ReduceSum", attribution, [1], keepdims=False)
 
 
-def _as_image(work: Plan, attribution: Value) -> Value:
+def _as_image(plan: Plan, attribution: Value) -> Value:
     """An attribution `[N, C, H, W]` with the axes of the model's input, and its type where that has fractions."""
-    t, image = work.t, work.image
-    value = work.image_candidate.restored(t, attribution)
+    t, image = plan.t, plan.image
+    value = plan.image_candidate.restored(t, attribution)
     return t.cast(value, image.dtype) if image.is_float else value
 
 
@@ -165,39 +165,39 @@ def _image_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequence
     return t.op("Gather", t.op("Shape", image), t.ints(*axes))
 
 
-def describe(work: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
+def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
     """What an explained model says of itself.
 
     Args:
-        work: the plan.
+        plan: the plan.
         class_input: the input that chooses the class.
         names: the names of the outputs, by their field of the metadata.
     """
-    options = work.options
+    options = plan.options
     return Metadata(
         version=__version__,
-        method=work.method.name,
-        preset=work.preset.name,
-        modifier=work.modifier or "",
-        eigen_smooth=work.options.eigen_smooth,
-        weights=work.weights,
-        derivative="straight-through" if work.quantised is not None else "exact",
-        target_tensor=work.layer.chosen.tensor.name,
-        target_tensors=[target.name for target in work.targets],
-        score_tensor=work.score.tensor.name,
-        image_input=work.image.name,
-        layout=letters(work.layout),
-        scores_output=work.score.output.name,
-        activation=work.score.activation,
-        single_logit=work.score.single_logit,
+        method=plan.method.name,
+        preset=plan.preset.name,
+        modifier=plan.modifier or "",
+        eigen_smooth=plan.options.eigen_smooth,
+        weights=plan.weights,
+        derivative="straight-through" if plan.quantised is not None else "exact",
+        target_tensor=plan.layer.chosen.tensor.name,
+        target_tensors=[target.name for target in plan.targets],
+        score_tensor=plan.score.tensor.name,
+        image_input=plan.image.name,
+        layout=letters(plan.layout),
+        scores_output=plan.score.output.name,
+        activation=plan.score.activation,
+        single_logit=plan.score.single_logit,
         class_input=class_input,
-        labels=work.labels,
-        preprocessing=work.preprocessing,
+        labels=plan.labels,
+        preprocessing=plan.preprocessing,
         profile=options.profile,
         grad_dtype=options.grad_dtype,
-        disabled_optimizers=["Pad_Fusion"] if work.hazards else [],
+        disabled_optimizers=["Pad_Fusion"] if plan.hazards else [],
         task=options.task,
-        mask_input=MASK if work.task.takes_mask(options) else "",
+        mask_input=MASK if plan.task.takes_mask(options) else "",
         all_classes=options.class_input == "all",
         **names,
     )

@@ -31,8 +31,7 @@ from .presets import Preset, find_preset
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.layer import Candidate, Layer, find_layer
-from .targets.objective import OBJECTIVES, Objective, against
-from .targets.score import Score, find_image, find_score
+from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score
 from .targets.task import SCORES, Task, find_task
 
 __all__ = ["Plan", "chosen_method", "image_input", "make_plan"]
@@ -268,7 +267,7 @@ def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None 
 
 
 def _with_class_scores(model: Model, options: Options, task: Task) -> Options:
-    """Append one score a class for a task that has none; the options that explain these."""
+    """Append one score per class for a task that has none; the options that explain these."""
     outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
     if len(outputs) > 1 and not task.several_outputs:
         raise TargetError(

@@ -488,7 +488,7 @@ def test_an_explained_model_is_not_explained_again():
             ),
             "several inputs that could take an image.*--input",
         ),
-        (graph("f = Flatten(x) y = Gemm(f, W)", W=(192, 4)), "no tensor with places to point at|cannot be told"),
+        (graph("f = Flatten(x) y = Gemm(f, W)", W=(192, 4)), "no tensor with spatial positions|cannot be told"),
     ],
 )
 def test_models_that_take_no_image(source, message):

@@ -105,7 +105,7 @@ class TestTraps:
     @pytest.mark.parametrize("preset", ["keras-vis", "keras-vis-0.4.1"])
     def test_keras_vis_says_so(self, preset):
         (warning,) = attach(network(), preset=preset).warnings
-        assert "what speaks against the class" in warning
+        assert "evidence against the class" in warning
         assert attach(network(), preset="tf-keras-vis").warnings == []
 
     def test_a_spline_lifts_the_background(self):

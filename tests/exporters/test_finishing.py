@@ -102,7 +102,7 @@ def test_what_follows_knows_the_layers_by_name():
     [
         ("blok2", r"no layer 'blok2'; did you mean 'block2'"),
         ("gone", r"layer 'gone' was merged into another operator"),
-        ("pool", r"layer 'pool' .* has a single place"),
+        ("pool", r"layer 'pool' .* has a single position"),
         ("y", r"the score does not depend on layer 'y'"),
     ],
 )

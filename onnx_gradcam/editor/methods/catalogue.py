@@ -124,7 +124,7 @@ class Method:
         uses: the ingredients of a method that runs the model many times; other methods name them as parameters.
         passes: the cost of a method that runs the model many times, in words.
         modifier: how rectifiers pass the gradient of the image back; `None` for the plain gradient.
-        objective: what is differentiated, by its name in `onnx_gradcam.editor.targets.objective`.
+        objective: what is differentiated, by its name in `onnx_gradcam.editor.targets.score`.
         combine: how the heatmaps of several layers become one; `None` for the preset's way.
         linear_head: it is defined only for pooling and one linear layer behind the activation maps.
         absolute: the sign of an attribution has no meaning, so its heatmap shows absolute values.

@@ -24,7 +24,7 @@ class Axis:
 
     Attributes:
         kind: `N` batch, `C` channels, `c` a part of the channels (attention heads), `S` one spatial dimension, `s` the
-            places within each cell of one that was split into cells, `T` tokens (a merged grid), `*` any other product
+            positions in each cell of one that was split into cells, `T` tokens (a merged grid), `*` any other product
             of axes, or the identity of an input axis (`0`, `1` ...) while the layout of the input is being found.
         grid: for tokens, the sizes of the grid (in the example binding of free dimensions).
         before: for tokens, how many class or register tokens come before the grid.
@@ -78,11 +78,11 @@ def follow(t: Builder) -> dict[ir.Value, Layout]:
         if x is not None and any(map(_is_unclear, layouts.get(x, (None,)))) and t.wrap(x).known_shape is not None:
             # The input of a convolution or pool is channels-first whatever computed it.
             layouts[x] = channels_first(t.wrap(x).rank)
-        found = _after(t, node, layouts)
+        layout = _after(t, node, layouts)
         for output in node.outputs:
             value = t.wrap(output)
-            if found is not None and value.known_shape is not None and value.rank == len(found):
-                layouts.setdefault(output, found)
+            if layout is not None and value.known_shape is not None and value.rank == len(layout):
+                layouts.setdefault(output, layout)
     return layouts
 
 
@@ -93,8 +93,7 @@ def _is_unclear(axis: Axis | None) -> bool:
 
 def label_input(t: Builder, image: Value) -> Layout | None:
     """The layout of the image input, from the first convolution or pool that it reaches."""
-    mine = {image.core: tuple(Axis(str(i)) for i in range(image.rank))}
-    layouts: dict[ir.Value, Layout] = dict(mine)
+    layouts: dict[ir.Value, Layout] = {image.core: tuple(Axis(str(i)) for i in range(image.rank))}
     for node in t.nodes:
         x = node.inputs[0] if node.inputs else None
         seen = layouts.get(x) if x is not None else None
@@ -108,10 +107,10 @@ def label_input(t: Builder, image: Value) -> Layout | None:
                 meaning = dict(zip(kinds, channels_first(image.rank), strict=True))
                 return tuple(meaning[str(i)] for i in range(image.rank))
             continue
-        found = _after(t, node, layouts)
+        layout = _after(t, node, layouts)
         for output in node.outputs:
-            if found is not None and any(axis and axis.kind.isdigit() for axis in found):
-                layouts.setdefault(output, found)
+            if layout is not None and any(axis and axis.kind.isdigit() for axis in layout):
+                layouts.setdefault(output, layout)
     return None
 
 
@@ -130,17 +129,17 @@ def _after(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout
     """The layout of the node's outputs, from those of its inputs."""
     if node.op_type in _CHANNELS_FIRST:
         return _convolved(t, node, layouts)
-    known = [layouts.get(i) if i is not None else None for i in node.inputs]
-    if not any(known):
+    inputs = [layouts.get(i) if i is not None else None for i in node.inputs]
+    if not any(inputs):
         return None
     special = _RULES.get(node.op_type)
     if special is not None:
-        return special(t, node, known)
+        return special(t, node, inputs)
     if node.op_type in _REDUCTIONS:
-        return _reduce(t, node, known[0])
+        return _reduce(t, node, inputs[0])
     if node.op_type in _RESHAPES:
-        return _reshape(t, node, known[0])
-    return _elementwise(t, node, known)
+        return _reshape(t, node, inputs[0])
+    return _elementwise(t, node, inputs)
 
 
 def _convolved(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> Layout | None:
@@ -154,17 +153,17 @@ def _convolved(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> La
     return channels_first(len(shape))
 
 
-def _elementwise(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+def _elementwise(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
     """An operator whose output has the shape of its (broadcast) inputs; any other loses the layout."""
     shape = _example(t, node.outputs[0])
-    for value, layout in zip(node.inputs, known, strict=True):
+    for value, layout in zip(node.inputs, inputs, strict=True):
         if value is not None and layout is not None and shape is not None and _example(t, value) == shape:
             return layout
     return None
 
 
-def _transpose(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:  # noqa: ARG001
-    layout = known[0]
+def _transpose(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:  # noqa: ARG001
+    layout = inputs[0]
     if layout is None:
         return None
     attribute = node.attributes.get("perm")
@@ -172,9 +171,9 @@ def _transpose(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Lay
     return tuple(layout[i] for i in perm)
 
 
-def _same_axes(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+def _same_axes(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
     """Sizes may change, meanings do not; a resized or padded token axis is no grid any more, nor a product one."""
-    layout = known[0]
+    layout = inputs[0]
     before, after = _example(t, node.inputs[0]), _example(t, node.outputs[0])
     if layout is None or before is None or after is None or len(before) != len(after):
         return None
@@ -184,26 +183,26 @@ def _same_axes(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Lay
     )
 
 
-def _concat(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
-    rank = next(len(k) for k in known if k is not None)
+def _concat(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
+    rank = next(len(k) for k in inputs if k is not None)
     where = node.attributes["axis"].as_int() % rank
-    placed = [i for i, k in enumerate(known) if k is not None and k[where] is not None]
-    layout = known[placed[0]] if placed else next(k for k in known if k is not None)
+    placed = [i for i, k in enumerate(inputs) if k is not None and k[where] is not None]
+    layout = inputs[placed[0]] if placed else next(k for k in inputs if k is not None)
     axis = layout[where] if layout is not None else None
     if layout is None or axis is None or axis.kind not in "SsT*":
         return layout
     sizes = [_example(t, i) for i in node.inputs]
     if axis.kind != "T" or len(placed) > 1 or any(s is None for s in sizes):
-        # Rolled or joined places: which is where cannot be told any more.
+        # Rolled or joined positions: which is where cannot be told any more.
         return _replaced(layout, where, None)
     lengths = [s[where] for s in sizes if s is not None]
     before, after = sum(lengths[: placed[0]]), sum(lengths[placed[0] + 1 :])
     return _replaced(layout, where, replace(axis, before=axis.before + before, after=axis.after + after))
 
 
-def _slice(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
-    layout = _same_axes(t, node, known)
-    source, size = known[0], _example(t, node.inputs[0])
+def _slice(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
+    layout = _same_axes(t, node, inputs)
+    source, size = inputs[0], _example(t, node.inputs[0])
     if layout is None or source is None or size is None:
         return layout
     for where, axis in enumerate(source):
@@ -234,8 +233,8 @@ def window(t: Builder, node: ir.Node, axis: int, size: int) -> tuple[int, int] |
     return slice(int(starts[axes.index(axis)]), int(ends[axes.index(axis)])).indices(size)[:2]
 
 
-def _gather(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
-    layout = known[0]
+def _gather(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
+    layout = inputs[0]
     indices = node.inputs[1]
     if layout is None or indices is None or t.wrap(indices).known_shape is None:
         return None
@@ -246,9 +245,9 @@ def _gather(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout
     return (*layout[:where], *(kept,) * t.wrap(indices).rank, *layout[where + 1 :])
 
 
-def _matmul(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+def _matmul(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
     """A constant matrix mixes channels; of two activations the rows of one meet the columns of the other."""
-    left, right = known[:2]
+    left, right = inputs[:2]
     if left is None or node.inputs[1] is None:
         return None
     if right is not None:
@@ -261,13 +260,13 @@ def _matmul(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout
     return left if channels and matrix.known_shape is not None and matrix.rank == 2 else None
 
 
-def _gemm(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
-    return None if node.attributes.get_int("transA", 0) else _matmul(t, node, known)
+def _gemm(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
+    return None if node.attributes.get_int("transA", 0) else _matmul(t, node, inputs)
 
 
-def _squeeze(t: Builder, node: ir.Node, known: Sequence[Layout | None]) -> Layout | None:
+def _squeeze(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
     axes = t.wrap(node.inputs[1]).array() if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    layout = known[0]
+    layout = inputs[0]
     if layout is None or axes is None:
         return _reshape(t, node, layout)
     if node.op_type == "Squeeze":
@@ -374,7 +373,7 @@ def _merged(factors: Sequence[Factor]) -> Axis | None:
     if len(factors) < 2 or kinds == {""}:
         return factors[0][0] if factors else None
     if kinds <= {"C", "c", "s"} and kinds != {"s"}:
-        # Cells whose places lie side by side among the channels: what a merging of patches reads.
+        # Cells whose positions are adjacent channels: the input of a merging of patches.
         return CHANNEL
     places = [axis.place for axis, _ in factors if axis is not None]
     if kinds == {"S"} and places == sorted(places):
@@ -383,7 +382,7 @@ def _merged(factors: Sequence[Factor]) -> Axis | None:
 
 
 def _rejoined(factors: Sequence[Factor]) -> list[Factor]:
-    """Cells and the places within them are the whole dimension again, where they lie side by side."""
+    """Cells and the positions within them, if adjacent, are the whole dimension again."""
     result: list[Factor] = []
     for axis, size in factors:
         cell = result[-1][0] if result else None

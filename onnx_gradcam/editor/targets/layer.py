@@ -56,8 +56,8 @@ class Candidate:
     @property
     def spatial(self) -> list[int]:
         """The spatial axes, height first."""
-        found = [(axis.place, i) for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S"]
-        return [i for _, i in sorted(found)]
+        pairs = [(axis.place, i) for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S"]
+        return [i for _, i in sorted(pairs)]
 
     def describe(self) -> str:
         """Layout in the usual letters, e.g. `NCHW`, `NHWC` or `NTC`."""
@@ -86,8 +86,8 @@ class Candidate:
         if self.tokens is not None:
             if self.tokens.before or self.tokens.after:
                 raise UnsupportedError(
-                    f"layer {self.tensor.name!r} holds class tokens besides its places, which "
-                    "maps alone do not tell; choose a method that does not run the head again"
+                    f"layer {self.tensor.name!r} holds class tokens besides its spatial positions, "
+                    "which maps alone do not tell; choose a method that does not run the head again"
                 )
             flat = t.op("Reshape", value, t.ints(0, 0, -1))
             return t.transpose(flat, ["NCT".index(k) for k in kinds])
@@ -148,7 +148,7 @@ def find_layer(
         Candidate(t.wrap(o), layout, o in on_every_path)
         for node in path
         for o in node.outputs
-        if o in alive and (layout := layouts.get(o)) is not None and _has_places(t.wrap(o), layout, batch)
+        if o in alive and (layout := layouts.get(o)) is not None and _has_positions(t.wrap(o), layout, batch)
     ]
     head = _class_token_head(t, candidates, path)
     if layer != "auto":
@@ -161,13 +161,13 @@ def find_layer(
         chosen, reason = _automatic(t, _no_answers(candidates, path, classes, boxes=boxes), score)
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
         raise TargetError(
-            f"how the tokens of {chosen.tensor.name!r} lie depends on the image's size, which the model leaves open; "
-            "export it with a fixed size"
+            f"the grid of the tokens of {chosen.tensor.name!r} depends on the image's size, which the model leaves "
+            "open; export it with a fixed size"
         )
     return Layer(chosen, reason, candidates)
 
 
-def _has_places(value: Value, layout: Layout, batch: int) -> bool:
+def _has_positions(value: Value, layout: Layout, batch: int) -> bool:
     """Whether a tensor has several positions, one channel axis, the image's batch axis, and no unknown axis."""
     kinds = [axis.kind if axis is not None else None for axis in layout]
     if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
@@ -199,16 +199,16 @@ def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tup
     if not useful:
         shown = ", ".join(repr(c.tensor.name) for c in candidates[-5:])
         hint = f"; name one with --layer, for example one of {shown}" if shown else ""
-        raise TargetError(f"no tensor with places to point at lies on every path to the score {score.name!r}{hint}")
+        raise TargetError(f"no tensor with spatial positions is on every path to the score {score.name!r}{hint}")
     chosen = _unviewed(t, useful[-1], useful)
-    place = _places(chosen)
+    size = _grid_size(chosen)
     return (
         chosen,
-        f"the last tensor with spatial extent ({place}) on every path to the score, before pooling or flattening",
+        f"the last tensor with spatial extent ({size}) on every path to the score, before pooling or flattening",
     )
 
 
-def _places(candidate: Candidate) -> str:
+def _grid_size(candidate: Candidate) -> str:
     """The spatial sizes in words; `?` for free or computed ones."""
     return "x".join(str(size) if isinstance(size, int) else "?" for size in candidate.grid)
 
@@ -275,7 +275,7 @@ def _feeding(
             "attention cannot be told; name a layer in front of it with --layer"
         )
     chosen = _unviewed(t, feeding[-1], feeding)
-    grid = _places(chosen)
+    grid = _grid_size(chosen)
     return chosen, (
         f"the head reads the class token only, so this is the last normalised grid of {grid} tokens "
         "that the last attention reads"
@@ -324,10 +324,9 @@ def _named(
     if value is None:
         node = next((n for n in t.nodes if n.name == layer and layer), None)
         if node is None:
-            known = [*names, *(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
-            raise TargetError(
-                f"the model has no layer {layer!r}{near_matches(layer, known) or '; inspect lists what there is'}"
-            )
+            layers = [*names, *(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
+            near = near_matches(layer, layers) or "; inspect lists the layers"
+            raise TargetError(f"the model has no layer {layer!r}{near}")
         value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as asked"
     elif layer in names:
         how = f"layer {layer!r}, as asked"
@@ -341,10 +340,10 @@ def _named(
     kinds = {axis.kind if axis is not None else "" for axis in layout or (None,)}
     if kinds.isdisjoint({"", "c", "*"}):
         raise TargetError(
-            f"layer {layer!r} of shape {list(value.shape)} has a single place, so there is nothing to point at"
+            f"layer {layer!r} of shape {list(value.shape)} has a single position; choose a layer with several"
         )
     raise TargetError(
-        f"which axes of layer {layer!r} of shape {value.known_shape} are places cannot be told; choose another"
+        f"the spatial axes of layer {layer!r} of shape {value.known_shape} are unknown; choose another layer"
     )
 
 

@@ -1,18 +1,19 @@
-"""Find the output with the class scores, and the tensor before it that is differentiated."""
+"""What is differentiated: the tensor with the class scores, and functions of several scores (objectives)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES, VIEWS, keeps_order
 
-__all__ = ["Score", "find_image", "find_score", "image_inputs"]
+__all__ = ["OBJECTIVES", "Objective", "Score", "against", "find_image", "find_score", "image_inputs"]
 
 Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
 
@@ -61,18 +62,14 @@ def find_image(t: Builder, name: str | None = None) -> Value:
     candidates = image_inputs(t)
     inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
     if name is not None:
-        found = next((v for v in candidates if v.name == name), None)
-        if found is None:
-            known = [v.name for v in candidates]
-            raise TargetError(f"the model has no image input {name!r}{near_matches(name, known)} (inputs: {inputs})")
-        return found
+        named = [v for v in candidates if v.name == name]
+        if not named:
+            near = near_matches(name, [v.name for v in candidates])
+            raise TargetError(f"the model has no image input {name!r}{near} (inputs: {inputs})")
+        return named[0]
     if len(candidates) != 1:
-        what = (
-            "no input of rank 4 that could take an image"
-            if not candidates
-            else "several inputs that could take an image"
-        )
-        raise TargetError(f"the model has {what} (inputs: {inputs}); name one with --input")
+        count = "several inputs" if candidates else "no input of rank 4"
+        raise TargetError(f"the model has {count} that could take an image (inputs: {inputs}); name one with --input")
     return candidates[0]
 
 
@@ -97,11 +94,11 @@ def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "ou
             )
         why = f"output {output!r}, as asked"
         if _class_axis(chosen) is None:
-            raise TargetError(f"output {output!r} of shape {_shape(chosen)} does not hold one score a class")
+            raise TargetError(f"output {output!r} of shape {_shape(chosen)} does not hold one score per class")
     else:
         candidates = [o for o in outputs if _class_axis(o) is not None]
         chosen = _only(t, candidates, outputs)
-        why = f"output {chosen.name!r} of shape {_shape(chosen)} holds one score a class"
+        why = f"output {chosen.name!r} of shape {_shape(chosen)} holds one score per class"
     return _before_activation(t, chosen, kind, why)
 
 
@@ -109,7 +106,7 @@ def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> 
     if not candidates:
         raise TargetError(
             f"no output looks like class scores of shape [batch, classes] (outputs: {_list(outputs)}); "
-            "say with --task what else the model does, or give one of which an output holds a score a class"
+            "say with --task what else the model does, or choose a model with one score per class"
         )
     tensors = {_origin(t, _walk_back(t, o)[0]) for o in candidates}
     if len(tensors) > 1:
@@ -130,7 +127,7 @@ def _before_activation(t: Builder, output: Value, kind: str, why: str) -> Score:
         why = f"{why}; {left} is left out, so that the logit {tensor.name!r} is explained"
     axis = _class_axis(tensor)
     if axis is None:
-        raise TargetError(f"tensor {tensor.name!r} of shape {_shape(tensor)} does not hold one score a class")
+        raise TargetError(f"tensor {tensor.name!r} of shape {_shape(tensor)} does not hold one score per class")
     size = tensor.shape[axis]
     single = size == 1
     if single:
@@ -221,3 +218,57 @@ def _shape(value: Value) -> str:
 
 def _list(values: Sequence[Value]) -> str:
     return ", ".join(f"{v.name!r} {_shape(v)}" for v in values)
+
+
+Objective = Callable[[Builder, Value, Value], Value]
+
+_SIMILAR = 3
+"""Number of classes Finer-CAM compares with, as in pytorch-grad-cam."""
+
+
+def runner_up(t: Builder, scores: Value, classes: Value) -> Value:
+    """The lead of the class's score over the highest other one."""
+    return _own_score(t, scores, classes) - t.reduce("ReduceMax", _others(t, scores, classes), [1], keepdims=False)
+
+
+def against(other: int) -> Objective:
+    """An objective: the lead of the class's score over that of class `other`."""
+
+    def difference(t: Builder, scores: Value, classes: Value) -> Value:
+        reference = t.op("Gather", scores, t.const(other, np.int64), axis=1)
+        return _own_score(t, scores, classes) - reference
+
+    return difference
+
+
+def finer(t: Builder, scores: Value, classes: Value) -> Value:
+    """The lead over the three classes with the nearest scores, each weighted by its probability.
+
+    Zhang et al. 2025, eq. 4; pytorch-grad-cam utils/model_targets.py, FinerWeightedTarget, with alpha = 1.
+    """
+    own = t.op("Unsqueeze", _own_score(t, scores, classes), t.ints(1))
+    distance = t.op("Abs", scores - own)
+    width = scores.shape[1]
+    count = min(_SIMILAR + 1, width) if isinstance(width, int) else _SIMILAR + 1
+    _, nearest = t.ops("TopK", distance, t.ints(count), outputs=2, axis=1, largest=0)
+    others = t.op("Slice", nearest, t.ints(1), t.ints(count), t.ints(1))
+    weights = t.op("GatherElements", t.op("Softmax", scores, axis=1), others, axis=1)
+    lead = own - t.op("GatherElements", scores, others, axis=1)
+    return t.sum(t.op("Mul", weights, lead), [1], keepdims=False) / (t.sum(weights, [1], keepdims=False) + 1e-9)
+
+
+def _own_score(t: Builder, scores: Value, classes: Value) -> Value:
+    """The score of each sample's class, `[N]`."""
+    picked = t.op("GatherElements", scores, t.op("Unsqueeze", classes, t.ints(1)), axis=1)
+    return t.op("Squeeze", picked, t.ints(1))
+
+
+def _others(t: Builder, scores: Value, classes: Value) -> Value:
+    """The scores, with the class's own far below all others."""
+    depth = t.op("Shape", scores, start=1, end=2)
+    values = t.const(np.array([0, -1e30], np.float32))
+    return scores + t.cast(t.op("OneHot", classes, depth, values, axis=1), scores.dtype)
+
+
+OBJECTIVES: dict[str, Objective] = {"finer": finer, "runner-up": runner_up}
+"""Objectives by name, `(builder, scores [N, K], classes int64 [N]) -> [N]`; `class` itself needs no function."""

@@ -1,4 +1,4 @@
-"""Tasks: what a model does, and how its outputs become one score a class, `[N, K]`, in the graph.
+"""Tasks: what a model does, and how its outputs become one score per class, `[N, K]`, in the graph.
 
 Everything else in the editor knows class scores alone. Adding a task is adding one entry to `TASKS`: its `scores`
 appends an output `target_scores` that holds them.
@@ -22,7 +22,7 @@ from .axes import Layout, follow
 __all__ = ["MASK", "SCORES", "TASKS", "Task", "candidates", "find_task"]
 
 SCORES = "target_scores"
-"""The name of the output that holds one score a class."""
+"""The name of the output that holds one score per class."""
 
 MASK = "target_mask"
 """The name of the input that says where a segmentation is explained."""
@@ -85,22 +85,22 @@ def _segmentation(t: Builder, output: str | None, mask: MaskKind, kind: ScoreKin
     """
     maps, layout = _class_maps(t, output, kind)
     kinds = [axis.kind if axis is not None else "" for axis in layout]
-    channel, places = kinds.index("C"), [i for i, axis in enumerate(kinds) if axis == "S"]
+    channel, spatial = kinds.index("C"), [i for i, axis in enumerate(kinds) if axis == "S"]
     if maps.shape[channel] == 1:
         probability = any(_made_by(value) == "Sigmoid" for value in _backwards(t, maps))
         complement = 1.0 - maps if probability else -maps
         maps = t.op("Concat", complement, maps, axis=channel)
     if mask == "own":
-        _expose(t, _over_own(t, maps, channel, places))
+        _expose(t, _over_own(t, maps, channel, spatial))
         return
     if mask == "input":
         _free(t, MASK)
-        given = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *places)))
-        maps = t.op("Mul", maps, t.cast(t.op("Unsqueeze", given, t.ints(channel)), maps.dtype))
-    _expose(t, t.sum(maps, places, keepdims=False))
+        weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
+        maps = t.op("Mul", maps, t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype))
+    _expose(t, t.sum(maps, spatial, keepdims=False))
 
 
-def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> Value:
+def _over_own(t: Builder, maps: Value, channel: int, spatial: Sequence[int]) -> Value:
     """The sum of every class over the positions where it is predicted, `[N, K]`."""
     best = t.op("ArgMax", maps, axis=channel, keepdims=1)
     count = t.op("Squeeze", t.op("Shape", maps, start=channel, end=channel + 1))
@@ -108,8 +108,8 @@ def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> V
     shape = [1] * maps.rank
     shape[channel] = -1
     chosen = t.cast(t.op("Equal", best, t.op("Reshape", every, t.ints(*shape))), maps.dtype)
-    total = t.sum(t.op("Mul", maps, chosen), places, keepdims=False)
-    present = t.reduce("ReduceMax", chosen, places, keepdims=False) > 0.0
+    total = t.sum(t.op("Mul", maps, chosen), spatial, keepdims=False)
+    present = t.reduce("ReduceMax", chosen, spatial, keepdims=False) > 0.0
     # No gradient crosses the rounding, as it should be for a class that is predicted nowhere.
     lowest = t.op("Floor", t.op("Min", t.reduce("ReduceMin", total, [1]), 0.0) * 2.0)
     return t.op("Where", present, total, lowest)
@@ -118,26 +118,26 @@ def _over_own(t: Builder, maps: Value, channel: int, places: Sequence[int]) -> V
 def _class_maps(t: Builder, name: str | None, kind: ScoreKind) -> tuple[Value, Layout]:
     """The tensor with one map per class, and the meaning of its axes."""
     layouts = follow(t)
-    found: dict[str, tuple[Value, Layout]] = {}
+    maps: dict[str, tuple[Value, Layout]] = {}
     for output in map(t.wrap, t.graph.outputs):
         chain = [v for v in _backwards(t, output) if v.is_float and _is_class_map(layouts.get(v.core))]
         if chain:
             source = chain[0 if kind == "output" else -1]
-            found[output.name] = source, layouts[source.core]
+            maps[output.name] = source, layouts[source.core]
     if name is not None:
-        if name not in found:
+        if name not in maps:
             raise TargetError(
-                f"output {name!r} holds no map for each class{near_matches(name, found)} (those that do: "
-                f"{list(found) or 'none'}; outputs: {_shown(t)})"
+                f"output {name!r} holds no map for each class{near_matches(name, maps)} (those that do: "
+                f"{list(maps) or 'none'}; outputs: {_shown(t)})"
             )
-        return found[name]
-    if len({source.core for source, _ in found.values()}) != 1:
-        which = "no output holds" if not found else f"several outputs ({', '.join(map(repr, found))}) hold"
+        return maps[name]
+    if len({source.core for source, _ in maps.values()}) != 1:
+        which = "no output holds" if not maps else f"several outputs ({', '.join(map(repr, maps))}) hold"
         raise TargetError(
             f"{which} a map for each class, [N, K, h, w] or [N, h, w, K] behind convolutions (outputs: {_shown(t)}); "
             "name one with --output"
         )
-    return next(iter(found.values()))
+    return next(iter(maps.values()))
 
 
 def _backwards(t: Builder, value: Value) -> Iterator[Value]:
@@ -202,10 +202,10 @@ def _tables(t: Builder, outputs: Sequence[str], form: BoxFormat) -> list[Value]:
         if len(fitting) != 1:
             raise TargetError(
                 f"which output holds the scores of the boxes cannot be told (outputs: {_shown(t)}); name it with "
-                "--output, several times where they lie in several"
+                "--output, several times if there are several"
             )
         outputs = fitting
-    found = []
+    tables = []
     for name in outputs:
         if name not in by_name:
             raise TargetError(f"the model has no output {name!r}{near_matches(name, by_name)} (outputs: {_shown(t)})")
@@ -214,10 +214,10 @@ def _tables(t: Builder, outputs: Sequence[str], form: BoxFormat) -> list[Value]:
             form_of = {"scores": "[N, boxes, K]", "yolov5": "[N, boxes, 5 + K]", "yolov8": "[N, 4 + K, boxes]"}[form]
             raise TargetError(
                 f"output {name!r} is no table {form_of} of scores (outputs: {_shown(t)}); name another with --output, "
-                "or say with --boxes how the scores lie"
+                "or describe the table with --boxes"
             )
-        found.append(value)
-    return found
+        tables.append(value)
+    return tables
 
 
 def _unquantised(t: Builder, value: Value) -> Value:
@@ -243,7 +243,7 @@ def _from(t: Builder, value: Value, start: int, axis: int) -> Value:
     if isinstance(size, int) and size <= start:
         raise TargetError(
             f"output {value.name!r} of shape {list(value.shape)} has no room for class scores behind the first {start} "
-            "numbers of a box; say with --boxes how they lie"
+            "numbers of a box; describe the table with --boxes"
         )
     return t.op("Slice", value, t.ints(start), t.ints(np.iinfo(np.int64).max), t.ints(axis))
 
@@ -280,8 +280,8 @@ def _similarity(t: Builder, output: str | None, reference: object) -> None:
     batch = named[0].shape[0]
     embedding = t.op("Reshape", named[0], t.ints(-1, flat.size), shape=(batch, flat.size))
     norm = t.op("Sqrt", t.sum(t.op("Mul", embedding, embedding), [1]))
-    wanted = t.const((flat / length).reshape(-1, 1), embedding.dtype)
-    _expose(t, (embedding @ wanted) / t.op("Max", norm, float(np.finfo(np.float16).tiny)))
+    unit = t.const((flat / length).reshape(-1, 1), embedding.dtype)
+    _expose(t, (embedding @ unit) / t.op("Max", norm, float(np.finfo(np.float16).tiny)))
 
 
 def _holds(value: Value, size: int) -> bool:

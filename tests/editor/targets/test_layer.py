@@ -1,4 +1,4 @@
-"""Which tensor is explained: the last with places to point at, on every path to the score."""
+"""Which tensor is explained: the last with spatial positions, on every path to the score."""
 
 from __future__ import annotations
 
@@ -124,12 +124,12 @@ def test_maps_whose_rows_are_no_images_are_passed_over():
         "r = Reshape(x, crops) c = Conv(r, K) z = Relu(c) h = GlobalAveragePool(z) f = Flatten(h) l = Gemm(f, W)"
         " q = Reshape(l, back) y = ReduceMean<keepdims=0>(q, one)"
     )
-    with pytest.raises(TargetError, match="no tensor with places to point at"):
+    with pytest.raises(TargetError, match="no tensor with spatial positions"):
         chosen(body, inputs="float[N,6,8,8] x", crops=[-1, 3, 8, 8], back=[-1, 2, 4], one=[1])
 
 
 def test_no_place_to_point_at():
-    with pytest.raises(TargetError, match="no tensor with places to point at lies on every path to the score 'y'"):
+    with pytest.raises(TargetError, match="no tensor with spatial positions is on every path to the score 'y'"):
         chosen("p = GlobalAveragePool(x) f = Flatten(p) y = Gemm(f, W3)", W3=(3, 4))
 
 
@@ -187,7 +187,7 @@ def test_tokens_in_front_of_the_last_attention_may_be_named(layer):
 
 
 def test_heads_of_an_attention_are_no_layer():
-    with pytest.raises(TargetError, match=r"which axes of layer 'b0_j' .* are places cannot be told"):
+    with pytest.raises(TargetError, match=r"the spatial axes of layer 'b0_j' .* are unknown"):
         choose(vit(), "b0_j")
 
 
@@ -247,7 +247,7 @@ def test_a_layer_beside_other_paths_may_be_named():
     [
         ("node_bb", r"no layer 'node_bb'; did you mean 'node_b'"),
         ("stage/rel", r"no layer 'stage/rel'; did you mean 'stage/relu'"),
-        ("h", r"layer 'h' of shape \['N', 6, 1, 1\] has a single place"),
+        ("h", r"layer 'h' of shape \['N', 6, 1, 1\] has a single position"),
         ("y", r"layer 'y'"),
         ("K", r"does not depend on layer 'K'"),
     ],
