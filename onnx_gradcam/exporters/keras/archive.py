@@ -103,11 +103,7 @@ def _open_zip(file: BinaryIO, name: str) -> Archive:
         raise ExportError(f"{name}: the archive is damaged ({reason(exc)}); fetch or save the file again") from exc
     group = _hdf5(weights, name)
     return Archive(
-        name=name,
-        config=config,
-        weights=group,
-        version=_version(metadata.get("keras_version"), name),
-        legacy=False,
+        name=name, config=config, weights=group, version=_version(metadata.get("keras_version"), name), legacy=False
     )
 
 

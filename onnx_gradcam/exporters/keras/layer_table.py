@@ -101,10 +101,7 @@ TF_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
 
 def keras_layer(
-    *names: str,
-    weights: Sequence[Slot] = (),
-    neutral: Sequence[str] = (),
-    modules: Sequence[str] = _PUBLIC,
+    *names: str, weights: Sequence[Slot] = (), neutral: Sequence[str] = (), modules: Sequence[str] = _PUBLIC
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the function that writes layers of the classes `names`.
 

@@ -151,12 +151,7 @@ _MODELS = frozenset({"Functional", "Model", "Sequential"})
 _MODEL_MODULES = ("keras", "tf_keras", "tensorflow.keras")
 _DEEPEST = 32
 _DTYPES = frozenset({"float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"})
-_TF_NAMES = {
-    "y": "x2",
-    "shape": "newshape",
-    "clip_value_min": "x_min",
-    "clip_value_max": "x_max",
-}
+_TF_NAMES = {"y": "x2", "shape": "newshape", "clip_value_min": "x_min", "clip_value_max": "x_max"}
 """TensorFlow's argument names, and the names used here."""
 
 _DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError)

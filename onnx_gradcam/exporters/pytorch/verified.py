@@ -46,12 +46,7 @@ class Verified:
     """
 
     def __init__(
-        self,
-        source: Source,
-        layer: str | None,
-        call: int,
-        size: tuple[int, int] | None,
-        report: Callable[[str], None],
+        self, source: Source, layer: str | None, call: int, size: tuple[int, int] | None, report: Callable[[str], None]
     ) -> None:
         self.source, self.layer, self.call, self.report = source, layer, call, report
         self.network = source.network.eval()

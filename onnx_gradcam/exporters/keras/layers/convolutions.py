@@ -135,10 +135,7 @@ def _by_channel(
         call.refuse("its number of channels is unknown")
     filters = channels * multiplier
     kernel = call.weight(
-        "depthwise_kernel",
-        [*window, channels, multiplier],
-        perm=[n, n + 1, *range(n)],
-        shape=[filters, 1, *window],
+        "depthwise_kernel", [*window, channels, multiplier], perm=[n, n + 1, *range(n)], shape=[filters, 1, *window]
     )
     bias = _bias(call, filters) if with_bias else []
     return call.op("Conv", maps, kernel, *bias, group=channels, **attributes), filters
@@ -179,11 +176,7 @@ def separable_convolution(
 
 
 @keras_layer(
-    "Conv1DTranspose",
-    "Conv2DTranspose",
-    "Conv3DTranspose",
-    "Deconvolution2D",
-    weights=[Slot("kernel"), _BIAS],
+    "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "Deconvolution2D", weights=[Slot("kernel"), _BIAS]
 )
 def transposed_convolution(
     call: Call,

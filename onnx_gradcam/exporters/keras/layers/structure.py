@@ -75,8 +75,7 @@ def layer_scale(call: Call, x: Tensor, *, projection_dim: Any) -> Tensor:
 
 
 @keras_layer(
-    "CustomScaleLayer",
-    modules=["keras.src.applications.inception_resnet_v2", "keras.applications.inception_resnet_v2"],
+    "CustomScaleLayer", modules=["keras.src.applications.inception_resnet_v2", "keras.applications.inception_resnet_v2"]
 )
 def custom_scale(call: Call, x: Tensor, y: Tensor, *, scale: Any) -> Tensor:
     """InceptionResNetV2's `x + scale * y`."""
