@@ -1,8 +1,7 @@
-"""Exports that run the framework itself, in a separate process: TFLite, and Keras models with code of their own.
+"""Run a framework in a separate process to export TFLite models, and Keras models with code of their own.
 
-Three workers: TFLite by tf2onnx, Keras by TensorFlow and tf2onnx, Keras on PyTorch by PyTorch's exporter. A process of
-its own may use another environment, and needs settings that apply to a whole process: Keras chooses its backend when it
-is imported, and tf2onnx takes several times the memory with protobuf's fast implementation.
+Such a process may use another environment and needs settings of its own: Keras chooses its backend when it is
+imported, and tf2onnx takes several times the memory with protobuf's fast implementation.
 """
 
 from __future__ import annotations
@@ -47,35 +46,24 @@ _SETTINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """A worker's result.
-
-    Attributes:
-        model: the graph.
-        answer: the worker's own entries.
-        reference: the tensors that the framework computed, by batch size and name; the image's name is empty.
-    """
+    """A worker's result."""
 
     model: Model
-    answer: dict[str, Any]
-    reference: dict[int, dict[str, Array]]
+    answer: dict[str, Any]  # the worker's own entries
+    reference: dict[int, dict[str, Array]]  # the framework's tensors, by batch size and name; the image's is empty
 
 
 def convert_elsewhere(
     worker: str, request: Mapping[str, Any], *, packages: str, python: str | Path | None = None, **settings: str
 ) -> Converted:
-    """Have a worker convert a model.
+    """Have the script `worker` in `workers` convert the model `request["path"]`.
 
     Args:
-        worker: name of the script in `workers`.
-        request: its JSON input; `path` is the model.
+        worker: the script's name.
+        request: its JSON input.
         packages: the packages it needs, as arguments of `pip install`.
         python: the interpreter; by default the current one.
         settings: environment variables.
-
-    Raises:
-        InputError: the interpreter cannot be started.
-        ExportError: a package is missing, or the worker refuses or fails; the message says why.
-        ModelError: its result is not valid ONNX.
     """
     executable = str(python or sys.executable)
     source = request["path"]
@@ -144,8 +132,6 @@ def _name_batch(proto: onnx.ModelProto) -> None:
             dims[0].dim_param = BATCH
 
 
-# ----- TFLite ----------------------------------------------------------------
-
 _IDENTIFIER = b"TFL3"
 _ENDINGS = re.compile(r"(_prequant|_dequant|_quantize|__\d+|:\d+)+$")
 _BEHIND = {"Transpose", "DequantizeLinear"}
@@ -154,13 +140,7 @@ _BEHIND = {"Transpose", "DequantizeLinear"}
 def read_tflite(path: str | Path, *, python: str | Path | None = None) -> Product:
     """Read a TFLite model; its layers are those of the original Keras model, as far as its tensors tell.
 
-    Args:
-        path: the file.
-        python: the interpreter that has TensorFlow and tf2onnx; by default the current one.
-
-    Raises:
-        InputError: the file cannot be opened.
-        ExportError: it is not a TFLite model, a package is missing, or tf2onnx cannot convert it.
+    `python` is the interpreter that has TensorFlow and tf2onnx; by default the current one.
     """
     path = Path(path)
     try:
@@ -206,8 +186,6 @@ def _unquantised(node: ir.Node) -> ir.Value:
     return node.inputs[0]
 
 
-# ----- Keras -----------------------------------------------------------------
-
 Route = Literal["tf", "torch"]
 
 _PACKAGES = {"tf": "tensorflow tf2onnx tf-keras", "torch": "keras torch onnxscript"}
@@ -225,21 +203,16 @@ def read_keras_with(
 ) -> Product:
     """Have Keras load and convert a model, with each layer that outputs maps under its name.
 
-    A layer inside another one is named `outer/inner`. If the image size is fixed, the outputs and one layer are
-    compared with Keras's at batch 1 and 3.
+    A layer inside another one is named `outer/inner`. If the image size is fixed, the outputs and one layer (`layer`,
+    else the last) are compared with Keras's at batch 1 and 3.
 
     Args:
         route: `tf` or `torch`.
         path: a .keras, .h5 or .hdf5 file; with `tf` also the folder of a SavedModel.
-        layer: the layer to compare; by default the last one.
+        layer: the layer to compare.
         custom: the module that defines the model's own classes; needs `trust`.
         trust: run code that comes with the model: Lambda layers, classes of `custom`, a SavedModel's graph.
         python: the interpreter that has the framework; by default the current one.
-
-    Raises:
-        InputError: no such file, or options that exclude each other.
-        ExportError: it needs `trust`, a package is missing, it cannot be converted, or the graph's values differ from
-            Keras's.
     """
     path = Path(path)
     if not path.exists():
@@ -270,11 +243,7 @@ def read_keras_with(
 
 
 def _compared(converted: Converted) -> str:
-    """The difference from Keras's values, in words; empty if Keras computed none.
-
-    Raises:
-        ExportError: it is too large.
-    """
+    """The difference from Keras's values, in words; empty if Keras computed none, an error if too large."""
     gaps = []
     for batch, reference in converted.reference.items():
         image = reference.pop("")

@@ -64,11 +64,7 @@ class Exported:
     warnings: list[str] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
-        """Write the model atomically.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
+        """Write the model atomically; an `InputError` says that the file cannot be written."""
         self.model.save(path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,20 +105,8 @@ def finish_export(
     """Expose the target layer and write what the framework knows into the metadata; no value changes.
 
     The target is the tensor on the path to the score, not a copy of it. Tensors are named after their layers where
-    these names are free. The model of `product` is changed in place.
-
-    Args:
-        product: the result of an exporter.
-        layer: the framework's name of the target layer, a tensor or a node; by default the one that `attach` would
-            choose.
-        output: the output that holds the scores, where several would do.
-        labels: class names; by default those of the framework.
-        preprocessing: how images become the input; by default what the framework says.
-
-    Raises:
-        TargetError: the layer is not in the model, the score does not depend on it, or no output looks like scores.
-        InputError: class names or preprocessing do not fit the model.
-        ModelError: the result is not valid ONNX.
+    these names are free. The model of `product` is changed in place. The other arguments are those of `export`: `layer`
+    may also be a tensor or a node, and labels and preprocessing must fit the model.
     """
     t = Builder(product.model)
     warnings = list(product.warnings)

@@ -26,11 +26,7 @@ class ParityError(ExportError):
 
 
 def run(model: Model, x: Array, tensors: Iterable[str] = ()) -> dict[str, Array]:
-    """The outputs of a graph, and further tensors of it, by name.
-
-    Raises:
-        ModelError: ONNX Runtime cannot run it.
-    """
+    """The outputs of a graph, and further tensors of it, by name."""
     proto = model.to_proto()
     outputs = {output.name for output in proto.graph.output}
     for name in tensors:
@@ -56,13 +52,7 @@ def difference(values: Array, reference: Array) -> float:
 
 
 def compare(values: Mapping[str, Array], reference: Mapping[str, Array], images: str, framework: str) -> float:
-    """The largest difference over all reference tensors.
-
-    Args:
-        values: the graph's, by tensor.
-        reference: the framework's.
-        images: which images, in words.
-        framework: its name.
+    """The largest difference over all reference tensors, of values from `images` (in words) and `framework` (its name).
 
     Raises:
         ParityError: the difference is above `TOLERANCE`.

@@ -1,7 +1,4 @@
-"""Export a model of any framework: recognise the source, read it, expose its layer, write the ONNX file.
-
-`export` is what the command `onnx-gradcam export` runs, and `as_onnx` lets other commands take framework models.
-"""
+"""Export a model of any framework: recognise the source, read it, expose its layer, write the ONNX file."""
 
 from __future__ import annotations
 
@@ -123,11 +120,7 @@ def export(
 
 
 def _check_place(out: Path, sources: Sequence[object]) -> None:
-    """Refuse before minutes of work a path that cannot be written after it.
-
-    Raises:
-        InputError: it is a folder, is in a missing one, or is the source itself.
-    """
+    """Refuse before minutes of work a path that cannot be written after it."""
     if out.resolve() in {Path(source).resolve() for source in sources if isinstance(source, (str, Path))}:
         raise InputError(f"{out}: this is the model itself; choose another output name")
     if out.is_dir():
@@ -137,17 +130,11 @@ def _check_place(out: Path, sources: Sequence[object]) -> None:
 
 
 def _check_preprocessing(exported: Exported) -> None:
-    """Refuse a description that contradicts the model now rather than at the first image.
-
-    Raises:
-        InputError: it does not fit the input.
-    """
+    """Refuse a description that contradicts the model now rather than at the first image."""
     described = exported.carried.preprocessing
     if described is not None and exported.image_layout in {"NCHW", "NHWC"}:
         parse_preprocessing(described).for_input(exported.image_layout, exported.image_shape, exported.image_dtype)
 
-
-# ----- which framework -------------------------------------------------------
 
 _SYMBOL = "-symbol.json"
 _ENDINGS: dict[str, Framework] = {
@@ -168,11 +155,7 @@ _IN_CODE = re.compile(r"[A-Za-z_][\w.]*:[\w./-]+")
 
 
 def framework_of(source: str | Path | torch.nn.Module) -> Framework:
-    """Tell the framework of a source from its name, or of a folder from the files in it.
-
-    Raises:
-        InputError: it cannot be told.
-    """
+    """Tell the framework of a source from its name, or of a folder from the files in it."""
     if not isinstance(source, (str, Path)):
         return "pytorch"
     kind = _by_ending(Path(source))
@@ -191,17 +174,10 @@ def _by_ending(path: Path) -> Framework | None:
 
 
 def as_onnx(path: str | Path, layer: str | None = None) -> Path | onnx.ModelProto:
-    """Export a framework's model file in memory; leave any other path to the code that loads ONNX.
+    """Export a framework's model file in memory, by `layer`; leave any other path to the code that loads ONNX.
 
     `.keras`, `.h5` and `.hdf5` are Keras models, `NAME-symbol.json` is an MXNet model with its `NAME-*.params` beside
     it, `.pt2` an exported PyTorch program, `.tflite` a TFLite model.
-
-    Args:
-        path: the file.
-        layer: the layer to explain, by the framework's name.
-
-    Raises:
-        ExplainError: the file cannot be exported.
     """
     path = Path(path)
     if _by_ending(path) in {None, "onnx"} or path.suffix.lower() == _AMBIGUOUS:
@@ -209,16 +185,8 @@ def as_onnx(path: str | Path, layer: str | None = None) -> Path | onnx.ModelProt
     return export(path, layer=layer).to_proto()
 
 
-# ----- one reader a framework ------------------------------------------------
-
-
 def read_onnx(path: str | Path) -> Product:
-    """Read an ONNX model, converted to opset 18 where it is lower; what it carries of a framework is kept.
-
-    Raises:
-        ModelError: the file is missing, damaged or unsafe.
-        ExportError: the model is explained already.
-    """
+    """Read an ONNX model, converted to opset 18 where it is lower; what it carries of a framework is kept."""
     model = load(Path(path))
     metadata = Metadata.from_props(model.metadata)
     if metadata is not None:

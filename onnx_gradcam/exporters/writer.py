@@ -1,7 +1,4 @@
-"""What exporters share: `Product`, a model that was read, and `Writer`, which builds an ONNX graph node by node.
-
-`finishing.finish_export` takes a product of any framework from there on.
-"""
+"""What exporters share: `Product`, a model that was read, and `Writer`, which builds an ONNX graph node by node."""
 
 from __future__ import annotations
 
@@ -23,30 +20,18 @@ __all__ = ["BATCH", "Product", "Writer"]
 
 @dataclass(eq=False, kw_only=True)
 class Product:
-    """A model that an exporter read, and what its framework knows about it.
+    """A model that an exporter read, and what its framework knows about it."""
 
-    Attributes:
-        model: the graph, its batch free, its outputs those of the framework's model only.
-        framework: `keras`, `mxnet`, `pytorch`, `tflite` or `onnx`.
-        version: of the framework that wrote the file, if known.
-        layers: the framework's layers by name, in execution order; a layer's tensor may be an unread copy of the
-            tensor on the path to the score.
-        image_layout: the framework's axes of the image, if they differ from the graph's; else empty.
-        labels: class names, if the framework knows them.
-        preprocessing: how images become the model's input, if the framework knows it.
-        parity: how the graph's values compare with the framework's; empty if they were not compared.
-        warnings: for the user.
-    """
-
-    model: Model
-    framework: str
-    version: str
+    model: Model  # its batch free, its outputs those of the framework's model only
+    framework: str  # `keras`, `mxnet`, `pytorch`, `tflite` or `onnx`
+    version: str  # of the framework that wrote the file
+    # In execution order; a tensor may be an unread copy of the one on the path to the score.
     layers: Mapping[str, CarriedLayer]
-    image_layout: str = ""
-    labels: Sequence[str] | None = None
-    preprocessing: Mapping[str, Any] | None = None
-    parity: str = ""
-    warnings: list[str] = field(default_factory=list)
+    image_layout: str = ""  # the framework's axes of the image, if they differ from the graph's
+    labels: Sequence[str] | None = None  # class names
+    preprocessing: Mapping[str, Any] | None = None  # how images become the model's input
+    parity: str = ""  # how the graph's values compare with the framework's, if they were compared
+    warnings: list[str] = field(default_factory=list)  # for the user
 
 
 BATCH = "batch"
@@ -57,11 +42,7 @@ _IR_VERSION = 10
 
 
 class Writer(Builder):
-    """Write a new model; each node is typed when it is appended, so that a wrong one fails on its own line.
-
-    Args:
-        name: the model's name, in messages and in the graph.
-    """
+    """Write a model named `name`; each node is typed when it is appended, so that a wrong one fails on its own line."""
 
     def __init__(self, name: str) -> None:
         graph = ir.Graph([], [], nodes=[], opset_imports={"": _OPSET}, name=name)
@@ -69,11 +50,7 @@ class Writer(Builder):
         super().__init__(Model(core, None, name))
 
     def weight(self, name: str, content: npt.NDArray[Any] | ir.TensorProtocol) -> Value:
-        """A named weight; a lazy tensor is not read before the model is saved.
-
-        Raises:
-            ExportError: the name is taken.
-        """
+        """A named weight; a lazy tensor is not read before the model is saved."""
         self._claim(name)
         tensor = ir.tensor(content, name=name)
         value = ir.Value(name=name, const_value=tensor)
@@ -82,11 +59,7 @@ class Writer(Builder):
         return self.wrap(value)
 
     def rename(self, value: Value, name: str) -> Value:
-        """Give an appended tensor, and the node that computes it, the name of a layer.
-
-        Raises:
-            ExportError: the name is taken.
-        """
+        """Give an appended tensor, and the node that computes it, the name of a layer."""
         self._claim(name)
         super().rename(value, name)
         node = value.core.producer()

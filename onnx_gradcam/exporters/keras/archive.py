@@ -43,21 +43,13 @@ _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Archive:
-    """The content of a model file.
+    """The content of a model file."""
 
-    Attributes:
-        name: the file's name, for messages.
-        config: the model's configuration, as Keras wrote it.
-        weights: the HDF5 group with the variables.
-        version: of the Keras that wrote the file.
-        legacy: whether the variables are listed by layer name, as in `.h5` files.
-    """
-
-    name: str
-    config: dict[str, Any]
-    weights: h5py.Group
-    version: str
-    legacy: bool
+    name: str  # the file's name, for messages
+    config: dict[str, Any]  # the model's configuration, as Keras wrote it
+    weights: h5py.Group  # the HDF5 group with the variables
+    version: str  # of the Keras that wrote the file
+    legacy: bool  # whether the variables are listed by layer name, as in `.h5` files
 
     @property
     def major(self) -> int:
@@ -66,12 +58,7 @@ class Archive:
 
 
 def open_archive(path: str | Path) -> Archive:
-    """Open a `.keras` or `.h5` file; its weights are not read yet.
-
-    Raises:
-        InputError: there is no such file.
-        ExportError: it is damaged or not a whole Keras model, or h5py is not installed.
-    """
+    """Open a `.keras` or `.h5` file; its weights are not read yet."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; if it is a SavedModel, export it with --via tf")
@@ -86,9 +73,6 @@ def open_archive(path: str | Path) -> Archive:
         if start == _HDF5_SIGNATURE:
             return _open_h5(_Section(file, 0, path.stat().st_size), str(path))
     raise ExportError(f"{path}: neither a .keras archive nor an HDF5 file; is it the right file, and complete?")
-
-
-# ----- .keras ----------------------------------------------------------------
 
 
 def _open_zip(file: BinaryIO, name: str) -> Archive:
@@ -201,9 +185,6 @@ class _Section(io.RawIOBase):
         if not self.closed:
             os.close(self._descriptor)
         super().close()
-
-
-# ----- .h5 -------------------------------------------------------------------
 
 
 def _open_h5(stream: _Section, name: str) -> Archive:

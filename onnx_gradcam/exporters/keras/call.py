@@ -22,15 +22,10 @@ __all__ = ["Call", "Layer", "Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A Keras tensor.
+    """A Keras tensor."""
 
-    Attributes:
-        value: the tensor of the ONNX graph.
-        moved: whether Keras's last axis is second in it: `[N, C, H, W]` for Keras's `[N, H, W, C]`.
-    """
-
-    value: Value
-    moved: bool = False
+    value: Value  # the tensor of the ONNX graph
+    moved: bool = False  # Keras's last axis is second: `[N, C, H, W]` for Keras's `[N, H, W, C]`
 
     @property
     def rank(self) -> int:
@@ -55,19 +50,12 @@ class Tensor:
 
 @dataclass(eq=False, kw_only=True)
 class Layer:
-    """A layer of the model, called once or several times with the same variables.
+    """A layer of the model, called once or several times with the same variables."""
 
-    Attributes:
-        path: its name, after the names of the models that contain it.
-        kind: its class.
-        variables: in the file, by name.
-        written: variables already in the graph.
-    """
-
-    path: str
+    path: str  # its name, after the names of the models that contain it
     kind: str
-    variables: Mapping[str, Stored] = field(default_factory=dict)
-    written: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+    variables: Mapping[str, Stored] = field(default_factory=dict)  # in the file, by name
+    written: dict[tuple[Any, ...], Value] = field(default_factory=dict)  # variables already in the graph
 
     def __str__(self) -> str:
         return f"layer {self.path!r} of class {self.kind}"
@@ -75,25 +63,16 @@ class Layer:
 
 @dataclass(eq=False, kw_only=True)
 class Call:
-    """One call of a layer, for the function that writes its nodes.
-
-    Attributes:
-        layer: the layer.
-        writer: the graph.
-        major: first number of the version of Keras that wrote the file.
-        channels_last: whether the model's maps are `[N, H, W, C]` in Keras.
-    """
+    """One call of a layer, for the function that writes its nodes."""
 
     layer: Layer
     writer: Writer
-    major: int
-    channels_last: bool
+    major: int  # first number of the version of Keras that wrote the file
+    channels_last: bool  # whether the model's maps are `[N, H, W, C]` in Keras
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise the error that says what is not supported about this layer."""
         raise ExportError(f"{self.layer}: {problem}; {REMEDY}")
-
-    # ----- nodes and variables -----------------------------------------------
 
     def op(self, op_type: str, *inputs: Value | float | None, **attributes: Any) -> Value:
         """Append a node with one output."""
@@ -111,16 +90,9 @@ class Call:
         perm: Sequence[int] | None = None,
         shape: Sequence[int] | None = None,
     ) -> Value:
-        """A variable as a tensor of the graph.
+        """A variable as a tensor of the graph, its axes permuted by `perm`, then reshaped to `shape`.
 
-        Args:
-            slot: its name.
-            expected: its shape in the file; dimensions that are not numbers may be any.
-            perm: how to permute its axes.
-            shape: how to reshape it thereafter.
-
-        Raises:
-            ExportError: it has another shape in the file.
+        `expected` is its shape in the file; dimensions that are not numbers may be any.
         """
         stored = self.layer.variables[slot]
         if len(stored.shape) != len(expected) or any(
@@ -144,8 +116,6 @@ class Call:
     def content(self, slot: str) -> npt.NDArray[np.float32]:
         """The content of a small variable, for computations during the export."""
         return self.layer.variables[slot].read()
-
-    # ----- layouts -----------------------------------------------------------
 
     def move(self, x: Tensor) -> Tensor:
         """The tensor with Keras's last axis second."""

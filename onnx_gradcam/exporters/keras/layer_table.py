@@ -41,21 +41,13 @@ _OFF = frozenset({"quantization_config", "lora_rank", "lora_alpha", "sparse", "r
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerRule:
-    """How a layer class is written in ONNX.
+    """How a layer class is written in ONNX."""
 
-    Attributes:
-        write: the function: call, tensors, configuration.
-        slots: the class's variables.
-        neutral: further configuration keys without effect.
-        modules: the modules of the class.
-        parameters: the configuration keys that the function takes, with their defaults.
-    """
-
-    write: Callable[..., Tensor]
-    slots: tuple[Slot, ...]
-    neutral: frozenset[str]
+    write: Callable[..., Tensor]  # the function: call, tensors, configuration
+    slots: tuple[Slot, ...]  # the class's variables
+    neutral: frozenset[str]  # further configuration keys without effect, or that only decide about variables
     modules: tuple[str, ...]
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Any]  # the configuration keys that the function takes, with their defaults
 
     def slots_of(self, config: Mapping[str, Any], major: int) -> list[Slot]:
         """The variables of a layer with this configuration."""
@@ -69,11 +61,7 @@ class LayerRule:
         return not when or bool(config.get(when, self.parameters.get(when, True)))
 
     def options(self, config: Mapping[str, Any], layer: Layer) -> dict[str, Any]:
-        """The function's keyword arguments.
-
-        Raises:
-            ExportError: the configuration lacks a key, or has an unknown one or a value that is not finite.
-        """
+        """The function's keyword arguments; unknown, missing and infinite entries are refused."""
         options = {}
         for key, value in config.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -105,9 +93,6 @@ def keras_layer(
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the function that writes layers of the classes `names`.
 
-    Its positional parameters after the call are the layer's input tensors, its keyword parameters the keys of the
-    layer's configuration; a key without default is required, and any other key is refused.
-
     Args:
         names: of the classes.
         weights: the variables in the order of their creation.
@@ -120,7 +105,7 @@ def keras_layer(
         rule = LayerRule(
             write=write,
             slots=tuple(weights),
-            neutral=frozenset(neutral),
+            neutral=frozenset(neutral) | {slot.when for slot in weights if slot.when},
             modules=tuple(modules),
             parameters={p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY},
         )
@@ -142,11 +127,7 @@ def operation(*names: str, tf: Sequence[str] = ()) -> Callable[[Callable[..., Te
 
 
 def rule_of(entry: Mapping[str, Any], layer: Layer) -> LayerRule:
-    """The rule of a layer in the configuration.
-
-    Raises:
-        ExportError: there is none, or the class is somebody's own of the same name.
-    """
+    """The rule of a layer; refused if the class is unknown, or somebody's own of the same name."""
     rule = LAYERS.get(layer.kind)
     module, registered = entry.get("module"), entry.get("registered_name")
     if rule is None:

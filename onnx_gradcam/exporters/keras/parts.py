@@ -71,12 +71,7 @@ def flat_references(struct: Any) -> list[Reference]:
 
 
 def arguments(node: Any, layers: Mapping[str, Any]) -> Arguments:
-    """The arguments of one call.
-
-    Args:
-        node: an entry of `inbound_nodes`.
-        layers: the model's layers by name; Keras 2 writes tensors in keyword arguments as plain lists.
-    """
+    """The arguments of an entry of `inbound_nodes`; Keras 2 writes tensors in keyword arguments as plain lists."""
     if isinstance(node, Mapping):
         args, kwargs = _decoded(node.get("args", [])), _decoded(node.get("kwargs", {}))
         if not isinstance(args, list) or not isinstance(kwargs, dict):
@@ -160,19 +155,12 @@ _DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, Overflow
 
 @dataclass(eq=False, kw_only=True)
 class Context:
-    """The state shared by all layers of a model.
+    """The state shared by all layers of a model."""
 
-    Attributes:
-        writer: the graph.
-        major: first number of the version of Keras that wrote the file.
-        channels_last: whether the model's maps are `[N, H, W, C]` in Keras.
-        layers: the tensor and the class of each layer, by name, in execution order.
-    """
-
-    writer: Writer
-    major: int
-    channels_last: bool
-    layers: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    writer: Writer  # the graph
+    major: int  # first number of the version of Keras that wrote the file
+    channels_last: bool  # maps are `[N, H, W, C]` in Keras
+    layers: dict[str, tuple[Tensor, str]] = field(default_factory=dict)  # tensor and class of each, in execution order
     _named: set[str] = field(default_factory=set)
 
     def call(self, layer: Layer) -> Call:
@@ -207,13 +195,7 @@ class Part(Protocol):
     """A layer, operation or model inside the model."""
 
     def __call__(self, context: Context, args: Arguments, path: str) -> list[Tensor]:
-        """Write one call.
-
-        Args:
-            context: the state shared by all layers.
-            args: tensors and constants.
-            path: the call's name.
-        """
+        """Write one call, named `path`."""
 
 
 def _tensors(args: Arguments, layer: Layer, major: int) -> list[Tensor]:
@@ -280,15 +262,7 @@ class _Operation:
 
 
 class Container:
-    """A functional or sequential model.
-
-    Args:
-        entry: its configuration.
-        source: its variables.
-        prefix: of the names of its layers.
-        major: first number of the version of Keras.
-        depth: the number of models that contain it.
-    """
+    """A functional or sequential model, inside of `depth` others; `prefix` is that of its layers' names."""
 
     def __init__(self, entry: Mapping[str, Any], source: Source, prefix: str, major: int, depth: int = 0) -> None:
         self.kind = str(entry.get("class_name"))
@@ -402,11 +376,7 @@ def _replaced(struct: Any, replacement: Callable[[Reference], Any]) -> Any:
 
 
 def layer_entries(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The layers of a model's configuration.
-
-    Raises:
-        ExportError: the model has a class of its own, or the configuration is damaged.
-    """
+    """The layers of a model's configuration; a model with a class of its own is refused."""
     config = entry.get("config")
     if str(entry.get("class_name")) not in _MODELS or not _is_keras(entry.get("module")):
         raise ExportError(
@@ -461,11 +431,7 @@ def built(entry: Mapping[str, Any], source: Source, path: str, major: int, depth
 
 
 def policy_of(entry: Mapping[str, Any], path: str) -> str:
-    """The name of a layer's dtype policy.
-
-    Raises:
-        ExportError: it is quantised, or not a floating-point dtype.
-    """
+    """The name of a layer's dtype policy, which must be a floating-point dtype."""
     dtype = entry["config"].get("dtype")
     if isinstance(dtype, Mapping):
         config = dtype.get("config")

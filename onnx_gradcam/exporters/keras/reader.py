@@ -28,17 +28,11 @@ __all__ = ["preprocessing_of", "read_keras"]
 
 @dataclass(frozen=True)
 class _Network:
-    """How a network of `keras.applications` is recognised beyond its name.
+    """How a network of `keras.applications` is recognised beyond its name."""
 
-    Attributes:
-        mode: the preset for its `preprocess_input`.
-        convolutions: its number of layers with Conv in their class, with and without its classifier.
-        within: whether the network begins with layers that prepare the image.
-    """
-
-    mode: str
-    convolutions: tuple[int, ...]
-    within: bool = False
+    mode: str  # the preset for its `preprocess_input`
+    convolutions: tuple[int, ...]  # its number of layers with Conv in their class, with and without its classifier
+    within: bool = False  # whether the network begins with layers that prepare the image
 
 
 # Counted in Keras 3.15; the modes are those of each keras/src/applications/<module>.py, `preprocess_input`.

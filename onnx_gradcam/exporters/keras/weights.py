@@ -28,17 +28,11 @@ _LARGEST_RATIO = 1100
 
 @dataclass(frozen=True)
 class Slot:
-    """A variable of a layer class; slots are in the order of creation.
-
-    Attributes:
-        name: of the variable.
-        when: the configuration key that decides whether the layer has it; empty for always.
-        trained: whether it is a weight, not a statistic.
-    """
+    """A variable of a layer class; slots are in the order of creation."""
 
     name: str
-    when: str = ""
-    trained: bool = True
+    when: str = ""  # the configuration key that decides whether the layer has it; empty for always
+    trained: bool = True  # whether it is a weight, not a statistic
 
 
 class Stored:
@@ -58,11 +52,7 @@ class Stored:
             raise ExportError(f"{label} claims the shape {self.shape}, but fewer values are stored; refused")
 
     def read(self) -> npt.NDArray[np.float32]:
-        """The content, in float32.
-
-        Raises:
-            ExportError: the file is damaged, or the content is NaN.
-        """
+        """The content, in float32."""
         try:
             content = self._dataset[()]
         except HDF5_DAMAGE as exc:
@@ -95,15 +85,7 @@ class Source(Protocol):
         """The source of the next layer of a model, in the order of the configuration."""
 
     def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
-        """The variables of a layer.
-
-        Args:
-            slots: the variables that the layer should have.
-            label: the layer's name in messages.
-
-        Raises:
-            ExportError: the file has another number of variables, or is damaged.
-        """
+        """The variables of a layer, named `label` in messages; `slots` are those that it should have."""
 
 
 def _member(group: h5py.Group, path: str, label: str) -> Any:
@@ -206,12 +188,8 @@ def _listed(group: h5py.Group, label: str) -> list[str]:
 class LayerList:
     """The `.h5` format: one group per layer, under the layer's name.
 
-    An inner model has one flat list: all trained variables, then all others
-    (`keras/src/legacy/saving/legacy_h5_format.py`, `_legacy_weights`).
-
-    Args:
-        group: `model_weights`.
-        count: the number of trained and of other variables of a layer; frozen ones are not trained.
+    An inner model has one flat list: all trained variables, then all others (`count`; frozen ones are not trained), see
+    `keras/src/legacy/saving/legacy_h5_format.py`, `_legacy_weights`.
     """
 
     def __init__(self, group: h5py.Group, count: Any) -> None:

@@ -12,8 +12,6 @@ from .operator_table import Ints, Rule, SizeError, mxnet_operator
 
 __all__: list[str] = []
 
-# ----- no effect in prediction ------------------------------------------------
-
 
 @mxnet_operator("_copy", "identity", "BlockGrad", "stop_gradient", "make_loss", "_CrossDeviceCopy")
 def identity(_t: Writer, data: Value) -> Value:
@@ -52,9 +50,6 @@ def cast(t: Writer, data: Value, *, dtype: str) -> Value:
     if dtype not in ("float16", "float32", "float64", "uint8", "int8", "int32", "int64"):
         raise ExportError(f"its dtype is {dtype}; only floating-point and integer dtypes are known")
     return t.cast(data, dtype)
-
-
-# ----- softmax ---------------------------------------------------------------
 
 
 def _over_rows(t: Writer, x: Value) -> Value:
@@ -121,8 +116,6 @@ def _softmax(kind: str, sign: float) -> Rule[Value]:
 mxnet_operator("softmax")(_softmax("Softmax", 1.0))
 mxnet_operator("log_softmax")(_softmax("LogSoftmax", 1.0))
 mxnet_operator("softmin")(_softmax("Softmax", -1.0))
-
-# ----- activations -----------------------------------------------------------
 
 _ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softrelu": "Softplus", "softsign": "Softsign"}
 
@@ -220,9 +213,6 @@ def square(_t: Writer, data: Value) -> Value:
 def reciprocal_square_root(t: Writer, data: Value) -> Value:
     """One over the square root."""
     return t.op("Reciprocal", t.op("Sqrt", data))
-
-
-# ----- arithmetic ------------------------------------------------------------
 
 
 def _binary(kind: str) -> Rule[Value]:

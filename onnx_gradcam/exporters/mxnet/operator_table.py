@@ -59,35 +59,22 @@ class FeatureMismatchError(SizeError):
 
 
 def fixed(dim: int | str | None, what: str) -> int:
-    """A dimension that must be a number; `what` names what depends on it.
-
-    Raises:
-        FreeSizeError: it is free.
-    """
+    """A dimension that must be a number; `what` names what depends on it."""
     if not isinstance(dim, int):
         raise FreeSizeError(f"{what} depends on the image size, which is free; {_REMEDY}")
     return dim
 
 
 def fixed_sizes(x: Value, what: str) -> tuple[int, ...]:
-    """The spatial sizes of a tensor in channels-first layout.
-
-    Raises:
-        FreeSizeError: one of them is free.
-    """
+    """The spatial sizes of a tensor in channels-first layout, which must be numbers."""
     return tuple(fixed(dim, what) for dim in x.shape[2:])
 
 
 def fitting_side(attempt: Callable[[int], object]) -> int | None:
     """The side of a square image that fits the weights; `None` if they do not tell.
 
-    Pooling and strides round, so several sides may fit: a usual one is preferred, then a multiple of 8.
-
-    Args:
-        attempt: writes the network for an image of that side.
-
-    Raises:
-        ExportError: an attempt fails for another reason than the size.
+    `attempt` writes the network for a side. Pooling and strides round, so several sides may fit: a usual one is
+    preferred, then a multiple of 8.
     """
 
     def excess(side: int) -> int:
@@ -193,33 +180,18 @@ class _Attribute:
 
 @dataclass(frozen=True)
 class Operator:
-    """An MXNet operator and its rule.
+    """An MXNet operator and its rule."""
 
-    Attributes:
-        rule: appends the ONNX nodes.
-        inputs: names of its positional inputs.
-        needed: how many of them are required.
-        variadic: whether it takes any number of inputs.
-        attributes: the attributes that change its result.
-        ignored: attributes that change speed or training only.
-        layout: whether channels-first maps stay channels first (`kept`), may not (`lost`), or result from any input
-            (`made`).
-    """
-
-    rule: Rule[Any]
-    inputs: tuple[str, ...]
-    needed: int
-    variadic: bool
-    attributes: Mapping[str, _Attribute]
-    ignored: frozenset[str]
-    layout: Layout
+    rule: Rule[Any]  # appends the ONNX nodes
+    inputs: tuple[str, ...]  # names of its positional inputs
+    needed: int  # how many of them are required
+    variadic: bool  # whether it takes any number of inputs
+    attributes: Mapping[str, _Attribute]  # the attributes that change its result
+    ignored: frozenset[str]  # attributes that change speed or training only
+    layout: Layout  # whether maps stay channels first, may not, or result from any input
 
     def parsed(self, texts: Mapping[str, str]) -> dict[str, Any]:
-        """The attributes as the rule's keyword arguments.
-
-        Raises:
-            ExportError: one is unknown, missing or not of its type.
-        """
+        """The attributes as the rule's keyword arguments; unknown or missing ones are refused."""
         parsed = {}
         for name, text in texts.items():
             if name in self.attributes:

@@ -39,12 +39,7 @@ Parameters = dict[str, "npt.NDArray[Any]"]
 
 
 def read_parameters(path: str | Path) -> Parameters:
-    """The arrays of a `.params` file; their content is not read yet, except from an `.npz`.
-
-    Raises:
-        InputError: the file cannot be opened.
-        ExportError: it has another format, or a length in it is wrong.
-    """
+    """The arrays of a `.params` file; their content is not read yet, except from an `.npz`."""
     path = Path(path)
     try:
         with path.open("rb") as stream:

@@ -29,8 +29,6 @@ def flatten(t: Writer, data: Value) -> Value:
     return data if data.rank == 2 else t.op("Flatten", data, axis=1)
 
 
-# ----- Reshape ---------------------------------------------------------------
-
 # A planned dimension is a number, -1 for the rest, or the input dimensions whose product it is.
 
 
@@ -122,9 +120,6 @@ def _reshaped(t: Writer, x: Value, planned: list[int | tuple[int, ...]]) -> Valu
     return t.op("Reshape", x, t.op("Concat", *parts, axis=0))
 
 
-# ----- axes ------------------------------------------------------------------
-
-
 @mxnet_operator("transpose", layout="lost")
 def transpose(t: Writer, data: Value, *, axes: Ints = ()) -> Value:
     """Permuted axes; reversed by default."""
@@ -172,9 +167,6 @@ def stack(t: Writer, *data: Value, axis: int = 0) -> Value:
     """Concatenated along a new axis."""
     place = _axis(axis, data[0].rank + 1)
     return t.op("Concat", *(t.op("Unsqueeze", x, t.ints(place)) for x in data), axis=place)
-
-
-# ----- slicing ---------------------------------------------------------------
 
 
 @mxnet_operator("SliceChannel", "split", layout="kept")

@@ -41,36 +41,22 @@ Entry = tuple[int, int]
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a symbol.
+    """One node of a symbol."""
 
-    Attributes:
-        op: the operator, `null` for variables.
-        name: of the node.
-        attributes: as text, the way MXNet writes them.
-        inputs: each an earlier node and the number of its output.
-    """
-
-    op: str
+    op: str  # the operator, `null` for variables
     name: str
-    attributes: Mapping[str, str]
-    inputs: tuple[Entry, ...]
+    attributes: Mapping[str, str]  # as text, the way MXNet writes them
+    inputs: tuple[Entry, ...]  # each an earlier node and the number of its output
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A network without its weights.
+    """A network without its weights."""
 
-    Attributes:
-        nodes: in an order in which they can run.
-        heads: the outputs.
-        version: of the MXNet that wrote the file; empty if unknown.
-        name: of the file, for messages.
-    """
-
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node, ...]  # in an order in which they can run
     heads: tuple[Entry, ...]
-    version: str
-    name: str
+    version: str  # of the MXNet that wrote the file; empty if unknown
+    name: str  # of the file, for messages
 
     def live(self) -> list[int]:
         """Indices of the nodes that an output needs, in order."""
@@ -82,12 +68,7 @@ class Symbol:
 
 
 def read_symbol(path: str | Path) -> Symbol:
-    """Read and check a `-symbol.json`.
-
-    Raises:
-        InputError: the file cannot be opened.
-        ExportError: it is not JSON, or not a valid graph.
-    """
+    """Read and check a `-symbol.json`."""
     path = Path(path)
     tree = _json(path)
     name = str(path)
@@ -195,12 +176,6 @@ def read_mxnet(
         input_shape: of one image, `(channels, height, width)`; by default what the symbol or the weights imply, else
             height and width stay free.
         names: further layer names, such as `features[8][2]`, and the nodes that they stand for.
-
-    Raises:
-        InputError: a file cannot be opened, or `input_shape` is not a shape.
-        ExportError: a file is damaged, the two do not belong together, or an operator, an attribute or a shape is not
-            supported.
-        TargetError: `names` refers to a node that is not in the symbol.
     """
     network = _Network(read_symbol(symbol), read_parameters(params), str(params))
     shape, warnings = network.sample_shape(input_shape), []
@@ -279,8 +254,6 @@ class _Network:
             f"{self.symbol.name}: has several inputs ({missing}); export a network with one input, the image"
         )
 
-    # ----- the size of an image ---------------------------------------------
-
     def sample_shape(self, input_shape: Sequence[int] | None) -> Shape:
         """The shape of one image: `input_shape`, else the symbol's, else derived from the weights."""
         if input_shape is not None:
@@ -322,11 +295,7 @@ class _Network:
         )
 
     def sized(self, shape: Shape, refusal: FreeSizeError) -> tuple[_Translation, str]:
-        """The network for the square image that fits it, and a warning for the user.
-
-        Raises:
-            FreeSizeError: the size cannot be told; this is `refusal`.
-        """
+        """The network for the square image that fits it, and a warning; raises `refusal` if the size cannot be told."""
 
         def translated(side: int) -> _Translation:
             return self.translated((shape[0], side, side))

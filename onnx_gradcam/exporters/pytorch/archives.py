@@ -1,6 +1,6 @@
-"""Recognise PyTorch's files without opening them in PyTorch, and translate published preprocessing descriptions.
+"""Recognise PyTorch's files without opening them in PyTorch, and refuse forged archives before PyTorch sees them.
 
-Forged archives are refused before PyTorch sees them. The descriptions are those of timm, transformers and torchvision.
+Also translates the preprocessing descriptions of timm, transformers and torchvision.
 """
 
 from __future__ import annotations
@@ -23,12 +23,7 @@ _LARGEST_HEADER = 100_000_000  # the safetensors format's own limit
 
 
 def kind_of(path: Path) -> Kind:
-    """Whether a file is an exported program (`.pt2`), a TorchScript, another pickle, or safetensors.
-
-    Raises:
-        InputError: it cannot be opened.
-        ExportError: it is none of these, or a damaged or forged archive.
-    """
+    """Whether a file is an exported program (`.pt2`), a TorchScript, another pickle, or safetensors."""
     if not path.is_file():
         problem = "a folder without config.json" if path.is_dir() else "no such file"
         raise InputError(f"{path}: {problem}; give the path of a PyTorch model")
@@ -61,13 +56,10 @@ def _archive_kind(path: Path) -> Kind:
 
 
 def members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The members of an archive by name.
+    """The members of an archive by name; an `ExportError` says that it is damaged or forged.
 
     PyTorch stores weights uncompressed and packs code only. It never writes a member that unpacks to many times the
     file's size, occurs twice or is named outside of the archive.
-
-    Raises:
-        ExportError: the archive is damaged or forged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -120,12 +112,7 @@ def from_torchvision(transforms: Any) -> Description | None:
 
 
 def from_transformers(config: Mapping[str, Any], kind: str) -> Description | None:
-    """From a Hugging Face `preprocessor_config.json`; `None` if not expressible.
-
-    Args:
-        config: the file's content.
-        kind: the network's `model_type`.
-    """
+    """From a `preprocessor_config.json` and the network's `model_type`; `None` if not expressible."""
     size, crop = config.get("size"), config.get("crop_size")
     size = {"shortest_edge": size} if isinstance(size, int) and config.get("do_center_crop") else size
     size = {"height": size, "width": size} if isinstance(size, int) else size

@@ -39,15 +39,10 @@ TARGET = "onnx_gradcam_target"
 
 
 class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as untyped
-    """A network with flat outputs, followed by the output of one of its modules.
+    """A network with flat outputs, followed by the output of its module `layer` (`None`: of none) at one of its calls.
 
     The hook replaces the module's output with a *copy*: a later in-place operation, such as a ReLU, would overwrite the
     captured tensor otherwise.
-
-    Args:
-        network: in evaluation mode, with one argument.
-        layer: path of the module, which returns a tensor at that call; `None` captures nothing.
-        call: which of the module's calls, as a list index.
     """
 
     def __init__(self, network: torch.nn.Module, layer: str | None, call: int = -1) -> None:
@@ -86,11 +81,7 @@ class Captured(torch.nn.Module):  # type: ignore[misc]  # PyTorch counts as unty
 
 
 def submodule(network: torch.nn.Module, path: str) -> torch.nn.Module:
-    """The module at a path.
-
-    Raises:
-        TargetError: there is none.
-    """
+    """The module at a path, or a `TargetError`."""
     modules = dict(network.named_modules())
     if path not in modules or not path:
         raise TargetError(f"there is no module {path!r} in the network{near_matches(path, modules)}")
@@ -98,11 +89,7 @@ def submodule(network: torch.nn.Module, path: str) -> torch.nn.Module:
 
 
 def named_outputs(result: Any) -> dict[str, Any]:
-    """A network's output tensors, by name.
-
-    Raises:
-        ExportError: an output is not a tensor, or there is none.
-    """
+    """A network's output tensors, by name; anything else than tensors is an `ExportError`."""
     logits = getattr(result, "logits", None)
     if isinstance(logits, torch.Tensor):
         return {"logits": logits}
@@ -128,13 +115,7 @@ def named_outputs(result: Any) -> dict[str, Any]:
 def module_outputs(
     network: torch.nn.Module, x: Any, only: str | None = ""
 ) -> tuple[dict[str, Array], dict[str, list[Array]]]:
-    """The outputs of a network, and each module's outputs, one per call, in execution order.
-
-    Args:
-        network: in evaluation mode.
-        x: its input.
-        only: observe this module only; empty for all, `None` for none.
-    """
+    """A network's outputs, and each call's outputs of its modules: of all (`only` is empty), of one, or of none."""
     calls: dict[str, list[Array]] = {}
 
     def keep(path: str) -> Any:

@@ -31,17 +31,7 @@ class ConversionError(ExportError):
 
 
 def convert(network: Captured | torch.jit.ScriptModule, x: Any, exporter: Exporter, free: Sequence[int]) -> Model:
-    """The graph of a network, its outputs named as by the capture.
-
-    Args:
-        network: in evaluation mode.
-        x: an example input.
-        exporter: which of PyTorch's two.
-        free: the axes of the input that may have any size.
-
-    Raises:
-        ConversionError: the exporter fails; the message is its own.
-    """
+    """The graph of a network, its outputs named as by the capture; the axes `free` of the input may have any size."""
     symbols = {axis: (BATCH, "", *SIDES)[axis] for axis in free}
     try:
         with silent(), torch.no_grad():

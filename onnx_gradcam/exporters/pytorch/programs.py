@@ -57,11 +57,7 @@ _NODES = (
 
 
 def load_program(path: Path, *, trust: bool) -> Any:
-    """Read an exported program.
-
-    Raises:
-        ExportError: it is damaged, or its content could run code and `trust` is false.
-    """
+    """Read an exported program; one whose content could run code needs `trust`."""
     if not trust:
         _vet(path)
     try:
@@ -168,27 +164,16 @@ _TIMM = "timm"
 
 @dataclass(eq=False, kw_only=True)
 class Source:
-    """A network and what is known about it.
+    """A network and what is known about it."""
 
-    Attributes:
-        network: in evaluation mode.
-        size: height and width of its images.
-        channels: number of channels of its images.
-        batch: its only batch size; `None` for any.
-        free: whether height and width may vary.
-        labels: class names.
-        preprocessing: how images become its input.
-        kinds: class of each module by path, if the modules do not tell.
-    """
-
-    network: torch.nn.Module
-    size: tuple[int, int] | None = None
-    channels: int | None = None
-    batch: int | None = None
-    free: bool = True
-    labels: Sequence[str] | None = None
-    preprocessing: Mapping[str, Any] | None = None
-    kinds: dict[str, str] = field(default_factory=dict)
+    network: torch.nn.Module  # in evaluation mode
+    size: tuple[int, int] | None = None  # height and width of its images
+    channels: int | None = None  # number of channels of its images
+    batch: int | None = None  # its only batch size; `None` for any
+    free: bool = True  # whether height and width may vary
+    labels: Sequence[str] | None = None  # class names
+    preprocessing: Mapping[str, Any] | None = None  # how images become its input
+    kinds: dict[str, str] = field(default_factory=dict)  # class of each module by path
 
     def __post_init__(self) -> None:
         modules = self.network.named_modules()
@@ -196,12 +181,7 @@ class Source:
 
 
 def open_source(source: Any, weights: str | Path | None, *, trust: bool) -> Source:
-    """The network of a source; `onnx_gradcam.exporters.pytorch.export_pytorch` lists the kinds of sources.
-
-    Raises:
-        InputError: there is no such file or model, or weights that do not apply.
-        ExportError: the file is damaged, the weights do not fit, or it would run code and `trust` is false.
-    """
+    """The network of a source; `export_pytorch` lists the kinds of sources."""
     if isinstance(source, torch.nn.Module):
         opened = Source(network=source)
         _fill(opened, weights)

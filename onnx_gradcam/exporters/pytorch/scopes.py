@@ -31,10 +31,7 @@ _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLO
 
 
 def take_target(model: Model, name: str) -> ir.Value:
-    """Remove the extra output from the graph and return the tensor on the path behind it.
-
-    The hook's copy may have left an Identity that nothing else reads.
-    """
+    """Remove the extra output and return the tensor behind it, without the Identity that the hook's copy may leave."""
     graph = model.core.graph
     (target,) = (value for value in graph.outputs if value.name == name)
     graph.outputs.remove(target)
@@ -55,14 +52,9 @@ def on_path(model: Model) -> list[ir.Value]:
 def match(
     calls: Mapping[str, Sequence[Array]], tensors: Sequence[ir.Value], values: Mapping[str, Array]
 ) -> dict[str, ir.Value]:
-    """The tensor of each module's last call.
+    """The tensor of each module's last call, by values in PyTorch (`calls`) and in ONNX Runtime for the same input.
 
     A module is left out if no tensor has its values, or if several tensors with different values are close to them.
-
-    Args:
-        calls: each module's outputs in PyTorch.
-        tensors: of the graph, in execution order.
-        values: their values in ONNX Runtime, for the same input.
     """
     last = {scope: tensor for tensor in tensors for scope in _scopes(tensor)}
     shaped: dict[tuple[int, ...], list[ir.Value]] = {}

@@ -28,10 +28,6 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """The tensors of a `.safetensors` file or of a pickled state dictionary, by name.
 
     A wrapper's prefix is removed if all names have it, and a training checkpoint is searched for its state dictionary.
-
-    Raises:
-        InputError: the file cannot be opened, or is a whole model.
-        ExportError: it is damaged, or not a state dictionary.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -88,12 +84,7 @@ def _read_pickle(path: Path) -> Any:
 def unwrapped(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a network in the checkpoint of a module that contains it, such as Lightning's `model.`.
 
-    Args:
-        state: the checkpoint's tensors.
-        own: the network's state dictionary.
-
-    Returns:
-        The entries below the one prefix that has all of the network's names, without the prefix; else `state`.
+    These are the ones below the one prefix that has all names of `own`, without the prefix; else all of `state`.
     """
     names = [key for key in own if not key.endswith(_COUNTER)]
     if not names or all(key in state for key in names):
@@ -106,11 +97,7 @@ def unwrapped(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 
 
 def fit(network: torch.nn.Module, state: Mapping[str, Any], where: str | Path) -> None:
-    """Load weights into a network.
-
-    Raises:
-        ExportError: names are missing or unknown, or shapes differ.
-    """
+    """Load weights into a network, all of them; names and shapes must agree."""
     # How many batches a normalization has seen does not matter any more.
     own = {key: value for key, value in network.state_dict().items() if not key.endswith(_COUNTER)}
     state = {key: value for key, value in unwrapped(state, own).items() if not key.endswith(_COUNTER)}

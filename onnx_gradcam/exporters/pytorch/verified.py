@@ -35,15 +35,7 @@ _LOUD = np.float32(30)
 
 
 class Verified:
-    """An export of one network.
-
-    Args:
-        source: the network and what is known about it.
-        layer: path of the module to expose.
-        call: which of its calls.
-        size: height and width that the user fixed.
-        report: called with each step, in words.
-    """
+    """An export of one network, with the module `layer` exposed at one of its calls; `report` takes each step."""
 
     def __init__(
         self, source: Source, layer: str | None, call: int, size: tuple[int, int] | None, report: Callable[[str], None]
@@ -69,12 +61,7 @@ class Verified:
         return "" if batch == self.batches[0] and not self.scripted else self.hooked
 
     def exported(self, ways: Sequence[Exporter]) -> Product:
-        """The first exporter's graph that computes PyTorch's values.
-
-        Raises:
-            TargetError: the layer is not called, or returns no tensor.
-            ExportError: there is none.
-        """
+        """The first exporter's graph that computes PyTorch's values, or an `ExportError` with the reason of each."""
         if self.scripted and "torchscript" not in ways:
             raise InputError("PyTorch's dynamo exporter takes no TorchScript; use --exporter torchscript")
         ways = ["torchscript"] if self.scripted else ways
@@ -134,11 +121,7 @@ class Verified:
         return model
 
     def _difference(self, model: Model, batch: int, sides: tuple[int, ...]) -> float:
-        """The largest difference from PyTorch over outputs and target.
-
-        Raises:
-            ParityError: it is more than rounding.
-        """
+        """The largest difference from PyTorch over outputs and target; a `ParityError` if it is more than rounding."""
         x = self._image(batch, sides)
         if sides == self.sides:
             reference, calls = self.references[self.batches.index(batch)]
@@ -182,12 +165,7 @@ class Verified:
         }
 
     def _reference(self, x: Array, only: str | None) -> tuple[dict[str, Array], dict[str, list[Array]]]:
-        """PyTorch's values; `only` as in `module_outputs`.
-
-        Raises:
-            TargetError: the layer is not called, or returns no tensor.
-            ExportError: the network does not take this input, or returns something else than tensors.
-        """
+        """PyTorch's values; `only` as in `module_outputs`."""
         try:
             outputs, calls = module_outputs(self.network, torch.from_numpy(x), only)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as exc:

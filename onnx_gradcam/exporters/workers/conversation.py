@@ -20,12 +20,7 @@ class RefusedError(Exception):
 
 
 def serve(work: Work, folder: Path) -> None:
-    """Carry out the request in a folder and write the answer there.
-
-    Args:
-        work: takes the request and the folder, writes `model.onnx` there and returns the answer.
-        folder: the folder with `request.json`.
-    """
+    """Carry out `request.json` of a folder: `work` writes `model.onnx` there and returns the answer."""
     try:
         answer = work(json.loads((folder / "request.json").read_text("utf-8")), folder)
     except RefusedError as exc:
@@ -43,12 +38,7 @@ _LARGEST_VALUE = 255
 
 
 def checked_tensor(layers: Sequence[Sequence[str]], layer: str | None) -> str:
-    """The tensor of `layer`, else of the last layer; empty if there are no layers.
-
-    Args:
-        layers: name, class and tensor of each.
-        layer: a name, if any.
-    """
+    """The tensor of `layer`, else of the last of `layers` (name, class and tensor of each); empty without layers."""
     tensors = {name: tensor for name, _, tensor in layers}
     return tensors.get(layer or "", layers[-1][2] if layers else "")
 
@@ -56,15 +46,9 @@ def checked_tensor(layers: Sequence[Sequence[str]], layer: str | None) -> str:
 def record(
     folder: Path, shape: Sequence[int | None], run: Callable[[Any], Mapping[str, Any]], tensors: Collection[str]
 ) -> None:
-    """Write random images and the framework's values to `reference.npz`, at two batch sizes.
+    """Write random images and the framework's values of `tensors` to `reference.npz`, at two batch sizes.
 
-    Entries are named `BATCH TENSOR`. Nothing is written if the model takes images of any size.
-
-    Args:
-        folder: the folder of the answer.
-        shape: of the input.
-        run: returns tensors by name for images.
-        tensors: the tensors to keep.
+    Entries are named `BATCH TENSOR`; `run` returns tensors by name. Nothing is written if images may have any size.
     """
     import numpy as np  # noqa: PLC0415 - every framework depends on it
 

@@ -1,7 +1,4 @@
-"""Load Keras models safely and capture their layers' outputs; for the workers.
-
-Works with Keras 3 and with tf_keras, the successor of Keras 2.
-"""
+"""Load Keras models safely and capture their layers' outputs, with Keras 3 or tf_keras, the successor of Keras 2."""
 
 from __future__ import annotations
 
@@ -23,15 +20,7 @@ _OWN_MODULES = ("keras", "tf_keras", "tensorflow", "builtins")
 
 
 def load_model(request: dict[str, Any], keras: Any) -> Any:
-    """The Keras model of a file.
-
-    Args:
-        request: `path`, `trust` and `custom`.
-        keras: the module `keras` or `tf_keras`.
-
-    Raises:
-        RefusedError: it contains code and `trust` is false, or Keras cannot load it.
-    """
+    """The Keras model of a request; refused if it contains code and is not trusted. `keras` may be `tf_keras`."""
     code = _code(_config(request["path"]))
     if code and not request["trust"]:
         raise RefusedError(f"{code}; a model's code runs with --trust only")
@@ -122,11 +111,7 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def image_shape(model: Any) -> list[int | None]:
-    """The shape of the one input, its batch free.
-
-    Raises:
-        RefusedError: there are several inputs, or their shape is unknown.
-    """
+    """The shape of the one input, its batch free."""
     shape = getattr(model, "input_shape", None) if getattr(model, "inputs", None) else None
     if shape is None:
         built: Any = model.get_build_config() if hasattr(model, "get_build_config") else None
@@ -143,11 +128,7 @@ def image_shape(model: Any) -> list[int | None]:
 
 
 class Caught:
-    """The outputs of all layers of a model, in execution order, captured while the model is called.
-
-    Args:
-        model: the Keras model.
-    """
+    """The outputs of all layers of a Keras model, in execution order, captured while the model is called."""
 
     def __init__(self, model: Any) -> None:
         self.outputs: dict[str, Any] = {}

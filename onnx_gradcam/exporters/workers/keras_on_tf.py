@@ -17,25 +17,15 @@ _SIGNATURE = "serving_default"
 
 @dataclass(frozen=True)
 class Traced:
-    """A frozen TensorFlow graph and its tensors.
+    """A frozen TensorFlow graph and its tensors."""
 
-    Attributes:
-        graph: a GraphDef without variables.
-        image: the input.
-        outputs: the model's outputs, tensor by name.
-        layers: name, class and tensor of each layer, in execution order.
-        version: of Keras, if known.
-        run: returns Keras's values of the outputs, then of the layers, for an image.
-        shape: of the image.
-    """
-
-    graph: Any
-    image: str
-    outputs: dict[str, str]
-    layers: list[tuple[str, str, str]]
-    version: str
-    run: Callable[[Any], list[Any]]
-    shape: list[int | None]
+    graph: Any  # a GraphDef without variables
+    image: str  # the input
+    outputs: dict[str, str]  # the model's outputs, tensor by name
+    layers: list[tuple[str, str, str]]  # name, class and tensor of each layer, in execution order
+    version: str  # of Keras, if known
+    run: Callable[[Any], list[Any]]  # returns Keras's values of the outputs, then of the layers, for an image
+    shape: list[int | None]  # of the image
 
 
 def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:

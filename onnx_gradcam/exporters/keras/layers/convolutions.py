@@ -5,7 +5,7 @@ Keras stores kernels as `[*window, in, out]`, ONNX as `[out, in / groups, *windo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from onnx_gradcam.exporters.keras.call import Call, Tensor
@@ -62,13 +62,15 @@ def window_attributes(
     return attributes | {"pads": [t // 2 for t in totals] + [t - t // 2 for t in totals]}
 
 
+def _in_all_ranks(*names: str) -> list[str]:
+    return [f"{name}{n}D" for name in names for n in (1, 2, 3)]
+
+
 def _bias(call: Call, filters: int) -> list[Value]:
     return [call.weight("bias", [filters])] if "bias" in call.layer.variables else []
 
 
-@keras_layer(
-    "Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D", "Convolution3D", weights=[Slot("kernel"), _BIAS]
-)
+@keras_layer(*_in_all_ranks("Conv", "Convolution"), weights=[Slot("kernel"), _BIAS])
 def convolution(
     call: Call,
     x: Tensor,
@@ -81,20 +83,25 @@ def convolution(
     dilation_rate: Any = 1,
     groups: Any = 1,
     activation: Any = None,
-    use_bias: Any = True,
 ) -> Tensor:
     """A convolution of one to three dimensions."""
-    del use_bias  # decides whether there is a variable
     maps = call.maps(x, data_format)
-    n = maps.rank - 2
-    window = numbers(kernel_size, n)
-    channels = maps.shape[1]
+    window, attributes = _sliding(call, maps, padding, kernel_size, strides, dilation_rate)
+    n, channels = len(window), maps.shape[1]
     (count,) = numbers(groups, 1)
     inner = channels // count if isinstance(channels, int) else None
     kernel = call.weight("kernel", [*window, inner, filters], perm=[n + 1, n, *range(n)])
-    attributes = window_attributes(call, maps, padding, window, numbers(strides, n), numbers(dilation_rate, n))
     y = call.op("Conv", maps, kernel, *_bias(call, filters), group=count, **attributes)
     return activate(call, call.mapped(y, data_format), activation)
+
+
+def _sliding(
+    call: Call, maps: Value, padding: str, kernel_size: Any, strides: Any, dilation_rate: Any
+) -> tuple[list[int], dict[str, Any]]:
+    """The window and its attributes, from the configuration."""
+    n = maps.rank - 2
+    window = numbers(kernel_size, n)
+    return window, window_attributes(call, maps, padding, window, numbers(strides, n), numbers(dilation_rate, n))
 
 
 @keras_layer(
@@ -114,14 +121,10 @@ def depthwise_convolution(
     dilation_rate: Any = 1,
     depth_multiplier: Any = 1,
     activation: Any = None,
-    use_bias: Any = True,
 ) -> Tensor:
     """A depthwise convolution."""
-    del use_bias
     maps = call.maps(x, data_format)
-    n = maps.rank - 2
-    window = numbers(kernel_size, n)
-    attributes = window_attributes(call, maps, padding, window, numbers(strides, n), numbers(dilation_rate, n))
+    window, attributes = _sliding(call, maps, padding, kernel_size, strides, dilation_rate)
     y, _ = _by_channel(call, maps, window, depth_multiplier, attributes, with_bias=True)
     return activate(call, call.mapped(y, data_format), activation)
 
@@ -129,8 +132,7 @@ def depthwise_convolution(
 def _by_channel(
     call: Call, maps: Value, window: list[int], multiplier: int, attributes: dict[str, Any], *, with_bias: bool
 ) -> tuple[Value, int]:
-    n = len(window)
-    channels = maps.shape[1]
+    n, channels = len(window), maps.shape[1]
     if not isinstance(channels, int):
         call.refuse("its number of channels is unknown")
     filters = channels * multiplier
@@ -161,15 +163,12 @@ def separable_convolution(
     dilation_rate: Any = 1,
     depth_multiplier: Any = 1,
     activation: Any = None,
-    use_bias: Any = True,
 ) -> Tensor:
     """A depthwise convolution, then a 1x1 convolution."""
-    del use_bias
     maps = call.maps(x, data_format)
-    n = maps.rank - 2
-    window = numbers(kernel_size, n)
-    attributes = window_attributes(call, maps, padding, window, numbers(strides, n), numbers(dilation_rate, n))
+    window, attributes = _sliding(call, maps, padding, kernel_size, strides, dilation_rate)
     y, inner = _by_channel(call, maps, window, depth_multiplier, attributes, with_bias=False)
+    n = len(window)
     pointwise = call.weight("pointwise_kernel", [*[1] * n, inner, filters], perm=[n + 1, n, *range(n)])
     y = call.op("Conv", y, pointwise, *_bias(call, filters))
     return activate(call, call.mapped(y, data_format), activation)
@@ -191,10 +190,8 @@ def transposed_convolution(
     dilation_rate: Any = 1,
     groups: Any = 1,
     activation: Any = None,
-    use_bias: Any = True,
 ) -> Tensor:
     """A transposed convolution; the kernel is `[*window, out, in]` in Keras and `[in, out, *window]` in ONNX."""
-    del use_bias
     if groups != 1:
         call.refuse(f"it has {groups} groups")
     maps = call.maps(x, data_format)
@@ -227,72 +224,35 @@ def transposed_convolution(
     return activate(call, call.mapped(y, data_format), activation)
 
 
-def _pooled(
-    call: Call, op_type: str, x: Tensor, pool_size: Any, strides: Any, padding: str, data_format: str | None
-) -> Tensor:
-    maps = call.maps(x, data_format)
-    n = maps.rank - 2
-    window = numbers(pool_size, n)
-    steps = window if strides is None else numbers(strides, n)
-    attributes = window_attributes(call, maps, padding, window, steps, [1] * n)
-    return call.mapped(call.op(op_type, maps, kernel_shape=window, **attributes), data_format)
+def _pooling(op_type: str) -> Callable[..., Tensor]:
+    def pooling(
+        call: Call,
+        x: Tensor,
+        *,
+        pool_size: Any = 2,
+        strides: Any = None,
+        padding: str = "valid",
+        data_format: str | None = None,
+    ) -> Tensor:
+        """The maximum, or the mean without padding, of each window."""
+        maps = call.maps(x, data_format)
+        window, attributes = _sliding(call, maps, padding, pool_size, pool_size if strides is None else strides, 1)
+        return call.mapped(call.op(op_type, maps, kernel_shape=window, **attributes), data_format)
+
+    return pooling
 
 
-@keras_layer("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool1D", "MaxPool2D", "MaxPool3D")
-def max_pooling(
-    call: Call,
-    x: Tensor,
-    *,
-    pool_size: Any = 2,
-    strides: Any = None,
-    padding: str = "valid",
-    data_format: str | None = None,
-) -> Tensor:
-    """The maximum of each window."""
-    return _pooled(call, "MaxPool", x, pool_size, strides, padding, data_format)
+def _global_pooling(op_type: str) -> Callable[..., Tensor]:
+    def pooling(call: Call, x: Tensor, *, data_format: str | None = None, keepdims: Any = False) -> Tensor:
+        """The maximum or the mean over all spatial positions."""
+        maps = call.maps(x, data_format)
+        y = call.writer.reduce(op_type, maps, range(2, maps.rank), keepdims=bool(keepdims))
+        return call.mapped(y, data_format)
+
+    return pooling
 
 
-@keras_layer("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AvgPool1D", "AvgPool2D", "AvgPool3D")
-def average_pooling(
-    call: Call,
-    x: Tensor,
-    *,
-    pool_size: Any = 2,
-    strides: Any = None,
-    padding: str = "valid",
-    data_format: str | None = None,
-) -> Tensor:
-    """The mean of each window, without padding."""
-    return _pooled(call, "AveragePool", x, pool_size, strides, padding, data_format)
-
-
-def _globally(call: Call, op_type: str, x: Tensor, data_format: str | None, *, keepdims: bool) -> Tensor:
-    maps = call.maps(x, data_format)
-    y = call.writer.reduce(op_type, maps, range(2, maps.rank), keepdims=keepdims)
-    return call.mapped(y, data_format)
-
-
-@keras_layer(
-    "GlobalAveragePooling1D",
-    "GlobalAveragePooling2D",
-    "GlobalAveragePooling3D",
-    "GlobalAvgPool1D",
-    "GlobalAvgPool2D",
-    "GlobalAvgPool3D",
-)
-def global_average_pooling(call: Call, x: Tensor, *, data_format: str | None = None, keepdims: Any = False) -> Tensor:
-    """The mean over all spatial positions."""
-    return _globally(call, "ReduceMean", x, data_format, keepdims=bool(keepdims))
-
-
-@keras_layer(
-    "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D",
-    "GlobalMaxPooling3D",
-    "GlobalMaxPool1D",
-    "GlobalMaxPool2D",
-    "GlobalMaxPool3D",
-)
-def global_max_pooling(call: Call, x: Tensor, *, data_format: str | None = None, keepdims: Any = False) -> Tensor:
-    """The maximum over all spatial positions."""
-    return _globally(call, "ReduceMax", x, data_format, keepdims=bool(keepdims))
+keras_layer(*_in_all_ranks("MaxPooling", "MaxPool"))(_pooling("MaxPool"))
+keras_layer(*_in_all_ranks("AveragePooling", "AvgPool"))(_pooling("AveragePool"))
+keras_layer(*_in_all_ranks("GlobalMaxPooling", "GlobalMaxPool"))(_global_pooling("ReduceMax"))
+keras_layer(*_in_all_ranks("GlobalAveragePooling", "GlobalAvgPool"))(_global_pooling("ReduceMean"))

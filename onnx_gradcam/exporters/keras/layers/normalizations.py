@@ -53,11 +53,8 @@ def _affine(call: Call, channels: int) -> tuple[Value, Value]:
     weights=[_GAMMA, _BETA, Slot("moving_mean", trained=False), Slot("moving_variance", trained=False)],
     neutral=["momentum", "synchronized", "fused", "renorm", "renorm_clipping", "renorm_momentum", "mode"],
 )
-def batch_normalization(
-    call: Call, x: Tensor, *, axis: Any = -1, epsilon: Any = 1e-3, center: Any = True, scale: Any = True
-) -> Tensor:
+def batch_normalization(call: Call, x: Tensor, *, axis: Any = -1, epsilon: Any = 1e-3) -> Tensor:
     """Normalization by the statistics of training."""
-    del center, scale  # decide which variables there are
     x = _channels_second(call, x, _single_axis(call, axis, x.rank))
     (channels,) = call.shape_of("moving_mean")
     gamma, beta = _affine(call, channels)
@@ -143,11 +140,7 @@ def rescaling(call: Call, x: Tensor, *, scale: Any, offset: Any = 0.0) -> Tensor
     return Tensor(y + call.constant(shift, x) if shift.any() else y, x.moved)
 
 
-_STATISTICS = [
-    Slot("mean", when="no mean", trained=False),
-    Slot("variance", when="no mean", trained=False),
-    Slot("count", when="no mean", trained=False),
-]
+_STATISTICS = [Slot(name, when="no mean", trained=False) for name in ("mean", "variance", "count")]
 
 
 @keras_layer("Normalization", weights=_STATISTICS)

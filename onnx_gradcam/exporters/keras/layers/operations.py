@@ -19,62 +19,32 @@ __all__: list[str] = []
 _END = np.iinfo(np.int64).max
 
 
-def _pair(call: Call, op_type: str, x1: Any, x2: Any) -> Tensor:
-    """An elementwise operator of two tensors, or of a tensor and a constant."""
-    tensors = [x for x in (x1, x2) if isinstance(x, Tensor)]
-    if len(tensors) == 2:
-        if x1.rank != x2.rank:
-            call.refuse(f"it combines tensors of ranks {x1.rank} and {x2.rank}")
-        (a, b), moved = call.aligned(tensors)
-        return Tensor(call.op(op_type, a, b), moved)
-    (only,) = tensors
-    constants = [np.asarray(x, np.float32) for x in (x1, x2) if not isinstance(x, Tensor)]
-    if any(c.dtype.kind != "f" or c.ndim > only.rank for c in constants):
-        call.refuse(f"it combines a tensor with {constants}")
-    values = [x.value if isinstance(x, Tensor) else call.constant(x, only) for x in (x1, x2)]
-    return Tensor(call.op(op_type, *values), only.moved)
+def _binary(op_type: str, *names: str, tf: Sequence[str]) -> None:
+    """Register an elementwise operator of two tensors, or of a tensor and a constant."""
+
+    @operation(*names, tf=tf)
+    def write(call: Call, x1: Any, x2: Any) -> Tensor:
+        tensors = [x for x in (x1, x2) if isinstance(x, Tensor)]
+        if len(tensors) == 2:
+            if x1.rank != x2.rank:
+                call.refuse(f"it combines tensors of ranks {x1.rank} and {x2.rank}")
+            (a, b), moved = call.aligned(tensors)
+            return Tensor(call.op(op_type, a, b), moved)
+        (only,) = tensors
+        constants = [np.asarray(x, np.float32) for x in (x1, x2) if not isinstance(x, Tensor)]
+        if any(c.dtype.kind != "f" or c.ndim > only.rank for c in constants):
+            call.refuse(f"it combines a tensor with {constants}")
+        values = [x.value if isinstance(x, Tensor) else call.constant(x, only) for x in (x1, x2)]
+        return Tensor(call.op(op_type, *values), only.moved)
 
 
-@operation("Add", tf=["__operators__.add", "math.add", "add"])
-def add(call: Call, x1: Any, x2: Any) -> Tensor:
-    """Elementwise sum."""
-    return _pair(call, "Add", x1, x2)
-
-
-@operation("Subtract", tf=["__operators__.sub", "math.subtract", "subtract"])
-def subtract(call: Call, x1: Any, x2: Any) -> Tensor:
-    """Elementwise difference."""
-    return _pair(call, "Sub", x1, x2)
-
-
-@operation("Multiply", tf=["__operators__.mul", "math.multiply", "multiply"])
-def multiply(call: Call, x1: Any, x2: Any) -> Tensor:
-    """Elementwise product."""
-    return _pair(call, "Mul", x1, x2)
-
-
-@operation("Divide", "TrueDivide", tf=["__operators__.truediv", "math.truediv", "math.divide", "divide"])
-def divide(call: Call, x1: Any, x2: Any) -> Tensor:
-    """Elementwise quotient."""
-    return _pair(call, "Div", x1, x2)
-
-
-@operation("Maximum", tf=["math.maximum", "maximum"])
-def maximum(call: Call, x1: Any, x2: Any) -> Tensor:
-    """Elementwise maximum."""
-    return _pair(call, "Max", x1, x2)
-
-
-@operation("Minimum", tf=["math.minimum", "minimum"])
-def minimum(call: Call, x1: Any, x2: Any) -> Tensor:
-    """Elementwise minimum."""
-    return _pair(call, "Min", x1, x2)
-
-
-@operation("Power", tf=["__operators__.pow", "math.pow", "pow"])
-def power(call: Call, x1: Any, x2: Any) -> Tensor:
-    """`x1 ** x2`."""
-    return _pair(call, "Pow", x1, x2)
+_binary("Add", "Add", tf=["__operators__.add", "math.add", "add"])
+_binary("Sub", "Subtract", tf=["__operators__.sub", "math.subtract", "subtract"])
+_binary("Mul", "Multiply", tf=["__operators__.mul", "math.multiply", "multiply"])
+_binary("Div", "Divide", "TrueDivide", tf=["__operators__.truediv", "math.truediv", "math.divide", "divide"])
+_binary("Max", "Maximum", tf=["math.maximum", "maximum"])
+_binary("Min", "Minimum", tf=["math.minimum", "minimum"])
+_binary("Pow", "Power", tf=["__operators__.pow", "math.pow", "pow"])
 
 
 def _single(op_type: str, *names: str, tf: Sequence[str] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -82,8 +82,6 @@ def custom_scale(call: Call, x: Tensor, y: Tensor, *, scale: Any) -> Tensor:
     (a, b), moved = call.aligned([x, y])
     return Tensor(a + b * float(scale), moved)
 
-
-# ----- shapes ----------------------------------------------------------------
 
 _END = np.iinfo(np.int64).max
 
@@ -185,9 +183,6 @@ def up_sampling(
     return call.mapped(_resized(call, maps, numbers(size, maps.rank - 2), modes[interpolation]), data_format)
 
 
-# ----- merging ---------------------------------------------------------------
-
-
 def _of_one_rank(call: Call, xs: Sequence[Tensor]) -> tuple[list[Value], bool]:
     """The tensors' values; lower ranks get axes after the batch, as in Keras's `Merge.call`."""
     rank = max(x.rank for x in xs)
@@ -201,47 +196,31 @@ def _of_one_rank(call: Call, xs: Sequence[Tensor]) -> tuple[list[Value], bool]:
     return call.aligned(raised)
 
 
-def _merged(call: Call, op_type: str, xs: Sequence[Tensor]) -> Tensor:
-    if len(xs) < 2:
-        call.refuse("it is called with fewer than two tensors")
-    values, moved = _of_one_rank(call, xs)
-    return Tensor(reduce(lambda a, b: call.op(op_type, a, b), values), moved)
+def _merging(op_type: str) -> Callable[..., Tensor]:
+    def merged(call: Call, *xs: Tensor) -> Tensor:
+        """An elementwise operator of two or more tensors."""
+        if len(xs) < 2:
+            call.refuse("it is called with fewer than two tensors")
+        values, moved = _of_one_rank(call, xs)
+        return Tensor(reduce(lambda a, b: call.op(op_type, a, b), values), moved)
+
+    return merged
 
 
-@keras_layer("Add")
-def add(call: Call, *xs: Tensor) -> Tensor:
-    """Elementwise sum."""
-    return _merged(call, "Add", xs)
-
-
-@keras_layer("Multiply")
-def multiply(call: Call, *xs: Tensor) -> Tensor:
-    """Elementwise product."""
-    return _merged(call, "Mul", xs)
+for _kind, _op_type in {"Add": "Add", "Multiply": "Mul", "Maximum": "Max", "Minimum": "Min"}.items():
+    keras_layer(_kind)(_merging(_op_type))
 
 
 @keras_layer("Subtract")
 def subtract(call: Call, x: Tensor, y: Tensor) -> Tensor:
     """Elementwise difference."""
-    return _merged(call, "Sub", [x, y])
-
-
-@keras_layer("Maximum")
-def maximum(call: Call, *xs: Tensor) -> Tensor:
-    """Elementwise maximum."""
-    return _merged(call, "Max", xs)
-
-
-@keras_layer("Minimum")
-def minimum(call: Call, *xs: Tensor) -> Tensor:
-    """Elementwise minimum."""
-    return _merged(call, "Min", xs)
+    return _merging("Sub")(call, x, y)
 
 
 @keras_layer("Average")
 def average(call: Call, *xs: Tensor) -> Tensor:
     """Elementwise mean."""
-    total = _merged(call, "Add", xs)
+    total = _merging("Add")(call, *xs)
     return Tensor(total.value / float(len(xs)), total.moved)
 
 
