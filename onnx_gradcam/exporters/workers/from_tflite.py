@@ -1,6 +1,6 @@
 """Convert TFLite to ONNX with tf2onnx; run by `exporters.elsewhere`.
 
-Short because every worker is a file of its own, started by name, and tf2onnx does all the work here.
+A file of its own because every worker is started by its name.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Start a worker: `python start.py NAME FOLDER`.
 
-A short file of its own, because the other Python runs it by path and has no other code of this package.
+A file of its own because the other Python runs it by path, without this package.
 """
 
 from __future__ import annotations
