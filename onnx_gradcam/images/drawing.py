@@ -30,19 +30,7 @@ __all__ = [
     "sheet",
 ]
 
-COLORMAPS: Final = (
-    "jet",
-    "turbo",
-    "viridis",
-    "inferno",
-    "magma",
-    "plasma",
-    "cividis",
-    "hot",
-    "bone",
-    "parula",
-    "bwr",
-)
+COLORMAPS: Final = ("jet", "turbo", "viridis", "inferno", "magma", "plasma", "cividis", "hot", "bone", "parula", "bwr")
 """The colour maps: those of OpenCV by these names, and `bwr` of Matplotlib: blue, white, red."""
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")

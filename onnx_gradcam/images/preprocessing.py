@@ -17,15 +17,7 @@ from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.files import read_text
 from onnx_gradcam.options import Description
 
-__all__ = [
-    "PRESETS",
-    "Color",
-    "DType",
-    "Layout",
-    "Preprocessing",
-    "Resize",
-    "parse_preprocessing",
-]
+__all__ = ["PRESETS", "Color", "DType", "Layout", "Preprocessing", "Resize", "parse_preprocessing"]
 
 Resize = Literal["stretch", "short_crop", "none"]
 Color = Literal["rgb", "bgr", "gray"]

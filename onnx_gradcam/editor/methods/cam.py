@@ -202,11 +202,7 @@ def eigen_cam(t: Builder, A: Value) -> Value:
     return leading_projection(t, A)
 
 
-@method(
-    "eigengradcam",
-    title="EigenGrad-CAM",
-    reference="Eigen-CAM of G A; pytorch-grad-cam eigen_grad_cam.py",
-)
+@method("eigengradcam", title="EigenGrad-CAM", reference="Eigen-CAM of G A; pytorch-grad-cam eigen_grad_cam.py")
 def eigen_grad_cam(t: Builder, A: Value, G: Value) -> Value:
     """The projection of G A on its leading principal component."""
     return leading_projection(t, t.op("Mul", t.expand_like(G, A) if is_constant(G) else G, A))

@@ -76,11 +76,7 @@ def table_bicubic(t: Builder, maps: Value, size: Value) -> Value:
     return resize(t, maps, size, lambda cells, pixels: _cubic(cells, pixels, steps=1024), mode="cubic", **_KEYS)
 
 
-_KEYS: dict[str, Any] = {
-    "cubic_coeff_a": -0.5,
-    "exclude_outside": 1,
-    "coordinate_transformation_mode": "half_pixel",
-}
+_KEYS: dict[str, Any] = {"cubic_coeff_a": -0.5, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
 
 
 def spline(t: Builder, maps: Value, size: Value) -> Value:
