@@ -69,26 +69,24 @@ class ServerError(ExplainError):
 
 
 _NEAR = 0.65
-"""The least likeness of a suggestion; with less, Embedding would be taken for ZeroPadding3D."""
+"""The least similarity of a suggestion; with less, Embedding would suggest ZeroPadding3D."""
 
 
-def near_matches(wanted: str, known: Iterable[str], limit: int = 5) -> str:
-    """Suggest names like `wanted`: the tail of an error message, empty when no name is near.
-
-    Case, hyphens, underscores and spaces do not count.
-    """
-    names = {_plain(name): name for name in known}
-    close = [names[name] for name in difflib.get_close_matches(_plain(wanted), list(names), n=limit, cutoff=_NEAR)]
+def near_matches(name: str, choices: Iterable[str], limit: int = 5) -> str:
+    """The tail of an error message that suggests names like `name`, empty if none is near; see `same_name`."""
+    spellings = {_plain(choice): choice for choice in choices}
+    near = difflib.get_close_matches(_plain(name), list(spellings), n=limit, cutoff=_NEAR)
+    close = [spellings[spelling] for spelling in near]
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
 
 
-def same_name(wanted: str, known: Iterable[str]) -> str | None:
-    """The known name that is `wanted` in another spelling; case, hyphens, underscores and spaces do not count."""
-    return {_plain(name): name for name in known}.get(_plain(wanted))
+def same_name(name: str, choices: Iterable[str]) -> str | None:
+    """The name of a choice in another spelling; case, hyphens, underscores and spaces do not count."""
+    return {_plain(choice): choice for choice in choices}.get(_plain(name))
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """Another library's exception as one line for a message: its first line, shortened; its type where it is empty.
+    """Another library's exception in one line: its first line, shortened; its type if it is empty.
 
     Of an operating system's error only what went wrong is kept, not its number and its path.
     """

@@ -22,11 +22,7 @@ __all__ = ["Drafts", "make_folder", "open_file", "read_file", "read_text", "sync
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe or a device, which may never end, is refused.
-
-    Raises:
-        InputError: there is no such file, it is not a regular file, or it cannot be read.
-    """
+    """Open a regular file for reading; a pipe or a device, which may never end, is refused."""
     name = repr(str(path))
     try:
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
@@ -43,11 +39,7 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 def read_file(path: str | Path, limit: int | None = None) -> bytes:
-    """Read a regular file of at most `limit` bytes.
-
-    Raises:
-        InputError: as for `open_file`, or the file is larger.
-    """
+    """Read a regular file of at most `limit` bytes."""
     with open_file(path) as file:
         try:
             data = file.read() if limit is None else file.read(limit + 1)
@@ -59,16 +51,7 @@ def read_file(path: str | Path, limit: int | None = None) -> bytes:
 
 
 def read_text(path: str | Path, limit: int, content: str) -> str:
-    """Read a UTF-8 text file, its line ends made newlines.
-
-    Args:
-        path: the file.
-        limit: the largest size in bytes.
-        content: what the file should hold, for the message.
-
-    Raises:
-        InputError: as for `read_file`, or the file is not UTF-8 text.
-    """
+    """Read a UTF-8 text file of at most `limit` bytes, its line ends made newlines; the message names its `content`."""
     try:
         text = read_file(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -119,9 +102,6 @@ class Drafts:
         """A draft of the file `path`, to be written before the block ends; without one, `path` is left alone.
 
         Drafts of the same folder are in the same folder, under their own names.
-
-        Raises:
-            InputError: `path` is a folder, or its folder does not exist or cannot be written.
         """
         self._path = path = Path(path)
         try:
@@ -136,11 +116,7 @@ class Drafts:
             raise self._refusal(error) from error
 
     def folder(self, path: str | Path) -> Path:
-        """A draft of the folder `path`: an empty folder to be filled before the block ends.
-
-        Raises:
-            InputError: `path` exists and is not an empty folder, or the folder above it cannot be written.
-        """
+        """A draft of the folder `path`, new or empty: an empty folder to be filled before the block ends."""
         self._path = path = Path(path)
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -193,11 +169,7 @@ class Drafts:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, if they do not exist.
-
-    Raises:
-        InputError: the folder cannot be made.
-    """
+    """Make a folder and those above it, if they do not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,11 +177,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Wait until files, and the names in folders, are on the disk.
-
-    Raises:
-        OSError: the disk is full or fails.
-    """
+    """Wait until files, and the names in folders, are on the disk."""
     for path in paths:
         # Windows cannot open folders and does not need to.
         if path.is_dir() and os.name == "nt":

@@ -1,4 +1,4 @@
-"""What an explained model says of itself, in its `metadata_props`."""
+"""The description of an explained model in its `metadata_props`: what a runtime needs to feed and to read it."""
 
 from __future__ import annotations
 
@@ -55,55 +55,51 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _decoded(name: str, text: str) -> Any:
-    """The value of an entry in JSON.
-
-    Raises:
-        ModelError: it is not what it has to be.
-    """
+    """The value of an entry in JSON, refused if it is damaged or of another kind."""
     entry = f"the model's metadata entry {PREFIX + name!r}"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise ModelError(f"{entry} is not valid JSON ({exc}); write it again or take it out") from exc
+        raise ModelError(f"{entry} is not valid JSON ({exc}); write it again or remove it") from exc
     right, kind = _KINDS[name]
     if not right(value):
-        raise ModelError(f"{entry} is not a JSON {kind}; write it again or take it out")
+        raise ModelError(f"{entry} is not a JSON {kind}; write it again or remove it")
     return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """The facts a runtime needs to feed an explained model and to read what it gives.
+    """What a runtime needs to know to feed an explained model and to read its outputs.
 
     Attributes:
         version: of the package that attached the explanation.
         method: identifier of the method.
-        preset: name of the finishing conventions.
-        modifier: how cotangents were changed on their way back: `guided`, `deconvnet`, or empty.
-        eigen_smooth: the map is the leading component of the weighed activation maps and not their sum.
-        weights: how the cotangent is had: `linear`, `gradient` or `finite`; `none` where the method has no use for it.
-        derivative: `exact`, or `straight-through` where quantised numbers lie on the way.
-        target_tensor: the activation maps of the (first) layer; the image for methods that look at it alone.
+        preset: name of the conventions for score, gradient and heatmap.
+        modifier: how rectifiers pass the gradient back: `guided`, `deconvnet`, or empty.
+        eigen_smooth: the map is the leading component of the weighted activation maps instead of their sum.
+        weights: how the gradient is computed: `linear`, `gradient` or `finite`; `none` if the method needs none.
+        derivative: `exact`, or `straight-through` if it crosses quantised numbers.
+        target_tensor: the activation maps of the (first) layer; the image for methods that look at no layer.
         target_tensors: the activation maps of all layers.
         score_tensor: the tensor that is differentiated.
         image_input: the input that takes images.
         layout: its axes, `NCHW` or `NHWC`.
-        scores_output: the model's own output that holds the scores.
-        activation: what the output went through last: `softmax`, `logsoftmax`, `sigmoid` or nothing.
-        single_logit: one number decides between two classes.
-        class_input: name of the input that takes the class; empty where the class is fixed.
+        scores_output: the model's own output with the scores.
+        activation: its last operator: `softmax`, `logsoftmax`, `sigmoid` or nothing.
+        single_logit: a single number decides between two classes.
+        class_input: name of the input that chooses the class; empty if the class is fixed.
         heatmap: name of the heatmap output.
         cam: name of the raw map output.
-        attribution: name of the output with a number for every value of the image; empty where there is none.
-        heatmap_class: name of the output that says which class was explained.
+        attribution: name of the output with one value for each value of the image; empty for none.
+        heatmap_class: name of the output with the explained class.
         labels: class names, or `None`.
         preprocessing: how images become the model's input, or `None`.
-        profile: which of several equal lowerings a gradient is written in.
-        grad_dtype: what a gradient is computed in: the type of the `model`, or `float32`.
-        disabled_optimizers: optimisations of ONNX Runtime that would give this model wrong results.
+        profile: which of several equal ways the gradient is written in.
+        grad_dtype: dtype of the gradient: that of the `model`, or `float32`.
+        disabled_optimizers: optimizations of ONNX Runtime that would compute this model wrongly.
         task: what the model does: `classification`, `regression`, `segmentation`, `detection` or `embedding`.
-        mask_input: name of the input that says where a segmentation is explained; empty where there is none.
-        all_classes: heatmap and raw map hold one map a class, in the order of the classes, on axis 1.
+        mask_input: name of the input with the region where a segmentation is explained; empty for none.
+        all_classes: heatmap and raw map have one map per class, in the order of the classes, on axis 1.
     """
 
     version: str
@@ -146,18 +142,14 @@ class Metadata:
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Metadata | None:
-        """Read the entries; `None` for a model that is not explained.
-
-        Raises:
-            ModelError: entries are missing or damaged.
-        """
-        mine = {k[len(PREFIX) :]: v for k, v in props.items() if k.startswith(PREFIX)}
-        if "heatmap" not in mine:
+        """Read the entries, refused if some are missing or damaged; `None` for a model that is not explained."""
+        entries = {k[len(PREFIX) :]: v for k, v in props.items() if k.startswith(PREFIX)}
+        if "heatmap" not in entries:
             return None
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            if field.name in mine:
-                text = mine[field.name]
+            if field.name in entries:
+                text = entries[field.name]
                 values[field.name] = _decoded(field.name, text) if field.name in _JSON_FIELDS else text
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise ModelError(
@@ -169,13 +161,13 @@ class Metadata:
 
 @dataclass(frozen=True, kw_only=True)
 class CarriedLayer:
-    """A layer of the framework that a model comes from.
+    """A layer of the framework that a model was exported from.
 
     Attributes:
-        tensor: the tensor that it became, on the path from the image to the score.
+        tensor: the tensor it became, on the path from the image to the score.
         kind: the framework's class of the layer.
-        shape: of the tensor; symbols where a size is free.
-        layout: axes of the tensor, `NCHW` for maps; the framework's own order may be another. Empty where unknown.
+        shape: of the tensor, with symbols for free sizes.
+        layout: axes of the tensor, `NCHW` for maps, whatever the framework's order; empty if unknown.
     """
 
     tensor: str
@@ -192,11 +184,11 @@ class Carried:
         labels: class names.
         preprocessing: how images become the model's input.
         layers: the framework's layers by name.
-        framework: that the model was exported from.
-        framework_version: of it, where known.
-        target_layer: the layer that the model was exported with, where one was asked for.
-        parity: how the values compare with the framework's, as its exporter measured it; empty where it did not.
-        score_kind: what the scores went through last: `softmax`, `logsoftmax`, `sigmoid`, or `logit` for nothing.
+        framework: the framework it was exported from.
+        framework_version: its version, if known.
+        target_layer: the layer that was chosen at export, if any.
+        parity: the difference to the framework's values as measured by the exporter; empty if it was not.
+        score_kind: the last operator of the scores: `softmax`, `logsoftmax`, `sigmoid`, or `logit` for none.
     """
 
     labels: list[str] | None = None
@@ -224,14 +216,10 @@ class Carried:
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Carried:
-        """Read the entries.
-
-        Raises:
-            ModelError: an entry is not valid JSON of the right kind.
-        """
-        given = {f.name: props[PREFIX + f.name] for f in dataclasses.fields(cls) if PREFIX + f.name in props}
+        """Read the entries, refused if one is not valid JSON of the right kind."""
+        entries = {f.name: props[PREFIX + f.name] for f in dataclasses.fields(cls) if PREFIX + f.name in props}
         values: dict[str, Any] = {
-            name: _decoded(name, text) if name in _KINDS else text for name, text in given.items()
+            name: _decoded(name, text) if name in _KINDS else text for name, text in entries.items()
         }
         fields = {f.name for f in dataclasses.fields(CarriedLayer)}
         layers = {
@@ -242,10 +230,9 @@ class Carried:
 
 
 def peek(source: str | Path | bytes) -> dict[str, str]:
-    """The `metadata_props` of a model file, without parsing or reading its graph.
+    """The `metadata_props` of a model file, without parsing its graph, which is skipped.
 
-    Reads the top level of the file's protobuf encoding and skips over the graph. A file that is no protobuf gives
-    what was found before the first damage: whoever loads the model says what is wrong with it.
+    Of a damaged file, the entries before the damage: loading it later raises the error.
     """
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as stream:

@@ -1,7 +1,6 @@
-"""What a user can choose, said once: every set of words, every default, and the checks of both.
+"""What a user can choose, in one place: every set of words, every default, and the checks of both.
 
-Python, the command line, servers and batch runs all make an `Options`, which checks itself. The names that registries
-hold (methods, presets, profiles, tasks) are looked up there when the model is at hand.
+The names in registries (methods, presets, profiles, tasks) are looked up there when the model is at hand.
 """
 
 from __future__ import annotations
@@ -167,11 +166,7 @@ class Options:
             raise InputError("a target fixes the class in the model; combine it with class_input 'none'")
 
     def replaced(self, choices: Mapping[str, Any]) -> Options:
-        """A copy with some fields replaced.
-
-        Raises:
-            InputError: no option is called so, or a value is not possible.
-        """
+        """A copy with some fields replaced; unknown names and impossible values are refused."""
         check_choices(choices)
         return dataclasses.replace(self, **choices)
 
@@ -207,15 +202,7 @@ class Choices(TypedDict, total=False):
 
 
 def check_choices(choices: Mapping[str, Any], *, more: Sequence[str] = ()) -> None:
-    """Refuse names that are no fields of `Options`.
-
-    Args:
-        choices: values by name.
-        more: other names that are allowed.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """Refuse names that are neither fields of `Options` nor in `more`."""
     names = [*(field.name for field in dataclasses.fields(Options)), *more]
     for name in choices:
         if name not in names:
@@ -223,16 +210,12 @@ def check_choices(choices: Mapping[str, Any], *, more: Sequence[str] = ()) -> No
 
 
 def check_word(name: str, value: object, words: Sequence[object]) -> None:
-    """Refuse a value that is not one of some words.
-
-    Raises:
-        InputError: it is none of them.
-    """
+    """Refuse a value that is not one of some words."""
     if isinstance(value, (str, type(None))) and value in words:
         return
-    known = [word for word in words if isinstance(word, str)]
-    near = near_matches(value, known) if isinstance(value, str) else ""
-    raise InputError(f"{name} is {_shortened(value)}{near or ';'} choose {_listed(known)}")
+    allowed = [word for word in words if isinstance(word, str)]
+    near = near_matches(value, allowed) if isinstance(value, str) else ""
+    raise InputError(f"{name} is {_shortened(value)}{near or ';'} choose {_listed(allowed)}")
 
 
 @functools.cache

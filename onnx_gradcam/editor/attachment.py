@@ -69,7 +69,7 @@ def attach(
 
     Raises:
         ModelError: the file is not a usable model.
-        TargetError: what was asked for is not in the model.
+        TargetError: the score, layer or class chosen is not in the model.
         UnsupportedError: the model cannot be explained this way.
 
     Example::
@@ -99,11 +99,7 @@ def attach(
 
 
 def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str], list[str]]:
-    """Append the method and what it gives.
-
-    Returns:
-        The names of the outputs, by their field of the metadata; what the profile's provider will not run.
-    """
+    """Append the method; its outputs by field of `Metadata`, and what the profile's provider will not run."""
     t = plan.t
     batch = plan.score.tensor.shape[0]
     sizes = [plan.image.shape[axis] for axis in plan.spatial_axes]
@@ -166,13 +162,7 @@ def _image_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequence
 
 
 def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
-    """What an explained model says of itself.
-
-    Args:
-        plan: the plan.
-        class_input: the input that chooses the class.
-        names: the names of the outputs, by their field of the metadata.
-    """
+    """The metadata of an explained model; `names` are those of its outputs, by field of `Metadata`."""
     options = plan.options
     return Metadata(
         version=__version__,
@@ -204,15 +194,12 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
 
 
 def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple[Model, Metadata]:
-    """The explained model, its class input an ordinary one: for clients that cannot leave an input out.
+    """The explained model with an ordinary class input, for clients that cannot leave an input out.
 
-    Args:
-        source: an explained model, or one that is attached first.
-        choices: fields of `Options`, for a model that is not explained yet.
+    A model that is not explained yet is attached with `choices`, fields of `Options`.
 
     Raises:
         InputError: there are choices for a model that is explained already, or a choice is not possible.
-        ExplainError: as `attach`.
     """
     options = Options().replaced(choices)
     if choices.get("class_input", "required") != "required":

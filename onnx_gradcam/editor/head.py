@@ -1,7 +1,6 @@
-"""The classifier head behind global pooling: its gradient in closed form if it is linear, else by central differences.
+"""The gradient of the head behind global pooling, without a backward pass: in closed form or by central differences.
 
-Both compute the gradient of the activation maps without a backward pass. Behind global average pooling the gradient is
-the same at all spatial positions, so one value per channel is enough.
+Behind global average pooling the gradient is the same at all positions, so one value per channel is enough.
 """
 
 from __future__ import annotations
@@ -56,14 +55,7 @@ class Head:
 
 
 def read_head(t: Builder, target: Candidate, score: Value, path: Sequence[ir.Node]) -> Head | None:
-    """Read the head from the nodes between target and score; `None` if it does not start with global pooling.
-
-    Args:
-        t: the graph.
-        target: the target tensor.
-        score: the score.
-        path: the nodes between the two, in order.
-    """
+    """The head, from the nodes between target and score; `None` if it does not start with global pooling."""
     here = target.tensor
     for i, node in enumerate(path):
         if not node.inputs or node.inputs[0] is not here.core:
@@ -89,8 +81,8 @@ def _pools_all(t: Builder, target: Candidate, node: ir.Node, here: Value) -> boo
         return True if plain and whole and "dilations" not in node.attributes else None
     if node.op_type in {"ReduceMean", "ReduceSum"} and len(node.inputs) > 1 and node.inputs[1] is not None:
         axes = t.wrap(node.inputs[1]).array()
-        places = {i for i, axis in enumerate(target.layout) if axis is not None and axis.kind in "ST"}
-        if axes is not None and {int(a) % here.rank for a in axes} == places:
+        spatial = {i for i, axis in enumerate(target.layout) if axis is not None and axis.kind in "ST"}
+        if axes is not None and {int(a) % here.rank for a in axes} == spatial:
             return node.op_type == "ReduceMean"
     return None
 
@@ -114,8 +106,8 @@ def _behind(
         factor = _factor(t, node, where, channels if matrix is None else None) if kept else None
         if factor is not None:
             scale = scale * factor
-        elif where == 0 and matrix is None and (found := _matrix(t, node, channels)) is not None:
-            matrix, class_axis, alpha = found
+        elif where == 0 and matrix is None and (layer := _matrix(t, node, channels)) is not None:
+            matrix, class_axis, alpha = layer
             scale = scale * alpha
         else:
             return curved(f"{node.op_type} behind the pooling is not linear")
@@ -173,26 +165,17 @@ def linear_cotangent(
     sign: Value | None,
     seed: Value | None = None,
 ) -> Value:
-    """The cotangent of the target tensor in closed form: a row of the head's weights over the number of positions.
+    """The cotangent of the maps `target`, `[N, C, *spatial]`, of a linear head: a row of its weights, `[N, C, 1 ...]`.
 
-    Args:
-        t: the builder.
-        head: a linear head.
-        score: the score.
-        target: the activation maps as `[N, C, *spatial]`.
-        classes: the explained classes, `int64 [N]`.
-        sign: for a single logit, +1 or -1 for each sample, `float32 [N, 1]`.
-        seed: the cotangent of the score, `float32 [N, K]`; `None` for one at the class and zero elsewhere.
-
-    Returns:
-        `float32 [N, C, 1 ...]`: the same at all positions.
+    `sign`, `float32 [N, 1]`, is +1 or -1 for a single logit. `seed` is the cotangent of the score, `float32 [N, K]`;
+    `None` stands for one at the class and zero elsewhere.
     """
     if seed is not None:
         row = seed if head.matrix is None else seed @ _row_by_class(t, head, head.matrix)
     elif head.matrix is None:
         width = target.shape[1]
-        places = t.const(np.arange(int(width or 0), dtype=np.int64).reshape(1, -1))
-        row = t.cast(t.op("Equal", t.op("Unsqueeze", classes, t.ints(1)), places), np.float32)
+        channels = t.const(np.arange(int(width or 0), dtype=np.int64).reshape(1, -1))
+        row = t.cast(t.op("Equal", t.op("Unsqueeze", classes, t.ints(1)), channels), np.float32)
     else:
         index = t.op("Mul", classes, t.const(np.array(0, np.int64))) if score.single_logit else classes
         row = t.cast(t.op("Gather", head.matrix, index, axis=head.class_axis), np.float32)
@@ -204,16 +187,9 @@ def linear_cotangent(
 
 
 def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
-    """The weighted sums of the activation maps for all classes at once, by one product.
+    """The weighted sums of the maps `target`, `float32 [N, C, *spatial]`, for all classes by one product.
 
-    Args:
-        t: the builder.
-        head: a linear head.
-        score: the score.
-        target: the activation maps, `float32 [N, C, *spatial]`.
-
-    Returns:
-        `float32 [N, K, *spatial]`; for a single logit its complement and itself.
+    Returns `float32 [N, K, *spatial]`; for a single logit its complement and itself.
     """
     width = int(target.shape[1] or 0)
     rows = t.const(np.eye(width, dtype=np.float32)) if head.matrix is None else _row_by_class(t, head, head.matrix)
@@ -258,23 +234,11 @@ def _position_count(t: Builder, head: Head, target: Value) -> Value | float:
 def finite_cotangent(
     t: Builder, head: Head, score: Score, target: Value, seed: Value, path: Sequence[ir.Node]
 ) -> Value:
-    """The cotangent of the target tensor by central differences of the head over the pooled vector.
+    """The cotangent of the maps `target`, `[N, C, *spatial]`, by central differences over the pooled vector.
 
-    All channels, up and down, are one batched evaluation of a copy of the head.
-
-    Args:
-        t: the builder.
-        head: any head behind global average pooling.
-        score: the score.
-        target: the activation maps as `[N, C, *spatial]`.
-        seed: the cotangent of the score, of its shape.
-        path: the nodes from the target tensor to the score.
-
-    Returns:
-        `float32 [N, C, 1 ...]`.
-
-    Raises:
-        UnsupportedError: the head cannot be evaluated on a batch of another size.
+    Returns `[N, C, 1 ...]`. All channels, up and down, are one batched evaluation of a copy of the head, which is
+    refused if it needs a fixed batch size. `seed` is the cotangent of the score, `path` the nodes from the maps to the
+    score.
     """
     width = target.shape[1]
     if not isinstance(width, int):
@@ -292,28 +256,18 @@ def finite_cotangent(
     scores = evaluate_behind(t, behind, head.pooled, start, score.tensor)
     total = math.prod(score.tensor.dims_behind_batch())
     flat = t.op("Reshape", scores, t.ints(-1, 2 * width, total))
-    wanted = t.op("Reshape", seed, t.ints(-1, 1, total))
-    picked = t.sum(t.op("Mul", flat, wanted), [2], keepdims=False)
+    weights = t.op("Reshape", seed, t.ints(-1, 1, total))
+    picked = t.sum(t.op("Mul", flat, weights), [2], keepdims=False)
     ups, downs = t.ops("Split", picked, t.ints(width, width), outputs=2, axis=1)
     slope = t.op("Div", ups - downs, t.op("Reshape", step, t.ints(-1, 1)) * 2.0)
     return _over_positions(t, t.cast(slope, np.float32), head, target)
 
 
 def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Value, score: Value) -> Value:
-    """A copy of the nodes between two tensors, run on a batch of any size.
-
-    Args:
-        t: the builder.
-        nodes: those between `old` and `score`, in order.
-        old: their input.
-        start: the input of the copy, with the shape of `old` except for the batch.
-        score: their output.
-
-    Returns:
-        The output of the copy.
+    """The output `score` of a copy of `nodes`, those behind `old`, for another input `start` of any batch size.
 
     Raises:
-        UnsupportedError: they cannot be run on a batch of another size, or read more of the image than `old`.
+        UnsupportedError: the nodes need a fixed batch size, or read more of the image than `old`.
     """
     copies: dict[ir.Value, Value] = {old.core: start}
     try:

@@ -1,7 +1,4 @@
-"""The ingredients of methods, appended to the graph: activation maps, gradients, the score, the image.
-
-This module connects the methods with the backward pass.
-"""
+"""The ingredients of methods, appended to the graph by the backward pass: maps, gradients, the score, the image."""
 
 from __future__ import annotations
 
@@ -47,14 +44,7 @@ class Ingredients:
         return {name: MAKERS[name](self, layer) for name in self.plan.method.needs}
 
     def head(self, maps: Value, copies: int) -> Value:
-        """The explained score for other activation maps, several for each sample.
-
-        Args:
-            maps: `float32 [N * copies, C, *spatial]`, the copies of a sample next to each other.
-            copies: the number of copies of each sample.
-
-        Returns:
-            `float32 [N, copies]`.
+        """The score `[N, n]` for other maps, `float32 [N * n, C, *spatial]`, n of a sample next to each other.
 
         Raises:
             UnsupportedError: the head cannot be evaluated for other maps.
@@ -68,15 +58,7 @@ class Ingredients:
         return t.sum(t.op("Mul", flat, seed), [2], keepdims=False)
 
     def total(self, maps: Value, weights: Value | None = None) -> Value:
-        """The weighted sum of maps over channels, or the leading principal component with eigen smoothing.
-
-        Args:
-            maps: `float32 [N, C, *spatial]`.
-            weights: broadcast to the maps; `None` for ones.
-
-        Returns:
-            `float32 [N, *spatial]`.
-        """
+        """The weighted sum of maps `[N, C, *spatial]` over channels, with eigen smoothing their leading component."""
         t = self.plan.t
         if self.plan.options.eigen_smooth:
             return leading_projection(t, maps if weights is None else t.op("Mul", maps, weights))
@@ -112,15 +94,7 @@ class Ingredients:
         return self._within_profile(float32_cotangents(t, plan.score.tensor, self.seed, wrt, table, grad_dtype), since)
 
     def _within_profile(self, gradients: Sequence[Value], since: int) -> list[Value]:
-        """Gradients in operators that the profile's runtime documents.
-
-        Args:
-            gradients: the tensors.
-            since: how many nodes had been appended before the first of theirs.
-
-        Raises:
-            UnsupportedError: the runtime documents no operators for one of them.
-        """
+        """Gradients, of nodes appended after the first `since`, in operators that the profile's runtime documents."""
         return conform(self.plan.t, find_profile(self.plan.options.profile), gradients, since)[0]
 
     def gradient(self, layer: int) -> Value:
@@ -134,10 +108,9 @@ class Ingredients:
 
     @cached_property
     def bias_terms(self) -> list[Value]:
-        """Every bias of a convolution or batch normalization times the cotangent of what it is added to.
+        """Every bias of a convolution or batch normalization times the cotangent of its output, `[N, C, h, w]` each.
 
-        Returns:
-            `float32 [N, C, h, w]`, one per bias; that of a convolution includes a folded batch normalization.
+        The bias of a convolution includes a folded batch normalization.
         """
         plan, t = self.plan, self.plan.t
         biases = {t.wrap(node.outputs[0]): bias for node in plan.path if (bias := _bias(t, node)) is not None}
@@ -160,12 +133,9 @@ class Ingredients:
 
     @cached_property
     def attentions(self) -> list[tuple[Value, int]]:
-        """The gradient of each block's score with respect to its attention map.
+        """The cotangent `[N, heads, T, T]` of each block's attention map, and the number of tokens before the grid.
 
         The score of a block is that of its output in place of the last block's (Bousselham et al. 2024, eq. 5).
-
-        Returns:
-            The cotangent of the attention map, `float32 [N, heads, T, T]`, and the number of tokens before the grid.
         """
         plan, t = self.plan, self.plan.t
         layer, score = plan.layer, plan.score.tensor

@@ -47,7 +47,7 @@ class Plan:
     """Everything that is decided before a node is added.
 
     Attributes:
-        options: what was asked for, names resolved.
+        options: the options, names resolved.
         task: what the model does.
         t: the builder over the normalized model.
         image: the image input.
@@ -203,7 +203,7 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
     Raises:
         InputError: class names or preprocessing that cannot be read or do not fit the model.
         ModelError: the file is not a usable model.
-        TargetError: the score, image or layer cannot be determined, or what was asked for is not in the model.
+        TargetError: the score, image or layer cannot be determined, or the model has no such thing.
     """
     options = options or Options()
     task = find_task(options.task)
@@ -242,25 +242,12 @@ def _resolved(model: Model, options: Options) -> Options:
 
 
 def chosen_method(options: Options) -> Method:
-    """The method that options ask for, the task's own where they name none.
-
-    Raises:
-        TargetError: there is no such method or task.
-    """
+    """The method that the options name, else the task's own."""
     return find_method(options.method or find_task(options.task).method)
 
 
 def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
-    """The image input, and its axes, `NCHW` or `NHWC`.
-
-    Args:
-        source: the model.
-        image: the input's name; needed if there are several.
-
-    Raises:
-        ModelError: the file is not a usable model.
-        TargetError: the input or the meaning of its axes cannot be determined.
-    """
+    """The name of the image input, and its axes, `NCHW` or `NHWC`; `image` names one of several."""
     t = Builder(load(source))
     value = find_image(t, image)
     return value.name, letters(_image_layout(t, value, at_layer=False))
@@ -336,11 +323,7 @@ def _one_value(score: Score) -> Score:
 
 
 def _check_other_class(score: Score, options: Options, method: Method) -> None:
-    """Refuse a comparison without a second class.
-
-    Raises:
-        TargetError: there is only one, or the other one does not exist.
-    """
+    """Refuse a comparison without a second class."""
     if options.against is None and method.objective == "class":
         return
     if score.single_logit:

@@ -92,13 +92,8 @@ def _steps(
 ) -> Finish:
     """Post-processing in five steps.
 
-    Args:
-        rectify: clip negative values to zero.
-        start: the initial value of the sum over channels.
-        before: normalizes the map of each layer at its own size.
-        resized: resizes to the image.
-        after: normalizes at the image's size, after layers are combined.
-        combine: how to combine layers by default.
+    Negative values are clipped if `rectify`, after `start` is added; each layer is normalized by `before`, `resized` to
+    the image, combined by default as `combine` says, and normalized by `after`.
     """
 
     def finish_layer(t: Builder, cam: Value, size: Value) -> Value:
@@ -265,15 +260,7 @@ def presets() -> dict[str, Preset]:
 
 
 def find_preset(name: str) -> Preset:
-    """Look up a preset by its name; case, hyphens, underscores and spaces do not count.
-
-    Raises:
-        TargetError: there is no such preset.
-
-    Example::
-
-        find_preset("PyTorch Grad-CAM").name  # 'pytorch-grad-cam'
-    """
+    """The preset of a name; case, hyphens, underscores and spaces do not count."""
     key = same_name(name, PRESETS)
     if key is None:
         raise TargetError(

@@ -55,11 +55,7 @@ class Probed:
 
 
 def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Probed:
-    """Build the models that a method runs many times.
-
-    Raises:
-        ModelError, TargetError, UnsupportedError: as `attach`.
-    """
+    """Build the models that a method runs many times; errors as for `attach`."""
     if options.class_input == "all":
         raise UnsupportedError(
             "methods that run the model many times explain one class at a time; use --class-input optional"

@@ -44,12 +44,11 @@ def read_image(source: str | Path | bytes | npt.NDArray[Any], *, max_pixels: int
     """Read an image as uint8 RGB `[H, W, 3]`.
 
     A file, or its bytes, may be in any format that OpenCV reads: grey becomes RGB, transparency is dropped, 16 bits
-    become 8, the EXIF orientation is applied, and an animation gives its first image.
-    An array is uint8 RGB: `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`.
+    become 8, the EXIF orientation is applied, and an animation gives its first image. An array is uint8 RGB: `[H, W]`,
+    `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`.
 
     Raises:
-        InputError: there is no such file, it is not an image, it is damaged, it has more than `max_pixels`, or the
-            array is of another kind.
+        InputError: no such file, no image, a damaged one, one above `max_pixels`, or an array of another kind.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -62,14 +61,11 @@ def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any
     """Make a model's input from an image, uint8 RGB `[H, W, 3]`.
 
     If `preprocessing` leaves the size open, `stretch` and `none` keep that of the image. Images are reduced by area
-    averaging and enlarged by bilinear interpolation, rounded to 8 bits.
-
-    Returns:
-        The input without a batch axis, `[C, H, W]` or `[H, W, C]`, and which part of the image it is.
+    averaging and enlarged by bilinear interpolation, rounded to 8 bits. The input, `[C, H, W]` or `[H, W, C]`, comes
+    with the part of the image that it is.
 
     Raises:
-        InputError: the image does not have the size that `none` requires, or is too narrow for `short_crop`, or
-            `short_crop` has no size.
+        InputError: the size is not the one that `none` requires, or it is too narrow or open for `short_crop`.
     """
     check_image(image)
     # Grey first: the same as reading the file as grey, and a third of the work.
@@ -113,9 +109,6 @@ class Placement:
 
         Interpolates bilinearly between the centres of the heatmap's cells, as `cv2.INTER_LINEAR` and ONNX's
         `half_pixel` do.
-
-        Raises:
-            InputError: the heatmap is not of rank 2, or is empty.
         """
         if heatmap.ndim != 2 or heatmap.size == 0:
             raise InputError(
@@ -214,11 +207,7 @@ def resized(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[An
 
 
 def check_image(image: npt.NDArray[Any]) -> None:
-    """Refuse an array that is not an image, uint8 `[H, W, 3]`.
-
-    Raises:
-        InputError: it has another dtype or shape.
-    """
+    """Refuse an array that is not an image, uint8 `[H, W, 3]`."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(
             f"an image is uint8 of shape [height, width, 3], not {image.dtype} of shape {list(image.shape)}; "
@@ -315,11 +304,7 @@ QUIET: Final = _Quiet()
 
 
 def cv2_module() -> Any:
-    """OpenCV, imported when it is first used: running a model needs none of its system libraries.
-
-    Raises:
-        InputError: OpenCV or a library that it needs is not installed.
-    """
+    """OpenCV, imported when it is first used: running a model needs none of its system libraries."""
     try:
         import cv2  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -334,16 +319,10 @@ def cv2_module() -> Any:
 def read_region(
     region: str | Path | Array | None, name: str, shape: Sequence[int | str | None] | None
 ) -> npt.NDArray[np.float32] | None:
-    """The region at the resolution of the model's maps.
+    """The region at the resolution of the model's maps, `float32 [h, w]` of zeros and ones; `None` if it takes none.
 
-    Args:
-        region: an image that is not black inside the region, or an array `[h, w]` that is not zero there; it is
-            stretched over the part of the image that the model sees.
-        name: the input that takes the region; empty if there is none.
-        shape: the shape of this input, `[N, h, w]`; `None` if there is none.
-
-    Returns:
-        `float32 [h, w]` of zeros and ones; `None` if the model takes no region.
+    A region is an image that is not black inside, or an array `[h, w]` that is not zero there; it is stretched over the
+    part of the image that the model sees. `name` and `shape`, `[N, h, w]`, are those of the input that takes it.
 
     Raises:
         TargetError: there is a region but the model takes none, or the other way round.

@@ -46,11 +46,7 @@ _INK = (32, 32, 32)
 
 
 def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
-    """The colours of a heatmap `[H, W]` in [0, 1]: uint8 RGB `[H, W, 3]`, 256 steps.
-
-    Raises:
-        InputError: the colour map is unknown, or the heatmap is not of rank 2 or not in [0, 1].
-    """
+    """The colours of a heatmap `[H, W]` in [0, 1]: uint8 RGB `[H, W, 3]`, 256 steps."""
     if heatmap.ndim != 2 or heatmap.size == 0:
         raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")
     check_colormap(colormap)
@@ -69,11 +65,7 @@ def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
 
 
 def check_colormap(name: str) -> None:
-    """Refuse a name that is not in `COLORMAPS`.
-
-    Raises:
-        InputError: there is no such colour map.
-    """
+    """Refuse a name that is not in `COLORMAPS`."""
     if name not in COLORMAPS:
         raise InputError(
             f"there is no colour map {name!r}{near_matches(name, COLORMAPS)} (allowed: {', '.join(COLORMAPS)})"
@@ -83,19 +75,14 @@ def check_colormap(name: str) -> None:
 def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", opacity: float = 0.5) -> Image:
     """A heatmap over its image, `(1 - opacity) * image + opacity * colours`, as in pytorch-grad-cam.
 
-    Args:
-        image: uint8 RGB `[H, W, 3]`.
-        heatmap: `[H, W]` in [0, 1], of the image's size; NaN leaves the image unchanged.
-        colormap: one of `COLORMAPS`.
-        opacity: opacity of the colours, 0 to 1.
+    The image is uint8 RGB `[H, W, 3]`, the heatmap `[H, W]` in [0, 1]; NaN leaves the image unchanged.
 
     Raises:
-        InputError: the colour map is unknown, the heatmap is not in [0, 1] or not of the image's size, or there is no
-            image.
+        InputError: the colour map is unknown, or heatmap or image are of another size or range.
     """
     check_image(image)
     if not 0 <= opacity <= 1:
-        raise InputError(f"the opacity is {opacity}; choose one from 0 (image only) to 1 (colours only).")
+        raise InputError(f"the opacity is {opacity}; choose one from 0 (image only) to 1 (colours only)")
     check_same_size(heatmap, image, "heatmap")
     unseen = np.isnan(heatmap)
     colours = colorize(np.where(unseen, 0, heatmap), colormap)
@@ -116,31 +103,23 @@ def sheet(
 ) -> Image:
     """The image and its overlays side by side, each under its caption, with a colour bar at the right: uint8 RGB.
 
+    A panel is a caption and a heatmap `[H, W]` in [0, 1] of the image's size, which `draw` draws in the size in which
+    it is shown, or an overlay that is drawn already. `ends` are the values at the ends of the colour bar; `None` for no
+    bar. `row` is the number of panels in a row, after the image in the first one; by default as many as look good.
+
     Small images are enlarged by an integer factor, large ones reduced to 1000 pixels. Panels that do not fit beside
     each other continue below. A caption that is too long loses its middle; its last word, the score, stays.
-
-    Args:
-        image: uint8 RGB `[H, W, 3]`.
-        panels: a caption and a heatmap `[H, W]` in [0, 1] of the image's size, or an overlay that is drawn already.
-        title: a line above the panels; none if empty.
-        colormap: colour map of the colour bar, one of `COLORMAPS`.
-        draw: draws a heatmap on the image, both in the size in which they are shown.
-        ends: the values at the lower and the upper end of the colour bar; `None` for no bar.
-        row: the number of panels in a row, after the image in the first one; by default as many as look good.
-
-    Raises:
-        InputError: as for `overlay`.
     """
     check_image(image)
-    photo = _for_display(image)
-    height, width = photo.shape[:2]
-    cells = [("photo", photo)]
+    displayed = _for_display(image)
+    height, width = displayed.shape[:2]
+    cells = [("photo", displayed)]
     for caption, heatmap in panels:
         if heatmap.ndim == image.ndim:
             cells.append((caption, _for_display(heatmap)))
             continue
         check_same_size(heatmap, image, f"heatmap of {caption!r}")
-        cells.append((caption, draw(photo, resized(heatmap.astype(np.float32), height, width))))
+        cells.append((caption, draw(displayed, resized(heatmap.astype(np.float32), height, width))))
     cell = max(height, _LEAST_CELL_HEIGHT), max(width, _LEAST_CELL_WIDTH)
     scale = min(max(cell[1] / 700, 0.5), 1.3)
     tiles = [_tile(caption, shown, cell, scale) for caption, shown in cells]
@@ -148,9 +127,9 @@ def sheet(
     if row is None:
         columns = min(len(tiles), max(1, round(4.5 * cell[0] / cell[1])))
     else:
-        photo_tile, columns = tiles[0], row + 1
+        image_tile, columns = tiles[0], row + 1
         rows = [tiles[at : at + row] for at in range(1, len(tiles), row)]
-        tiles = [tile for i, others in enumerate(rows) for tile in (empty if i else photo_tile, *others)]
+        tiles = [tile for i, others in enumerate(rows) for tile in (empty if i else image_tile, *others)]
     tiles += [empty] * (-len(tiles) % columns)
     grid = np.vstack([np.hstack(tiles[at : at + columns]) for at in range(0, len(tiles), columns)])
     first_panel = tiles[0].shape[0] - _MARGIN - cell[0]
@@ -164,20 +143,13 @@ def save_image(image: Image, path: str | Path) -> None:
     """Write an image, uint8 RGB `[H, W, 3]` or RGBA `[H, W, 4]`, in the format of the suffix, one of `SUFFIXES`.
 
     The file appears complete or not at all; an existing one is replaced.
-
-    Raises:
-        InputError: the suffix is unknown, the format cannot hold the image, or the file cannot be written.
     """
     check_suffix(path)
     write_file(path, encode_image(image, Path(path).suffix.lower()))
 
 
 def check_suffix(path: str | Path, *, transparent: bool = False) -> None:
-    """Refuse a path whose suffix is not that of an image, or of one that can be `transparent`.
-
-    Raises:
-        InputError: the suffix is unknown, or the format cannot hold transparency.
-    """
+    """Refuse a path whose suffix is not that of an image, or of one that can be `transparent`."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(
@@ -189,18 +161,7 @@ def check_suffix(path: str | Path, *, transparent: bool = False) -> None:
 
 
 def encode_image(image: Image, suffix: str) -> bytes:
-    """Encode an image in the format of a suffix.
-
-    Args:
-        image: uint8 RGB `[H, W, 3]` or RGBA `[H, W, 4]`.
-        suffix: one of `SUFFIXES`.
-
-    Returns:
-        The content of the file.
-
-    Raises:
-        InputError: there is no image, or the format cannot hold it.
-    """
+    """The file of an image, uint8 RGB `[H, W, 3]` or RGBA `[H, W, 4]`, in the format of a suffix."""
     check_image(image[:, :, :3])
     transparent = image.shape[2] == 4
     check_suffix(f"image{suffix}", transparent=transparent)
@@ -220,11 +181,7 @@ def encode_image(image: Image, suffix: str) -> bytes:
 
 
 def check_same_size(heatmap: npt.NDArray[Any], image: Image, name: str) -> None:
-    """Refuse a heatmap whose size is not that of its image.
-
-    Raises:
-        InputError: the two differ in height or width.
-    """
+    """Refuse a heatmap whose height and width are not those of its image."""
     if heatmap.shape != image.shape[:2]:
         raise InputError(
             f"the {name} is {list(heatmap.shape)} and the image {list(image.shape[:2])} (height, width); "

@@ -28,11 +28,7 @@ class HeaderError(ValueError):
 
 
 def stored_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels as stored, before any EXIF rotation; `None` for an unknown format.
-
-    Raises:
-        HeaderError: the format is known, but the header is damaged.
-    """
+    """(height, width) in pixels as stored, before any EXIF rotation; `None` for an unknown format."""
     for is_format, read in _FORMATS:
         if is_format(data):
             try:
@@ -44,12 +40,9 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 
 
 def checked(data: bytes) -> bytes:
-    """The image, checked for completeness if its format allows that.
+    """The image, refused if its format shows that it is truncated or a checksum is wrong.
 
     PNG files lose their colour profile, text and time, which a decoder only warns about.
-
-    Raises:
-        HeaderError: the file is cut off, or a checksum is wrong.
     """
     if data.startswith(_PNG):
         return _checked_png(data)

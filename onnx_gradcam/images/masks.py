@@ -86,17 +86,9 @@ class Look:
         return ("-1", "1") if self.style == "signed" else None
 
     def draw(self, image: Image, shown: npt.NDArray[Any]) -> Image:
-        """Draw a map on its image.
+        """Draw a map on its image: uint8 RGB `[H, W, 3]`, and RGBA `[H, W, 4]` for `alpha`.
 
-        Args:
-            image: uint8 RGB `[H, W, 3]`.
-            shown: `[H, W]` in [0, 1], or in [-1, 1] for the signed style; NaN where the model does not see it.
-
-        Returns:
-            uint8 RGB `[H, W, 3]`, and RGBA `[H, W, 4]` for `alpha`.
-
-        Raises:
-            InputError: as for `onnx_gradcam.images.drawing.overlay`.
+        The map is `[H, W]` in [0, 1], or in [-1, 1] for the signed style; NaN where the model does not see the image.
         """
         check_image(image)
         check_same_size(shown, image, "heatmap")
@@ -125,16 +117,10 @@ class Look:
 def hot_region(
     heatmap: npt.NDArray[Any], *, threshold: float = 0.5, top_percent: float | None = None
 ) -> npt.NDArray[np.bool_]:
-    """The hot region of a heatmap, bool `[H, W]`.
+    """The hot region of a heatmap `[H, W]`, bool: what reaches the fraction `threshold` of its largest value.
 
-    Args:
-        heatmap: `[H, W]`; NaN where the model does not see the image. NaN, zero and negative values are never hot.
-        threshold: the region reaches this fraction of the largest value.
-        top_percent: the region is instead this percentage of the pixels that the model sees; all equal ones at the
-            limit belong to it.
-
-    Raises:
-        InputError: `heatmap` is not of rank 2.
+    With `top_percent` it is instead this percentage of the pixels that the model sees, and all that equal the lowest of
+    them. NaN (where the model does not see the image), zero and negative values are never hot.
     """
     if heatmap.ndim != 2 or heatmap.size == 0:
         raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")

@@ -25,17 +25,10 @@ OverlayFunction = Callable[[Image, Map, Map], Image]
 
 
 def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement: Placement | None = None) -> Image:
-    """A heatmap over its image as the library of a preset draws it.
+    """A heatmap `[h', w']` over its image, uint8 `[H, W, 3]`, as the library of a preset draws it.
 
-    Args:
-        preset: one of `OVERLAYS`.
-        image: uint8 RGB `[H, W, 3]`.
-        heatmap: float32 `[h', w']` over the model's input, computed with the preset.
-        cam: the raw map `[h, w]` of a single layer; for several layers the heatmap.
-        placement: which part of the image the model sees; the rest stays unchanged.
-
-    Raises:
-        InputError: there is no such preset, or there is no image.
+    `cam` is the raw map `[h, w]` of a single layer, for several layers the heatmap. The part of the image that the
+    model does not see, outside `placement`, stays unchanged.
     """
     check_image(image)
     if preset not in OVERLAYS:

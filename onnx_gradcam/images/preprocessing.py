@@ -159,10 +159,7 @@ class Preprocessing:
     ) -> Preprocessing:
         """The description adapted to a model's input; `None` for what the model leaves open.
 
-        The model determines layout and dtype, and the size if the description has none.
-
-        Raises:
-            InputError: the description contradicts the model.
+        The model determines layout and dtype, and the size if the description has none; contradictions are refused.
         """
         return replace(
             self,
@@ -174,16 +171,7 @@ class Preprocessing:
         )
 
     def for_input(self, layout: str, shape: Sequence[int | str | None], dtype: str) -> Preprocessing:
-        """The description adapted to a model's input.
-
-        Args:
-            layout: the axes of the input, `NCHW` or `NHWC`.
-            shape: its shape; free dimensions are symbols or `None`.
-            dtype: its dtype, as NumPy names it.
-
-        Raises:
-            InputError: the description contradicts the model.
-        """
+        """The description adapted to a model's input of axes `layout`, a shape with free sizes, and a dtype."""
         sizes = dict(zip(layout, shape, strict=True))
         fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in sizes.items()}
         return self.fitted(
@@ -205,11 +193,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
-        """Read a JSON object; missing keys have their defaults.
-
-        Raises:
-            InputError: not a JSON object, an unknown key or a value out of range.
-        """
+        """Read a JSON object; missing keys have their defaults."""
         return _from_json(text, "the inline JSON")
 
     def _check_short(self) -> None:
@@ -306,11 +290,7 @@ PRESETS: Final[Mapping[str, Preprocessing]] = {
 
 
 def parse_preprocessing(source: str | Path | Mapping[str, Any] | Description) -> Preprocessing:
-    """Read a description: the name of a preset, a JSON object, the path of a JSON file, or a mapping.
-
-    Raises:
-        InputError: none of these, an unknown key, or a value out of range.
-    """
+    """Read a description: the name of a preset, a JSON object, the path of a JSON file, or a mapping."""
     if isinstance(source, Preprocessing):
         return source
     if isinstance(source, Mapping):

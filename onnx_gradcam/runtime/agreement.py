@@ -39,16 +39,7 @@ class Difference:
 
 
 def random_feeds(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Array]:
-    """A random value for each input: normal for floats, the full range for 8-bit integers, else zero.
-
-    Args:
-        inputs: the inputs of a session.
-        shapes: a shape for each input.
-        seed: random seed.
-
-    Raises:
-        ModelError: an input does not take numbers.
-    """
+    """A random value for each input: normal for floats, the full range for 8-bit integers, else zero."""
     for info in inputs:
         if info.dtype in {"string", "bfloat16"} or "(" in info.dtype:
             raise ModelError(f"the input {info.name!r} takes {info.dtype}, for which there are no random numbers")
@@ -57,11 +48,7 @@ def random_feeds(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]
 
 
 def differences(original: Mapping[str, Array], explained: Mapping[str, Array]) -> list[Difference]:
-    """The difference of each output of the original.
-
-    Raises:
-        ModelError: the explained model lacks one of these outputs.
-    """
+    """The difference of each output of the original, none of which the explained model may lack."""
     compared = []
     for name, expected in original.items():
         if name not in explained:
@@ -73,18 +60,10 @@ def differences(original: Mapping[str, Array], explained: Mapping[str, Array]) -
 def check_agreement(
     original: Mapping[str, Array], explained: Mapping[str, Array], precision: Precision = "float32"
 ) -> float:
-    """Check that the explained model has the outputs of the original.
+    """Check the outputs of the explained model against those of the original; the largest relative difference.
 
     Floats may differ by 1e-5 of the output's largest value in a float32 model, by 2e-3 in a float16 one and by 2e-2 in
     a quantised one, where 8-bit outputs may too; anything else has to be equal.
-
-    Args:
-        original: the outputs of the original.
-        explained: the outputs of the explained model for the same input.
-        precision: the lowest precision in the model.
-
-    Returns:
-        The largest relative difference.
 
     Raises:
         ModelError: they differ.

@@ -57,7 +57,7 @@ def attach(
     Raises:
         InputError: an option, class name or preprocessing that is not possible.
         ModelError: the file is not a usable model, or an original output changed.
-        TargetError: what was asked for is not in the model.
+        TargetError: the score, layer or class chosen is not in the model.
         UnsupportedError: the model cannot be explained this way.
 
     Example::

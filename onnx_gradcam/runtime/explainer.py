@@ -91,10 +91,10 @@ class Explainer:
         progress: Callable[[int, int], None] | None = None,
         **choices: Unpack[Choices],
     ) -> None:
-        place: dict[str, Any] = {"provider": provider, "threads": threads}
+        execution: dict[str, Any] = {"provider": provider, "threads": threads}
         repeats: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
-        runner, self.warnings = _open_explained(model, choices, region, place) or _attach_or_probe(
-            model, choices, region, repeats, place
+        runner, self.warnings = _open_explained(model, choices, region, execution) or _attach_or_probe(
+            model, choices, region, repeats, execution
         )
         self.runner: Runner = Augmented(runner) if augment else runner
         # Of several layers or runs, a heatmap is more than the finished `cam`.
@@ -264,11 +264,7 @@ class Explainer:
         return targets
 
     def _index(self, target: int | str) -> int:
-        """The index of a class, given by index or name.
-
-        Raises:
-            TargetError: there is no such class; the message has near matches.
-        """
+        """The index of a class given by index or name; near matches if there is none."""
         count = self._class_count()
         index = find_class(target, self.labels)
         return check_class(index, count)
@@ -315,7 +311,7 @@ def _open_explained(
     model: str | Path | bytes | onnx.ModelProto,
     choices: Choices,
     region: str | Path | Array | None,
-    place: Mapping[str, Any],
+    execution: Mapping[str, Any],
 ) -> tuple[Runner, list[str]] | None:
     """A model that is explained already, which needs nothing but ONNX Runtime; `None` for any other."""
     metadata = Metadata.from_props(peek(model)) if isinstance(model, (str, Path, bytes)) else None
@@ -327,7 +323,7 @@ def _open_explained(
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
             f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
-    session = Session(model, disabled_optimizers=metadata.disabled_optimizers, **place)
+    session = Session(model, disabled_optimizers=metadata.disabled_optimizers, **execution)
     return Attached(metadata, session, region), []
 
 
@@ -336,7 +332,7 @@ def _attach_or_probe(
     choices: Choices,
     region: str | Path | Array | None,
     repeats: Mapping[str, Any],
-    place: Mapping[str, Any],
+    execution: Mapping[str, Any],
 ) -> tuple[Runner, list[str]]:
     """A model that is not explained yet, attached or made ready for a method that runs it many times; and warnings."""
     # Explained models run without graph code.
@@ -352,12 +348,12 @@ def _attach_or_probe(
     if chosen_method(options).runs_often:
         models = probed(model, options)
         read_region(region, "", None)
-        return Prober(models, channels=options.channels, **repeats, **place), models.warnings
+        return Prober(models, channels=options.channels, **repeats, **execution), models.warnings
     explained = attach(model, options)
     session = Session(
         explained.to_proto().SerializeToString(),
         folder=explained.model.folder,
         disabled_optimizers=explained.metadata.disabled_optimizers,
-        **place,
+        **execution,
     )
     return Attached(explained.metadata, session, region), list(explained.warnings)

@@ -185,16 +185,7 @@ class Explanation:
 
 
 def library_of(preset: str | None, look: Mapping[str, Any], default: str) -> str | None:
-    """The preset whose library draws an overlay; `None` if it is drawn as `look` says.
-
-    Args:
-        preset: the preset that was chosen, if any.
-        look: the fields of `Look` that were chosen.
-        default: the preset of the explanation.
-
-    Raises:
-        InputError: both a preset and a look were chosen.
-    """
+    """The preset whose library draws an overlay, `default` if none was chosen; `None` if it is drawn as `look` says."""
     chosen = look.get("style", "overlay") != "overlay" or not {"colormap", "opacity"}.isdisjoint(look)
     if preset is None:
         preset = "default" if chosen else default
@@ -208,14 +199,7 @@ def library_of(preset: str | None, look: Mapping[str, Any], default: str) -> str
 def method_sheet(
     explanations: Mapping[str, Explanation], *, preset: str | None = None, **look: Unpack[LookChoices]
 ) -> Drawing:
-    """The image and, beside it, one panel for each method and class.
-
-    With several classes each method has its own row.
-
-    Args:
-        explanations: explanations of one image and the same classes, by method.
-        preset: as for `Explanation.overlay`.
-        look: as for `Explanation.overlay`.
+    """The image and, beside it, one panel for each method and class; with several classes a row for each method.
 
     Raises:
         InputError: as for `Explanation.sheet`.
@@ -240,10 +224,8 @@ def method_sheet(
 def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.float32]:
     """A signed map in [-1, 1], zero staying zero.
 
-    Args:
-        cam: raw map.
-        spread: ignore outliers, since a few values of an attribution are far larger than all others: the largest ones,
-            2 % of the sum of the magnitudes, become 1 (captum 0.9, `visualize_image_attr`).
+    With `spread`, outliers are ignored, since a few values of an attribution are far larger than all others: the
+    largest ones, 2 % of the sum of the magnitudes, become 1 (captum 0.9, `visualize_image_attr`).
     """
     magnitudes = np.sort(np.abs(cam), axis=None).astype(np.float64)
     sums = np.cumsum(magnitudes)

@@ -27,14 +27,8 @@ Array = npt.NDArray[Any]
 class Prober:
     """Explains one row after another with a method that runs the model many times.
 
-    Args:
-        models: the models that the method needs.
-        batch_size: rows to run at once.
-        seed: random seed; every row starts from it, so that no row depends on another.
-        channels: how the channels of an attribution become one map, `max` or `sum`; by default as the method says.
-        progress: called with `(done, total)` while a row is explained.
-        provider: execution provider, `cpu`, `cuda` ...
-        threads: number of CPU threads within an operator.
+    Every row starts from the random `seed`, so that no row depends on another. `channels` says how the channels of an
+    attribution become one map, `max` or `sum`, by default as the method says.
     """
 
     def __init__(
@@ -69,11 +63,7 @@ class Prober:
         self._finishers: dict[tuple[int, ...], Session] = {}
 
     def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        """See `onnx_gradcam.runtime.runners.Runner`.
-
-        Raises:
-            ModelError: the model does not run, or the method gives NaN.
-        """
+        """See `onnx_gradcam.runtime.runners.Runner`."""
         rows = [self._row(batch[i : i + 1], index) for i, index in enumerate(classes)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
@@ -106,11 +96,7 @@ class Prober:
         return in_batches(run, rows, classes, self._size)
 
     def behind(self, maps: Array, index: int) -> Array:
-        """The explained score `[M]` for activation maps `[M, C, h, w]` in place of the image's own.
-
-        Raises:
-            UnsupportedError: the method does not declare that it uses the head.
-        """
+        """The score `[M]` for activation maps `[M, C, h, w]` in place of the image's, if the method uses the head."""
         head = self.head
         if head is None:
             raise UnsupportedError(f"{self.method.title} does not declare that it uses the head")

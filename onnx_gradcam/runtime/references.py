@@ -33,15 +33,7 @@ _IMAGE_RANK = 3
 
 
 def with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:
-    """The options with their reference, if any, as an embedding.
-
-    Args:
-        model: a model that is not explained yet.
-        options: the options; `reference` is anything that `read_reference` reads.
-
-    Raises:
-        ExplainError: as for `read_reference`.
-    """
+    """The options with their reference, if any, as an embedding; the model is not explained yet."""
     if options.reference is None:
         return options
     output = options.output if isinstance(options.output, (str, type(None))) else next(iter(options.output), None)
@@ -59,21 +51,12 @@ def read_reference(
     image: str | None = None,
     output: str | None = None,
 ) -> Array:
-    """Read an embedding, or compute that of an image.
+    """Read an embedding `[D]`, an array or a `.npy` file, or compute that of an image.
 
-    Args:
-        model: a model that is not explained yet.
-        reference: the embedding as an array or a `.npy` file, or an image: a path, its bytes, or `uint8 [H, W, 3]`.
-        preprocess: how an image becomes the model's input; by default what the model carries.
-        image: name of the image input, where several could be it.
-        output: name of the output with the embedding, where several could be it.
-
-    Returns:
-        The embedding, `[D]`.
+    An image is a path, its bytes, or `uint8 [H, W, 3]`; `preprocess` is by default what the model carries.
 
     Raises:
-        ExplainError: the file holds no embedding or image, or the model's preprocessing or the output with the
-            embedding is unknown.
+        ExplainError: the file holds no embedding or image, or the preprocessing or output is unknown.
     """
     if isinstance(reference, np.ndarray) and reference.ndim != _IMAGE_RANK:
         return reference.reshape(-1)

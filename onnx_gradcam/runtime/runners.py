@@ -1,7 +1,4 @@
-"""Ways to run an explained model on a batch: as it is, in batches of a fixed size, and augmented.
-
-`Prober`, in its own module, is another one: it explains with methods that run the model many times.
-"""
+"""Ways to run an explained model on a batch: as it is, in batches of a fixed size, and augmented."""
 
 from __future__ import annotations
 
@@ -38,27 +35,13 @@ class Runner(Protocol):
     results: list[InputInfo]
 
     def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        """Explain every row of a batch.
-
-        Args:
-            batch: the model's input, one row a sample.
-            classes: the class to explain in each row; -1 for the predicted class.
-
-        Returns:
-            All outputs by name, one row a sample.
-        """
+        """Explain every row of a batch for its class, -1 for the predicted one; all outputs by name."""
 
 
 class Attached:
     """Runs a model with heatmap outputs, once for each batch.
 
-    Args:
-        metadata: what the model says about itself.
-        session: the model.
-        region: where a segmentation with `mask="input"` is explained; see `images.decoding.read_region`.
-
-    Raises:
-        ExplainError: as for `read_region`.
+    The region says where a segmentation with `mask="input"` is explained; see `images.decoding.read_region`.
     """
 
     def __init__(self, metadata: Metadata, session: Session, region: str | Path | Array | None = None) -> None:
@@ -85,13 +68,8 @@ class Augmented:
 
     The input is mirrored or not and multiplied by 0.9, 1 and 1.1, as in pytorch-grad-cam 1.5.7 (`base_cam.py`,
     `aug_smooth=True`). All six runs explain the class of the unchanged input. The mean of the heatmaps is not scaled
-    again, so that positions where the six agree stand out.
-
-    Args:
-        runner: explains a batch.
-
-    Raises:
-        TargetError: what the model explains depends on positions, which mirroring would move.
+    again, so that positions where the six agree stand out. Tasks with boxes or regions, which mirroring would move, are
+    refused.
     """
 
     strengths = (0.9, 1.0, 1.1)
@@ -103,11 +81,7 @@ class Augmented:
             raise TargetError("mirroring an image moves its boxes and its region; leave the augmentation out")
 
     def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        """See `Runner`; maps are means, other outputs are those of the unchanged input.
-
-        Raises:
-            TargetError: the model chooses the class itself, and a different one for some of the six.
-        """
+        """See `Runner`; maps are means, other outputs are those of the unchanged input."""
         metadata = self.metadata
         outputs = self._runner.run(batch, classes)
         explained = [int(index) for index in outputs[metadata.heatmap_class]]
@@ -150,16 +124,9 @@ def in_type(values: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def in_batches(run: Run, rows: Array, classes: Sequence[int], size: int | None) -> dict[str, Array]:
-    """Run any number of rows through a model of a fixed batch size; the last row is repeated to fill a batch.
+    """Run any number of rows, and their classes, through a model of a fixed batch size; all outputs by name.
 
-    Args:
-        run: takes `size` rows and their classes.
-        rows: one row a sample.
-        classes: one for each row.
-        size: the only batch size that the model allows; `None` for any.
-
-    Returns:
-        All outputs by name, one row a sample.
+    The last row is repeated to fill a batch of `size`; with `None` all rows are one batch.
     """
     if size is None or size == len(rows):
         return run(rows, classes)

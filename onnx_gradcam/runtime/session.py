@@ -59,11 +59,7 @@ def available_providers() -> list[str]:
 
 
 def resolve_provider(name: str) -> str:
-    """ONNX Runtime's own name of an execution provider.
-
-    Raises:
-        InputError: this ONNX Runtime build does not have it.
-    """
+    """ONNX Runtime's own name of an execution provider, refused if this build does not have it."""
     provider = _SHORT_NAMES.get(name.lower(), name)
     if provider not in ort.get_available_providers():
         names = [*_SHORT_NAMES, *_SHORT_NAMES.values()]
@@ -75,19 +71,10 @@ def resolve_provider(name: str) -> str:
 
 
 class Session:
-    """A model on one execution provider.
+    """A model on one execution provider, named short or in full.
 
-    Args:
-        model: path or bytes of the model.
-        provider: short or full name of the execution provider.
-        folder: the folder that external weights are relative to, for a model given as bytes.
-        disabled_optimizers: optimizations that would compute this model wrongly.
-        threads: number of CPU threads within an operator; by default as ONNX Runtime chooses.
-
-    Attributes:
-        provider: ONNX Runtime's name of the execution provider.
-        inputs: the inputs.
-        outputs: the outputs.
+    External weights of a model given as bytes are relative to `folder`; `disabled_optimizers` would compute this model
+    wrongly; `threads` is the number of CPU threads within an operator.
 
     Raises:
         InputError: the provider is not available or did not start.
@@ -147,14 +134,7 @@ class Session:
     def run(
         self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
-        """Run the model.
-
-        Args:
-            feeds: inputs by name.
-            outputs: the outputs to compute; all of them by default.
-
-        Returns:
-            Outputs by name.
+        """Run the model on inputs by name; the outputs by name, all of them by default.
 
         Raises:
             ModelError: the run failed; the message is ONNX Runtime's.

@@ -26,7 +26,7 @@ def test_an_onnx_model_gets_its_layer_exposed(call, classifier, here):
     assert (result.exit_code, result.stderr) == (0, "")
     assert "out.onnx: from onnx tests, with the output 'conv' [N, 4, 16, 16] NCHW." in result.stdout
     assert "Input: 'image' [N, 3, 16, 16] NCHW.\n" in result.stdout
-    assert "Layer: the output of node 'conv', as asked." in result.stdout
+    assert "Layer: the output of node 'conv', as requested." in result.stdout
     assert "Scores: 'scores' (softmax)." in result.stdout
     x = np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)
     before, after = Session(classifier).run({"image": x}), Session(here / "out.onnx").run({"image": x})

@@ -63,7 +63,7 @@ def test_json(call, classifier):
 def test_choices(call, classifier):
     found = json.loads(call("inspect", classifier, "--layer", "conv", "--score", "output", "--json").stdout)
     assert found["layer"]["tensor"] == "maps"
-    assert found["layer"]["reason"] == "the output of node 'conv', as asked"
+    assert found["layer"]["reason"] == "the output of node 'conv', as requested"
     assert found["score"]["tensor"] == "scores"
     assert (found["weights"], found["grad_dtype"]) == ("gradient", "model")
     wide = json.loads(call("inspect", classifier, "--grad-dtype", "float32", "--json").stdout)

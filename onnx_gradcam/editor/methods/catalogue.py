@@ -216,15 +216,7 @@ def methods() -> dict[str, Method]:
 
 
 def find_method(name: str) -> Method:
-    """Look up a method by its name or title; case, hyphens, underscores and spaces do not count.
-
-    Raises:
-        TargetError: there is no such method.
-
-    Example::
-
-        find_method("Grad-CAM++").name  # 'gradcam++'
-    """
+    """The method of a name or title; case, hyphens, underscores and spaces do not count."""
     table = methods()
     spellings = {**{m.title: m.name for m in table.values()}, **{key: key for key in table}}
     spelling = same_name(name, spellings)

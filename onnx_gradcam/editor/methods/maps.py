@@ -39,16 +39,7 @@ Matrix = Callable[[int, int], npt.NDArray[np.float32]]
 
 
 def bilinear(t: Builder, maps: Value, size: Value) -> Value:
-    """Bilinear with half-pixel centres, as in OpenCV and PyTorch (`align_corners=False`).
-
-    Args:
-        t: the builder.
-        maps: `float32 [N, h, w]`.
-        size: height and width, `int64 [2]`.
-
-    Returns:
-        `float32 [N, H, W]`.
-    """
+    """Maps `[N, h, w]` at `size`, bilinear with half-pixel centres: OpenCV, PyTorch with `align_corners=False`."""
     return resize(t, maps, size, half_pixel, mode="linear", coordinate_transformation_mode="half_pixel")
 
 
@@ -80,11 +71,7 @@ _KEYS: dict[str, Any] = {"cubic_coeff_a": -0.5, "exclude_outside": 1, "coordinat
 
 
 def spline(t: Builder, maps: Value, size: Value) -> Value:
-    """Cubic B-spline with aligned corners, as SciPy's `zoom` by default.
-
-    Raises:
-        UnsupportedError: a size is free: ONNX has no operator that interpolates with a spline.
-    """
+    """Cubic B-spline with aligned corners, as SciPy's `zoom` by default; no ONNX operator does it for free sizes."""
     if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
         raise UnsupportedError(
             "a spline needs fixed sizes of layer and image; export the model with a fixed size, or choose another "
@@ -94,14 +81,9 @@ def spline(t: Builder, maps: Value, size: Value) -> Value:
 
 
 def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: Any) -> Value:
-    """Resize along both axes.
+    """Resize maps `float32 [N, h, w]` to `size`, height and width `int64 [2]`.
 
-    Args:
-        t: the builder.
-        maps: `float32 [N, h, w]`.
-        size: height and width, `int64 [2]`.
-        matrix: the interpolation along one axis, used if the sizes are known.
-        attributes: those of the Resize node used otherwise.
+    `matrix` interpolates along one axis if the sizes are known; else a Resize node with `attributes` does.
     """
     grid, image = maps.shape[1:], size.array()
     if image is not None and all(isinstance(d, int) for d in grid):
@@ -156,13 +138,7 @@ def _nearest(cells: int, pixels: int) -> npt.NDArray[np.float32]:
 
 
 def _cubic(cells: int, pixels: int, steps: int = 0) -> npt.NDArray[np.float32]:
-    """Keys 1981, eq. 15; cells outside the map are left out and the other weights scaled up.
-
-    Args:
-        cells: number of cells.
-        pixels: number of pixels.
-        steps: round coordinates to this many steps per cell; 0 for exact ones.
-    """
+    """Keys 1981, eq. 15, without cells outside the map; coordinates are rounded to `steps` per cell if given."""
     coordinate = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
     if steps:
         coordinate = np.rint(coordinate * steps) / steps
@@ -201,20 +177,11 @@ Finish = Callable[[Builder, Sequence[Value], Value, Combine | None], Value]
 
 
 def finish(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | None = None) -> Value:
-    """The heatmap of raw signed maps.
+    """The heatmap `float32 [N, H, W]` in [0, 1] of raw signed maps `[N, h, w]`, one per layer.
 
-    Negative values are clipped to zero, each sample is divided by its own maximum, and the result is resized
-    bilinearly with half-pixel centres. A map without a positive value stays zero. Several layers are averaged unless
-    `combine` says otherwise, and divided by their maximum again.
-
-    Args:
-        t: the builder.
-        cams: `float32 [N, h, w]`, one per layer.
-        size: height and width of the image, `int64 [2]`.
-        combine: how to combine several layers.
-
-    Returns:
-        `float32 [N, H, W]` in [0, 1].
+    Negative values are clipped to zero, each sample is divided by its own maximum, and the result is resized bilinearly
+    with half-pixel centres. A map without a positive value stays zero. Several layers are averaged unless `combine`
+    says otherwise, and divided by their maximum again.
     """
     shown = [bilinear(t, by_maximum(t, t.op("Relu", cam)), size) for cam in cams]
     return shown[0] if len(shown) == 1 else by_maximum(t, combined(t, shown, combine or "mean"))

@@ -144,14 +144,7 @@ def is_cam(probe: Probe) -> Array:
 def _mean_scores(
     score: Callable[[Array], Array], probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], Array]
 ) -> Array:
-    """The mean score for the masks of each channel, `[C]`.
-
-    Args:
-        score: from images to scores.
-        probe: the image.
-        rounds: number of masks per channel.
-        masks: from rounds and channels, `[M]` each, to masks `[M, H, W]`.
-    """
+    """The mean score of each channel, `[C]`; `masks` makes masks `[M, H, W]` from M rounds and M channels."""
     count = len(probe.maps)
     total = np.zeros(count, np.float64)
     for chunk in probe.steps(rounds * count):

@@ -51,10 +51,7 @@ class Probe(Protocol):
         """The activation maps of each image, and the gradient with respect to them, `[M, C, h, w]` each."""
 
     def total(self, maps: Array, weights: Array) -> Array:
-        """The sum over channels of maps `[C, h, w]` times weights `[C]`, or their leading component, `[h, w]`.
-
-        Every method that weights activation maps ends with it, so that all of them support eigen smoothing.
-        """
+        """The sum of maps `[C, h, w]` times weights `[C]`, with eigen smoothing their leading component, `[h, w]`."""
 
     def steps(self, total: int) -> Iterator[range]:
         """The numbers below `total` in chunks of `batch_size`; each chunk advances the progress bar."""

@@ -1,8 +1,7 @@
 """The meaning of each axis of each tensor, followed through the graph and never guessed from sizes.
 
-Convolutions and pools are channels-first by definition, so their outputs have known axes; Transposes permute them,
-Reshapes merge and split them, elementwise operators keep them. A vision transformer's token axis is a merged grid,
-perhaps with class and register tokens before it.
+Convolutions and pools are channels-first by definition; Transposes permute axes, Reshapes merge and split them,
+elementwise operators keep them. A transformer's token axis is a merged grid, perhaps behind class and register tokens.
 """
 
 from __future__ import annotations

@@ -39,16 +39,12 @@ _SUGGESTIONS = 5
 def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
     """Class names from a list or a file; the position is the class index, from 0.
 
-    A text file (UTF-8) has one name a line: spaces around a name and empty lines at the end are dropped, another empty
-    line is a class without a name. A JSON file holds a list of names, an object from index to name (also inside
-    `id2label`, as in the `config.json` of Hugging Face models) or from name to index (`class_indices` of Keras).
+    A text file (UTF-8) has one name a line; empty lines at the end are dropped, another one is a class without a name.
+    A JSON file holds a list of names, an object from index to name (also inside `id2label`, as in the `config.json` of
+    Hugging Face models) or from name to index (`class_indices` of Keras).
 
     Raises:
         InputError: no such file, one that holds no class names, or names that are not text.
-
-    Example::
-
-        read_labels("imagenet_1000_names.txt")[281]  # 'tabby'
     """
     if not isinstance(labels, (str, Path)):
         return _as_names(list(labels), "the list of class names")
@@ -102,15 +98,7 @@ def _as_names(values: Any, origin: str) -> list[str]:
 
 
 def check_labels(labels: Sequence[str] | None, count: int | None) -> None:
-    """Refuse class names that are not one for each class.
-
-    Args:
-        labels: the names, if any.
-        count: the number of classes, if known.
-
-    Raises:
-        InputError: there are more or fewer names than classes.
-    """
+    """Refuse class names, if any, that are not one for each class."""
     if labels is None or count is None or len(labels) == count:
         return
     remedies = {
@@ -134,58 +122,44 @@ class Top:
     count: int
 
 
-def parse_top(wanted: int | str) -> Top | None:
-    """Read `topK`; `None` for anything else.
-
-    Raises:
-        TargetError: top0.
-    """
-    match = _TOP.fullmatch(wanted) if isinstance(wanted, str) else None
+def parse_top(target: int | str) -> Top | None:
+    """Read `topK`; `None` for anything else, and an error for top0."""
+    match = _TOP.fullmatch(target) if isinstance(target, str) else None
     if match is None:
         return None
     if int(match.group(1)) == 0:
-        raise TargetError("top0 asks for no class; ask for top1 or more")
+        raise TargetError("top0 is no class; give top1 or more")
     return Top(int(match.group(1)))
 
 
-def expanded(wanted: Sequence[int | Top], scores: npt.NDArray[Any], best: int) -> list[int]:
-    """The classes to explain, in the order asked for, each once only.
+def expanded(targets: Sequence[int | Top], scores: npt.NDArray[Any], best: int) -> list[int]:
+    """The classes to explain, in order and each once only.
 
-    Args:
-        wanted: what was asked for.
-        scores: one a class.
-        best: the class that the model itself holds for the best: among equals it is the first.
+    `scores` is one per class; `best` is the model's own predicted class, the first among equals.
     """
     order = np.argsort(-scores.astype(np.float64), kind="stable").tolist()
-    if isinstance(wanted[0], Top):
+    if isinstance(targets[0], Top):
         order.remove(best)
         order.insert(0, best)
     classes: list[int] = []
-    for one in wanted:
-        asked = order[: one.count] if isinstance(one, Top) else [one]
-        classes += [c for c in asked if c not in classes]
+    for target in targets:
+        indices = order[: target.count] if isinstance(target, Top) else [target]
+        classes += [index for index in indices if index not in classes]
     return classes
 
 
 def check_class(index: int, count: int | None) -> int:
-    """A class index that exists.
-
-    Raises:
-        TargetError: the model has no such class.
-    """
+    """The class index, refused if the model has no such class."""
     if index < 0 or (count is not None and index >= count):
-        known = f"; the model has classes 0 to {count - 1}" if count is not None else "; count classes from 0"
-        raise TargetError(f"class {index} is out of range{known}")
+        remedy = f"the model has classes 0 to {count - 1}" if count is not None else "count classes from 0"
+        raise TargetError(f"class {index} is out of range; {remedy}")
     return index
 
 
 def separated(targets: Sequence[int | str], labels: Sequence[str] | None) -> list[int | str]:
     """Several classes written with commas between, one by one; a class name with commas stays whole.
 
-    Example::
-
-        separated(["boxer,tabby", "tench, Tinca tinca", 3], ["tench, Tinca tinca", "boxer", "tabby"])
-        # ["boxer", "tabby", "tench, Tinca tinca", 3]
+    `["boxer,tabby", "tench, Tinca tinca"]` becomes `["boxer", "tabby", "tench, Tinca tinca"]`.
     """
     plain = {_plain(label) for label in labels or ()}
     parts: list[int | str] = []
@@ -197,22 +171,17 @@ def separated(targets: Sequence[int | str], labels: Sequence[str] | None) -> lis
     return parts
 
 
-def find_class(wanted: int | str, labels: Sequence[str] | None) -> int:
-    """The index of a class given as a number or a name; whether the model has so many is not asked.
-
-    Raises:
-        TargetError: no class of that name.
-    """
-    if isinstance(wanted, str) and not _NUMBER.fullmatch(wanted):
-        return find_label(wanted, labels)
-    return int(wanted)
+def find_class(target: int | str, labels: Sequence[str] | None) -> int:
+    """The index of a class given as a number or a name; it may be out of range."""
+    if isinstance(target, str) and not _NUMBER.fullmatch(target):
+        return find_label(target, labels)
+    return int(target)
 
 
 def find_label(name: str, labels: Sequence[str] | None) -> int:
     """The index of the class called `name`; case and underscores do not matter, nor do synonyms after a comma.
 
-    Raises:
-        TargetError: no such class, or several; the message suggests classes that share a word, then similar spellings.
+    If there is none, the message suggests classes that share a word, then similar spellings.
     """
     if labels is None:
         raise TargetError(f"class {name!r} cannot be looked up without class names; give them with --labels")

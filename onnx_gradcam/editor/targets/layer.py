@@ -77,11 +77,7 @@ class Candidate:
         return t.op("Reshape", value, t.ints(0, 0, *tokens.grid))
 
     def restored(self, t: Builder, value: Value) -> Value:
-        """`value`, `[N, C, *spatial]`, with the axes of the target tensor: `canonical` undone.
-
-        Raises:
-            UnsupportedError: the target tensor holds class or register tokens, which `value` lacks.
-        """
+        """`[N, C, *spatial]` with the axes of the target tensor, `canonical` undone; refused if it has class tokens."""
         kinds = [axis.kind if axis is not None else "" for axis in self.layout]
         if self.tokens is not None:
             if self.tokens.before or self.tokens.after:
@@ -122,17 +118,11 @@ def find_layer(
     *,
     boxes: bool = False,
 ) -> Layer:
-    """Choose the target tensor.
+    """Choose the target tensor; `layer` is the name of a tensor, a node or a framework's layer (`names`), or `auto`.
 
-    Args:
-        t: the graph.
-        image: the image.
-        score: the tensor that is differentiated.
-        carries: which edges a gradient can cross.
-        layer: a tensor name, a node name, a framework's layer name, or `auto`.
-        names: framework layer name -> tensor name.
-        classes: `auto` skips tensors with this number of channels, or one: they are the model's answer.
-        boxes: `auto` skips all tensors behind the last convolution or matrix product: they describe boxes.
+    `carries` says which edges a gradient can cross. `auto` skips maps of one channel or of `classes` channels, which
+    are the model's answer, and with `boxes` all tensors behind the last convolution or matrix product, which describe
+    boxes.
 
     Raises:
         TargetError: no such layer, it has no spatial positions, or the score does not depend on it.
@@ -320,16 +310,16 @@ def _named(
     layouts: dict[ir.Value, Layout],
 ) -> tuple[Candidate, str]:
     value = t.find(names.get(layer, layer))
-    how = f"tensor {layer!r}, as asked"
+    how = f"tensor {layer!r}, as requested"
     if value is None:
         node = next((n for n in t.nodes if n.name == layer and layer), None)
         if node is None:
             layers = [*names, *(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
             near = near_matches(layer, layers) or "; inspect lists the layers"
             raise TargetError(f"the model has no layer {layer!r}{near}")
-        value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as asked"
+        value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as requested"
     elif layer in names:
-        how = f"layer {layer!r}, as asked"
+        how = f"layer {layer!r}, as requested"
     value = on_path(t, value, alive)
     for candidate in candidates:
         if candidate.tensor is value:
@@ -348,16 +338,9 @@ def _named(
 
 
 def on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
-    """The tensor on the path that an exposed output is a view of: exporters expose layers as unread copies.
+    """The first tensor in `alive` before `value` and its Transpose, Identity and Cast nodes; else the last one seen.
 
-    Args:
-        t: the graph.
-        value: a tensor.
-        alive: the tensors on the path to the score.
-
-    Returns:
-        The first tensor in `alive` before `value` and its Transpose, Identity and Cast nodes; the last one seen if
-        there is none.
+    Exporters expose layers as copies that nothing reads.
     """
     while value.core not in alive:
         node = value.core.producer()
@@ -383,13 +366,7 @@ class Block:
 def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candidate]) -> list[Block]:
     """All blocks in order: an attention map, and the last sum of tokens on every path before the next map.
 
-    Args:
-        t: the graph.
-        path: the nodes between the image and the score.
-        candidates: all tensors with spatial positions, in graph order.
-
-    Raises:
-        UnsupportedError: the model has none, or its attention is fused so that there is no map.
+    A model without attention maps, or with fused attention, is refused.
     """
     place = {output: i for i, node in enumerate(path) for output in node.outputs}
     sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(c.tensor)]

@@ -50,15 +50,7 @@ def image_inputs(t: Builder) -> list[Value]:
 
 
 def find_image(t: Builder, name: str | None = None) -> Value:
-    """The graph input that takes images.
-
-    Args:
-        t: the graph.
-        name: its name; needed if there are several.
-
-    Raises:
-        TargetError: no input looks like images, or several do.
-    """
+    """The graph input that takes images; `name` is needed if there are several."""
     candidates = image_inputs(t)
     inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
     if name is not None:
@@ -74,15 +66,9 @@ def find_image(t: Builder, name: str | None = None) -> Value:
 
 
 def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "output"] = "logit") -> Score:
-    """Choose the output and the tensor to differentiate.
+    """Choose the output and the tensor to differentiate; `output` is needed if several hold class scores.
 
-    Args:
-        t: the graph.
-        output: name of the output; needed if there are several.
-        kind: `logit` for the tensor before a trailing Softmax, LogSoftmax or Sigmoid, `output` for the output itself.
-
-    Raises:
-        TargetError: no output looks like class scores, or several do.
+    `kind` is `logit` for the tensor before a trailing Softmax, LogSoftmax or Sigmoid, `output` for the output itself.
     """
     outputs = [t.wrap(o) for o in t.graph.outputs]
     if output is not None:
@@ -92,7 +78,7 @@ def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "ou
             raise TargetError(
                 f"the model has no output {output!r}{near_matches(output, names)} (outputs: {_list(outputs)})"
             )
-        why = f"output {output!r}, as asked"
+        why = f"output {output!r}, as requested"
         if _class_axis(chosen) is None:
             raise TargetError(f"output {output!r} of shape {_shape(chosen)} does not hold one score per class")
     else:
@@ -121,7 +107,7 @@ def _before_activation(t: Builder, output: Value, kind: str, why: str) -> Score:
     if kind == "output":
         if not output.is_float:
             raise TargetError(f"output {output.name!r} is {output.dtype}, which has no gradient; use --score logit")
-        tensor, why = output, f"{why}; the output itself is explained, as asked"
+        tensor, why = output, f"{why}; the output itself is explained, as requested"
     elif tensor is not output:
         left = f"the {activation} before it" if activation else "its quantisation"
         why = f"{why}; {left} is left out, so that the logit {tensor.name!r} is explained"

@@ -1,7 +1,6 @@
 """Tasks: what a model does, and how its outputs become one score per class, `[N, K]`, in the graph.
 
-Everything else in the editor knows class scores alone. Adding a task is adding one entry to `TASKS`: its `scores`
-appends an output `target_scores` that holds them.
+The rest of the editor knows class scores only. To add a task, add an entry to `TASKS`.
 """
 
 from __future__ import annotations
@@ -71,17 +70,10 @@ def _segmentation(t: Builder, output: str | None, mask: MaskKind, kind: ScoreKin
     """The sum of each class's scores over a part of the image, as pytorch-grad-cam's SemanticSegmentationTarget.
 
     A single map decides between two classes: 1 is the map itself, 0 its complement, the negated map. A class that is
-    predicted nowhere scores zero, and less than every predicted class if these are negative.
-
-    Args:
-        t: the graph.
-        output: the output with one map per class, or the predicted class of every position; needed if several fit.
-        mask: `own` sums where the class is predicted, `all` everywhere, `input` with the weights of the new input
-            `target_mask`, `float32 [N, h, w]` at the output's resolution.
-        kind: `logit` sums what lies before a trailing Softmax, LogSoftmax, Sigmoid or ArgMax, `output` the output.
-
-    Raises:
-        TargetError: no output holds one map per class, or several do.
+    predicted nowhere scores zero, and less than every predicted class if these are negative. The mask `own` sums where
+    the class is predicted, `all` everywhere, `input` with the weights of the new input `target_mask`, `float32 [N, h,
+    w]` at the output's resolution. The kind `logit` sums what comes before a trailing Softmax, LogSoftmax, Sigmoid or
+    ArgMax.
     """
     maps, layout = _class_maps(t, output, kind)
     kinds = [axis.kind if axis is not None else "" for axis in layout]
@@ -158,20 +150,11 @@ def _made_by(value: Value) -> str:
 
 
 def _detection(t: Builder, outputs: Sequence[str], form: BoxFormat, *, rank: int, index: int | None) -> None:
-    """The score of one box for each class: the one of a rank among the class's boxes, or the one of an index.
+    """The score of one box for each class: of a rank among the boxes of the class, 0 for the highest, or of an index.
 
-    Args:
-        t: the graph.
-        outputs: the outputs with a score for every box and class; several (the levels of a pyramid) are concatenated;
-            none for the only output of that form.
-        form: `scores` is `[N, boxes, K]`, or `[N, boxes]` for boxes after NMS, which have one score
-            each; `yolov5` is `[N, boxes, 5 + K]`: a box, its objectness and class
-            scores that are multiplied with it; `yolov8` is `[N, 4 + K, boxes]`.
-        rank: 0 for the box with the highest score of the class, 1 for the next ...
-        index: the index of the box, instead of a rank.
-
-    Raises:
-        TargetError: an output is missing or of another form, or there are fewer boxes.
+    Several outputs (the levels of a pyramid) are concatenated. The form `scores` is `[N, boxes, K]`, or `[N, boxes]`
+    for boxes after NMS, which have one score each; `yolov5` is `[N, boxes, 5 + K]`: a box, its objectness and class
+    scores that are multiplied with it; `yolov8` is `[N, 4 + K, boxes]`.
     """
     tables = [_by_class(t, value, form) for value in _tables(t, outputs, form)]
     widths = {(table.shape[0], table.shape[2]) for table in tables}
@@ -249,16 +232,7 @@ def _from(t: Builder, value: Value, start: int, axis: int) -> Value:
 
 
 def _similarity(t: Builder, output: str | None, reference: object) -> None:
-    """The cosine similarity of an embedding and a reference.
-
-    Args:
-        t: the graph.
-        output: the output with the embedding; needed if several fit.
-        reference: the embedding to compare with, `[D]`.
-
-    Raises:
-        TargetError: no output holds an embedding of that size, or the reference is zero or not finite.
-    """
+    """The cosine similarity of an embedding, of the output if named, and a reference `[D]`."""
     try:
         flat = np.asarray(reference, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError) as exc:
@@ -374,11 +348,7 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The task called `name`.
-
-    Raises:
-        TargetError: there is none.
-    """
+    """The task called `name`."""
     if name not in TASKS:
         raise TargetError(f"there is no task {name!r}{near_matches(name, TASKS)}; choose one of {', '.join(TASKS)}")
     return TASKS[name]

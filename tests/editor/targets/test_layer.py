@@ -233,7 +233,7 @@ def named(layer: str, names: dict[str, str] | None = None):
 def test_a_layer_by_the_name_of_a_tensor_a_node_or_a_framework_layer(layer, tensor):
     found = named(layer, {"stage/relu": "a"})
     assert found.chosen.tensor.name == tensor
-    assert "as asked" in found.reason
+    assert "as requested" in found.reason
     assert layer in found.reason
 
 

@@ -103,7 +103,7 @@ def test_quantised_output_behind_a_softmax():
 def test_output_itself():
     score = find_score(scored("y = Softmax(l)"), kind="output")
     assert (score.tensor.name, score.activation) == ("y", "softmax")
-    assert "as asked" in score.reason
+    assert "as requested" in score.reason
 
 
 def test_logits_and_probabilities_of_the_same_tensor_are_no_ambiguity():
