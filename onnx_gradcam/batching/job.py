@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.options import BatchFormat, check_choices, check_word
-from onnx_gradcam.runtime.explainer import Explainer, Wanted
+from onnx_gradcam.runtime.explainer import Explainer, TargetChoice
 from onnx_gradcam.runtime.session import resolve_provider
 
 __all__ = ["Crew", "Job", "in_order"]
@@ -47,7 +47,7 @@ class Job:
     """
 
     model: Path
-    target: Wanted = None
+    target: TargetChoice = None
     format: BatchFormat = "parquet"
     batch_size: int = 8
     shard_size: int = 256

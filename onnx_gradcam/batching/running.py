@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import Drafts
 from onnx_gradcam.options import BatchFormat
-from onnx_gradcam.runtime.explainer import Wanted
+from onnx_gradcam.runtime.explainer import TargetChoice
 
 from .job import Crew, Job, in_order
 from .listing import Count, ImageList
@@ -71,7 +71,7 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
     images: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
-    target: Wanted = None,
+    target: TargetChoice = None,
     format: BatchFormat = "parquet",  # noqa: A002 - the user's word for it
     batch_size: int = 8,
     shard_size: int = 256,

@@ -16,7 +16,7 @@ from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Options
-from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target, Wanted
+from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target, TargetChoice
 from onnx_gradcam.runtime.prober import Prober
 
 from .boxes import Annotation, energy_inside, points_inside
@@ -105,7 +105,7 @@ class Evaluator:
     def stream(
         self,
         images: Iterable[str],
-        target: Wanted = None,
+        target: TargetChoice = None,
         boxes: Mapping[str, Sequence[Annotation]] | None = None,
     ) -> Iterator[list[Evaluated] | InputError]:
         """Evaluate the methods on one image after the other.
@@ -124,7 +124,7 @@ class Evaluator:
             yield self._attempt(image, number, target, boxes)
 
     def _attempt(
-        self, image: str, number: int, target: Wanted, boxes: Mapping[str, Sequence[Annotation]] | None
+        self, image: str, number: int, target: TargetChoice, boxes: Mapping[str, Sequence[Annotation]] | None
     ) -> list[Evaluated] | InputError:
         try:
             return list(self._image(image, number, target, boxes))
@@ -134,11 +134,11 @@ class Evaluator:
             return InputError(f"{image}: {exc}")
 
     def _image(
-        self, path: str, number: int, target: Wanted, boxes: Mapping[str, Sequence[Annotation]] | None
+        self, path: str, number: int, target: TargetChoice, boxes: Mapping[str, Sequence[Annotation]] | None
     ) -> Iterator[Evaluated]:
         image = read_image(path)
         tensor, placement = prepare(image, self.first.preprocessing)
-        subjects: list[tuple[Wanted, Annotation | None]] = [(target, None)]
+        subjects: list[tuple[TargetChoice, Annotation | None]] = [(target, None)]
         if boxes is not None:
             subjects = list(self._recognised(tensor[None], boxes.get(Path(path).name, [])))
         for index, annotation in subjects:

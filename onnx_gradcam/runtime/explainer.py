@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
     from onnx_gradcam.options import Choices
 
-__all__ = ["ClassMap", "Drawing", "Explainer", "Explanation", "Prepared", "Target", "Wanted"]
+__all__ = ["ClassMap", "Drawing", "Explainer", "Explanation", "Prepared", "Target", "TargetChoice"]
 
 Array = npt.NDArray[Any]
-Wanted = int | str | Sequence[int | str] | None
+TargetChoice = int | str | Sequence[int | str] | None
 Source = str | Path | bytes | Array
 
 
@@ -124,7 +124,7 @@ class Explainer:
         """The batch size, if the model allows only one."""
         return fixed_size(self._input)
 
-    def __call__(self, image: Source, target: Wanted = None) -> Explanation:
+    def __call__(self, image: Source, target: TargetChoice = None) -> Explanation:
         """Explain one image.
 
         Args:
@@ -142,7 +142,7 @@ class Explainer:
         return result
 
     def stream(
-        self, images: Iterable[Source], target: Wanted = None, *, batch_size: int = 8
+        self, images: Iterable[Source], target: TargetChoice = None, *, batch_size: int = 8
     ) -> Iterator[Explanation | InputError]:
         """Explain many images, in order, holding one batch at a time.
 
@@ -181,7 +181,9 @@ class Explainer:
         except InputError as exc:
             return exc
 
-    def explained(self, images: Sequence[Prepared], target: Wanted = None, *, batch_size: int = 8) -> list[Explanation]:
+    def explained(
+        self, images: Sequence[Prepared], target: TargetChoice = None, *, batch_size: int = 8
+    ) -> list[Explanation]:
         """Explain prepared images, in order; safe to call from threads.
 
         Raises:
@@ -208,7 +210,9 @@ class Explainer:
         """
         return [index for index in self._targets(targets) if isinstance(index, int)]
 
-    def _batch(self, sources: Sequence[Source], target: Wanted, batch_size: int) -> list[Explanation | InputError]:
+    def _batch(
+        self, sources: Sequence[Source], target: TargetChoice, batch_size: int
+    ) -> list[Explanation | InputError]:
         images = [self.prepared(source) for source in sources]
         readable = [image for image in images if isinstance(image, Prepared)]
         explanations = iter(self.explained(readable, target, batch_size=batch_size))
