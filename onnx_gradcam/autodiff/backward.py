@@ -29,9 +29,9 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
     """Which edges of the graph a gradient can cross.
 
     Wide integers and Booleans carry none (axes, indices, masks, shapes), nor do operators of zero derivative and the
-    inputs that a rule declares as stops. Small integers carry one, because they stand for the real numbers that they
-    quantise; their cotangents are floating-point. Operators without a rule, tensors of unknown type and captured
-    tensors that no rule follows count as differentiable: on the path they are refused, never skipped.
+    inputs that a rule declares as stops. Small integers carry one: they stand for the real numbers that they quantise.
+    Operators without a rule, tensors of unknown type and captured tensors that no rule follows count as differentiable:
+    on the path they are refused, never skipped.
     """
     table = rules() if table is None else table
 
@@ -96,14 +96,9 @@ def _untyped(t: Builder, node: ir.Node, alive: Container[ir.Value]) -> str | Non
 
 @dataclass(frozen=True)
 class _Path:
-    """What the pass goes over: the nodes between `wrt` and the scores, and how it differentiates them.
+    """The nodes between `wrt` and the scores, the tensors on the way (`alive`), and how to differentiate the nodes.
 
-    Attributes:
-        nodes: in the order of the graph.
-        alive: the tensors on the way.
-        carries: which edges a gradient can cross.
-        table: the rules.
-        dtype: the floating-point type to compute in; `None` for that of each tensor.
+    `dtype` is the floating-point type to compute in; `None` for that of each tensor.
     """
 
     nodes: Sequence[ir.Node]
@@ -121,19 +116,15 @@ def backward(
     dtype: npt.DTypeLike | None = None,
     nodes: Sequence[ir.Node] | None = None,
 ) -> list[Value]:
-    """Append the nodes that compute the cotangents of `wrt` from those of the scores.
+    """Append the nodes that compute the cotangents of `wrt` from those of the scores, and return these cotangents.
 
     Args:
         t: the builder; only nodes that were in the graph when it was made are differentiated.
         seeds: score -> its cotangent, of the score's own shape, and of its type or `dtype`.
         wrt: the tensors to differentiate by.
         table: rules to use instead of the registered ones (guided backpropagation, deconvnet).
-        dtype: the floating-point type to compute in; by default that of each tensor. Rules see the model's tensors
-            cast to it.
+        dtype: the floating-point type to compute in, to which the model's tensors are cast; by default that of each.
         nodes: the nodes that can be on the path, in order; by default all.
-
-    Returns:
-        One cotangent for each tensor of `wrt`, of its shape, and of its type or `dtype`.
 
     Raises:
         UnsupportedError: a node on the path has no rule, or the scores do not depend on a tensor of `wrt`.
@@ -246,11 +237,7 @@ def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) ->
 
 
 def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value, dtype: npt.DTypeLike | None) -> Value:
-    """`g` as the cotangent of `x`: with its shape, broadcasting undone, and of its type or `dtype`.
-
-    Raises:
-        ModelError: the rule gave another shape or type.
-    """
+    """`g` as the cotangent of `x`: with its shape, broadcasting undone; an error for another type or shape."""
     if rule.broadcasts:
         g = unbroadcast(t, g, x)
     expected = x.dtype if dtype is None else dtype

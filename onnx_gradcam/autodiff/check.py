@@ -70,13 +70,8 @@ def gradient_model(
 ) -> Model:
     """A model whose outputs are the cotangents of `wrt`, named `grad/<name>`.
 
-    Args:
-        source: any model.
-        wrt: the tensors to differentiate by.
-        output: the tensor to differentiate; the first output by default.
-        cotangent: the name of the new input, the cotangent of `output`.
-        dtype: the type to compute cotangents in; by default that of each tensor.
-        profile: the profile that the gradient is written in.
+    The new input `cotangent` is the cotangent of `output` (the first output by default); `dtype` is the type to compute
+    in, by default that of each tensor.
 
     Raises:
         TargetError: a name is not in the model, or there is no such profile.

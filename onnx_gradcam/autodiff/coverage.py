@@ -35,14 +35,8 @@ _FLOATS = {"tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(doubl
 class Row:
     """One input of one operator: a floating-point one, or any input of an operator that is decomposed.
 
-    Attributes:
-        domain: the operator's domain; empty for the default one.
-        operator: the operator.
-        since_version: the opset of its newest version.
-        index: the position of the input; a variadic input counts once.
-        input: the input's name in the schema.
-        differentiable: whether the schema calls the input differentiable.
-        support: how the gradient by this input is computed.
+    `since_version` is the opset of the operator's newest version; `index` counts a variadic input once;
+    `differentiable` is what the schema says, `support` how the gradient by this input is computed.
     """
 
     domain: str

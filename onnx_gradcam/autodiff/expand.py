@@ -43,21 +43,13 @@ def has_body(op_type: str, opset: int, domain: str = "") -> bool:
 
 
 def expand_missing(model: Model, scores: Sequence[str], wrt: Sequence[str], table: Table | None = None) -> list[str]:
-    """Expand, in place, every node without a rule between `wrt` and `scores`.
+    """Expand, in place, every node without a rule between `wrt` and `scores`; tensors keep their names and values.
 
-    Expands nodes with a body at the model's opset, repeatedly, because bodies can contain operators with bodies, and
-    unrolls a Loop of known length. The model's tensors keep their names and values. Call this before making a `Builder`
-    for the model.
-
-    Args:
-        model: changed in place, its types and shapes inferred again.
-        scores: the tensors to differentiate.
-        wrt: the tensors to differentiate by.
-        table: rules to use instead of the registered ones.
+    Nodes with a body at the model's opset are expanded repeatedly, because bodies can contain operators with bodies,
+    and a Loop of known length is unrolled. Call this before making a `Builder` for the model.
 
     Returns:
-        One line for each expanded node, such as `LpNormalization 'norm_3'`, in the order of expansion; none
-        if the model did not change.
+        One line for each expanded node, such as `LpNormalization 'norm_3'`, in the order of expansion.
 
     Raises:
         TargetError: a name is not in the model.

@@ -39,14 +39,8 @@ def float32_cotangents(
 ) -> list[Value]:
     """Append the cotangents of `wrt`, as `backward` does, and return them in float32.
 
-    Args:
-        t: the builder.
-        score: the tensor to differentiate.
-        seed: its cotangent, ones and zeros.
-        wrt: the tensors to differentiate by.
-        table: the rules.
-        grad_dtype: `float32` computes in float32 whatever the model's type is. `model` computes in the type of each
-            tensor, and scales float16 cotangents to keep them in range.
+    With `grad_dtype="float32"` everything is computed in float32; with `model` in the type of each tensor, and float16
+    cotangents are scaled to stay in range. `seed` is the cotangent of `score`, ones and zeros.
 
     Raises:
         UnsupportedError: a node on the path has no rule, or the score does not depend on a tensor of `wrt`.

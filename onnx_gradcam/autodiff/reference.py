@@ -30,16 +30,10 @@ class MaxPool(OpRun):
     op_domain = ""
 
     def _run(
-        self,
-        x: Array,
-        auto_pad: str | None = None,
-        ceil_mode: int | None = None,
-        dilations: list[int] | None = None,
-        kernel_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        storage_order: int | None = None,
+        self, x: Array, auto_pad: str | None = None, ceil_mode: int | None = None, dilations: list[int] | None = None,
+        kernel_shape: list[int] | None = None, pads: list[int] | None = None, storage_order: int | None = None,
         strides: list[int] | None = None,
-    ) -> tuple[Array, ...]:
+    ) -> tuple[Array, ...]:  # fmt: skip
         kernel = kernel_shape or []
         n = len(kernel)
         strides, dilations = strides or [1] * n, dilations or [1] * n
@@ -100,13 +94,9 @@ class Pad(OpRun):
     op_domain = ""
 
     def _run(
-        self,
-        x: Array,
-        pads: Array,
-        constant_value: Array | None = None,
-        axes: Array | None = None,
+        self, x: Array, pads: Array, constant_value: Array | None = None, axes: Array | None = None,
         mode: str | None = None,
-    ) -> tuple[Array]:
+    ) -> tuple[Array]:  # fmt: skip
         over = range(x.ndim) if axes is None else [int(a) % x.ndim for a in axes]
         widths, kept = [(0, 0)] * x.ndim, [slice(None)] * x.ndim
         for i, axis in enumerate(over):
@@ -128,13 +118,9 @@ class GridSample(OpRun):
     op_domain = ""
 
     def _run(
-        self,
-        x: Array,
-        grid: Array,
-        align_corners: int | None = None,
-        mode: str | None = None,
+        self, x: Array, grid: Array, align_corners: int | None = None, mode: str | None = None,
         padding_mode: str | None = None,
-    ) -> tuple[Array]:
+    ) -> tuple[Array]:  # fmt: skip
         y = np.zeros((*x.shape[:2], *grid.shape[1:-1]), x.dtype)
         mode, padding = mode or "linear", padding_mode or "zeros"
         for n in np.ndindex(*grid.shape[:-1]):

@@ -81,11 +81,7 @@ def vjp(
     all_outputs: bool = False,
     subgraphs: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Register a function as the VJP rule of `op_types`; `Rule` explains the options.
-
-    Raises:
-        ValueError: an operator has a rule already.
-    """
+    """Register a function as the VJP rule of `op_types`; `Rule` explains the options."""
 
     def register(function: RuleFunction) -> RuleFunction:
         for op_type in op_types:

@@ -77,11 +77,7 @@ class Value:
 
     @property
     def shape(self) -> Shape:
-        """The shape: numbers, symbols, or `None` for unknown dimensions.
-
-        Raises:
-            ModelError: the rank is unknown.
-        """
+        """The shape: numbers, symbols, or `None` for unknown dimensions; an error if the rank is unknown."""
         return ranked_shape(self.core)
 
     @property
@@ -90,14 +86,7 @@ class Value:
         return len(self.shape)
 
     def dims(self, reader: str = "this operator") -> tuple[int, ...]:
-        """The shape, all of it numbers.
-
-        Args:
-            reader: who needs it, for the message.
-
-        Raises:
-            UnsupportedError: a dimension is dynamic.
-        """
+        """The shape, all of it numbers; an error that names `reader` if a dimension is dynamic."""
         if not all(isinstance(d, int) for d in self.shape):
             raise UnsupportedError(
                 f"{reader} needs the static shape of tensor {self.name!r}, which is {list(self.shape)}; "
@@ -106,11 +95,7 @@ class Value:
         return tuple(d for d in self.shape if isinstance(d, int))
 
     def dims_behind_batch(self) -> tuple[int, ...]:
-        """The shape without its first dimension, all of it numbers.
-
-        Raises:
-            UnsupportedError: a dimension is dynamic.
-        """
+        """The shape without its first dimension, all of it numbers; an error if one of these is dynamic."""
         tail = tuple(d for d in self.shape[1:] if isinstance(d, int))
         if len(tail) != self.rank - 1:
             raise UnsupportedError(
@@ -251,11 +236,7 @@ class Builder:
         return self.const(np.array(numbers, np.int64))
 
     def refine(self, value: Value, shape: Shape) -> Value:
-        """Add `shape` to what inference found out about an appended value.
-
-        Raises:
-            ModelError: it contradicts the inferred shape.
-        """
+        """Add `shape` to what inference found out about an appended value; an error if it contradicts that."""
         inferred = value.known_shape
         if inferred is not None:
             if len(inferred) != len(shape) or any(
@@ -330,11 +311,7 @@ class Builder:
         return [i if i is None or isinstance(i, Value) else self.const(i, dtype) for i in inputs]
 
     def infer(self, node: ir.Node) -> None:
-        """Infer types and shapes of the outputs of a single node, in place.
-
-        Raises:
-            ModelError: the operator does not take inputs of these types and shapes.
-        """
+        """Infer types and shapes of the outputs of a single node, in place; an error if its inputs do not fit."""
         proto = ir.to_proto(node)
         schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
         args = [None if i is None else self.wrap(i) for i in node.inputs]
@@ -407,9 +384,9 @@ class Builder:
         return tuple(self._appended)
 
     def substitute(self, old: ir.Value, new: Value) -> None:
-        """Let the readers of an appended value read another one; an output of the graph keeps its name.
+        """Let the readers of an appended value read another one, and sort the graph afterwards.
 
-        Sort the graph afterwards: its nodes may be out of order.
+        An output of the graph keeps its name.
         """
         if old.is_graph_output():
             self.take_over(old, self.op("Identity", new, shape=new.known_shape))

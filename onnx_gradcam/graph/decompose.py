@@ -58,10 +58,7 @@ def decomposition_table() -> dict[tuple[str, str], Decomposition]:
 
 
 def decompose(model: Model) -> bool:
-    """Replace, in place, every node that has a decomposition; tensors keep their names.
-
-    Returns:
-        Whether the model changed.
+    """Replace, in place, every node that has a decomposition; whether there were any. Tensors keep their names.
 
     Raises:
         ModelError: the model has operators that cannot be decomposed, or a node is invalid.

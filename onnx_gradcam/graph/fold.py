@@ -32,14 +32,7 @@ _ARITHMETIC = {
 
 
 def complete_shapes(inferred: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Find the shapes that ONNX's inference left incomplete in a model whose inputs have fixed sizes.
-
-    Args:
-        inferred: the model after ONNX's inference; it stays as it is.
-
-    Returns:
-        The further shapes, by tensor name.
-    """
+    """The shapes, by name, that ONNX's inference left incomplete in a model whose inputs have fixed sizes."""
     graph, imports = inferred.graph, list(inferred.opset_import)
     types = {i.name: i.type for i in (*graph.input, *graph.value_info, *graph.output)}
     types |= {t.name: helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}

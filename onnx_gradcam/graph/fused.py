@@ -30,16 +30,9 @@ def _activated(t: Builder, x: Value, activation: str, parameters: Sequence[float
 
 @decomposes("FusedConv")
 def fused_conv(
-    t: Builder,
-    x: Value,
-    w: Value,
-    b: Value | None = None,
-    z: Value | None = None,
-    *,
-    activation: str = "",
-    activation_params: Sequence[float] = (),
-    **window: Any,
-) -> Value | None:
+    t: Builder, x: Value, w: Value, b: Value | None = None, z: Value | None = None,
+    *, activation: str = "", activation_params: Sequence[float] = (), **window: Any,
+) -> Value | None:  # fmt: skip
     """Conv, then a sum with a tensor, then an activation."""
     y = t.op("Conv", x, w, b, **window)
     return _activated(t, y if z is None else y + z, activation, activation_params)
@@ -65,16 +58,9 @@ def fused_gemm(
 
 @decomposes("FusedMatMul", "TransposeMatMul")
 def fused_matmul(
-    t: Builder,
-    a: Value,
-    b: Value,
-    *,
-    alpha: float = 1.0,
-    transA: int = 0,
-    transB: int = 0,
-    transBatchA: int = 0,
-    transBatchB: int = 0,
-) -> Value | None:
+    t: Builder, a: Value, b: Value,
+    *, alpha: float = 1.0, transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0,
+) -> Value | None:  # fmt: skip
     """MatMul with transposed operands and a factor."""
     if transBatchA or transBatchB:
         return None
@@ -120,15 +106,9 @@ def bias_add(t: Builder, x: Value, bias: Value, skip: Value) -> Value:  # noqa: 
 
 @decomposes("SkipLayerNormalization")
 def skip_layer_normalization(
-    t: Builder,
-    x: Value,
-    skip: Value,
-    gamma: Value,
-    beta: Value | None = None,
-    bias: Value | None = None,
-    *,
-    epsilon: float = 1e-12,
-) -> Sequence[Value]:
+    t: Builder, x: Value, skip: Value, gamma: Value, beta: Value | None = None, bias: Value | None = None,
+    *, epsilon: float = 1e-12,
+) -> Sequence[Value]:  # fmt: skip
     """Layer normalisation of a sum; the fourth output is the sum."""
     total = x + skip if bias is None else x + skip + bias
     normal, mean, deviation = t.ops("LayerNormalization", total, gamma, beta, outputs=3, axis=-1, epsilon=epsilon)
@@ -158,16 +138,9 @@ def rms_normalization(
 
 @decomposes("GroupNorm")
 def group_norm(
-    t: Builder,
-    x: Value,
-    gamma: Value,
-    beta: Value,
-    *,
-    activation: int,
-    groups: int,
-    channels_last: int = 1,
-    epsilon: float = 1e-5,
-) -> Value | None:
+    t: Builder, x: Value, gamma: Value, beta: Value,
+    *, activation: int, groups: int, channels_last: int = 1, epsilon: float = 1e-5,
+) -> Value | None:  # fmt: skip
     """Group normalisation, channels last by default, with an optional SiLU."""
     first = t.transpose(x, [0, x.rank - 1, *range(1, x.rank - 1)]) if channels_last else x
     channels = first.shape[1]
@@ -218,18 +191,10 @@ def multi_head_attention(
 
 @decomposes("Attention")
 def attention(
-    t: Builder,
-    x: Value,
-    weights: Value,
-    bias: Value | None = None,
-    *rest: Value | None,
-    num_heads: int,
-    qkv_hidden_sizes: Sequence[int] = (),
-    scale: float = 0.0,
-    unidirectional: int = 0,
-    do_rotary: int = 0,
-    **unserved: Any,
-) -> Value | None:
+    t: Builder, x: Value, weights: Value, bias: Value | None = None, *rest: Value | None,
+    num_heads: int, qkv_hidden_sizes: Sequence[int] = (), scale: float = 0.0, unidirectional: int = 0,
+    do_rotary: int = 0, **unserved: Any,
+) -> Value | None:  # fmt: skip
     """Attention with its own projection of `[N, T, H]`; masks, caches and rotary embeddings are not covered."""
     attention_bias = rest[2] if len(rest) > 2 else None
     others = [r for i, r in enumerate(rest) if i != 2 and r is not None]

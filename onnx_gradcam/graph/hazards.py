@@ -31,11 +31,7 @@ def padded_pools(t: Builder) -> list[ir.Node]:
 
 
 def guard_padded_pools(t: Builder) -> bool:
-    """Let these Pads, in place, pad with minus zero instead of zero, if they pad floating-point numbers.
-
-    Returns:
-        Whether there were any.
-    """
+    """Let these Pads, in place, pad with minus zero if they pad floating-point numbers; whether there were any."""
     guarded = False
     for pad in padded_pools(t):
         data, value = t.wrap(pad.outputs[0]), _fill(t, pad)

@@ -40,10 +40,7 @@ _ARITHMETIC = {
 def constant(t: Builder, result: ir.Value, assumed: Mapping[ir.Value, Array] | None = None) -> Array | None:
     """The content of a small tensor that follows from constants and fixed sizes alone, else `None`.
 
-    Args:
-        t: builder of the main graph.
-        result: a tensor of the main graph, or of a subgraph.
-        assumed: contents to assume, e.g. of the inputs of a subgraph.
+    `result` may be in a subgraph; `assumed` are contents to assume, e.g. of the inputs of the subgraph.
     """
     contents = dict(assumed or {})
     sizes: dict[ir.Value, Shape] = {}
@@ -126,10 +123,7 @@ MOST_NODES = 20_000
 def inline_known_branches(model: Model) -> bool:
     """Replace, in place, every If of the main graph whose condition follows from constants and fixed sizes.
 
-    Tensors of the branch keep their names if these are free.
-
-    Returns:
-        Whether the model changed.
+    Tensors of the branch keep their names if these are free. Returns whether the model changed.
     """
     changed = False
     while any(_is(node, "If") for node in model.core.graph):
@@ -184,10 +178,9 @@ def loop_iterations(t: Builder, node: ir.Node) -> int:
 
 
 def unroll(t: Builder, node: ir.Node) -> None:
-    """Unroll a Loop, in place: one copy of its body an iteration; its outputs keep their names.
+    """Unroll a Loop, in place: one copy of its body an iteration; see `loop_iterations` for its errors.
 
-    Raises:
-        UnsupportedError: see `loop_iterations`.
+    Its outputs keep their names.
     """
     body = node.attributes["body"].as_graph()
     count, carried = loop_iterations(t, node), len(body.inputs) - 2

@@ -59,19 +59,11 @@ class Model:
         return next((value for value in self.tensors() if value.name == name), None)
 
     def info(self, name: str) -> TensorInfo:
-        """The type and shape of the tensor called `name`.
-
-        Raises:
-            ModelError: there is no tensor of this name.
-        """
+        """The type and shape of the tensor called `name`; a `ModelError` if there is none."""
         return TensorInfo.of(self._named(name))
 
     def shape(self, name: str) -> Shape:
-        """The shape of the tensor called `name`.
-
-        Raises:
-            ModelError: there is no tensor of this name, or its rank is unknown.
-        """
+        """The shape of the tensor called `name`; a `ModelError` if there is none, or its rank is unknown."""
         return ranked_shape(self._named(name))
 
     def _named(self, name: str) -> ir.Value:
@@ -119,9 +111,7 @@ class Model:
     def remove_unread(self, nodes: Sequence[ir.Node], initializers: Sequence[ir.Value]) -> bool:
         """Remove, in place, those of the nodes and initializers that no output needs; whether there were any.
 
-        Args:
-            nodes: nodes of the main graph, each behind those that it reads.
-            initializers: initializers of the main graph.
+        Each node comes after those that it reads.
         """
         graph, removed = self.core.graph, False
         for node in reversed(nodes):
@@ -135,24 +125,17 @@ class Model:
         return removed
 
     def check(self) -> None:
-        """Check the model without its weights with the ONNX checker and full shape inference.
-
-        Raises:
-            ModelError: the graph is not valid; the message is the checker's.
-        """
+        """Check the model without its weights by the ONNX checker and full inference; a `ModelError` if invalid."""
         try:
             onnx.checker.check_model(self._skeleton(), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
             raise ModelError(f"{self.name}: the graph is not valid ONNX: {' '.join(str(exc).split())}") from exc
 
     def save(self, path: str | Path) -> None:
-        """Write the model atomically.
+        """Write the model atomically; `InputError` if the file cannot be written.
 
         External weights stay where they are if `path` is in the model's own folder; otherwise they are copied to
         `<name>.data` beside `path`. Weights that are too large for one file are written there too.
-
-        Raises:
-            InputError: the file cannot be written.
         """
         path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
         tensors = [v.const_value for v in self._initializers() if v.const_value is not None]

@@ -58,14 +58,7 @@ def _captured(graph: ir.Graph) -> Iterator[ir.Value]:
 def between(
     nodes: Sequence[ir.Node], sources: Iterable[ir.Value], sinks: Iterable[ir.Value], carries: Carries
 ) -> tuple[list[ir.Node], set[ir.Value]]:
-    """The nodes and tensors on any path from `sources` to `sinks`, the nodes in graph order.
-
-    Args:
-        nodes: the graph's nodes in topological order.
-        sources: where paths begin.
-        sinks: where they end.
-        carries: which steps count.
-    """
+    """The nodes and tensors on any path from `sources` to `sinks`; the nodes are and stay in topological order."""
     reached = set(sources)
     for node in nodes:
         if any(i in reached and carries(node, i) for i in node_inputs(node)):

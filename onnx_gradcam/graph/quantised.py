@@ -42,18 +42,10 @@ def _eight_bits(x: Value) -> bool:
 
 @decomposes("QLinearConv", domain="")
 def qlinear_conv(
-    t: Builder,
-    x: Value,
-    x_scale: Value,
-    x_zero: Value,
-    w: Value,
-    w_scale: Value,
-    w_zero: Value,
-    y_scale: Value,
-    y_zero: Value,
-    bias: Value | None = None,
+    t: Builder, x: Value, x_scale: Value, x_zero: Value, w: Value, w_scale: Value, w_zero: Value, y_scale: Value,
+    y_zero: Value, bias: Value | None = None,
     **window: Any,
-) -> Value:
+) -> Value:  # fmt: skip
     """Conv; the scale of the bias is the product of the other two."""
     offset = None if bias is None else _real(t, bias, t.op("Mul", x_scale, w_scale), None, 0)
     kernel = _real(t, w, w_scale, w_zero, 0)
@@ -63,16 +55,9 @@ def qlinear_conv(
 
 @decomposes("QLinearMatMul", domain="")
 def qlinear_matmul(
-    t: Builder,
-    a: Value,
-    a_scale: Value,
-    a_zero: Value,
-    b: Value,
-    b_scale: Value,
-    b_zero: Value,
-    y_scale: Value,
+    t: Builder, a: Value, a_scale: Value, a_zero: Value, b: Value, b_scale: Value, b_zero: Value, y_scale: Value,
     y_zero: Value,
-) -> Value | None:
+) -> Value | None:  # fmt: skip
     """MatMul; one scale per column of `b` is possible, one per row of `a` is not covered."""
     if a_scale.rank and a_scale.shape != (1,):
         return None
@@ -118,15 +103,9 @@ def _only_cast_to_float(t: Builder, x: Value, w: Value, op_type: str) -> bool:
 
 @decomposes("MatMulIntegerToFloat")
 def matmul_integer_to_float(
-    t: Builder,
-    a: Value,
-    b: Value,
-    a_scale: Value,
-    b_scale: Value,
-    a_zero: Value | None = None,
-    b_zero: Value | None = None,
-    bias: Value | None = None,
-) -> Value:
+    t: Builder, a: Value, b: Value, a_scale: Value, b_scale: Value, a_zero: Value | None = None,
+    b_zero: Value | None = None, bias: Value | None = None,
+) -> Value:  # fmt: skip
     """The product of two quantised matrices, dequantised."""
     y = _real(t, a, a_scale, a_zero) @ _real(t, b, b_scale, b_zero, b.rank - 1)
     return y if bias is None else y + bias
@@ -143,21 +122,10 @@ def dynamic_quantize_matmul(
 
 @decomposes("QGemm")
 def qgemm(
-    t: Builder,
-    a: Value,
-    a_scale: Value,
-    a_zero: Value,
-    b: Value,
-    b_scale: Value,
-    b_zero: Value,
-    c: Value | None = None,
-    y_scale: Value | None = None,
-    y_zero: Value | None = None,
-    *,
-    alpha: float = 1.0,
-    transA: int = 0,
-    transB: int = 0,
-) -> Value:
+    t: Builder, a: Value, a_scale: Value, a_zero: Value, b: Value, b_scale: Value, b_zero: Value,
+    c: Value | None = None, y_scale: Value | None = None, y_zero: Value | None = None,
+    *, alpha: float = 1.0, transA: int = 0, transB: int = 0,
+) -> Value:  # fmt: skip
     """Gemm; floating-point without an output scale. The scale of the bias is the product of the other two."""
     first, second = _real(t, a, a_scale, a_zero), _real(t, b, b_scale, b_zero, 0 if transB else 1)
     y = t.op("Gemm", first, second, alpha=alpha, transA=transA, transB=transB)
@@ -169,16 +137,9 @@ def qgemm(
 def _register_binary(op_type: str) -> None:
     @decomposes(f"QLinear{op_type}")
     def binary(
-        t: Builder,
-        a: Value,
-        a_scale: Value,
-        a_zero: Value | None,
-        b: Value,
-        b_scale: Value,
-        b_zero: Value | None,
-        y_scale: Value,
-        y_zero: Value | None = None,
-    ) -> Value:
+        t: Builder, a: Value, a_scale: Value, a_zero: Value | None, b: Value, b_scale: Value, b_zero: Value | None,
+        y_scale: Value, y_zero: Value | None = None,
+    ) -> Value:  # fmt: skip
         y = t.op(op_type, _real(t, a, a_scale, a_zero), _real(t, b, b_scale, b_zero))
         return _quantised(t, y, y_scale, y_zero)
 
@@ -186,16 +147,9 @@ def _register_binary(op_type: str) -> None:
 def _register_unary(name: str, op_type: str, standard: Sequence[str]) -> None:
     @decomposes(name)
     def unary(
-        t: Builder,
-        x: Value,
-        x_scale: Value,
-        x_zero: Value | None,
-        y_scale: Value,
-        y_zero: Value | None = None,
-        *,
-        channels_last: int = 0,
-        **attributes: Any,
-    ) -> Value | None:
+        t: Builder, x: Value, x_scale: Value, x_zero: Value | None, y_scale: Value, y_zero: Value | None = None,
+        *, channels_last: int = 0, **attributes: Any,
+    ) -> Value | None:  # fmt: skip
         real = _real(t, x, x_scale, x_zero)
         if channels_last:
             real = t.transpose(real, [0, x.rank - 1, *range(1, x.rank - 1)])
@@ -225,17 +179,9 @@ def qlinear_concat(t: Builder, y_scale: Value, y_zero: Value, *triples: Value, a
 
 @decomposes("QLinearWhere")
 def qlinear_where(
-    t: Builder,
-    condition: Value,
-    x: Value,
-    x_scale: Value,
-    x_zero: Value,
-    y: Value,
-    y_scale: Value,
-    y_zero: Value,
-    z_scale: Value,
-    z_zero: Value,
-) -> Value:
+    t: Builder, condition: Value, x: Value, x_scale: Value, x_zero: Value, y: Value, y_scale: Value, y_zero: Value,
+    z_scale: Value, z_zero: Value,
+) -> Value:  # fmt: skip
     """Choose between two quantised tensors."""
     chosen = t.op("Where", condition, _real(t, x, x_scale, x_zero), _real(t, y, y_scale, y_zero))
     return _quantised(t, chosen, z_scale, z_zero)

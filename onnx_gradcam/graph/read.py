@@ -46,10 +46,7 @@ _OTHER_FORMATS = (
 
 
 def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
-    """Parse a model; external weights stay unread.
-
-    Returns:
-        The model and the folder that external weights are relative to (`None` for bytes and protos).
+    """Parse a model, and find the folder that external weights are relative to (`None` for bytes and protos).
 
     Raises:
         ModelError: no such file, not an ONNX model, or weights that are missing or outside of the model's folder.
@@ -146,8 +143,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     """Convert a model to opset 18 or above, with functions inlined and without initializers among the inputs.
 
     Returns:
-        The skeleton, with the weights as its last graph inputs, and the weights by name, neither copied nor read. The
-        given model stays as it is.
+        The skeleton, with the weights as its last graph inputs, and the weights by name, neither copied nor read.
 
     Raises:
         ModelError: the model is invalid, or cannot be converted to opset 18.

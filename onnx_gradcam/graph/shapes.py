@@ -33,15 +33,10 @@ _KEY = "onnx_gradcam.tensor_info"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor, kept on its `ir.Value`.
+    """What is known of a tensor, kept on its `ir.Value`: ONNX element type (0 for unknown) and shape.
 
-    `ir.Value.shape` is what the file states and is written back unchanged; inference knows more, under symbols that
-    no file should contain.
-
-    Attributes:
-        elem_type: ONNX element type; 0 for unknown.
-        shape: the shape; `None` if the rank is unknown.
-        probe_shape: the shape for one choice of the free input dimensions; `None` if a dimension is unknown then too.
+    `ir.Value.shape` is what the file states and is written back unchanged; inference knows more, under symbols that no
+    file should contain. `probe_shape` is the shape for one choice of the free input dimensions, where all are known.
     """
 
     elem_type: int = 0
@@ -71,11 +66,7 @@ _UNKNOWN = TensorInfo()
 
 
 def ranked_shape(value: ir.Value) -> Shape:
-    """The shape of a tensor.
-
-    Raises:
-        ModelError: its rank is unknown.
-    """
+    """The shape of a tensor; a `ModelError` if its rank is unknown."""
     shape = TensorInfo.of(value).shape
     if shape is None:
         raise ModelError(f"the rank of tensor {value.name!r} is unknown; export the model with fixed sizes")
@@ -95,11 +86,7 @@ def declare(value: ir.Value, elem_type: int, shape: Shape | None) -> None:
 
 
 def infer_shapes(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
-    """Infer types and shapes of the tensors of the main graph of a model without weights.
-
-    Returns:
-        What is known, by tensor name; the model stays as it is.
-    """
+    """Infer types and shapes of the tensors of the main graph, by name; the model stays as it is."""
     plain = _run(skeleton)
     types = {i.name: i.type.tensor_type.elem_type for i in _infos(plain) if i.type.HasField("tensor_type")}
     types |= {t.name: t.data_type for t in skeleton.graph.initializer}

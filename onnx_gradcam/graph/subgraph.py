@@ -52,15 +52,9 @@ class Inner(Builder):
 
 
 def either(t: Builder, condition: Value, branches: Sequence[Callable[[Inner], Sequence[Value]]]) -> list[Value]:
-    """Append an If.
+    """Append an If, and return its outputs.
 
-    Args:
-        t: where it is appended.
-        condition: one Boolean.
-        branches: functions that write the branches for true and for false; both return tensors of the same types.
-
-    Returns:
-        Its outputs.
+    `branches` are functions that write the branches for true and for false and return tensors of the same types.
     """
     graphs = []
     for write in branches:
@@ -71,11 +65,7 @@ def either(t: Builder, condition: Value, branches: Sequence[Callable[[Inner], Se
 
 
 def copied(t: Builder, body: ir.Graph, inputs: Sequence[Value] = ()) -> list[Value]:
-    """Append the nodes of `body` again, with `inputs` for its inputs; returns the copies of its outputs.
-
-    Raises:
-        UnsupportedError: a node cannot be copied.
-    """
+    """Append the nodes of `body` again, with `inputs` for its inputs; returns the copies of its outputs."""
     return _copied(t, body, {old: new.core for old, new in zip(body.inputs, inputs, strict=True)})
 
 
@@ -121,16 +111,10 @@ Body = Callable[[Builder, list[Value], list[Value]], tuple[Sequence[Value], Sequ
 def scan(
     t: Builder, states: Sequence[Value], sequences: Sequence[Value], body: Body
 ) -> tuple[list[Value], list[Value]]:
-    """Append a Scan: run `body` over the first dimension of the sequences.
+    """Append a Scan: run `body` over the first dimension of the sequences, which is equally long.
 
-    Args:
-        t: where the Scan is appended.
-        states: the initial states.
-        sequences: tensors of equal length in their first dimension.
-        body: one step; it can read tensors of the outer graph that its own builder wraps.
-
-    Returns:
-        The final states, and the stacked outputs.
+    The body can read tensors of the outer graph that its own builder wraps. Returns the final states, and the stacked
+    outputs.
     """
     inner = Inner(t)
     ins = [inner.parameter(v, 0) for v in states]

@@ -22,11 +22,7 @@ __all__ = ["PROFILES", "Profile", "conform", "differentiate", "find_profile"]
 
 
 def find_profile(name: str) -> Profile:
-    """The profile of this name.
-
-    Raises:
-        TargetError: there is no such profile.
-    """
+    """The profile of this name; a `TargetError` if there is none."""
     if name not in PROFILES:
         raise TargetError(
             f"there is no profile {name!r}{near_matches(name, PROFILES)}; there are {', '.join(PROFILES)}"
@@ -44,13 +40,7 @@ def differentiate(
 ) -> list[Value]:
     """Append the cotangents of `wrt`, as `backward` does, in the rules and operators of a profile.
 
-    Args:
-        t: the builder.
-        seeds: score -> its cotangent.
-        wrt: the tensors to differentiate by.
-        profile: the name of the profile.
-        modify: a modifier of the rules, such as guided backpropagation.
-        dtype: the type to compute in; by default that of each tensor.
+    `modify` changes the rules, as guided backpropagation does.
 
     Raises:
         TargetError: there is no such profile.

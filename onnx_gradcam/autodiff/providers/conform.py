@@ -51,9 +51,8 @@ class Documented:
 
     Attributes:
         source: the document that lists the operators.
-        operators: every operator in the list.
         limits: what the document restricts, by operator.
-        lowerings: how to compute an operator that is missing, or beyond its limits, by operator.
+        lowerings: how to compute an operator that is missing, or beyond its limits.
         floats: the floating-point types that gradients may have.
         host: whether integers that stand for shapes are computed outside of the runtime, on the CPU.
     """
@@ -84,15 +83,10 @@ class Documented:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How a gradient is written for one runtime.
+    """How a gradient is written for one runtime: `rules` makes the table of VJP rules.
 
-    Attributes:
-        name: the word that users say.
-        title: the runtime.
-        rules: makes the table of VJP rules.
-        documented: the operators that the runtime computes by its documents; `None`: nothing is checked.
-        tested: whether a test runs gradients on this runtime; if not, their numbers are tested on ONNX Runtime's CPU
-            provider only.
+    Without `documented`, no operator is checked. `tested`: a test runs gradients on this runtime; the numbers of the
+    others are tested on ONNX Runtime's CPU provider only.
     """
 
     name: str
@@ -111,14 +105,9 @@ def _is_host(t: Builder, node: ir.Node) -> bool:
 def conform(
     t: Builder, profile: Profile, values: Sequence[Value], since: int = 0, *, strict: bool = True
 ) -> tuple[list[Value], list[str]]:
-    """Bring the appended nodes that compute `values` within what the profile's runtime documents.
+    """Bring the nodes after the first `since` appended ones that compute `values` within what the runtime documents.
 
-    Args:
-        t: the builder.
-        profile: the profile; one without documents leaves everything as it is.
-        values: the tensors to compute.
-        since: how many appended nodes, from the first, to leave as they are.
-        strict: refuse a node that is beyond the documents; otherwise leave it to the runtime's fallback.
+    A node beyond the documents is refused if `strict`, otherwise left to the runtime's fallback.
 
     Returns:
         The values, computed by documented operators; and the reasons, each once, why nodes were left as they are.
@@ -206,9 +195,6 @@ def _disputed(node: ir.Node) -> bool:
 
 def _shapes(t: Builder, node: ir.Node) -> str:
     return ", ".join(str(list(t.wrap(v).known_shape or ())) for v in node.inputs if v is not None)
-
-
-# ----- limits that several documents name ----------------------------------------
 
 
 def listed(names: str) -> frozenset[str]:

@@ -17,7 +17,6 @@ from .lowerings import ARITHMETIC, BOOLEANS, MASKS, PLANES, pool, pools_by_convo
 
 __all__ = ["PROFILES"]
 
-# ----- limits that only one document names ---------------------------------------
 
 _MODES = {"nearest", "linear"}
 _COORDINATES = {"half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners"}
@@ -69,8 +68,6 @@ def _webgpu_resize(t: Builder, node: ir.Node) -> str | None:
             return "with align_corners to a smaller size is beyond what it documents"
     return None
 
-
-# ----- the profiles --------------------------------------------------------------
 
 _ENTRIES = (
     Profile(name="portable", title="every runtime", rules=rules, tested=True),

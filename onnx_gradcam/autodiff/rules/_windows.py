@@ -19,13 +19,8 @@ T = TypeVar("T")
 class Windows:
     """The geometry of an operator's windows; every tuple has one entry a spatial axis.
 
-    Attributes:
-        kernel: taps of a window.
-        strides: distance between neighbouring windows.
-        dilations: distance between neighbouring taps.
-        begin: padding before the image.
-        end: padding after the image.
-        ceil: whether a last window that is not full is kept.
+    `kernel` counts taps; `strides` and `dilations` are the distances between windows and between taps; `begin` and
+    `end` are padding; `ceil` keeps a last window that is not full.
     """
 
     kernel: tuple[Size, ...]
@@ -92,17 +87,9 @@ def windows(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Windows:
-    """The windows over `x` according to an operator's attributes.
+    """The windows over `x`, `[N, C, *spatial]`, by an operator's attributes.
 
-    Args:
-        t: the builder.
-        x: the image, `[N, C, *spatial]`.
-        kernel: taps along each axis, or a weight `[M, C, *kernel]` of that many taps.
-        auto_pad: as in ONNX, like the others.
-        ceil_mode: whether a last window that is not full is kept.
-        dilations: ones by default.
-        pads: zeros by default.
-        strides: ones by default.
+    `kernel` is the number of taps along each axis, or a weight `[M, C, *kernel]` of that many taps.
     """
     taps = sizes(t, kernel, range(2, kernel.rank)) if isinstance(kernel, Value) else [Size(t, k) for k in kernel]
     n = len(taps)

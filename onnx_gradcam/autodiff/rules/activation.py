@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from onnx_gradcam.autodiff.registry import Cotangent, vjp, zero_gradient
 from onnx_gradcam.graph.builder import Builder, Value
 
-# ----- rectifiers: a mask --------------------------------------------------------
-
 
 @vjp("Relu")
 def relu(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
@@ -76,9 +74,6 @@ def hard_swish(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
     return [t.op("Where", x > -3.0, ramp, 0.0)]
 
 
-# ----- exponential units ---------------------------------------------------------
-
-
 @vjp("Elu")
 def elu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Sequence[Cotangent]:
     """Below zero, alpha e^x, which is y + alpha."""
@@ -103,9 +98,6 @@ def celu(t: Builder, g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Seq
 def _sign_of(x: Value, y: Value, slope: float) -> Value:
     """A tensor with the sign of the input: the output, unless the slope below zero is negative."""
     return y if slope >= 0 else x
-
-
-# ----- sigmoids ------------------------------------------------------------------
 
 
 @vjp("Sigmoid")
@@ -175,8 +167,6 @@ def _swish_slope(t: Builder, x: Value, alpha: float) -> Value:
     s = t.op("Sigmoid", x if alpha == 1.0 else x * alpha)
     return s + x * alpha * (s * (1.0 - s))
 
-
-# ----- softmax -------------------------------------------------------------------
 
 # One at the largest element, zero elsewhere: a step function.
 zero_gradient("Hardmax")

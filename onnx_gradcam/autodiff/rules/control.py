@@ -20,22 +20,12 @@ from onnx_gradcam.graph.subgraph import Body, Inner, copied, either, scan
 __all__ = ["flipped", "scan_vjp"]
 
 
-# ----- If ------------------------------------------------------------------------
-
-
 @vjp("If", all_outputs=True, subgraphs=True)
 def if_(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    condition: Value,
-    *,
-    then_branch: ir.Graph,
-    else_branch: ir.Graph,
-    captured: Sequence[Value],
-    table: Table,
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], condition: Value,
+    *, then_branch: ir.Graph, else_branch: ir.Graph, captured: Sequence[Value], table: Table,
     dtype: npt.DTypeLike | None,
-) -> Sequence[Cotangent]:
+) -> Sequence[Cotangent]:  # fmt: skip
     """Each branch recomputes what its cotangents need; tensors that it does not read have the cotangent zero."""
 
     def reversed_(branch: ir.Graph) -> Callable[[Inner], Sequence[Value]]:
@@ -53,9 +43,6 @@ def if_(
         return write
 
     return [None, *either(t, condition, [reversed_(then_branch), reversed_(else_branch)])]
-
-
-# ----- the reverse of a Scan -----------------------------------------------------
 
 
 def flipped(t: Builder, v: Value) -> Value:
@@ -128,25 +115,14 @@ def scan_vjp(
     return final[:k], [flipped(t, v) for v in steps], final[k:]
 
 
-# ----- Scan ----------------------------------------------------------------------
-
-
 @vjp("Scan", all_outputs=True, subgraphs=True)
 def scan_(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    *inputs: Value,
-    body: ir.Graph,
-    num_scan_inputs: int,
-    scan_input_axes: Sequence[int] | None = None,
-    scan_input_directions: Sequence[int] | None = None,
-    scan_output_axes: Sequence[int] | None = None,
-    scan_output_directions: Sequence[int] | None = None,
-    captured: Sequence[Value],
-    table: Table,
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], *inputs: Value,
+    body: ir.Graph, num_scan_inputs: int, scan_input_axes: Sequence[int] | None = None,
+    scan_input_directions: Sequence[int] | None = None, scan_output_axes: Sequence[int] | None = None,
+    scan_output_directions: Sequence[int] | None = None, captured: Sequence[Value], table: Table,
     dtype: npt.DTypeLike | None,
-) -> Sequence[Cotangent]:
+) -> Sequence[Cotangent]:  # fmt: skip
     """Any number of states and sequences, along any axis, in either direction."""
     n = len(inputs) - num_scan_inputs
     states, sequences = inputs[:n], inputs[n:]

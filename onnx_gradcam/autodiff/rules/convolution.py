@@ -17,20 +17,10 @@ from ._windows import Windows, spread, windows
 
 @vjp("Conv")
 def conv(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    w: Value,
-    b: Value | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, w: Value, b: Value | None = None,
+    *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
+    kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The image: a ConvTranspose of the cotangent. The weight: the image correlated with the cotangent."""
     over = windows(t, x, kernel_shape or w, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides)
     return [
@@ -42,22 +32,11 @@ def conv(
 
 @vjp("ConvTranspose")
 def conv_transpose(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    w: Value,
-    b: Value | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    output_padding: Sequence[int] | None = None,
-    output_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, w: Value, b: Value | None = None,
+    *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
+    kernel_shape: Sequence[int] | None = None, output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """A convolution of the cotangent with the same weight."""
     over = windows(t, g, kernel_shape or w, dilations=dilations, pads=pads, strides=strides)
     extra = list(output_padding or [0] * over.rank)
@@ -149,17 +128,9 @@ def _correlate(t: Builder, image: Value, small: Value, w: Value, over: Windows, 
 
 @vjp("Col2Im")
 def col2im(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    image_shape: Value,
-    block_shape: Value,
-    *,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, image_shape: Value, block_shape: Value,
+    *, dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The columns of the cotangent, by a convolution with one-hot kernels."""
     block = block_shape.array()
     if block is None:

@@ -11,8 +11,6 @@ from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 
-# ----- elementary functions ------------------------------------------------------
-
 Derivative = Callable[[Builder, Value, Value, Value], Value]
 """(t, g, y, x) -> the cotangent of `x`."""
 
@@ -51,9 +49,6 @@ for _op_type, _derivative in _UNARY.items():
     _register(_op_type, _derivative)
 
 
-# ----- pass-through --------------------------------------------------------------
-
-
 @vjp("Cast")
 def cast(
     t: Builder, g: Value, y: Value, x: Value, *, to: int, saturate: int = 1, round_mode: str = "up"
@@ -72,15 +67,9 @@ def cast_like(
 
 @vjp("Dropout", stops=(1,))
 def dropout(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    ratio: Value | None = None,
-    training_mode: Value | None = None,
-    *,
-    seed: int | None = None,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, ratio: Value | None = None, training_mode: Value | None = None,
+    *, seed: int | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The identity, which Dropout is at inference."""
     if training_mode is not None:
         training = training_mode.array()
@@ -89,9 +78,6 @@ def dropout(
                 f"the Dropout that produces {y.name!r} is in training mode; export the model for inference"
             )
     return [g, None, None]
-
-
-# ----- arithmetic ----------------------------------------------------------------
 
 
 @vjp("Add", broadcasts=True)

@@ -14,8 +14,6 @@ from onnx_gradcam.graph.builder import Builder, Value
 
 from ._sizes import Size, contract, numbers, one_hot, pad, reshape, sizes, vector
 
-# ----- Gather --------------------------------------------------------------------
-
 
 @vjp("Gather")
 def gather(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Sequence[Cotangent]:
@@ -66,8 +64,6 @@ def _gather_back(t: Builder, g: Value, picked: npt.NDArray[Any], whole: Size, ax
         g = pad(t, g, [axis], [Size(t, 0)], [Size(t, 1)])
     return t.op("Gather", g, t.const(inverse), axis=axis)
 
-
-# ----- elements and slices at computed positions -------------------------------------------------------------------
 
 Put = Callable[[Value, Value, str], Value]
 """Writes values into a tensor: `put(base, values, reduction)`."""
@@ -121,16 +117,9 @@ def gather_nd(t: Builder, g: Value, y: Value, x: Value, indices: Value, *, batch
 
 @vjp("ScatterElements")
 def scatter_elements(
-    t: Builder,
-    g: Value,
-    y: Value,
-    data: Value,
-    indices: Value,
-    updates: Value,
-    *,
-    axis: int = 0,
-    reduction: str = "none",
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, data: Value, indices: Value, updates: Value,
+    *, axis: int = 0, reduction: str = "none",
+) -> Sequence[Cotangent]:  # fmt: skip
     """See `_scatter`."""
     axis %= data.rank
 
@@ -197,16 +186,9 @@ def _by_factor(t: Builder, g: Value, data: Value, updates: Value, put: Put, pick
 
 @vjp("TensorScatter")
 def tensor_scatter(
-    t: Builder,
-    g: Value,
-    y: Value,
-    cache: Value,
-    update: Value,
-    write_indices: Value | None = None,
-    *,
-    axis: int = -2,
-    mode: str = "linear",
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, cache: Value, update: Value, write_indices: Value | None = None,
+    *, axis: int = -2, mode: str = "linear",
+) -> Sequence[Cotangent]:  # fmt: skip
     """The cache gets the entries that stay, the update those that were written."""
     axis %= cache.rank
 
@@ -224,9 +206,6 @@ def tensor_scatter(
         return t.op("GatherElements", g, t.op("Expand", positions, vector(t, dims)), axis=axis, shape=update.shape)
 
     return [overwritten, written, None]
-
-
-# ----- selecting -----------------------------------------------------------------
 
 
 @vjp("TopK", all_outputs=True)

@@ -15,8 +15,6 @@ from onnx_gradcam.graph.builder import Builder, Value
 
 from ._sizes import index_along
 
-# ----- matrix products -----------------------------------------------------------
-
 
 @vjp("MatMul", broadcasts=True)
 def matmul(t: Builder, g: Value, y: Value, a: Value, b: Value) -> Sequence[Cotangent]:
@@ -68,18 +66,9 @@ def _swapped(t: Builder, x: Value) -> Value:
 
 @vjp("Gemm", broadcasts=True)
 def gemm(
-    t: Builder,
-    g: Value,
-    y: Value,
-    a: Value,
-    b: Value,
-    c: Value | None = None,
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    transA: int = 0,
-    transB: int = 0,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, a: Value, b: Value, c: Value | None = None,
+    *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """One Gemm of the cotangent with the other operand for each; C is broadcast."""
 
     def first() -> Value:
@@ -93,9 +82,6 @@ def gemm(
         return t.op("Gemm", a, g, alpha=alpha, transA=1 - transA, shape=b.shape)
 
     return [first, second, lambda: g if beta == 1.0 else g * beta]
-
-
-# ----- Einsum --------------------------------------------------------------------
 
 
 @vjp("Einsum", broadcasts=True)
@@ -159,9 +145,6 @@ def _spread(t: Builder, labels: str, value: Value, term: str, x: Value) -> Value
         if first != axis:
             value = t.op("Where", t.op("Equal", index_along(t, x, first), index_along(t, x, axis)), value, 0.0)
     return value
-
-
-# ----- determinants --------------------------------------------------------------
 
 
 @vjp("Det")

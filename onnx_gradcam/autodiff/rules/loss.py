@@ -34,32 +34,19 @@ def _log_likelihood(
 
 @vjp("NegativeLogLikelihoodLoss", stops=(2,))
 def negative_log_likelihood(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    target: Value,
-    weight: Value | None = None,
-    *,
-    ignore_index: int | None = None,
-    reduction: str = "mean",
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, target: Value, weight: Value | None = None,
+    *, ignore_index: int | None = None, reduction: str = "mean",
+) -> Sequence[Cotangent]:  # fmt: skip
     """Minus the log-probability of the target class."""
     return [_log_likelihood(t, g, x, target, weight, ignore_index, reduction), None, None]
 
 
 @vjp("SoftmaxCrossEntropyLoss", stops=(2,), all_outputs=True)
 def softmax_cross_entropy(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    scores: Value,
-    labels: Value,
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], scores: Value, labels: Value,
     weights: Value | None = None,
-    *,
-    ignore_index: int | None = None,
-    reduction: str = "mean",
-) -> Sequence[Cotangent]:
+    *, ignore_index: int | None = None, reduction: str = "mean",
+) -> Sequence[Cotangent]:  # fmt: skip
     """The loss of the log-softmax, which is the second output and may have a cotangent too."""
     log_prob = ys[1] if len(ys) > 1 else t.op("LogSoftmax", scores, axis=1)
     parts = [g for g in gs[1:] if g is not None]

@@ -49,19 +49,9 @@ def _to_channels(t: Builder, x: Value, vector: Value) -> Value:
 
 @vjp("BatchNormalization")
 def batch_normalization(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    scale: Value,
-    bias: Value,
-    mean: Value,
-    var: Value,
-    *,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
-    training_mode: int = 0,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, scale: Value, bias: Value, mean: Value, var: Value,
+    *, epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """At inference an affine map of each channel; in training the statistics are the batch's own."""
     dtype = _wide(t, x).dtype
     wide = t.cast(g, dtype)
@@ -103,17 +93,9 @@ def _slope(t: Builder, x: Value, scale: Value, var: Value, epsilon: float) -> Va
 
 @vjp("LayerNormalization", broadcasts=True)
 def layer_normalization(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    scale: Value,
-    bias: Value | None = None,
-    *,
-    axis: int = -1,
-    epsilon: float = 1e-5,
-    stash_type: int = 1,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, scale: Value, bias: Value | None = None,
+    *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1,
+) -> Sequence[Cotangent]:  # fmt: skip
     """Each sample over its last dimensions (Ba, Kiros and Hinton 2016)."""
     own = _Standardised(t, _wide(t, x), range(axis % x.rank, x.rank), epsilon)
     wide = t.cast(g, own.value.dtype)
@@ -126,16 +108,9 @@ def layer_normalization(
 
 @vjp("RMSNormalization", broadcasts=True)
 def rms_normalization(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    scale: Value,
-    *,
-    axis: int = -1,
-    epsilon: float = 1e-5,
-    stash_type: int = 1,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, scale: Value,
+    *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1,
+) -> Sequence[Cotangent]:  # fmt: skip
     """LayerNormalization without a mean (Zhang and Sennrich 2019)."""
     own = _Standardised(t, _wide(t, x), range(axis % x.rank, x.rank), epsilon, centred=False)
     wide = t.cast(g, own.value.dtype)
@@ -161,17 +136,9 @@ def instance_normalization(
 
 @vjp("GroupNormalization")
 def group_normalization(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    scale: Value,
-    bias: Value,
-    *,
-    num_groups: int,
-    epsilon: float = 1e-5,
-    stash_type: int = 1,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, scale: Value, bias: Value,
+    *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1,
+) -> Sequence[Cotangent]:  # fmt: skip
     """Each group of channels of each sample by itself (Wu and He 2018)."""
 
     def grouped(v: Value) -> Value:

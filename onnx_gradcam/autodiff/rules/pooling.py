@@ -16,19 +16,11 @@ from ._windows import Windows, spread, windows
 
 @vjp("MaxPool")
 def max_pool(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    storage_order: int = 0,
+    t: Builder, g: Value, y: Value, x: Value,
+    *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, storage_order: int = 0,
     strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+) -> Sequence[Cotangent]:  # fmt: skip
     """The first maximum of a window in scan order takes all, as in PyTorch, TensorFlow and ONNX Runtime's indices.
 
     There is no second output and no scatter: ONNX Runtime leaves its fast path for the indices, and other runtimes have
@@ -135,19 +127,10 @@ class _Taps:
 
 @vjp("AveragePool")
 def average_pool(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value,
+    *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """An equal share, to every element of a window."""
     over = windows(
         t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
@@ -219,19 +202,11 @@ def _share(t: Builder, g: Value, x: Value, over: Windows) -> Value:
 
 @vjp("LpPool")
 def lp_pool(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sequence[int] | None = None,
-    p: int = 2,
-    pads: Sequence[int] | None = None,
+    t: Builder, g: Value, y: Value, x: Value,
+    *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None, p: int = 2, pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+) -> Sequence[Cotangent]:  # fmt: skip
     """X |x|^(p-2) times the window's g y^(1-p); zero in a window of zeros."""
     over = windows(
         t, x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
@@ -283,17 +258,9 @@ def global_max_pool(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotang
 
 @vjp("MaxUnpool")
 def max_unpool(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    indices: Value,
-    output_shape: Value | None = None,
-    *,
-    kernel_shape: Sequence[int],
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, indices: Value, output_shape: Value | None = None,
+    *, kernel_shape: Sequence[int], pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The cotangents at the positions that the elements went to.
 
     With an output shape, runtimes disagree on what the indices count. The operator itself tells: it unpools the numbers

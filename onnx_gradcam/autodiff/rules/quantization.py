@@ -18,17 +18,9 @@ from onnx_gradcam.graph.builder import Builder, Value
 
 @vjp("DequantizeLinear", stops=(1, 2))
 def dequantize(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    scale: Value,
-    zero: Value | None = None,
-    *,
-    axis: int = 1,
-    block_size: int = 0,
-    output_dtype: int = 0,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, scale: Value, zero: Value | None = None,
+    *, axis: int = 1, block_size: int = 0, output_dtype: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The cotangent times the scale, as if the quantised numbers were real."""
     _whole(y, block_size)
     return [g * t.cast(_along(t, scale, x, axis), g.dtype), None, None]
@@ -36,19 +28,9 @@ def dequantize(
 
 @vjp("QuantizeLinear", stops=(1, 2))
 def quantize(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    scale: Value,
-    zero: Value | None = None,
-    *,
-    axis: int = 1,
-    block_size: int = 0,
-    output_dtype: int = 0,
-    saturate: int = 1,
-    precision: int = 0,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, scale: Value, zero: Value | None = None,
+    *, axis: int = 1, block_size: int = 0, output_dtype: int = 0, saturate: int = 1, precision: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The cotangent over the scale; zero where the number is beyond the range of the type and clipped."""
     _whole(y, block_size)
     if y.dtype is None or y.dtype.kind not in "iu":

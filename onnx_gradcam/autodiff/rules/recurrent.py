@@ -31,20 +31,11 @@ Step = Callable[[Builder, Value, Sequence[Value], Weights, Activations], "list[V
 
 @dataclass(frozen=True)
 class Kind:
-    """The differences between the three layers.
-
-    Attributes:
-        pieces: the gates that each piece of R and B covers.
-        activations: the defaults.
-        step: one step.
-    """
+    """The differences between the three layers: the gates that each piece of R and B covers, and one step."""
 
     pieces: tuple[int, ...]
     activations: tuple[str, ...]
     step: Step
-
-
-# ----- the steps -----------------------------------------------------------------
 
 
 def _recur(t: Builder, h: Value, w: Weights, piece: int = 0) -> Value:
@@ -102,7 +93,6 @@ GRU = Kind((2, 1), ("Sigmoid", "Tanh"), _gru_step)
 GRU_LINEAR = Kind((2, 1), ("Sigmoid", "Tanh"), _gru_step_linear)
 LSTM = Kind((4,), ("Sigmoid", "Tanh", "Tanh"), _lstm_step)
 
-# ----- activations ---------------------------------------------------------------
 
 _ACTIVATIONS: dict[str, dict[str, float | None]] = {
     "Affine": {"alpha": None, "beta": None},
@@ -139,9 +129,6 @@ def activation(name: str, parameters: Mapping[str, list[float]]) -> Callable[[Bu
         "ScaledTanh": lambda t, x: t.op("Tanh", x * values["beta"]) * values["alpha"],
     }
     return composed.get(op_type) or (lambda t, x: t.op(op_type, x, **values))
-
-
-# ----- a whole layer -------------------------------------------------------------
 
 
 class _Layer:
@@ -235,14 +222,9 @@ class _Layer:
         return [flipped(t, mask) if self.backwards[d] else mask]
 
     def sweep(self, d: int, weights: str = "") -> tuple[list[Value], list[Value], Value]:
-        """Run one direction backwards through time.
+        """Run one direction backwards through time, differentiating by the weights "R", "B" or "P" as well.
 
-        Args:
-            d: the direction.
-            weights: "R", "B", "P", or empty: the weights to differentiate by as well.
-
-        Returns:
-            The cotangents of the first states, of the pieces of the weights, and of `X W^T + B` in reading order.
+        Returns the cotangents of the first states, of the pieces of the weights, and of `X W^T + B` in reading order.
         """
         if (d, weights) not in self._sweeps:
             self._sweeps[d, weights] = self._sweep(d, weights)
@@ -329,9 +311,6 @@ class _Layer:
         return self.t.transpose(state, [1, 0, 2]) if self.batch_first else state
 
 
-# ----- the operators -------------------------------------------------------------
-
-
 def _check(kind: str, attributes: Mapping[str, Any]) -> None:
     """Refuse attributes that no step knows."""
     for name in ("clip", "input_forget"):
@@ -341,24 +320,12 @@ def _check(kind: str, attributes: Mapping[str, Any]) -> None:
 
 @vjp("RNN", all_outputs=True)
 def rnn(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    x: Value,
-    w: Value,
-    r: Value,
-    b: Value | None = None,
-    sequence_lens: Value | None = None,
-    initial_h: Value | None = None,
-    *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] = ("Tanh", "Tanh"),
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
-) -> Sequence[Cotangent]:
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], x: Value, w: Value, r: Value, b: Value | None = None,
+    sequence_lens: Value | None = None, initial_h: Value | None = None,
+    *, activation_alpha: Sequence[float] | None = None, activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] = ("Tanh", "Tanh"), clip: float | None = None, direction: str = "forward",
+    hidden_size: int | None = None, layout: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The simple recurrent layer."""
     attributes = {
         "activation_alpha": activation_alpha,
@@ -376,25 +343,12 @@ def rnn(
 
 @vjp("GRU", all_outputs=True)
 def gru(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    x: Value,
-    w: Value,
-    r: Value,
-    b: Value | None = None,
-    sequence_lens: Value | None = None,
-    initial_h: Value | None = None,
-    *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
-    linear_before_reset: int = 0,
-) -> Sequence[Cotangent]:
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], x: Value, w: Value, r: Value, b: Value | None = None,
+    sequence_lens: Value | None = None, initial_h: Value | None = None,
+    *, activation_alpha: Sequence[float] | None = None, activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None, clip: float | None = None, direction: str = "forward",
+    hidden_size: int | None = None, layout: int = 0, linear_before_reset: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """Gated recurrent units, in both variants."""
     attributes = {
         "activation_alpha": activation_alpha,
@@ -413,27 +367,13 @@ def gru(
 
 @vjp("LSTM", all_outputs=True)
 def lstm(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    x: Value,
-    w: Value,
-    r: Value,
-    b: Value | None = None,
-    sequence_lens: Value | None = None,
-    initial_h: Value | None = None,
-    initial_c: Value | None = None,
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], x: Value, w: Value, r: Value, b: Value | None = None,
+    sequence_lens: Value | None = None, initial_h: Value | None = None, initial_c: Value | None = None,
     p: Value | None = None,
-    *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    input_forget: int = 0,
-    layout: int = 0,
-) -> Sequence[Cotangent]:
+    *, activation_alpha: Sequence[float] | None = None, activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None, clip: float | None = None, direction: str = "forward",
+    hidden_size: int | None = None, input_forget: int = 0, layout: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """Long short-term memory, with or without peepholes."""
     attributes = {
         "activation_alpha": activation_alpha,

@@ -14,8 +14,6 @@ import numpy as np
 from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.graph.builder import Builder, Value
 
-# ----- reductions ----------------------------------------------------------------
-
 
 class _Reduction:
     """One reduction node, able to reduce other tensors of the input's shape over the same axes."""
@@ -57,15 +55,9 @@ def _reduction(*op_types: str) -> Callable[[Derivative], Derivative]:
     def register(derivative: Derivative) -> Derivative:
         @vjp(*op_types)
         def rule(
-            t: Builder,
-            g: Value,
-            y: Value,
-            x: Value,
-            axes: Value | None = None,
-            *,
-            keepdims: int = 1,
-            noop_with_empty_axes: int = 0,
-        ) -> Sequence[Cotangent]:
+            t: Builder, g: Value, y: Value, x: Value, axes: Value | None = None,
+            *, keepdims: int = 1, noop_with_empty_axes: int = 0,
+        ) -> Sequence[Cotangent]:  # fmt: skip
             return [derivative(t, _Reduction(t, x, axes, keepdims, noop_with_empty_axes), g, y, x), None]
 
         return derivative
@@ -145,9 +137,6 @@ def reduce_log_sum_exp(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) 
 def reduce_sum_square(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Value:
     """Twice the input."""
     return r.kept(g) * 2.0 * x
-
-
-# ----- cumulative sums and products ----------------------------------------------
 
 
 @vjp("CumSum")

@@ -33,24 +33,12 @@ _REPEATS = {
 
 @vjp("Resize", stops=(1, 2))
 def resize(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    roi: Value | None = None,
-    scales: Value | None = None,
+    t: Builder, g: Value, y: Value, x: Value, roi: Value | None = None, scales: Value | None = None,
     lengths: Value | None = None,
-    *,
-    antialias: int = 0,
-    axes: Sequence[int] | None = None,
-    coordinate_transformation_mode: str = "half_pixel",
-    cubic_coeff_a: float = -0.75,
-    exclude_outside: int = 0,
-    extrapolation_value: float = 0.0,
-    keep_aspect_ratio_policy: str = "stretch",
-    mode: str = "nearest",
-    nearest_mode: str = "round_prefer_floor",
-) -> Sequence[Cotangent]:
+    *, antialias: int = 0, axes: Sequence[int] | None = None, coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75, exclude_outside: int = 0, extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", nearest_mode: str = "round_prefer_floor",
+) -> Sequence[Cotangent]:  # fmt: skip
     """R_h^T dY R_w with R = Resize(identity)."""
     over = [a % x.rank for a in axes] if axes is not None else list(range(x.rank))
     attributes = {
@@ -84,14 +72,8 @@ def resize(
 class _Target:
     """The target of a Resize; entry `i` of the operands belongs to axis `over[i]`.
 
-    Attributes:
-        x: the image.
-        y: the result.
-        over: the axes that are resized.
-        roi: the region of interest, where the mode has one.
-        scales: the factors, or `None`.
-        lengths: the dimensions of the result, without scales.
-        policy: how `lengths` change to keep the aspect ratio.
+    `roi` is `None` for modes that ignore it; one of `scales` and `lengths` is `None`; `policy` says how `lengths`
+    change to keep the aspect ratio.
     """
 
     x: Value
@@ -141,10 +123,7 @@ def _repeats(to: _Target, moved: Sequence[int]) -> list[int] | None:
 
 
 def _matrix(t: Builder, to: _Target, i: int, attributes: dict[str, Any]) -> Value:
-    """The Resize of the identity along axis `over[i]`: `[output, input]`.
-
-    The identity is stored in the last two of four dimensions, the layout that every runtime interpolates.
-    """
+    """The Resize of the identity along axis `over[i]`, `[output, input]`, in a layout that all runtimes interpolate."""
     (size,), (result,) = sizes(t, to.x, [to.over[i]]), sizes(t, to.y, [to.over[i]])
     every = identity(t, size, to.x.dtype)
     if to.policy != "stretch" and to.lengths is not None:
@@ -172,11 +151,7 @@ def _entry(t: Builder, values: Value, i: int) -> Value:
 
 
 def _bent_matrix(t: Builder, to: _Target, i: int, every: Value, attributes: dict[str, Any]) -> Value:
-    """The matrix where one axis decides the factor of all: resize that axis as well, and keep one line of it.
-
-    Raises:
-        UnsupportedError: the sizes are unknown, and with them the deciding axis.
-    """
+    """The matrix where one axis decides the factor of all: resize that axis as well, and keep one line of it."""
     lengths = None if to.lengths is None else to.lengths.array()
     dims = [to.x.shape[axis] for axis in to.over]
     if lengths is None or not all(isinstance(d, int) and d for d in dims):

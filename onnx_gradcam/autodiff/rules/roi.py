@@ -17,20 +17,10 @@ from .sampling import size_value
 
 @vjp("RoiAlign", stops=(1,))
 def roi_align(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    rois: Value,
-    batch_indices: Value,
-    *,
-    coordinate_transformation_mode: str = "half_pixel",
-    mode: str = "avg",
-    output_height: int = 1,
-    output_width: int = 1,
-    sampling_ratio: int = 0,
-    spatial_scale: float = 1.0,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, rois: Value, batch_indices: Value,
+    *, coordinate_transformation_mode: str = "half_pixel", mode: str = "avg", output_height: int = 1,
+    output_width: int = 1, sampling_ratio: int = 0, spatial_scale: float = 1.0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """Two products a region: bilinear sampling and the mean over a bin are separable into rows and columns.
 
     The corners of the regions get no gradient, as in torchvision.

@@ -25,17 +25,12 @@ _CUBIC = -0.75
 """The parameter of the cubic kernel (Keys 1981), the same in every framework."""
 
 
-# ----- interpolation -------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Tap:
     """One neighbour of a position along one axis; every field is a tensor of the positions' shape.
 
-    Attributes:
-        index: the neighbour, an integer of the coordinates' own type; it can be outside of the image.
-        weight: its share in the interpolated value.
-        slope: the derivative of the share by the position.
+    `index` is an integer of the coordinates' own type, which can be outside of the image; `weight` is its share in the
+    interpolated value, `slope` the derivative of the share by the position.
     """
 
     index: Value
@@ -126,13 +121,9 @@ def _over_channels(t: Builder, position: Value, x: Value) -> Value:
 
 
 def by_image(t: Builder, g: Value, x: Value, taps: Sequence[Sequence[Tap]]) -> Value:
-    """The gradient by the image: every neighbour gets its share.
+    """The gradient by the image `x`, `[N, C, *spatial]`: every neighbour gets its share of `g`, `[N, C, Q]`.
 
-    Args:
-        t: the builder.
-        g: the cotangent of the interpolated values, `[N, C, Q]`.
-        x: the image, `[N, C, *spatial]`.
-        taps: for each spatial axis the neighbours of the `[N, Q]` positions.
+    `taps` are, for each spatial axis, the neighbours of the `[N, Q]` positions.
     """
     n, c, *dims = sizes(t, x)
     corners = _corners(t, taps, dims)
@@ -169,21 +160,11 @@ def read(t: Builder, x: Value, taps: Sequence[Sequence[Tap]]) -> Value:
     return t.op("Sum", *parts)
 
 
-# ----- grids ---------------------------------------------------------------------
-
-
 @vjp("GridSample")
 def grid_sample(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    grid: Value,
-    *,
-    align_corners: int = 0,
-    mode: str = "linear",
-    padding_mode: str = "zeros",
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, grid: Value,
+    *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros",
+) -> Sequence[Cotangent]:  # fmt: skip
     """Interpolation in plain operators; `nearest` has no slope."""
     axes = range(2, x.rank)
     cubic = mode in {"cubic", "bicubic"}
@@ -230,13 +211,8 @@ def _into(
 ) -> tuple[Value, Value]:
     """A position moved into the image according to `padding`, and its derivative by the position before.
 
-    Args:
-        t: the builder.
-        v: positions, or with `whole` the indices of neighbours.
-        length: the size of the axis.
-        padding: `zeros`, `border` or `reflection`.
-        align: reflect at the centres of the outermost elements, not at their outer edges.
-        whole: clamp to the centres of elements; positions may reach the edge of the outermost element.
+    With `align`, reflection is at the centres of the outermost elements, not at their outer edges. With `whole`, `v`
+    are indices of neighbours, clamped to the centres of elements.
     """
     one = t.full_like(v, 1.0)
     if padding == "zeros":
@@ -282,27 +258,13 @@ def affine_grid(
     return [back, None]
 
 
-# ----- deformable convolutions ---------------------------------------------------
-
-
 @vjp("DeformConv")
 def deform_conv(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    w: Value,
-    offset: Value,
-    b: Value | None = None,
+    t: Builder, g: Value, y: Value, x: Value, w: Value, offset: Value, b: Value | None = None,
     mask: Value | None = None,
-    *,
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    offset_group: int = 1,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Sequence[Cotangent]:
+    *, dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None,
+    offset_group: int = 1, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """Zhu et al. 2019 (arXiv:1811.11168), eq. 1, differentiated by the image, the weight, the offsets and the mask."""
     n = x.rank - 2
     kernel = list(kernel_shape or w.dims("the VJP rule of DeformConv")[2:])

@@ -54,15 +54,9 @@ def concat(t: Builder, g: Value, y: Value, *xs: Value, axis: int) -> Sequence[Co
 
 @vjp("Split", all_outputs=True)
 def split(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    x: Value,
-    lengths: Value | None = None,
-    *,
-    axis: int = 0,
-    num_outputs: int | None = None,
-) -> Sequence[Cotangent]:
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], x: Value, lengths: Value | None = None,
+    *, axis: int = 0, num_outputs: int | None = None,
+) -> Sequence[Cotangent]:  # fmt: skip
     """The concatenated cotangents, with zeros for an unused output."""
     parts = [t.full_like(y, 0.0) if g is None else g for g, y in zip(gs, ys, strict=True)]
     return [t.op("Concat", *parts, axis=axis % x.rank), None]
@@ -70,15 +64,9 @@ def split(
 
 @vjp("Slice")
 def sliced(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    starts: Value,
-    ends: Value,
-    axes: Value | None = None,
+    t: Builder, g: Value, y: Value, x: Value, starts: Value, ends: Value, axes: Value | None = None,
     steps: Value | None = None,
-) -> Sequence[Cotangent]:
+) -> Sequence[Cotangent]:  # fmt: skip
     """Zeros around the slice, and between its elements where its step is larger than one."""
     over = (
         _constant(axes, "Slice", "axes")
@@ -139,16 +127,10 @@ def _spaced(t: Builder, g: Value, axis: int, step: int, count: Size, span: Size)
 
 @vjp("Pad", stops=(2,))
 def padded(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    pads: Value,
-    constant_value: Value | None = None,
+    t: Builder, g: Value, y: Value, x: Value, pads: Value, constant_value: Value | None = None,
     axes: Value | None = None,
-    *,
-    mode: str = "constant",
-) -> Sequence[Cotangent]:
+    *, mode: str = "constant",
+) -> Sequence[Cotangent]:  # fmt: skip
     """The inner block; in other modes than `constant`, the cotangents of the copied elements are added."""
     over = [a % x.rank for a in _constant(axes, "Pad", "axes")] if axes is not None else list(range(x.rank))
     amounts = [size_at(t, pads, i) for i in range(2 * len(over))]

@@ -18,17 +18,9 @@ from .sampling import size_value
 
 @vjp("DFT")
 def dft(
-    t: Builder,
-    g: Value,
-    y: Value,
-    x: Value,
-    dft_length: Value | None = None,
-    axis_input: Value | None = None,
-    *,
-    axis: int = 1,
-    inverse: int = 0,
-    onesided: int = 0,
-) -> Sequence[Cotangent]:
+    t: Builder, g: Value, y: Value, x: Value, dft_length: Value | None = None, axis_input: Value | None = None,
+    *, axis: int = 1, inverse: int = 0, onesided: int = 0,
+) -> Sequence[Cotangent]:  # fmt: skip
     """N times the inverse transform, or the transform divided by N.
 
     A one-sided spectrum is padded with zeros; a real input takes the real part.
@@ -93,16 +85,10 @@ def _fitted(t: Builder, signal: Value, axis: int, samples: Size) -> Value:
 
 @vjp("STFT")
 def stft(
-    t: Builder,
-    g: Value,
-    y: Value,
-    signal: Value,
-    frame_step: Value,
-    window: Value | None = None,
+    t: Builder, g: Value, y: Value, signal: Value, frame_step: Value, window: Value | None = None,
     frame_length: Value | None = None,
-    *,
-    onesided: int = 1,
-) -> Sequence[Cotangent]:
+    *, onesided: int = 1,
+) -> Sequence[Cotangent]:  # fmt: skip
     """A transposed convolution of the spectra with the windowed transforms of unit pulses."""
     step = frame_step.array()
     length = None if frame_length is None else frame_length.array()
