@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_gradcam.cli import sources
+from onnx_gradcam.cli import _images
 
 from .conftest import refused, small_classifier
 
@@ -150,7 +150,7 @@ def test_class_name_without_names(explain, image):
 def test_a_folder_nobody_may_write_to(explain, image, here, monkeypatch):
     """Permissions do not bind the superuser, so the system's answer stands in for them."""
     (here / "locked").mkdir()
-    monkeypatch.setattr(sources.os, "access", lambda path, _mode: not str(path).endswith("locked"))
+    monkeypatch.setattr(_images.os, "access", lambda path, _mode: not str(path).endswith("locked"))
     sentence = refused(explain(image, "-o", "locked/x.png"))
     assert "locked' cannot be written to" in sentence
     assert not list((here / "locked").iterdir())
