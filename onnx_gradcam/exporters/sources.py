@@ -89,12 +89,9 @@ def export(
         ModelError: an ONNX source is damaged or unsafe.
     """
     kind = framework or framework_of(source)
-    for name, value, words in (
-        ("framework", kind, Framework),
-        ("via", via, Via),
-        ("exporter", exporter, TorchExporter),
-    ):
-        check_word(name, value, get_args(words))
+    check_word("framework", kind, get_args(Framework))
+    check_word("via", via, get_args(Via))
+    check_word("exporter", exporter, get_args(TorchExporter))
     choices: dict[str, Any] = {
         "weights": weights, "input_shape": input_shape, "names": names, "size": size, "call": call,
         "exporter": exporter, "via": via, "custom": custom, "trust": trust, "python": python,
@@ -138,15 +135,9 @@ def _check_preprocessing(exported: Exported) -> None:
 
 _SYMBOL = "-symbol.json"
 _ENDINGS: dict[str, Framework] = {
-    ".keras": "keras",
-    ".h5": "keras",
-    ".hdf5": "keras",
-    _SYMBOL: "mxnet",
-    ".pt2": "pytorch",
-    ".pt": "pytorch",
-    ".tflite": "tflite",
-    ".onnx": "onnx",
-}
+    ".keras": "keras", ".h5": "keras", ".hdf5": "keras", _SYMBOL: "mxnet", ".pt2": "pytorch", ".pt": "pytorch",
+    ".tflite": "tflite", ".onnx": "onnx",
+}  # fmt: skip
 _AMBIGUOUS = ".pt"
 """TorchScript by its ending, but so are pickled weights: `as_onnx` leaves these files alone."""
 
@@ -205,10 +196,6 @@ def read_onnx(path: str | Path) -> Product:
         preprocessing=carried.preprocessing,
         parity=carried.parity,
     )
-
-
-def _onnx(source: str | Path, _layer: str | None) -> Product:
-    return read_onnx(source)
 
 
 def _keras(
@@ -278,12 +265,8 @@ def _tflite(source: str | Path, _layer: str | None, *, python: str | Path | None
 
 
 _READERS: dict[str, Callable[..., Product]] = {
-    "keras": _keras,
-    "mxnet": _mxnet,
-    "pytorch": _pytorch,
-    "tflite": _tflite,
-    "onnx": _onnx,
-}
+    "keras": _keras, "mxnet": _mxnet, "pytorch": _pytorch, "tflite": _tflite, "onnx": lambda path, _: read_onnx(path),
+}  # fmt: skip
 """A reader's keyword parameters are the options that apply to its framework."""
 
 

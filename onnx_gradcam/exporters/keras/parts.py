@@ -20,17 +20,7 @@ from .call import Call, Layer, Tensor
 from .layer_table import OPERATIONS, TF_FUNCTIONS, rule_of, written
 from .weights import Source
 
-__all__ = [
-    "Arguments",
-    "Container",
-    "Context",
-    "Reference",
-    "arguments",
-    "built",
-    "count_variables",
-    "flat_references",
-    "references",
-]
+__all__ = ["Arguments", "Container", "Context", "count_variables", "layer_entries", "policy_of"]
 
 
 @dataclass(frozen=True)

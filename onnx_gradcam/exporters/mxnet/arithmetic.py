@@ -13,14 +13,9 @@ from .operator_table import Ints, Rule, SizeError, mxnet_operator
 __all__: list[str] = []
 
 
+@mxnet_operator("MakeLoss", ignored=("grad_scale", "valid_thresh", "normalization"))
 @mxnet_operator("_copy", "identity", "BlockGrad", "stop_gradient", "make_loss", "_CrossDeviceCopy")
 def identity(_t: Writer, data: Value) -> Value:
-    """The input itself."""
-    return data
-
-
-@mxnet_operator("MakeLoss", ignored=("grad_scale", "valid_thresh", "normalization"))
-def make_loss(_t: Writer, data: Value) -> Value:
     """The input itself."""
     return data
 
@@ -183,22 +178,10 @@ def _unary(kind: str) -> Rule[Value]:
 
 
 _UNARY = {
-    "relu": "Relu",
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-    "softsign": "Softsign",
-    "erf": "Erf",
-    "exp": "Exp",
-    "log": "Log",
-    "sqrt": "Sqrt",
-    "abs": "Abs",
-    "negative": "Neg",
-    "reciprocal": "Reciprocal",
-    "floor": "Floor",
-    "ceil": "Ceil",
-    "sin": "Sin",
-    "cos": "Cos",
-}
+    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softsign": "Softsign", "erf": "Erf", "exp": "Exp",
+    "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "negative": "Neg", "reciprocal": "Reciprocal", "floor": "Floor",
+    "ceil": "Ceil", "sin": "Sin", "cos": "Cos",
+}  # fmt: skip
 for _name, _kind in _UNARY.items():
     mxnet_operator(_name)(_unary(_kind))
 
@@ -215,16 +198,10 @@ def reciprocal_square_root(t: Writer, data: Value) -> Value:
     return t.op("Reciprocal", t.op("Sqrt", data))
 
 
-def _binary(kind: str) -> Rule[Value]:
+def _binary(kind: str, *, equal: bool) -> Rule[Value]:
     def rule(t: Writer, lhs: Value, rhs: Value) -> Value:
-        return t.op(kind, lhs, rhs)
-
-    return rule
-
-
-def _elementwise(kind: str) -> Rule[Value]:
-    def rule(t: Writer, lhs: Value, rhs: Value) -> Value:
-        _check_equal(lhs, rhs)
+        if equal:
+            _check_equal(lhs, rhs)
         return t.op(kind, lhs, rhs)
 
     return rule
@@ -249,8 +226,8 @@ _BINARY = {
     "Pow": (("broadcast_power",), ("_power", "_Power")),
 }
 for _kind, (_broadcasting, _equal) in _BINARY.items():
-    mxnet_operator(*_broadcasting)(_binary(_kind))
-    mxnet_operator(*_equal)(_elementwise(_kind))
+    mxnet_operator(*_broadcasting)(_binary(_kind, equal=False))
+    mxnet_operator(*_equal)(_binary(_kind, equal=True))
 
 
 def _scalar(kind: str, *, reverse: bool) -> Rule[Value]:

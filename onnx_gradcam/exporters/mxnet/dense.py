@@ -92,14 +92,8 @@ def _reduction(kind: str) -> Rule[Value]:
     return rule
 
 
-for _names, _kind in {
-    ("mean",): "ReduceMean",
-    ("sum", "sum_axis"): "ReduceSum",
-    ("max", "max_axis"): "ReduceMax",
-    ("min", "min_axis"): "ReduceMin",
-    ("prod",): "ReduceProd",
-}.items():
-    mxnet_operator(*_names, layout="lost")(_reduction(_kind))
+for _names in (["mean"], ["sum", "sum_axis"], ["max", "max_axis"], ["min", "min_axis"], ["prod"]):
+    mxnet_operator(*_names, layout="lost")(_reduction(f"Reduce{_names[0].title()}"))
 
 
 @mxnet_operator("norm", layout="lost")

@@ -21,18 +21,9 @@ from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
 __all__ = [
-    "OPERATORS",
-    "FeatureMismatchError",
-    "FreeSizeError",
-    "Ints",
-    "Operator",
-    "SizeError",
-    "SparseInts",
-    "fitting_side",
-    "fixed",
-    "fixed_sizes",
-    "mxnet_operator",
-]
+    "OPERATORS", "FeatureMismatchError", "FreeSizeError", "Ints", "Operator", "SizeError", "SparseInts", "fitting_side",
+    "fixed", "fixed_sizes", "mxnet_operator",
+]  # fmt: skip
 
 _REMEDY = "pass input_shape=(channels, height, width)"
 _USUAL_SIDES = (224, 227, 299, 28, 32, 64, 96, 112, 128, 256)
@@ -235,18 +226,10 @@ def _described(rule: Rule[Any], ignored: frozenset[str], layout: Layout) -> Oper
     attributes = {}
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY:
-            hint = hints[parameter.name]
+            hint, required = hints[parameter.name], parameter.default is parameter.empty
             kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
             optional = type(None) in typing.get_args(hint)
-            attributes[parameter.name] = _Attribute(
-                kinds[0] if optional else hint, optional, required=parameter.default is parameter.empty
-            )
-    return Operator(
-        rule=rule,
-        inputs=tuple(p.name for p in inputs),
-        needed=sum(p.default is p.empty for p in inputs),
-        variadic=any(p.kind is p.VAR_POSITIONAL for p in parameters),
-        attributes=attributes,
-        ignored=ignored,
-        layout=layout,
-    )
+            attributes[parameter.name] = _Attribute(kinds[0] if optional else hint, optional, required)
+    names, needed = tuple(p.name for p in inputs), sum(p.default is p.empty for p in inputs)
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return Operator(rule, names, needed, variadic, attributes, ignored, layout)

@@ -55,6 +55,10 @@ def _channels(x: Value, rank: int) -> int:
     return channels
 
 
+def _window(kernel: Ints, strides: list[int], dilations: list[int], pads: list[int]) -> dict[str, Any]:
+    return {"kernel_shape": list(kernel), "strides": strides, "dilations": dilations, "pads": pads * 2}
+
+
 def _check_reach(x: Value, extents: list[int], pads: list[int]) -> None:
     """Refuse a kernel larger than the padded image, which ONNX's shape inference accepts."""
     for size, extent, pad in zip(x.shape[2:], extents, pads, strict=True):
@@ -88,17 +92,7 @@ def convolution(
     strides, dilations = _spatial(stride, rank, 1, "stride"), _spatial(dilate, rank, 1, "dilate")
     pads = _spatial(pad, rank, 0, "pad")
     _check_reach(data, [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)], pads)
-    return t.op(
-        "Conv",
-        data,
-        weight,
-        bias,
-        kernel_shape=list(kernel),
-        strides=strides,
-        dilations=dilations,
-        pads=pads * 2,
-        group=num_group,
-    )
+    return t.op("Conv", data, weight, bias, **_window(kernel, strides, dilations, pads), group=num_group)
 
 
 @mxnet_operator("Deconvolution", ignored=_PERFORMANCE, layout="made")
@@ -142,18 +136,8 @@ def deconvolution(
         if min(spare) < 0:
             raise ExportError(f"its target_shape {target_shape} is larger than its kernel spans; save it again")
         pads, extra = [(number + 1) // 2 for number in spare], [number % 2 for number in spare]
-    return t.op(
-        "ConvTranspose",
-        data,
-        weight,
-        bias,
-        kernel_shape=list(kernel),
-        strides=strides,
-        dilations=dilations,
-        pads=pads * 2,
-        output_padding=extra,
-        group=num_group,
-    )
+    window = _window(kernel, strides, dilations, pads)
+    return t.op("ConvTranspose", data, weight, bias, **window, output_padding=extra, group=num_group)
 
 
 _GLOBAL_POOLS = {"avg": "GlobalAveragePool", "max": "GlobalMaxPool", "lp": "GlobalLpPool", "sum": "ReduceSum"}
@@ -208,13 +192,8 @@ def pooling(
     if full and whole and any(pads):
         data, pads = _padded(t, data, [0, 0, *pads] * 2), [0] * rank
         whole = False
-    mean = t.op(
-        "AveragePool",
-        data,
-        pads=pads * 2,
-        count_include_pad=int((whole or pool_type == "sum") and any(pads)),
-        **geometry,
-    )
+    counted = int((whole or pool_type == "sum") and any(pads))
+    mean = t.op("AveragePool", data, pads=pads * 2, count_include_pad=counted, **geometry)
     return mean * float(math.prod(kernel)) if pool_type == "sum" else mean
 
 
@@ -244,15 +223,8 @@ def old_pooling(
             behind = [number + step - 1 for number, step in zip(before, strides, strict=True)]
         if any(behind):
             data = _padded(t, data, [0, 0, *before, 0, 0, *behind])
-    return pooling(
-        t,
-        data,
-        kernel=kernel,
-        pool_type=pool_type,
-        global_pool=global_pool,
-        pooling_convention=pooling_convention,
-        stride=stride,
-    )
+    geometry: dict[str, Any] = {"kernel": kernel, "stride": stride, "pooling_convention": pooling_convention}
+    return pooling(t, data, pool_type=pool_type, global_pool=global_pool, **geometry)
 
 
 def _check_windows(x: Value, kernel: Ints, strides: list[int], pads: list[int]) -> None:
@@ -304,15 +276,9 @@ def upsampling(
         )
     if sample_type != "nearest" or weight is not None:
         raise ExportError(f"its sample_type is {sample_type} with several inputs; only nearest with one is known")
-    return t.op(
-        "Resize",
-        data,
-        None,
-        t.const([1.0, 1.0, scale, scale], np.float32),
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
+    scales = t.const([1.0, 1.0, scale, scale], np.float32)
+    mode: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return t.op("Resize", data, None, scales, **mode)
 
 
 @mxnet_operator("_contrib_BilinearResize2D", layout="made")
@@ -345,20 +311,13 @@ def bilinear_resize(
         scales = []
     if not all(1 <= size <= _LARGEST_SIZE for size in (height, width)):
         raise ExportError(f"its height {height} and width {width} are not valid; known are 1 to {_LARGEST_SIZE}")
-    return t.op(
-        "Resize",
-        data,
-        None,
-        t.const(scales, np.float32) if scales else None,
-        None if scales else t.ints(height, width),
-        mode="linear",
-        # Like PyTorch, MXNet takes the first position, not the middle, for an output of size one.
-        coordinate_transformation_mode="align_corners" if align_corners else "pytorch_half_pixel",
-        axes=[2, 3],
-    )
+    target = (t.const(scales, np.float32), None) if scales else (None, t.ints(height, width))
+    # Like PyTorch, MXNet takes the first position, not the middle, for an output of size one.
+    corners = "align_corners" if align_corners else "pytorch_half_pixel"
+    return t.op("Resize", data, None, *target, mode="linear", coordinate_transformation_mode=corners, axes=[2, 3])
 
 
-_PAD_MODES = {"constant": "constant", "edge": "edge", "reflect": "reflect"}
+_PAD_MODES = ("constant", "edge", "reflect")
 
 
 @mxnet_operator("Pad", layout="kept")
@@ -369,7 +328,7 @@ def pad(t: Writer, data: Value, *, mode: str, pad_width: Ints, constant_value: f
     if len(pad_width) != 2 * data.rank or any(not 0 <= number < 2**20 for number in pad_width):
         raise ExportError(f"its pad_width is {pad_width}, but must be {2 * data.rank} non-negative integers")
     widths = [*pad_width[::2], *pad_width[1::2]]
-    return _padded(t, data, widths, constant_value, _PAD_MODES[mode])
+    return _padded(t, data, widths, constant_value, mode)
 
 
 def _padded(t: Writer, x: Value, widths: list[int], fill: float = 0.0, mode: str = "constant") -> Value:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .conversation import RefusedError
 
-__all__ = ["Caught", "image_shape", "keras_version", "load_model"]
+__all__ = ["Caught", "image_shape", "keras_version", "load_model", "output_names"]
 
 _LARGEST_CONFIG = 64 * 2**20
 _OWN_MODULES = ("keras", "tf_keras", "tensorflow", "builtins")
@@ -125,6 +125,12 @@ def image_shape(model: Any) -> list[int | None]:
     if not shape:
         raise RefusedError("does not say the shape of its input; call it once before you save it")
     return [None, *shape[1:]]
+
+
+def output_names(model: Any, count: int) -> list[str]:
+    """The names of a model's outputs, numbered if Keras has none for them."""
+    names = list(getattr(model, "output_names", None) or [])
+    return names if len(names) == count else [f"output_{i}" if i else "output" for i in range(count)]
 
 
 class Caught:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .conversation import RefusedError, checked_tensor, record
-from .keras_files import Caught, image_shape, keras_version, load_model
+from .keras_files import Caught, image_shape, keras_version, load_model, output_names
 
 __all__ = ["work"]
 
@@ -73,12 +73,9 @@ def _keras(tf: Any, request: dict[str, Any]) -> Traced:
     graph, tensors = _frozen(tf, function)
     maps = caught.maps()
     own = [t.name for t in tensors[: len(tensors) - len(maps)]]
-    names = list(getattr(model, "output_names", None) or [])
-    if len(names) != len(own):
-        names = [f"output_{i}" if i else "output" for i in range(len(own))]
     pairs = zip(maps, tensors[len(own) :], strict=True)
     layers = [(name, caught.kinds[name], tensor.name) for name, tensor in pairs]
-    outputs = dict(zip(names, own, strict=True))
+    outputs = dict(zip(output_names(model, len(own)), own, strict=True))
     return Traced(
         graph, "input:0", outputs, layers, version, lambda x: tf.nest.flatten(function(tf.constant(x))), shape
     )

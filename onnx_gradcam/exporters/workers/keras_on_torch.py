@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .conversation import RefusedError, checked_tensor, record
-from .keras_files import Caught, image_shape, keras_version, load_model
+from .keras_files import Caught, image_shape, keras_version, load_model, output_names
 
 __all__ = ["work"]
 
@@ -43,9 +43,7 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     example = torch.zeros(_EXAMPLE_BATCH, *shape[1:])
     with torch.no_grad():
         count = len(network(example)) - len(caught.maps())
-    names = list(getattr(model, "output_names", None) or [])
-    if len(names) != count:
-        names = [f"output_{i}" if i else "output" for i in range(count)]
+    names = output_names(model, count)
     maps = list(caught.maps())
     program = torch.onnx.export(
         network,

@@ -34,10 +34,6 @@ def _hard_silu(call: Call, x: Value) -> Value:
     return x * _hard_sigmoid(call, x)
 
 
-def _mish(call: Call, x: Value) -> Value:
-    return call.op("Mish", x)
-
-
 def gelu(call: Call, x: Value, *, approximate: bool = False) -> Value:
     """GELU, `x * Phi(x)`, or its tanh approximation."""
     if approximate:
@@ -62,7 +58,7 @@ FUNCTIONS: Mapping[str, Callable[[Call, Value], Value]] = {
     "hard_silu": _hard_silu,
     "hard_swish": _hard_silu,
     "gelu": gelu,
-    "mish": _mish,
+    "mish": _single("Mish"),
 }
 """Keras's elementwise activation functions, with their default arguments."""
 

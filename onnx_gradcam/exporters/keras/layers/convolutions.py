@@ -211,16 +211,10 @@ def transposed_convolution(
     else:
         rests = [max(span, step) for span, step in zip(spans, steps, strict=True)]
     cuts = [max(span - rest, 0) for span, rest in zip(spans, rests, strict=True)]
-    y = call.op(
-        "ConvTranspose",
-        maps,
-        kernel,
-        *_bias(call, filters),
-        strides=steps,
-        dilations=dilations,
-        pads=[c // 2 for c in cuts] + [c - c // 2 for c in cuts],
-        output_padding=[max(rest - span, 0) for span, rest in zip(spans, rests, strict=True)],
-    )
+    pads = [c // 2 for c in cuts] + [c - c // 2 for c in cuts]
+    beyond = [max(rest - span, 0) for span, rest in zip(spans, rests, strict=True)]
+    geometry = {"strides": steps, "dilations": dilations, "pads": pads, "output_padding": beyond}
+    y = call.op("ConvTranspose", maps, kernel, *_bias(call, filters), **geometry)
     return activate(call, call.mapped(y, data_format), activation)
 
 

@@ -183,15 +183,7 @@ def resizing(
     modes = {"bilinear": "linear", "nearest": "nearest"}
     if interpolation not in modes:
         call.refuse(f"its interpolation {interpolation!r} is not supported")
-    y = call.op(
-        "Resize",
-        call.maps(x, data_format),
-        None,
-        None,
-        call.writer.ints(*numbers([height, width], 2)),
-        axes=[2, 3],
-        mode=modes[interpolation],
-        coordinate_transformation_mode="half_pixel",
-        nearest_mode="round_prefer_ceil",
-    )
+    maps, size = call.maps(x, data_format), call.writer.ints(*numbers([height, width], 2))
+    rounding = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+    y = call.op("Resize", maps, None, None, size, axes=[2, 3], mode=modes[interpolation], **rounding)
     return call.mapped(y, data_format)

@@ -36,26 +36,14 @@ def dense(call: Call, x: Tensor, *, units: Any, activation: Any = None, use_bias
     return activate(call, Tensor(y), activation)
 
 
-@keras_layer(
-    "Dropout",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "GaussianDropout",
-    "GaussianNoise",
-    "AlphaDropout",
-    "ActivityRegularization",
-    "Identity",
-    "RandomFlip",
-    "RandomRotation",
-    "RandomZoom",
-    "RandomTranslation",
-    "RandomContrast",
-    "RandomBrightness",
-    "RandomHeight",
-    "RandomWidth",
-    neutral=["*"],
-)
+_NEUTRAL = (
+    "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout", "GaussianNoise",
+    "AlphaDropout", "ActivityRegularization", "Identity", "RandomFlip", "RandomRotation", "RandomZoom",
+    "RandomTranslation", "RandomContrast", "RandomBrightness", "RandomHeight", "RandomWidth",
+)  # fmt: skip
+
+
+@keras_layer(*_NEUTRAL, neutral=["*"])
 def nothing(call: Call, x: Tensor) -> Tensor:
     """Layers without effect at inference."""
     del call
@@ -157,18 +145,10 @@ def cropping(call: Call, x: Tensor, *, cropping: Any = 1, data_format: str | Non
     return call.mapped(call.op("Slice", maps, starts, ends, ints(*range(2, maps.rank))), data_format)
 
 
-def _resized(call: Call, maps: Value, factors: list[int], mode: str) -> Value:
-    scales = call.writer.const(np.array([1, 1, *factors], np.float32))
-    transformation = "asymmetric" if mode == "nearest" else "half_pixel"
-    return call.op(
-        "Resize",
-        maps,
-        None,
-        scales,
-        mode=mode,
-        coordinate_transformation_mode=transformation,
-        nearest_mode="floor" if mode == "nearest" else None,
-    )
+_INTERPOLATIONS = {
+    "nearest": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    "bilinear": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+}
 
 
 @keras_layer("UpSampling1D", "UpSampling2D", "UpSampling3D")
@@ -176,11 +156,11 @@ def up_sampling(
     call: Call, x: Tensor, *, size: Any = 2, data_format: str | None = None, interpolation: str = "nearest"
 ) -> Tensor:
     """Nearest or bilinear upsampling by a factor."""
-    modes = {"nearest": "nearest", "bilinear": "linear"}
-    if interpolation not in modes:
+    if interpolation not in _INTERPOLATIONS:
         call.refuse(f"its interpolation {interpolation!r} is not supported")
     maps = call.maps(x, data_format)
-    return call.mapped(_resized(call, maps, numbers(size, maps.rank - 2), modes[interpolation]), data_format)
+    scales = call.writer.const(np.array([1, 1, *numbers(size, maps.rank - 2)], np.float32))
+    return call.mapped(call.op("Resize", maps, None, scales, **_INTERPOLATIONS[interpolation]), data_format)
 
 
 def _of_one_rank(call: Call, xs: Sequence[Tensor]) -> tuple[list[Value], bool]:
