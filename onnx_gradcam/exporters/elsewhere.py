@@ -168,7 +168,7 @@ def _layers(model: Model) -> dict[str, CarriedLayer]:
     for node in model.core.graph:
         first, *_ = _ENDINGS.sub("", str(node.outputs[0].name)).split(";")
         parts = first.split("/")
-        if len(parts) > 1 and node.op_type not in {"Transpose", "DequantizeLinear"}:
+        if len(parts) > 1 and node.op_type not in _BEHIND:
             layers[parts[-2]] = CarriedLayer(tensor=str(_unquantised(node).name), kind=parts[-1])
     return layers
 
@@ -189,7 +189,7 @@ def _unquantised(node: ir.Node) -> ir.Value:
 Route = Literal["tf", "torch"]
 
 _PACKAGES = {"tf": "tensorflow tf2onnx tf-keras", "torch": "keras torch onnxscript"}
-_KERAS_SETTINGS = {"tf": {"KERAS_BACKEND": "tensorflow"}, "torch": {"KERAS_BACKEND": "torch"}}
+_BACKENDS = {"tf": "tensorflow", "torch": "torch"}
 
 
 def read_keras_with(
@@ -227,7 +227,7 @@ def read_keras_with(
         )
     request = {"path": str(path.resolve()), "layer": layer, "custom": custom, "trust": trust}
     converted = convert_elsewhere(
-        f"keras_on_{route}", request, packages=_PACKAGES[route], python=python, **_KERAS_SETTINGS[route]
+        f"keras_on_{route}", request, packages=_PACKAGES[route], python=python, KERAS_BACKEND=_BACKENDS[route]
     )
     parity = _compared(converted)
     graph, answer = converted.model.core.graph, converted.answer

@@ -110,7 +110,9 @@ def finish_export(
     """
     t = Builder(product.model)
     warnings = list(product.warnings)
-    _strip_weights_off_inputs(t)
+    # Older exporters list weights as inputs too: callers have nothing to override there.
+    for value in [i for i in t.graph.inputs if i.name in t.graph.initializers]:
+        t.graph.inputs.remove(value)
     guard_padded_pools(t)
     score, image = find_score(t, output), find_image(t)
     carries = carries_gradient(t)
@@ -155,12 +157,6 @@ def finish_export(
         carried=carried,
         warnings=warnings,
     )
-
-
-def _strip_weights_off_inputs(t: Builder) -> None:
-    """Take weights off the inputs, where older exporters list them: callers have nothing to override there."""
-    for value in [i for i in t.graph.inputs if i.name in t.graph.initializers]:
-        t.graph.inputs.remove(value)
 
 
 def _refuse_folded(t: Builder, product: Product, layer: str | None) -> None:

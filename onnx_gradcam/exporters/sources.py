@@ -109,7 +109,10 @@ def export(
     product = _READERS[kind](source, layer, **choices)
     report("exposing the layer")
     exported = finish_export(product, layer, output=output, labels=classes, preprocessing=description)
-    _check_preprocessing(exported)
+    described = exported.carried.preprocessing
+    if described is not None and exported.image_layout in {"NCHW", "NHWC"}:
+        # Refuse what contradicts the model now rather than at the first image.
+        parse_preprocessing(described).for_input(exported.image_layout, exported.image_shape, exported.image_dtype)
     if out is not None:
         report(f"writing {out}")
         exported.save(out)
@@ -124,13 +127,6 @@ def _check_place(out: Path, sources: Sequence[object]) -> None:
         raise InputError(f"{out}: is a folder; give the name of a file in it")
     if not out.resolve().parent.is_dir():
         raise InputError(f"{out}: its folder does not exist; create it, or choose another one")
-
-
-def _check_preprocessing(exported: Exported) -> None:
-    """Refuse a description that contradicts the model now rather than at the first image."""
-    described = exported.carried.preprocessing
-    if described is not None and exported.image_layout in {"NCHW", "NHWC"}:
-        parse_preprocessing(described).for_input(exported.image_layout, exported.image_shape, exported.image_dtype)
 
 
 _SYMBOL = "-symbol.json"

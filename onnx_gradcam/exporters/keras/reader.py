@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,48 +26,29 @@ from .weights import ByPath, LayerList, Source
 __all__ = ["preprocessing_of", "read_keras"]
 
 
-@dataclass(frozen=True)
-class _Network:
-    """How a network of `keras.applications` is recognised beyond its name."""
+_IN_MODEL = "none"
+"""The preset of networks that begin with layers that prepare the image."""
 
-    mode: str  # the preset for its `preprocess_input`
-    convolutions: tuple[int, ...]  # its number of layers with Conv in their class, with and without its classifier
-    within: bool = False  # whether the network begins with layers that prepare the image
-
-
-# Counted in Keras 3.15; the modes are those of each keras/src/applications/<module>.py, `preprocess_input`.
-_NETWORKS = {
-    "vgg16": _Network("keras-caffe", (13,)),
-    "vgg19": _Network("keras-caffe", (16,)),
-    "resnet50": _Network("keras-caffe", (53,)),
-    "resnet101": _Network("keras-caffe", (104,)),
-    "resnet152": _Network("keras-caffe", (155,)),
-    "resnet50v2": _Network("keras-tf", (53,)),
-    "resnet101v2": _Network("keras-tf", (104,)),
-    "resnet152v2": _Network("keras-tf", (155,)),
-    "inception_v3": _Network("keras-tf", (94,)),
-    "inception_resnet_v2": _Network("keras-tf", (244,)),
-    "xception": _Network("keras-tf", (40,)),
-    "mobilenet": _Network("keras-tf", (28, 27)),
-    "mobilenetv2": _Network("keras-tf", (52,)),
-    "nasnet_mobile": _Network("keras-tf", (196,)),
-    "nasnet_large": _Network("keras-tf", (268, 263)),
-    "densenet121": _Network("keras-torch", (120,)),
-    "densenet169": _Network("keras-torch", (168,)),
-    "densenet201": _Network("keras-torch", (200,)),
-    "mobilenetv3small": _Network("none", (54, 52), within=True),
-    "mobilenetv3large": _Network("none", (64, 62), within=True),
-    **{
-        f"efficientnetb{i}": _Network("none", (count,), within=True)
-        for i, count in enumerate((81, 115, 115, 130, 160, 194, 224, 273))
+# By the preset for `preprocess_input` in keras/src/applications/<module>.py: the number of layers with Conv in their
+# class, with and without the classifier. Counted in Keras 3.15.
+_COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "keras-caffe": {"vgg16": (13,), "vgg19": (16,), "resnet50": (53,), "resnet101": (104,), "resnet152": (155,)},
+    "keras-tf": {
+        "resnet50v2": (53,), "resnet101v2": (104,), "resnet152v2": (155,), "inception_v3": (94,),
+        "inception_resnet_v2": (244,), "xception": (40,), "mobilenet": (28, 27), "mobilenetv2": (52,),
+        "nasnet_mobile": (196,), "nasnet_large": (268, 263),
     },
-    **{
-        f"efficientnetv2-{size}": _Network("none", (count,), within=True)
-        for size, count in zip(("b0", "b1", "b2", "b3", "s", "m", "l"), (91, 111, 116, 136, 170, 245, 339), strict=True)
+    "keras-torch": {"densenet121": (120,), "densenet169": (168,), "densenet201": (200,)},
+    _IN_MODEL: {
+        "mobilenetv3small": (54, 52), "mobilenetv3large": (64, 62), "efficientnetb0": (81,), "efficientnetb1": (115,),
+        "efficientnetb2": (115,), "efficientnetb3": (130,), "efficientnetb4": (160,), "efficientnetb5": (194,),
+        "efficientnetb6": (224,), "efficientnetb7": (273,), "efficientnetv2-b0": (91,), "efficientnetv2-b1": (111,),
+        "efficientnetv2-b2": (116,), "efficientnetv2-b3": (136,), "efficientnetv2-s": (170,),
+        "efficientnetv2-m": (245,), "efficientnetv2-l": (339,), "convnext_tiny": (18,), "convnext_small": (36,),
+        "convnext_base": (36,), "convnext_large": (36,), "convnext_xlarge": (36,),
     },
-    "convnext_tiny": _Network("none", (18,), within=True),
-    **{f"convnext_{size}": _Network("none", (36,), within=True) for size in ("small", "base", "large", "xlarge")},
-}
+}  # fmt: skip
+_NETWORKS = {name: (preset, counts) for preset, networks in _COUNTS.items() for name, counts in networks.items()}
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -77,18 +58,18 @@ def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     # MobileNets have their sizes in their names: mobilenet_1.00_224.
     name = re.sub(r"_\d\.\d+_(\d+|None)$", "", str(inner.get("name"))).lower()
-    network = _NETWORKS.get(name)
+    preset, counts = _NETWORKS.get(name, ("", ()))
     layers = [layer for layer in inner.get("layers", ()) if isinstance(layer, Mapping)]
     classes = [str(layer.get("class_name")) for layer in layers]
-    if network is None or sum("Conv" in kind for kind in classes) not in network.convolutions:
+    if sum("Conv" in kind for kind in classes) not in counts:
         return None
     within = bool({"Rescaling", "Normalization"} & set(classes[1:3]))
     shape = layers[0]["config"].get("batch_shape") or layers[0]["config"].get("batch_input_shape")
-    if classes[0] != "InputLayer" or network.within != within or not isinstance(shape, list) or shape[3:] != [3]:
+    if classes[0] != "InputLayer" or within != (preset == _IN_MODEL) or not isinstance(shape, list) or shape[3:] != [3]:
         return None
     _, height, width, _ = shape
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    described: dict[str, Any] = replace(PRESETS[network.mode], layout="NCHW", size=size).to_dict()
+    described: dict[str, Any] = replace(PRESETS[preset], layout="NCHW", size=size).to_dict()
     return described
 
 
@@ -135,12 +116,13 @@ def _product(archive: Archive) -> Product:
     if isinstance(config.get("config"), list):  # sequential models of Keras below 2.2.3
         config = {**config, "config": {"layers": config["config"]}}
     model = Container(config, source, "", archive.major)
-    writer = Writer(str(_name(config)))
+    inner = config.get("config")
+    writer = Writer(str((inner.get("name") if isinstance(inner, Mapping) else None) or "keras"))
     channels_last = not any(c.get("data_format") == "channels_first" for c, _ in _configs(config))
     context = Context(writer=writer, major=archive.major, channels_last=channels_last)
     warnings = list(_warnings(config))
-    outputs = model(context, Arguments(_inputs(context, model, config), {}), "")
-    for tensor in outputs:
+    images = _inputs(context, model, config)
+    for tensor in model(context, Arguments(list(images), {}), ""):
         if tensor.moved:
             copied = context.call(Layer(path=tensor.value.name, kind="output")).plain(tensor)
             writer.output(copied.value, f"{tensor.value.name}/channels_last")
@@ -153,7 +135,7 @@ def _product(archive: Archive) -> Product:
             tensor=tensor.value.name,
             kind=kind,
             shape=list(tensor.value.known_shape or ()),
-            layout=_layout(tensor, channels_last=channels_last),
+            layout=_LAYOUTS.get(tensor.rank, "") if tensor.moved or (tensor.rank > 3 and not channels_last) else "",
         )
         for name, (tensor, kind) in context.layers.items()
         if tensor.value.name in kept
@@ -163,21 +145,10 @@ def _product(archive: Archive) -> Product:
         framework="keras",
         version=archive.version,
         layers=layers,
-        image_layout="NHWC"
-        if channels_last and any(i.rank == 4 for i in map(writer.wrap, writer.graph.inputs))
-        else "",
+        image_layout="NHWC" if any(tensor.moved for tensor in images) else "",
         preprocessing=preprocessing_of(config),
         warnings=warnings,
     )
-
-
-def _layout(tensor: Tensor, *, channels_last: bool) -> str:
-    return _LAYOUTS.get(tensor.rank, "") if tensor.moved or (tensor.rank > 3 and not channels_last) else ""
-
-
-def _name(config: Mapping[str, Any]) -> object:
-    inner = config.get("config")
-    return (inner.get("name") if isinstance(inner, Mapping) else None) or "keras"
 
 
 def _configs(entry: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -233,15 +204,14 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
     return Tensor(context.writer.input(name, np.float32, tuple(sizes)), moved)
 
 
+_WITHOUT_DTYPE = {"InputLayer", "Functional", "Model", "Sequential", "TFOpLambda"}
+
+
 def _warnings(config: Mapping[str, Any]) -> Iterator[str]:
-    policies = {policy_of(entry, str(inner["name"])) for inner, entry in _configs(config) if _computes(entry)}
-    rounded = sorted(policies - {"float32"})
+    computing = [entry for _, entry in _configs(config) if entry["class_name"] not in _WITHOUT_DTYPE]
+    rounded = sorted({policy_of(entry, str(entry["config"]["name"])) for entry in computing} - {"float32"})
     if rounded:
         yield f"the model's precision is {', '.join(rounded)} in Keras; here everything is computed in float32"
     for inner, entry in _configs(config):
         if entry["class_name"] == "InputLayer" and inner.get("dtype") == "uint8":
             yield f"input {inner['name']!r} takes uint8 in Keras and the same numbers as float32 here"
-
-
-def _computes(entry: Mapping[str, Any]) -> bool:
-    return entry["class_name"] not in {"InputLayer", "Functional", "Model", "Sequential", "TFOpLambda"}

@@ -254,6 +254,10 @@ class _Network:
             f"{self.symbol.name}: has several inputs ({missing}); export a network with one input, the image"
         )
 
+    def variable(self) -> Node:
+        """The node of the image."""
+        return next(n for i in self.live if (n := self.symbol.nodes[i]).name == self.data)
+
     def sample_shape(self, input_shape: Sequence[int] | None) -> Shape:
         """The shape of one image: `input_shape`, else the symbol's, else derived from the weights."""
         if input_shape is not None:
@@ -261,11 +265,10 @@ class _Network:
             if not shape or not all(isinstance(d, int) and not isinstance(d, bool) and d > 0 for d in shape):
                 raise InputError(f"input_shape is {shape}; give positive integers (channels, height, width)")
             return shape
-        variable = next(n for i in self.live if (n := self.symbol.nodes[i]).name == self.data)
-        stated = re.findall(r"-?\d{1,9}", variable.attributes.get("__shape__", ""))
-        free = ("height", "width") if len(stated) == 4 else tuple(f"size_{i}" for i in range(1, len(stated) - 1))
-        if len(stated) >= 2 and int(stated[1]) > 0:
-            channels, *sizes = (int(number) for number in stated[1:])
+        stored = re.findall(r"-?\d{1,9}", self.variable().attributes.get("__shape__", ""))
+        free = ("height", "width") if len(stored) == 4 else tuple(f"size_{i}" for i in range(1, len(stored) - 1))
+        if len(stored) >= 2 and int(stored[1]) > 0:
+            channels, *sizes = (int(number) for number in stored[1:])
             return (channels, *(d if d > 0 else f for d, f in zip(sizes, free, strict=True)))
         return self._derived_shape()
 
@@ -346,7 +349,8 @@ class _Translation:
         self._weights: dict[str, Value] = {}
         self._channels_first: set[Value] = set()
         self._layers: dict[str, tuple[Value, str]] = {}
-        self._image = self.writer.input(network.data, self._dtype(), (BATCH, *shape))
+        dtype = _DTYPES.get(network.variable().attributes.get("__dtype__", "0"), np.float32)
+        self._image = self.writer.input(network.data, dtype, (BATCH, *shape))
         self._channels_first.add(self._image)
         for index in network.live:
             if self._symbol.nodes[index].op != VARIABLE:
@@ -357,11 +361,6 @@ class _Translation:
             # Not read: a gamma fixed at one, or slopes that were reshaped.
             if not weight.core.uses():
                 self.writer.graph.initializers.pop(weight.name)
-
-    def _dtype(self) -> npt.DTypeLike:
-        nodes = self._symbol.nodes
-        stated = next(n for i in self._network.live if (n := nodes[i]).name == self._network.data)
-        return _DTYPES.get(stated.attributes.get("__dtype__", "0"), np.float32)
 
     def _translate(self, index: int, node: Node) -> None:
         operator = OPERATORS[node.op]
@@ -381,15 +380,11 @@ class _Translation:
         for number, value in enumerate(outputs):
             name = node.name if not isinstance(made, tuple) else f"{node.name}_output{number}"
             self._values[index, number] = value
-            self._named(name, value, inputs)
+            if not any(value is tensor for tensor in inputs):  # else the rule made no tensor to name
+                self.writer.rename(value, name)
             self._layers[name] = (value, node.op)
             if maps:
                 self._channels_first.add(value)
-
-    def _named(self, name: str, value: Value, inputs: Sequence[Value | None]) -> None:
-        """A rule that gives back one of its inputs makes no tensor to name."""
-        if not any(value is given for given in inputs):
-            self.writer.rename(value, name)
 
     def _inputs(self, node: Node, operator: Operator) -> list[Value | None]:
         count = len(node.inputs)

@@ -117,7 +117,8 @@ def scripted_layers(model: Model, script: torch.jit.ScriptModule, x: Array) -> d
     ends: dict[str, tuple[ir.Value, ir.Value]] = {}
     for path, nodes in scopes.items():
         inside = set(nodes)
-        sources = {i for n in nodes for i in n.inputs if i is not None and _comes_from_outside(i, inside)}
+        read = {i for node in nodes for i in node.inputs if i is not None and i.const_value is None}
+        sources = {value for value in read if value.producer() not in inside}
         if f"{path}_1" not in scopes and len(sources) == 1 and nodes[-1].outputs[0] in alive:
             ends[path] = (sources.pop(), nodes[-1].outputs[0])
     values = run(model, x, [str(t.name) for pair in ends.values() for t in pair if not t.is_graph_input()])
@@ -130,10 +131,6 @@ def scripted_layers(model: Model, script: torch.jit.ScriptModule, x: Array) -> d
             if alone is not None and difference(output, alone) <= CLOSE:
                 matches[path] = ends[path][1]
     return matches
-
-
-def _comes_from_outside(value: ir.Value, nodes: set[ir.Node]) -> bool:
-    return value.const_value is None and value.producer() not in nodes
 
 
 def _alone(module: Any, x: Array) -> Array | None:

@@ -50,15 +50,12 @@ class Verified:
         self.channels = source.channels or _first_channels(self.network)
         self.batches = _BATCHES if source.batch is None else (source.batch,)
         report("running it in PyTorch")
-        self.references = [
-            self._reference(self._image(batch, self.sides), self._observed(batch)) for batch in self.batches
-        ]
+        # All modules are observed once, for the table of layers.
+        only = ["" if batch == self.batches[0] and not self.scripted else self.hooked for batch in self.batches]
+        images = [self._image(batch, self.sides) for batch in self.batches]
+        self.references = [self._reference(x, modules) for x, modules in zip(images, only, strict=True)]
         self.other = tuple(side + more for side, more in zip(self.sides, _OTHER_SIDES, strict=True))
         self.free = size is None and source.free and self._takes_other_sides()
-
-    def _observed(self, batch: int) -> str | None:
-        """Which modules to observe in PyTorch: all of them once, for the table of layers."""
-        return "" if batch == self.batches[0] and not self.scripted else self.hooked
 
     def exported(self, ways: Sequence[Exporter]) -> Product:
         """The first exporter's graph that computes PyTorch's values, or an `ExportError` with the reason of each."""

@@ -17,10 +17,6 @@ def _single(op_type: str, **attributes: float) -> Callable[[Call, Value], Value]
     return lambda call, x: call.op(op_type, x, **attributes)
 
 
-def _relu6(call: Call, x: Value) -> Value:
-    return call.op("Clip", x, 0.0, 6.0)
-
-
 def _silu(call: Call, x: Value) -> Value:
     return x * call.op("Sigmoid", x)
 
@@ -43,7 +39,7 @@ def gelu(call: Call, x: Value, *, approximate: bool = False) -> Value:
 
 FUNCTIONS: Mapping[str, Callable[[Call, Value], Value]] = {
     "relu": _single("Relu"),
-    "relu6": _relu6,
+    "relu6": lambda call, x: call.op("Clip", x, 0.0, 6.0),
     "sigmoid": _single("Sigmoid"),
     "tanh": _single("Tanh"),
     "elu": _single("Elu"),

@@ -135,16 +135,16 @@ def _without_axes(call: Call, x: Tensor, axes: Sequence[int], y: Value) -> Tenso
     return call.settle(Tensor(call.writer.transpose(y, [sorted(kept).index(k) for k in kept])))
 
 
-@operation("Mean", tf=["math.reduce_mean", "reduce_mean"])
-def mean(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> Tensor:
-    """The mean over some axes."""
-    return _reduced(call, "ReduceMean", x, axis, keepdims=bool(keepdims))
+def _reducing(op_type: str, name: str, *, tf: Sequence[str]) -> None:
+    """Register a reduction over some axes."""
+
+    @operation(name, tf=tf)
+    def write(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> Tensor:
+        return _reduced(call, op_type, x, axis, keepdims=bool(keepdims))
 
 
-@operation("Sum", tf=["math.reduce_sum", "reduce_sum"])
-def total(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> Tensor:
-    """The sum over some axes."""
-    return _reduced(call, "ReduceSum", x, axis, keepdims=bool(keepdims))
+_reducing("ReduceMean", "Mean", tf=["math.reduce_mean", "reduce_mean"])
+_reducing("ReduceSum", "Sum", tf=["math.reduce_sum", "reduce_sum"])
 
 
 @operation("Max", tf=["math.reduce_max", "reduce_max"])
