@@ -117,9 +117,8 @@ def _failure(done: subprocess.CompletedProcess[str]) -> str:
         return f"the converter was stopped by signal {-done.returncode}; is there enough memory?"
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     # The exception's message may span several lines.
-    start = next(
-        (i for i in range(len(lines) - 1, -1, -1) if lines[i].split(":")[0].endswith(("Error", "Exception"))), -1
-    )
+    starts = [i for i, line in enumerate(lines) if line.split(":")[0].endswith(("Error", "Exception"))]
+    start = starts[-1] if starts else -1
     return " ".join(lines[start:])[:400] if lines else "the converter failed without a message"
 
 

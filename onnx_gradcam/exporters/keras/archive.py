@@ -26,12 +26,9 @@ from onnx_gradcam.errors import ExportError, InputError, reason
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["HDF5_DAMAGE", "REMEDY", "Archive", "open_archive"]
+__all__ = ["REMEDY", "Archive", "checked", "open_archive"]
 
 REMEDY = "export with --via tf or --via torch, which run the framework itself"
-
-HDF5_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError)
-"""The exceptions of h5py on damaged files."""
 
 _LARGEST_JSON = 2**26
 _LARGEST_RATIO = 100
@@ -189,7 +186,7 @@ class _Section(io.RawIOBase):
 
 def _open_h5(stream: _Section, name: str) -> Archive:
     root = _hdf5(stream, name)
-    with _damage(name):
+    with checked(f"{name}: the HDF5 data is damaged"):
         config = _attribute(root, "model_config", name)
         if config is None or "model_weights" not in root:
             raise ExportError(
@@ -210,17 +207,17 @@ def _hdf5(stream: _Section, name: str) -> h5py.File:
         import h5py  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
         raise ExportError("reading Keras files needs h5py; run pip install 'onnx-gradcam[keras]'") from exc
-    with _damage(name):
+    with checked(f"{name}: the HDF5 data is damaged"):
         return h5py.File(stream, "r")
 
 
 @contextmanager
-def _damage(name: str) -> Iterator[None]:
-    """Turn h5py's errors into one that names the file."""
+def checked(problem: str) -> Iterator[None]:
+    """Turn h5py's errors on damaged files into one that says the problem."""
     try:
         yield
-    except HDF5_DAMAGE as exc:
-        raise ExportError(f"{name}: the HDF5 data is damaged ({reason(exc)}); fetch or save the file again") from exc
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError) as exc:
+        raise ExportError(f"{problem} ({reason(exc)}); fetch or save the file again") from exc
 
 
 def _attribute(group: h5py.Group, key: str, name: str) -> str | None:

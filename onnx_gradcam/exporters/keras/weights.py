@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_gradcam.errors import ExportError, reason
+from onnx_gradcam.errors import ExportError
 
-from .archive import HDF5_DAMAGE
+from .archive import checked
 
 if TYPE_CHECKING:
     import h5py
@@ -53,10 +53,8 @@ class Stored:
 
     def read(self) -> npt.NDArray[np.float32]:
         """The content, in float32."""
-        try:
+        with checked(f"{self._label} cannot be read"):
             content = self._dataset[()]
-        except HDF5_DAMAGE as exc:
-            raise ExportError(f"{self._label} cannot be read ({reason(exc)}); fetch or save the file again") from exc
         if self._is_bfloat16:
             wide = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint16).astype(np.uint32) << 16
             return self._checked(wide.view(np.float32).reshape(self.shape))
@@ -94,15 +92,11 @@ def _member(group: h5py.Group, path: str, label: str) -> Any:
 
     member: Any = group
     for part in path.split("/"):
-        try:
+        with checked(f"{label}: {path!r} cannot be read"):
             link = member.get(part, getlink=True) if isinstance(member, h5py.Group) else None
             if link is not None and not isinstance(link, h5py.HardLink):
                 raise ExportError(f"{label}: {path!r} is a link; save the model again")
             member = None if link is None else member[part]
-        except HDF5_DAMAGE as exc:
-            raise ExportError(
-                f"{label}: {path!r} cannot be read ({reason(exc)}); fetch or save the file again"
-            ) from exc
         if member is None:
             return None
     return member
@@ -113,10 +107,8 @@ def _stored(member: Any, label: str) -> Stored:
 
     if not isinstance(member, h5py.Dataset):
         raise ExportError(f"{label} is missing in the file; save the model again")
-    try:
+    with checked(f"{label} cannot be read"):
         return Stored(member, label)
-    except HDF5_DAMAGE as exc:
-        raise ExportError(f"{label} cannot be read ({reason(exc)}); fetch or save the file again") from exc
 
 
 def _check_count(count: int, slots: Sequence[Slot], label: str) -> None:
@@ -151,16 +143,12 @@ class ByPath:
 
     def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
         """See `Source`."""
-        held = None if self._group is None else _member(self._group, "vars", label)
-        try:
-            count = 0 if held is None else len(held)
-        except HDF5_DAMAGE as exc:
-            raise ExportError(
-                f"{label}: its variables cannot be read ({reason(exc)}); fetch or save the file again"
-            ) from exc
+        group = None if self._group is None else _member(self._group, "vars", label)
+        with checked(f"{label}: its variables cannot be read"):
+            count = 0 if group is None else len(group)
         _check_count(count, slots, label)
         return [
-            _stored(_member(held, str(i), label), f"variable {slot.name!r} of {label}") for i, slot in enumerate(slots)
+            _stored(_member(group, str(i), label), f"variable {slot.name!r} of {label}") for i, slot in enumerate(slots)
         ]
 
 
@@ -174,14 +162,12 @@ def _snake_case(name: str) -> str:
 def _listed(group: h5py.Group, label: str) -> list[str]:
     """The names in the attribute `weight_names`, which is split into parts if long."""
     names: list[Any] = []
-    try:
+    with checked(f"{label}: its list of variables is damaged"):
         keys = ["weight_names"] if "weight_names" in group.attrs else []
         while f"weight_names{len(keys)}" in group.attrs:
             keys.append(f"weight_names{len(keys)}")
         for key in keys:
             names.extend(group.attrs[key])
-    except HDF5_DAMAGE as exc:
-        raise ExportError(f"{label}: its list of variables is damaged ({reason(exc)}); save the model again") from exc
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
 
 

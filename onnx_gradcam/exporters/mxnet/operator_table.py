@@ -49,16 +49,16 @@ class FeatureMismatchError(SizeError):
         self.excess = features - expected
 
 
-def fixed(dim: int | str | None, what: str) -> int:
-    """A dimension that must be a number; `what` names what depends on it."""
+def fixed(dim: int | str | None, subject: str) -> int:
+    """A dimension that must be a number; `subject` names what depends on it."""
     if not isinstance(dim, int):
-        raise FreeSizeError(f"{what} depends on the image size, which is free; {_REMEDY}")
+        raise FreeSizeError(f"{subject} depends on the image size, which is free; {_REMEDY}")
     return dim
 
 
-def fixed_sizes(x: Value, what: str) -> tuple[int, ...]:
+def fixed_sizes(x: Value, subject: str) -> tuple[int, ...]:
     """The spatial sizes of a tensor in channels-first layout, which must be numbers."""
-    return tuple(fixed(dim, what) for dim in x.shape[2:])
+    return tuple(fixed(dim, subject) for dim in x.shape[2:])
 
 
 def fitting_side(attempt: Callable[[int], object]) -> int | None:

@@ -80,16 +80,16 @@ class _Reader:
     def _fail(self, problem: str) -> ExportError:
         return ExportError(f"{self._path}: {problem}; copy the .params file again, or save it again with MXNet")
 
-    def _take(self, count: int, what: str) -> memoryview:
+    def _take(self, count: int, label: str) -> memoryview:
         if count > len(self._data) - self._at:
             raise self._fail(
-                f"{what} needs {count} bytes at {self._at}, but the file ends after {len(self._data) - self._at}"
+                f"{label} needs {count} bytes at {self._at}, but the file ends after {len(self._data) - self._at}"
             )
         self._at += count
         return self._data[self._at - count : self._at]
 
-    def _numbers(self, layout: str, what: str) -> tuple[int, ...]:
-        return struct.unpack(f"<{layout}", self._take(struct.calcsize(f"<{layout}"), what))
+    def _numbers(self, layout: str, label: str) -> tuple[int, ...]:
+        return struct.unpack(f"<{layout}", self._take(struct.calcsize(f"<{layout}"), label))
 
     def arrays(self) -> Parameters:
         head = bytes(self._data[:8])
@@ -123,35 +123,35 @@ class _Reader:
         return names
 
     def _array(self, index: int) -> npt.NDArray[Any] | None:
-        what = f"array {index}"
-        (magic,) = self._numbers("I", what)
+        label = f"array {index}"
+        (magic,) = self._numbers("I", label)
         if magic in (_V2, _V3):
-            (storage,) = self._numbers("i", what)
+            (storage,) = self._numbers("i", label)
             if storage != _DENSE:
-                raise self._fail(f"{what} is stored sparse (kind {storage}), which only MXNet reads; make it dense")
-        shape = self._shape(magic, what)
+                raise self._fail(f"{label} is stored sparse (kind {storage}), which only MXNet reads; make it dense")
+        shape = self._shape(magic, label)
         if shape is None:
             return None
-        _, _, kind = self._numbers("3i", what)
+        _, _, kind = self._numbers("3i", label)
         if kind not in _DTYPES:
-            raise self._fail(f"{what} has the unknown dtype {kind}")
+            raise self._fail(f"{label} has the unknown dtype {kind}")
         dtype = np.dtype(_DTYPES[kind])
         count = math.prod(shape)
-        data = self._take(count * dtype.itemsize, f"{what} of shape {shape}")
+        data = self._take(count * dtype.itemsize, f"{label} of shape {shape}")
         return np.frombuffer(data, dtype, count).reshape(shape)
 
-    def _shape(self, magic: int, what: str) -> tuple[int, ...] | None:
+    def _shape(self, magic: int, label: str) -> tuple[int, ...] | None:
         """The shape; `None` for an array without content."""
         rank, layout = magic, "I"
         if magic in (_V1, _V2, _V3):
-            ((rank,), layout) = self._numbers("i", what), "q"
+            ((rank,), layout) = self._numbers("i", label), "q"
         if rank > _MOST_DIMENSIONS:
-            raise self._fail(f"{what} has an unknown version, or has {rank} dimensions")
+            raise self._fail(f"{label} has an unknown version, or has {rank} dimensions")
         if rank < 0 or (rank == 0 and magic != _V3):
             return None
-        shape = self._numbers(f"{rank}{layout}", what) if rank else ()
+        shape = self._numbers(f"{rank}{layout}", label) if rank else ()
         if any(dim < 0 for dim in shape):
-            raise self._fail(f"{what} has the impossible shape {shape}")
+            raise self._fail(f"{label} has the impossible shape {shape}")
         return shape
 
 
@@ -175,19 +175,19 @@ def _npz(path: Path, size: int) -> Parameters:
     return arrays
 
 
-def _npy(content: bytes, what: str) -> npt.NDArray[Any]:
+def _npy(content: bytes, label: str) -> npt.NDArray[Any]:
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as exc:
-        raise ExportError(f"{what} is not a NumPy array ({reason(exc)}); save it with numpy.savez") from exc
+        raise ExportError(f"{label} is not a NumPy array ({reason(exc)}); save it with numpy.savez") from exc
     if dtype.kind not in "fiub":
-        raise ExportError(f"{what} has elements of type {dtype}, but must hold numbers; save it again")
+        raise ExportError(f"{label} has elements of type {dtype}, but must hold numbers; save it again")
     count, left = math.prod(shape), len(content) - stream.tell()
     if min(shape, default=0) < 0 or count * dtype.itemsize != left:
         raise ExportError(
-            f"{what} of shape {shape} needs {count * dtype.itemsize} bytes, but has {left}; copy it again"
+            f"{label} of shape {shape} needs {count * dtype.itemsize} bytes, but has {left}; copy it again"
         )
     return np.frombuffer(content, dtype, count, stream.tell()).reshape(shape, order="F" if fortran else "C")

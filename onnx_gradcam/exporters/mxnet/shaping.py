@@ -44,32 +44,32 @@ def reshape(t: Writer, data: Value, *, shape: Ints = (), reverse: bool = False) 
     return _reshaped(t, data, _planned(data.shape, shape, reverse=reverse))
 
 
-def _planned(have: Shape, codes: Ints, *, reverse: bool) -> list[int | tuple[int, ...]]:
+def _planned(dims: Shape, codes: Ints, *, reverse: bool) -> list[int | tuple[int, ...]]:
     if not reverse:
-        return _decoded(have, list(codes))
+        return _decoded(dims, list(codes))
     if -4 in codes:
         raise ExportError(f"its shape {codes} splits a dimension in reverse; save the symbol without reverse")
-    rank = len(have)
-    planned = _decoded(have[::-1], list(codes[::-1]))
+    rank = len(dims)
+    planned = _decoded(dims[::-1], list(codes[::-1]))
     return [dim if isinstance(dim, int) else tuple(rank - 1 - i for i in dim) for dim in planned[::-1]]
 
 
-def _decoded(have: Shape, codes: list[int]) -> list[int | tuple[int, ...]]:
+def _decoded(dims: Shape, codes: list[int]) -> list[int | tuple[int, ...]]:
     planned: list[int | tuple[int, ...]] = []
     at, i = 0, 0
     while i < len(codes):
         code = codes[i]
-        taken = {0: 1, -2: len(have) - at, -3: 2, -4: 1}.get(code, 1)
-        if code in (0, -2, -3, -4) and at + taken > len(have):
-            raise SizeError(f"its shape {codes} needs more dimensions than the {len(have)} of its input")
+        taken = {0: 1, -2: len(dims) - at, -3: 2, -4: 1}.get(code, 1)
+        if code in (0, -2, -3, -4) and at + taken > len(dims):
+            raise SizeError(f"its shape {codes} needs more dimensions than the {len(dims)} of its input")
         if code == 0:
             planned.append((at,))
         elif code == -2:
-            planned.extend((j,) for j in range(at, len(have)))
+            planned.extend((j,) for j in range(at, len(dims)))
         elif code == -3:
             planned.append((at, at + 1))
         elif code == -4:
-            planned.extend(_split(have[at], codes[i + 1 : i + 3]))
+            planned.extend(_split(dims[at], codes[i + 1 : i + 3]))
             i += 2
         elif code >= -1:
             planned.append(code)
@@ -85,9 +85,8 @@ def _split(dim: int | str | None, parts: list[int]) -> list[int]:
     if len(parts) != 2 or min(parts) < -1 or max(parts) < 1 or 0 in parts:
         raise ExportError(f"its attribute shape splits a dimension into {parts}; save the symbol again")
     if -1 in parts:
-        known = max(parts)
-        size = fixed(dim, "the dimension that it splits")
-        parts = [size // known if part == -1 else part for part in parts]
+        rest = fixed(dim, "the dimension that it splits") // max(parts)
+        parts = [rest if part == -1 else part for part in parts]
     return parts
 
 
@@ -107,15 +106,15 @@ def _reshaped(t: Writer, x: Value, planned: list[int | tuple[int, ...]]) -> Valu
         numbers[numbers.index(None)] = -1
     if None not in numbers:
         return t.op("Reshape", x, t.ints(*(number for number in numbers if number is not None)))
-    have = t.op("Shape", x)
+    shape = t.op("Shape", x)
     parts = []
     for dim, number in zip(planned, numbers, strict=True):
         if number is not None:
             parts.append(t.ints(number))
         elif isinstance(dim, tuple):
-            part = t.op("Gather", have, t.ints(dim[0]))
+            part = t.op("Gather", shape, t.ints(dim[0]))
             for other in dim[1:]:
-                part = part * t.op("Gather", have, t.ints(other))
+                part = part * t.op("Gather", shape, t.ints(other))
             parts.append(part)
     return t.op("Reshape", x, t.op("Concat", *parts, axis=0))
 
@@ -228,11 +227,11 @@ def crop(
     center_crop: bool = False,
 ) -> Value:
     """MXNet `src/operator/crop-inl.h`: crop height and width to a size, or to another tensor's."""
-    want = h_w if crop_like is None else fixed_sizes(crop_like, "what it cuts to")
-    if len(want) != 2 or len(offset) != 2 or min(*want, 1) < 1 or min(offset) < 0:
+    target = h_w if crop_like is None else fixed_sizes(crop_like, "what it cuts to")
+    if len(target) != 2 or len(offset) != 2 or min(*target, 1) < 1 or min(offset) < 0:
         raise ExportError(f"its offset is {offset} and its h_w {h_w}, but each must be two numbers")
-    have = fixed_sizes(data, "what it cuts")
-    top, left = ((h - w) // 2 for h, w in zip(have, want, strict=True)) if center_crop else offset
-    if top < 0 or left < 0 or top + want[0] > have[0] or left + want[1] > have[1]:
-        raise SizeError(f"it cuts {want} at {top, left} out of {have}, which is smaller; pass input_shape")
-    return t.op("Slice", data, t.ints(top, left), t.ints(top + want[0], left + want[1]), t.ints(2, 3))
+    sizes = fixed_sizes(data, "what it cuts")
+    top, left = ((h - w) // 2 for h, w in zip(sizes, target, strict=True)) if center_crop else offset
+    if top < 0 or left < 0 or top + target[0] > sizes[0] or left + target[1] > sizes[1]:
+        raise SizeError(f"it cuts {target} at {top, left} out of {sizes}, which is smaller; pass input_shape")
+    return t.op("Slice", data, t.ints(top, left), t.ints(top + target[0], left + target[1]), t.ints(2, 3))

@@ -366,19 +366,19 @@ class _Translation:
         operator = OPERATORS[node.op]
         try:
             inputs = self._inputs(node, operator)
-            made = operator.rule(self.writer, *inputs, **operator.parsed(node.attributes))
+            result = operator.rule(self.writer, *inputs, **operator.parsed(node.attributes))
         except ExportError as exc:
             exc.args = (f"{self._symbol.name}: node {node.name!r} ({node.op}): {exc}",)
             raise
         except (ModelError, UnsupportedError) as exc:
             # ONNX's own shape inference refuses it, or a dimension that has to be known is free.
             raise SizeError(f"{self._symbol.name}: node {node.name!r} ({node.op}): {exc}") from exc
-        outputs = made if isinstance(made, tuple) else (made,)
+        outputs = result if isinstance(result, tuple) else (result,)
         maps = operator.layout == "made" or (
             operator.layout == "kept" and any(isinstance(v, Value) and v in self._channels_first for v in inputs)
         )
         for number, value in enumerate(outputs):
-            name = node.name if not isinstance(made, tuple) else f"{node.name}_output{number}"
+            name = node.name if not isinstance(result, tuple) else f"{node.name}_output{number}"
             self._values[index, number] = value
             if not any(value is tensor for tensor in inputs):  # else the rule made no tensor to name
                 self.writer.rename(value, name)

@@ -281,10 +281,10 @@ def _from_factory(module: str, name: str, weights: str | Path | None, *, trust: 
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        made: Any = importlib.import_module(module)
+        factory: Any = importlib.import_module(module)
         for part in name.split("."):
-            made = getattr(made, part)
-        network = made if isinstance(made, torch.nn.Module) else made()
+            factory = getattr(factory, part)
+        network = factory if isinstance(factory, torch.nn.Module) else factory()
     except ExplainError:
         raise
     except Exception as exc:  # it is the user's code: anything may happen
@@ -371,13 +371,9 @@ def _from_transformers(folder: Path) -> Source:
     try:
         # Eager attention: the fused one cannot be exported for some networks and hides the gradient in others.
         network, loading = transformers.AutoModelForImageClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            dtype=torch.float32,
+            folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32,
             output_loading_info=True,
-        )
+        )  # fmt: skip
     except Exception as exc:
         raise ExportError(f"{folder}: transformers cannot read an image classifier from it ({reason(exc)})") from exc
     missing = [str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"])]

@@ -36,15 +36,11 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = request["path"]
     traced = _saved_model(tf, path) if Path(path).is_dir() else _keras(tf, request)
     names = dict.fromkeys([*traced.outputs.values(), *(tensor for _, _, tensor in traced.layers)])
-    tf2onnx.convert.from_graph_def(
-        traced.graph,
-        input_names=[traced.image],
-        output_names=list(names),
-        opset=18,
-        tensors_to_rename={traced.image: "input"} | {tensor: name for name, tensor in traced.outputs.items()},
-        output_path=str(folder / "model.onnx"),
-    )
     renamed = {tensor: name for name, tensor in traced.outputs.items()}
+    tf2onnx.convert.from_graph_def(
+        traced.graph, input_names=[traced.image], output_names=list(names), opset=18,
+        tensors_to_rename={traced.image: "input"} | renamed, output_path=str(folder / "model.onnx"),
+    )  # fmt: skip
     layers = [[name, kind, renamed.get(tensor, tensor)] for name, kind, tensor in traced.layers]
     tensors = [*traced.outputs, *(tensor for _, _, tensor in layers)]
     checked = {*traced.outputs, checked_tensor(layers, request["layer"])}

@@ -45,19 +45,13 @@ def work(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         count = len(network(example)) - len(caught.maps())
     names = output_names(model, count)
     maps = list(caught.maps())
-    program = torch.onnx.export(
-        network,
-        (example,),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        input_names=["input"],
-        output_names=[*names, *(f"layer_{i}" for i in range(len(maps)))],
-        opset_version=18,
-        verbose=False,
-    )
-    program.save(str(folder / "model.onnx"))
     layers = [[name, caught.kinds[name], f"layer_{i}"] for i, name in enumerate(maps)]
     tensors = [*names, *(tensor for _, _, tensor in layers)]
+    program = torch.onnx.export(
+        network, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["input"], output_names=tensors, opset_version=18, verbose=False,
+    )  # fmt: skip
+    program.save(str(folder / "model.onnx"))
 
     def run(image: Any) -> dict[str, Any]:
         with torch.no_grad():
