@@ -1,12 +1,12 @@
-"""Throughput of `onnx-gradcam batch` on this computer against plain ONNX Runtime on images that are decoded already.
+"""Compare the throughput of `onnx-gradcam batch` with that of plain ONNX Runtime on decoded images.
 
     pip install '.[batch]'
     python benchmarks/batch.py
     python benchmarks/batch.py --network mobilenet_v2 --images 5000 --formats parquet npz
 
-The reference is the model without its explanation in a session of ONNX Runtime's own defaults, run over tensors in
-memory: nothing is read, decoded, explained or written. Both sides go over the same images in turns, block by block,
-in one process; every second block the other way round. Prints markdown.
+The reference is the original model in a default session of ONNX Runtime, run on tensors in memory: nothing is read,
+decoded, explained or written. Both sides process the same images block by block in one process, and change their order
+after every block. Prints markdown.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PREPROCESSING = {"size": [224, 224], "resize": "short_crop", "scale": 1 / 255, "
 
 
 def photographs(folder: Path, count: int, side: int = 256) -> list[Path]:
-    """JPEG files of smooth noise with an edge in it: about as large as photographs of that size, and as slow."""
+    """JPEG files of smooth noise with an edge, about as large and as slow to decode as photographs of that size."""
     rng = np.random.default_rng(5)
     paths = []
     for number in range(count):
@@ -47,17 +47,17 @@ def photographs(folder: Path, count: int, side: int = 256) -> list[Path]:
     return paths
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+def seconds(call: Callable[[], object]) -> float:
+    """The time that a call takes."""
     start = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - start
 
 
 def compare(
     plain: Callable[[Shard], object], whole: Callable[[list[Shard]], object], blocks: Sequence[list[Shard]]
 ) -> npt.NDArray[np.float64]:
-    """Seconds of both sides for each block, `[blocks, 2]`."""
+    """Seconds of both sides for every block, `[blocks, 2]`."""
     times = np.zeros((len(blocks), 2))
     for turn, block in enumerate(blocks):
         sides: list[Callable[[], object]] = [lambda b=block: [plain(s) for s in b], lambda b=block: whole(b)]  # type: ignore[misc]
@@ -67,12 +67,12 @@ def compare(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--different", type=int, default=100, help="how many of them are not repeated ones")
-    parser.add_argument("--block", type=int, default=500, help="images a side and turn; four shards")
+    parser.add_argument("--different", type=int, default=100, help="number of different images among them")
+    parser.add_argument("--block", type=int, default=500, help="images per block; four shards")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--formats", nargs="+", default=["parquet"])
     options = parser.parse_args(argv)
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(job: Job, paths: Sequence[str], out: Path, block: int) -> npt.NDArray[np.float64]:
-    """Seconds of plain inference and of the whole work, for each block of images."""
+    """Seconds of plain inference and of the batch job, for every block of images."""
     plain, crew = Session(job.model), Crew(job)
     decoded: dict[str, Any] = {}
     for path in dict.fromkeys(paths):
@@ -129,9 +129,9 @@ def measure(job: Job, paths: Sequence[str], out: Path, block: int) -> npt.NDArra
     warm = [Shard(99_999_990 + i, 0, list(paths[: 2 * job.batch_size])) for i in range(2)]
     infer(warm[0])
     explain(warm)
-    found = compare(infer, explain, [shards[i : i + each] for i in range(0, len(shards), each)])
+    times = compare(infer, explain, [shards[i : i + each] for i in range(0, len(shards), each)])
     crew.close()
-    return found
+    return times
 
 
 if __name__ == "__main__":

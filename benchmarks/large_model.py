@@ -1,14 +1,14 @@
-"""A model of several gigabytes with external weights: attached without reading them, saved, and run.
+"""Attach heatmaps to a model of several gigabytes without reading its external weights, save it and run it.
 
-Run by hand (needs that much room in the temporary folder, twice)::
+Run by hand (needs twice the model's size in the temporary folder)::
 
     python benchmarks/large_model.py                  # 2 GiB
     python benchmarks/large_model.py --gigabytes 0.01 --width 64
 
-Time and peak memory of loading, attaching and saving are those of a fresh process; what importing the packages costs is
-told apart. The explained model is saved into the model's own folder, where its weights stay references, and into
-another one, where they are copied; both are run in ONNX Runtime and their scores compared with the original's.
-Everything is written into a temporary folder and deleted. Prints markdown.
+Time and peak memory of loading, attaching and saving are measured in a new process; imports are listed separately. The
+explained model is saved in the model's own folder, where it refers to the weights, and in another folder, where the
+weights are copied. Both files run in ONNX Runtime, and their scores are compared with the original's. All files go to a
+temporary folder and are deleted. Prints markdown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KERNEL = 3
 
 
 def external(name: str, shape: Sequence[int], offset: int, location: str) -> TensorProto:
-    """A float32 weight that lies in another file."""
+    """A float32 weight that is stored in another file."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", offset), ("length", 4 * math.prod(shape))):
         tensor.external_data.add(key=key, value=str(value))
@@ -45,7 +45,7 @@ def external(name: str, shape: Sequence[int], offset: int, location: str) -> Ten
 
 
 def write_model(path: Path, gigabytes: float, width: int) -> int:
-    """Write a classifier with He-initialised weights beside it: patches of 32, convolutions, pooling, a dense layer.
+    """Write a classifier of patches of 32, convolutions, pooling and a dense layer; He-initialized external weights.
 
     Returns:
         The size of the weights in bytes.
@@ -80,25 +80,25 @@ def write_model(path: Path, gigabytes: float, width: int) -> int:
 
 
 def peak_megabytes() -> float:
-    """The most memory this process has held.
+    """The peak memory of this process.
 
-    Linux counts the parent's memory in a child's `ru_maxrss`, so its own high-water mark is read where there is one.
+    Linux counts the parent's memory in a child's `ru_maxrss`, so the process's own high-water mark is read if possible.
     """
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    kilobytes = int(match[1]) if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * 1024 / 1e6
 
 
 def attach_here(model: Path, beside: Path, elsewhere: Path) -> dict[str, float]:
-    """Attach in this process: seconds and the peak of memory after each step."""
-    seen: dict[str, float] = {}
+    """Attach in this process and return the seconds and the peak memory after every step."""
+    measured: dict[str, float] = {}
     start = time.perf_counter()
 
     def note(step: str) -> None:
-        seen[f"{step} s"], seen[f"{step} MB"] = time.perf_counter() - start, peak_megabytes()
+        measured[f"{step} s"], measured[f"{step} MB"] = time.perf_counter() - start, peak_megabytes()
 
-    from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415 - what importing costs is measured
+    from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415 - the import is measured
 
     note("import")
     explained = attach(model)
@@ -107,12 +107,12 @@ def attach_here(model: Path, beside: Path, elsewhere: Path) -> dict[str, float]:
     note("save beside")
     explained.save(elsewhere)
     note("save elsewhere")
-    return seen
+    return measured
 
 
 def run_here(model: Path) -> dict[str, Any]:
-    """Run a model in this process: its scores, and the size and largest value of its heatmap if it has one."""
-    import onnxruntime as ort  # noqa: PLC0415 - the process that attaches must not pay for it
+    """Run a model in this process and return its scores, and the shape and largest value of its heatmap, if any."""
+    import onnxruntime as ort  # noqa: PLC0415 - must not count in the process that attaches
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -124,26 +124,26 @@ def run_here(model: Path) -> dict[str, Any]:
 
 
 def child(*arguments: str | Path) -> Any:
-    """What a step says that runs in a process of its own."""
+    """The result of a step that runs in its own process."""
     command = [sys.executable, __file__, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)  # noqa: S603 - this file
     return json.loads(done.stdout)
 
 
 def measure(folder: Path, gigabytes: float, width: int) -> None:
-    """Make the model, take it through every step and print what was seen."""
+    """Write the model, measure every step and print the results."""
     model, beside, elsewhere = folder / "large.onnx", folder / "explained.onnx", folder / "elsewhere" / "moved.onnx"
     elsewhere.parent.mkdir()
     size = write_model(model, gigabytes, width)
     print(f"{machine('onnx', 'onnx-ir', 'onnxruntime-gpu', 'onnxruntime')}; weights of {size / 2**30:.2f} GiB\n")
-    seen = child("--attach", model, beside, elsewhere)
+    measured = child("--attach", model, beside, elsewhere)
     rows, before = [], 0.0
     for step in ("import", "attach", "save beside", "save elsewhere"):
-        seconds, megabytes = seen[f"{step} s"], seen[f"{step} MB"]
+        seconds, megabytes = measured[f"{step} s"], measured[f"{step} MB"]
         rows.append([step, f"{seconds - before:.2f} s", f"{megabytes:.0f} MB"])
         before = seconds
     print(table(["step", "time", "peak memory of the process so far"], rows))
-    seconds, megabytes = seen["save beside s"], seen["save beside MB"]
+    seconds, megabytes = measured["save beside s"], measured["save beside MB"]
     print(
         f"\nImport, attach and save beside: {seconds:.2f} s (bar {BARS['seconds']:g} s), {megabytes:.0f} MB "
         f"(bar {BARS['megabytes']} MB). Files: {beside.stat().st_size / 1e3:.0f} kB beside the weights, "
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Attach a model of several gigabytes without reading its weights.")
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the weights, in GiB")
     parser.add_argument("--width", type=int, default=2048, help="channels of every convolution")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder goes")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
     parser.add_argument("--attach", nargs=3, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args(argv)

@@ -1,17 +1,16 @@
-"""What an explanation costs: plain forward against explained forward, and the same for PyTorch's tools.
+"""Measure the cost of an explanation, relative to a plain forward pass, for this package and for PyTorch's tools.
 
 Run by hand::
 
-    python benchmarks/latency.py                     # everything, some minutes
+    python benchmarks/latency.py                     # everything, a few minutes
     python benchmarks/latency.py --networks resnet50 --batches 1 --runs 60
-    python benchmarks/latency.py --quick             # small and few: does it run at all?
+    python benchmarks/latency.py --quick             # small, to check that it runs
 
-All sides run in one process in strict alternation; a figure is the median of the ratios of neighbouring runs, with the
-quartiles behind it. ONNX Runtime is compared with ONNX Runtime, PyTorch (where it is installed, with torchvision,
-grad-cam and captum) with PyTorch's own plain forward under `inference_mode`, on the same weights. Prints markdown.
+All sides alternate in one process. A figure is the median of the ratios of neighboring runs, with their quartiles.
+ONNX Runtime is compared with ONNX Runtime; PyTorch (if it is installed with torchvision, grad-cam and captum) is
+compared with PyTorch's own plain forward pass under `inference_mode`, on the same weights. Prints markdown.
 
-Where other work runs on the machine, start it with precedence (`chrt -f 10 python ...` on Linux): quartiles far apart
-say that a figure is worth nothing.
+On a busy machine, give it real-time priority (`chrt -f 10 python ...` on Linux). Ignore figures with distant quartiles.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ CLASS = 7
 
 
 def session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    """A CPU session whose threads rest between runs, so that they do not take time from the other side."""
+    """A CPU session whose threads do not spin between runs, so that they take no time from the other side."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -51,7 +50,7 @@ def session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
 def explained_sides(
     model: onnx.ModelProto, explained: Explained, threads: int
 ) -> Callable[[npt.NDArray[np.float32]], tuple[Callable[[], Any], Callable[[], Any]]]:
-    """The two sides of ONNX Runtime, for a batch."""
+    """The plain and the explained model in ONNX Runtime, for a batch."""
     plain, with_map = session(model, threads), session(explained.to_proto(), threads)
     chosen = {explained.metadata.class_input: np.array([CLASS], np.int64)}
 
@@ -64,7 +63,7 @@ def explained_sides(
 def torch_sides(
     name: str, model: onnx.ModelProto, threads: int
 ) -> Callable[[Any], dict[str, Callable[[], Any]]] | None:
-    """PyTorch's plain forward and the tools that explain it, for a batch; `None` where one is not installed."""
+    """PyTorch's plain forward pass and its tools, for a batch; `None` if one of them is not installed."""
     try:
         import torch  # noqa: PLC0415 - optional, and slow to import
         from captum.attr import LayerGradCam  # noqa: PLC0415
@@ -73,7 +72,7 @@ def torch_sides(
         from pytorch_grad_cam import GradCAM  # noqa: PLC0415 - needs an importable torchvision
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: PLC0415
     except ImportError as exc:
-        print(f"PyTorch's tools are left out: {exc}", file=sys.stderr)
+        print(f"PyTorch's tools are skipped: {exc}", file=sys.stderr)
         return None
     torch.set_num_threads(threads)
     layer = network.get_submodule(TORCH_LAYERS[name])
@@ -86,7 +85,7 @@ def torch_sides(
                 return network(image)
 
         def grad_cam() -> Any:
-            # The tool hooks the network as long as it lives, and captum's must not pay for that.
+            # The tool's hooks stay in the network until it exits, and would slow captum down.
             with GradCAM(network, [layer]) as tool:
                 return tool(image, [ClassifierOutputTarget(CLASS)] * len(image))
 
@@ -101,7 +100,7 @@ def torch_sides(
 
 
 def measure(name: str, options: argparse.Namespace) -> Iterator[list[object]]:
-    """One row a batch size."""
+    """One row per batch size."""
     model = build(name, size=options.size)
     explained = attach(model)
     ours, theirs = explained_sides(model, explained, options.threads), None
@@ -124,18 +123,18 @@ def measure(name: str, options: argparse.Namespace) -> Iterator[list[object]]:
 
 
 def explained_cam(explained: Explained, outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """The raw map among the outputs."""
+    """The output that is the raw map."""
     names = [o.name for o in explained.to_proto().graph.output]
     return outputs[names.index(explained.metadata.cam)]
 
 
 def short(ratio: Ratio) -> str:
-    """A ratio far from one, without its quartiles."""
+    """A ratio without its quartiles."""
     return f"{ratio.median:.2f}"
 
 
 def attach_seconds(folder: Path, size: int) -> tuple[float, float]:
-    """Shortest time to attach ResNet-50 from its file, and to attach and save it."""
+    """The shortest time to attach heatmaps to a ResNet-50 file, and to attach and save."""
     path = folder / "resnet50.onnx"
     onnx.save(build("resnet50", size=size), path)
     alone, saved = [], []
@@ -149,7 +148,7 @@ def attach_seconds(folder: Path, size: int) -> tuple[float, float]:
 
 
 def help_seconds() -> float | None:
-    """Shortest time of `onnx-gradcam --help` as a user waits for it; `None` where it is not installed."""
+    """The shortest time of `onnx-gradcam --help` as a process; `None` if it is not installed."""
     command = shutil.which("onnx-gradcam", path=str(Path(sys.executable).parent)) or shutil.which("onnx-gradcam")
     if command is None:
         return None
@@ -164,14 +163,14 @@ def help_seconds() -> float | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What an explanation costs.")
+    parser = argparse.ArgumentParser(description="Measure the cost of an explanation.")
     parser.add_argument("--networks", nargs="+", choices=BARS, default=list(BARS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--runs", type=int, default=40, help="pairs of runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's tools out")
-    parser.add_argument("--quick", action="store_true", help="small and few, to see that everything runs")
+    parser.add_argument("--no-torch", action="store_true", help="skip PyTorch's tools")
+    parser.add_argument("--quick", action="store_true", help="small, to check that everything runs")
     options = parser.parse_args(argv)
     if options.quick:
         options.networks, options.batches, options.runs, options.size = ["squeezenet1_1"], [1, 2], 3, 64
@@ -190,10 +189,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = help_seconds()
     rows = [
         ["attach ResNet-50 from a file", f"{alone:.2f} s", "1 s"],
-        ["attach and save it", f"{saved:.2f} s", ""],
-        ["`onnx-gradcam --help`", "not there" if seconds is None else f"{seconds:.2f} s", "0.3 s"],
+        ["attach and save", f"{saved:.2f} s", ""],
+        ["`onnx-gradcam --help`", "not installed" if seconds is None else f"{seconds:.2f} s", "0.3 s"],
     ]
-    print(table(["what", "fastest", "bar"], rows))
+    print(table(["step", "fastest", "bar"], rows))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What methods that run a model many times cost: runs of the model, runs of its head, and time for one image.
+"""Measure methods that run a model many times: rows of the model, rows of its head, and time per image.
 
 Run by hand::
 
-    python benchmarks/many_runs.py                          # MobileNetV2, some minutes
+    python benchmarks/many_runs.py                          # MobileNetV2, a few minutes
     python benchmarks/many_runs.py --network squeezenet1_1 --methods scorecam rise
-    python benchmarks/many_runs.py --quick                  # small: does it run at all?
+    python benchmarks/many_runs.py --quick                  # small, to check that it runs
 
-Rows are counted as they are handed to ONNX Runtime. Time is the processor's, for one image and its best class, and
-also in plain forward passes of one row; sessions are made before. Prints markdown.
+Rows are counted as they are passed to ONNX Runtime. Time is the CPU time for the top-1 class of one image, without the
+creation of sessions, and is also given in plain forward passes of one row. Prints markdown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OFTEN = [name for name, method in methods().items() if method.runs_often]
 
 
 class Counted(Prober):
-    """Counts the rows of the model and of its head."""
+    """A prober that counts the rows of the model and of its head."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -49,10 +49,10 @@ class Counted(Prober):
         return super().behind(maps, *arguments)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The processor time that it takes: other work on the machine does not count."""
+def seconds(call: Callable[[], object]) -> float:
+    """The CPU time of a call; other work on the machine does not count."""
     start = time.process_time()
-    work()
+    call()
     return time.process_time() - start
 
 
@@ -64,16 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--quick", action="store_true")
-    asked = parser.parse_args(arguments)
-    size, width = (64, 0.1) if asked.quick else (224, 1.0)
-    model, x = build(asked.network, size=size, width=width), photo_like(1, size)
-    plain = Session(model.SerializeToString(), threads=asked.threads)
+    options = parser.parse_args(arguments)
+    size, width = (64, 0.1) if options.quick else (224, 1.0)
+    model, x = build(options.network, size=size, width=width), photo_like(1, size)
+    plain = Session(model.SerializeToString(), threads=options.threads)
     forward = statistics.median(seconds(lambda: plain.run({plain.inputs[0].name: x})) for _ in range(20))
     print(machine("onnxruntime", "numpy"))
-    print(f"\n{asked.network}, {size}x{size}: one forward pass {1000 * forward:.1f} ms\n")
-    print(table(["method", "rows of the model", "rows of the head", "processor time", "in plain forward passes"], []))
-    for name in asked.methods:
-        prober = Counted(probed(model, Options(method=name)), threads=asked.threads, batch_size=asked.batch_size)
+    print(f"\n{options.network}, {size}x{size}: one forward pass {1000 * forward:.1f} ms\n")
+    print(table(["method", "rows of the model", "rows of the head", "CPU time", "in plain forward passes"], []))
+    for name in options.methods:
+        prober = Counted(probed(model, Options(method=name)), threads=options.threads, batch_size=options.batch_size)
         took = seconds(lambda prober=prober: prober.run(x, [-1]))  # type: ignore[misc]
         rows = prober.rows
         cells = [f"`{name}`", rows["model"], rows["head"] or "", f"{took:.1f} s", f"{took / forward:.0f}"]

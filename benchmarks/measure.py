@@ -1,4 +1,4 @@
-"""What the measurements share: alternating timings, tables, the machine's description."""
+"""Shared by the benchmarks: alternating timings, Markdown tables and the description of the machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Ratio", "alternate", "line", "machine", "table"]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of a candidate over time of the reference, run right beside each other.
+    """The time of a candidate divided by the time of the reference, from alternating runs.
 
     Attributes:
-        median: of the ratios of neighbouring runs.
-        quartiles: lower and upper, as a measure of the noise.
-        floor: shortest run of the candidate over shortest run of the reference: what is left without the noise.
-        runs: how many pairs there were.
+        median: median of the ratios of neighboring runs.
+        quartiles: lower and upper quartile, a measure of the noise.
+        floor: shortest run of the candidate divided by the shortest run of the reference: the ratio without noise.
+        runs: number of pairs.
     """
 
     median: float
@@ -40,17 +40,17 @@ def alternate(
 ) -> list[Ratio]:
     """Time `reference` and each candidate in strict alternation.
 
-    Every second round goes backwards, so that nobody always follows the same neighbour and a drift of the machine's
-    speed cancels.
+    Every second round runs backwards, so that no side always follows the same one and drifts of the machine's speed
+    cancel.
 
     Args:
-        reference: what the others are compared with.
-        candidates: what is measured.
-        runs: rounds; each runs every side once.
-        warmup: rounds that do not count.
+        reference: the call that the candidates are compared with.
+        candidates: the calls to measure.
+        runs: number of rounds; each runs every side once.
+        warmup: number of earlier rounds that do not count.
 
     Returns:
-        One ratio a candidate.
+        One ratio per candidate.
     """
     sides = [reference, *candidates]
     times = np.zeros((runs, len(sides)))
@@ -62,13 +62,13 @@ def alternate(
             elapsed = time.perf_counter() - start
             if turn >= 0:
                 times[turn, side] = elapsed
-    found = []
+    results = []
     for side in range(1, len(sides)):
         ratios = times[:, side] / times[:, 0]
         low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
         floor = times[:, side].min() / times[:, 0].min()
-        found.append(Ratio(float(middle), (float(low), float(high)), float(floor), runs))
-    return found
+        results.append(Ratio(float(middle), (float(low), float(high)), float(floor), runs))
+    return results
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -82,7 +82,7 @@ def line(cells: Sequence[object]) -> str:
 
 
 def machine(*packages: str) -> str:
-    """The processor, its cores, and the versions of what was measured, in one line."""
+    """The CPU, its cores, and the versions of the given packages, in one line."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,13 +1,13 @@
-"""Every trained classifier of a collection, explained and checked: the table of docs/models.md.
+"""Explain and check every trained classifier of a collection, and write docs/models.md.
 
-Run by hand on a folder that holds a `MANIFEST.json` (models with their preprocessing, labels and the classes that they
-give for named photographs), the models and the photographs::
+Run it on a folder with a `MANIFEST.json` (models with their preprocessing, labels and the classes that they predict for
+named images), the models and the images::
 
     python benchmarks/model_zoo.py DATA --write docs/models.md
 
-For every classifier it checks that the class with the highest score is the manifest's, that the explained model's own
-outputs are the original's, and that the three ways to weights agree. Prints markdown; the exit code is 1 where a
-float32 or float16 classifier misses a bar.
+For every classifier it checks that the top-1 class is the manifest's, that the explained model's own outputs are the
+original's, and that the three ways to compute channel weights agree. Prints markdown; the exit code is 1 if a float32
+or float16 classifier misses a bar.
 """
 
 from __future__ import annotations
@@ -44,39 +44,40 @@ SPARE_PHOTO = "photos/classic/omnixai_cat.jpg"
 
 INTRODUCTION = """# Trained models
 
-This page is written by `benchmarks/model_zoo.py`. The models come from public repositories, named below, and are not
-part of this project. Columns:
+After reading this page you know on which trained models onnx-gradcam was tested, and how exact it is there.
+`benchmarks/model_zoo.py` writes this page. The models come from the public repositories listed below and are not part
+of this project. The columns are:
 
-- **top-1**: photographs for which the explained model's best class is the one recorded for the original model.
+- **top-1**: images for which the explained model's top-1 class is the class recorded for the original model.
 - **outputs**: largest difference between the explained model's own outputs and the original's, relative to the largest
-  output; bar 1e-5 in float32, 2e-3 in float16.
-- **weights**: what `--weights auto` takes.
+  output; the bar is 1e-5 in float32 and 2e-3 in float16.
+- **weights**: how `--weights auto` computes the channel weights.
 - **linear**, **finite**: largest difference between these channel weights and those of `gradient`, relative to the
-  largest weight; bar 1e-4 and 1e-2. A dash where the head does not allow them: both
-  need an average over all places right behind the layer, `linear` nothing but one linear layer behind that, `finite`
-  no rounding.
+  largest weight; the bars are 1e-4 and 1e-2. A dash means that the head does not allow them: both need an average over
+  all spatial positions directly after the layer, `linear` needs a single linear layer after that, and `finite` needs a
+  head without rounding.
 
-A model passes when it misses none of these bars. Of a head with two dashes this page says only that the model's own
-outputs are left as they were; the gradient through it is checked by the rules' own tests.
+A model passes if it meets all of these bars. For a head with two dashes, this page only shows that the model's own
+outputs are unchanged; the tests of the gradient rules check its gradient.
 """
 
 
 @dataclass
 class Finding:
-    """What was seen of one model.
+    """The result of checking one model.
 
     Attributes:
-        entry: of the manifest.
-        work: the plan, where there is one.
-        right: photographs whose best class is the manifest's.
-        photographs: how many there were.
+        entry: its entry in the manifest.
+        plan: how the model is explained; `None` if it cannot be.
+        right: number of images whose top-1 class is the manifest's.
+        photographs: number of images with a recorded class.
         outputs: largest relative difference of the model's own outputs.
         agreement: largest relative difference of the channel weights from `gradient`, by their name.
-        trouble: what failed, in words.
+        trouble: the failures, in words.
     """
 
     entry: Mapping[str, Any]
-    work: Plan | None = None
+    plan: Plan | None = None
     right: int = 0
     photographs: int = 0
     outputs: float = 0.0
@@ -85,92 +86,92 @@ class Finding:
 
     @property
     def quantised(self) -> bool:
-        """Whether the model holds quantised numbers."""
+        """Whether the model is quantised."""
         return "QuantizeLinear" in self.entry["op_types"]
 
 
 def image_paths(entry: Mapping[str, Any], data: Path) -> list[Path]:
-    """The photographs that the manifest has results for; any photograph where it has none."""
+    """The images for which the manifest has results; a spare image if it has none."""
     return [data / name for name in entry["top3"] or [SPARE_PHOTO]]
 
 
 def tensor(explainer: Explainer, path: Path) -> Array:
-    """A photograph as the model's input, `[1, ...]`."""
+    """An image as the model's input, `[1, ...]`."""
     return prepare(read_image(path), explainer.preprocessing)[0][None]
 
 
-def relative(got: Array, wanted: Array) -> float:
-    """Largest difference, relative to the largest value."""
-    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
-    return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+def relative(values: Array, expected: Array) -> float:
+    """The largest difference, relative to the largest expected value."""
+    values, expected = values.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(values - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
 def check(entry: Mapping[str, Any], data: Path) -> Finding:
-    """Explain a model's photographs and compare with the original and with the manifest."""
-    found = Finding(entry)
+    """Explain a model's images and compare the results with the original model and with the manifest."""
+    finding = Finding(entry)
     path = data / entry["file"]
     try:
-        found.work = make_plan(path)
+        finding.plan = make_plan(path)
         explainer = Explainer(path, labels=data / entry["labels"], preprocess=entry["preprocessing"])
         original = Session(path, disabled_optimizers=explainer.metadata.disabled_optimizers)
         for image in image_paths(entry, data):
-            check_image(found, explainer, original, image)
-        found.agreement = weights_agreement(found, explainer, path, data)
+            check_image(finding, explainer, original, image)
+        finding.agreement = weights_agreement(finding, explainer, path, data)
     except ExplainError as exc:
-        found.trouble.append(str(exc))
-        return found
-    if found.right < found.photographs:
-        found.trouble.append(f"top-1 of {found.photographs - found.right} photographs is another")
-    if found.outputs > (bar := OUTPUT_BARS.get(entry["preprocessing"]["dtype"], 1e-5)):
-        found.trouble.append(f"outputs differ by {found.outputs:.0e}, bar {bar:.0e}")
-    for name, difference in found.agreement.items():
+        finding.trouble.append(str(exc))
+        return finding
+    if finding.right < finding.photographs:
+        finding.trouble.append(f"the top-1 class of {finding.photographs - finding.right} images is another")
+    if finding.outputs > (bar := OUTPUT_BARS.get(entry["preprocessing"]["dtype"], 1e-5)):
+        finding.trouble.append(f"outputs differ by {finding.outputs:.0e}, bar {bar:.0e}")
+    for name, difference in finding.agreement.items():
         if difference > WEIGHT_BARS[name]:
-            found.trouble.append(f"{name} weights differ by {difference:.0e}, bar {WEIGHT_BARS[name]:.0e}")
-    return found
+            finding.trouble.append(f"{name} weights differ by {difference:.0e}, bar {WEIGHT_BARS[name]:.0e}")
+    return finding
 
 
-def check_image(found: Finding, explainer: Explainer, original: Session, path: Path) -> None:
-    """Best class and outputs on one photograph."""
+def check_image(finding: Finding, explainer: Explainer, original: Session, path: Path) -> None:
+    """Compare the top-1 class and the outputs on one image."""
     best = explainer(path).top(1)[0]
-    recorded = found.entry["top3"].get(str(path.relative_to(path.parents[2])))
+    recorded = finding.entry["top3"].get(str(path.relative_to(path.parents[2])))
     if recorded is not None:
-        found.photographs += 1
-        found.right += best.index == recorded[0][0]
+        finding.photographs += 1
+        finding.right += best.index == recorded[0][0]
     x = tensor(explainer, path)
     plain = original.run({explainer.metadata.image_input: x})
     explained = explainer.run(x, [-1])
-    found.outputs = max([found.outputs, *(relative(explained[name], value) for name, value in plain.items())])
+    finding.outputs = max([finding.outputs, *(relative(explained[name], value) for name, value in plain.items())])
 
 
-def weights_agreement(found: Finding, explainer: Explainer, path: Path, data: Path) -> dict[str, float]:
-    """How far the linear and the finite channel weights are from the gradient's, over all photographs."""
-    work = found.work
-    assert work is not None
-    x = np.concatenate([tensor(explainer, image) for image in image_paths(found.entry, data)])
-    ways = ["gradient", "finite", "linear"] if work.head is not None else []
-    seen: dict[str, Array] = {}
+def weights_agreement(finding: Finding, explainer: Explainer, path: Path, data: Path) -> dict[str, float]:
+    """Largest relative difference of the linear and the finite channel weights from the gradient's, over all images."""
+    plan = finding.plan
+    assert plan is not None
+    x = np.concatenate([tensor(explainer, image) for image in image_paths(finding.entry, data)])
+    ways = ["gradient", "finite", "linear"] if plan.head is not None else []
+    results: dict[str, Array] = {}
     for way in ways:
-        if way == "linear" and not (work.head is not None and work.head.linear):
+        if way == "linear" and not (plan.head is not None and plan.head.linear):
             continue
-        if way == "gradient" and work.problems:
-            found.trouble.append(f"gradient weights: {work.problems[0]}")
+        if way == "gradient" and plan.problems:
+            finding.trouble.append(f"gradient weights: {plan.problems[0]}")
             return {}
         try:
-            probe = Explainer(path, preprocess=found.entry["preprocessing"], weights=way, method=PROBE)
+            probe = Explainer(path, preprocess=finding.entry["preprocessing"], weights=way, method=PROBE)
         except UnsupportedError:
-            # Differences see nothing through rounding, and are refused there.
-            if way == "finite" and found.quantised:
+            # Finite differences vanish in rounding, so they are refused.
+            if way == "finite" and finding.quantised:
                 continue
             raise
-        seen[way] = probe.run(x, [-1] * len(x))[WEIGHTS_OUTPUT]
-    return {way: relative(value, seen["gradient"]) for way, value in seen.items() if way != "gradient"}
+        results[way] = probe.run(x, [-1] * len(x))[WEIGHTS_OUTPUT]
+    return {way: relative(value, results["gradient"]) for way, value in results.items() if way != "gradient"}
 
 
 PROBE = "gradcam_with_weights"
 
 
 def grad_cam_with_weights(t: Builder, A: Value, G: Value, total: Total) -> Value:
-    """Grad-CAM that puts its channel weights out as well."""
+    """Grad-CAM that also outputs its channel weights."""
     t.output(t.mean(G, range(2, G.rank), keepdims=False), WEIGHTS_OUTPUT)
     return find_method("gradcam").function(t, A, G, total)
 
@@ -181,58 +182,62 @@ def one_dash(value: float | None) -> str:
 
 
 def code(name: str) -> str:
-    """A name in type, without the middle where it is long."""
+    """A name in backquotes, without its middle if it is long."""
     return f"`{name}`" if len(name) <= LONGEST_NAME else f"`{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}`"
 
 
-def row(found: Finding) -> list[object]:
-    """A model's line of the table."""
-    entry, work = found.entry, found.work
-    if work is None:
+def row(finding: Finding) -> list[object]:
+    """The row of a model."""
+    entry, plan = finding.entry, finding.plan
+    if plan is None:
         return [f"`{entry['name']}`", *["–"] * 7]
     return [
         f"`{entry['name']}`",
-        f"{code(work.layer.chosen.tensor.name)} {'x'.join(map(str, work.layer.chosen.grid))}",
-        code(work.score.tensor.name) + (f" before {work.score.activation}" if work.score.activation else ""),
-        work.weights,
-        f"{found.right} of {found.photographs}" if found.photographs else "none recorded",
-        one_dash(found.outputs),
-        one_dash(found.agreement.get("linear")),
-        one_dash(found.agreement.get("finite")),
+        f"{code(plan.layer.chosen.tensor.name)} {'x'.join(map(str, plan.layer.chosen.grid))}",
+        code(plan.score.tensor.name) + (f" before {plan.score.activation}" if plan.score.activation else ""),
+        plan.weights,
+        f"{finding.right} of {finding.photographs}" if finding.photographs else "none recorded",
+        one_dash(finding.outputs),
+        one_dash(finding.agreement.get("linear")),
+        one_dash(finding.agreement.get("finite")),
     ]
 
 
 def report(findings: Sequence[Finding]) -> str:
     """The page."""
     header = ["model", "layer", "score", "weights", "top-1", "outputs", "linear", "finite"]
-    parts = [INTRODUCTION, f"Run with {machine('onnx', 'onnx-ir', 'onnxruntime-gpu', 'onnxruntime')}.\n"]
+    parts = [INTRODUCTION, f"Measured with {machine('onnx', 'onnx-ir', 'onnxruntime-gpu', 'onnxruntime')}.\n"]
     for title, quantised in (("Float models", False), ("Quantised models", True)):
-        these = [f for f in findings if f.quantised == quantised]
-        if not these:
+        group = [f for f in findings if f.quantised == quantised]
+        if not group:
             continue
-        good = sum(not f.trouble for f in these)
-        parts.append(f"## {title}\n\n{good} of {len(these)} pass.\n\n{table(header, map(row, these))}\n")
-        parts += [f"- `{f.entry['name']}`: {'not yet: ' if quantised else ''}{t}" for f in these for t in f.trouble]
-        if any(f.trouble for f in these):
+        good = sum(not f.trouble for f in group)
+        parts.append(f"## {title}\n\n{good} of {len(group)} pass.\n\n{table(header, map(row, group))}\n")
+        parts += [f"- `{f.entry['name']}`: {'not yet: ' if quantised else ''}{t}" for f in group for t in f.trouble]
+        if any(f.trouble for f in group):
             parts.append("")
-    parts.append("## Why this layer, and where the model comes from\n")
+    parts.append("## Explained layers and sources\n")
     reasons = [
-        [f"`{f.entry['name']}`", f.work.layer.reason if f.work else "–", head_in_words(f), source(f.entry)]
+        [f"`{f.entry['name']}`", f.plan.layer.reason if f.plan else "–", head_in_words(f), source(f.entry)]
         for f in findings
     ]
-    parts.append(table(["model", "layer chosen", "head", "source"], reasons) + "\n")
+    parts.append(table(["model", "reason for the layer", "head", "source"], reasons) + "\n")
     return "\n".join(parts)
 
 
-def head_in_words(found: Finding) -> str:
-    """What lies behind the layer."""
-    if found.work is None:
+def head_in_words(finding: Finding) -> str:
+    """The part of the model after the layer."""
+    if finding.plan is None:
         return "–"
-    return found.work.head.why if found.work.head is not None else "no average over all places behind the layer"
+    return (
+        finding.plan.head.why
+        if finding.plan.head is not None
+        else "no average over all spatial positions after the layer"
+    )
 
 
 def source(entry: Mapping[str, Any]) -> str:
-    """Repository, file and commit."""
+    """The repository, file and commit that a model comes from."""
     origin = entry.get("provenance") or {}
     parts = [origin.get("repo", ""), origin.get("path", ""), str(origin.get("commit", ""))[:10]]
     return " ".join(part for part in parts if part) or "–"
@@ -240,8 +245,8 @@ def source(entry: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Explain and check every classifier of a collection.")
-    parser.add_argument("data", type=Path, help="folder with MANIFEST.json, models and photographs")
-    parser.add_argument("--write", type=Path, help="file for the page, beside printing it")
+    parser.add_argument("data", type=Path, help="folder with MANIFEST.json, models and images")
+    parser.add_argument("--write", type=Path, help="also write the page to this file")
     parser.add_argument("--only", nargs="+", help="names of models")
     options = parser.parse_args(argv)
     if PROBE not in METHODS:

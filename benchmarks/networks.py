@@ -1,10 +1,10 @@
-"""Classifiers with seeded random weights: what a speed measurement needs, without a download and without a framework.
+"""Classifiers with seeded random weights for the benchmarks, built without a download or a framework.
 
-`build` writes ResNet-50, MobileNetV2, SqueezeNet 1.1, VGG16 and ViT-S/16 as ONNX with batch normalisation kept and a
-dynamic batch. Weights carry the names of torchvision's state dictionaries, so `torch_network` gives the very same
-network in PyTorch where torchvision is installed.
+`build` returns ResNet-50, MobileNetV2, SqueezeNet 1.1, VGG16 or ViT-S/16 as ONNX, with batch normalization not folded
+and a dynamic batch. Weights are named as in torchvision's state dictionaries, so `torch_network` returns the same
+network in PyTorch if torchvision is installed.
 
-Run by hand, it writes one of them to a file::
+Write one of them to a file::
 
     python benchmarks/networks.py resnet50 resnet50.onnx
 """
@@ -28,17 +28,17 @@ OPSET = 18
 IR_VERSION = 10
 CLASSES = 1000
 TRANSPOSED = ".T"
-"""What is added to the name of a weight that torchvision stores transposed."""
+"""Suffix of the names of weights that torchvision stores transposed."""
 
 Scaled = Callable[[int], int]
 
 
 class Writer:
-    """Appends layers to a graph; a tensor is its name, and `channels` knows its width.
+    """Appends layers to a graph; tensors are represented by their names, and `channels` holds their widths.
 
     Args:
         size: height and width of the image.
-        seed: of the random weights.
+        seed: seed of the random weights.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -49,14 +49,14 @@ class Writer:
         self.rng = np.random.default_rng(seed)
 
     def op(self, kind: str, *inputs: str, channels: int | None = None, **attributes: Any) -> str:
-        """Append a node; its output has as many channels as its first input unless said otherwise."""
+        """Append a node; by default its output has as many channels as its first input."""
         name = f"{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         self.channels[name] = self.channels[inputs[0]] if channels is None else channels
         return name
 
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
-        """Store a weight under torchvision's name for it."""
+        """Store a weight under its name in torchvision."""
         self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
         return name
 
@@ -64,7 +64,7 @@ class Writer:
         self, x: str, name: str, width: int, kernel: int, *, stride: int = 1, pad: int = 0, groups: int = 1,
         bias: bool = False,
     ) -> str:  # fmt: skip
-        """A convolution with He-initialised weights."""
+        """A convolution with He-initialized weights."""
         shape = (width, self.channels[x] // groups, kernel, kernel)
         spread = np.sqrt(2 / np.prod(shape[1:]))
         inputs = [x, self.weight(f"{name}.weight", spread * self.rng.standard_normal(shape, np.float32))]
@@ -74,7 +74,7 @@ class Writer:
         return self.op("Conv", *inputs, channels=width, **geometry)
 
     def norm(self, x: str, name: str, gain: float = 1.0) -> str:
-        """A batch normalisation with statistics as training leaves them: none of them trivial."""
+        """A batch normalization with nontrivial statistics, as after training."""
         width = self.channels[x]
         draw = self.rng.uniform
         values = {
@@ -101,7 +101,7 @@ class Writer:
         return self.op("Clip", x, self.scalar("zero", 0.0), self.scalar("six", 6.0))
 
     def gelu(self, x: str) -> str:
-        """GELU, as it is written below opset 20."""
+        """GELU, as written before opset 20."""
         erf = self.op("Erf", self.op("Mul", x, self.scalar("sqrt_half", 0.5**0.5)))
         return self.op("Mul", self.op("Mul", x, self.op("Add", erf, self.scalar("one", 1.0))), self.scalar("half", 0.5))
 
@@ -120,14 +120,14 @@ class Writer:
         return self.op("Gemm", x, *weights, channels=width, transB=1)
 
     def dense(self, x: str, name: str, width: int) -> str:
-        """A dense layer on tokens `[N, T, C]`, as exporters write it: the matrix transposed beforehand."""
+        """A dense layer on tokens `[N, T, C]`, with the matrix stored transposed, as exporters do."""
         inputs = self.channels[x]
         matrix = np.sqrt(1 / inputs) * self.rng.standard_normal((inputs, width), np.float32)
         product = self.op("MatMul", x, self.weight(f"{name}weight{TRANSPOSED}", matrix), channels=width)
         return self.op("Add", product, self.weight(f"{name}bias", 0.05 * self.rng.standard_normal(width)))
 
     def layer_norm(self, x: str, name: str) -> str:
-        """A layer normalisation over the channels of tokens."""
+        """A layer normalization over the channels of tokens."""
         width = self.channels[x]
         scale = self.weight(f"{name}.weight", self.rng.uniform(0.5, 1.5, width))
         bias = self.weight(f"{name}.bias", self.rng.uniform(-0.2, 0.2, width))
@@ -141,7 +141,7 @@ class Writer:
         return name
 
     def model(self, name: str) -> onnx.ModelProto:
-        """The whole model, its batch dynamic; the layer that was appended last gives the logits."""
+        """The whole model, with a dynamic batch; the last layer outputs the logits."""
         self.nodes[-1].output[0] = "logits"
         graph = helper.make_graph(
             self.nodes,
@@ -163,7 +163,7 @@ def _resnet50(w: Writer, scaled: Scaled) -> None:
             at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
             y = w.op("Relu", w.norm(w.conv(x, f"{at}.conv1", scaled(width), 1), f"{at}.bn1"))
             y = w.op("Relu", w.norm(w.conv(y, f"{at}.conv2", scaled(width), 3, stride=stride, pad=1), f"{at}.bn2"))
-            # A small gain on the last normalisation keeps the sum over many blocks from growing.
+            # A small gain on the last normalization keeps the sum over many blocks from growing.
             y = w.norm(w.conv(y, f"{at}.conv3", scaled(4 * width), 1), f"{at}.bn3", gain=0.3)
             if block == 0:
                 shortcut = w.conv(x, f"{at}.downsample.0", scaled(4 * width), 1, stride=stride)
@@ -217,9 +217,9 @@ def _vgg16(w: Writer, scaled: Scaled) -> None:
             index += 2
         x = w.max_pool(x, 2, 2)
         index += 1
-    places = (w.size // 32) ** 2
+    positions = (w.size // 32) ** 2
     x = w.op("Flatten", x)
-    x = w.op("Relu", w.linear(x, "classifier.0", scaled(4096), inputs=w.channels[x] * places))
+    x = w.op("Relu", w.linear(x, "classifier.0", scaled(4096), inputs=w.channels[x] * positions))
     x = w.op("Relu", w.linear(x, "classifier.3", scaled(4096)))
     w.linear(x, "classifier.6", CLASSES)
 
@@ -258,7 +258,7 @@ NETWORKS = {
     "vgg16": _vgg16,
     "vit_small": _vit_small,
 }
-"""Name -> the function that writes the network; the names are torchvision's."""
+"""Name in torchvision -> the function that writes the network."""
 
 TORCH_LAYERS = {
     "resnet50": "layer4.2",
@@ -266,7 +266,7 @@ TORCH_LAYERS = {
     "squeezenet1_1": "classifier.2",
     "vgg16": "features.29",
 }
-"""Name -> the module behind which PyTorch's tools are to look: the tensor that `auto` chooses."""
+"""Name -> the module whose output PyTorch's tools explain: the layer that `auto` chooses."""
 
 
 def build(name: str, *, size: int = 224, width: float = 1.0, seed: int = 0) -> onnx.ModelProto:
@@ -276,7 +276,7 @@ def build(name: str, *, size: int = 224, width: float = 1.0, seed: int = 0) -> o
         name: one of `NETWORKS`.
         size: height and width of the image, a multiple of 32.
         width: factor on every layer's width.
-        seed: of the weights.
+        seed: seed of the weights.
     """
     w = Writer(size, seed)
     NETWORKS[name](w, lambda channels: max(1, round(channels * width)))
@@ -284,7 +284,7 @@ def build(name: str, *, size: int = 224, width: float = 1.0, seed: int = 0) -> o
 
 
 def photo_like(batch: int, size: int, seed: int = 0) -> npt.NDArray[np.float32]:
-    """Seeded noise in the range of a normalised photograph, `[batch, 3, size, size]`."""
+    """Seeded noise in the range of a normalized image, `[batch, 3, size, size]`."""
     return np.random.default_rng(seed).standard_normal((batch, 3, size, size), np.float32)
 
 
@@ -297,7 +297,7 @@ def torch_network(name: str, model: onnx.ModelProto) -> Any:
     import torch  # noqa: PLC0415 - optional
 
     models = _torchvision().models
-    if name == "vit_small":  # torchvision's transformer in a size that it gives no name
+    if name == "vit_small":  # torchvision has no name for its transformer in this size
         size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
         network = models.VisionTransformer(size, 16, 12, 6, 384, 4 * 384, num_classes=CLASSES).eval()
     else:
@@ -308,15 +308,15 @@ def torch_network(name: str, model: onnx.ModelProto) -> Any:
             values = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
             turned = tensor.name.endswith(TRANSPOSED)
             state[tensor.name.removesuffix(TRANSPOSED)] = values.T if turned else values
-    lacking, unknown = network.load_state_dict(state, strict=False)
-    left = [k for k in lacking if not k.endswith("num_batches_tracked")]
-    if left or unknown:
-        raise ValueError(f"{name} is another network in torchvision: {[*left, *unknown]}")
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ValueError(f"{name} is another network in torchvision: {[*missing, *unexpected]}")
     return network
 
 
 def _torchvision() -> Any:
-    """torchvision, also where its compiled operators do not fit the installed PyTorch (none of them is needed)."""
+    """Torchvision, even if its compiled operators, which are not needed, do not fit the installed PyTorch."""
     import torch  # noqa: PLC0415
 
     try:
@@ -332,7 +332,7 @@ def _torchvision() -> Any:
     return torchvision
 
 
-_kept: list[Any] = []  # a library's operators go when it is collected
+_kept: list[Any] = []  # the operators of a library are removed when it is garbage-collected
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ Run by hand::
     python benchmarks/pointing_game.py MODEL --boxes BOXES.json --images FOLDER --preprocess torchvision
 
 The file of boxes is JSON with `images`: name -> `file` (relative to the folder), `objects`: label -> `boxes`, each
-`[x0, y0, x1, y1]` in pixels of the photograph, and `imagenet_candidates`, the model's classes that mean this object.
+`[x0, y0, x1, y1]` in pixels of the image, and `imagenet_candidates`, the model's classes that mean this object.
 The highest-scoring candidate of each object is explained, if it is among the model's `--rank` highest scores. If an
 object has several boxes, any of them counts. If several pixels have the largest value (bilinear interpolation is flat
 at the image's border), the middle of them counts. A blank heatmap is a miss.
@@ -87,12 +87,12 @@ def choose_classes(explainer: Explainer, games: Iterable[Game], rank: int) -> di
     for game in games:
         of_image[game.image].append(game)
     chosen: dict[int, list[Game]] = defaultdict(list)
-    for explanation, mine in zip(explainer.stream(of_image), of_image.values(), strict=True):
+    for explanation, games_of_image in zip(explainer.stream(of_image), of_image.values(), strict=True):
         if isinstance(explanation, ExplainError):
             raise explanation
-        best = [target.index for target in explanation.top(rank)]
-        for game in mine:
-            recognised = [index for index in best if index in game.annotation.classes]
+        top = [target.index for target in explanation.top(rank)]
+        for game in games_of_image:
+            recognised = [index for index in top if index in game.annotation.classes]
             if recognised:
                 chosen[recognised[0]].append(game)
     return chosen
@@ -126,13 +126,13 @@ def rows(results: Sequence[Result]) -> list[list[object]]:
         f"boxes below {SMALL:.0%} of the image": [r for r in results if r.area < SMALL],
         "not in the image centre": [r for r in results if not r.centre],
     }
-    found: list[list[object]] = []
-    for name, these in parts.items():
-        if not these:
+    lines: list[list[object]] = []
+    for name, part in parts.items():
+        if not part:
             continue
-        count, hits, centres = len(these), sum(r.hit for r in these), sum(r.centre for r in these)
-        energy, area = (float(np.mean([getattr(r, k) for r in these])) for k in ("energy", "area"))
-        found.append(
+        count, hits, centres = len(part), sum(r.hit for r in part), sum(r.centre for r in part)
+        energy, area = (float(np.mean([getattr(r, k) for r in part])) for k in ("energy", "area"))
+        lines.append(
             [
                 name,
                 count,
@@ -140,19 +140,21 @@ def rows(results: Sequence[Result]) -> list[list[object]]:
                 f"{area:.1%}",
                 f"{centres / count:.1%} ({centres})",
                 f"{energy:.1%}",
-                sum(r.blank for r in these),
+                sum(r.blank for r in part),
             ]
         )
-    return found
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Does the heatmap's maximum lie in the object's box?")
+    parser = argparse.ArgumentParser(description="Play the pointing game: does a heatmap point into the object's box?")
     parser.add_argument("model", type=Path)
     parser.add_argument("--boxes", type=Path, required=True, help="JSON file of the boxes")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--preprocess", required=True, help="preset, JSON file or JSON object")
-    parser.add_argument("--rank", type=int, default=5, help="explain objects among the model's so many best classes")
+    parser.add_argument(
+        "--rank", type=int, default=5, help="explain objects whose class is among this many highest-scoring classes"
+    )
     parser.add_argument("--layer", default="auto")
     parser.add_argument("--method", default="gradcam")
     options = parser.parse_args(argv)
@@ -160,9 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     games = read_games(options.boxes, options.images)
     results = play(explainer, choose_classes(explainer, games, options.rank))
     if not results:
-        sys.exit(f"the model ranks none of the {len(games)} objects among its {options.rank} best classes")
-    facts = explainer.metadata
-    subject = f"{options.model.name}, {facts.method} at `{facts.target_tensor}`, rank {options.rank} or better"
+        sys.exit(f"the model ranks none of the {len(games)} objects among its top {options.rank} classes")
+    metadata = explainer.metadata
+    subject = f"{options.model.name}, {metadata.method} at `{metadata.target_tensor}`, rank {options.rank} or better"
     print(f"{subject}; {machine('onnxruntime-gpu', 'onnxruntime')}\n")
     header = ["objects", "count", "maximum in the box", "random pixel", "image centre", "energy in the box"]
     print(table([*header, "blank"], rows(results)))

@@ -1,9 +1,9 @@
-"""How far the heatmaps of presets lie apart on photographs: one model, the same class, everything else the preset's.
+"""Compare the heatmaps of all presets on images, for one model and its top-1 class.
 
-    python benchmarks/preset_differences.py MODEL PHOTO [PHOTO ...] --preprocess JSON
+    python benchmarks/preset_differences.py MODEL IMAGE [IMAGE ...] --preprocess JSON
 
-For each preset: the largest difference from pytorch-grad-cam's heatmap, mean and worst over the photographs, and the
-mean correlation with it.
+For each preset it prints the largest difference from pytorch-grad-cam's heatmap (mean and maximum over the images), and
+the mean correlation with it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ REFERENCE = "pytorch-grad-cam"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("photos", nargs="+")
+    parser.add_argument("images", nargs="+")
     parser.add_argument("--preprocess", required=True)
     parser.add_argument("--method", default="gradcam")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     maps = {}
     for preset in PRESETS:
-        explainer = Explainer(asked.model, preset=preset, preprocess=asked.preprocess, method=asked.method, threads=1)
-        maps[preset] = [explainer(photo).heatmap for photo in asked.photos]
+        explainer = Explainer(
+            options.model, preset=preset, preprocess=options.preprocess, method=options.method, threads=1
+        )
+        maps[preset] = [explainer(image).heatmap for image in options.images]
     print("| preset | largest difference, mean (worst) | correlation |")
     print("| --- | --- | --- |")
-    for preset, mine in maps.items():
-        apart = [np.abs(a - b).max() for a, b in zip(mine, maps[REFERENCE], strict=True)]
-        alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(mine, maps[REFERENCE], strict=True)]
-        print(f"| {preset} | {np.mean(apart):.3f} ({np.max(apart):.2f}) | {np.mean(alike):.3f} |")
+    for preset, heatmaps in maps.items():
+        differences = [np.abs(a - b).max() for a, b in zip(heatmaps, maps[REFERENCE], strict=True)]
+        correlations = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(heatmaps, maps[REFERENCE], strict=True)]
+        print(f"| {preset} | {np.mean(differences):.3f} ({np.max(differences):.2f}) | {np.mean(correlations):.3f} |")
 
 
 if __name__ == "__main__":

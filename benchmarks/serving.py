@@ -1,11 +1,11 @@
-"""Latency and throughput of the server: the explained model against the unexplained one, on every way in.
+"""Measure the server's latency and throughput with the explained and with the plain model, for every transport.
 
     pip install '.[serve]' 'tritonclient[grpc]'
     python benchmarks/serving.py
     python benchmarks/serving.py --network resnet50 --seconds 10
 
-Both models are served by the same server over the same transports (`serving_plain.py`), one at a time, in rounds that
-alternate. Latency is that of one client, throughput that of four. Prints markdown.
+The same server serves both models over the same transports (`serving_plain.py`), one at a time, in alternating rounds.
+Latency is measured with one client, throughput with four. Prints markdown.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Ask = Callable[[], object]
 
 
 def ways(served: Served, image: str, *, plain: bool) -> dict[str, Callable[[], Ask]]:
-    """For each way in, what makes a client: a function that sends one request."""
+    """For each transport, a function that creates a client: a function that sends one request."""
     x = photo_like(1, 224)
     outputs = ["scores"] if plain else ["heatmap"]
 
@@ -76,7 +76,7 @@ def ways(served: Served, image: str, *, plain: bool) -> dict[str, Callable[[], A
 
 
 def latency(make: Callable[[], Ask], seconds: float) -> list[float]:
-    """Milliseconds of requests one after the other."""
+    """Milliseconds of each of several consecutive requests."""
     ask = make()
     for _ in range(3):
         ask()
@@ -90,7 +90,7 @@ def latency(make: Callable[[], Ask], seconds: float) -> list[float]:
 
 
 def throughput(make: Callable[[], Ask], seconds: float, clients: int = 4) -> float:
-    """Requests a second of several clients."""
+    """Requests per second of several clients."""
     counts = [0] * clients
     end = time.perf_counter() + seconds
 
@@ -109,13 +109,13 @@ def throughput(make: Callable[[], Ask], seconds: float, clients: int = 4) -> flo
 
 
 def in_process(model: Path, image: str, seconds: float) -> list[float]:
-    """Milliseconds of the model itself."""
+    """Milliseconds of the model without a server."""
     session, x = Session(model, threads=2), photo_like(1, 224)
     return latency(lambda: lambda: session.run({image: x}), seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="mobilenet_v2")
     parser.add_argument("--seconds", type=float, default=4)
@@ -140,13 +140,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{options.network}, {machine('mlserver', 'onnxruntime-gpu', 'onnxruntime', 'grpcio')}\n")
     print(
         table(
-            ["way in", "plain, ms", "explained, ms", "plain, requests/s", "explained, requests/s"], rows(times, rates)
+            ["transport", "plain, ms", "explained, ms", "plain, requests/s", "explained, requests/s"],
+            rows(times, rates),
         )
     )
 
 
 def rows(times: dict[str, Any], rates: dict[str, Any]) -> list[list[str]]:
-    """Medians; of the latencies the 99th percentile as well."""
+    """Medians, and the 99th percentile of the latencies."""
 
     def both(values: list[float]) -> str:
         return f"{statistics.median(values):.1f} (p99 {np.quantile(values, 0.99):.1f})"

@@ -1,4 +1,4 @@
-"""A server to measure, and requests to measure it with; shared by the serving benchmarks."""
+"""Shared by the serving benchmarks: a running server, and clients that send requests to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = "measured"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
+    """Free ports on the loopback interface."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -34,7 +34,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Served:
-    """A running `onnx-gradcam serve`, or the script `serving_plain.py` with the same options; a context."""
+    """A running `onnx-gradcam serve`, or `serving_plain.py` with the same options; a context manager."""
 
     def __init__(self, model: Path, *options: str, plain: bool = False) -> None:
         self.http, self.grpc, self.metrics = free_ports(3)
@@ -65,22 +65,22 @@ class Served:
         self._process.wait(30)
 
     def connection(self) -> http.client.HTTPConnection:
-        """A connection for REST, closed with the server."""
+        """A REST connection, closed with the server."""
         made = http.client.HTTPConnection("127.0.0.1", self.http, timeout=60)
         return self._open.enter_context(contextlib.closing(made))
 
     def client(self) -> InferenceServerClient:
-        """A client for gRPC, closed with the server."""
+        """A gRPC client, closed with the server."""
         return self._open.enter_context(InferenceServerClient(f"127.0.0.1:{self.grpc}"))
 
     def megabytes(self) -> float:
-        """Resident memory of the server."""
+        """The resident memory of the server."""
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text("ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def photograph(side: int = 640) -> bytes:
-    """A JPEG file of smooth colours and noise, of the size of a usual photograph on the web."""
+    """A JPEG file of smooth colors and noise, as large as a typical image on the web."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (12, 12, 3), np.uint8)
     smooth = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC).astype(np.int16)
@@ -89,21 +89,21 @@ def photograph(side: int = 640) -> bytes:
 
 
 def tensor_input(name: str, values: Any, datatype: str = "FP32") -> InferInput:
-    """An input for gRPC."""
+    """A gRPC input."""
     made = InferInput(name, list(values.shape), datatype)
     made.set_data_from_numpy(values)
     return made
 
 
 def ask_tensors(client: InferenceServerClient, inputs: list[InferInput], outputs: list[str]) -> None:
-    """Tensors over gRPC."""
+    """Send tensors over gRPC and read the outputs."""
     answer = client.infer(MODEL, inputs, outputs=[InferRequestedOutput(name) for name in outputs])
     for name in outputs:
         assert answer.as_numpy(name) is not None
 
 
 def image_body(photo: bytes, *, target: str, outputs: list[str]) -> bytes:
-    """A request for REST with one image file."""
+    """The body of a REST request with one image file."""
     data = base64.b64encode(photo).decode()
     document = {
         "inputs": [{"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [data]}],
@@ -114,13 +114,13 @@ def image_body(photo: bytes, *, target: str, outputs: list[str]) -> bytes:
 
 
 def tensor_body(name: str, values: Any, outputs: list[str]) -> bytes:
-    """A request for REST with numbers in JSON."""
+    """The body of a REST request with numbers in JSON."""
     entry = {"name": name, "datatype": "FP32", "shape": list(values.shape), "data": values.reshape(-1).tolist()}
     return json.dumps({"inputs": [entry], "outputs": [{"name": one} for one in outputs]}).encode()
 
 
 def post(connection: http.client.HTTPConnection, body: bytes) -> int:
-    """Send a request over REST; returns the status. A connection that the server has closed is opened again."""
+    """Send a REST request and return the status; a connection that the server has closed is reopened."""
     for _ in range(2):
         try:
             connection.request("POST", f"/v2/models/{MODEL}/infer", body, {"Content-Type": "application/json"})

@@ -1,6 +1,6 @@
-"""The unexplained model on the same server: what explaining costs is the difference.
+"""Serve the plain model with the same server, so that the difference is the cost of explaining.
 
-Run by `serving.py`, with the arguments of `onnx-gradcam serve`.
+`serving.py` runs it with the arguments of `onnx-gradcam serve`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from onnx_gradcam.serve.query import Query, Result, files, numbers
 
 
 class PlainRuntime(ExplainRuntime):
-    """Answers with the scores of the model beside the explained one, `plain.onnx`."""
+    """Answers with the scores of `plain.onnx` in the explained model's folder."""
 
     async def load(self) -> bool:
-        """Make the session of the plain model too."""
+        """Also create the session of the plain model."""
         await super().load()
         explained = Path(self.settings.parameters.uri)
-        self._facts = Metadata.from_props(peek(explained))
+        self._metadata = Metadata.from_props(peek(explained))
         self._plain = Session(explained.with_name("plain.onnx"), threads=2)
         self._answerer.answer = self._scores
         return True
@@ -43,11 +43,11 @@ class PlainRuntime(ExplainRuntime):
         else:
             info = self._plain.inputs[0]
             batch = numbers(tensor, info.dtype, info.shape)
-        scores = self._plain.run({self._facts.image_input: batch})[self._facts.scores_output]
+        scores = self._plain.run({self._metadata.image_input: batch})[self._metadata.scores_output]
         return [Result.of("scores", scores)], "tensor", 0
 
 
 if __name__ == "__main__":
-    server._IMPLEMENTATION = "serving_plain.PlainRuntime"  # noqa: SLF001 - the one thing that differs
+    server._IMPLEMENTATION = "serving_plain.PlainRuntime"  # noqa: SLF001 - the only difference
     sys.argv[1:1] = ["serve"]
     main()

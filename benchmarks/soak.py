@@ -1,10 +1,10 @@
-"""Whether a server's memory stays where it is: requests of all kinds for minutes, good and bad ones.
+"""Check that a server's memory does not grow during minutes of valid and malformed requests.
 
     pip install '.[serve]' 'tritonclient[grpc]'
     python benchmarks/soak.py models/shapes.onnx --minutes 10
 
-Prints the resident memory every half minute, and fails where the second half of the time ends more than 2 % above the
-first.
+Prints the resident memory every half minute, and fails if it ends more than 2 % higher in the second half of the time
+than in the first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GROWTH = 0.02
 
 
 def work(served: Served, stop: threading.Event, counts: dict[str, int], seed: int) -> None:
-    """One client: tensors of changing batch over gRPC, images over REST, and every tenth request malformed."""
+    """One client: tensors of varying batch size over gRPC, images over REST, and every tenth request malformed."""
     rng = np.random.default_rng(seed)
     client, connection = served.client(), served.connection()
     described = client.get_model_metadata(MODEL, as_json=True)["inputs"][0]
@@ -56,12 +56,12 @@ def work(served: Served, stop: threading.Event, counts: dict[str, int], seed: in
             try:
                 ask_tensors(client, [tensor_input(described["name"], batch)], ["heatmap"])
             except InferenceServerException as error:
-                raise AssertionError(f"a good request was refused: {error}") from error
+                raise AssertionError(f"a valid request was refused: {error}") from error
             counts["tensors"] += 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the clients, and watch the server."""
+    """Run the clients and watch the server's memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def watch(served: Served, seconds: float, clients: list[threading.Thread]) -> list[float]:
-    """The server's memory every second."""
+    """The server's memory, once per second."""
     memory: list[float] = []
     start = time.monotonic()
     while (passed := time.monotonic() - start) < seconds:

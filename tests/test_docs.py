@@ -1,4 +1,4 @@
-"""The documentation says what is so."""
+"""Generated pages are up to date, and the links of all pages resolve."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def generator(repository):
 
 @pytest.mark.parametrize("name", ["operators.md", "methods.md", "presets.md"])
 def test_generated_pages_are_current(generator, repository, name):
-    written = (repository / "docs" / name).read_text(encoding="utf-8")
-    version = re.search(r"schemas of onnx ([\d.]+);", written)
+    page = (repository / "docs" / name).read_text(encoding="utf-8")
+    version = re.search(r"schemas of onnx ([\d.]+);", page)
     if version and version.group(1) != onnx.__version__:
         pytest.skip(f"the page was written for onnx {version.group(1)}, installed is {onnx.__version__}")
-    assert written == generator.PAGES[name](), "run `python docs/generate.py`"
+    assert page == generator.PAGES[name](), "run `python docs/generate.py`"
 
 
-def test_links_lead_somewhere(repository):
+def test_links_resolve(repository):
     pages = [repository / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
         (repository / "docs").rglob("*.md")
     )

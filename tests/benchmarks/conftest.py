@@ -1,4 +1,4 @@
-"""The measuring scripts are run as files, so their folder has to be where Python looks for them."""
+"""The benchmark scripts are run as files and import each other, so their folder must be on the import path."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def scripts(repository, monkeypatch):
-    """Make the scripts importable by their bare names, as they import each other."""
+    """Make the scripts importable by their names."""
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))

@@ -1,4 +1,4 @@
-"""The measurement of batches runs, on sizes that say nothing about speed."""
+"""The batch benchmark runs, at sizes too small to measure speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ratio that is reported is the ratio of the work done."""
+"""The reported ratio is the ratio of the times."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""The networks with random weights are what their names say."""
+"""The networks with random weights match their names."""
 
 import importlib
 

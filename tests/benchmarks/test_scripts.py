@@ -1,4 +1,4 @@
-"""Every measuring script runs, on sizes that say nothing about speed, and reports what it should."""
+"""Every benchmark script runs, at sizes too small to measure speed, and reports what it should."""
 
 import importlib
 import json
@@ -51,7 +51,7 @@ def test_a_large_model_keeps_its_weights_beside_it_and_runs_from_both_places(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_the_large_models_weights_lie_outside_of_it(tmp_path):
+def test_the_large_models_weights_are_stored_in_another_file(tmp_path):
     size = importlib.import_module("large_model").write_model(tmp_path / "m.onnx", 0.0005, 32)
     assert (tmp_path / "m.data").stat().st_size == size >= 0.0005 * 2**30
     assert (tmp_path / "m.onnx").stat().st_size < 20_000
@@ -110,6 +110,33 @@ def test_the_pointing_game_counts_hits_chance_and_the_middle(corner_model, boxes
     assert area == f"{sum(pixels) / 2 / (64 * 128):.1%}"
 
 
+@pytest.fixture
+def voc(tmp_path_factory):
+    """A folder with a PASCAL VOC file for the image: the same box for a sofa, a dog, a second sofa and a unicorn."""
+    folder = tmp_path_factory.mktemp("voc")
+    corners = "<bndbox><xmin>101</xmin><ymin>1</ymin><xmax>128</xmax><ymax>21</ymax></bndbox>"
+    objects = "".join(f"<object><name>{name}</name>{corners}</object>" for name in ("sofa", "dog", "sofa", "unicorn"))
+    (folder / "red.xml").write_text(f"<annotation>{objects}</annotation>")
+    return folder
+
+
+@pytest.mark.usefixtures("boxes")
+def test_the_pointing_game_reads_the_boxes_of_pascal_voc(voc, tmp_path):
+    games = importlib.import_module("task_localisation").read_voc(voc, tmp_path, ["dog", "couch"])
+    annotations = {game.annotation.label: game.annotation for game in games}
+    assert {label: list(annotation.classes) for label, annotation in annotations.items()} == {"sofa": [1], "dog": [0]}
+    assert annotations["sofa"].boxes == [(100, 0, 127, 20)] * 2
+
+
+@pytest.mark.usefixtures("boxes")
+def test_the_pointing_game_explains_only_the_classes_that_the_model_finds(voc, corner_model, tmp_path):
+    script = importlib.import_module("task_localisation")
+    games = list(script.read_voc(voc, tmp_path, ["dog", "couch"]))
+    preprocess = {"size": [64, 64], "resize": "stretch", "scale": 1 / 255}
+    _, results = script.measure(corner_model, games, 0.01, preprocess=preprocess)
+    assert [result.hit for result in results] == [True]
+
+
 # ----- the models ------------------------------------------------------------
 
 
@@ -135,9 +162,9 @@ def test_a_model_whose_recorded_class_is_another_is_reported(real_data):
     entry = next(e for e in manifest["models"] if e["name"] == "mnist8_cntk")
     for classes in entry["top3"].values():
         classes[0][0] = 9
-    found = script.check(entry, real_data)
-    assert found.right == 0
-    assert "top-1 of 3 photographs is another" in found.trouble
+    finding = script.check(entry, real_data)
+    assert finding.right == 0
+    assert "the top-1 class of 3 images is another" in finding.trouble
 
 
 def test_methods_of_many_runs_are_counted(capsys):
@@ -145,7 +172,7 @@ def test_methods_of_many_runs_are_counted(capsys):
     importlib.import_module("many_runs").main(["--quick", "--network", "squeezenet1_1", "--methods", *names])
     text = capsys.readouterr().out
     rows = {name: (model, head) for name, model, head in re.findall(r"\| `(\w+)` \| (\d+) \| (\d*) \| [\d.]+ s", text)}
-    # The image itself, what is asked of it, and then: 50 noisy copies, 1000 channels, none, 15 x 15 windows.
+    # One or two runs of the image itself, and then 50 noisy copies, 1000 channels, none, 15 x 15 windows.
     assert rows == {
         "smoothgrad": ("51", ""),
         "scorecam": ("1002", ""),

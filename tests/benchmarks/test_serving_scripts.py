@@ -1,4 +1,4 @@
-"""The measurements of servers run, on sizes that say nothing about speed."""
+"""The serving benchmarks run, at sizes too small to measure speed."""
 
 from __future__ import annotations
 
