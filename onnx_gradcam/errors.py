@@ -16,18 +16,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "ExplainError",
-    "ExportError",
-    "InputError",
-    "ModelError",
-    "ServerError",
-    "TargetError",
-    "UnsupportedError",
-    "near_matches",
-    "reason",
-    "same_name",
-]
+__all__ = ["ExplainError", "ExportError", "InputError", "ModelError", "ServerError", "TargetError", "UnsupportedError"]
+__all__ += ["near_matches", "reason", "same_name"]
 
 _IGNORED = str.maketrans("", "", "-_ ")
 

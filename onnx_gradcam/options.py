@@ -20,28 +20,24 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-__all__ = [
+__all__ = ["Choices", "Description", "Options", "check_choices", "check_word"]
+__all__ += [
     "BatchFormat",
     "BoxFormat",
     "ChannelReduction",
-    "Choices",
     "ClassInput",
     "Combine",
-    "Description",
     "Framework",
     "GradDtype",
     "HeatmapMetric",
     "MaskKind",
     "ModifierName",
-    "Options",
     "Probabilities",
     "ScoreKind",
     "Style",
     "TorchExporter",
     "Via",
     "Weights",
-    "check_choices",
-    "check_word",
 ]
 
 Weights = Literal["auto", "linear", "gradient", "finite"]

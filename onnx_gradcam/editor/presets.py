@@ -65,9 +65,6 @@ class Preset:
     caution: str = ""
 
 
-# ----- changes of the gradient ----------------------------------------------
-
-
 def _over_maximum(t: Builder, A: Value, G: Value) -> Value:  # noqa: ARG001 - the signature of a change
     """keras-vis: divide by the largest value of the sample; if none is positive, this flips the signs."""
     return G / (t.reduce("ReduceMax", G, range(1, G.rank)) + 1e-7)
@@ -76,9 +73,6 @@ def _over_maximum(t: Builder, A: Value, G: Value) -> Value:  # noqa: ARG001 - th
 def _gated(t: Builder, A: Value, G: Value) -> Value:
     """tf-explain: keep positive gradients at positive activations only."""
     return t.op("Mul", t.op("Relu", G), t.cast(A > 0.0, G.dtype))
-
-
-# ----- from raw maps to the heatmap --------------------------------------------
 
 
 def _steps(

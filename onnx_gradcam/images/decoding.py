@@ -18,17 +18,8 @@ from onnx_gradcam.files import read_file
 from .header import HeaderError, checked, stored_size
 from .preprocessing import INTEGER_RANGES, Preprocessing
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "Image",
-    "Placement",
-    "check_image",
-    "prepare",
-    "read_image",
-    "read_region",
-    "resized",
-]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "Image", "Placement", "prepare", "read_image", "read_region", "resized"]
+__all__ += ["check_heatmap", "check_image"]
 
 Array = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]
@@ -110,10 +101,7 @@ class Placement:
         Interpolates bilinearly between the centres of the heatmap's cells, as `cv2.INTER_LINEAR` and ONNX's
         `half_pixel` do.
         """
-        if heatmap.ndim != 2 or heatmap.size == 0:
-            raise InputError(
-                f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample"
-            )
+        check_heatmap(heatmap)
         x0, y0, x1, y1 = self.box
         rows, row_part, row_inside = _taps(self.height, y0, y1, heatmap.shape[0])
         columns, column_part, column_inside = _taps(self.width, x0, x1, heatmap.shape[1])
@@ -213,6 +201,12 @@ def check_image(image: npt.NDArray[Any]) -> None:
             f"an image is uint8 of shape [height, width, 3], not {image.dtype} of shape {list(image.shape)}; "
             "read it with read_image"
         )
+
+
+def check_heatmap(heatmap: npt.NDArray[Any]) -> None:
+    """Refuse an array that is not a heatmap `[H, W]`."""
+    if heatmap.ndim != 2 or heatmap.size == 0:
+        raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image:

@@ -14,21 +14,10 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.files import write_file
 
-from .decoding import QUIET, Image, check_image, cv2_module, resized
+from .decoding import QUIET, Image, check_heatmap, check_image, cv2_module, resized
 
-__all__ = [
-    "COLORMAPS",
-    "SUFFIXES",
-    "TRANSPARENT",
-    "check_colormap",
-    "check_same_size",
-    "check_suffix",
-    "colorize",
-    "encode_image",
-    "overlay",
-    "save_image",
-    "sheet",
-]
+__all__ = ["COLORMAPS", "SUFFIXES", "TRANSPARENT", "colorize", "encode_image", "overlay", "save_image", "sheet"]
+__all__ += ["check_colormap", "check_same_size", "check_suffix"]
 
 COLORMAPS: Final = ("jet", "turbo", "viridis", "inferno", "magma", "plasma", "cividis", "hot", "bone", "parula", "bwr")
 """The colour maps: those of OpenCV by these names, and `bwr` of Matplotlib: blue, white, red."""
@@ -47,8 +36,7 @@ _INK = (32, 32, 32)
 
 def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
     """The colours of a heatmap `[H, W]` in [0, 1]: uint8 RGB `[H, W, 3]`, 256 steps."""
-    if heatmap.ndim != 2 or heatmap.size == 0:
-        raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")
+    check_heatmap(heatmap)
     check_colormap(colormap)
     low, high = float(heatmap.min()), float(heatmap.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # refuses NaN too

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.options import Style
 
-from .decoding import Image, check_image, cv2_module
+from .decoding import Image, check_heatmap, check_image, cv2_module
 from .drawing import check_colormap, check_same_size, colorize, overlay
 
 __all__ = ["STYLES", "Look", "LookChoices", "hot_box", "hot_region"]
@@ -122,8 +122,7 @@ def hot_region(
     With `top_percent` it is instead this percentage of the pixels that the model sees, and all that equal the lowest of
     them. NaN (where the model does not see the image), zero and negative values are never hot.
     """
-    if heatmap.ndim != 2 or heatmap.size == 0:
-        raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")
+    check_heatmap(heatmap)
     seen = heatmap[np.isfinite(heatmap)]
     if seen.size == 0:
         return np.zeros(heatmap.shape, bool)

@@ -43,9 +43,6 @@ def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement
     return drawn
 
 
-# ----- the libraries -----------------------------------------------------------
-
-
 def _pytorch_grad_cam(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001 - the signature of all
     """utils/image.py `show_cam_on_image`: half and half, divided by the largest value."""
     both = 0.5 * (_opencv("JET", _cut(255 * _enlarged(heatmap, image))) / np.float32(255)) + 0.5 * (
@@ -147,9 +144,6 @@ OVERLAYS: dict[str, OverlayFunction] = {
 """Overlay functions by preset."""
 
 
-# ----- colours -----------------------------------------------------------------
-
-
 def _steps(*corners: tuple[tuple[float, float], ...]) -> npt.NDArray[np.float64]:
     """A colour map of 256 steps, `[256, 3]`, from the corners (position, strength) of each colour."""
     positions = np.linspace(0, 1, 256)
@@ -185,9 +179,6 @@ def _blended(below: Image, above: Image) -> Image:
     return _cut(whole // (256 * (127 + 255) - 127 * 255))
 
 
-# ----- numbers -----------------------------------------------------------------
-
-
 def _cut(values: Map) -> Image:
     """Truncated to integers."""
     return values.astype(np.uint8)
@@ -212,9 +203,6 @@ def _over_maximum(cam: Map) -> Map:
 def _bytes(values: Map) -> Image:
     """Keras's `array_to_img`: scaled from minimum and maximum to 0 and 255, truncated."""
     return _cut(_to_range(values) * 255)
-
-
-# ----- sizes -------------------------------------------------------------------
 
 
 def _enlarged(values: Map, image: Image) -> Map:

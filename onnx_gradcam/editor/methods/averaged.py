@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -21,30 +22,20 @@ _FEW_SAMPLES, _FIXED_NOISE = 4, 0.3
 _STEPS = 50
 """Steps of the integral; section 5 of the paper finds 20 to 300 enough."""
 
+_sampling = partial(method, family="sampling")
+_over_noise = partial(_sampling, uses=("gx",), passes=f"{_SAMPLES} forward and backward passes")
 
-# ----- the image itself ------------------------------------------------------
 
-
-@method(
-    "smoothgrad",
-    title="SmoothGrad",
-    reference="Smilkov et al. 2017, eq. 1, signed; captum's NoiseTunnel",
-    family="sampling",
-    uses=("gx",),
-    passes=f"{_SAMPLES} forward and backward passes",
-)
+@_over_noise("smoothgrad", title="SmoothGrad", reference="Smilkov et al. 2017, eq. 1, signed; captum's NoiseTunnel")
 def smooth_grad(probe: Probe) -> Array:
     """E[dS/dx] at x + noise."""
     return _moments(probe)[0].astype(np.float32)
 
 
-@method(
+@_over_noise(
     "smoothgrad-squared",
     title="SmoothGrad squared",
     reference="Hooker et al. 2019, section 4.2; captum's NoiseTunnel, smoothgrad_sq",
-    family="sampling",
-    uses=("gx",),
-    passes=f"{_SAMPLES} forward and backward passes",
     absolute=True,
 )
 def smooth_grad_squared(probe: Probe) -> Array:
@@ -52,13 +43,10 @@ def smooth_grad_squared(probe: Probe) -> Array:
     return _moments(probe)[1].astype(np.float32)
 
 
-@method(
+@_over_noise(
     "vargrad",
     title="VarGrad",
     reference="Adebayo et al. 2018, section 3.2; captum's NoiseTunnel, vargrad",
-    family="sampling",
-    uses=("gx",),
-    passes=f"{_SAMPLES} forward and backward passes",
     absolute=True,
 )
 def var_grad(probe: Probe) -> Array:
@@ -67,11 +55,10 @@ def var_grad(probe: Probe) -> Array:
     return np.maximum(square - mean**2, 0).astype(np.float32)
 
 
-@method(
+@_sampling(
     "integrated-gradients",
     title="Integrated gradients",
     reference="Sundararajan et al. 2017, eq. 1, from the input zero; Gauss-Legendre quadrature, as captum",
-    family="sampling",
     uses=("gx",),
     passes=f"{_STEPS} forward and backward passes",
 )
@@ -106,14 +93,10 @@ def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
         yield (probe.x + noise).astype(np.float32)
 
 
-# ----- a layer -----------------------------------------------------------------
-
-
-@method(
+@_sampling(
     "smooth-gradcam++",
     title="Smooth Grad-CAM++",
     reference="Omeiza et al. 2019, eq. 3 and 4; D1 for the first of its D2, G for exp(S) G; noise as SmoothGrad",
-    family="sampling",
     uses=("A", "G", "total"),
     passes=f"{_SAMPLES} forward passes and gradients of the head",
 )
@@ -126,12 +109,11 @@ def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
     return _plus_plus(probe, probe.maps, probe.maps, first, second, third)
 
 
-@method(
+@_sampling(
     "smooth-gradcam++-torch-cam",
     title="Smooth Grad-CAM++ of torch-cam",
     reference="torch-cam 0.5.0 gradient.py: maps and gradient of the last noisy copy instead of the image's maps and "
     "the mean gradient",
-    family="sampling",
     uses=("A", "G", "total"),
     passes=f"{_FEW_SAMPLES} forward passes and gradients of the head",
 )

@@ -16,17 +16,13 @@ from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.options import Combine
 
-__all__ = [
-    "Finish",
+__all__ = ["Finish", "by_maximum", "by_range", "combined", "finish"]
+__all__ += [
     "Matrix",
     "bicubic",
     "bilinear",
-    "by_maximum",
-    "by_range",
-    "combined",
     "corner",
     "corner_bilinear",
-    "finish",
     "half_pixel",
     "nearest",
     "resize",

@@ -6,6 +6,7 @@ Recipro-CAM runs the head again as a part of the graph; the others run the model
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +35,15 @@ _MASKS, _CELLS, _SEEN = 4000, 7, 0.5
 _WINDOWS = 8
 """Occlusion: windows side by side along each side of the image; they move by half their size."""
 
+_perturbation = partial(method, family="perturbation")
+_with_masks = partial(_perturbation, uses=("A", "total"), passes="one forward pass and one more for each channel")
 
-# ----- channels of a layer -----------------------------------------------------
 
-
-@method(
+@_perturbation(
     "ablationcam",
     title="Ablation-CAM",
     reference="Desai and Ramaswamy 2020, eq. 4; channels set to zero, as pytorch-grad-cam ablation_layer.py behind a "
     "ReLU",
-    family="perturbation",
     uses=("A", "head", "total"),
     passes="one forward pass and the head once for each channel",
 )
@@ -62,40 +62,32 @@ def ablation_cam(probe: Probe) -> Array:
         return probe.total(maps, weights)
 
 
-@method(
+@_with_masks(
     "scorecam",
     title="Score-CAM",
     reference="Wang et al. 2020, eq. 4 to 6; pytorch-grad-cam score_cam.py: aligned corners, raw scores",
-    family="perturbation",
-    uses=("A", "total"),
-    passes="one forward pass and one more for each channel",
 )
 def score_cam(probe: Probe) -> Array:
     """sum_k w_k A_k with w = softmax_k(S(x m_k)), where m_k is the map of channel k, resized and scaled to [0, 1]."""
     return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, _corner_masks(probe))))
 
 
-@method(
+@_with_masks(
     "scorecam-tf-keras-vis",
     title="Score-CAM of tf-keras-vis",
     reference="Wang et al. 2020, eq. 4 and 6; tf-keras-vis 0.8.7 scorecam.py: probabilities instead of a softmax over "
     "channels",
-    family="perturbation",
     uses=("A", "probability", "total"),
-    passes="one forward pass and one more for each channel",
 )
 def score_cam_tf_keras_vis(probe: Probe) -> Array:
     """sum_k w_k A_k with w_k the probability of the class for x m_k."""
     return probe.total(probe.maps, _mean_scores(probe.probabilities, probe, 1, _corner_masks(probe)))
 
 
-@method(
+@_with_masks(
     "scorecam-torch-cam",
     title="Score-CAM of torch-cam",
     reference="Wang et al. 2020, eq. 4 to 6; torch-cam 0.5.0 activation.py: masks scaled before they are resized",
-    family="perturbation",
-    uses=("A", "total"),
-    passes="one forward pass and one more for each channel",
 )
 def score_cam_torch_cam(probe: Probe) -> Array:
     """Score-CAM with masks scaled to [0, 1] at the layer's size."""
@@ -103,11 +95,10 @@ def score_cam_torch_cam(probe: Probe) -> Array:
     return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, lambda _, channels: masks(channels))))
 
 
-@method(
+@_perturbation(
     "sscam",
     title="SS-CAM",
     reference="Wang et al. 2020 (SS-CAM), section 3; torch-cam 0.5.0 activation.py: noise on the masks",
-    family="perturbation",
     uses=("A", "total"),
     passes=f"one forward pass and {_SAMPLES} more for each channel",
 )
@@ -122,11 +113,10 @@ def ss_cam(probe: Probe) -> Array:
     return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, _SAMPLES, noisy)))
 
 
-@method(
+@_perturbation(
     "iscam",
     title="IS-CAM",
     reference="Naidu et al. 2020, section 3; torch-cam 0.5.0 activation.py: step i of n times the sum of 1/n to i/n",
-    family="perturbation",
     uses=("A", "total"),
     passes=f"one forward pass and {_STEPS} more for each channel",
 )
@@ -185,14 +175,10 @@ def _softmax(values: Array) -> Array:
     return softmax
 
 
-# ----- regions of the image ---------------------------------------------------
-
-
-@method(
+@_perturbation(
     "rise",
     title="RISE",
     reference="Petsiuk et al. 2018, eq. 4 and section 3.2, with the sum of the masks for N E[M]; minus its minimum",
-    family="perturbation",
     uses=("probability",),
     passes=f"{_MASKS} forward passes",
 )
@@ -218,11 +204,10 @@ def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, i
     return np.stack([mask[top : top + size[0], left : left + size[1]] for mask, (top, left) in pairs])
 
 
-@method(
+@_perturbation(
     "occlusion",
     title="Occlusion sensitivity",
     reference="Zeiler and Fergus 2014, section 4.2; captum's Occlusion: windows of zeros, the raw score",
-    family="perturbation",
     uses=("score",),
     passes=f"about {(2 * _WINDOWS - 1) ** 2} forward passes",
 )

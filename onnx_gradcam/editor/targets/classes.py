@@ -16,17 +16,8 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.files import read_text
 
-__all__ = [
-    "Top",
-    "check_class",
-    "check_labels",
-    "expanded",
-    "find_class",
-    "find_label",
-    "parse_top",
-    "read_labels",
-    "separated",
-]
+__all__ = ["check_labels", "read_labels"]
+__all__ += ["Top", "check_class", "expanded", "find_class", "find_label", "parse_top", "separated"]
 
 _TOP = re.compile(r"top([0-9]{1,9})")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,7 +133,8 @@ def _walk_back(t: Builder, output: Value) -> tuple[Value, Activation]:
         if node.op_type in _ACTIVATIONS and node.domain == "":
             before = _float_source(t, t.wrap(x))
             if node.op_type == "Sigmoid" or _along_classes(t, node, before):
-                return _unmoved(t, before), _ACTIVATIONS[node.op_type]
+                # The name of the tensor before Reshapes tells the user more.
+                return _origin(t, before, RESHAPES), _ACTIVATIONS[node.op_type]
             break
         if not _is_view(t, node):
             break
@@ -151,20 +152,12 @@ def _along_classes(t: Builder, node: ir.Node, before: Value) -> bool:
     return (axis > 0 or len(shape) == 1) and (shape[axis] != 1 or _class_axis(before) == axis)
 
 
-def _unmoved(t: Builder, value: Value) -> Value:
-    """The tensor before Reshapes that still holds class scores: its name tells the user more."""
-    node = value.core.producer()
-    if node is None or node.op_type not in RESHAPES or not keeps_order(t, node) or node.inputs[0] is None:
-        return value
-    return _unmoved(t, t.wrap(node.inputs[0]))
-
-
-def _origin(t: Builder, value: Value) -> Value:
+def _origin(t: Builder, value: Value, views: Container[str] = VIEWS) -> Value:
     """The tensor that `value` is a copy or a view of."""
     node = value.core.producer()
-    if node is None or node.op_type not in VIEWS or not keeps_order(t, node) or node.inputs[0] is None:
+    if node is None or node.op_type not in views or not keeps_order(t, node) or node.inputs[0] is None:
         return value
-    return _origin(t, t.wrap(node.inputs[0]))
+    return _origin(t, t.wrap(node.inputs[0]), views)
 
 
 def _float_source(t: Builder, value: Value) -> Value:

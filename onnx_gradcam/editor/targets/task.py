@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION
-from onnx_gradcam.options import BoxFormat, MaskKind, Options, ScoreKind
+from onnx_gradcam.options import BoxFormat, Options, ScoreKind
 
 from .axes import Layout, follow
 
@@ -66,7 +66,7 @@ class Task:
         return self.maps_are_scores and options.mask == "input"
 
 
-def _segmentation(t: Builder, output: str | None, mask: MaskKind, kind: ScoreKind) -> None:
+def _segmentation(t: Builder, options: Options, kind: ScoreKind) -> None:
     """The sum of each class's scores over a part of the image, as pytorch-grad-cam's SemanticSegmentationTarget.
 
     A single map decides between two classes: 1 is the map itself, 0 its complement, the negated map. A class that is
@@ -75,17 +75,17 @@ def _segmentation(t: Builder, output: str | None, mask: MaskKind, kind: ScoreKin
     w]` at the output's resolution. The kind `logit` sums what comes before a trailing Softmax, LogSoftmax, Sigmoid or
     ArgMax.
     """
-    maps, layout = _class_maps(t, output, kind)
+    maps, layout = _class_maps(t, _one_output(options), kind)
     kinds = [axis.kind if axis is not None else "" for axis in layout]
     channel, spatial = kinds.index("C"), [i for i, axis in enumerate(kinds) if axis == "S"]
     if maps.shape[channel] == 1:
         probability = any(_made_by(value) == "Sigmoid" for value in _backwards(t, maps))
         complement = 1.0 - maps if probability else -maps
         maps = t.op("Concat", complement, maps, axis=channel)
-    if mask == "own":
+    if options.mask == "own":
         _expose(t, _over_own(t, maps, channel, spatial))
         return
-    if mask == "input":
+    if options.mask == "input":
         _free(t, MASK)
         weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
         maps = t.op("Mul", maps, t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype))
@@ -149,14 +149,15 @@ def _made_by(value: Value) -> str:
     return "" if node is None else str(node.op_type)
 
 
-def _detection(t: Builder, outputs: Sequence[str], form: BoxFormat, *, rank: int, index: int | None) -> None:
+def _detection(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
     """The score of one box for each class: of a rank among the boxes of the class, 0 for the highest, or of an index.
 
     Several outputs (the levels of a pyramid) are concatenated. The form `scores` is `[N, boxes, K]`, or `[N, boxes]`
     for boxes after NMS, which have one score each; `yolov5` is `[N, boxes, 5 + K]`: a box, its objectness and class
     scores that are multiplied with it; `yolov8` is `[N, 4 + K, boxes]`.
     """
-    tables = [_by_class(t, value, form) for value in _tables(t, outputs, form)]
+    outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
+    tables = [_by_class(t, value, options.boxes) for value in _tables(t, outputs, options.boxes)]
     widths = {(table.shape[0], table.shape[2]) for table in tables}
     if len(widths) > 1:
         shown = ", ".join(f"{name!r} {list(table.shape)}" for name, table in zip(outputs, tables, strict=True))
@@ -166,13 +167,13 @@ def _detection(t: Builder, outputs: Sequence[str], form: BoxFormat, *, rank: int
         )
     table = tables[0] if len(tables) == 1 else t.op("Concat", *tables, axis=1)
     boxes = table.shape[1]
-    place = rank if index is None else index
-    if place < 0 or (isinstance(boxes, int) and place >= boxes):
-        upto = f"boxes 0 to {boxes - 1}" if isinstance(boxes, int) else "boxes from 0 on"
-        raise TargetError(f"there is no box {place}; the model gives {upto}")
-    if index is None:
-        table, _ = t.ops("TopK", table, t.ints(rank + 1), outputs=2, axis=1)
-    _expose(t, t.op("Gather", table, t.const(place, np.int64), axis=1))
+    index = options.box_rank if options.box is None else options.box
+    if index < 0 or (isinstance(boxes, int) and index >= boxes):
+        numbers = f"boxes 0 to {boxes - 1}" if isinstance(boxes, int) else "boxes from 0 on"
+        raise TargetError(f"there is no box {index}; the model has {numbers}")
+    if options.box is None:
+        table, _ = t.ops("TopK", table, t.ints(index + 1), outputs=2, axis=1)
+    _expose(t, t.op("Gather", table, t.const(index, np.int64), axis=1))
 
 
 def _tables(t: Builder, outputs: Sequence[str], form: BoxFormat) -> list[Value]:
@@ -231,10 +232,13 @@ def _from(t: Builder, value: Value, start: int, axis: int) -> Value:
     return t.op("Slice", value, t.ints(start), t.ints(np.iinfo(np.int64).max), t.ints(axis))
 
 
-def _similarity(t: Builder, output: str | None, reference: object) -> None:
+def _similarity(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
     """The cosine similarity of an embedding, of the output if named, and a reference `[D]`."""
+    output = _one_output(options)
+    if options.reference is None:
+        raise TargetError("the similarity of embeddings needs a reference to be similar to; give one with --reference")
     try:
-        flat = np.asarray(reference, dtype=np.float64).reshape(-1)
+        flat = np.asarray(options.reference, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError) as exc:
         raise TargetError(
             "the reference is no embedding of numbers; the command line and Explainer read images"
@@ -278,21 +282,6 @@ def _free(t: Builder, name: str) -> None:
         raise TargetError(f"the model has a tensor {name!r} already, which this task adds; rename it")
 
 
-def _segmentation_scores(t: Builder, options: Options, kind: ScoreKind) -> None:
-    _segmentation(t, _one_output(options), options.mask, kind)
-
-
-def _detection_scores(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
-    outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
-    _detection(t, outputs, options.boxes, rank=options.box_rank, index=options.box)
-
-
-def _embedding_scores(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
-    if options.reference is None:
-        raise TargetError("the similarity of embeddings needs a reference to be similar to; give one with --reference")
-    _similarity(t, _one_output(options), options.reference)
-
-
 def _holds_class_maps(t: Builder, output: Value, layouts: Mapping[ir.Value, Layout]) -> bool:
     return any(_is_class_map(layouts.get(value.core)) for value in _backwards(t, output))
 
@@ -306,11 +295,8 @@ def _holds_embedding(t: Builder, output: Value, layouts: Mapping[ir.Value, Layou
 
 
 def _one_output(options: Options) -> str | None:
-    return (
-        options.output
-        if isinstance(options.output, str) or options.output is None
-        else next(iter(options.output), None)
-    )
+    outputs = options.output
+    return outputs if isinstance(outputs, str) or outputs is None else next(iter(outputs), None)
 
 
 TASKS: dict[str, Task] = {
@@ -321,7 +307,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="segmentation",
             about="the scores of a class, summed over a part of the image",
-            scores=_segmentation_scores,
+            scores=_segmentation,
             answers=_holds_class_maps,
             method="hirescam",
             classes_compete=True,
@@ -330,17 +316,14 @@ TASKS: dict[str, Task] = {
         Task(
             name="detection",
             about="the score of one box",
-            scores=_detection_scores,
+            scores=_detection,
             answers=_holds_boxes,
             method="hirescam",
             several_outputs=True,
             boxes=True,
         ),
         Task(
-            name="embedding",
-            about="the cosine similarity to a reference",
-            scores=_embedding_scores,
-            answers=_holds_embedding,
+            name="embedding", about="the cosine similarity to a reference", scores=_similarity, answers=_holds_embedding
         ),
     )
 }

@@ -285,7 +285,7 @@ def test_a_detector_of_one_class_explains_this_class():
         ({"output": "z"}, r"no output 'z'.*'y'"),
         ({"boxes": "yolov8", "output": "f"}, r"output 'f' is no table \[N, 4 \+ K, boxes\]"),
         ({"boxes": "yolov5", "output": "y"}, r"no room for class scores behind the first 5"),
-        ({"box": 16}, r"no box 16; the model gives boxes 0 to 15"),
+        ({"box": 16}, r"no box 16; the model has boxes 0 to 15"),
         ({"box_rank": 16}, r"no box 16"),
         ({"box": -1}, r"box is -1; give an integer from 0 on"),
         ({"output": ["y", "k"]}, r"do not hold scores of the same classes.*'k'"),
