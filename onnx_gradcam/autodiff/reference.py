@@ -21,13 +21,14 @@ __all__ = ["as_double", "evaluate", "evaluator"]
 Array = npt.NDArray[Any]
 
 
-# ----- pools and padding ---------------------------------------------------------
-
-
-class MaxPool(OpRun):
-    """The maximum of every window; ONNX's own fails for odd SAME padding and for kernels one element wide."""
+class _Operator(OpRun):
+    """An operator of the default domain that replaces ONNX's own."""
 
     op_domain = ""
+
+
+class MaxPool(_Operator):
+    """The maximum of every window; ONNX's own fails for odd SAME padding and for kernels one element wide."""
 
     def _run(
         self, x: Array, auto_pad: str | None = None, ceil_mode: int | None = None, dilations: list[int] | None = None,
@@ -69,29 +70,23 @@ class MaxPool(OpRun):
         return y, np.take_along_axis(indices, best, 0)[0]
 
 
-class GlobalMaxPool(OpRun):
+class GlobalMaxPool(_Operator):
     """The maximum over all spatial axes; ONNX's own knows planes only."""
-
-    op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
-class GlobalLpPool(OpRun):
+class GlobalLpPool(_Operator):
     """The p-norm over all spatial axes; ONNX has none."""
-
-    op_domain = ""
 
     def _run(self, x: Array, p: int | None = None) -> tuple[Array]:
         p = 2 if p is None else p
         return ((np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
 
 
-class Pad(OpRun):
+class Pad(_Operator):
     """Padding; ONNX's own rejects negative amounts, which crop."""
-
-    op_domain = ""
 
     def _run(
         self, x: Array, pads: Array, constant_value: Array | None = None, axes: Array | None = None,
@@ -109,13 +104,8 @@ class Pad(OpRun):
         return (np.pad(x[tuple(kept)], widths, constant_values=fill).astype(x.dtype, copy=False),)
 
 
-# ----- sampling ------------------------------------------------------------------
-
-
-class GridSample(OpRun):
+class GridSample(_Operator):
     """Sampling on a grid; ONNX's own computes positions in float32 whatever the inputs are."""
-
-    op_domain = ""
 
     def _run(
         self, x: Array, grid: Array, align_corners: int | None = None, mode: str | None = None,
@@ -131,14 +121,8 @@ class GridSample(OpRun):
         return (y,)
 
     def _along_first_axis(
-        self,
-        image: Array,
-        position: float,
-        length: int,
-        mode: str,
-        padding: str,
-        align: bool,  # noqa: FBT001
-    ) -> Array:
+        self, image: Array, position: float, length: int, mode: str, padding: str, align: bool,  # noqa: FBT001
+    ) -> Array:  # fmt: skip
         """Interpolate `[C, length, ...]` to `[C, ...]`."""
         v = (position + 1) / 2 * (length - 1) if align else ((position + 1) * length - 1) / 2
         if mode == "nearest":
@@ -175,10 +159,8 @@ class GridSample(OpRun):
         return v
 
 
-class AffineGrid(OpRun):
+class AffineGrid(_Operator):
     """A transformed grid of positions; ONNX's own computes in float32 whatever the input is."""
-
-    op_domain = ""
 
     def _run(self, theta: Array, size: Array, align_corners: int | None = None) -> tuple[Array]:
         axes = []
@@ -197,28 +179,16 @@ def _cubic(z: float, a: float = -0.75) -> float:
     return ((a * z - 5 * a) * z + 8 * a) * z - 4 * a
 
 
-# ----- convolutions and arithmetic -----------------------------------------------
-
-
-class ConvTranspose(OpRun):
+class ConvTranspose(_Operator):
     """Transposed convolution; ONNX's own slices grouped weights along the wrong axis."""
 
-    op_domain = ""
-
     def _run(
-        self,
-        X: Array,
-        W: Array,
-        B: Array | None = None,
-        auto_pad: str | None = None,
-        dilations: list[int] | None = None,
-        group: int | None = None,
+        self, X: Array, W: Array, B: Array | None = None, auto_pad: str | None = None,
+        dilations: list[int] | None = None, group: int | None = None,
         kernel_shape: list[int] | None = None,  # noqa: ARG002
-        output_padding: list[int] | None = None,
-        output_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        strides: list[int] | None = None,
-    ) -> tuple[Array]:
+        output_padding: list[int] | None = None, output_shape: list[int] | None = None,
+        pads: list[int] | None = None, strides: list[int] | None = None,
+    ) -> tuple[Array]:  # fmt: skip
         n, kernel, kind = X.ndim - 2, W.shape[2:], X.dtype
         if kind.itemsize < 4:  # NumPy neither multiplies bfloat16 nor adds up float16 as runtimes do
             X, W, B = X.astype(np.float32), W.astype(np.float32), None if B is None else B.astype(np.float32)
@@ -253,31 +223,22 @@ class ConvTranspose(OpRun):
         return (np.ascontiguousarray(y, kind),)
 
 
-class Erf(OpRun):
+class Erf(_Operator):
     """The error function; ONNX's own computes in float32 whatever the input is."""
-
-    op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
         return (np.vectorize(math.erf, otypes=[x.dtype])(x).reshape(x.shape),)
 
 
-class Mean(OpRun):
+class Mean(_Operator):
     """The mean of several tensors; ONNX's own does not broadcast all of them."""
-
-    op_domain = ""
 
     def _run(self, *xs: Array) -> tuple[Array]:
         return (np.asarray(np.mean(np.stack(np.broadcast_arrays(*xs)), axis=0)),)
 
 
-# ----- normalisations ------------------------------------------------------------
-
-
-class LRN(OpRun):
+class LRN(_Operator):
     """Local response normalisation; ONNX's own iterates over as many channels as there are samples."""
-
-    op_domain = ""
 
     def _run(self, x: Array, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int = 1) -> tuple[Array]:
         channels = range(x.shape[1])
@@ -286,30 +247,21 @@ class LRN(OpRun):
         return (x / (bias + alpha / size * square) ** beta,)
 
 
-class LpNormalization(OpRun):
+class LpNormalization(_Operator):
     """Division by the p-norm; ONNX's own adds up signed powers."""
-
-    op_domain = ""
 
     def _run(self, x: Array, axis: int = -1, p: int = 2) -> tuple[Array]:
         norm = np.linalg.norm(x, p, axis, keepdims=True)
         return ((x / np.where(norm == 0, 1, norm)).astype(x.dtype),)
 
 
-class GroupNormalization(OpRun):
+class GroupNormalization(_Operator):
     """Group normalisation; ONNX's function body computes in float32 whatever the inputs are."""
 
-    op_domain = ""
-
     def _run(
-        self,
-        x: Array,
-        scale: Array,
-        bias: Array,
-        epsilon: float = 1e-5,
-        num_groups: int = 1,
+        self, x: Array, scale: Array, bias: Array, epsilon: float = 1e-5, num_groups: int = 1,
         stash_type: int | None = None,  # noqa: ARG002
-    ) -> tuple[Array]:
+    ) -> tuple[Array]:  # fmt: skip
         grouped = x.reshape(x.shape[0], num_groups, -1)
         centred = grouped - grouped.mean(2, keepdims=True)
         y = (centred / np.sqrt((centred**2).mean(2, keepdims=True) + epsilon)).reshape(x.shape)
@@ -318,18 +270,14 @@ class GroupNormalization(OpRun):
         return (y * a + b,)
 
 
-class MeanVarianceNormalization(OpRun):
+class MeanVarianceNormalization(_Operator):
     """Mean-variance normalisation; ONNX's function body has float32 constants."""
-
-    op_domain = ""
 
     def _run(self, x: Array, axes: Sequence[int] = (0, 2, 3)) -> tuple[Array]:
         over = tuple(axes)
         centred = x - x.mean(over, keepdims=True)
         return (centred / (np.sqrt((centred**2).mean(over, keepdims=True)) + 1e-9),)
 
-
-# ----- the evaluator -------------------------------------------------------------
 
 _CORRECTED = (
     AffineGrid, ConvTranspose, Erf, GlobalLpPool, GlobalMaxPool, GridSample, GroupNormalization, LRN, LpNormalization,

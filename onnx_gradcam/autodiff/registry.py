@@ -2,7 +2,8 @@
 
 A rule is `rule(t, g, y, *inputs, **attributes)` and returns one cotangent for each input. `t` is the builder, `g` the
 cotangent of the output `y`. The inputs come in ONNX order, and the attributes are keywords with their ONNX defaults:
-an attribute that a rule does not name is an error, never a wrong heatmap. A cotangent can be a function without
+an attribute that a rule does not name is an error, never a wrong heatmap. Long signatures have the inputs on their
+first lines and the attributes on the next. A cotangent can be a function without
 arguments, which is called only if that input is on the path. `None` means that the rule cannot serve this input.
 
 A rule of an operator with subgraphs has three more keywords: `captured`, the outer tensors on the path that the

@@ -40,17 +40,11 @@ def fused_conv(
 
 @decomposes("FusedGemm")
 def fused_gemm(
-    t: Builder,
-    a: Value,
-    b: Value,
-    c: Value | None = None,
-    *,
-    activation: str = "",
-    activation_alpha: float | None = None,
-    activation_beta: float | None = None,
+    t: Builder, a: Value, b: Value, c: Value | None = None,
+    *, activation: str = "", activation_alpha: float | None = None, activation_beta: float | None = None,
     activation_gamma: float | None = None,  # noqa: ARG001 - no activation here has a third parameter
     **attributes: Any,
-) -> Value | None:
+) -> Value | None:  # fmt: skip
     """Gemm, then an activation."""
     numbers = [p for p in (activation_alpha, activation_beta) if p is not None]
     return _activated(t, t.op("Gemm", a, b, c, **attributes), activation, numbers)
@@ -165,17 +159,10 @@ def nhwc_max_pool(t: Builder, x: Value, **window: Any) -> Value:
 
 @decomposes("MultiHeadAttention")
 def multi_head_attention(
-    t: Builder,
-    query: Value,
-    key: Value | None = None,
-    value: Value | None = None,
-    bias: Value | None = None,
-    *rest: Value | None,
-    num_heads: int,
-    scale: float = 0.0,
-    unidirectional: int = 0,
+    t: Builder, query: Value, key: Value | None = None, value: Value | None = None, bias: Value | None = None,
+    *rest: Value | None, num_heads: int, scale: float = 0.0, unidirectional: int = 0,
     mask_filter_value: float = -10000.0,  # noqa: ARG001 - masks are not covered
-) -> Value | None:
+) -> Value | None:  # fmt: skip
     """Attention over queries, keys and values `[N, T, H]`; masks, packed inputs and caches are not covered."""
     attention_bias = rest[1] if len(rest) > 1 else None
     others = [r for i, r in enumerate(rest) if i != 1 and r is not None]

@@ -189,21 +189,10 @@ def qlinear_where(
 
 @decomposes("MatMulNBits")
 def matmul_n_bits(
-    t: Builder,
-    a: Value,
-    b: Value,
-    scales: Value,
-    zeros: Value | None = None,
-    g_idx: Value | None = None,
-    bias: Value | None = None,
-    *,
-    K: int,
-    N: int,
-    block_size: int,
-    bits: int = 4,
+    t: Builder, a: Value, b: Value, scales: Value, zeros: Value | None = None, g_idx: Value | None = None,
+    bias: Value | None = None, *, K: int, N: int, block_size: int, bits: int = 4, weight_prepacked: int = 0,
     accuracy_level: int = 0,  # noqa: ARG001 - only how a runtime may round
-    weight_prepacked: int = 0,
-) -> Value | None:
+) -> Value | None:  # fmt: skip
     """MatMul with four-bit weights in blocks along K, two a byte, low half first; other widths are not covered."""
     if bits != 4 or g_idx is not None or weight_prepacked:
         return None

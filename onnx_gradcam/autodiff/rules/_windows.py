@@ -57,14 +57,8 @@ class Windows:
             return tuple(v if i == axis else other for i, v in enumerate(values))
 
         zero = self.kernel[0] * 0
-        return Windows(
-            only(self.kernel, zero + 1),
-            only(self.strides, 1),
-            only(self.dilations, 1),
-            only(self.begin, zero),
-            only(self.end, zero),
-            self.ceil,
-        )
+        kernel, begin, end = only(self.kernel, zero + 1), only(self.begin, zero), only(self.end, zero)
+        return Windows(kernel, only(self.strides, 1), only(self.dilations, 1), begin, end, self.ceil)
 
     def pads(self) -> list[int] | None:
         """The padding as the ONNX attribute; `None` where it is unknown."""
@@ -77,16 +71,9 @@ class Windows:
 
 
 def windows(
-    t: Builder,
-    x: Value,
-    kernel: Sequence[int] | Value,
-    *,
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Windows:
+    t: Builder, x: Value, kernel: Sequence[int] | Value, *, auto_pad: str = "NOTSET", ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Windows:  # fmt: skip
     """The windows over `x`, `[N, C, *spatial]`, by an operator's attributes.
 
     `kernel` is the number of taps along each axis, or a weight `[M, C, *kernel]` of that many taps.
@@ -139,15 +126,7 @@ def spread(t: Builder, g: Value, weight: Value, x: Value, over: Windows, *, grou
         ends.append(end)
         extras.append(extra)
         starts.append(start)
-    full = t.op(
-        "ConvTranspose",
-        g,
-        weight,
-        strides=list(over.strides),
-        dilations=list(over.dilations),
-        group=group,
-        pads=begins + ends,
-        output_padding=extras if any(extras) else None,
-        shape=(None,) * x.rank,
-    )
+    pads, extra, free = begins + ends, extras if any(extras) else None, (None,) * x.rank
+    steps = {"strides": list(over.strides), "dilations": list(over.dilations)}
+    full = t.op("ConvTranspose", g, weight, **steps, group=group, pads=pads, output_padding=extra, shape=free)
     return full if exact else cut(t, full, over.axes, starts, heights)

@@ -81,16 +81,8 @@ def gather(t: Builder, g: Value, w: Value, x: Value, over: Windows, group: int) 
     image = g
     if pads is None:
         image, pads = pad(t, g, over.axes, over.begin, missing), [0] * (2 * over.rank)
-    y = t.op(
-        "Conv",
-        image,
-        w,
-        strides=list(over.strides),
-        dilations=list(over.dilations),
-        group=group,
-        pads=pads,
-        shape=(None,) * x.rank,
-    )
+    strides, dilations = list(over.strides), list(over.dilations)
+    y = t.op("Conv", image, w, strides=strides, dilations=dilations, group=group, pads=pads, shape=(None,) * x.rank)
     return cut(t, y, over.axes, [Size(t, 0)] * over.rank, heights)
 
 
@@ -112,16 +104,11 @@ def _correlate(t: Builder, image: Value, small: Value, w: Value, over: Windows, 
         split = reshape(t, image, [dims[0], group, channels, *dims[2:]])
         turned = t.transpose(split, [2, 1, 0, *(a + 1 for a in axes)])
         swapped = reshape(t, turned, [channels, dims[0] * group, *dims[2:]])
-    taps = t.op(
-        "Conv",
-        swapped,
+    kernel, steps = (
         t.transpose(small, [1, 0, *axes]),
-        strides=list(over.dilations),
-        dilations=list(over.strides),
-        group=group,
-        pads=pads,
-        shape=(None,) * image.rank,
+        {"strides": list(over.dilations), "dilations": list(over.strides)},
     )
+    taps = t.op("Conv", swapped, kernel, **steps, group=group, pads=pads, shape=(None,) * image.rank)
     taps = cut(t, taps, axes, [Size(t, 0)] * over.rank, sizes(t, w, axes))
     return t.transpose(taps, [1, 0, *axes])
 

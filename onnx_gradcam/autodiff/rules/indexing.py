@@ -210,16 +210,9 @@ def tensor_scatter(
 
 @vjp("TopK", all_outputs=True)
 def top_k(
-    t: Builder,
-    gs: Sequence[Value | None],
-    ys: Sequence[Value],
-    x: Value,
-    k: Value,
-    *,
-    axis: int = -1,
-    largest: int = 1,
-    sorted: int = 1,  # noqa: A002 - the attribute's name
-) -> Sequence[Cotangent]:
+    t: Builder, gs: Sequence[Value | None], ys: Sequence[Value], x: Value, k: Value,
+    *, axis: int = -1, largest: int = 1, sorted: int = 1,  # noqa: A002 - the attribute's name
+) -> Sequence[Cotangent]:  # fmt: skip
     """The cotangents, written to the positions of the selected elements."""
     g, indices = gs[0], ys[1]
     if g is None:

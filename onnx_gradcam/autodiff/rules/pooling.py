@@ -53,17 +53,10 @@ def route_through(
     images = [x]
     for stage in stages[:-1]:
         pads = stage.pads() if auto_pad == "NOTSET" else None
+        steps = {"kernel_shape": stage.taps, "strides": list(stage.strides), "dilations": list(stage.dilations)}
+        ceil_mode = int(stage.ceil)
         images.append(
-            t.op(
-                "MaxPool",
-                images[-1],
-                kernel_shape=stage.taps,
-                strides=list(stage.strides),
-                dilations=list(stage.dilations),
-                ceil_mode=int(stage.ceil),
-                pads=pads,
-                auto_pad=auto_pad,
-            )
+            t.op("MaxPool", images[-1], **steps, ceil_mode=ceil_mode, pads=pads, auto_pad=auto_pad, shape=None)
         )
     for stage, image in zip(reversed(stages), reversed(images), strict=True):
         g = route(t, g, y, image, stage)
@@ -185,13 +178,8 @@ def _share(t: Builder, g: Value, x: Value, over: Windows) -> Value:
         # A pool is the fastest way to add overlapping windows, and at stride one the adjoint of a pool is a pool.
         reach = [extent - 1 - p for extent, p in zip([e.known or 0 for e in over.extent] * 2, pads, strict=True)]
         if min(reach) >= 0:
-            return t.op(
-                "AveragePool",
-                g * float(math.prod(over.taps)),
-                kernel_shape=list(over.taps),
-                pads=reach,
-                count_include_pad=1,
-            )
+            total = g * float(math.prod(over.taps))
+            return t.op("AveragePool", total, kernel_shape=list(over.taps), pads=reach, count_include_pad=1)
     channels = x.shape[1]
     if isinstance(channels, int):
         return spread(t, g, t.const(np.ones((channels, 1, *over.taps)), x.dtype), x, over, group=channels)

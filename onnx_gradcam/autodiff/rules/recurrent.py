@@ -131,35 +131,35 @@ def activation(name: str, parameters: Mapping[str, list[float]]) -> Callable[[Bu
     return composed.get(op_type) or (lambda t, x: t.op(op_type, x, **values))
 
 
+@dataclass(frozen=True)
+class _Options:
+    """The attributes that all recurrent operators have, as in ONNX."""
+
+    activation_alpha: Sequence[float] | None
+    activation_beta: Sequence[float] | None
+    activations: Sequence[str] | None
+    direction: str
+    hidden_size: int | None
+    layout: int
+
+
 class _Layer:
     """One recurrent node, with time as its first dimension."""
 
     def __init__(
-        self,
-        t: Builder,
-        kind: Kind,
-        gs: Sequence[Value | None],
-        x: Value,
-        w: Value,
-        r: Value,
-        b: Value | None,
-        p: Value | None,
-        lengths: Value | None,
-        initial: Sequence[Value | None],
-        attributes: Mapping[str, Any],
-    ) -> None:
+        self, t: Builder, kind: Kind, gs: Sequence[Value | None], x: Value, w: Value, r: Value, b: Value | None,
+        p: Value | None, lengths: Value | None, initial: Sequence[Value | None], options: _Options,
+    ) -> None:  # fmt: skip
         self.t, self.kind, self.w, self.r, self.b, self.p, self.initial = t, kind, w, r, b, p, initial
-        self.batch_first = bool(attributes["layout"])
+        self.batch_first = bool(options.layout)
         self.x = t.transpose(x, [1, 0, 2]) if self.batch_first else x
         y, *last = (*gs, None, None)[: 1 + len(initial)]
         # [steps, directions, batch, hidden] and [directions, batch, hidden].
         self.gy = t.transpose(y, [1, 2, 0, 3]) if y is not None and self.batch_first else y
         self.last = [self._swapped(g) for g in last]
-        self.backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[
-            attributes["direction"]
-        ]
-        self.activations = self._activations(attributes)
-        size = r.shape[-1] if isinstance(r.shape[-1], int) else attributes["hidden_size"]
+        self.backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[options.direction]
+        self.activations = self._activations(options)
+        size = r.shape[-1] if isinstance(r.shape[-1], int) else options.hidden_size
         if not isinstance(size, int):
             raise UnsupportedError(f"the hidden size of {r.name!r} is unknown; export the model with fixed weights")
         self.size = size
@@ -168,10 +168,10 @@ class _Layer:
         self.lengths = None if full else lengths
         self._sweeps: dict[tuple[int, str], tuple[list[Value], list[Value], Value]] = {}
 
-    def _activations(self, attributes: Mapping[str, Any]) -> list[Activations]:
+    def _activations(self, options: _Options) -> list[Activations]:
         count = len(self.kind.activations)
-        names = list(attributes["activations"] or self.kind.activations * len(self.backwards))
-        parameters = {key: list(attributes[f"activation_{key}"] or ()) for key in ("alpha", "beta")}
+        names = list(options.activations or self.kind.activations * len(self.backwards))
+        parameters = {"alpha": list(options.activation_alpha or ()), "beta": list(options.activation_beta or ())}
         functions = [activation(name, parameters) for name in names[: count * len(self.backwards)]]
         return [functions[i * count : (i + 1) * count] for i in range(len(self.backwards))]
 
@@ -311,10 +311,10 @@ class _Layer:
         return self.t.transpose(state, [1, 0, 2]) if self.batch_first else state
 
 
-def _check(kind: str, attributes: Mapping[str, Any]) -> None:
-    """Refuse attributes that no step knows."""
-    for name in ("clip", "input_forget"):
-        if attributes.get(name):
+def _check(kind: str, **unserved: float | None) -> None:
+    """Refuse attributes that no step serves."""
+    for name, value in unserved.items():
+        if value:
             raise UnsupportedError(f"no VJP rule for {kind} with {name}; export the model without it")
 
 
@@ -327,18 +327,9 @@ def rnn(
     hidden_size: int | None = None, layout: int = 0,
 ) -> Sequence[Cotangent]:  # fmt: skip
     """The simple recurrent layer."""
-    attributes = {
-        "activation_alpha": activation_alpha,
-        "activation_beta": activation_beta,
-        "activations": activations,
-        "clip": clip,
-        "direction": direction,
-        "hidden_size": hidden_size,
-        "layout": layout,
-    }
-    _check("RNN", attributes)
-    layer = _Layer(t, RNN, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
-    return layer.cotangents()
+    _check("RNN", clip=clip)
+    options = _Options(activation_alpha, activation_beta, activations, direction, hidden_size, layout)
+    return _Layer(t, RNN, gs, x, w, r, b, None, sequence_lens, [initial_h], options).cotangents()
 
 
 @vjp("GRU", all_outputs=True)
@@ -350,19 +341,10 @@ def gru(
     hidden_size: int | None = None, layout: int = 0, linear_before_reset: int = 0,
 ) -> Sequence[Cotangent]:  # fmt: skip
     """Gated recurrent units, in both variants."""
-    attributes = {
-        "activation_alpha": activation_alpha,
-        "activation_beta": activation_beta,
-        "activations": activations,
-        "clip": clip,
-        "direction": direction,
-        "hidden_size": hidden_size,
-        "layout": layout,
-    }
-    _check("GRU", attributes)
+    _check("GRU", clip=clip)
+    options = _Options(activation_alpha, activation_beta, activations, direction, hidden_size, layout)
     kind = GRU_LINEAR if linear_before_reset else GRU
-    layer = _Layer(t, kind, gs, x, w, r, b, None, sequence_lens, [initial_h], attributes)
-    return layer.cotangents()
+    return _Layer(t, kind, gs, x, w, r, b, None, sequence_lens, [initial_h], options).cotangents()
 
 
 @vjp("LSTM", all_outputs=True)
@@ -375,16 +357,7 @@ def lstm(
     hidden_size: int | None = None, input_forget: int = 0, layout: int = 0,
 ) -> Sequence[Cotangent]:  # fmt: skip
     """Long short-term memory, with or without peepholes."""
-    attributes = {
-        "activation_alpha": activation_alpha,
-        "activation_beta": activation_beta,
-        "activations": activations,
-        "clip": clip,
-        "direction": direction,
-        "hidden_size": hidden_size,
-        "input_forget": input_forget,
-        "layout": layout,
-    }
-    _check("LSTM", attributes)
-    layer = _Layer(t, LSTM, gs, x, w, r, b, p, sequence_lens, [initial_h, initial_c], attributes)
+    _check("LSTM", clip=clip, input_forget=input_forget)
+    options = _Options(activation_alpha, activation_beta, activations, direction, hidden_size, layout)
+    layer = _Layer(t, LSTM, gs, x, w, r, b, p, sequence_lens, [initial_h, initial_c], options)
     return [*layer.cotangents(), lambda: layer.initial_state(1), lambda: layer.weights("P")]
