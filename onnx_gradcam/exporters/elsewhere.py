@@ -56,14 +56,9 @@ class Converted:
 def convert_elsewhere(
     worker: str, request: Mapping[str, Any], *, packages: str, python: str | Path | None = None, **settings: str
 ) -> Converted:
-    """Have the script `worker` in `workers` convert the model `request["path"]`.
+    """Have the script `worker` in `workers` convert the model `request["path"]`, in the interpreter `python`.
 
-    Args:
-        worker: the script's name.
-        request: its JSON input.
-        packages: the packages it needs, as arguments of `pip install`.
-        python: the interpreter; by default the current one.
-        settings: environment variables.
+    `packages` are those that it needs, as arguments of `pip install`; `settings` are environment variables.
     """
     executable = str(python or sys.executable)
     source = request["path"]

@@ -12,11 +12,9 @@ from onnx_gradcam.exporters.keras.layer_table import operation
 from onnx_gradcam.graph.builder import Value
 
 from .activations import FUNCTIONS, activate, gelu
-from .structure import reshaped
+from .structure import END, reshaped
 
 __all__: list[str] = []
-
-_END = np.iinfo(np.int64).max
 
 
 def _binary(op_type: str, *names: str, tf: Sequence[str]) -> None:
@@ -167,10 +165,10 @@ def reshape(call: Call, x: Tensor, newshape: Any) -> Tensor:
 def _bounds(key: int | slice) -> tuple[int, int, int]:
     """Start, end and step of ONNX's Slice."""
     if isinstance(key, int):
-        return key, key + 1 or _END, 1
+        return key, key + 1 or END, 1
     step = 1 if key.step is None else int(key.step)
-    start = (0 if step > 0 else _END) if key.start is None else int(key.start)
-    end = (_END if step > 0 else -_END) if key.stop is None else int(key.stop)
+    start = (0 if step > 0 else END) if key.start is None else int(key.start)
+    end = (END if step > 0 else -END) if key.stop is None else int(key.stop)
     return start, end, step
 
 

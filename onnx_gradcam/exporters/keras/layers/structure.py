@@ -17,7 +17,7 @@ from onnx_gradcam.graph.builder import Value
 from .activations import activate
 from .convolutions import numbers
 
-__all__ = ["reshaped"]
+__all__ = ["END", "reshaped"]
 
 
 @keras_layer("Dense", weights=[Slot("kernel"), Slot("bias", when="use_bias")])
@@ -71,7 +71,7 @@ def custom_scale(call: Call, x: Tensor, y: Tensor, *, scale: Any) -> Tensor:
     return Tensor(a + b * float(scale), moved)
 
 
-_END = np.iinfo(np.int64).max
+END = np.iinfo(np.int64).max  # of a slice
 
 
 @keras_layer("Flatten")
@@ -141,7 +141,7 @@ def cropping(call: Call, x: Tensor, *, cropping: Any = 1, data_format: str | Non
     maps = call.maps(x, data_format)
     pairs = _pairs(cropping, maps.rank - 2)
     ints = call.writer.ints
-    starts, ends = ints(*(p[0] for p in pairs)), ints(*(-p[1] or _END for p in pairs))
+    starts, ends = ints(*(p[0] for p in pairs)), ints(*(-p[1] or END for p in pairs))
     return call.mapped(call.op("Slice", maps, starts, ends, ints(*range(2, maps.rank))), data_format)
 
 
