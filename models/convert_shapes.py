@@ -4,7 +4,7 @@
     python models/convert_shapes.py mxnet                          needs mxnet 1.9.1, numpy 1.26 and h5py
 
 The first command reads `shapes.pt2` and writes `shapes.keras`; the second reads `shapes.keras` and writes
-`shapes-symbol.json` and `shapes-0000.params`. Each compares its logits with those of `shapes.onnx`, in onnxruntime.
+`shapes-symbol.json` and `shapes-0000.params`. Each compares its logits with those of `shapes.onnx` in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 HERE = Path(__file__).parent
 FILTERS = (16, 32, 48, 48, 64, 64, 64)
 POOLED = (1, 2, 4)
-"""The blocks followed by a pool that halves the size."""
+"""The blocks that are followed by a pooling layer."""
 
 EPSILON = 1e-5
 """PyTorch's default, which differs from those of Keras and MXNet."""
@@ -64,7 +64,7 @@ def write_mxnet() -> None:
 
     with zipfile.ZipFile(HERE / "shapes.keras") as archive:
         stored = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
-    read = lambda layer, i: np.asarray(stored[f"layers/{layer}/vars/{i}"])  # noqa: E731 - one line, used thrice
+    read = lambda layer, i: np.asarray(stored[f"layers/{layer}/vars/{i}"])  # noqa: E731 - one line, used three times
     x, weights = mx.sym.var("image"), {}
     for block, filters in enumerate(FILTERS, 1):
         name, end = f"block{block}", f"_{block - 1}" if block > 1 else ""
@@ -90,7 +90,7 @@ def write_mxnet() -> None:
 
 
 def check(run) -> None:  # noqa: ANN001 - any function from images to logits
-    """The logits are those of `shapes.onnx`."""
+    """Check that the logits are those of `shapes.onnx`."""
     import onnxruntime  # noqa: PLC0415
 
     images = np.random.default_rng(0).random((4, 3, 96, 96), np.float32)

@@ -22,8 +22,8 @@ Mask = npt.NDArray[np.bool_]
 
 _SHIFT = 4  # fractional bits of the corner coordinates given to cv2
 _RADIUS = (0.12, 0.23)  # circumscribed circle, as a fraction of the side
-_OVERLAP = 0.1  # of the smaller of two shapes, holes included; the one behind stays recognisable
-_PLACEMENTS = 40  # positions tried before a shape is left out
+_OVERLAP = 0.1  # fraction of the smaller of two shapes, holes included; both stay recognizable
+_PLACEMENTS = 40  # positions tried before a shape is omitted
 _COLOURS = 8  # colors tried for a shape; the one that differs most from its background is used
 
 
@@ -35,7 +35,7 @@ class Shape(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """An image, RGB uint8 `[side, side, 3]`, and what was drawn on it, back to front."""
+    """An image, RGB uint8 `[side, side, 3]`, and its shapes, back to front."""
 
     pixels: Pixels
     shapes: tuple[Shape, ...]
@@ -46,7 +46,7 @@ def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96) -> 
 
     Args:
         rng: the random generator.
-        indices: class indices into `LABELS`; a shape without a free position is left out, which is rare for up to
+        indices: class indices into `LABELS`; a shape without a free position is omitted, which is rare for up to
             three.
         side: width and height in pixels.
 
@@ -67,7 +67,7 @@ def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96) -> 
 
 
 def draw_images(seed: int, count: int, least: int = 1, most: int = 3, side: int = 96) -> list[Scene]:
-    """Draws `count` images with `least` to `most` shapes of different classes each."""
+    """Draw `count` images with `least` to `most` shapes of different classes each."""
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(count):
@@ -108,7 +108,7 @@ def _rotation(angle: float) -> Floats:
 
 
 def _place(rng: np.random.Generator, index: int, side: int, taken: list[Mask]) -> Floats | None:
-    """Mask `[side, side]` in [0, 1] of a shape wholly inside the image, or None where there is no room.
+    """Mask `[side, side]` in [0, 1] of a shape completely inside the image; `None` if there is no room.
 
     `taken` holds the filled outlines of the shapes placed so far; the new one is added to it.
     """
@@ -136,18 +136,18 @@ def _fill(contours: list[npt.NDArray[np.int32]], side: int) -> Floats:
 
 
 def _paint(rng: np.random.Generator, canvas: Floats, mask: Floats) -> None:
-    """Blends a shape into the canvas in a colour that stands out from what lies behind it."""
+    """Blend a shape into the canvas in a color that contrasts with its background."""
     behind = canvas[mask > 0.5]
     colours = _colours(rng, _COLOURS)
     distances = np.linalg.norm(behind - colours[:, None], axis=2)
-    # The tenth percentile: the colour must differ from nearly all of a striped background, not from its mean.
+    # The tenth percentile: the color must differ from nearly all of a striped background, not just from its mean.
     fill = colours[int(np.argmax(np.percentile(distances, 10, axis=1)))]
     shade = _ramp(rng, mask.shape[0])[..., None] * np.float32(rng.uniform(0.0, 40.0))
     canvas += mask[..., None] * (fill + shade - canvas)
 
 
 def _background(rng: np.random.Generator, side: int) -> Floats:
-    """A plain, graded, striped, blotched or grainy background `[side, side, 3]`, in 0 to 255."""
+    """A plain, graded, striped, blotched or grainy background `[side, side, 3]`, 0 to 255."""
     first, second = _colours(rng, 2)
     kind = rng.choice(["plain", "gradient", "stripes", "blobs", "grain"])
     if kind == "gradient":
@@ -168,7 +168,7 @@ def _background(rng: np.random.Generator, side: int) -> Floats:
 
 
 def _colours(rng: np.random.Generator, count: int) -> Floats:
-    """Colours of any hue, from grey to saturated and from dark to bright: `[count, 3]` in 0 to 255."""
+    """Random colors of any hue, saturation and brightness, `[count, 3]`, 0 to 255."""
     hsv = rng.uniform([0, 0.0, 0.15], [360, 1.0, 1.0], (1, count, 3)).astype(np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0] * np.float32(255)
 

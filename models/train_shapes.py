@@ -1,15 +1,15 @@
-"""Train the demo classifier and write all other files of this folder.
+"""Train the demo classifier and write the other files of this folder.
 
     python models/train_shapes.py
 
-Needs `torch` and `onnxscript` beside the project's dependencies, and about seven minutes on two CPU cores. All random
-numbers come from a fixed seed; another CPU or PyTorch version changes the last digits of the weights, and hardly the
-figures in README.md.
+Needs `torch`, `onnxscript` and the project's dependencies, and about seven minutes on two CPU cores. All random numbers
+come from a fixed seed; another CPU or PyTorch version changes the last digits of the weights, but hardly the figures in
+README.md.
 
 An image contains one to three shapes of different classes. The network has six independent logits, trained with binary
 cross-entropy: above 0 means that the shape is in the image, and the sigmoid is its probability. With a softmax the
-classes would compete, and an image with a circle and a star would have no right answer; here both logits are high, and
-each has its own heatmap.
+classes would compete, and an image with a circle and a star would have no right answer. With sigmoids both logits are
+high, and each has its own heatmap.
 
 Test accuracy counts a new image as right only if all six answers are right.
 """
@@ -54,8 +54,8 @@ EXAMPLES = {  # file stem: the seed and the two shapes, back to front
 class ShapeNet(nn.Module):
     """Seven convolutions, global average pooling and one linear layer; the last activation maps are 12 x 12.
 
-    The receptive field is 78 x 78 pixels. With 46 x 46, about the size of the largest shape, circles were recognised by
-    their rims only, and half of their heatmaps peaked outside of them.
+    The receptive field is 78 x 78 pixels. With 46 x 46, about the size of the largest shape, circles were recognized
+    only by their rims, and half of their heatmaps peaked outside.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ def _block(channels: int, filters: int) -> nn.Sequential:
 
 
 def preprocess(pixels: list[Pixels], interpolation: int = cv2.INTER_LINEAR) -> torch.Tensor:
-    """RGB uint8 images of any size to the network's input `[N, 3, 96, 96]`, as `PREPROCESSING` says."""
+    """Apply `PREPROCESSING` to RGB uint8 images of any size; returns `[N, 3, 96, 96]`."""
     resized = [cv2.resize(image, (SIDE, SIDE), interpolation=interpolation) for image in pixels]
     batch = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -94,15 +94,15 @@ def preprocess(pixels: list[Pixels], interpolation: int = cv2.INTER_LINEAR) -> t
 
 
 def presence(images: list[Scene]) -> torch.Tensor:
-    """1 where the image holds the class, 0 elsewhere: `[N, 6]`."""
-    wanted = torch.zeros(len(images), len(LABELS))
-    for row, image in zip(wanted, images, strict=True):
+    """1 if the image contains the class, else 0: `[N, 6]`."""
+    targets = torch.zeros(len(images), len(LABELS))
+    for row, image in zip(targets, images, strict=True):
         row[[shape.index for shape in image.shapes]] = 1
-    return wanted
+    return targets
 
 
 def train() -> ShapeNet:
-    """A network trained on `STEPS` batches, every image drawn for it and seen once."""
+    """Train a network on `STEPS` batches of newly drawn images."""
     torch.manual_seed(TRAIN_SEED)
     rng = np.random.default_rng(TRAIN_SEED)
     model = ShapeNet().to(memory_format=torch.channels_last)
@@ -124,7 +124,7 @@ def train() -> ShapeNet:
 
 
 class Figures(NamedTuple):
-    """Shares between 0 and 1 over a set of images; README.md says what each one means."""
+    """Shares between 0 and 1 over a set of images; README.md explains each of them."""
 
     exact: float
     answers: float
@@ -136,7 +136,7 @@ class Figures(NamedTuple):
 
 @torch.inference_mode()
 def look(model: ShapeNet, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[N, 6]` and, for every class, the heatmap before normalisation `[N, 6, 96, 96]`.
+    """Logits `[N, 6]` and the unnormalized heatmaps of all classes, `[N, 6, 96, 96]`.
 
     With pooling and a linear head Grad-CAM is CAM (Zhou et al. 2016, eq. 2) up to a constant: `relu(sum_k W_ck A_k)`.
     """
@@ -147,17 +147,17 @@ def look(model: ShapeNet, images: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def measure(model: ShapeNet, images: list[Scene]) -> Figures:
-    """What the network knows of `images`, drawn at 96 x 96, and where it looks."""
+    """Measure accuracy and localization on `images` of 96 x 96."""
     exact, answers, top, inside = [], [], [], []
     hits: list[list[bool]] = [[] for _ in LABELS]
     for start in range(0, len(images), 100):
         chunk = images[start : start + 100]
         logits, heatmaps = look(model, preprocess([image.pixels for image in chunk]))
-        wanted = presence(chunk) == 1
-        right = (logits > 0) == wanted
+        present = presence(chunk) == 1
+        right = (logits > 0) == present
         exact += right.all(dim=1).tolist()
         answers += right.flatten().tolist()
-        top += wanted.gather(1, logits.argmax(dim=1, keepdim=True)).flatten().tolist()
+        top += present.gather(1, logits.argmax(dim=1, keepdim=True)).flatten().tolist()
         for image, maps in zip(chunk, heatmaps.numpy(), strict=True):
             for shape in image.shapes:
                 x0, y0, x1, y1 = shape.box
@@ -170,13 +170,13 @@ def measure(model: ShapeNet, images: list[Scene]) -> Figures:
 
 
 def export(model: ShapeNet) -> None:
-    """Writes shapes.pt2, shapes.onnx, shapes.txt and shapes.json; the two models take any batch size."""
+    """Write shapes.pt2, shapes.onnx, shapes.txt and shapes.json; both models take any batch size."""
     example = torch.zeros(2, 3, SIDE, SIDE)
     shapes = {"image": {0: torch.export.Dim("batch", min=1)}}
     program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     program.example_inputs = None  # a third of the file
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names files of the machine it was made on
+        node.meta.pop("stack_trace", None)  # contains local paths
     torch.export.save(program, FOLDER / "shapes.pt2")
 
     exported = torch.onnx.export(
@@ -206,7 +206,7 @@ def export(model: ShapeNet) -> None:
 
 
 def tidy(proto: onnx.ModelProto) -> None:
-    """Drops the exporter's notes (stack traces with the machine's paths), all but each node's module path."""
+    """Remove the exporter's metadata, such as stack traces with local paths, except each node's module path."""
     graph = proto.graph
     for item in [*graph.input, *graph.output, *graph.value_info, *graph.initializer, graph]:
         item.ClearField("metadata_props")
@@ -217,7 +217,7 @@ def tidy(proto: onnx.ModelProto) -> None:
 
 
 def check_export(model: ShapeNet) -> float:
-    """The largest difference of the stored models' logits from the trained network's, as a share of the largest logit.
+    """The largest difference of the stored models' logits from the trained network's, relative to the largest logit.
 
     Both files are run at batch sizes 1 and 3.
     """
@@ -227,25 +227,25 @@ def check_export(model: ShapeNet) -> float:
     for batch in (1, 3):
         images = preprocess([image.pixels for image in draw_images(batch, batch)])
         with torch.inference_mode():
-            wanted = model(images)
+            expected = model(images)
             again = program(images)
         (logits,) = session.run(["logits"], {"image": images.numpy()})
-        for found in (torch.from_numpy(logits), again):
-            worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
+        for stored in (torch.from_numpy(logits), again):
+            worst = max(worst, float((stored - expected).abs().max() / expected.abs().max()))
     assert worst < 1e-5, f"the exported models differ from the trained one by {worst:.1e}"
     return worst
 
 
 def write_examples(model: ShapeNet) -> None:
-    """Draws the example images and boxes.json; fails if the network is wrong about one of them."""
+    """Draw the example images and write boxes.json; fails if the network is wrong about an image."""
     boxes = {}
     for stem, (seed, names) in EXAMPLES.items():
-        wanted = [LABELS.index(name) for name in names]
-        image = draw_image(np.random.default_rng(seed), wanted, EXAMPLE_SIDE)
+        indices = [LABELS.index(name) for name in names]
+        image = draw_image(np.random.default_rng(seed), indices, EXAMPLE_SIDE)
         for interpolation in (cv2.INTER_LINEAR, cv2.INTER_AREA):
             logits, heatmaps = look(model, preprocess([image.pixels], interpolation))
-            found = torch.nonzero(logits[0] > 0).flatten().tolist()
-            assert found == sorted(wanted), f"{stem}: found {[LABELS[i] for i in found]}"
+            predicted = torch.nonzero(logits[0] > 0).flatten().tolist()
+            assert predicted == sorted(indices), f"{stem}: predicted {[LABELS[i] for i in predicted]}"
             for shape in image.shapes:
                 heatmap = heatmaps[0, shape.index].numpy()
                 y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
@@ -260,13 +260,13 @@ def write_examples(model: ShapeNet) -> None:
 
 
 def write_figures(single: Figures, several: Figures, difference: float) -> None:
-    """Replaces the table in README.md."""
+    """Replace the table in README.md."""
     rows = [
         ("test accuracy: all six answers right", "exact"),
         ("one answer right", "answers"),
         ("top-1: the highest logit's shape is in the image", "top"),
-        ("pointing game: the heatmap's maximum lies in the shape's box", "pointing"),
-        ("share of the heatmap that lies in the shape's box", "inside"),
+        ("pointing game: the heatmap's maximum is inside the shape's box", "pointing"),
+        ("share of the heatmap inside the shape's box", "inside"),
     ]
     lines = ["| measured | one shape | two or three shapes |", "|---|---|---|"]
     lines += [f"| {name} | {getattr(single, key):.2%} | {getattr(several, key):.2%} |" for name, key in rows]
@@ -284,7 +284,7 @@ def write_figures(single: Figures, several: Figures, difference: float) -> None:
 
 
 def main() -> None:
-    """Trains, measures on fresh images, exports, and draws the examples."""
+    """Train, measure on new images, export, and draw the example images."""
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)  # noqa: FBT003
     cv2.setNumThreads(1)

@@ -99,7 +99,7 @@ def gradients(path: Path, of: str, index: int, name: str, photo: Array) -> dict[
 
 @pytest.mark.parametrize("name", ["conv10_2", "pool5_1", "conv1_1", "data_0"])
 def test_gradients_are_finite_and_those_in_float32(data, name):
-    """Of a logit; the last is the gradient by the image itself."""
+    """Gradients of a logit; the last name is the image itself."""
     for photo in data["photos"]:
         found = gradients(data[HALF], "pool10_1", 281, name, photo)
         assert all(np.isfinite(g).all() for g in found.values())

@@ -28,7 +28,7 @@ KINDS = {
     "bfloat16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
 }
 TOLERANCES = {"float16": 1e-2, "bfloat16": 8e-2}
-"""Of the gradient in the model's own type, relative to its largest element."""
+"""Tolerance of the gradient in the model's dtype, relative to its largest element."""
 
 NOT_ALLOWED = {
     "float16": {"Celu", "MeanVarianceNormalization", "Range"},
@@ -97,7 +97,7 @@ def candidates(op_type: str) -> list[Case]:
     if op_type in made:
         return [of_one_node(op_type, **made[op_type])]
     found = [*cases().get(op_type, []), *untagged_cases().get(op_type, [])]
-    # Statistics that some operators give out besides are float32 whatever their input is.
+    # Some operators have additional statistics outputs, which are float32 for every input dtype.
     return [with_constants(replace(c, model=first_output(c.model))) for c in sorted(found, key=size)]
 
 

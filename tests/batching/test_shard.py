@@ -1,4 +1,4 @@
-"""One shard: what is in it, and that it is whole or not there."""
+"""One shard: its content, and that it is written atomically."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_tables_have_headers_and_scroll_by_keyboard():
 
 
 def test_a_page_is_bounded():
-    """Of many images the worst 24 are shown, all are in the table, and no pixels of others are kept."""
+    """The worst 24 of many images are shown, the table lists all, and the other images' pixels are not kept."""
     shifts = np.random.default_rng(0).permutation(200) / 80
     results = comparison([result(f"{i}.png", shift) for i, shift in enumerate(shifts)])
     for _ in results:

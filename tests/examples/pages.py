@@ -1,13 +1,13 @@
-"""Runs the pages of `docs/examples` as a reader would, in an empty folder.
+"""Run the pages of `docs/examples` as a reader would, in an empty folder.
 
     python tests/examples/pages.py
 
-writes the images that the pages show anew. A page is Markdown with four kinds of fenced blocks:
+updates the images on the pages. A page is Markdown with four kinds of fenced blocks:
 
-- no language: commands, one a line;
-- `python`: run in one namespace a page; with `alone` behind it, in a Python that cannot import this package;
-- `text`: what the block before it printed. A line `...` stands for any others; numbers agree within 5 %, or 0.02;
-- `python original`: makes the file that the page begins with, by the framework; elsewhere a stand-in takes its place.
+- no language: commands, one per line;
+- `python`: code that runs in one namespace per page; `python alone`: code that runs without this package;
+- `text`: the output of the previous block. A line `...` stands for any lines; numbers must agree within 5 % or 0.02;
+- `python original`: creates the page's model file with the framework; without it, a stand-in is used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CLONE = ("circle_and_star.png", "square_and_ring.png", "boxes.json", "shapes.txt
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block and the line of the page that it begins at."""
+    """A fenced block and the line where it starts."""
 
     kind: str
     text: str
@@ -55,15 +55,15 @@ def blocks(page: Path) -> list[Block]:
 
 
 def shown(page: Path) -> list[Path]:
-    """The stored images that a page shows."""
+    """The stored images on a page."""
     return [(page.parent / link).resolve() for link in IMAGE.findall(page.read_text(encoding="utf-8"))]
 
 
-# ----- what the pages begin with -----------------------------------------------
+# ----- the files that the pages need -------------------------------------------
 
 
 def furnish(folder: Path) -> None:
-    """Put into the folder what a clone holds, and stand-ins for the models that the frameworks would make."""
+    """Fill the folder with the files of a clone that the pages use, and with stand-ins for the frameworks' models."""
     (folder / "models").mkdir()
     for name in CLONE:
         shutil.copy(ROOT / "models" / name, folder / "models" / name)
@@ -83,10 +83,10 @@ def run_page(page: Path) -> None:
     """Run the blocks of a page in the current folder.
 
     Args:
-        page: of `docs/examples`.
+        page: a page of `docs/examples`.
 
     Raises:
-        AssertionError: a command fails, or prints something else than the page says.
+        AssertionError: a command fails, or its output differs from the page.
     """
     names: dict[str, object] = {}
     printed = ""
@@ -101,18 +101,18 @@ def run_page(page: Path) -> None:
         elif block.kind == "text":
             _compare(block.text, printed, where)
         else:
-            assert block.kind == "python original", f"{where}: what is {block.kind!r}?"
+            assert block.kind == "python original", f"{where}: unknown kind of block {block.kind!r}"
 
 
 def make_originals(page: Path) -> None:
-    """Run the blocks that make a page's original files, with random weights for the trained ones."""
+    """Create a page's original files, with random weights instead of trained ones."""
     for block in blocks(page):
         if block.kind == "python original":
             _python(block.text.replace('weights="imagenet"', "weights=None"), {}, f"{page.name}:{block.line}")
 
 
 def _command(line: str, where: str) -> str:
-    from onnx_gradcam.cli import app  # noqa: PLC0415 - a page's last block must not need it
+    from onnx_gradcam.cli import app  # noqa: PLC0415 - `python alone` must not need it
 
     program, *arguments = shlex.split(line)
     assert program == "onnx-gradcam", f"{where}: {line}"
@@ -123,7 +123,7 @@ def _command(line: str, where: str) -> str:
 
 def _python(code: str, names: dict[str, object], where: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(compile(code, where, "exec"), names)  # noqa: S102 - the page is ours
+        exec(compile(code, where, "exec"), names)  # noqa: S102 - our own page
     return out.getvalue()
 
 
@@ -135,21 +135,21 @@ def _alone(code: str, where: str) -> str:
 
 
 def _compare(expected: str, printed: str, where: str) -> None:
-    found = printed.splitlines()
+    lines = printed.splitlines()
     anywhere = False
     for line in expected.splitlines():
         if line.strip() == "...":
             anywhere = True
             continue
-        at = next((i for i, other in enumerate(found) if _alike(line, other)), None)
-        wanted = at == 0 or (anywhere and at is not None)
-        assert wanted, f"{where}: {line!r} is not what comes next; printed was:\n{printed}"
-        found, anywhere = found[at + 1 :], False
-    assert anywhere or not any(line.strip() for line in found), f"{where}: more is printed: {found}"
+        at = next((i for i, other in enumerate(lines) if _alike(line, other)), None)
+        matches = at == 0 or (anywhere and at is not None)
+        assert matches, f"{where}: {line!r} is not the next line of the output:\n{printed}"
+        lines, anywhere = lines[at + 1 :], False
+    assert anywhere or not any(line.strip() for line in lines), f"{where}: the output continues: {lines}"
 
 
 def _alike(line: str, other: str) -> bool:
-    """Whether two lines have the same words and nearly the same numbers."""
+    """Whether two lines have the same words and about the same numbers."""
     if NUMBER.sub("#", line).split() != NUMBER.sub("#", other).split():
         return False
     pairs = zip(NUMBER.findall(line), NUMBER.findall(other), strict=True)
@@ -157,14 +157,14 @@ def _alike(line: str, other: str) -> bool:
 
 
 def image_gap(stored: Path, made: Path) -> float:
-    """Mean difference of two images' values, 0 to 255; infinite where their sizes differ."""
+    """Mean difference of two images' values, 0 to 255; infinite if their sizes differ."""
     a, b = (cv2.imread(str(path)).astype(np.float64) for path in (stored, made))
     return float(np.abs(a - b).mean()) if a.shape == b.shape else math.inf
 
 
 def main() -> None:
-    """Run all pages and store their images."""
-    import os  # noqa: PLC0415 - here alone
+    """Run all pages and update their images."""
+    import os  # noqa: PLC0415 - only needed here
     import tempfile  # noqa: PLC0415
 
     for page in PAGES:

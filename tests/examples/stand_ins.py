@@ -1,7 +1,7 @@
-"""Stand-ins for the models of `docs/examples`, made of the demo classifier's weights without any framework.
+"""Stand-ins for the models of `docs/examples`, built from the demo classifier's weights without a framework.
 
-VGG16 has its layers, names and order, and far fewer channels: the seven convolutions of the demo are seven of its
-thirteen, the others pass on what they get. ReLU keeps what is not negative, so that this is exact.
+VGG16 has the original's layers, names and order, and far fewer channels: seven of its thirteen convolutions are the
+demo's, the others are the identity. ReLU keeps their nonnegative inputs, so this is exact.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MEAN = np.array([123.68, 116.779, 103.939])  # of keras.applications.vgg16, red 
 
 
 class Demo:
-    """The demo classifier as Keras has it.
+    """The demo classifier in Keras.
 
     Attributes:
-        config: of the model.
-        convolutions: kernels `[3, 3, C, K]` and biases `[K]`, batch normalisation folded into them.
+        config: configuration of the model.
+        convolutions: kernels `[3, 3, C, K]` and biases `[K]`, with batch normalization folded in.
         head: weights `[64, 6]` and biases `[6]` of the linear layer.
     """
 
@@ -50,7 +50,7 @@ class Demo:
         return np.asarray(stored[f"layers/conv2d{end}/vars/0"]) * factor, beta - mean * factor
 
     def layer(self, kind):
-        """The configuration of one of its layers of a kind, to be changed."""
+        """A copy of the configuration of its first layer of a kind."""
         return copy.deepcopy(next(e for e in self.config["config"]["layers"] if e["class_name"] == kind))
 
 
@@ -72,7 +72,7 @@ def dogs_and_cats(path: Path) -> None:
 def vgg16(path: Path) -> None:
     """VGG16 on images of 192 x 192, its last maps 12 x 12."""
     demo = Demo()
-    # The image as the demo takes it, and its negative, as what ReLU leaves of either.
+    # The demo's input and its negative, so that ReLU loses neither.
     begin = np.zeros((3, 3, 3, 6))
     for channel in range(3):
         begin[1, 1, 2 - channel, [channel, channel + 3]] = np.array([1, -1]) / 63.75
@@ -131,7 +131,7 @@ def _named(demo, kind, name, **changes):
 
 
 def _stored(weights):
-    """Weights as Keras 3 stores them: convolutions and dense layers counted apart."""
+    """Weights as Keras 3 stores them: convolutions and dense layers are numbered separately."""
     buffer, counts = io.BytesIO(), {"conv2d": 0, "dense": 0}
     with h5py.File(buffer, "w") as stored:
         for pair in weights:

@@ -1,4 +1,4 @@
-"""The pages of `docs/examples` do what they say: commands, code, output and images."""
+"""The commands, code, output and images on the pages of `docs/examples` are correct."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnx_gradcam.cli import app
 
 @pytest.fixture
 def furnished(tmp_path, monkeypatch):
-    """A folder as the pages have it, current."""
+    """A folder with the files that the pages need, as the working directory."""
     pages.furnish(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
