@@ -1,6 +1,8 @@
 """Load a model: from a path, bytes or a proto to the normalised form that the rest of the package works on.
 
 A module of its own, however short: `decompose` and `inline` build on `Model`, which builds on `read`.
+
+A file of its own: in `read` or `fold` it would close a circle of imports.
 """
 
 from __future__ import annotations

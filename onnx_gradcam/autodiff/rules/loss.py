@@ -1,4 +1,4 @@
-"""Rules of losses; class weights count as constants."""
+"""Rules of losses; class weights count as constants. A file of its own: one family of rules."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 The score does not depend on a tensor that reaches it through these operators only. Operators without a rule are not in
 this list: they are refused. The list is a file of its own, as each family of rules is.
+
+A file of its own: a list, which no family of rules owns.
 """
 
 from __future__ import annotations
