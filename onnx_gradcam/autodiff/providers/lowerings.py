@@ -58,9 +58,6 @@ def lowering(table: dict[str, Lowering], *op_types: str) -> Callable[[Function],
     return register
 
 
-# ----- arithmetic ----------------------------------------------------------------
-
-
 @lowering(ARITHMETIC, "Sum")
 def total(t: Builder, *xs: Value) -> Value:
     """Additions of two tensors, one after another."""
@@ -131,9 +128,6 @@ def space_to_depth(t: Builder, x: Value, *, blocksize: int, mode: str = "DCR") -
     return reshape(t, paired, [n, c * (s * s), h // s, w // s])
 
 
-# ----- truth values as Booleans --------------------------------------------------
-
-
 @lowering(BOOLEANS, "And")
 def both(t: Builder, a: Value, b: Value) -> Value:
     """The product."""
@@ -150,9 +144,6 @@ def sign(t: Builder, x: Value) -> Value:
 def at_least(t: Builder, x: Value, bound: Value) -> Value | None:
     """A Clip, where the bound is a constant number."""
     return t.op("Clip", x, bound) if bound.rank == 0 and bound.array() is not None else None
-
-
-# ----- truth values as numbers ---------------------------------------------------
 
 
 def step(t: Builder, x: Value) -> Value:
@@ -233,9 +224,6 @@ def mask_sign(t: Builder, x: Value) -> Value:
 def magnitude(t: Builder, x: Value) -> Value:
     """The larger of the tensor and its negative."""
     return t.op("Max", x, x * -1.0)
-
-
-# ----- layout and convolutions on planes -----------------------------------------
 
 
 @lowering(PLANES, "Expand")
@@ -361,9 +349,6 @@ def conv_transpose(t: Builder, x: Value, w: Value, b: Value | None = None, **opt
     options["pads"] = pads[:n] + [max(p - e, 0) for e, p in zip(extra, pads[n:], strict=True)]
     full = t.op("ConvTranspose", x, w, **options)
     return t.op("Pad", full, t.ints(*[0] * (n + 2), 0, 0, *late)) if any(late) else full
-
-
-# ----- MaxPool -------------------------------------------------------------------
 
 
 def pools_by_convolution(table: Table) -> Table:
