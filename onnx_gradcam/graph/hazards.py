@@ -2,9 +2,7 @@
 
 Its `Pad_Fusion` (on by default, in versions 1.20 to 1.31 at least) replaces the Pad by the padding of the MaxPool,
 which is minus infinity: a window of negative numbers loses its largest value, zero. A Pad with minus zero is not fused
-and computes the same. This is a module of its own so that the workaround can be deleted in one piece.
-
-A file of its own: what runtimes compute wrongly is no part of reading or of the graph's shapes.
+and computes the same. A file of its own, so that the workaround can be deleted in one piece.
 """
 
 from __future__ import annotations

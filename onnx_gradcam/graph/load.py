@@ -1,8 +1,6 @@
 """Load a model: from a path, bytes or a proto to the normalised form that the rest of the package works on.
 
-A module of its own, however short: `decompose` and `inline` build on `Model`, which builds on `read`.
-
-A file of its own: in `read` or `fold` it would close a circle of imports.
+A file of its own: `decompose` and `inline` build on `Model`, which builds on `read`; in `read` it would close a circle.
 """
 
 from __future__ import annotations
