@@ -79,7 +79,9 @@ def test_real_models_compute_what_they_did(name, real_data):
     sizes = [d.dim_value or 1 for d in info.type.tensor_type.shape.dim]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
     x = np.random.default_rng(0).random(sizes).astype(dtype)
-    before, after = run(original, **{info.name: x}), run(made.to_proto(), **{info.name: x})
+    # Fused products of 8 bits saturate on processors without VNNI, and an exposed tensor is not fused over.
+    optimized = "int8" not in name
+    before, after = (run(m, optimized=optimized, **{info.name: x}) for m in (original, made.to_proto()))
     assert list(after) == [*before, made.target]
     for output, value in before.items():
         # Exposing a tensor keeps ONNX Runtime from fusing over it: half floats may round another way.

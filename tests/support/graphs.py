@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import numpy_helper
 
 from onnx_gradcam.autodiff.backward import carries_gradient
@@ -68,8 +69,15 @@ def choose(model: onnx.ModelProto, layer: str = "auto", names: dict[str, str] | 
     return find_layer(t, image_inputs(t)[0], score.tensor, carries_gradient(t), layer, names)
 
 
-def run(model: onnx.ModelProto, *, disabled: list[str] | None = None, **feeds: Array) -> dict[str, Array]:
+def run(
+    model: onnx.ModelProto, *, disabled: list[str] | None = None, optimized: bool = True, **feeds: Array
+) -> dict[str, Array]:
     """All outputs by name."""
+    if not optimized:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        plain = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return dict(zip([o.name for o in plain.get_outputs()], plain.run(None, feeds), strict=True))
     session = Session(model.SerializeToString(), disabled_optimizers=disabled or [], threads=1)
     return session.run(feeds)
 
