@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,10 @@ def choose(model: onnx.ModelProto, layer: str = "auto", names: dict[str, str] | 
     t = builder(model)
     score = find_score(t)
     return find_layer(t, image_inputs(t)[0], score.tensor, carries_gradient(t), layer, names)
+
+
+HAS_VNNI = "vnni" in (Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else "vnni")
+"""Whether the processor adds products of 8 bits without saturation; ONNX Runtime's int8 scores depend on it."""
 
 
 def run(
