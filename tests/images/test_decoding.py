@@ -420,7 +420,7 @@ def test_scores_of_real_classifiers_are_reproduced(real_data):
             for index, _, score in top:
                 tolerance = 2e-3 if "fp16" in entry["name"] else 2e-4
                 if "int8" in entry["name"] and not HAS_VNNI:
-                    tolerance = 0.1  # the stored scores are those of a processor whose products do not saturate
+                    tolerance = 0.2  # the stored scores are those of a processor whose products do not saturate
                 assert scores[index] == pytest.approx(score, rel=tolerance, abs=2e-4), (entry["name"], photo)
             compared += 1
     assert compared >= 35
