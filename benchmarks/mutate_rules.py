@@ -98,8 +98,8 @@ FAULTS = [
     Fault(WIN, "extent: dilations", "(k - 1) * d + 1", "(k - 1) + 1"),
     Fault(CONV, "pad: ConvTranspose output_shape", "begin.append(small if upper else total - small)",
           "begin.append(total - small if upper else small)"),
-    Fault(CONV, "stride: weight of Conv", "strides=list(over.dilations),\n        dilations=list(over.strides)",
-          "strides=list(over.strides),\n        dilations=list(over.dilations)"),
+    Fault(CONV, "stride: weight of Conv", '"strides": list(over.dilations), "dilations": list(over.strides)',
+          '"strides": list(over.strides), "dilations": list(over.dilations)'),
     Fault(POOL, "count: padded AveragePool", "counted = [\n        (Size(t, 0), p + h + q) if padded else (p, p + h)",
           "counted = [\n        (Size(t, 0), p + h + q) if not padded else (p, p + h)"),
     # Ties.
