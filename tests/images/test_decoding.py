@@ -417,10 +417,12 @@ def test_scores_of_real_classifiers_are_reproduced(real_data):
             values, _ = prepare(read_image(real_data / photo), description)
             scores = session.run(None, {session.get_inputs()[0].name: values[None]})[0].ravel()
             assert scores[top[0][0]] == scores.max(), (entry["name"], photo)
+            # What float32 sums of large activations leave of a small score is relative to the largest.
+            rounding = 2e-4 * max(1.0, float(np.abs(scores).max()))
             for index, _, score in top:
                 tolerance = 2e-3 if "fp16" in entry["name"] else 2e-4
                 if "int8" in entry["name"] and not HAS_VNNI:
                     tolerance = 0.2  # the stored scores are those of a processor whose products do not saturate
-                assert scores[index] == pytest.approx(score, rel=tolerance, abs=2e-4), (entry["name"], photo)
+                assert scores[index] == pytest.approx(score, rel=tolerance, abs=rounding), (entry["name"], photo)
             compared += 1
     assert compared >= 35
