@@ -52,12 +52,7 @@ class _Batch:
 
 
 def explain_shard(
-    paths: Sequence[str],
-    out: Path,
-    crew: Crew,
-    *,
-    first: int = 0,
-    progress: Callable[[int], None] | None = None,
+    paths: Sequence[str], out: Path, crew: Crew, *, first: int = 0, progress: Callable[[int], None] | None = None
 ) -> Record:
     """Explain some images into one folder, which is written atomically.
 

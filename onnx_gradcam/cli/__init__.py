@@ -101,8 +101,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
-        bool,
-        typer.Option("--debug", help=f"Print the traceback of an error; {_DEBUG}=1 does the same."),
+        bool, typer.Option("--debug", help=f"Print the traceback of an error; {_DEBUG}=1 does the same.")
     ] = False,
 ) -> None:
     """See what an ONNX vision model looks at, and add heatmap outputs to it.

@@ -130,10 +130,7 @@ MethodNames = Annotated[
         autocompletion=_completed("methods"),
     ),
 ]
-Provider = Annotated[
-    str,
-    option("Runtime", "Execution provider; `doctor` lists them.", metavar="NAME"),
-]
+Provider = Annotated[str, option("Runtime", "Execution provider; `doctor` lists them.", metavar="NAME")]
 Threads = Annotated[int | None, option("Runtime", "Number of CPU threads. [default: all cores]", min=1, metavar="N")]
 Seed = Annotated[int, option("Runtime", "Random seed, for methods that draw random numbers.", min=0, metavar="N")]
 Json = Annotated[bool, option("Output", "Print one JSON document and nothing else.", "--json")]
@@ -176,12 +173,7 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "against": Annotated[
-        str | None,
-        option(
-            "Target",
-            "Explain the lead over this class, or over the `runner-up`.",
-            metavar="CLASS",
-        ),
+        str | None, option("Target", "Explain the lead over this class, or over the `runner-up`.", metavar="CLASS")
     ],
     "score": Annotated[
         ScoreKind | None,
@@ -210,20 +202,11 @@ OPTIONS: dict[str, Any] = {
     ],
     "box_rank": Annotated[
         int | None,
-        option(
-            "Target",
-            "Detection only: rank of the box in its class. [default: 0, the best]",
-            min=0,
-            metavar="RANK",
-        ),
+        option("Target", "Detection only: rank of the box in its class. [default: 0, the best]", min=0, metavar="RANK"),
     ],
-    "box": Annotated[
-        int | None,
-        option("Target", "Detection only: index of the box.", min=0, metavar="INDEX"),
-    ],
+    "box": Annotated[int | None, option("Target", "Detection only: index of the box.", min=0, metavar="INDEX")],
     "reference": Annotated[
-        Path | None,
-        option("Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE"),
+        Path | None, option("Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE")
     ],
     "method": Annotated[
         str | None,
@@ -278,11 +261,7 @@ OPTIONS: dict[str, Any] = {
     ],
     "eigen_smooth": Annotated[
         bool | None,
-        option(
-            "Method",
-            "Leading principal component of the weighted maps, not their sum.",
-            "--eigen-smooth",
-        ),
+        option("Method", "Leading principal component of the weighted maps, not their sum.", "--eigen-smooth"),
     ],
     "preprocess": Annotated[
         str | None,
@@ -303,8 +282,7 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "expose_activation": Annotated[
-        bool | None,
-        option("Output", "Output the activation maps of the layer as well.", "--expose-activation"),
+        bool | None, option("Output", "Output the activation maps of the layer as well.", "--expose-activation")
     ],
     "profile": Annotated[
         str | None,

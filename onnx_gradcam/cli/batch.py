@@ -58,8 +58,7 @@ def batch(
         float, option("Runtime", "Ray only: CPUs per worker; fractions are allowed.", min=0.05, metavar="N")
     ] = 1.0,
     stall_timeout: Annotated[
-        float,
-        option("Runtime", "Ray only: stop when no shard is finished for this long.", min=1, metavar="SECONDS"),
+        float, option("Runtime", "Ray only: stop when no shard is finished for this long.", min=1, metavar="SECONDS")
     ] = 600.0,
     choices: dict[str, Any],
 ) -> None:

@@ -45,8 +45,7 @@ def evaluate(
         ),
     ] = None,
     method: Annotated[
-        str,
-        option("Method", "Methods to score; `onnx-gradcam methods` lists them.", metavar="NAME[,NAME...]"),
+        str, option("Method", "Methods to score; `onnx-gradcam methods` lists them.", metavar="NAME[,NAME...]")
     ] = "gradcam,hirescam,layercam",
     metric: Annotated[
         str | None,
@@ -67,8 +66,7 @@ def evaluate(
         ),
     ] = False,
     target: Annotated[
-        str | None,
-        option("Target", "Class to explain, by name or index. [default: predicted class]", metavar="CLASS"),
+        str | None, option("Target", "Class to explain, by name or index. [default: predicted class]", metavar="CLASS")
     ] = None,
     steps: Annotated[
         int, option("Method", "Number of steps of deletion and insertion.", min=1, max=10_000, metavar="N")

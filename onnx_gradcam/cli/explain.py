@@ -46,12 +46,7 @@ def explain(
     target: Targets = None,
     methods: MethodNames = None,
     region: Annotated[
-        Path | None,
-        option(
-            "Target",
-            "With --mask input: image that is not black where to explain.",
-            metavar="FILE",
-        ),
+        Path | None, option("Target", "With --mask input: image that is not black where to explain.", metavar="FILE")
     ] = None,
     augment: Annotated[
         bool, option("Image", "Average six explanations: mirrored or not, three brightnesses.", "--augment")
@@ -86,11 +81,7 @@ def explain(
     ] = "overlay",
     threshold: Annotated[
         float | None,
-        option(
-            "Output",
-            "For mask, contour, box: fraction of the maximum that counts. [default: 0.5]",
-            metavar="0..1",
-        ),
+        option("Output", "For mask, contour, box: fraction of the maximum that counts. [default: 0.5]", metavar="0..1"),
     ] = None,
     top_percent: Annotated[
         float | None,
@@ -103,11 +94,7 @@ def explain(
     opacity: Annotated[
         float | None,
         option(
-            "Output",
-            "Opacity of the heatmap. [default: 0.5, or as the preset draws]",
-            min=0,
-            max=1,
-            metavar="0..1",
+            "Output", "Opacity of the heatmap. [default: 0.5, or as the preset draws]", min=0, max=1, metavar="0..1"
         ),
     ] = None,
     npy: Annotated[
@@ -117,8 +104,7 @@ def explain(
         bool, option("Output", "Write heatmaps, raw maps, classes and scores as NAME.npz.", "--npz")
     ] = False,
     arrays: Annotated[
-        Path | None,
-        option("Output", "Folder for --npy and --npz. [default: beside the image]", metavar="FOLDER"),
+        Path | None, option("Output", "Folder for --npy and --npz. [default: beside the image]", metavar="FOLDER")
     ] = None,
     as_json: Json = False,
     choices: dict[str, Any],

@@ -214,7 +214,7 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}); "
             "start from the original model to explain it in another way"
         )
-    options = _with_class_scores(model, _resolved(model, options), task)
+    options = _with_class_scores(model, _resolved(model, options, task), task)
     plan = _plan(Builder(model), options, task)
     targets = [value.name for value in plan.targets]
     ends = [plan.image.name] if plan.method.differentiates("image") else targets
@@ -227,10 +227,11 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
     return plan
 
 
-def _resolved(model: Model, options: Options) -> Options:
+def _resolved(model: Model, options: Options, task: Task) -> Options:
     """Class names and preprocessing read, the names of classes as indices."""
     carried = Carried.from_props(model.metadata)
-    labels = carried.labels if options.labels is None else read_labels(options.labels)
+    stored = carried.labels if task.names_apply else None
+    labels = stored if options.labels is None else read_labels(options.labels)
     against, target = options.against, options.target
     if against is not None and against not in OBJECTIVES:
         against = find_class(against, labels)

@@ -112,11 +112,7 @@ def verify(
             "the model outputs NaN for this input, so there is nothing to compare; check --preprocess and the weights"
         )
     return Verification(
-        target_tensor=check.wrt,
-        analytic=check.analytic,
-        numeric=check.numeric,
-        relative=check.relative,
-        grain=grain,
+        target_tensor=check.wrt, analytic=check.analytic, numeric=check.numeric, relative=check.relative, grain=grain
     )
 
 

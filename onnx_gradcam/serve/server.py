@@ -134,8 +134,7 @@ class _Server(MLServer):
                 name=service.name,
                 implementation=_IMPLEMENTATION,
                 parameters=ModelParameters(
-                    uri=str(service.model),
-                    extra={**service.settings, "limits": vars(service.limits)},
+                    uri=str(service.model), extra={**service.settings, "limits": vars(service.limits)}
                 ),
             )
         )

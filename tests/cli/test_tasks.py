@@ -56,7 +56,7 @@ def test_inspect_says_which_method_and_why(call, segmenter):
     lines = result.stdout.splitlines()
     assert "task: segmentation" in lines
     assert "method: hirescam, weights gradient" in lines
-    assert any("the default for a segmentation" in line for line in lines)
+    assert any("the default for segmentation" in line for line in lines)
     asked = call("inspect", segmenter, "--task", "segmentation", "--method", "gradcam").stdout
     assert "method: gradcam, weights gradient" in asked
     assert "the default for" not in asked
@@ -106,8 +106,12 @@ def test_boxes_in_several_outputs(call, here, detector):
 
 
 def test_a_reference_and_a_class_to_compare_with(call, here, classifier, image, labels):
-    common = ["attach", classifier, "-o", "e.onnx", "--preprocess", PREPROCESS, "--labels", labels]
-    done = call(*common, "--task", "embedding", "--reference", image)
+    plain = ["attach", classifier, "-o", "e.onnx", "--preprocess", PREPROCESS]
+    common = [*plain, "--labels", labels]
+    embedding = ["--task", "embedding", "--reference", image]
+    refused = call(*common, *embedding)
+    assert (refused.exit_code, "there are 3 class names for 1 class" in refused.stderr) == (1, True)
+    done = call(*plain, *embedding)
     assert done.exit_code == 0, done.stderr
     result = json.loads(call("explain", "e.onnx", image, "--json").stdout)
     assert result["images"][0]["explained"][0]["score"] == pytest.approx(1, abs=1e-4)
@@ -117,6 +121,13 @@ def test_a_reference_and_a_class_to_compare_with(call, here, classifier, image, 
     by_name = json.loads(call("inspect", classifier, "--against", "1", "--json").stdout)
     assert by_name["refusal"] is None
     assert "without class names" in call("inspect", classifier, "--against", "green").stderr
+
+
+def test_class_names_in_the_model_do_not_stand_in_the_way_of_an_embedding(call, here, classifier, image, labels):
+    assert call("export", "onnx", classifier, "-o", "named.onnx", "--labels", labels).exit_code == 0
+    embedding = ["--task", "embedding", "--reference", image, "--preprocess", PREPROCESS]
+    done = call("attach", "named.onnx", "-o", "e.onnx", "--output", "scores", *embedding)
+    assert (done.exit_code, "Stored in the model: preprocessing." in done.stdout) == (0, True), done.stderr
 
 
 def test_all_classes_at_once(call, here, classifier, image):

@@ -42,6 +42,7 @@ class Task:
         method: the method where the user names none.
         several_outputs: the scores may be in several outputs.
         classes_compete: the scores are those of classes, so that a single one decides between two.
+        names_apply: the class names that a model carries are names of its scores.
         maps_are_scores: the outputs are maps of classes, so that maps with one channel a class are no layer.
         boxes: the outputs describe boxes, so that what follows the last convolution is no layer.
     """
@@ -53,6 +54,7 @@ class Task:
     method: str = "gradcam"
     several_outputs: bool = False
     classes_compete: bool = False
+    names_apply: bool = True
     maps_are_scores: bool = False
     boxes: bool = False
 
@@ -323,7 +325,11 @@ TASKS: dict[str, Task] = {
             boxes=True,
         ),
         Task(
-            name="embedding", about="the cosine similarity to a reference", scores=_similarity, answers=_holds_embedding
+            name="embedding",
+            about="the cosine similarity to a reference",
+            scores=_similarity,
+            answers=_holds_embedding,
+            names_apply=False,
         ),
     )
 }
