@@ -68,28 +68,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _command in (
-    explain,
-    attach,
-    inspect,
-    compare,
-    batch,
-    evaluate,
-    serve,
-    triton,
-    kserve,
-    web,
-    verify,
-    methods,
-    ops,
-    doctor,
-):
+_COMMANDS = explain, attach, inspect, compare, batch, evaluate, serve, triton, kserve, web, verify, methods, ops, doctor
+for _command in _COMMANDS:
     app.command(cls=Command)(_command)
 app.add_typer(export)
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 - called with the option's value alone
-    if wanted:
+def _print_version(value: bool) -> None:  # noqa: FBT001 - called with the option's value alone
+    if value:
         say(f"onnx-gradcam {__version__}")
         raise typer.Exit
 
@@ -119,11 +105,7 @@ def root(
 
 
 def main(*command: str) -> None:
-    """Run the command line; what goes wrong is said in one sentence, without a traceback.
-
-    Args:
-        command: words that stand before those of the command line: scripts that are one command put it here.
-    """
+    """Run the command line, with the words of `command` first; report errors in one sentence, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         # A class name that the terminal cannot show must not end the run.
         if isinstance(stream, io.TextIOWrapper):
@@ -136,7 +118,6 @@ def main(*command: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has seen enough.
         _abandon_output()
         sys.exit(1)
     except Exception as exc:
@@ -146,15 +127,15 @@ def main(*command: str) -> None:
             _abandon_output()
             complain(f"the system cannot read or write here ({exc}); make room, or write somewhere else")
             sys.exit(1)
-        what = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
+        cause = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
         complain(
-            f"this should not have happened ({what}); please report it with what "
+            f"this should not have happened ({cause}); please report it with what "
             f"`{_DEBUG}=1 onnx-gradcam ...` prints for the same command"
         )
         sys.exit(1)
 
 
 def _abandon_output() -> None:
-    """Let standard output go nowhere: what it still holds must not fail again at exit."""
+    """Redirect standard output to nowhere: what is in its buffer must not fail again at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

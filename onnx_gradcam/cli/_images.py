@@ -1,4 +1,4 @@
-"""Which images are meant, and where what is made of them goes."""
+"""The images that arguments name, and the files that their results are written to."""
 
 from __future__ import annotations
 
@@ -18,65 +18,54 @@ __all__ = ["Place", "find_images", "places"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the results of one image go.
-
-    Attributes:
-        image: the sheet.
-        arrays: the arrays, less the ends of their names.
-    """
+    """Where the results of one image are written: the drawing, and the arrays, to whose name a suffix is added."""
 
     image: Path
     arrays: Path
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
-    """Folders and patterns replaced by the images in them, in the order of their names; `-` stays.
-
-    Raises:
-        InputError: a folder without images, a pattern that no file matches, or an empty name.
-    """
-    found: list[str] = []
+    """The images in folders and matched by patterns, sorted by name, among those named themselves; `-` stays."""
+    images: list[str] = []
     for argument in arguments:
         if not argument:
             # An empty path means the current folder, but it comes from a shell variable that is not set.
-            raise InputError("the name of an image is empty: check the command")
+            raise InputError("the name of an image is empty; check the command")
         if argument == "-":
-            if "-" in found:
-                raise InputError("standard input holds one image only: give '-' once")
-            found.append(argument)
+            if "-" in images:
+                raise InputError("standard input holds one image only; give '-' once")
+            images.append(argument)
         elif Path(argument).is_dir():
-            found.extend(_in_folder(Path(argument)))
+            images.extend(_in_folder(Path(argument)))
         elif glob.has_magic(argument) and not Path(argument).exists():
             files = sorted(f for f in glob.glob(argument, recursive=True) if Path(f).is_file())  # noqa: PTH207
             if not files:
-                raise InputError(f"no file matches {argument!r}: check the pattern")
-            found.extend(files)
+                raise InputError(f"no file matches {argument!r}; check the pattern")
+            images.extend(files)
         else:
-            found.append(argument)
-    return found
+            images.append(argument)
+    return images
 
 
 def _in_folder(folder: Path) -> list[str]:
     try:
         files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
     except OSError as exc:
-        raise InputError(f"the folder {str(folder)!r} cannot be read ({exc.strerror})") from exc
+        raise InputError(f"the folder {str(folder)!r} cannot be read ({exc.strerror}); check its permissions") from exc
     if not files:
-        raise InputError(f"the folder {str(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"the folder {str(folder)!r} holds no image ({suffixes}); choose another one")
     return [str(f) for f in files]
 
 
 def places(images: Sequence[str], out: str | None, arrays: Path | None) -> list[Place]:
-    """Where the results of each image go: never on an image that is read, never two on the same file.
+    """Where the results of each image are written: never over an image that is read, never two to the same file.
 
     Args:
         images: their paths, `-` for standard input.
         out: the file for one image, `-` for standard output, or the folder for several: a name without suffix, or
             one that ends in a slash. By default the current folder.
         arrays: the folder for arrays; by default that of the image.
-
-    Raises:
-        InputError: a place that would overwrite an image, or that cannot be written to.
     """
     taken = {_key(Path(p)) for p in images if p != "-"}
     if out is not None and _is_file(out):
@@ -86,15 +75,15 @@ def places(images: Sequence[str], out: str | None, arrays: Path | None) -> list[
                 f"{len(images)} images do not fit into the one file {out!r}; give a folder.", param_hint="-o"
             )
         if _key(file) in taken:
-            raise InputError(f"{out!r} is the image itself: choose another name with -o")
+            raise InputError(f"{out!r} is the image itself; choose another name with -o")
         stem = _stem(images[0]) if out == "-" else file.stem
-        found = [Place(file, (arrays or file.parent) / stem)]
+        results = [Place(file, (arrays or file.parent) / stem)]
     else:
         folder, end = (Path(), "_gradcam") if out is None else (Path(out), "")
-        found = [_free(folder, arrays, _stem(p) + end, taken) for p in images]
-    for folder in {found[0].image.parent, found[0].arrays.parent}:
+        results = [_free(folder, arrays, _stem(p) + end, taken) for p in images]
+    for folder in {results[0].image.parent, results[0].arrays.parent}:
         _check_writable(folder)
-    return found
+    return results
 
 
 def _is_file(out: str) -> bool:
@@ -106,7 +95,7 @@ def _stem(image: str) -> str:
 
 
 def _free(folder: Path, arrays: Path | None, stem: str, taken: set[str]) -> Place:
-    """The first of `stem`, `stem_2`, `stem_3` ... that nobody has."""
+    """The first of `stem`, `stem_2`, `stem_3` ... that is not taken."""
     number, name = 1, stem
     while _key(folder / f"{name}.png") in taken:
         number += 1
@@ -121,8 +110,8 @@ def _key(path: Path) -> str:
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse before any work is done what could not be written after it."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "is not a folder" if not there.is_dir() else "cannot be written to"
-        raise InputError(f"{str(there)!r} {what}: choose another place with -o")
+    """Refuse before the model runs what could not be written afterwards."""
+    nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if nearest.is_dir() else "is not a folder"
+        raise InputError(f"{str(nearest)!r} {problem}; choose another place with -o")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -28,9 +29,13 @@ __all__ = [
     "OPTIONS",
     "Command",
     "ImagesArgument",
+    "ImagesOption",
     "Json",
     "MethodNames",
     "ModelFile",
+    "ModelName",
+    "ModelPath",
+    "OutFolder",
     "Provider",
     "Seed",
     "Targets",
@@ -49,46 +54,34 @@ _FILE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".onnx", ".png", ".ti
 
 
 def option(panel: str, help: str, *flags: str, **more: Any) -> Any:  # noqa: A002 - typer's own word
-    """An option of a group of the help.
-
-    Args:
-        panel: Model, Target, Method, Image, Output or Runtime.
-        help: a sentence; `{tasks}` and the like stand for the names in a registry.
-        flags: `--name`, where it is not the parameter's name.
-        more: other arguments of `typer.Option`.
-    """
+    """An option in a panel of the help; `{tasks}` and the like in its text stand for the names in a registry."""
     return typer.Option(*flags, help=help, rich_help_panel=panel, show_default=more.pop("show_default", True), **more)
 
 
+_REGISTRIES = {
+    "methods": ("editor.methods.catalogue", "methods"),
+    "presets": ("editor.presets", "PRESETS"),
+    "profiles": ("autodiff.providers", "PROFILES"),
+    "tasks": ("editor.targets.task", "TASKS"),
+    "preprocessing": ("images.preprocessing", "PRESETS"),
+}
+
+
 def registered(kind: str) -> list[str]:
-    """The names in a registry: `methods`, `presets`, `profiles` or `tasks`."""
-    if kind == "methods":
-        from onnx_gradcam.editor.methods.catalogue import methods  # noqa: PLC0415 - --help must not wait for it
-
-        return list(methods())
-    if kind == "presets":
-        from onnx_gradcam.editor.presets import PRESETS  # noqa: PLC0415
-
-        return list(PRESETS)
-    if kind == "profiles":
-        from onnx_gradcam.autodiff.providers import PROFILES  # noqa: PLC0415
-
-        return list(PROFILES)
-    if kind == "tasks":
-        from onnx_gradcam.editor.targets.task import TASKS  # noqa: PLC0415
-
-        return list(TASKS)
-    raise KeyError(kind)
+    """The names in a registry, which is imported only now: --help must not wait for it."""
+    module, name = _REGISTRIES[kind]
+    entries = getattr(importlib.import_module(f"onnx_gradcam.{module}"), name)
+    return list(entries() if callable(entries) else entries)
 
 
-def _completed(kind: str) -> Callable[[str], Iterator[str]]:
-    """Completion of the last of several names with commas between."""
+def _named(kind: str) -> dict[str, Any]:
+    """What options have that take names of a registry: completion of the last of several with commas between."""
 
     def complete(incomplete: str) -> Iterator[str]:
         before, comma, last = incomplete.rpartition(",")
         return (before + comma + name for name in registered(kind) if name.startswith(last))
 
-    return complete
+    return {"metavar": "NAME", "autocompletion": complete}
 
 
 def _no_file(value: Any) -> Any:
@@ -104,11 +97,26 @@ def _no_file(value: Any) -> Any:
 ModelFile = Annotated[
     str, typer.Argument(metavar="MODEL", help="ONNX file; - reads it from standard input.", show_default=False)
 ]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, explained or not.")]
+OutFolder = Annotated[Path, option("Output", "Folder to create.", "-o", "--out", metavar="FOLDER", show_default=False)]
+ModelName = Annotated[
+    str | None, option("Output", "Name of the model in requests. [default: that of the file]", metavar="NAME")
+]
 ImagesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES",
         help="Image files, folders, quoted patterns such as 'photos/*.jpg', or - for standard input.",
+        show_default=False,
+    ),
+]
+ImagesOption = Annotated[
+    list[str],
+    option(
+        "Image",
+        "Images: a folder, a quoted pattern or a file. Give it several times for more.",
+        "--images",
+        metavar="FOLDER",
         show_default=False,
     ),
 ]
@@ -126,8 +134,7 @@ MethodNames = Annotated[
         "Method",
         "Method; several separated by commas are compared. `methods` lists them. [default: the task's own]",
         "--method",
-        metavar="NAME[,NAME...]",
-        autocompletion=_completed("methods"),
+        **{**_named("methods"), "metavar": "NAME[,NAME...]"},
     ),
 ]
 Provider = Annotated[str, option("Runtime", "Execution provider; `doctor` lists them.", metavar="NAME")]
@@ -135,180 +142,121 @@ Threads = Annotated[int | None, option("Runtime", "Number of CPU threads. [defau
 Seed = Annotated[int, option("Runtime", "Random seed, for methods that draw random numbers.", min=0, metavar="N")]
 Json = Annotated[bool, option("Output", "Print one JSON document and nothing else.", "--json")]
 
+
+def _declared(kind: Any, panel: str, help: str, *flags: str, **more: Any) -> Any:  # noqa: A002 - typer's own word
+    return Annotated[kind | None, option(panel, help, *flags, **more)]
+
+
 OPTIONS: dict[str, Any] = {
-    "labels": Annotated[
-        Path | None,
-        option(
-            "Model",
-            "Class names: text, one per line, or JSON (list, id2label). [default: those in the model]",
-            metavar="FILE",
-        ),
-    ],
-    "output": Annotated[
-        list[str] | None,
-        option(
-            "Model",
-            "Model output with the scores, repeated for several. (-o names the file to write.)",
-            "--output",
-            metavar="NAME",
-            callback=_no_file,
-        ),
-    ],
-    "image": Annotated[str | None, option("Model", "Model input that takes the image.", "--input", metavar="NAME")],
-    "task": Annotated[
-        str | None,
-        option(
-            "Model",
-            "What the model does: {tasks}. [default: classification]",
-            metavar="NAME",
-            autocompletion=_completed("tasks"),
-        ),
-    ],
-    "target": Annotated[
-        str | None,
-        option(
-            "Target",
-            "With --class-input none: class to fix in the model, by name or index. [default: predicted class]",
-            metavar="CLASS",
-        ),
-    ],
-    "against": Annotated[
-        str | None, option("Target", "Explain the lead over this class, or over the `runner-up`.", metavar="CLASS")
-    ],
-    "score": Annotated[
-        ScoreKind | None,
-        option(
-            "Target",
-            "Explain the logit, before a final softmax or sigmoid, or the output. [default: as the preset says]",
-            metavar="logit|output",
-        ),
-    ],
-    "mask": Annotated[
-        MaskKind | None,
-        option(
-            "Target",
-            "Segmentation only: sum scores over the class's own mask, all positions, or an input. [default: own]",
-            metavar="own|all|input",
-        ),
-    ],
-    "boxes": Annotated[
-        BoxFormat | None,
-        option(
-            "Target",
-            "Detection only: box format, scores [N, boxes, classes], yolov5 [N, boxes, 5 + classes] or yolov8 "
-            "[N, 4 + classes, boxes]. [default: scores]",
-            metavar="FORMAT",
-        ),
-    ],
-    "box_rank": Annotated[
-        int | None,
-        option("Target", "Detection only: rank of the box in its class. [default: 0, the best]", min=0, metavar="RANK"),
-    ],
-    "box": Annotated[int | None, option("Target", "Detection only: index of the box.", min=0, metavar="INDEX")],
-    "reference": Annotated[
-        Path | None, option("Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE")
-    ],
-    "method": Annotated[
-        str | None,
-        option(
-            "Method",
-            "Method; `methods` lists them. [default: the task's own, gradcam for classifiers]",
-            metavar="NAME",
-            autocompletion=_completed("methods"),
-        ),
-    ],
-    "preset": Annotated[
-        str | None,
-        option(
-            "Method",
-            "Library whose conventions to follow; `methods --presets` lists them.",
-            metavar="NAME",
-            autocompletion=_completed("presets"),
-        ),
-    ],
-    "layer": Annotated[
-        list[str] | None,
-        option(
-            "Method",
-            "Layer to explain, as `inspect` lists them; repeat it to combine several. [default: automatic]",
-            metavar="NAME",
-        ),
-    ],
-    "combine": Annotated[
-        Combine | None,
-        option("Method", "How heatmaps of several layers become one. [default: mean]", metavar="mean|max|product"),
-    ],
-    "weights": Annotated[
-        Weights | None,
-        option(
-            "Method",
-            "How channel weights are computed: linear (closed form), gradient, or finite (differences). "
-            "[default: auto, the first that applies]",
-            metavar="KIND",
-        ),
-    ],
-    "modifier": Annotated[
-        ModifierName | None,
-        option("Method", "How rectifiers pass the gradient back. [default: unchanged]", metavar="guided|deconvnet"),
-    ],
-    "channels": Annotated[
-        ChannelReduction | None,
-        option(
-            "Method",
-            "How color channels of an attribution become one map. [default: max for absolute values, else sum]",
-            metavar="max|sum",
-        ),
-    ],
-    "eigen_smooth": Annotated[
-        bool | None,
-        option("Method", "Leading principal component of the weighted maps, not their sum.", "--eigen-smooth"),
-    ],
-    "preprocess": Annotated[
-        str | None,
-        option(
-            "Image",
-            "How an image becomes the model's input: {preprocessing}, a JSON file or JSON. [default: as stored in "
-            "the model]",
-            metavar="NAME|FILE|JSON",
-        ),
-    ],
-    "class_input": Annotated[
-        ClassInput | None,
-        option(
-            "Target",
-            "How clients choose the class: optional or required input, none (fixed now), or all classes at once "
-            "(linear heads). [default: optional]",
-            metavar="KIND",
-        ),
-    ],
-    "expose_activation": Annotated[
-        bool | None, option("Output", "Output the activation maps of the layer as well.", "--expose-activation")
-    ],
-    "profile": Annotated[
-        str | None,
-        option(
-            "Runtime",
-            "Operators for gradients: {profiles}. [default: portable]",
-            metavar="NAME",
-            autocompletion=_completed("profiles"),
-        ),
-    ],
-    "grad_dtype": Annotated[
-        GradDtype | None,
-        option(
-            "Runtime", "Dtype of gradients: that of the model, or float32. [default: model]", metavar="model|float32"
-        ),
-    ],
+    "labels": _declared(
+        Path, "Model", "Class names: text or JSON (list, id2label). [default: those in the model]", metavar="FILE"
+    ),
+    "output": _declared(
+        list[str],
+        "Model",
+        "Model output with the scores, repeated for several. (-o names the file to write.)",
+        "--output",
+        metavar="NAME",
+        callback=_no_file,
+    ),
+    "image": _declared(str, "Model", "Model input that takes the image.", "--input", metavar="NAME"),
+    "task": _declared(str, "Model", "What the model does: {tasks}. [default: classification]", **_named("tasks")),
+    "target": _declared(
+        str, "Target", "With --class-input none: class to fix in the model. [default: predicted class]", metavar="CLASS"
+    ),
+    "against": _declared(str, "Target", "Explain the lead over this class, or over the `runner-up`.", metavar="CLASS"),
+    "score": _declared(
+        ScoreKind,
+        "Target",
+        "Explain the logit, before a final softmax or sigmoid, or the output. [default: as the preset says]",
+        metavar="logit|output",
+    ),
+    "mask": _declared(
+        MaskKind,
+        "Target",
+        "Segmentation only: sum scores over the class's own mask, all positions, or an input. [default: own]",
+        metavar="own|all|input",
+    ),
+    "boxes": _declared(
+        BoxFormat,
+        "Target",
+        "Detection only: box format, scores [N, boxes, classes], yolov5 [N, boxes, 5 + classes] or yolov8 "
+        "[N, 4 + classes, boxes]. [default: scores]",
+        metavar="FORMAT",
+    ),
+    "box_rank": _declared(
+        int, "Target", "Detection only: rank of the box in its class. [default: 0, the best]", min=0, metavar="RANK"
+    ),
+    "box": _declared(int, "Target", "Detection only: index of the box.", min=0, metavar="INDEX"),
+    "reference": _declared(Path, "Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE"),
+    "method": _declared(
+        str,
+        "Method",
+        "Method; `methods` lists them. [default: the task's own, gradcam for classifiers]",
+        **_named("methods"),
+    ),
+    "preset": _declared(
+        str, "Method", "Library whose conventions to follow; `methods --presets` lists them.", **_named("presets")
+    ),
+    "layer": _declared(
+        list[str],
+        "Method",
+        "Layer to explain, as `inspect` lists them; repeat it to combine several. [default: automatic]",
+        metavar="NAME",
+    ),
+    "combine": _declared(
+        Combine, "Method", "How heatmaps of several layers become one. [default: mean]", metavar="mean|max|product"
+    ),
+    "weights": _declared(
+        Weights,
+        "Method",
+        "How channel weights are computed: linear (closed form), gradient, or finite (differences). "
+        "[default: auto, the first that applies]",
+        metavar="KIND",
+    ),
+    "modifier": _declared(
+        ModifierName,
+        "Method",
+        "How rectifiers pass the gradient back. [default: unchanged]",
+        metavar="guided|deconvnet",
+    ),
+    "channels": _declared(
+        ChannelReduction,
+        "Method",
+        "How color channels of an attribution become one map. [default: max for absolute values, else sum]",
+        metavar="max|sum",
+    ),
+    "eigen_smooth": _declared(
+        bool, "Method", "Leading principal component of the weighted maps, not their sum.", "--eigen-smooth"
+    ),
+    "preprocess": _declared(
+        str,
+        "Image",
+        "How an image becomes the input: {preprocessing}; or JSON, or a JSON file. [default: as stored in the model]",
+        metavar="NAME|FILE|JSON",
+    ),
+    "class_input": _declared(
+        ClassInput,
+        "Target",
+        "How clients choose the class: optional or required input, none (fixed now), or all classes at once "
+        "(linear heads). [default: optional]",
+        metavar="KIND",
+    ),
+    "expose_activation": _declared(
+        bool, "Output", "Output the activation maps of the layer as well.", "--expose-activation"
+    ),
+    "profile": _declared(
+        str, "Runtime", "Operators for gradients: {profiles}. [default: portable]", **_named("profiles")
+    ),
+    "grad_dtype": _declared(
+        GradDtype, "Runtime", "Dtype of gradients: the model's, or float32. [default: model]", metavar="model|float32"
+    ),
 }
 """How each field of `Options` is said on the command line."""
 
 
 def explains(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add the options of `Options` to a command; it gets those that were given as `choices`.
-
-    Args:
-        without: fields that the command does not take, or declares itself.
-    """
+    """Add the options of `Options`, but for `without`, to a command, which gets those that users give as `choices`."""
     shared = {name: declaration for name, declaration in OPTIONS.items() if name not in without}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -355,27 +303,17 @@ class Command(TyperCommand):
                     formatter.write_dl(records, col_max=27)
 
 
-def _filled(help: str) -> str:  # noqa: A002 - typer's own word
-    for kind in ("profiles", "tasks"):
-        if f"{{{kind}}}" in help:
-            help = help.replace(f"{{{kind}}}", _listed(registered(kind)))  # noqa: A001
-    if "{preprocessing}" in help:
-        from onnx_gradcam.images.preprocessing import PRESETS  # noqa: PLC0415 - --help must not wait for it
-
-        help = help.replace("{preprocessing}", ", ".join(PRESETS))  # noqa: A001
-    return help
-
-
-def _listed(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+def _filled(text: str) -> str:
+    """A help text with the names of registries in place of `{tasks}` and the like."""
+    for kind in _REGISTRIES:
+        if f"{{{kind}}}" in text:
+            words = registered(kind)
+            text = text.replace(f"{{{kind}}}", f"{', '.join(words[:-1])} or {words[-1]}")
+    return text
 
 
 def names(text: str | None, flag: str) -> list[str]:
-    """The names in a comma-separated list.
-
-    Raises:
-        typer.BadParameter: an empty or a repeated name.
-    """
+    """The names in a comma-separated list; refuses an empty or a repeated one."""
     parts = [part.strip() for part in text.split(",")] if text is not None else []
     if "" in parts or len(set(parts)) < len(parts):
         raise typer.BadParameter(f"{text!r} has an empty or a repeated name.", param_hint=flag)

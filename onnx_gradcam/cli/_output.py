@@ -21,12 +21,12 @@ def say(text: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """What the user should know, on stderr."""
+    """A warning, on stderr."""
     typer.echo(_safe(f"warning: {text}"), err=True)
 
 
 def complain(text: str) -> None:
-    """What went wrong, on stderr, in one line."""
+    """An error, on stderr, in one line."""
     typer.echo(_safe(f"error: {' '.join(text.split())}"), err=True)
 
 
@@ -41,7 +41,7 @@ def finite(number: float) -> float | None:
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ", right: Sequence[int] = ()) -> str:
-    """Rows in aligned columns, those of index `right` to the right."""
+    """Rows in aligned columns; those whose index is in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -54,12 +54,12 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ", right: Sequence[int
 
 
 def shape(sizes: Sequence[int | str | None] | None) -> str:
-    """A shape in words: `[N, 3, 224, 224]`, with `?` for what the model leaves open."""
+    """A shape such as `[N, 3, 224, 224]`, with `?` for free sizes."""
     if sizes is None:
         return "of unknown shape"
     return "[" + ", ".join("?" if size is None else str(size) for size in sizes) + "]"
 
 
 def _safe(text: str) -> str:
-    """Names come from files nobody vouched for: what would steer the terminal is not passed on."""
+    """Names come from untrusted files: control characters would steer the terminal."""
     return _CONTROL.sub("?", text)

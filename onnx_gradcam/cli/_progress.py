@@ -1,4 +1,4 @@
-"""A progress bar for long work."""
+"""Progress bars, on stderr and only in a terminal."""
 
 from __future__ import annotations
 
@@ -24,59 +24,54 @@ __all__ = ["Bars", "bars", "progress", "rate", "stages"]
 
 
 class Bars:
-    """A bar on stderr over several things, and below it one over the runs that the present thing takes.
+    """A bar over several items, unless there is only one, and below it one over the runs of the current item."""
 
-    Args:
-        what: what is done with the things.
-        count: how many there are; a single one has no bar of its own.
-    """
-
-    def __init__(self, what: str, count: int) -> None:
+    def __init__(self, title: str, count: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # Lines on stdout are lifted above the bars only where both end up on the same terminal.
         together = sys.stdout.isatty()
         self._shown = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=together)
-        self._things = self._shown.add_task(what, total=count, visible=count > 1)
+        self._items = self._shown.add_task(title, total=count, visible=count > 1)
         self._runs = self._shown.add_task("running the model", visible=False)
         if count > 1:
             self._shown.start()
 
     def advance(self) -> None:
-        """One more thing is done."""
-        self._shown.advance(self._things)
+        """Count an item as done."""
+        self._shown.advance(self._items)
 
     def within(self, done: int, total: int) -> None:
-        """So many runs of the present thing are done."""
+        """Show how many runs of the current item are done."""
         self._shown.start()
         if self._shown.tasks[self._runs].completed >= done:
             self._shown.reset(self._runs)
         self._shown.update(self._runs, completed=done, total=total, visible=done < total)
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self._shown.stop()
 
 
 @contextlib.contextmanager
-def bars(what: str, count: int) -> Iterator[Bars | None]:
-    """Bars while things are worked on; nothing where there is no terminal to show them on."""
+def bars(title: str, count: int) -> Iterator[Bars | None]:
+    """Bars over `count` items; `None` without a terminal."""
     if not _at_a_terminal():
         yield None
         return
-    with contextlib.closing(Bars(what, count)) as shown:
+    with contextlib.closing(Bars(title, count)) as shown:
         yield shown
 
 
 @contextlib.contextmanager
-def progress(what: str, count: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr while several things are worked on at a terminal; call what it gives after each."""
-    with bars(what, count) as shown:
+def progress(title: str, count: int) -> Iterator[Callable[[], None]]:
+    """A bar over `count` items; call the value after each."""
+    with bars(title, count) as shown:
         yield (lambda: None) if shown is None else shown.advance
 
 
 @contextlib.contextmanager
 def stages(*names: str) -> Iterator[Callable[[], None]]:
-    """A bar on stderr over unlike pieces of work, at a terminal; call what it gives when the next one begins."""
+    """A bar over stages with names; call the value when the next one begins."""
     if not _at_a_terminal():
         yield lambda: None
         return
@@ -88,25 +83,20 @@ def stages(*names: str) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def rate(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr with the number a second, at a terminal; call what it gives with how many are done.
-
-    Args:
-        what: is done.
-    """
+def rate(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with the number per second; call the value with how many are done, and the total if it is known."""
     if not _at_a_terminal():
         yield lambda _done, _total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
-
     def render(self, task: Task) -> Text:
+        """The number per second."""
         return Text("" if task.speed is None else f"{task.speed:.3g}/s")
 
 

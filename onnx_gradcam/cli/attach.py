@@ -110,7 +110,4 @@ def _class_choice(explained: Explained, target: str | None) -> str:
 
 
 def _sizes(value: Any) -> list[int | str | None] | None:
-    """The sizes of an ONNX IR value; free ones by their symbol."""
-    if value.shape is None:
-        return None
-    return [size if isinstance(size, int) else size.value for size in value.shape]
+    return None if value.shape is None else [size if isinstance(size, int) else size.value for size in value.shape]

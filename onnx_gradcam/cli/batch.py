@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from onnx_gradcam.options import BatchFormat
 
-from ._options import Provider, Targets, Threads, explains, option
+from ._options import ModelPath, OutFolder, Provider, Targets, Threads, explains, option
 from ._output import complain, say, warn
 
 __all__ = ["batch"]
@@ -17,7 +16,7 @@ __all__ = ["batch"]
 
 @explains(without=("target", "class_input", "expose_activation"))
 def batch(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, explained or not.")],
+    model: ModelPath,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -28,7 +27,7 @@ def batch(
         ),
     ],
     *,
-    out: Annotated[Path, option("Output", "Folder to create.", "-o", "--out", metavar="FOLDER", show_default=False)],
+    out: OutFolder,
     format: Annotated[  # noqa: A002 - the option's name
         BatchFormat,
         option(
@@ -74,14 +73,13 @@ def batch(
     shards in progress are lost. Images that cannot be read are listed in _failures.jsonl; the exit code is 1 if no
     image could be explained.
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    # Imported here, as --help must not wait for it.
-    from onnx_gradcam.batching.ray_engine import RayCluster  # noqa: PLC0415
+    from onnx_gradcam.batching.ray_engine import RayCluster  # noqa: PLC0415 - --help must not wait for it
     from onnx_gradcam.batching.records import FAILURES  # noqa: PLC0415
     from onnx_gradcam.batching.running import batch as explain_images  # noqa: PLC0415
 
-    engines = {"local": None, "ray": RayCluster(workers, worker_cpus, stall_timeout)}
-    from ._progress import rate  # noqa: PLC0415 - --help must not wait for it
+    from ._progress import rate  # noqa: PLC0415
 
+    engines = {"local": None, "ray": RayCluster(workers, worker_cpus, stall_timeout)}
     with rate("explaining") as progress:
         summary = explain_images(
             model,

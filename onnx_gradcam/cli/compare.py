@@ -11,7 +11,7 @@ import typer
 from onnx_gradcam.options import HeatmapMetric
 
 from ._images import find_images
-from ._options import Json, option
+from ._options import ImagesOption, Json, option
 from ._output import complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
@@ -33,16 +33,7 @@ def compare(
         ),
     ],
     *,
-    images: Annotated[
-        list[str],
-        option(
-            "Image",
-            "Images: a folder, a quoted pattern or a file. Give it several times for more.",
-            "--images",
-            metavar="FOLDER",
-            show_default=False,
-        ),
-    ],
+    images: ImagesOption,
     target: Annotated[
         str | None,
         option(
@@ -152,7 +143,7 @@ def compare(
 
 
 def _chosen(settings: dict[str, list[str] | None], which: int) -> dict[str, str]:
-    """What was chosen for one model."""
+    """The settings of one model."""
     chosen = {name: values[which if len(values) > 1 else 0] for name, values in settings.items() if values}
     return {name: value for name, value in chosen.items() if value}
 

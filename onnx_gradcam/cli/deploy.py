@@ -1,4 +1,4 @@
-"""`onnx-gradcam triton` and `onnx-gradcam kserve`: files for the servers of others."""
+"""`onnx-gradcam triton` and `onnx-gradcam kserve`: files for other servers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import explains, option
+from ._options import ModelName, ModelPath, explains, option
 from ._output import say
 
 __all__ = ["kserve", "triton"]
@@ -15,12 +15,10 @@ __all__ = ["kserve", "triton"]
 
 @explains(without=("target", "class_input", "reference"))
 def triton(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, explained or not.")],
+    model: ModelPath,
     *,
     out: Annotated[Path, option("Output", "Model repository.", "-o", "--out", metavar="FOLDER", show_default=False)],
-    name: Annotated[
-        str | None, option("Output", "Name of the model in requests. [default: that of the file]", metavar="NAME")
-    ] = None,
+    name: ModelName = None,
     ensemble: Annotated[
         bool, option("Output", "Also write NAME_images, which takes JPEG, PNG and WebP files.", "--ensemble")
     ] = False,
@@ -66,12 +64,14 @@ def kserve(
     gpus: Annotated[int, option("Runtime", "Number of NVIDIA GPUs.", min=0, metavar="N")] = 0,
     replicas: Annotated[int, option("Runtime", "Number of replicas.", min=1, metavar="N")] = 1,
 ) -> None:
-    """Write a KServe InferenceService manifest, to standard output.
+    """Write a KServe InferenceService manifest.
 
     \b
     Examples:
       onnx-gradcam triton explained.onnx -o repository
       onnx-gradcam kserve shapes s3://models/repository | kubectl apply -f -
+
+    The manifest is YAML on standard output.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.serve.manifests import write_manifest  # noqa: PLC0415 - --help must not wait for it
 

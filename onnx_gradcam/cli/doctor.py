@@ -17,28 +17,30 @@ _PACKAGES = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2")
 
 
 def doctor(*, as_json: Json = False) -> None:
-    """Diagnose the installation: versions, execution providers that start, image support, opsets.
+    """Diagnose the installation.
 
     \b
     Example:
       onnx-gradcam doctor
+
+    Prints versions, the execution providers that start, whether images can be read, and the opsets that are understood.
     """  # noqa: D301 - \b keeps the lines of the example apart
-    found = _examine()
+    findings = _examine()
     if as_json:
-        say_json(found)
+        say_json(findings)
         return
-    versions = {"onnx-gradcam": found["onnx_gradcam"], "python": found["python"], **found["packages"]}
+    versions = {"onnx-gradcam": findings["onnx_gradcam"], "python": findings["python"], **findings["packages"]}
     say(table([(name, version or "missing") for name, version in versions.items()], indent=""))
-    say(f"system: {found['system']}")
-    say("execution providers" + ("" if found["providers"] else ": none"))
-    for provider in found["providers"]:
+    say(f"system: {findings['system']}")
+    say("execution providers" + ("" if findings["providers"] else ": none"))
+    for provider in findings["providers"]:
         say(f"  {provider['name']}: {'starts' if provider['starts'] else provider['reason']}")
-    say("images: " + ("can be read and drawn" if found["images"] else found["images_reason"]))
-    for name, failure in found["failures"].items():
+    say("images: " + ("can be read and drawn" if findings["images"] else findings["images_reason"]))
+    for name, failure in findings["failures"].items():
         say(f"{name} cannot be imported: {failure}")
-    if found["opsets"]:
-        low, high = found["opsets"]["raised_to"], found["opsets"]["newest"]
-        runs = found["opsets"]["runs"]
+    if findings["opsets"]:
+        low, high = findings["opsets"]["raised_to"], findings["opsets"]["newest"]
+        runs = findings["opsets"]["runs"]
         limit = "" if runs is None else f", and this ONNX Runtime runs them up to {runs}"
         say(f"opsets: up to {high} are understood{limit}; models below {low} are raised to it when they are explained")
 

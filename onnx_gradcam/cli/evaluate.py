@@ -10,7 +10,7 @@ import typer
 from onnx_gradcam.options import Options
 
 from ._images import find_images
-from ._options import OPTIONS, Json, ModelFile, Provider, Threads, explains, model_source, names, option
+from ._options import OPTIONS, ImagesOption, Json, ModelFile, Provider, Threads, explains, model_source, names, option
 from ._output import complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
@@ -25,16 +25,7 @@ def evaluate(
     model: ModelFile,
     *,
     choices: dict[str, Any],
-    images: Annotated[
-        list[str],
-        option(
-            "Image",
-            "Images: a folder, a quoted pattern or a file. Give it several times for more.",
-            "--images",
-            metavar="FOLDER",
-            show_default=False,
-        ),
-    ],
+    images: ImagesOption,
     boxes: Annotated[
         Path | None,
         option(
@@ -77,7 +68,7 @@ def evaluate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score methods for faithfulness to the model and for localization of the objects.
+    """Score methods for faithfulness and localization.
 
     \b
     Examples:

@@ -74,14 +74,13 @@ def explain(
         Style,
         option(
             "Output",
-            "How to show the heatmap: overlay, mask (rest darkened), contour, box, alpha (transparent), or signed "
-            "(negative values too).",
+            "Look: overlay, mask (rest darkened), contour, box, alpha (transparent), signed (negative values too).",
             metavar="STYLE",
         ),
     ] = "overlay",
     threshold: Annotated[
         float | None,
-        option("Output", "For mask, contour, box: fraction of the maximum that counts. [default: 0.5]", metavar="0..1"),
+        option("Output", "For mask, contour, box: share of the maximum that counts. [default: 0.5]", metavar="0..1"),
     ] = None,
     top_percent: Annotated[
         float | None,
@@ -123,15 +122,9 @@ def explain(
       onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
     """  # noqa: D301 - \b keeps the lines of the examples apart
     _check_usage(model, images, out, arrays, as_json=as_json, writes_arrays=npy or npz)
-    regions = {"--threshold": threshold, "--top-percent": top_percent}
-    _check_regions(style, [flag for flag, value in regions.items() if value is not None])
-    look = {
-        "style": style,
-        "colormap": colormap,
-        "opacity": opacity,
-        "threshold": threshold,
-        "top_percent": top_percent,
-    }
+    regions = {"threshold": threshold, "top_percent": top_percent}
+    _check_regions(style, [name for name, value in regions.items() if value is not None])
+    look = {"style": style, "colormap": colormap, "opacity": opacity, **regions}
     job = _Job(
         images=find_images(images),
         targets=list(target or ()),
@@ -141,11 +134,15 @@ def explain(
         npz=npz,
         as_json=as_json,
         batch_size=batch_size,
-        look={name: value for name, value in look.items() if value is not None},
+        look=_chosen(look),
     )
     arguments = {"provider": provider, "seed": seed, "augment": augment, "batch_size": batch_size, **choices}
-    arguments |= {name: value for name, value in {"threads": threads, "region": region}.items() if value is not None}
+    arguments |= _chosen({"threads": threads, "region": region})
     _run(job, model, names(methods, "--method"), places(job.images, out, arrays), arguments)
+
+
+def _chosen(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +176,8 @@ def _check_usage(
         raise typer.BadParameter("it is for --npy and --npz; give one of them.", param_hint="--arrays")
 
 
-def _check_regions(style: str, flags: Sequence[str]) -> None:
+def _check_regions(style: str, chosen: Sequence[str]) -> None:
+    flags = [f"--{name.replace('_', '-')}" for name in chosen]
     if flags and style not in {"mask", "contour", "box"}:
         raise typer.BadParameter("it is for the styles mask, contour and box.", param_hint=flags[0])
     if len(flags) > 1:
@@ -218,7 +216,7 @@ def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place]
 
 
 def _explained(explainers: Mapping[str, Explainer], targets: Sequence[Place], job: _Job) -> Iterator[dict[str, Any]]:
-    """Explain the images one after another, write and print what was asked for; a report of each."""
+    """Explain the images one after another, write the files, print, and report on each."""
     from onnx_gradcam.errors import InputError  # noqa: PLC0415 - --help must not wait for it
 
     # Every method reads the images anew, and standard input holds its image only once.
@@ -245,7 +243,6 @@ def _explained(explainers: Mapping[str, Explainer], targets: Sequence[Place], jo
 
 
 def _check_drawing(job: _Job, place: Place, methods: int) -> None:
-    """Refuse before the model runs what could not be drawn after it."""
     if not job.draw:
         return
     from onnx_gradcam.editor.targets.classes import parse_top  # noqa: PLC0415 - --help must not wait for it
@@ -264,7 +261,7 @@ def _check_drawing(job: _Job, place: Place, methods: int) -> None:
 
 
 def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> list[str | None]:
-    """Write what was asked for; the `.npy` file of each class, method by method, or `None`."""
+    """Write the files; the `.npy` file of each class, method by method, or `None`."""
     import numpy as np  # noqa: PLC0415 - --help must not wait for it
 
     from onnx_gradcam.files import Drafts, make_folder  # noqa: PLC0415
@@ -344,7 +341,6 @@ def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:
 
 
 def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:
-    """The result for a single image: its top classes and the explained ones, marked."""
     say(f"{image} -> {drawn}" if drawn else image)
     explained = [class_map.target for class_map in explanation.maps]
     shown = list({target.index: target for target in (*explanation.top(), *explained)}.values())
@@ -358,6 +354,5 @@ def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> No
 
 
 def _print_short(image: str, explanation: Explanation, drawn: Path | None) -> None:
-    """The result for one image of many, on one line."""
     classes = ", ".join(f"{one.target.label} {one.target.score:.4g}" for one in explanation.maps)
     say(f"{image}: {classes}" + (f" -> {drawn}" if drawn else ""))

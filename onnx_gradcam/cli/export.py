@@ -78,10 +78,7 @@ def keras(
     custom: Annotated[
         str | None,
         option(
-            "Runtime",
-            "With --via tf or torch: Python module that defines the model's own classes, installed or in the current "
-            "folder. Needs --trust.",
-            metavar="MODULE",
+            "Runtime", "With --via tf or torch, and --trust: module with the model's own classes.", metavar="MODULE"
         ),
     ] = None,
     trust: Trust = False,
@@ -104,19 +101,8 @@ def keras(
                 raise typer.BadParameter("the reader runs no code; this needs --via tf or torch.", param_hint=flag)
     if custom is not None and not trust:
         raise typer.BadParameter("the module's code runs with --trust only.", param_hint="--custom")
-    _run(
-        model,
-        out,
-        as_json=as_json,
-        framework="keras",
-        layer=layer,
-        output=output,
-        via=via,
-        custom=custom,
-        trust=trust,
-        python=python,
-        **choices,
-    )
+    how = {"via": via, "custom": custom, "trust": trust, "python": python}
+    _run(model, out, as_json=as_json, framework="keras", layer=layer, output=output, **how, **choices)
 
 
 @export.command(cls=Command, short_help="Export a -symbol.json with its .params.")
@@ -129,12 +115,7 @@ def mxnet(
     layer: Layer = None,
     size: Annotated[
         str | None,
-        option(
-            "Image",
-            "Channels, height and width of the input, if the symbol leaves them open.",
-            "--input-shape",
-            metavar="C,H,W",
-        ),
+        option("Image", "Size of the input, if the symbol leaves it open.", "--input-shape", metavar="C,H,W"),
     ] = None,
     output: Output = None,
     as_json: Json = False,
@@ -148,18 +129,8 @@ def mxnet(
 
     `HybridBlock.export` and `Module.save_checkpoint` write the two files. Layers are the nodes of the symbol.
     """  # noqa: D301 - \b keeps the lines of the example apart
-    input_shape = None if size is None else _numbers(size, 3, "--input-shape")
-    _run(
-        symbol,
-        out,
-        as_json=as_json,
-        framework="mxnet",
-        layer=layer,
-        output=output,
-        weights=params,
-        input_shape=input_shape,
-        **choices,
-    )
+    how = {"weights": params, "input_shape": None if size is None else _numbers(size, 3, "--input-shape")}
+    _run(symbol, out, as_json=as_json, framework="mxnet", layer=layer, output=output, **how, **choices)
 
 
 @export.command(cls=Command, short_help="Export a .pt2, module:factory, timm, Hugging Face or TorchScript model.")
@@ -253,14 +224,13 @@ def onnx(
 
 
 def _run(source: str | Path, out: Path, *, as_json: bool, **choices: Any) -> None:
-    """Export and report."""
     if str(out) == "-":
         raise typer.BadParameter("an export goes to a file, not to standard output.", param_hint="-o")
     from onnx_gradcam.exporters.sources import export as export_model  # noqa: PLC0415 - --help must not wait for it
 
-    steps = iter(range(3))
-    from ._progress import stages  # noqa: PLC0415 - --help must not wait for it
+    from ._progress import stages  # noqa: PLC0415
 
+    steps = iter(range(3))
     with stages(f"reading {source}", "exposing the layer", f"writing {out}") as begin_next:
         # The first stage has begun already.
         exported = export_model(source, out, progress=lambda _step: begin_next() if next(steps) else None, **choices)

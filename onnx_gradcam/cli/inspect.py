@@ -23,16 +23,16 @@ _SHOWN_CANDIDATES = 12
 
 @explains(without={"class_input", "target", "eigen_smooth", "expose_activation", "profile"})
 def inspect(model: ModelFile, *, choices: dict[str, Any], as_json: Json = False) -> None:
-    """Show which layer and output would be explained, and why, without running the model.
+    """Show which layer and output would be explained, and why.
 
     \b
     Examples:
       onnx-gradcam inspect model.onnx
       onnx-gradcam inspect model.onnx --layer block3_out --json
 
-    Prints inputs and outputs, the score and the layer with the reasons for choosing them, the other layers to choose
-    from, and the operators on the way that have no gradient rule. If the model cannot be explained, the last line says
-    why, and the exit code is 1.
+    Prints, without running the model: inputs and outputs, the score and the layer with the reasons for choosing them,
+    the other layers to choose from, and the operators on the way that have no gradient rule. If the model cannot be
+    explained, the last line says why, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.evaluation import inspection  # noqa: PLC0415 - --help must not wait for it
 
@@ -112,7 +112,6 @@ def _say_decisions(result: Inspection, decisions: Decisions) -> None:
 
 
 def _say_choices(rows: Sequence[Sequence[str]], kind: str) -> None:
-    """Layers to choose from, the last first and not too many of them, but the chosen one always."""
     shown = [row for i, row in enumerate(rows) if i < _SHOWN_CANDIDATES or row[0] == "*"]
     hidden = len(rows) - len(shown)
     say(f"{kind} to choose from with --layer, the last first" + (f" ({hidden} more with --json)" if hidden else ""))

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
-
-import typer
 
 from onnx_gradcam.errors import InputError
 
-from ._options import Provider, explains, option
+from ._options import ModelName, ModelPath, Provider, explains, option
 
 __all__ = ["serve"]
 
 
 @explains(without=("target", "class_input", "expose_activation"))
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, explained or not.")],
+    model: ModelPath,
     *,
-    name: Annotated[
-        str | None, option("Output", "Name of the model in requests. [default: that of the file]", metavar="NAME")
-    ] = None,
+    name: ModelName = None,
     host: Annotated[
         str, option("Output", "IP address to listen on; 0.0.0.0 is all networks.", metavar="ADDRESS")
     ] = "127.0.0.1",

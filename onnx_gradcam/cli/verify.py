@@ -28,7 +28,7 @@ def verify(
     seed: Annotated[int, option("Runtime", "Random seed of the direction.", min=0, metavar="N")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Check the gradient of an explanation against finite differences.
+    """Check gradients against finite differences.
 
     \b
     Examples:
@@ -44,8 +44,7 @@ def verify(
     result = verification.verify(model_source(model), photo, Options(**choices), seed=seed)
     if as_json:
         numbers = {name: finite(getattr(result, name)) for name in ("analytic", "numeric", "relative")}
-        facts = {"target_tensor": result.target_tensor, **numbers, "grain": result.grain, "agrees": result.agrees}
-        say_json(facts)
+        say_json({"target_tensor": result.target_tensor, **numbers, "grain": result.grain, "agrees": result.agrees})
     else:
         say(f"derivative by {result.target_tensor!r} along a random direction")
         say(f"  by the gradient:       {result.analytic:.9g}")

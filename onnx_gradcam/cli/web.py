@@ -5,26 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from onnx_gradcam.options import Probabilities
 
-from ._options import explains, option
+from ._options import ModelPath, OutFolder, explains, option
 from ._output import say
 
 __all__ = ["web"]
 
 
 @explains(
-    without=(
-        *("target", "class_input", "expose_activation"),
-        *("task", "mask", "boxes", "box_rank", "box", "reference"),  # a page shows classifiers
-    )
+    # A page shows classifiers.
+    without={"target", "class_input", "expose_activation", "task", "mask", "boxes", "box_rank", "box", "reference"}
 )
 def web(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, explained or not.")],
+    model: ModelPath,
     *,
-    out: Annotated[Path, option("Output", "Folder to create.", "-o", "--out", metavar="FOLDER", show_default=False)],
+    out: OutFolder,
     probabilities: Annotated[
         Probabilities | None,
         option(
@@ -43,7 +39,7 @@ def web(
     ] = None,
     choices: dict[str, Any],
 ) -> None:
-    """Write a web page that explains images in the visitor's browser.
+    """Write a web page that explains images in the browser.
 
     \b
     Examples:
@@ -51,7 +47,7 @@ def web(
       onnx-gradcam web model.onnx -o site --preprocess torchvision --labels names.txt
       python -m http.server --directory site --bind 127.0.0.1
 
-    Nothing is uploaded: the model runs in the browser, and any web server can host the folder.
+    Nothing is uploaded: the model runs in the visitor's browser, and any web server can host the folder.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.web.building import build_page  # noqa: PLC0415 - --help must not wait for it
 
