@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import xml.etree.ElementTree as ET
@@ -30,7 +31,7 @@ class Annotation:
     Attributes:
         label: name of the kind.
         boxes: (x0, y0, x1, y1) each, in pixels of the image, x1 and y1 included.
-        classes: the model's classes that mean this kind, by index or name.
+        classes: the model's classes for this kind, by index or name.
     """
 
     label: str
@@ -47,15 +48,11 @@ class Annotation:
 
     def indices(self, labels: Sequence[str] | None) -> list[int]:
         """The indices of the classes; classes that are not among the model's `labels` are left out."""
-        indices = (_index(name, labels) for name in self.classes)
-        return [index for index in indices if index is not None]
-
-
-def _index(name: int | str, labels: Sequence[str] | None) -> int | None:
-    try:
-        return find_class(name, labels)
-    except TargetError:
-        return None
+        indices = []
+        for name in self.classes:
+            with contextlib.suppress(TargetError):
+                indices.append(find_class(name, labels))
+        return indices
 
 
 def points_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> bool:
@@ -71,10 +68,7 @@ def points_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> b
 
 
 def energy_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> float:
-    """The energy-based pointing game: the share of the sum of ``[H, W]`` inside a box, 0 to 1; 0 for a blank heatmap.
-
-    Wang et al. 2020 (Score-CAM).
-    """
+    """The energy-based pointing game (Wang et al. 2020, Score-CAM): the share of the sum of ``[H, W]`` inside a box."""
     total = float(heatmap.sum())
     return float(heatmap[inside].sum()) / total if total > 0 else 0.0
 

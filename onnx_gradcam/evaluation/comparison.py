@@ -1,4 +1,4 @@
-"""Do models predict the same class, and for the same reason? Numbers per image, a summary, gates and a page."""
+"""Compare the predictions and heatmaps of models: numbers per image, a summary, gates and a report."""
 
 from __future__ import annotations
 
@@ -68,22 +68,13 @@ class Side:
         return str(self.model) if isinstance(self.model, (str, Path)) else ""
 
     def explainer(self) -> Explainer:
-        """Load the model.
-
-        Raises:
-            ExplainError: the model or the settings cannot be used.
-        """
+        """Load the model; refuses settings that it cannot be explained with."""
         if isinstance(self.model, Explainer):
             return self.model
         model = as_onnx(self.model, self.layer) if isinstance(self.model, (str, Path)) else self.model
         choices: dict[str, Any] = {"layer": self.layer, "method": self.method}
-        return Explainer(
-            model,
-            labels=self.labels,
-            preprocess=self.preprocess,
-            provider=self.provider,
-            **{name: value for name, value in choices.items() if value is not None},
-        )
+        choices = {name: value for name, value in choices.items() if value is not None}
+        return Explainer(model, labels=self.labels, preprocess=self.preprocess, provider=self.provider, **choices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +183,9 @@ class Comparison:
         if isinstance(result, InputError):
             self._records.append(Record(path=self.images[number], error=str(result)))
             return
-        self._records.append(
-            Record(path=result.path, target=result.target, top=result.top, agreements=result.agreements)
-        )
-        rank = self.rank(self._records[-1])
+        record = Record(path=result.path, target=result.target, top=result.top, agreements=result.agreements)
+        self._records.append(record)
+        rank = self.rank(record)
         if len(self._shown) < _SHOWN or -rank > self._shown[0][0]:
             heapq.heappush(self._shown, (-rank, number, _small(result)))
             if len(self._shown) > _SHOWN:
@@ -293,21 +283,13 @@ class Comparison:
         return render(self)
 
     def report(self, path: str | Path) -> None:
-        """Write one HTML file: images side by side, largest disagreements first, and all images in a table.
-
-        Raises:
-            InputError: the path is one of the images, or cannot be written.
-        """
+        """Write one HTML file: images side by side, largest disagreements first, and all images in a table."""
         self.check_report(path)
         make_folder(Path(path).parent)
         write_file(path, self.html().encode("utf-8", "replace"))
 
     def check_report(self, path: str | Path) -> None:
-        """Refuse a path for the report that is one of the images, before any image is explained.
-
-        Raises:
-            InputError: it is.
-        """
+        """Refuse a path for the report that is one of the images, before any image is explained."""
         if any(Path(path).resolve() == Path(image).resolve() for image in self.images):
             raise InputError(f"{str(path)!r} is one of the images; choose another name for the report")
 
@@ -364,13 +346,11 @@ def compare(
         raise TargetError(f"{target} may be several classes, and models are compared on one; name it")
     names = _distinct([side.name or side.file or "model" for side in sides] + [str(path) for path in natives])
     with ExitStack() as stack:
-        maps = {
-            name: stack.enter_context(closing(NativeMaps(path)))
-            for name, path in zip(names[len(sides) :], natives, strict=True)
-        }
-        explainers = {name: _load(name, side) for name, side in zip(names, sides, strict=False)}
-        files = {name: side.file for name, side in zip(names, sides, strict=False)}
-        facts = {name: {"file": files[name], **_facts(explainer)} for name, explainer in explainers.items()}
+        files = zip(names[len(sides) :], natives, strict=True)
+        maps = {name: stack.enter_context(closing(NativeMaps(path))) for name, path in files}
+        named = dict(zip(names, sides, strict=False))
+        explainers = {name: _load(name, side) for name, side in named.items()}
+        facts = {name: {"file": side.file, **_facts(explainers[name])} for name, side in named.items()}
         facts |= {name: {"file": str(native.path), "method": "computed elsewhere"} for name, native in maps.items()}
         paths = [str(image) for image in images]
         results = compare_models(explainers, paths, target, natives=maps)
@@ -386,11 +366,8 @@ def compare(
 
 def spreads(agreements: Iterable[Agreement]) -> dict[str, Spread | None]:
     """Mean, median and worst value of each metric; `None` where no image has it."""
-    columns: dict[str, list[float]] = {name: [] for name in METRICS}
-    for agreement in agreements:
-        for name, value in agreement.numbers.items():
-            if value is not None:
-                columns[name].append(value)
+    rows = [agreement.numbers for agreement in agreements]
+    columns = {name: [value for row in rows if (value := row[name]) is not None] for name in METRICS}
     return {name: _spread(METRICS[name], values) for name, values in columns.items()}
 
 

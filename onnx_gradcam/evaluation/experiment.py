@@ -72,11 +72,7 @@ class Evaluation:
 
     @cached_property
     def stages(self) -> Sequence[Stage]:
-        """The stages of the parameter randomization test.
-
-        Raises:
-            UnsupportedError: no layer of the model has weights.
-        """
+        """The stages of the parameter randomization test; refuses a model without layers that have weights."""
         return plan_stages(weight_layers(self.evaluator.model))
 
     def __iter__(self) -> Iterator[list[Evaluated] | InputError]:
@@ -146,13 +142,8 @@ class Evaluation:
         return self._stages
 
     def to_dict(self, *, randomization: bool = False) -> dict[str, Any]:
-        """Every number, as JSON values.
-
-        Args:
-            randomization: include the parameter randomization test.
-        """
-        metadata = {method: explainer.metadata for method, explainer in self.evaluator.explainers.items()}
-        blank = self.blank
+        """Every number, as JSON values; with `randomization`, also those of the parameter randomization test."""
+        metadata, blank = {m: explainer.metadata for m, explainer in self.evaluator.explainers.items()}, self.blank
         values: dict[str, Any] = {
             "methods": [
                 {"method": method, "target_tensor": m.target_tensor, "weights": m.weights}
@@ -247,15 +238,12 @@ def evaluate(
 def _metrics(names: Sequence[str] | None, *, with_boxes: bool) -> list[str]:
     for name in names or []:
         if name not in METRICS:
-            known = ", ".join(METRICS)
-            raise InputError(f"unknown metric {name!r}{near_matches(name, METRICS)} (choose from: {known})")
+            raise InputError(
+                f"unknown metric {name!r}{near_matches(name, METRICS)} (choose from: {', '.join(METRICS)})"
+            )
         if METRICS[name].of_boxes and not with_boxes:
             raise InputError(f"the metric {name!r} needs the boxes of the objects; give them with --boxes")
-    return [
-        name
-        for name, metric in METRICS.items()
-        if (names is None or name in names) and (with_boxes or not metric.of_boxes)
-    ]
+    return [n for n, m in METRICS.items() if (names is None or n in names) and (with_boxes or not m.of_boxes)]
 
 
 def means(results: Sequence[Evaluated]) -> dict[str, dict[str, Mean]]:
@@ -265,9 +253,7 @@ def means(results: Sequence[Evaluated]) -> dict[str, dict[str, Mean]]:
         for method, numbers in result.values.items():
             for metric, number in numbers.items():
                 values.setdefault(method, {}).setdefault(metric, []).append(number)
-    return {
-        method: {metric: _mean(numbers) for metric, numbers in columns.items()} for method, columns in values.items()
-    }
+    return {method: {metric: _mean(row) for metric, row in columns.items()} for method, columns in values.items()}
 
 
 def _mean(numbers: Sequence[float]) -> Mean:

@@ -31,13 +31,7 @@ __all__ = ["Decisions", "Inspection", "LayerInfo", "ScoreInfo", "TensorInfo", "i
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """An input or output of the model.
-
-    Attributes:
-        name: its name.
-        dtype: NumPy's name of its dtype, or `sequence`, `optional` ...
-        shape: its dimensions, names or `None` for free ones; `None` if the file does not say.
-    """
+    """An input or output: `dtype` as in NumPy or `sequence` ...; free sizes of `shape` are names or `None`."""
 
     name: str
     dtype: str
@@ -71,10 +65,8 @@ class LayerInfo:
 
     Attributes:
         tensor: its name.
-        operator: operator of the node that computes it; `None` for an input.
-        node: name of that node.
-        shape: its dimensions.
-        grid: its spatial dimensions.
+        operator: operator of the node that computes it; `None` for an input, as for `node`, the node's name.
+        shape: its sizes; `grid` those of its spatial axes.
         layout: the meaning of its axes, such as `NCHW`.
         every_path: whether every path from the image to the score crosses it.
     """
@@ -93,15 +85,12 @@ class Decisions:
     """What `attach` would do.
 
     Attributes:
-        image_input: the input that takes the image.
-        image_layout: the meaning of its axes.
+        image_input: the input that takes the image; `image_layout` is the meaning of its axes.
         head: what follows the layer.
-        layer: the layer to explain.
-        layer_reason: why this one.
+        layer: the layer to explain; `layer_reason` says why this one.
         candidates: the layers to choose from, from the image to the score.
         task: what the model does.
-        method: the method.
-        method_reason: why it is not `gradcam`; empty if it is, or if it was chosen.
+        method: the method; `method_reason` says why it is not `gradcam`, unless it was chosen.
         weights: how channel weights are computed.
         grad_dtype: dtype of the gradients.
         missing_rules: operators on the path that have no gradient rule, one sentence each.
@@ -130,15 +119,12 @@ class Inspection:
     Attributes:
         opset: version by domain.
         producer: program that wrote the model, with its version.
-        inputs: the inputs without the initializers.
-        outputs: the outputs.
-        labels: class names stored in the model.
-        preprocessing: preprocessing stored in the model.
-        framework: framework that the model was exported from, with its version.
-        layers: the framework's layers by name.
-        explained: metadata of a model that is explained already.
-        score: the score; `None` if there is none, or the model is explained already.
-        decisions: everything else that is decided; `None` if the model is refused before, or explained already.
+        inputs: the inputs without the initializers; `outputs` are the outputs.
+        labels: class names stored in the model; `preprocessing` is the preprocessing stored.
+        framework: framework that the model was exported from, with its version; `layers` are its layers by name.
+        explained: metadata of a model that is explained already; `score` and `decisions` are `None` then.
+        score: the score; `None` if there is none.
+        decisions: everything else that is decided; `None` if the model is refused before.
         tasks: outputs that could be explained with another task, by task; only if there is no score.
         refusal: why the model cannot be explained; empty if it can.
     """
@@ -199,7 +185,7 @@ def inspect(
     initializers = {tensor.name for tensor in proto.graph.initializer}
     carried = Carried.from_props(props)
     explained = Metadata.from_props(props)
-    facts: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         "producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
         "inputs": [_tensor(info) for info in proto.graph.input if info.name not in initializers],
@@ -211,14 +197,14 @@ def inspect(
         "explained": explained,
     }
     if explained is not None:
-        return Inspection(**facts)
+        return Inspection(**contents)
     try:
         plan = make_plan(model, _with_reference(model, options))
     except ExplainError as exc:
         score = _score_alone(model, options) if isinstance(exc, TargetError) else None
         tasks = _tasks(model) if score is None else {}
-        return Inspection(**facts, score=score, tasks=tasks, refusal=str(exc))
-    return Inspection(**facts, score=_score(plan.score), decisions=_decisions(plan), refusal=plan.refusal or "")
+        return Inspection(**contents, score=score, tasks=tasks, refusal=str(exc))
+    return Inspection(**contents, score=_score(plan.score), decisions=_decisions(plan), refusal=plan.refusal or "")
 
 
 def _with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:

@@ -38,16 +38,8 @@ class NativeMaps:
     Each array is a map ``[h, w]`` of floats, of any resolution, and is named like its image's file. Values below zero
     become zero and the rest is divided by the largest, as in the heatmaps of this package.
 
-    Args:
-        path: path of the file.
-
     Raises:
         InputError: the file cannot be read or is not a zip archive.
-
-    Example::
-
-        maps = NativeMaps("pytorch_maps.npz")
-        maps.heatmap("photos/dog.jpg")  # of the array "dog.jpg"
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,14 +56,7 @@ class NativeMaps:
         self._archive.close()
 
     def heatmap(self, image: str) -> npt.NDArray[np.float32]:
-        """The heatmap of an image, ``float32 [h, w]`` in [0, 1].
-
-        Args:
-            image: path of the image. Its array is named like the path, the file, or the file without its suffix.
-
-        Raises:
-            InputError: there is no map of the image, or the array is not a map.
-        """
+        """The heatmap of an image, ``float32 [h, w]`` in [0, 1], of the array named like its path, file or stem."""
         path = Path(image)
         member = next((self._members[n] for n in (image, path.name, path.stem) if n in self._members), None)
         if member is None:
@@ -185,16 +170,10 @@ def compare_models(
     *,
     natives: Mapping[str, NativeMaps] | None = None,
 ) -> Iterator[Compared | InputError]:
-    """Explain each image with every model, and compare the others with the first.
+    """Explain each image with every model, and compare the others with the first; one image is held at a time.
 
-    One image is held at a time. All models explain the same class: by its name where they have names, else by its
-    index.
-
-    Args:
-        models: explainers by name, at least one.
-        images: paths.
-        target: class index or name of the first model; by default its top-1 class of each image.
-        natives: maps from other programs, by name. They are taken to cover what the first model sees.
+    All models explain the same class: by its name where they have names, else by its index; by default the first
+    model's top-1 class of each image. Native maps are taken to cover what the first model sees.
 
     Yields:
         One result per image, in order; the error of an image that cannot be read or has no map.
@@ -242,19 +221,19 @@ class _Pairing:
 
     def _compared(self, path: str) -> Compared:
         image = read_image(path)
-        mine = self._explained(self.first, image, self.target)
-        reference = Laid(mine.heatmap, mine.placement, mine.target)
-        top = mine.top(1)[0]
+        first = self._explained(self.first, image, self.target)
+        reference = Laid(first.heatmap, first.placement, first.target)
+        top = first.top(1)[0]
         laid, agreements = [reference], []
         for name in list(self.models)[1:]:
             if name not in self.classes:
                 # One run tells how many scores there are, whatever the model declares.
                 theirs = self._explained(name, image, None)
-                self.classes[name] = _class_numbers(self.first, mine, name, theirs)
+                self.classes[name] = _class_numbers(self.first, first, name, theirs)
             numbers = self.classes[name]
-            theirs = self._explained(name, image, numbers[mine.target.index])
+            theirs = self._explained(name, image, numbers[first.target.index])
             laid.append(Laid(theirs.heatmap, theirs.placement, theirs.target))
-            p, q = self._probabilities(self.first, mine), self._probabilities(name, theirs)
+            p, q = self._probabilities(self.first, first), self._probabilities(name, theirs)
             other = theirs.top(1)[0]
             agreements.append(
                 Agreement(
@@ -267,10 +246,10 @@ class _Pairing:
                 )
             )
         for name, maps in self.natives.items():
-            laid.append(Laid(_resized(maps.heatmap(path), *mine.heatmap.shape), mine.placement, None))
+            laid.append(Laid(_resized(maps.heatmap(path), *first.heatmap.shape), first.placement, None))
             common = _on_common_ground(reference, laid[-1])
             agreements.append(Agreement(side=name, top=None, same_top=None, divergence=None, maps=common, target=None))
-        return Compared(path, mine.target, top, agreements, image, laid)
+        return Compared(path, first.target, top, agreements, image, laid)
 
     def _explained(self, name: str, image: Image, target: int | str | None) -> Explanation:
         """One model's explanation; errors name the model."""
@@ -282,14 +261,10 @@ class _Pairing:
         return probabilities(explanation.scores, metadata.activation, single_logit=metadata.single_logit)
 
 
-def _class_numbers(first: str, mine: Explanation, second: str, theirs: Explanation) -> list[int]:
-    """The second model's index of each class of the first.
-
-    Raises:
-        TargetError: the two do not have the same classes.
-    """
-    count, other = len(mine.scores), len(theirs.scores)
-    names, others = mine.labels, theirs.labels
+def _class_numbers(first: str, reference: Explanation, second: str, theirs: Explanation) -> list[int]:
+    """The second model's index of each class of the first."""
+    count, other = len(reference.scores), len(theirs.scores)
+    names, others = reference.labels, theirs.labels
     if names is None or others is None or len(names) != count or len(others) != other:
         if count == other:
             return list(range(count))

@@ -36,9 +36,8 @@ _UNCHANGED: Final = 1e-4
 _LARGEST: Final = 2**31 - 2**24
 
 _WEIGHTED: Final = {"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"}
-_CARRIERS: Final = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze"} | {
-    "Transpose",
-    "Unsqueeze",
+_CARRIERS: Final = {
+    *("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 }
 """Operators between an initializer and the layer that uses it."""
 
@@ -48,12 +47,7 @@ Subject = tuple[str, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with weights of its own.
-
-    Attributes:
-        name: name of the node, or of its output.
-        weights: names of its initializers of rank two and above.
-    """
+    """A node with weights, named by itself or its output; `weights` are its initializers of rank two and above."""
 
     name: str
     weights: tuple[str, ...]
@@ -94,15 +88,7 @@ class Randomized:
 
 
 def weight_layers(source: Any) -> list[Layer]:
-    """The layers of a model that have weights, from the scores downwards.
-
-    Args:
-        source: path, bytes or proto of the model.
-
-    Raises:
-        ModelError: the model cannot be read.
-        UnsupportedError: no layer has weights.
-    """
+    """The layers of a model that have weights, from the scores downwards; refuses a model that has none."""
     graph = load(source).core.graph
     initializers = set(graph.initializers)
     taken: set[str] = set()
@@ -138,22 +124,14 @@ def _behind(value: ir.Value | None, initializers: set[str]) -> Iterator[str]:
 
 def plan_stages(layers: Sequence[Layer]) -> list[Stage]:
     """Every stage of both kinds; the topmost layer alone is the same in both and occurs once."""
-    groups = [list(layers[:1])]
-    groups += [
-        [layers[i] for i in part] for part in np.array_split(np.arange(1, len(layers)), _GROUPS - 1) if part.size
-    ]
+    parts = np.array_split(np.arange(1, len(layers)), _GROUPS - 1)
+    groups = [list(layers[:1]), *([layers[i] for i in part] for part in parts if part.size)]
     cascading = [Stage("cascading", group, list(chain(*groups[: i + 1]))) for i, group in enumerate(groups)]
     return cascading + [Stage("independent", group, group) for group in groups[1:]]
 
 
 def redrawn(source: Any, layers: Sequence[Layer], seed: int = 0) -> onnx.ModelProto:
-    """The model with the weights of some layers shuffled: each tensor's own values in random order.
-
-    Weights keep their distribution, and quantised weights their dtype.
-
-    Raises:
-        UnsupportedError: the model is too large for one file in memory.
-    """
+    """The model with the values of some layers' weights in random order; quantised weights keep their dtype."""
     model = load(source)
     rng = np.random.default_rng(seed)
     weights = {name for layer in layers for name in layer.weights}
@@ -174,28 +152,16 @@ def redrawn(source: Any, layers: Sequence[Layer], seed: int = 0) -> onnx.ModelPr
 def randomized(
     evaluator: Evaluator, stages: Sequence[Stage], subjects: Sequence[Subject], seed: int = 0
 ) -> Iterator[Randomized]:
-    """Randomize the weights stage by stage, and compare the heatmaps of all methods with the model's own.
-
-    Args:
-        evaluator: the model and the methods.
-        stages: see `plan_stages`.
-        subjects: images and their classes; the first `MOST_SUBJECTS` are used.
-        seed: random seed for the weights.
-    """
+    """Randomize the weights stage by stage, and compare heatmaps of the first `MOST_SUBJECTS` with the model's own."""
     subjects = subjects[:MOST_SUBJECTS]
     own = {method: _heatmaps(explainer, subjects) for method, explainer in evaluator.explainers.items()}
     for stage in stages:
         proto = redrawn(evaluator.model, stage.layers, seed)
-        pairs = {
-            method: [
-                (before, after)
-                for before, after in zip(
-                    own[method], _heatmaps(evaluator.explainer(method, proto), subjects), strict=True
-                )
-                if before is not None and before.any()
-            ]
-            for method in evaluator.methods
-        }
+        pairs = {}
+        for method in evaluator.methods:
+            heatmaps = _heatmaps(evaluator.explainer(method, proto), subjects)
+            both = zip(own[method], heatmaps, strict=True)
+            pairs[method] = [(before, after) for before, after in both if before is not None and before.any()]
         yield _compared(stage, pairs)
 
 

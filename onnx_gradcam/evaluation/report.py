@@ -50,13 +50,9 @@ class Results(Protocol):
 
 
 def render(comparison: Results) -> str:
-    """The whole page.
+    """The page of a comparison, which is computed to its end first.
 
-    Names of files and classes are escaped wherever they stand, and a content security policy allows nothing but the
-    page's own style and images.
-
-    Args:
-        comparison: is computed to its end first.
+    Names of files and classes are escaped, and a content security policy allows only the page's own style and images.
     """
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - nothing else needs templates
 
@@ -72,7 +68,7 @@ def render(comparison: Results) -> str:
         first=next(iter(comparison.sides)),
         metric=METRICS[comparison.metric],
         metrics=METRICS,
-        columns=list(dict.fromkeys(key for facts in comparison.sides.values() for key in facts)),
+        columns=list(dict.fromkeys(key for side in comparison.sides.values() for key in side)),
         records=[(numbers[id(record)], record) for record in sorted(records, key=comparison.rank)],
         failed=[record for record in comparison.records if record.error],
         cards=[_card(comparison, number, result) for number, result in shown],
@@ -89,7 +85,6 @@ def _resource(name: str) -> str:
 
 
 def _card(comparison: Results, number: int, result: Compared) -> Mapping[str, Any]:
-    """What the page shows of one image."""
     name = PurePath(result.path).name
     height, width = result.image.shape[:2]
     return {
@@ -137,11 +132,7 @@ def _blank(agreement: Agreement) -> str:
 
 
 def _number(value: float | None, metric: str) -> str:
-    if value is None:
-        return "–"
-    if metric == "shift":
-        return f"{value:.0f}"
-    return f"{value:.2g}" if metric == "divergence" else f"{value:.3f}"
+    return "–" if value is None else format(value, {"shift": ".0f", "divergence": ".2g"}.get(metric, ".3f"))
 
 
 def _count(number: int, thing: str) -> str:

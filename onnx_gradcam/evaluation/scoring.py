@@ -81,7 +81,7 @@ class Evaluator:
         if not isinstance(self.model, onnx.ModelProto) and Metadata.from_props(peek(self.model)) is not None:
             raise TargetError("the model is explained already, with one method; start from the original model")
         self.explainers = {method: self.explainer(method, self.model) for method in self.methods}
-        # RISE needs nothing but probabilities, so its model gives them.
+        # RISE needs only probabilities, so its model outputs them.
         model = probed(self.model, Options(**{**self._choices(without=_OF_A_LAYER), "method": "rise"}))
         self._prober = Prober(model, batch_size=self.batch_size, provider=self.provider, threads=self.threads)
         self.first = next(iter(self.explainers.values()))
@@ -110,15 +110,10 @@ class Evaluator:
     ) -> Iterator[list[Evaluated] | InputError]:
         """Evaluate the methods on one image after the other.
 
-        Args:
-            images: paths.
-            target: the class to explain; by default each image's predicted class. Not with boxes.
-            boxes: the annotations of every image by its file name. The class of each annotation is explained: among
-                its classes the one with the highest score.
+        With `boxes`, the class of each annotation is explained: among its classes the one with the highest score.
 
         Yields:
-            The classes of one image, none if there are boxes but the model recognises none of the objects; or what is
-            wrong with the image.
+            The classes of one image, none if the model recognises none of the annotated objects; or the image's error.
         """
         for number, image in enumerate(images):
             yield self._attempt(image, number, target, boxes)

@@ -25,14 +25,7 @@ _SAME: Final = 1e-5
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that says how far two explanations agree.
-
-    Attributes:
-        name: key in JSON and in `Agreement.numbers`.
-        title: name in tables.
-        rising: whether larger is better.
-        meaning: what it measures, with its range.
-    """
+    """A metric of agreement: its key in JSON, its title in tables, whether larger is better, and its meaning."""
 
     name: str
     title: str
@@ -103,30 +96,20 @@ def compare_maps(first: Array, second: Array) -> MapAgreement:
         raise InputError("a heatmap with NaN or infinite values cannot be compared; check the model it comes from")
     diagonal = math.hypot(*a.shape)
     blank = not a.any(), not b.any()
-    difference = float(np.abs(a - b).max())
-    similarity = ssim(a, b)
     if any(blank):
         same = float(all(blank))
-        apart = 1.0 - same
-        return MapAgreement(
-            difference=difference,
-            cosine=same,
-            pearson=same,
-            spearman=same,
-            ssim=similarity,
-            overlap=same,
-            shift=apart * diagonal,
-            shift_part=apart,
-            blank=blank,
-        )
-    shift = math.dist(_hottest(a), _hottest(b))
+        cosine = pearson = spearman = overlap = same
+        shift = (1.0 - same) * diagonal
+    else:
+        cosine, pearson, spearman = _cosine(a, b), _correlation(a, b), _correlation(_ranks(a), _ranks(b))
+        overlap, shift = _overlap(a, b), math.dist(_hottest(a), _hottest(b))
     return MapAgreement(
-        difference=difference,
-        cosine=_cosine(a, b),
-        pearson=_correlation(a, b),
-        spearman=_correlation(_ranks(a), _ranks(b)),
-        ssim=similarity,
-        overlap=_overlap(a, b),
+        difference=float(np.abs(a - b).max()),
+        cosine=cosine,
+        pearson=pearson,
+        spearman=spearman,
+        ssim=ssim(a, b),
+        overlap=overlap,
         shift=shift,
         shift_part=shift / diagonal,
         blank=blank,

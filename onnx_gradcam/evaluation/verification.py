@@ -1,4 +1,4 @@
-"""Is the gradient that an explanation uses the derivative of the score? Checked against finite differences."""
+"""Check the gradient that an explanation uses against finite differences of the score."""
 
 from __future__ import annotations
 
@@ -119,7 +119,6 @@ def verify(
 def _prepared(
     model: str | Path | bytes | onnx.ModelProto, image: str | Path | bytes | Array, options: Options
 ) -> Array:
-    """The model's input, one row, made of an image."""
     plan = make_plan(model, options)
     if plan.preprocessing is None:
         raise InputError("the model carries no preprocessing; give it with --preprocess")
@@ -158,9 +157,6 @@ def check_explanation(
         options: what to explain and how; by default the predicted class.
         seed: random seed.
         step: half the distance of the two points, relative to the root mean square of the activation maps.
-
-    Raises:
-        UnsupportedError: the model cannot be explained this way, or its gradient is a surrogate for quantised numbers.
     """
     rng = np.random.default_rng(seed)
     plan = make_plan(source, replace(options or Options(), class_input="none"))
