@@ -1,4 +1,4 @@
-"""What a batch run explains, and the session and threads that do it."""
+"""What a batch run explains, and the session and threads that explain it."""
 
 from __future__ import annotations
 
@@ -72,12 +72,6 @@ class Crew:
 
     On the CPU, the model runs several times concurrently, each on a part of the threads, and the same threads decode
     images in between. On other devices, two concurrent runs keep the device busy, and further threads decode.
-
-    Args:
-        job: what to explain.
-
-    Raises:
-        ExplainError: the model, the choices or the provider cannot be used.
     """
 
     def __init__(self, job: Job) -> None:

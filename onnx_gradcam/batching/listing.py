@@ -22,13 +22,8 @@ _MAX_PATH: Final = 1 << 16
 class ImageList:
     """The images to explain; iterating yields their absolute paths, always in the same order.
 
-    Args:
-        sources: folders, with all images in and below them, image files, and `-` for standard input, which holds one
-            path per line; or an iterator of paths.
-
-    Raises:
-        InputError: standard input is given twice. Iterating raises it for a folder that cannot be read or contains
-            no image, and for a line of standard input that is not a path.
+    `sources` are folders, with all images in and below them, image files, and `-` for standard input, which holds one
+    path per line; or an iterator of paths. Iterating refuses folders without images, and lines that are not paths.
     """
 
     sources: Sequence[str] | Iterator[str]
@@ -56,11 +51,7 @@ class ImageList:
         return isinstance(self.sources, Sequence)
 
     def check(self, out: Path) -> None:
-        """Refuse before the run what would otherwise fail hours later.
-
-        Raises:
-            InputError: a path is empty or does not exist, or the results would be written among the images.
-        """
+        """Refuse, before the run, paths that do not exist, and an `out` among the images."""
         for source in self.sources if isinstance(self.sources, Sequence) else ():
             if not source:
                 raise InputError("the path of an image is empty; check the command")
@@ -75,11 +66,7 @@ class ImageList:
 
 
 def listed(source: str, stream: BinaryIO) -> Iterator[str]:
-    """The absolute paths of the images that one source stands for; of a folder, only one listing is held at a time.
-
-    Raises:
-        InputError: as for `ImageList`.
-    """
+    """The absolute paths of the images that one source stands for; of a folder, only one listing is held at a time."""
     if source == "-":
         yield from _lines(stream)
     elif Path(source).is_dir():
@@ -119,11 +106,7 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
 
 
 class Count:
-    """The number of images in a list, counted in the background while the first ones are explained.
-
-    Attributes:
-        total: the number; `None` until it is known, and for lists that can be read only once.
-    """
+    """The number of images in a list, counted in the background; `None` while unknown, or if it is read only once."""
 
     def __init__(self, images: ImageList) -> None:
         self.total: int | None = None

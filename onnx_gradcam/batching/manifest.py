@@ -56,11 +56,7 @@ class Manifest:
 
     @classmethod
     def of(cls, job: Job, explainer: Explainer) -> Manifest:
-        """The manifest of a run.
-
-        Raises:
-            ModelError: the model cannot be read.
-        """
+        """The manifest of a run."""
         explanation = asdict(explainer.metadata)
         for name in ("version", "labels", "preprocessing"):
             del explanation[name]
@@ -79,11 +75,7 @@ class Manifest:
         return cls(**json.loads(json.dumps(asdict(manifest), default=str)))
 
     def check(self, stored: dict[str, Any], out: Path) -> None:
-        """Refuse to resume another run.
-
-        Raises:
-            InputError: `stored`, the manifest in the folder `out`, differs.
-        """
+        """Refuse to resume another run, whose manifest `stored` in the folder `out` differs."""
         current = asdict(self)
         for name in (field.name for field in dataclasses.fields(self)):
             if stored.get(name) != current[name]:
@@ -106,11 +98,7 @@ def _short(value: Any) -> str:
 
 
 def begin_run(out: Path, manifest: Manifest, *, resume: bool) -> None:
-    """Create the folder of a run, or check that an existing one is of the same run.
-
-    Raises:
-        InputError: the folder contains something else, or a run and `resume` is false.
-    """
+    """Create the folder of a run, or check that an existing one is of the same run and is to be resumed."""
     file = out / MANIFEST
     if file.is_file():
         if not resume:
@@ -130,11 +118,7 @@ def begin_run(out: Path, manifest: Manifest, *, resume: bool) -> None:
 
 
 def model_digest(model: Path) -> str:
-    """SHA-256 of a model file and of the files of its external weights.
-
-    Raises:
-        ModelError: one of the files cannot be read.
-    """
+    """SHA-256 of a model file and of the files of its external weights."""
     digest = hashlib.sha256()
     try:
         for file in (model, *_weights(model)):
@@ -150,9 +134,6 @@ def _weights(model: Path) -> Iterator[Path]:
     """The files of external weights, in a fixed order; loading has checked that they are in the model's folder."""
     proto = onnx.load(model, load_external_data=False)
     tensors = external_data_helper._get_all_tensors(proto)  # noqa: SLF001 - there is no public walk
-    locations = {
-        external_data_helper.ExternalDataInfo(tensor).location
-        for tensor in tensors
-        if external_data_helper.uses_external_data(tensor)
-    }
+    external = filter(external_data_helper.uses_external_data, tensors)
+    locations = {external_data_helper.ExternalDataInfo(tensor).location for tensor in external}
     yield from (model.resolve().parent / place for place in sorted(locations))

@@ -77,12 +77,7 @@ class RayCluster:
     def __call__(
         self, crew: Crew, shards: Iterator[Shard], out: Path, progress: Callable[[int], None]
     ) -> Iterator[Record]:
-        """Explain shards; see `onnx_gradcam.batching.running.Engine`.
-
-        Raises:
-            InputError: Ray is not installed, no actor can start, the run stalls, or a shard crashes every actor.
-            ExplainError: as `explain_shard`.
-        """
+        """Explain shards; see `onnx_gradcam.batching.running.Engine`."""
         ray = _ray()
         crew.close()  # its session was needed only to start the run
         explainer = crew.explainer
@@ -107,17 +102,9 @@ class _Fleet:
         self._ray, self._cluster, self._digest = ray, cluster, digest
         count = cluster.workers or max(1, int(ray.cluster_resources().get("CPU", 1) / cluster.cpus))
         gpus = 1 if job.provider.lower() in _ON_GPU else 0
-        self._make: Callable[[], Any] = lambda: (
-            ray.remote(_Worker)
-            .options(
-                num_cpus=cluster.cpus,
-                num_gpus=gpus,
-                max_restarts=0,
-                max_concurrency=_SHARDS_EACH,
-                scheduling_strategy="SPREAD",
-            )
-            .remote(job, out)
-        )
+        options = {"num_cpus": cluster.cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": _SHARDS_EACH}
+        worker = ray.remote(_Worker).options(**options, scheduling_strategy="SPREAD")
+        self._make: Callable[[], Any] = lambda: worker.remote(job, out)
         self._clock = _Clock(cluster.stall_timeout)
         self._actors: set[Any] = set()
         self._starting: dict[Any, Any] = {}
@@ -205,13 +192,8 @@ class _Fleet:
 
     def _result(self, ref: Any) -> Any:
         errors = self._ray.exceptions
-        gone = (
-            errors.RayActorError,
-            errors.WorkerCrashedError,
-            errors.NodeDiedError,
-            errors.ObjectLostError,
-            errors.OutOfMemoryError,
-        )
+        names = ("RayActorError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError")
+        gone = tuple(getattr(errors, name) for name in names)
         try:
             return self._ray.get(ref)
         except gone as exc:
@@ -248,11 +230,7 @@ class _Lost(Exception):  # noqa: N818 - not an error of the run
 
 
 def _ray() -> Any:
-    """Import Ray and connect it to a cluster.
-
-    Raises:
-        InputError: Ray is not installed, or the cluster cannot be reached.
-    """
+    """Import Ray and connect it to a cluster."""
     # Usage statistics would be sent to a third party.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

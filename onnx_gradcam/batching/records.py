@@ -42,13 +42,7 @@ _CHUNK: Final = 1 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """Some images of a run.
-
-    Attributes:
-        number: number of the shard, from 0.
-        first: number of its first image within the run.
-        paths: the images.
-    """
+    """Some images of a run: the number of the shard, that of its first image within the run, and the images."""
 
     number: int
     first: int
@@ -103,16 +97,8 @@ class Record:
 def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
     """Read the record of a shard; `None` if the shard is not finished.
 
-    A shard whose record or files are damaged is removed, so that it is computed again.
-
-    Args:
-        shard: its folder.
-        first: number of its first image.
-        paths: the images that it should contain.
-
-    Raises:
-        InputError: the shard contains other images.
-        OSError: a damaged shard cannot be removed.
+    A shard whose record or files are damaged is removed, so that it is computed again. A shard of other images than
+    `paths`, the first of which has the number `first`, is refused.
     """
     if not shard.is_dir():
         return None
@@ -133,11 +119,7 @@ def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
 
 
 def file_digests(shard: Path) -> dict[str, str]:
-    """SHA-256 of the files of a shard, except for its record.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
+    """SHA-256 of the files of a shard, except for its record."""
     digests = {}
     for file in sorted(shard.iterdir()):
         if file.name != RECORD:
@@ -159,11 +141,7 @@ def _remove(shard: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InputError: the file cannot be read or is not a JSON object.
-    """
+    """Read a JSON object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:

@@ -155,18 +155,8 @@ def run_batch(
 ) -> Summary:
     """Explain images into a folder of shards, as `batch` does.
 
-    Args:
-        job: what to explain, and how.
-        paths: the images; to resume a run, the same ones in the same order.
-        out: the folder.
-        engine: where the shards are explained; by default, `run_locally`.
-        resume: continue the run in the folder, if there is one.
-        progress: called with the number of images that were just finished, from any thread.
-        warn: called with each warning about the model and about damaged shards.
-
-    Raises:
-        InputError: the folder contains another run, other images or something else, or it cannot be written.
-        ExplainError: the model, the choices or the target cannot be used.
+    To resume a run, `paths` are the same in the same order. `progress` is called with the number of images that were
+    just finished, from any thread, `warn` with each warning about the model and about damaged shards.
     """
     check_format(job.format)
     tell = progress or (lambda _: None)
@@ -209,20 +199,7 @@ def run_batch(
 
 
 def run_locally(crew: Crew, shards: Iterator[Shard], out: Path, progress: Progress) -> Iterator[Record]:
-    """Explain shards on this computer; an `Engine`.
-
-    Args:
-        crew: the session and threads to use.
-        shards: what to explain; read as the run proceeds.
-        out: the folder of the run.
-        progress: called with the number of images that were just finished.
-
-    Yields:
-        The records of the shards, in order.
-
-    Raises:
-        ExplainError: as `explain_shard`.
-    """
+    """Explain shards on this computer, and yield their records in order; an `Engine`."""
     pool = ThreadPoolExecutor(_CONCURRENT_SHARDS, "shard")
 
     def work(shard: Shard) -> Record:

@@ -36,14 +36,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The results of a batch.
-
-    Attributes:
-        encoded: what the writer is to write.
-        failures: the images that failed.
-        explained: number of images that were explained.
-        model_error: a failure that may be the model's fault.
-    """
+    """The results of a batch, encoded for the writer; `model_error` is a failure that may be the model's fault."""
 
     encoded: Any
     failures: list[dict[str, Any]]
@@ -58,20 +51,8 @@ def explain_shard(
 
     A finished shard is kept, and a damaged one is computed again. If another process writes the same shard at the same
     time, one of the two is kept. An image that cannot be read or explained is listed in the folder's `_failures.jsonl`,
-    and the others are explained.
-
-    Args:
-        paths: the images.
-        out: the folder to create.
-        crew: the session and threads to use.
-        first: number of the first image within the run.
-        progress: called with the number of images that were just finished.
-
-    Raises:
-        InputError: `out` contains other images.
-        ModelError: the model fails at every image of the shard.
-        TargetError: no such class.
-        OSError: `out` cannot be written.
+    and the others are explained; a model that fails at every image is an error. The first image has the number `first`
+    within the run, and `progress` is called with the number of images that were just finished.
     """
     finished = read_record(out, first, paths)
     if finished is not None:

@@ -1,7 +1,4 @@
-"""The file formats of a shard.
-
-The threads that explain images encode the results; one thread per shard writes them.
-"""
+"""The file formats of a shard: the threads that explain images encode the results, one thread per shard writes them."""
 
 from __future__ import annotations
 
@@ -37,13 +34,7 @@ _PYARROW: Final = (
 
 @dataclass(frozen=True)
 class Row:
-    """The explanation of one image.
-
-    Attributes:
-        number: number of the image within the run, from 0.
-        path: path of the image.
-        explanation: its explanation.
-    """
+    """The explanation of one image, with its number within the run."""
 
     number: int
     path: str
@@ -51,14 +42,10 @@ class Row:
 
 
 class Writer(ABC):
-    """Writes explanations into a folder.
-
-    Attributes:
-        folder: the folder.
-        longest_side: the longer side that images need at most, in pixels; 0 if their pixels are not used.
-    """
+    """Writes explanations into a folder."""
 
     longest_side = 0
+    """The longer side that images need at most, in pixels; 0 if their pixels are not used."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,11 +64,7 @@ class Writer(ABC):
 
 
 def check_format(form: BatchFormat) -> None:
-    """Check that a format can be written.
-
-    Raises:
-        InputError: a package that the format needs is not installed.
-    """
+    """Check that the packages that a format needs are installed."""
     if form == "parquet":
         _pyarrow()
 
@@ -101,22 +84,11 @@ class _ParquetWriter(Writer):
         super().__init__(folder)
         pa, parquet = _pyarrow()
         self._arrow = pa
-        self._schema = pa.schema(
-            [
-                ("image", pa.int64()),
-                ("path", pa.string()),
-                ("class", pa.int64()),
-                ("label", pa.string()),
-                ("score", pa.float64()),
-                ("heatmap", pa.list_(pa.float32())),
-                ("heatmap_height", pa.int32()),
-                ("heatmap_width", pa.int32()),
-                ("cam", pa.list_(pa.float32())),
-                ("cam_height", pa.int32()),
-                ("cam_width", pa.int32()),
-                ("seen", pa.list_(pa.float64())),
-            ]
-        )
+        columns = {"image": pa.int64(), "path": pa.string(), "class": pa.int64(), "label": pa.string()}
+        columns["score"] = pa.float64()
+        for name in ("heatmap", "cam"):
+            columns |= {name: pa.list_(pa.float32()), f"{name}_height": pa.int32(), f"{name}_width": pa.int32()}
+        self._schema = pa.schema({**columns, "seen": pa.list_(pa.float64())})
         # In smooth maps, neighbouring values share exponents and upper digits; splitting the bytes compresses better.
         self._file = parquet.ParquetWriter(
             folder / PARQUET,
@@ -143,8 +115,8 @@ class _ParquetWriter(Writer):
         }
         pa = self._arrow
         arrays = [
-            values if isinstance(values, pa.Array) else pa.array(values, self._schema.field(name).type)
-            for name, values in ((field.name, columns[field.name]) for field in self._schema)
+            values if isinstance(values := columns[field.name], pa.Array) else pa.array(values, field.type)
+            for field in self._schema
         ]
         return pa.record_batch(arrays, schema=self._schema)
 
@@ -262,11 +234,7 @@ def _text(text: str) -> str:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    """Import PyArrow and its Parquet module.
-
-    Raises:
-        InputError: PyArrow is not installed.
-    """
+    """PyArrow and its Parquet module."""
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as exc:

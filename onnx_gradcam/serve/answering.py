@@ -58,12 +58,7 @@ class _Map:
 
 
 class Answerer:
-    """Answers queries about one model; thread-safe.
-
-    Args:
-        explainer: the model.
-        limits: upper bounds for one request.
-    """
+    """Answers queries about one model; thread-safe."""
 
     def __init__(self, explainer: BatchingExplainer, limits: Limits) -> None:
         self.explainer = explainer
@@ -71,26 +66,15 @@ class Answerer:
         self._shapes = {i.name: i for i in explainer.session.inputs}
 
     def answer(self, query: Query) -> tuple[list[Result], str, int]:
-        """Answer a query.
-
-        Returns:
-            The outputs, the kind of input (`tensor` or `image`) and the number of heatmaps.
-
-        Raises:
-            ExplainError: the query cannot be answered; `ServerError` carries the HTTP status.
-        """
+        """Answer a query: the outputs, the kind of input (`tensor` or `image`) and the number of heatmaps."""
         tensors = {tensor.name: tensor for tensor in query.tensors}
         if len(tensors) != len(query.tensors):
             raise ServerError("two inputs have the same name; send each input once")
-        parameters = {*_PROTOCOL_PARAMETERS, "target"}
-        if IMAGES in tensors:
-            parameters |= {"colormap", "opacity"}
+        parameters = _PROTOCOL_PARAMETERS | {"target"} | ({"colormap", "opacity"} if IMAGES in tensors else set())
         for name in query.parameters:
             if name not in parameters:
                 raise ServerError(f"unknown parameter {name[:99]!r}{near_matches(name[:99], parameters)}")
-        if IMAGES in tensors:
-            return self._images(tensors, query)
-        return self._tensors(tensors, query)
+        return self._images(tensors, query) if IMAGES in tensors else self._tensors(tensors, query)
 
     def _tensors(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
         metadata = self.explainer.metadata

@@ -12,21 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from .query import DATATYPES
+
 __all__ = ["TYPES", "Port", "ensemble_config", "onnx_config", "step_config"]
 
 TYPES: Final[Mapping[str, str]] = {
-    "bool": "TYPE_BOOL",
-    "uint8": "TYPE_UINT8",
-    "uint16": "TYPE_UINT16",
-    "uint32": "TYPE_UINT32",
-    "uint64": "TYPE_UINT64",
-    "int8": "TYPE_INT8",
-    "int16": "TYPE_INT16",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "float16": "TYPE_FP16",
-    "float32": "TYPE_FP32",
-    "float64": "TYPE_FP64",
+    **{dtype: f"TYPE_{datatype}" for datatype, dtype in DATATYPES.items()},
     "bytes": "TYPE_STRING",
 }
 """Triton's names of NumPy types and of byte strings."""
@@ -51,7 +42,6 @@ class Port:
     """An input or output of a model.
 
     Attributes:
-        name: name of the tensor.
         dtype: its NumPy type, or `bytes`.
         shape: its shape, including the batch axis; -1 for free sizes.
         labels: file of class names beside the configuration.
@@ -109,12 +99,7 @@ def ensemble_config(
 ) -> str:
     """The configuration of an ensemble of models that run in sequence.
 
-    Args:
-        name: name of the ensemble.
-        inputs: inputs of the ensemble.
-        outputs: outputs of the ensemble.
-        max_batch: largest batch.
-        steps: the model of each step, and the tensors of the ensemble by the names of its inputs and outputs.
+    `steps` are the model of each step, and the tensors of the ensemble by the names of the model's inputs and outputs.
     """
     entries = []
     for model, inputs_of, outputs_of in steps:

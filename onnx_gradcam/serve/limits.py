@@ -56,11 +56,7 @@ class Limits:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Limits:
-        """Read limits from a server's settings; the others have their defaults.
-
-        Raises:
-            ServerError: an unknown limit, or a value that is not a number above 0.
-        """
+        """Read limits from a server's settings; the others have their defaults."""
         names = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
@@ -74,15 +70,9 @@ _LARGEST_RATIO: Final = 32
 
 
 def decode_image(source: bytes, limits: Limits, *, free_size: bool) -> npt.NDArray[Any]:
-    """The pixels of a JPEG, PNG or WebP file, `uint8 [H, W, 3]` RGB.
+    """The pixels of a JPEG, PNG or WebP file, `uint8 [H, W, 3]` RGB; its size is read and checked before it is decoded.
 
-    Args:
-        source: the file.
-        limits: bounds on its bytes and pixels; the latter are read from the header before anything is decoded.
-        free_size: whether the model takes images of any size, without scaling.
-
-    Raises:
-        ServerError: the file is not an image, is damaged or too large.
+    `free_size` says that the model takes images of any size, without scaling, so that its own limit applies as well.
     """
     if len(source) > limits.image_bytes:
         raise ServerError(

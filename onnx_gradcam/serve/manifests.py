@@ -49,8 +49,8 @@ def write_manifest(
     _check("uri", uri, _URI, "gs://, s3://, pvc://, hf://, oci:// or https:// with a path")
     if namespace is not None:
         _check("namespace", namespace, _NAME, "lower-case letters, digits and '-', starting with a letter")
-    for what, quantity in (("cpu", cpu), ("memory", memory)):
-        _check(what, quantity, _QUANTITY, "a Kubernetes quantity such as 500m or 2Gi")
+    for resource, quantity in (("cpu", cpu), ("memory", memory)):
+        _check(resource, quantity, _QUANTITY, "a Kubernetes quantity such as 500m or 2Gi")
     if gpus < 0 or replicas < 1:
         raise ServerError(f"there are {gpus} GPUs and {replicas} replicas; choose at least 0 GPUs and 1 replica")
     resources = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
@@ -78,9 +78,9 @@ def write_manifest(
     return "\n".join(_yaml(service)) + "\n"
 
 
-def _check(what: str, value: str, pattern: re.Pattern[str], allowed: str) -> None:
+def _check(name: str, value: str, pattern: re.Pattern[str], allowed: str) -> None:
     if not pattern.fullmatch(value):
-        raise ServerError(f"the {what} {value!r} is not valid in Kubernetes; use {allowed}")
+        raise ServerError(f"the {name} {value!r} is not valid in Kubernetes; use {allowed}")
 
 
 def _yaml(value: dict[str, Any], indent: str = "") -> list[str]:

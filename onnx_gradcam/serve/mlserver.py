@@ -100,11 +100,7 @@ class ExplainRuntime(MLModel):
         self._explainer: BatchingExplainer | None = None
 
     async def load(self) -> bool:
-        """Create the session.
-
-        Raises:
-            ExplainError: the model, an option or a limit cannot be used.
-        """
+        """Create the session."""
         extra = dict((self._settings.parameters and self._settings.parameters.extra) or {})
         self.limits = Limits.from_settings(extra.pop("limits", {}))
         check_choices(extra, more=_SETTINGS)
@@ -139,11 +135,7 @@ class ExplainRuntime(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Answer a request.
-
-        Raises:
-            MLServerError: the request is refused, with an HTTP status.
-        """
+        """Answer a request; an `MLServerError` refuses it, with an HTTP status."""
         admitted = isinstance(payload.inputs, Query)
         try:
             if admitted:  # by a transport of this package
@@ -161,11 +153,7 @@ class ExplainRuntime(MLModel):
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request as pending, from its first byte to its answer.
-
-        Raises:
-            ServerError: too many requests are pending, status 429.
-        """
+        """Count a request as pending, from its first byte to its answer; refuse it with status 429 if too many are."""
         if self._pending >= self.limits.pending:
             raise ServerError(f"{self._pending} requests are pending already; try again later", 429)
         self._pending += 1
@@ -239,17 +227,12 @@ def _values(data: Any) -> list[Any]:
 
 def _listed(result: Result) -> ResponseOutput:
     """An output for MLServer's own transports; byte strings become base64, as JSON cannot contain them."""
-    values = result.data if isinstance(result.data, list) else result.data.reshape(-1).tolist()
-    binary = any(isinstance(one, bytes) for one in values)
-    return ResponseOutput(
-        name=result.name,
-        datatype=Datatype(result.datatype),
-        shape=result.shape,
-        data=TensorData(
-            root=[base64.b64encode(one).decode() for one in values if isinstance(one, bytes)] if binary else values
-        ),
-        parameters=Parameters(content_type="base64") if binary else None,
-    )
+    values: list[Any] = result.data if isinstance(result.data, list) else result.data.reshape(-1).tolist()
+    parameters = None
+    if any(isinstance(one, bytes) for one in values):
+        values, parameters = [base64.b64encode(one).decode() for one in values], Parameters(content_type="base64")
+    kind, data = Datatype(result.datatype), TensorData(root=values)
+    return ResponseOutput(name=result.name, datatype=kind, shape=result.shape, data=data, parameters=parameters)
 
 
 def _described(name: str, dtype: str, shape: tuple[int | str | None, ...]) -> MetadataTensor:

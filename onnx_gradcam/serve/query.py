@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
+import math
 import struct
 from array import array
 from collections.abc import Collection, Mapping, Sequence
@@ -26,17 +27,8 @@ Array = npt.NDArray[Any]
 
 DATATYPES: Final[Mapping[str, str]] = {
     "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
+    **{f"{kind.upper()}{bits}": f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
 """The protocol's numeric types and their NumPy names."""
 
@@ -96,22 +88,14 @@ class Result:
 
 
 def check_counts(**entries: Collection[Any]) -> None:
-    """Refuse requests with more inputs, outputs or parameters than any model has, before each is looked at.
-
-    Raises:
-        ServerError: there are too many.
-    """
+    """Refuse requests with more inputs, outputs or parameters than any model has, before each is looked at."""
     for kind, items in entries.items():
         if len(items) > _MAX_ENTRIES:
             raise ServerError(f"the request has {len(items)} {kind}; send at most {_MAX_ENTRIES}")
 
 
 def datatype_of(dtype: str) -> str:
-    """The protocol's name of a NumPy type.
-
-    Raises:
-        ServerError: the protocol has no such type.
-    """
+    """The protocol's name of a NumPy type; refuses types that it does not have."""
     for datatype, name in DATATYPES.items():
         if name == dtype:
             return datatype
@@ -119,30 +103,22 @@ def datatype_of(dtype: str) -> str:
 
 
 def numbers(tensor: Tensor, dtype: str, shape: Sequence[int | str | None]) -> Array:
-    """The values of a tensor as an array.
+    """The values of a tensor as an array of the model's `dtype` and `shape`, whose free sizes are symbols or `None`.
 
-    Args:
-        tensor: as received.
-        dtype: the NumPy type of the model's input.
-        shape: the shape of the model's input; free dimensions are symbols or `None`.
-
-    Raises:
-        ServerError: the type, shape or number of values is wrong, or a value is out of range, infinite or NaN.
+    Refuses a wrong type, shape or number of values, and values that are out of range, infinite or NaN.
     """
     datatype = datatype_of(dtype)
-    what = f"input {_quoted(tensor.name)}"
+    source = f"input {_quoted(tensor.name)}"
     if tensor.datatype != datatype:
-        raise ServerError(f"{what} has datatype {_quoted(tensor.datatype)}; send {datatype}")
-    _check_shape(what, tensor.shape, shape)
-    count = 1
-    for size in tensor.shape:
-        count *= size
+        raise ServerError(f"{source} has datatype {_quoted(tensor.datatype)}; send {datatype}")
+    _check_shape(source, tensor.shape, shape)
+    count = math.prod(tensor.shape)
     if isinstance(tensor.data, bytes):
-        values = _from_bytes(what, tensor.data, np.dtype(dtype).newbyteorder("<"), count)
+        values = _from_bytes(source, tensor.data, np.dtype(dtype).newbyteorder("<"), count)
     else:
-        values = _from_list(what, tensor.data, np.dtype(dtype), tensor.shape, count)
+        values = _from_list(source, tensor.data, np.dtype(dtype), tensor.shape, count)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ServerError(f"{what} contains infinite values or NaN; send finite numbers")
+        raise ServerError(f"{source} contains infinite values or NaN; send finite numbers")
     return values.reshape(tensor.shape)
 
 
@@ -150,97 +126,88 @@ def files(tensor: Tensor) -> list[bytes]:
     """The byte strings of a BYTES tensor of shape [N] or [N, 1].
 
     In JSON they are base64. In raw bytes each is preceded by its length, four bytes little-endian.
-
-    Raises:
-        ServerError: the type or the number of strings is wrong, or a string is not base64.
     """
-    what = f"input {_quoted(tensor.name)}"
+    source = f"input {_quoted(tensor.name)}"
     if tensor.datatype != "BYTES":
-        raise ServerError(f"{what} has datatype {_quoted(tensor.datatype)}; send image files as BYTES")
-    _check_shape(what, tensor.shape, (None,) if len(tensor.shape) == 1 else (None, 1))
-    count = tensor.shape[0]
-    if isinstance(tensor.data, bytes):
-        strings = _framed(what, tensor.data, count)
-    else:
-        strings = _flat(what, tensor.data, tensor.shape)
-    if len(strings) != tensor.shape[0]:
-        raise ServerError(f"{what} has {len(strings)} values, but its shape is [{tensor.shape[0]}]")
-    return [_file(what, one, tensor.content_type) for one in strings]
+        raise ServerError(f"{source} has datatype {_quoted(tensor.datatype)}; send image files as BYTES")
+    _check_shape(source, tensor.shape, (None,) if len(tensor.shape) == 1 else (None, 1))
+    count, data = tensor.shape[0], tensor.data
+    strings = _framed(source, data, count) if isinstance(data, bytes) else _flat(source, data, tensor.shape)
+    if len(strings) != count:
+        raise ServerError(f"{source} has {len(strings)} values, but its shape is [{count}]")
+    return [_file(source, one, tensor.content_type) for one in strings]
 
 
-def _file(what: str, value: Any, content_type: str) -> bytes:
+def _file(source: str, value: Any, content_type: str) -> bytes:
     if isinstance(value, bytes) and content_type != "base64":
         return value
     if not isinstance(value, (bytes, str)):
-        raise ServerError(f"{what} contains a value that is not text; send each image file as base64")
+        raise ServerError(f"{source} contains a value that is not text; send each image file as base64")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ServerError(
-            f"{what} contains a value that is not base64 ({reason(error)}); encode the image file"
+            f"{source} contains a value that is not base64 ({reason(error)}); encode the image file"
         ) from error
 
 
-def _framed(what: str, data: bytes, count: int) -> list[bytes]:
+def _framed(source: str, data: bytes, count: int) -> list[bytes]:
     strings: list[bytes] = []
     at = 0
     while at < len(data):
         if len(strings) == count:
-            raise ServerError(f"{what} has more than {count} values, but its shape is [{count}]")
+            raise ServerError(f"{source} has more than {count} values, but its shape is [{count}]")
         end = at + 4
         size = struct.unpack_from("<I", data, at)[0] if end <= len(data) else len(data)
         if end + size > len(data):
-            raise ServerError(f"{what} is truncated: a string in it extends beyond its end")
+            raise ServerError(f"{source} is truncated: a string in it extends beyond its end")
         strings.append(data[end : end + size])
         at = end + size
     return strings
 
 
-def _check_shape(what: str, shape: Sequence[Any], expected: Sequence[int | str | None]) -> None:
+def _check_shape(source: str, shape: Sequence[Any], expected: Sequence[int | str | None]) -> None:
     fixed = [size if isinstance(size, int) and size > 0 else None for size in expected]
-    matches = len(shape) == len(fixed) and all(
-        want is None or want == size for size, want in zip(shape, fixed, strict=True)
-    )
-    if not matches:
+    if len(shape) != len(fixed) or any(b not in (None, a) for a, b in zip(shape, fixed, strict=True)):
         required = _listed(["N" if size is None else size for size in fixed])
-        raise ServerError(f"{what} has shape {_listed(shape)}; it must be {required}")
+        raise ServerError(f"{source} has shape {_listed(shape)}; it must be {required}")
 
 
-def _from_bytes(what: str, data: bytes, dtype: np.dtype[Any], count: int) -> Array:
+def _from_bytes(source: str, data: bytes, dtype: np.dtype[Any], count: int) -> Array:
     if len(data) != count * dtype.itemsize:
         raise ServerError(
-            f"{what} has {len(data)} bytes, but its shape and datatype require {count * dtype.itemsize}; send all of it"
+            f"{source} has {len(data)} bytes, but its shape and datatype require {count * dtype.itemsize}; send all"
         )
     return np.frombuffer(data, dtype)
 
 
-def _from_list(what: str, data: list[Any], dtype: np.dtype[Any], shape: Sequence[int], count: int) -> Array:
-    flat = _flat(what, data, shape)
+def _from_list(source: str, data: list[Any], dtype: np.dtype[Any], shape: Sequence[int], count: int) -> Array:
+    flat = _flat(source, data, shape)
     if len(flat) != count:
-        raise ServerError(f"{what} has {len(flat)} values, but its shape requires {count}")
+        raise ServerError(f"{source} has {len(flat)} values, but its shape requires {count}")
     if dtype.kind != "b" and bool in set(map(type, flat)):
-        raise ServerError(f"{what} contains true or false; send numbers as {datatype_of(dtype.name)}")
+        raise ServerError(f"{source} contains true or false; send numbers as {datatype_of(dtype.name)}")
     # `array` accepts only numbers, whereas NumPy would convert text and null.
     code = "d" if dtype.kind == "f" else "Q" if dtype == np.uint64 else "q"
     try:
         values: Array = np.frombuffer(array(code, flat), code) if count else np.zeros(0)
     except (TypeError, OverflowError) as error:
         kind = "a number" if code == "d" else "a whole number in range"
-        raise ServerError(f"{what} contains a value that is not {kind} ({reason(error, 80)})") from error
+        raise ServerError(f"{source} contains a value that is not {kind} ({reason(error, 80)})") from error
     if dtype.kind in "iu" and not (np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max):
-        raise ServerError(f"{what} contains values out of the range of {datatype_of(dtype.name)}")
+        raise ServerError(f"{source} contains values out of the range of {datatype_of(dtype.name)}")
     with np.errstate(over="ignore"):
         return values.astype(dtype)
 
 
-def _flat(what: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
+def _flat(source: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
     """The values of a list that is flat, or nested as `shape`."""
     if not data or not isinstance(data[0], list):
         return data
     level: list[Any] = [data]
     for size in shape:
         if not all(isinstance(part, list) and len(part) == size for part in level):
-            raise ServerError(f"{what} is a nested list that does not match its shape; send a flat list")
+            raise ServerError(f"{source} is a nested list that does not match its shape; send a flat list")
         level = list(itertools.chain.from_iterable(level))
     return level
 

@@ -29,11 +29,7 @@ DEADLINE: ContextVar[float] = ContextVar("deadline")
 
 
 def remaining() -> float:
-    """Seconds left for the request of this thread.
-
-    Raises:
-        ServerError: the time is over, status 504.
-    """
+    """Seconds left for the request of this thread; once they are over, it is refused with status 504."""
     left = DEADLINE.get(float("inf")) - time.monotonic()
     if left <= 0:
         raise ServerError("the request took too long because the server is busy; try again later", 504)
@@ -50,15 +46,7 @@ class _Item:
 
 
 class BatchingExplainer(Explainer):
-    """A thread-safe explainer that runs the rows of concurrent requests together; see `BatchingRunner`.
-
-    Args:
-        arguments: those of `Explainer`.
-        batch: maximum number of rows per batch.
-        pixels: maximum number of input pixels per batch; a single row runs whatever its size.
-        on_batch: called with the number of rows of each batch.
-        options: those of `Explainer`.
-    """
+    """A thread-safe explainer that runs the rows of concurrent requests together; see `BatchingRunner`."""
 
     def __init__(
         self,
@@ -115,12 +103,7 @@ class BatchingRunner:
         return len(self._queue)
 
     def run(self, batch: Array, classes: Sequence[int]) -> Outputs:
-        """See `Runner`; together with the rows of other requests.
-
-        Raises:
-            ModelError: the model fails on these rows.
-            ServerError: the time of the request is over.
-        """
+        """See `Runner`; together with the rows of other requests, and within the time of the request."""
         parts = []
         most = self._most(batch)
         for start in range(0, len(batch), most):

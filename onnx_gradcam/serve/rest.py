@@ -88,11 +88,7 @@ class _Exchange:
         return Response(content, media_type="application/json")
 
     async def _body(self) -> bytes:
-        """Read the body.
-
-        Raises:
-            ServerError: the body is too large or encoded, or does not arrive in time.
-        """
+        """Read the body, within the limits of size and time."""
         try:
             return await asyncio.wait_for(self._read(), self._runtime.limits.seconds)
         except (asyncio.TimeoutError, TimeoutError) as error:
@@ -124,11 +120,7 @@ def _error(message: str, status: int) -> Response:
 
 
 def _parsed(body: bytes) -> tuple[str | None, Query]:
-    """Parse the identifier and the query of a JSON body.
-
-    Raises:
-        ServerError: the body is not JSON or does not follow the protocol.
-    """
+    """Parse the identifier and the query of a JSON body."""
     if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
         raise ServerError(f"the body has more than {_MAX_CONTAINERS} lists and objects; send flat lists")
     try:

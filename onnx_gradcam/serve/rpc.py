@@ -36,18 +36,9 @@ _CODES: Final = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _CONTENTS: Final = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    **{kind: f"{kind.lower()}_contents" for kind in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")},
 }
 _LOAD: Final = "this server serves one model; it cannot be loaded or unloaded"
 
@@ -136,13 +127,9 @@ class Malformed(grpc.aio.ServerInterceptor):
 
 
 def _query(request: Any) -> Query:
-    check_counts(
-        inputs=request.inputs,
-        outputs=request.outputs,
-        parameters=request.parameters,
-        **{"raw tensors": request.raw_input_contents},
-    )
     raw = list(request.raw_input_contents)
+    counted = {name: getattr(request, name) for name in ("inputs", "outputs", "parameters")}
+    check_counts(**counted, **{"raw tensors": raw})
     if raw and len(raw) != len(request.inputs):
         raise ServerError(f"there are {len(raw)} raw tensors for {len(request.inputs)} inputs; send one per input")
     tensors = [

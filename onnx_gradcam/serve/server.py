@@ -69,11 +69,7 @@ class Address:
             raise ServerError(f"the ports {ports} for REST, gRPC and metrics have to differ; choose others")
 
     def check_free(self) -> None:
-        """Check that the ports can be bound.
-
-        Raises:
-            ServerError: a port is in use, or the host is not an address of this computer.
-        """
+        """Refuse ports that are in use, and a host that is not an address of this computer."""
         for option, port in self.ports.items():
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -123,11 +119,7 @@ class _Server(MLServer):
         self._service = service
 
     async def run(self) -> None:
-        """Load the model and serve it until a signal arrives.
-
-        Raises:
-            ExplainError: the model cannot be service.
-        """
+        """Load the model and serve it until a signal arrives."""
         service = self._service
         runtime = await self._model_registry.load(
             ModelSettings(
@@ -215,10 +207,10 @@ def serve(
 
 
 def _return_large_blocks() -> None:
-    """Make the C library return large blocks to the system when they are freed.
+    """Make glibc return large blocks to the system when they are freed.
 
     With each large block that it frees, glibc raises its threshold for this, up to 32 MB, and then keeps the bodies of
-    large requests in the arenas of several threads. Other C libraries have no threshold.
+    large requests in the arenas of several threads.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)

@@ -139,11 +139,7 @@ def _cache() -> Path:
 
 
 def _keep(files: Mapping[str, bytes], cache: Path) -> None:
-    """Put the files into the cache, together or not at all.
-
-    Raises:
-        InputError: the cache cannot be written.
-    """
+    """Put the files into the cache, all of them at once."""
     try:
         make_folder(cache)
         with Drafts() as drafts:
