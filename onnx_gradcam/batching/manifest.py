@@ -32,16 +32,8 @@ _FILES = ("labels", "preprocess")
 class Manifest:
     """Everything that two runs must have in common to produce the same results.
 
-    Attributes:
-        version: version of this package.
-        model: SHA-256 of the model file and the files of its external weights.
-        explanation: method, layer, preset ... from the metadata of the explained model.
-        choices: the other arguments of `Explainer`.
-        preprocessing: how an image becomes the model's input.
-        labels: SHA-256 of the class names.
-        target: the classes to explain.
-        format: file format of the results.
-        shard_size: images per shard.
+    `model` and `labels` are the SHA-256 of the model's files and of the class names; `explanation` is from the metadata
+    of the explained model, `choices` the other arguments of `Explainer`.
     """
 
     version: str

@@ -17,19 +17,8 @@ from typing import Any, Final
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import sync, write_file
 
-__all__ = [
-    "DRAFTS",
-    "FAILURES",
-    "RECORD",
-    "Record",
-    "Shard",
-    "cut",
-    "file_digests",
-    "publish",
-    "read_json",
-    "read_record",
-    "write_json",
-]
+__all__ = ["DRAFTS", "FAILURES", "RECORD", "Record", "Shard"]
+__all__ += ["cut", "file_digests", "publish", "read_json", "read_record", "write_json"]
 
 RECORD = "_record.json"
 """In every shard. Readers of Parquet folders ignore names that begin with an underscore or a dot."""

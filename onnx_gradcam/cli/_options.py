@@ -40,12 +40,8 @@ __all__ = [
     "Seed",
     "Targets",
     "Threads",
-    "explains",
-    "model_source",
-    "names",
-    "option",
-    "registered",
 ]
+__all__ += ["count", "explains", "model_source", "names", "option", "registered"]
 
 _PANELS = ("Model", "Target", "Method", "Image", "Output", "Runtime")
 """The groups of options in the help, in this order; what has none comes last."""
@@ -56,6 +52,11 @@ _FILE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".onnx", ".png", ".ti
 def option(panel: str, help: str, *flags: str, **more: Any) -> Any:  # noqa: A002 - typer's own word
     """An option in a panel of the help; `{tasks}` and the like in its text stand for the names in a registry."""
     return typer.Option(*flags, help=help, rich_help_panel=panel, show_default=more.pop("show_default", True), **more)
+
+
+def count(help: str, **more: Any) -> Any:  # noqa: A002 - typer's own word
+    """An option in the panel Runtime that takes an integer of at least 1."""
+    return option("Runtime", help, **{"min": 1, "metavar": "N", **more})
 
 
 _REGISTRIES = {
@@ -138,8 +139,8 @@ MethodNames = Annotated[
     ),
 ]
 Provider = Annotated[str, option("Runtime", "Execution provider; `doctor` lists them.", metavar="NAME")]
-Threads = Annotated[int | None, option("Runtime", "Number of CPU threads. [default: all cores]", min=1, metavar="N")]
-Seed = Annotated[int, option("Runtime", "Random seed, for methods that draw random numbers.", min=0, metavar="N")]
+Threads = Annotated[int | None, count("Number of CPU threads. [default: all cores]")]
+Seed = Annotated[int, count("Random seed, for methods that draw random numbers.", min=0)]
 Json = Annotated[bool, option("Output", "Print one JSON document and nothing else.", "--json")]
 
 

@@ -8,7 +8,7 @@ import typer
 
 from onnx_gradcam.options import BatchFormat
 
-from ._options import ModelPath, OutFolder, Provider, Targets, Threads, explains, option
+from ._options import ModelPath, OutFolder, Provider, Targets, Threads, count, explains, option
 from ._output import complain, say, warn
 
 __all__ = ["batch"]
@@ -43,16 +43,12 @@ def batch(
     target: Targets = None,
     provider: Provider = "cpu",
     threads: Threads = None,
-    batch_size: Annotated[
-        int, option("Runtime", "Maximum number of images per run of the model.", min=1, max=1024, metavar="N")
-    ] = 8,
+    batch_size: Annotated[int, count("Maximum number of images per run of the model.", max=1024)] = 8,
     engine: Annotated[
         Literal["local", "ray"],
         option("Runtime", "`local`: this computer. `ray`: the cluster at RAY_ADDRESS, or a new one here."),
     ] = "local",
-    workers: Annotated[
-        int | None, option("Runtime", "Ray only: number of workers. [default: as many as fit]", min=1, metavar="N")
-    ] = None,
+    workers: Annotated[int | None, count("Ray only: number of workers. [default: as many as fit]")] = None,
     worker_cpus: Annotated[
         float, option("Runtime", "Ray only: CPUs per worker; fractions are allowed.", min=0.05, metavar="N")
     ] = 1.0,

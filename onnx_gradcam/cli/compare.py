@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 _EACH = "Give it once for all models, or once for each in order ('' keeps a model's default)."
+
+
+def _gate(condition: str, lowest: float = -1) -> Any:
+    return option("Output", f"Exit with code 1 if {condition}.", min=lowest, max=1, metavar="NUMBER")
 
 
 def compare(
@@ -66,24 +70,11 @@ def compare(
         HeatmapMetric,
         option("Output", "Agreement of heatmaps that orders the report and that --fail-below and --fail-worst check."),
     ] = "pearson",
-    fail_below: Annotated[
-        float | None,
-        option("Output", "Exit with code 1 if any model's mean metric is lower.", min=-1, max=1, metavar="NUMBER"),
-    ] = None,
+    fail_below: Annotated[float | None, _gate("any model's mean metric is lower")] = None,
     fail_below_top1: Annotated[
-        float | None,
-        option(
-            "Output",
-            "Exit with code 1 if any model has the first model's top-1 class on a smaller share of the images.",
-            min=0,
-            max=1,
-            metavar="NUMBER",
-        ),
+        float | None, _gate("any model has the first model's top-1 class on a smaller share of the images", lowest=0)
     ] = None,
-    fail_worst: Annotated[
-        float | None,
-        option("Output", "Exit with code 1 if the metric of any image is lower.", min=-1, max=1, metavar="NUMBER"),
-    ] = None,
+    fail_worst: Annotated[float | None, _gate("the metric of any image is lower")] = None,
     report: Annotated[
         Path | None,
         option(

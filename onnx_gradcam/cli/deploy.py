@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import ModelName, ModelPath, explains, option
+from ._options import ModelName, ModelPath, count, explains, option
 from ._output import say
 
 __all__ = ["kserve", "triton"]
@@ -22,10 +22,7 @@ def triton(
     ensemble: Annotated[
         bool, option("Output", "Also write NAME_images, which takes JPEG, PNG and WebP files.", "--ensemble")
     ] = False,
-    max_batch: Annotated[
-        int,
-        option("Runtime", "Maximum number of rows per batch; 0 for a model with a fixed batch.", min=0, metavar="N"),
-    ] = 32,
+    max_batch: Annotated[int, count("Maximum number of rows per batch; 0 for a model with a fixed batch.", min=0)] = 32,
     tensorrt: Annotated[bool, option("Runtime", "Run on TensorRT, on a GPU.", "--tensorrt")] = False,
     choices: dict[str, Any],
 ) -> None:
@@ -61,8 +58,8 @@ def kserve(
     namespace: Annotated[str | None, option("Output", "Kubernetes namespace.", metavar="NAME")] = None,
     cpu: Annotated[str, option("Runtime", "CPUs, as a Kubernetes quantity.", metavar="QUANTITY")] = "2",
     memory: Annotated[str, option("Runtime", "Memory, as a Kubernetes quantity.", metavar="QUANTITY")] = "2Gi",
-    gpus: Annotated[int, option("Runtime", "Number of NVIDIA GPUs.", min=0, metavar="N")] = 0,
-    replicas: Annotated[int, option("Runtime", "Number of replicas.", min=1, metavar="N")] = 1,
+    gpus: Annotated[int, count("Number of NVIDIA GPUs.", min=0)] = 0,
+    replicas: Annotated[int, count("Number of replicas.")] = 1,
 ) -> None:
     """Write a KServe InferenceService manifest.
 

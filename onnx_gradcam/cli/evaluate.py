@@ -10,7 +10,19 @@ import typer
 from onnx_gradcam.options import Options
 
 from ._images import find_images
-from ._options import OPTIONS, ImagesOption, Json, ModelFile, Provider, Threads, explains, model_source, names, option
+from ._options import (
+    OPTIONS,
+    ImagesOption,
+    Json,
+    ModelFile,
+    Provider,
+    Threads,
+    count,
+    explains,
+    model_source,
+    names,
+    option,
+)
 from ._output import complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
@@ -62,8 +74,8 @@ def evaluate(
     steps: Annotated[
         int, option("Method", "Number of steps of deletion and insertion.", min=1, max=10_000, metavar="N")
     ] = 50,
-    seed: Annotated[int, option("Runtime", "Random seed.", min=0, metavar="N")] = 0,
-    batch_size: Annotated[int, option("Runtime", "Number of images to run at once.", min=1, metavar="N")] = 8,
+    seed: Annotated[int, count("Random seed.", min=0)] = 0,
+    batch_size: Annotated[int, count("Number of images to run at once.")] = 8,
     provider: Provider = "cpu",
     threads: Threads = None,
     as_json: Json = False,

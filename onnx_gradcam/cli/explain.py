@@ -23,6 +23,7 @@ from ._options import (
     Seed,
     Targets,
     Threads,
+    count,
     explains,
     model_source,
     names,
@@ -53,12 +54,7 @@ def explain(
     ] = False,
     provider: Provider = "cpu",
     threads: Threads = None,
-    batch_size: Annotated[
-        int,
-        option(
-            "Runtime", "Images per run; rows per run for methods that run the model many times.", min=1, metavar="N"
-        ),
-    ] = 8,
+    batch_size: Annotated[int, count("Images per run; rows per run for methods that run the model many times.")] = 8,
     seed: Seed = 0,
     out: Annotated[
         str | None,

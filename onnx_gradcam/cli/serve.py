@@ -6,9 +6,13 @@ from typing import Annotated, Any
 
 from onnx_gradcam.errors import InputError
 
-from ._options import ModelName, ModelPath, Provider, explains, option
+from ._options import ModelName, ModelPath, Provider, count, explains, option
 
 __all__ = ["serve"]
+
+
+def _port(help: str) -> Any:  # noqa: A002 - typer's own word
+    return option("Output", help, min=1, max=65535, metavar="PORT")
 
 
 @explains(without=("target", "class_input", "expose_activation"))
@@ -19,29 +23,17 @@ def serve(
     host: Annotated[
         str, option("Output", "IP address to listen on; 0.0.0.0 is all networks.", metavar="ADDRESS")
     ] = "127.0.0.1",
-    port: Annotated[int, option("Output", "REST port.", min=1, max=65535, metavar="PORT")] = 8080,
-    grpc_port: Annotated[int, option("Output", "gRPC port.", min=1, max=65535, metavar="PORT")] = 8081,
-    metrics_port: Annotated[
-        int, option("Output", "Port of Prometheus metrics, at /metrics.", min=1, max=65535, metavar="PORT")
-    ] = 8082,
+    port: Annotated[int, _port("REST port.")] = 8080,
+    grpc_port: Annotated[int, _port("gRPC port.")] = 8081,
+    metrics_port: Annotated[int, _port("Port of Prometheus metrics, at /metrics.")] = 8082,
     provider: Provider = "cpu",
-    threads: Annotated[
-        int | None, option("Runtime", "Number of CPU threads. [default: chosen by ONNX Runtime]", min=1, metavar="N")
-    ] = None,
-    batch_size: Annotated[
-        int, option("Runtime", "Maximum number of rows, of all requests, per run of the model.", min=1, metavar="N")
-    ] = 8,
-    max_pending: Annotated[
-        int, option("Runtime", "Maximum number of pending requests; others get status 429.", min=1, metavar="N")
-    ] = 64,
-    max_rows: Annotated[
-        int, option("Runtime", "Maximum number of images times classes per request.", min=1, metavar="N")
-    ] = 32,
-    max_request: Annotated[int, option("Runtime", "Maximum size of a request.", min=1, metavar="MB")] = 32,
-    max_image: Annotated[int, option("Runtime", "Maximum size of an image file.", min=1, metavar="MB")] = 20,
-    max_pixels: Annotated[
-        int, option("Runtime", "Maximum size of an image, in millions of pixels.", min=1, metavar="N")
-    ] = 24,
+    threads: Annotated[int | None, count("Number of CPU threads. [default: chosen by ONNX Runtime]")] = None,
+    batch_size: Annotated[int, count("Maximum number of rows, of all requests, per run of the model.")] = 8,
+    max_pending: Annotated[int, count("Maximum number of pending requests; others get status 429.")] = 64,
+    max_rows: Annotated[int, count("Maximum number of images times classes per request.")] = 32,
+    max_request: Annotated[int, count("Maximum size of a request.", metavar="MB")] = 32,
+    max_image: Annotated[int, count("Maximum size of an image file.", metavar="MB")] = 20,
+    max_pixels: Annotated[int, count("Maximum size of an image, in millions of pixels.")] = 24,
     timeout: Annotated[float, option("Runtime", "Maximum duration of a request.", min=0.001, metavar="SECONDS")] = 30.0,
     choices: dict[str, Any],
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from onnx_gradcam.options import Options
 
-from ._options import OPTIONS, Json, ModelFile, explains, model_source, option
+from ._options import OPTIONS, Json, ModelFile, count, explains, model_source
 from ._output import complain, finite, say, say_json
 
 __all__ = ["verify"]
@@ -25,7 +25,7 @@ def verify(
     ] = None,
     *,
     choices: dict[str, Any],
-    seed: Annotated[int, option("Runtime", "Random seed of the direction.", min=0, metavar="N")] = 0,
+    seed: Annotated[int, count("Random seed of the direction.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Check gradients against finite differences.

@@ -85,9 +85,6 @@ class Trial:
         return shuffled[np.argsort(-heatmap.reshape(-1)[shuffled], kind="stable")]
 
 
-# ----- pixel by pixel ----------------------------------------------------------
-
-
 def deletion(trial: Trial, heatmap: Array) -> float:
     """Area under the score while the hottest pixels become zero first; Petsiuk et al. 2018 (RISE), section 4.2."""
     return _area(trial, heatmap, trial.image, np.zeros_like(trial.image))
@@ -136,9 +133,6 @@ def road(trial: Trial, heatmap: Array) -> float:
     return float(trial.ask(filled(order)).mean() - trial.ask(filled(order[::-1])).mean()) / 2
 
 
-# ----- the image times the heatmap -------------------------------------------
-
-
 def average_drop(trial: Trial, heatmap: Array) -> float:
     """The share of the score that is lost when the image is multiplied by the heatmap, 0 to 1.
 
@@ -167,9 +161,6 @@ def _lost(trial: Trial, image: Array) -> float:
     return max(0.0, trial.score - float(score)) / trial.score if trial.score > 0 else 0.0
 
 
-# ----- the heatmap alone -------------------------------------------------------
-
-
 def gini(trial: Trial, heatmap: Array) -> float:  # noqa: ARG001 - the model is not run
     """Sparsity: the Gini index of the heatmap's values, 0 if all are equal, near 1 if a few hold the whole sum.
 
@@ -186,14 +177,7 @@ def gini(trial: Trial, heatmap: Array) -> float:  # noqa: ARG001 - the model is 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number that says how good a heatmap is.
-
-    Attributes:
-        name: key in JSON and on the command line.
-        title: name in tables.
-        better: whether `higher` or `lower` is better; empty if neither is.
-        function: computes it from a trial and a heatmap; `None` if it needs boxes (`onnx_gradcam.evaluation.boxes`).
-    """
+    """A metric of a heatmap: `function` is `None` if it needs boxes, `better` empty if neither direction is better."""
 
     name: str
     title: str
@@ -202,7 +186,7 @@ class Metric:
 
     @property
     def of_boxes(self) -> bool:
-        """Whether it needs to know where the objects are."""
+        """Whether it needs the boxes of the objects."""
         return self.function is None
 
 
@@ -223,11 +207,7 @@ METRICS: Final = {
 
 
 def measure(trial: Trial, heatmap: Array, metrics: Sequence[str]) -> dict[str, float]:
-    """The values of those `metrics`, names of `METRICS`, that need no boxes.
-
-    Raises:
-        InputError: the heatmap does not have the image's height and width.
-    """
+    """The values of those `metrics`, names of `METRICS`, that need no boxes."""
     if heatmap.shape != trial.image.shape[1:]:
         raise InputError(
             f"the heatmap is {list(heatmap.shape)} and the model's input {list(trial.image.shape[1:])} (height, "
@@ -261,20 +241,13 @@ def _blurred_along(image: Array, axis: int) -> Array:
     return np.asarray(total.astype(np.float32))
 
 
-# ----- pixels filled in from the others ----------------------------------------
-
-
 def impute(image: Array, kept: npt.NDArray[np.bool_], start: Array | None = None) -> npt.NDArray[np.float32]:
     """Linear imputation: every missing pixel becomes the weighted mean of its eight neighbours.
 
     Rong et al. 2022 (A consistent and efficient evaluation strategy for attribution methods), section 4.2: neighbours
     along a side weigh 1/6, along a diagonal 1/12, and those outside of the image nothing; missing neighbours count as
-    well, so this is a symmetric system of equations, solved by conjugate gradients.
-
-    Args:
-        image: float ``[C, H, W]``.
-        kept: the pixels to keep, bool ``[H, W]``, at least one.
-        start: a guess of the result, ``[C, H, W]``, for example with fewer pixels missing.
+    well, so this is a symmetric system of equations, solved by conjugate gradients. `image` and `start`, a guess of the
+    result, are ``[C, H, W]``; `kept` is ``[H, W]``, and true somewhere.
     """
     kept_values = np.where(kept, image, 0).astype(np.float32)
     missing = (~kept).astype(np.float32)

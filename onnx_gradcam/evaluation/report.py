@@ -26,13 +26,8 @@ _IN_CARD: Final = ("pearson", "overlap", "ssim", "shift")
 class Results(Protocol):
     """What the page shows: a `Comparison`, whose attributes the template reads as well."""
 
-    @property
-    def sides(self) -> Mapping[str, Mapping[str, str]]:
-        """Facts about each side by its name."""
-
-    @property
-    def metric(self) -> str:
-        """The metric that orders the images."""
+    sides: Mapping[str, Mapping[str, str]]
+    metric: str
 
     @property
     def records(self) -> Sequence[Any]:

@@ -42,8 +42,6 @@ class Evaluated:
     """One class of one image.
 
     Attributes:
-        image: path of the image.
-        target: the explained class.
         label: the annotation's label; `None` without boxes.
         values: value of every metric, by method or baseline.
         blank: methods whose heatmap is zero everywhere.

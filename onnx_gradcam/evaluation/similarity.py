@@ -81,11 +81,7 @@ class MapAgreement:
 
 
 def compare_maps(first: Array, second: Array) -> MapAgreement:
-    """Compare two heatmaps ``[H, W]`` in [0, 1] on one grid of pixels.
-
-    Raises:
-        InputError: the two differ in shape, are not of rank 2, or hold NaN or infinities.
-    """
+    """Compare two heatmaps ``[H, W]`` in [0, 1] on one grid of pixels."""
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
         raise InputError(
             f"heatmaps of shapes {list(first.shape)} and {list(second.shape)} cannot be compared; project both on one "
@@ -134,16 +130,10 @@ def ssim(first: Array, second: Array) -> float:
 
 
 def probabilities(scores: Array, activation: str, *, single_logit: bool = False) -> Wide | None:
-    """The distribution over classes that a model's scores stand for.
+    """Probabilities `float64 [C]` with sum 1 from a model's scores `[C]` and its last activation, empty if it has none.
 
-    Args:
-        scores: one per class, `float [C]`.
-        activation: the last activation: `softmax`, `logsoftmax`, `sigmoid`, or an empty string.
-        single_logit: the scores of two classes come from one logit, class 0 being its complement.
-
-    Returns:
-        `float64 [C]` with sum 1. Sigmoids of many classes are turned into logits before the softmax. `None` for
-        integers, which are quantised scores of unknown scale.
+    With `single_logit`, the scores of two classes come from one logit, class 0 being its complement. Sigmoids of many
+    classes are turned into logits before the softmax. `None` for integers, quantised scores of unknown scale.
     """
     if scores.dtype.kind != "f":
         return None

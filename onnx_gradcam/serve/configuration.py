@@ -39,13 +39,9 @@ instance_group [ { kind: KIND_GPU count: 1 } ]
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
-    """An input or output of a model.
+    """An input or output of a model, of a NumPy type or `bytes`; its shape has a batch axis, and -1 for free sizes.
 
-    Attributes:
-        dtype: its NumPy type, or `bytes`.
-        shape: its shape, including the batch axis; -1 for free sizes.
-        labels: file of class names beside the configuration.
-        optional: whether requests may omit it.
+    `labels` is a file of class names beside the configuration, and requests may omit what is `optional`.
     """
 
     name: str

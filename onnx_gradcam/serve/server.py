@@ -38,17 +38,7 @@ _IMPLEMENTATION: Final = "onnx_gradcam.serve.mlserver.ExplainRuntime"
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where a server listens.
-
-    Attributes:
-        host: IP address or name; `0.0.0.0` is all networks.
-        http: REST port.
-        grpc: gRPC port.
-        metrics: port of Prometheus metrics.
-
-    Raises:
-        ServerError: two ports are equal, or one is not a port.
-    """
+    """Where a server listens: an IP address or name, `0.0.0.0` for all networks, and three different ports."""
 
     host: str = "127.0.0.1"
     http: int = 8080
