@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.drawing import encode_image
 from onnx_gradcam.options import BatchFormat
-from onnx_gradcam.runtime.explainer import ClassMap, Explanation
+from onnx_gradcam.runtime.explainer import Explanation
 
 __all__ = ["Row", "Writer", "check_format", "make_writer"]
 
@@ -181,7 +181,7 @@ class _ArrayWriter(_FileWriter):
     suffix = ".npz"
 
     def _content(self, explanation: Explanation) -> bytes:
-        return _archive(explanation.maps)
+        return _archive(explanation.arrays())
 
 
 class _ImageWriter(_FileWriter):
@@ -201,14 +201,8 @@ _WRITERS: Final[Mapping[BatchFormat, Callable[[Path], Writer]]] = {
 }
 
 
-def _archive(maps: Sequence[ClassMap]) -> bytes:
+def _archive(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """As `numpy.savez_compressed`, but with less compression and several times as fast."""
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "heatmap": np.stack([one.heatmap for one in maps]),
-        "cam": np.stack([one.cam for one in maps]),
-        "classes": np.array([one.target.index for one in maps], np.int64),
-        "scores": np.array([one.target.score for one in maps], np.float64),
-    }
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
@@ -218,14 +212,9 @@ def _archive(maps: Sequence[ClassMap]) -> bytes:
 
 
 def _entry(row: Row) -> dict[str, Any]:
-    maps = row.explanation.maps
-    return {
-        "image": row.number,
-        "path": row.path,
-        "classes": [one.target.index for one in maps],
-        "labels": [one.target.label for one in maps],
-        "scores": [one.target.score if np.isfinite(one.target.score) else None for one in maps],
-    }
+    targets = [one.target.to_dict() for one in row.explanation.maps]
+    keys = {"classes": "index", "labels": "label", "scores": "score"}
+    return {"image": row.number, "path": row.path, **{k: [one[key] for one in targets] for k, key in keys.items()}}
 
 
 def _text(text: str) -> str:

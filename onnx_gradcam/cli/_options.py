@@ -25,22 +25,8 @@ from onnx_gradcam.options import (
     Weights,
 )
 
-__all__ = [
-    "OPTIONS",
-    "Command",
-    "ImagesArgument",
-    "ImagesOption",
-    "Json",
-    "MethodNames",
-    "ModelFile",
-    "ModelName",
-    "ModelPath",
-    "OutFolder",
-    "Provider",
-    "Seed",
-    "Targets",
-    "Threads",
-]
+__all__ = ["OPTIONS", "Command", "ImagesArgument", "ImagesOption", "Json", "MethodNames", "ModelFile", "ModelName"]
+__all__ += ["ModelPath", "OutFolder", "Provider", "Seed", "Targets", "Threads"]
 __all__ += ["count", "explains", "model_source", "names", "option", "registered"]
 
 _PANELS = ("Model", "Target", "Method", "Image", "Output", "Runtime")

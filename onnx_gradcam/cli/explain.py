@@ -29,12 +29,11 @@ from ._options import (
     names,
     option,
 )
-from ._output import complain, finite, say, say_json, table, warn
+from ._output import complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from onnx_gradcam import Explainer, Explanation
     from onnx_gradcam.files import Drafts
-    from onnx_gradcam.runtime.explanation import Target
 
 __all__ = ["explain"]
 
@@ -274,7 +273,7 @@ def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> 
                 base = base.with_name(f"{base.name}_{method}")
             if job.npz:
                 with drafts.file(base.with_name(f"{base.name}.npz")).open("wb") as file:
-                    np.savez_compressed(file, **_arrays(explanation))
+                    np.savez_compressed(file, **explanation.arrays())
             for class_map in explanation.maps:
                 path = base.with_name(f"{base.name}_{class_map.target.index}.npy") if job.npy else None
                 if path is not None:
@@ -299,17 +298,6 @@ def _draw(explanations: Mapping[str, Explanation], path: Path, look: Mapping[str
     drafts.file(path).write_bytes(encode_image(drawing.pixels, path.suffix.lower()))
 
 
-def _arrays(explanation: Explanation) -> dict[str, Any]:
-    import numpy as np  # noqa: PLC0415 - --help must not wait for it
-
-    return {
-        "heatmap": np.stack([class_map.heatmap for class_map in explanation.maps]),
-        "cam": np.stack([class_map.cam for class_map in explanation.maps]),
-        "classes": np.array([class_map.target.index for class_map in explanation.maps], np.int64),
-        "scores": np.array([class_map.target.score for class_map in explanation.maps], np.float64),
-    }
-
-
 def _report(
     image: str, explanations: Mapping[str, Explanation], files: Sequence[str | None], job: _Job
 ) -> dict[str, Any]:
@@ -317,17 +305,13 @@ def _report(
     for method, explanation in explanations.items():
         for which, class_map in enumerate(explanation.maps):
             entry: dict[str, Any] = {"method": method} if len(explanations) > 1 else {}
-            entry |= {**_class(class_map.target), "heatmap": files[len(explained)]}
+            entry |= {**class_map.target.to_dict(), "heatmap": files[len(explained)]}
             if job.look["style"] == "box":
                 regions = {name: job.look[name] for name in ("threshold", "top_percent") if name in job.look}
                 entry["box"] = explanation.box(which, **regions)
             explained.append(entry)
     (first, *_) = explanations.values()
-    return {"path": image, "top": [_class(target) for target in first.top()], "explained": explained}
-
-
-def _class(target: Target) -> dict[str, Any]:
-    return {"index": target.index, "label": target.label, "score": finite(target.score)}
+    return {"path": image, "top": [target.to_dict() for target in first.top()], "explained": explained}
 
 
 def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:

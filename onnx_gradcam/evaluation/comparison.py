@@ -22,7 +22,7 @@ from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.options import Description, HeatmapMetric, check_word
 from onnx_gradcam.runtime.explainer import Explainer, Target
 
-from .pairing import Agreement, Compared, NativeMaps, compare_models, named_errors, target_dict
+from .pairing import Agreement, Compared, NativeMaps, compare_models, named_errors
 from .similarity import METRICS, Metric
 
 if TYPE_CHECKING:
@@ -433,13 +433,13 @@ def _record_dict(record: Record, first: str) -> dict[str, Any]:
         return {"path": record.path, "error": record.error}
     return {
         "path": record.path,
-        "class": target_dict(record.target),
-        "top": target_dict(record.top),
+        "class": record.target.to_dict(),
+        "top": record.top.to_dict(),
         "agreement": [
             {
                 "model": a.side,
-                "score": None if a.target is None else target_dict(a.target)["score"],
-                "top": a.top and target_dict(a.top),
+                "score": None if a.target is None else a.target.to_dict()["score"],
+                "top": a.top and a.top.to_dict(),
                 "same_top": a.same_top,
                 **a.numbers,
                 "blank": [name for name, blank in zip((first, a.side), a.maps.blank, strict=True) if blank],

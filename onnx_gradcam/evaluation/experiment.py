@@ -17,7 +17,6 @@ from onnx_gradcam.options import Options
 
 from .boxes import Annotation, read_boxes
 from .faithfulness import METRICS
-from .pairing import target_dict
 from .randomization import Randomized, Stage, plan_stages, randomized, weight_layers
 from .scoring import BASELINES, Evaluated, Evaluator
 
@@ -264,7 +263,7 @@ def _mean(numbers: Sequence[float]) -> Mean:
 def _result_dict(result: Evaluated) -> dict[str, Any]:
     return {
         "path": result.image,
-        "class": target_dict(result.target),
+        "class": result.target.to_dict(),
         "object": result.label,
         "values": result.values,
         "blank": result.blank,

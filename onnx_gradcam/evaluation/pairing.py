@@ -24,7 +24,7 @@ from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target
 
 from .similarity import METRICS, MapAgreement, compare_maps, kl_divergence, probabilities
 
-__all__ = ["Agreement", "Compared", "Laid", "NativeMaps", "compare_models", "named_errors", "target_dict"]
+__all__ = ["Agreement", "Compared", "Laid", "NativeMaps", "compare_models", "named_errors"]
 
 _GRID: Final = 512
 """Longer side, in pixels, of the grid that heatmaps are compared on; they have no finer detail."""
@@ -194,11 +194,6 @@ def named_errors(name: str) -> Iterator[None]:
         yield
     except ExplainError as exc:
         raise type(exc)(f"{name}: {exc}") from exc
-
-
-def target_dict(target: Target) -> dict[str, Any]:
-    """A class as JSON values: `index`, `label`, and `score`, which is `None` where it is not finite."""
-    return {**asdict(target), "score": target.score if math.isfinite(target.score) else None}
 
 
 class _Pairing:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ class Target:
     index: int
     label: str
     score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; the score is `None` where it is not finite."""
+        return {**asdict(self), "score": self.score if math.isfinite(self.score) else None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +119,15 @@ class Explanation:
             for m in self.maps
             if not np.any(m.heatmap)
         ]
+
+    def arrays(self) -> dict[str, Any]:
+        """All maps: `heatmap` [classes, H, W], `cam` [classes, h, w], and the `classes` with their `scores`."""
+        return {
+            "heatmap": np.stack([m.heatmap for m in self.maps]),
+            "cam": np.stack([m.cam for m in self.maps]),
+            "classes": np.array([m.target.index for m in self.maps], np.int64),
+            "scores": np.array([m.target.score for m in self.maps], np.float64),
+        }
 
     def top(self, count: int = 5) -> list[Target]:
         """The classes with the highest scores."""
