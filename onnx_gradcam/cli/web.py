@@ -1,4 +1,7 @@
-"""`onnx-gradcam web`."""
+"""`onnx-gradcam web`.
+
+A file of its own: each command is one file.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_writes_a_model_with_the_original_outputs_and_says_what_it_did(call, cla
     assert (
         lines[2] == "Method gradcam, weights linear, score 'logits'; the class is chosen by the input 'target_class'."
     )
-    assert lines[3] == "Stored in the model: neither class names nor preprocessing."
+    assert lines[3] == "The model stores no class names or preprocessing."
     assert lines[4].startswith("Checked against the original on a random input")
 
 
