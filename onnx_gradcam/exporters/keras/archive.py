@@ -206,7 +206,7 @@ def _hdf5(stream: _Section, name: str) -> h5py.File:
     try:
         import h5py  # noqa: PLC0415 - an optional dependency
     except ImportError as exc:
-        raise ExportError("reading Keras files needs h5py; run pip install 'onnx-gradcam[keras]'") from exc
+        raise ExportError("reading Keras files needs h5py; run pip install '.[keras]'") from exc
     with checked(f"{name}: the HDF5 data is damaged"):
         return h5py.File(stream, "r")
 
