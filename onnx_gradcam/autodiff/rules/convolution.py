@@ -104,10 +104,8 @@ def _correlate(t: Builder, image: Value, small: Value, w: Value, over: Windows, 
         split = reshape(t, image, [dims[0], group, channels, *dims[2:]])
         turned = t.transpose(split, [2, 1, 0, *(a + 1 for a in axes)])
         swapped = reshape(t, turned, [channels, dims[0] * group, *dims[2:]])
-    kernel, steps = (
-        t.transpose(small, [1, 0, *axes]),
-        {"strides": list(over.dilations), "dilations": list(over.strides)},
-    )
+    kernel = t.transpose(small, [1, 0, *axes])
+    steps = {"strides": list(over.dilations), "dilations": list(over.strides)}
     taps = t.op("Conv", swapped, kernel, **steps, group=group, pads=pads, shape=(None,) * image.rank)
     taps = cut(t, taps, axes, [Size(t, 0)] * over.rank, sizes(t, w, axes))
     return t.transpose(taps, [1, 0, *axes])
