@@ -118,7 +118,7 @@ def test_a_killed_worker_and_a_lost_node_cost_nothing(cluster, work, tmp_path):
     summary = run_batch(job, eventful(), tmp_path / "out", engine=engine, progress=seen.append)
     assert len(gone) == 2
     assert not any(alive(process) for process in gone)
-    assert (summary.images, summary.failures, summary.found, sum(seen)) == (600, 6, 0, 600)
+    assert (summary.images, summary.failures, summary.resumed, sum(seen)) == (600, 6, 0, 600)
     whole(tmp_path / "out")
 
 
@@ -139,7 +139,7 @@ def test_what_was_begun_here_is_finished_there_and_no_room_is_said(cluster, work
         run_batch(job, paths, tmp_path / "out", resume=True, engine=RayCluster(workers=1, cpus=9, stall_timeout=3))
     assert time.monotonic() - start < 20
     summary = run_batch(job, paths, tmp_path / "out", resume=True, engine=RayCluster(cpus=0.5))
-    assert summary.found == SHARD * len({f.parent for f in there})
+    assert summary.resumed == SHARD * len({f.parent for f in there})
     assert there == {f: f.stat().st_ino for f in there}
     whole(tmp_path / "out")
 
