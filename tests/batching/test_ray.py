@@ -139,7 +139,9 @@ def test_what_was_begun_here_is_finished_there_and_no_room_is_said(cluster, work
         run_batch(job, paths, tmp_path / "out", resume=True, engine=RayCluster(workers=1, cpus=9, stall_timeout=3))
     assert time.monotonic() - start < 20
     summary = run_batch(job, paths, tmp_path / "out", resume=True, engine=RayCluster(cpus=0.5))
-    assert summary.resumed == SHARD * len({f.parent for f in there})
+    shards = {int(f.parent.name.removeprefix("part-")) for f in there}
+    begun = [i for number in shards for i in range(number * SHARD, (number + 1) * SHARD)]
+    assert summary.resumed == sum(i % 100 != 7 for i in begun)  # failures are not counted as done
     assert there == {f: f.stat().st_ino for f in there}
     whole(tmp_path / "out")
 
