@@ -26,7 +26,7 @@ INDEX = "index.jsonl"
 PARQUET = "explanations.parquet"
 
 _LONGEST_SIDE: Final = 1024
-"""Of images with a heatmap drawn over them."""
+"""Pixels of an image with a heatmap drawn over it."""
 _PYARROW: Final = (
     "--format parquet needs pyarrow, which is not installed; run `pip install '.[batch]'` in a clone of onnx-gradcam"
 )

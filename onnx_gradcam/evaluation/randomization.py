@@ -136,7 +136,7 @@ def redrawn(source: Any, layers: Sequence[Layer], seed: int = 0) -> onnx.ModelPr
     rng = np.random.default_rng(seed)
     weights = {name for layer in layers for name in layer.weights}
     values = model.core.graph.initializers.values()
-    if sum(v.const_value.nbytes for v in values if v.const_value is not None) > _LARGEST:
+    if model.weight_bytes > _LARGEST:
         raise UnsupportedError("models above 2 GB cannot be randomized; evaluate without parameter randomization")
     for value in values:
         tensor = value.const_value

@@ -108,6 +108,12 @@ class Model:
             changed |= inferred.get(str(value.name), TensorInfo()).keep_on(value)
         return changed
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, those in other files included."""
+        values = self.core.graph.initializers.values()
+        return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
     def remove_unread(self, nodes: Sequence[ir.Node], initializers: Sequence[ir.Value]) -> bool:
         """Remove, in place, those of the nodes and initializers that no output needs; whether there were any.
 

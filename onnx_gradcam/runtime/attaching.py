@@ -67,7 +67,7 @@ def attach(
     explained = attach_only(source, with_reference(source, (options or Options()).replaced(choices)))
     _check_preprocessing(explained)
     if check is None:
-        size = _weight_bytes(explained)
+        size = explained.model.weight_bytes
         check = size <= _LARGEST_CHECKED
         if not check:
             explained.warnings.append(
@@ -83,11 +83,6 @@ def _check_preprocessing(explained: Explained) -> None:
         dtype = str(model.info(metadata.image_input).dtype)
         described = parse_preprocessing(metadata.preprocessing)
         described.for_input(metadata.layout, model.shape(metadata.image_input), dtype)
-
-
-def _weight_bytes(explained: Explained) -> int:
-    initializers = explained.model.core.graph.initializers.values()
-    return sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
 
 
 def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained) -> float:

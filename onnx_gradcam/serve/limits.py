@@ -66,7 +66,7 @@ class Limits:
 
 _KINDS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 _LARGEST_RATIO: Final = 32
-"""Of the sides: preprocessing may scale the shorter side up, which would turn a very narrow image into gigabytes."""
+"""Longer side to shorter: preprocessing may scale the shorter one up, which would make gigabytes of a narrow image."""
 
 
 def decode_image(source: bytes, limits: Limits, *, free_size: bool) -> npt.NDArray[Any]:

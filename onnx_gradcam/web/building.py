@@ -74,8 +74,7 @@ def build_page(
     check_word("probabilities", probabilities, (*get_args(Probabilities), None))
     explained, metadata = with_required_class(model, choices)
     _check(explained, metadata)
-    weights = explained.core.graph.initializers.values()
-    size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    size = explained.weight_bytes
     if size > _LARGEST:
         raise ModelError(
             f"the model has {size / 1e9:.1f} GB of weights, and a page can hold at most 1 GB; use a smaller one"
