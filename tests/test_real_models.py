@@ -101,9 +101,10 @@ def test_all_ways_to_the_weights_agree(entry):
 def test_the_best_classes_are_the_known_ones(entry):
     if not entry["top3"]:
         pytest.skip("no known scores for this model")
-    explainer = Explainer(
-        entry["path"], labels=entry["folder"] / entry["labels"], preprocess=entry["preprocessing"], threads=2
-    )
+    # The binary digit model is listed with the names of all ten digits.
+    names = (entry["folder"] / entry["labels"]).read_text("utf-8").splitlines()
+    classes = 2 if entry["name"] == "mnist_binary_dianna_logsoftmax" else len(names)
+    explainer = Explainer(entry["path"], labels=names[:classes], preprocess=entry["preprocessing"], threads=2)
     photos = [entry["folder"] / name for name in entry["top3"]]
     for got, known in zip(explainer.stream(photos), entry["top3"].values(), strict=True):
         index, label, score = known[0]

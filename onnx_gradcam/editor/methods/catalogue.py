@@ -207,12 +207,17 @@ def method(name: str, **fields: Any) -> Callable[[_Function], _Function]:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name, family by family; their modules are imported on the first call."""
+    """All methods by name, by family, module and place in it; their modules are imported on the first call."""
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     families = get_args(Family)
-    return {name: METHODS[name] for name in sorted(METHODS, key=lambda name: families.index(METHODS[name].family))}
+
+    def place(registered: Method) -> tuple[int, str]:
+        # Not the order of registration: that is the order in which somebody imported the modules.
+        return families.index(registered.family), registered.function.__module__
+
+    return {registered.name: registered for registered in sorted(METHODS.values(), key=place)}
 
 
 def find_method(name: str) -> Method:
