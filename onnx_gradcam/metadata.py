@@ -25,6 +25,7 @@ _JSON_FIELDS = (
     "disabled_optimizers",
     "target_tensors",
     "eigen_smooth",
+    "outputs",
 )
 
 
@@ -50,6 +51,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eigen_smooth": (lambda value: isinstance(value, bool), "true or false"),
     "disabled_optimizers": (_is_strings, "list of strings"),
     "target_tensors": (_is_strings, "list of strings"),
+    "outputs": (_is_strings, "list of strings"),
 }
 """What each entry in JSON has to be."""
 
@@ -187,6 +189,9 @@ class Carried:
         framework: the framework it was exported from.
         framework_version: its version, if known.
         target_layer: the layer that was chosen at export, if any.
+        task: what the model was exported for; empty for classification.
+        outputs: the outputs to explain, if they were named at export or belong to a task.
+        image_input: the input that takes images, if it was named at export.
         parity: the difference to the framework's values as measured by the exporter; empty if it was not.
         score_kind: the last operator of the scores: `softmax`, `logsoftmax`, `sigmoid`, or `logit` for none.
     """
@@ -197,6 +202,9 @@ class Carried:
     framework: str = ""
     framework_version: str = ""
     target_layer: str = ""
+    task: str = ""
+    outputs: list[str] = dataclasses.field(default_factory=list)
+    image_input: str = ""
     parity: str = ""
     score_kind: str = ""
 

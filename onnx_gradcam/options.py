@@ -87,7 +87,8 @@ class Options:
         score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default as the
             preset says.
         output: name of the output with the scores; several for a detector whose scores are in several outputs.
-        task: what the model does; see `onnx_gradcam.editor.targets.task`.
+        task: what the model does; see `onnx_gradcam.editor.targets.task`; by default the task it was exported for, else
+            classification.
         mask: segmentation only: sum the scores of a class over its `own` mask, over `all` positions, or over the mask
             fed to the new input `target_mask`.
         boxes: detection only: how the table of boxes is laid out.
@@ -127,7 +128,7 @@ class Options:
     weights: Weights = "auto"
     score: ScoreKind | None = None
     output: str | Sequence[str] | None = None
-    task: str = "classification"
+    task: str | None = None
     mask: MaskKind = "own"
     boxes: BoxFormat = "scores"
     box_rank: int = 0
@@ -145,9 +146,9 @@ class Options:
     def __post_init__(self) -> None:
         for name, words in _words().items():
             check_word(name, getattr(self, name), words)
-        for name in ("preset", "task", "profile"):
+        for name in ("preset", "profile"):
             _check_text(name, getattr(self, name))
-        for name in ("method", "image"):
+        for name in ("method", "task", "image"):
             _check_text(name, getattr(self, name), optional=True)
         for name in ("layer", "output"):
             _check_names(name, getattr(self, name), optional=name == "output")
@@ -181,7 +182,7 @@ class Choices(TypedDict, total=False):
     weights: Weights
     score: ScoreKind | None
     output: str | Sequence[str] | None
-    task: str
+    task: str | None
     mask: MaskKind
     boxes: BoxFormat
     box_rank: int

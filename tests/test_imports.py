@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "editor": {*BASE, "graph", "autodiff", "images.preprocessing", "metadata", "editor.methods", "editor.targets"},
     "runtime.session": {"errors"},
     "runtime": {*BASE, "graph", "images", "metadata", "editor", "editor.methods", "editor.targets"},
-    "exporters": {*BASE, "graph", "autodiff", "images", "metadata", "editor.targets", "runtime.session"},
+    "exporters": {*BASE, "graph", "autodiff", "images", "metadata", "editor", "editor.targets", "runtime.session"},
     "evaluation": {*BASE, "graph", "autodiff", "images", "metadata", "editor", "editor.targets"}
     | {"runtime", "exporters"},
     "batching": {*BASE, "images", "runtime"},

@@ -29,7 +29,6 @@ Layer = Annotated[
         metavar="NAME",
     ),
 ]
-Output = Annotated[str | None, option("Model", "Model output with the scores.", "--output", metavar="NAME")]
 Trust = Annotated[
     bool, option("Runtime", "Run code that comes with the model; its author then has your permissions.", "--trust")
 ]
@@ -44,7 +43,7 @@ Python = Annotated[
 ]
 
 
-_shared = explains(without=set(OPTIONS) - {"labels", "preprocess"})
+_shared = explains(without=set(OPTIONS) - {"labels", "preprocess", "task", "output", "image", "boxes"})
 
 
 @export.callback()
@@ -83,7 +82,6 @@ def keras(
     ] = None,
     trust: Trust = False,
     python: Python = None,
-    output: Output = None,
     as_json: Json = False,
     choices: dict[str, Any],
 ) -> None:
@@ -102,7 +100,7 @@ def keras(
     if custom is not None and not trust:
         raise typer.BadParameter("the module's code runs with --trust only.", param_hint="--custom")
     how = {"via": via, "custom": custom, "trust": trust, "python": python}
-    _run(model, out, as_json=as_json, framework="keras", layer=layer, output=output, **how, **choices)
+    _run(model, out, as_json=as_json, framework="keras", layer=layer, **how, **choices)
 
 
 @export.command(cls=Command, short_help="Export a -symbol.json with its .params.")
@@ -117,7 +115,6 @@ def mxnet(
         str | None,
         option("Image", "Size of the input, if the symbol leaves it open.", "--input-shape", metavar="C,H,W"),
     ] = None,
-    output: Output = None,
     as_json: Json = False,
     choices: dict[str, Any],
 ) -> None:
@@ -130,7 +127,7 @@ def mxnet(
     `HybridBlock.export` and `Module.save_checkpoint` write the two files. Layers are the nodes of the symbol.
     """  # noqa: D301 - \b keeps the lines of the example apart
     how = {"weights": params, "input_shape": None if size is None else _numbers(size, 3, "--input-shape")}
-    _run(symbol, out, as_json=as_json, framework="mxnet", layer=layer, output=output, **how, **choices)
+    _run(symbol, out, as_json=as_json, framework="mxnet", layer=layer, **how, **choices)
 
 
 @export.command(cls=Command, short_help="Export a .pt2, module:factory, timm, Hugging Face or TorchScript model.")
@@ -165,7 +162,6 @@ def pytorch(
     ] = None,
     exporter: Annotated[TorchExporter, option("Runtime", "Which of PyTorch's own exporters to use.")] = "auto",
     trust: Trust = False,
-    output: Output = None,
     as_json: Json = False,
     choices: dict[str, Any],
 ) -> None:
@@ -179,7 +175,7 @@ def pytorch(
     """  # noqa: D301 - \b keeps the lines of the examples apart
     sides = None if size is None else _numbers(size, 2, "--size")
     how = {"weights": weights, "call": call, "size": sides, "exporter": exporter, "trust": trust}
-    _run(source, out, as_json=as_json, framework="pytorch", layer=layer, output=output, **how, **choices)
+    _run(source, out, as_json=as_json, framework="pytorch", layer=layer, **how, **choices)
 
 
 @export.command(cls=Command, short_help="Export a .tflite file, through TensorFlow and tf2onnx.")
@@ -190,7 +186,6 @@ def tflite(
     out: Out,
     layer: Layer = None,
     python: Python = None,
-    output: Output = None,
     as_json: Json = False,
     choices: dict[str, Any],
 ) -> None:
@@ -200,7 +195,7 @@ def tflite(
     Example:
       onnx-gradcam export tflite model.tflite -o model.onnx --python ~/tf/bin/python
     """  # noqa: D301 - \b keeps the lines of the example apart
-    _run(model, out, as_json=as_json, framework="tflite", layer=layer, output=output, python=python, **choices)
+    _run(model, out, as_json=as_json, framework="tflite", layer=layer, python=python, **choices)
 
 
 @export.command(cls=Command, short_help="Add layer, class names and preprocessing to any ONNX model.")
@@ -210,7 +205,6 @@ def onnx(
     *,
     out: Out,
     layer: Layer = None,
-    output: Output = None,
     as_json: Json = False,
     choices: dict[str, Any],
 ) -> None:
@@ -220,7 +214,7 @@ def onnx(
     Example:
       onnx-gradcam export onnx model.onnx -o named.onnx --layer relu5 --labels names.txt --preprocess torchvision
     """  # noqa: D301 - \b keeps the lines of the example apart
-    _run(model, out, as_json=as_json, framework="onnx", layer=layer, output=output, **choices)
+    _run(model, out, as_json=as_json, framework="onnx", layer=layer, **choices)
 
 
 def _run(source: str | Path, out: Path, *, as_json: bool, **choices: Any) -> None:
@@ -249,7 +243,8 @@ def _say(exported: Exported, out: Path) -> None:
     change = f"; {carried.framework} takes {exported.framework_layout}" if exported.framework_layout else ""
     say(f"Input: {exported.image!r} {shape(exported.image_shape)} {exported.image_layout}{change}.")
     say(f"Layer: {exported.reason}.")
-    say(f"Scores: {exported.score!r} ({carried.score_kind}).")
+    outputs = ", ".join(map(repr, exported.outputs))
+    say(f"Scores: {outputs} ({carried.score_kind})." if carried.score_kind else f"Task: {exported.task}, of {outputs}.")
     if carried.parity:
         say(f"Compared with {carried.framework}: {carried.parity}.")
     if carried.layers:

@@ -186,7 +186,7 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         profile=options.profile,
         grad_dtype=options.grad_dtype,
         disabled_optimizers=["Pad_Fusion"] if plan.hazards else [],
-        task=options.task,
+        task=plan.task.name,
         mask_input=MASK if plan.task.takes_mask(options) else "",
         all_classes=options.class_input == "all",
         **names,

@@ -32,9 +32,9 @@ from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.layer import Candidate, Layer, find_layer
 from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score
-from .targets.task import SCORES, Task, find_task
+from .targets.task import SCORES, USUAL_TASK, Task, find_task
 
-__all__ = ["Plan", "chosen_method", "image_input", "make_plan"]
+__all__ = ["Plan", "chosen_method", "image_input", "make_plan", "with_class_scores"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps if the head is linear."""
@@ -206,7 +206,6 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
         TargetError: the score, image or layer cannot be determined, or the model has no such thing.
     """
     options = options or Options()
-    task = find_task(options.task)
     model = load(source)
     metadata = Metadata.from_props(model.metadata)
     if metadata is not None:
@@ -214,7 +213,9 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}); "
             "start from the original model to explain it in another way"
         )
-    options = _with_class_scores(model, _resolved(model, options, task), task)
+    options = _as_exported(model, options)
+    task = find_task(options.task or USUAL_TASK)
+    options = with_class_scores(model, _resolved(model, options, task), task)
     plan = _plan(Builder(model), options, task)
     targets = [value.name for value in plan.targets]
     ends = [plan.image.name] if plan.method.differentiates("image") else targets
@@ -225,6 +226,17 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
         return replace(expanded, options=options, layers=layers)
     return plan
+
+
+def _as_exported(model: Model, options: Options) -> Options:
+    """The image, and the task with its outputs, that the model was exported for, where the user names none."""
+    carried = Carried.from_props(model.metadata)
+    own = carried.task or USUAL_TASK
+    task = options.task or own
+    outputs = carried.outputs if task == own else []
+    return replace(
+        options, task=task, output=options.output or outputs or None, image=options.image or carried.image_input or None
+    )
 
 
 def _resolved(model: Model, options: Options, task: Task) -> Options:
@@ -244,7 +256,7 @@ def _resolved(model: Model, options: Options, task: Task) -> Options:
 
 def chosen_method(options: Options) -> Method:
     """The method that the options name, else the task's own."""
-    return find_method(options.method or find_task(options.task).method)
+    return find_method(options.method or find_task(options.task or USUAL_TASK).method)
 
 
 def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
@@ -254,7 +266,7 @@ def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None 
     return value.name, letters(_image_layout(t, value, at_layer=False))
 
 
-def _with_class_scores(model: Model, options: Options, task: Task) -> Options:
+def with_class_scores(model: Model, options: Options, task: Task) -> Options:
     """Append one score per class for a task that has none; the options that explain these."""
     outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
     if len(outputs) > 1 and not task.several_outputs:
@@ -273,7 +285,7 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
     method, preset = chosen_method(options), find_preset(options.preset)
     find_profile(options.profile)
     image = find_image(t, options.image)
-    assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `_with_class_scores` leaves one
+    assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `with_class_scores` leaves one
     score = find_score(t, options.output, options.score or preset.score)
     if score.single_logit and not task.classes_compete:
         score = _one_value(score)

@@ -11,10 +11,12 @@ import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import carries_gradient
+from onnx_gradcam.editor.plan import with_class_scores
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.classes import check_labels
 from onnx_gradcam.editor.targets.layer import find_layer, on_path
-from onnx_gradcam.editor.targets.score import Score, find_image, find_score
+from onnx_gradcam.editor.targets.score import find_image, find_score
+from onnx_gradcam.editor.targets.task import USUAL_TASK, Task, find_task, outputs_for
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.hazards import guard_padded_pools
@@ -23,6 +25,7 @@ from onnx_gradcam.graph.paths import between
 from onnx_gradcam.graph.shapes import Shape
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import PREFIX, Carried, CarriedLayer
+from onnx_gradcam.options import Options
 
 from .writer import Product
 
@@ -39,7 +42,8 @@ class Exported:
         shape: its shape.
         layout: its axes, e.g. `NCHW`.
         reason: why this layer was chosen, in words.
-        score: name of the output that holds the scores.
+        task: what the model does.
+        outputs: names of the outputs that are explained: that with the scores, or all with the scores of a detector.
         image: name of the image input.
         image_layout: its axes, e.g. `NCHW`; empty if unknown.
         image_shape: its shape.
@@ -54,7 +58,8 @@ class Exported:
     shape: Shape
     layout: str
     reason: str
-    score: str
+    task: str
+    outputs: list[str]
     image: str
     image_layout: str
     image_shape: Shape
@@ -62,6 +67,11 @@ class Exported:
     framework_layout: str
     carried: Carried
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> str:
+        """Name of the (first) output that is explained."""
+        return self.outputs[0]
 
     def save(self, path: str | Path) -> None:
         """Write the model atomically; an `InputError` says that the file cannot be written."""
@@ -80,7 +90,9 @@ class Exported:
             "shape": list(self.shape),
             "layout": self.layout,
             "reason": self.reason,
+            "task": self.task,
             "scores_output": self.score,
+            "outputs": self.outputs,
             "score_kind": carried.score_kind,
             "layers": {name: asdict(layer) for name, layer in carried.layers.items()},
             "labels": carried.labels,
@@ -94,11 +106,55 @@ class Exported:
         return self.model.to_proto()
 
 
+@dataclass(frozen=True, eq=False)
+class _Aim:
+    """What a layer is chosen for.
+
+    Attributes:
+        t: the builder over the graph in which `tensor` is.
+        tensor: what is differentiated.
+        end: the tensor whose layers are listed.
+        outputs: the model's outputs that are explained.
+        classes: the number of classes; `None` if unknown.
+        activation: the last activation before the scores of classes; empty for none.
+    """
+
+    t: Builder
+    tensor: Value
+    end: Value
+    outputs: list[str]
+    classes: int | None = None
+    activation: str = ""
+
+
+def _aim(model: Model, options: Options, task: Task) -> _Aim:
+    """Append, for a task that needs it, one score per class; `_without` removes it."""
+    outputs = outputs_for(Builder(model), task, options.output)
+    if task.needs_reference:
+        # The reference is given when the model is explained; until then the embedding itself has to do.
+        t = Builder(model)
+        embedding = t.wrap(next(o for o in t.graph.outputs if o.name == outputs[0]))
+        return _Aim(t, embedding, embedding, outputs)
+    scored = with_class_scores(model, options, task)
+    t = Builder(model)
+    score = find_score(t, scored.output if isinstance(scored.output, str) else None)
+    return _Aim(t, score.tensor, score.output, outputs or [score.output.name], score.classes, score.activation)
+
+
+def _without(model: Model, kept: Sequence[ir.Value]) -> Builder:
+    """A builder over the model with these outputs only, without nodes that merely served to find tensors."""
+    graph = model.core.graph
+    for value in [o for o in graph.outputs if o not in kept]:
+        graph.outputs.remove(value)
+    model.remove_unread(list(graph), list(graph.initializers.values()))
+    return Builder(model)
+
+
 def finish_export(
     product: Product,
     layer: str | None = None,
+    options: Options | None = None,
     *,
-    output: str | None = None,
     labels: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Exported:
@@ -106,38 +162,42 @@ def finish_export(
 
     The target is the tensor on the path to the score, not a copy of it. Tensors are named after their layers where
     these names are free. The model of `product` is changed in place. The other arguments are those of `export`: `layer`
-    may also be a tensor or a node, and labels and preprocessing must fit the model.
+    may also be a tensor or a node, `options` say what the model does (task, outputs, image, format of boxes), and
+    labels and preprocessing must fit the model.
     """
-    t = Builder(product.model)
-    warnings = list(product.warnings)
+    options, model, warnings = options or Options(), product.model, list(product.warnings)
+    task, graph = find_task(options.task or USUAL_TASK), model.core.graph
     # Older exporters list weights as inputs too: callers have nothing to override there.
-    for value in [i for i in t.graph.inputs if i.name in t.graph.initializers]:
-        t.graph.inputs.remove(value)
-    guard_padded_pools(t)
-    score, image = find_score(t, output), find_image(t)
-    carries = carries_gradient(t)
-    _refuse_folded(t, product, layer)
+    for value in [i for i in graph.inputs if i.name in graph.initializers]:
+        graph.inputs.remove(value)
+    guard_padded_pools(Builder(model))
+    own = list(graph.outputs)
+    aim = _aim(model, options, task)
+    image, carries = find_image(aim.t, options.image), carries_gradient(aim.t)
+    _refuse_folded(aim.t, product, layer)
     names = {name: entry.tensor for name, entry in product.layers.items()}
-    chosen = find_layer(t, image, score.tensor, carries, layer or "auto", names)
-    _, alive = between(t.nodes, [image.core], [score.output.core], carries)
-    tensors = _resolved(t, names, alive)
-    # Views of layers that only served to find the tensors that they show.
-    t.model.remove_unread(t.nodes, list(t.graph.initializers.values()))
-    target = chosen.chosen.tensor
-    _name_after_layers(t, target, layer, tensors)
+    answers = aim.classes if task.maps_are_scores else None
+    chosen = find_layer(aim.t, image, aim.tensor, carries, layer or "auto", names, answers, boxes=task.boxes)
+    _, alive = between(aim.t.nodes, [image.core], [aim.end.core], carries)
+    tensors = _resolved(aim.t, names, alive)
+    t = _without(model, own)
+    target = t.wrap(chosen.chosen.tensor.core)
+    _name_after_layers(t, target.core, layer, tensors)
     t.expose(target)
     t.finish()
     carried = Carried(
-        labels=_labels(product, labels, score, warnings),
+        labels=_labels(product, labels, aim.classes, warnings) if task.names_apply else None,
         preprocessing=_preprocessing(product, preprocessing),
         layers=_table(t, product.layers, tensors),
         framework=product.framework,
         framework_version=product.version,
         target_layer=layer or "",
+        task="" if task.name == USUAL_TASK else task.name,
+        outputs=aim.outputs if options.output or task.answers is not None else [],
+        image_input=options.image or "",
         parity=product.parity,
-        score_kind=score.activation or "logit",
+        score_kind=aim.activation or ("logit" if task.scores is None else ""),
     )
-    model = t.model
     for stale in [key for key in model.metadata if key.startswith(PREFIX)]:
         del model.metadata[stale]
     model.metadata.update(carried.to_props())
@@ -148,9 +208,10 @@ def finish_export(
         shape=target.shape,
         layout=chosen.chosen.describe(),
         reason=chosen.reason,
-        score=score.output.name,
+        task=task.name,
+        outputs=aim.outputs,
         image=image.name,
-        image_layout=letters(label_input(Builder(model), image) or ()),
+        image_layout=letters(label_input(Builder(model), Builder(model).wrap(image.core)) or ()),
         image_shape=image.shape,
         image_dtype=str(image.dtype),
         framework_layout=product.image_layout,
@@ -168,35 +229,35 @@ def _refuse_folded(t: Builder, product: Product, layer: str | None) -> None:
         )
 
 
-def _resolved(t: Builder, names: Mapping[str, str], alive: set[ir.Value]) -> dict[str, Value]:
+def _resolved(t: Builder, names: Mapping[str, str], alive: set[ir.Value]) -> dict[str, ir.Value]:
     """Each layer's tensor on the path to the score; layers that the score does not depend on are left out."""
     by_name = {str(o.name): o for node in t.nodes for o in node.outputs}
     by_name |= {str(i.name): i for i in t.graph.inputs}
     values = {name: by_name.get(tensor) for name, tensor in names.items()}
-    traced = {name: on_path(t, t.wrap(value), alive) for name, value in values.items() if value is not None}
-    return {name: value for name, value in traced.items() if value.core in alive}
+    traced = {name: on_path(t, t.wrap(value), alive).core for name, value in values.items() if value is not None}
+    return {name: value for name, value in traced.items() if value in alive}
 
 
-def _name_after_layers(t: Builder, target: Value, layer: str | None, tensors: Mapping[str, Value]) -> None:
+def _name_after_layers(t: Builder, target: ir.Value, layer: str | None, tensors: Mapping[str, ir.Value]) -> None:
     """Name tensors after their layers, the target first; inputs and outputs keep their names.
 
     Of several layers with one tensor (a module and its last part) the requested one counts, else the shortest name.
     """
-    names: dict[Value, list[str]] = {target: [layer] if layer else []}
+    names: dict[ir.Value, list[str]] = {target: [layer] if layer else []}
     for name, value in tensors.items():
         names.setdefault(value, []).append(name)
-    if not names[target] and target.name.isdecimal():
+    if not names[target] and str(target.name).isdecimal():
         # Numbers change with every export; nodes are named after modules.
-        node = target.core.producer()
+        node = target.producer()
         names[target] = [] if node is None else [str(node.name)]
     taken = _tensor_names(t)
     for value, layers in names.items():
         name = layer if value is target and layer else min(layers, key=len, default="")
         if value.name in layers and name != layer:
             continue
-        fixed = value.core.is_graph_input() or value.core.is_graph_output()
+        fixed = value.is_graph_input() or value.is_graph_output()
         if name and name.isprintable() and name not in taken and not fixed:
-            t.rename(value, name)
+            t.rename(t.wrap(value), name)
             taken.add(name)
 
 
@@ -208,27 +269,29 @@ def _tensor_names(t: Builder) -> set[str]:
     return names
 
 
-def _table(t: Builder, layers: Mapping[str, CarriedLayer], tensors: Mapping[str, Value]) -> dict[str, CarriedLayer]:
+def _table(t: Builder, layers: Mapping[str, CarriedLayer], tensors: Mapping[str, ir.Value]) -> dict[str, CarriedLayer]:
     layouts = follow(Builder(t.model))
     table = {}
     for name, value in tensors.items():
-        layout = layouts.get(value.core)
+        layout = layouts.get(value)
         table[name] = replace(
             layers[name],
-            tensor=value.name,
-            shape=list(value.known_shape or ()),
+            tensor=str(value.name),
+            shape=list(t.wrap(value).known_shape or ()),
             layout=layers[name].layout if layout is None else letters(layout),
         )
     return table
 
 
-def _labels(product: Product, labels: Sequence[str] | None, score: Score, warnings: list[str]) -> list[str] | None:
+def _labels(
+    product: Product, labels: Sequence[str] | None, classes: int | None, warnings: list[str]
+) -> list[str] | None:
     """The class names: the user's must fit; the framework's are dropped with a warning if they do not."""
     names = product.labels if labels is None else labels
     if names is None:
         return None
     try:
-        check_labels(names, score.classes)
+        check_labels(names, classes)
     except InputError as exc:
         if labels is not None:
             raise

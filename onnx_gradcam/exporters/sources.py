@@ -15,7 +15,7 @@ from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Carried, Metadata
-from onnx_gradcam.options import Description, Framework, TorchExporter, Via, check_word
+from onnx_gradcam.options import BoxFormat, Description, Framework, Options, TorchExporter, Via, check_word
 
 from .finishing import Exported, finish_export
 from .writer import Product
@@ -32,7 +32,10 @@ def export(
     *,
     framework: Framework | None = None,
     layer: str | None = None,
-    output: str | None = None,
+    task: str | None = None,
+    output: str | Sequence[str] | None = None,
+    image: str | None = None,
+    boxes: BoxFormat = "scores",
     labels: str | Path | Sequence[str] | None = None,
     preprocess: str | Path | Mapping[str, Any] | Description | None = None,
     weights: str | Path | None = None,
@@ -63,7 +66,10 @@ def export(
         out: the ONNX file to write, atomically; `None` writes nothing.
         framework: the source's framework; by default told from the source (see `framework_of`).
         layer: the framework's name of the layer to explain; by default the last layer with spatial positions.
-        output: the output that holds the scores, where several would do.
+        task: what the model does; see `onnx_gradcam.editor.targets.task`; by default classification.
+        output: the output that holds the scores, where several would do; several for a detector.
+        image: the input that takes the image, where several would do.
+        boxes: detection only: how the table of boxes is laid out.
         labels: class names, or a file of them; by default those that the framework knows.
         preprocess: a preset, a description or a file of one; by default what the framework says.
         weights: PyTorch: a state dictionary, or a name that torchvision knows. MXNet: the `.params` file; by default
@@ -88,6 +94,7 @@ def export(
         ExportError: the model cannot be exported.
         ModelError: an ONNX source is damaged or unsafe.
     """
+    options = Options(task=task, output=output, image=image, boxes=boxes)
     kind = framework or framework_of(source)
     check_word("framework", kind, get_args(Framework))
     check_word("via", via, get_args(Via))
@@ -108,7 +115,7 @@ def export(
     report(f"reading {source if isinstance(source, (str, Path)) else type(source).__name__}")
     product = _READERS[kind](source, layer, **choices)
     report("exposing the layer")
-    exported = finish_export(product, layer, output=output, labels=classes, preprocessing=description)
+    exported = finish_export(product, layer, options, labels=classes, preprocessing=description)
     described = exported.carried.preprocessing
     if described is not None and exported.image_layout in {"NCHW", "NHWC"}:
         # Refuse what contradicts the model now rather than at the first image.

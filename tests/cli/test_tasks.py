@@ -137,3 +137,12 @@ def test_all_classes_at_once(call, here, classifier, image):
     assert "all classes are explained at once" in done.stdout
     several = json.loads(call("explain", "e.onnx", image, "--target", "top3", "--json").stdout)
     assert len(several["images"][0]["explained"]) == 3
+
+
+def test_a_detector_is_exported_by_its_task(call, detector, here):
+    result = call("export", "onnx", detector, "-o", "d.onnx", "--task", "detection", "--output", "u", "--output", "v")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Task: detection, of 'u', 'v'." in result.stdout
+    again = call("export", "onnx", detector, "-o", "f.onnx", "--task", "detektion")
+    assert again.stderr.startswith("error: there is no task 'detektion'; did you mean 'detection'")
+    assert not (here / "f.onnx").exists()

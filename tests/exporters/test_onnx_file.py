@@ -8,9 +8,9 @@ import pytest
 from support.graphs import graph, images, run
 
 from onnx_gradcam import attach
-from onnx_gradcam.errors import ExportError, ModelError
+from onnx_gradcam.errors import ExportError, ModelError, TargetError
 from onnx_gradcam.exporters.finishing import finish_export
-from onnx_gradcam.exporters.sources import read_onnx
+from onnx_gradcam.exporters.sources import export, read_onnx
 
 BODY = """
     maps = Conv<pads=[1,1,1,1]>(x, w)
@@ -87,3 +87,93 @@ def test_real_models_compute_what_they_did(name, real_data):
         # Exposing a tensor keeps ONNX Runtime from fusing over it: half floats may round another way.
         bound = 1e-5 if value.dtype == np.float32 else np.finfo(np.float16).eps
         assert np.abs(after[output].astype(float) - value).max() <= bound * np.abs(value.astype(float)).max()
+
+
+HEADS = {
+    "detection": (
+        """
+        maps = Conv<pads=[1,1,1,1]>(x, w)
+        active = Relu(maps)
+        raw = Conv(active, k)
+        flat = Reshape(raw, s)
+        turned = Transpose<perm=[0,2,1]>(flat)
+        y = Sigmoid(turned)
+        b = Relu(turned)
+        """,
+        "float[N,64,4] y, float[N,64,4] b",
+        {"w": (5, 3, 3, 3), "k": (4, 5, 1, 1), "s": [0, 4, 64]},
+        {"task": "detection", "output": "y", "labels": list("abcd")},
+        "active",
+    ),
+    "segmentation": (
+        """
+        maps = Conv<pads=[1,1,1,1]>(x, w)
+        active = Relu(maps)
+        raw = Conv(active, k)
+        y = ArgMax<axis=1, keepdims=0>(raw)
+        """,
+        "int64[N,8,8] y",
+        {"w": (5, 3, 3, 3), "k": (4, 5, 1, 1)},
+        {"task": "segmentation", "labels": list("abcd")},
+        "active",
+    ),
+    "embedding": (BODY, "float[N,4] y", {"w": (5, 3, 3, 3), "d": (5, 4)}, {"task": "embedding"}, "active"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_model_of_another_task_is_exported(kind, tmp_path):
+    body, outputs, constants, choices, layer = HEADS[kind]
+    model = graph(body, outputs=outputs, **constants)
+    onnx.save(model, tmp_path / "m.onnx")
+    made = export(tmp_path / "m.onnx", tmp_path / "out.onnx", **choices)
+    assert (made.task, made.outputs, made.target) == (kind, ["y"], layer)
+    x = images()
+    before, after = run(model, x=x), run(onnx.load(tmp_path / "out.onnx"), x=x)
+    assert list(after) == [*before, layer], "nothing that served to find the layer is left"
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert len(made.to_proto().graph.node) == len(model.graph.node)
+    reference = {"reference": np.arange(4) + 1.0} if kind == "embedding" else {}
+    explained = attach(tmp_path / "out.onnx", **reference)
+    metadata = explained.metadata
+    assert (metadata.task, metadata.target_tensor, metadata.labels) == (kind, layer, choices.get("labels"))
+
+
+def test_one_of_two_images_is_named(tmp_path):
+    body = BODY.replace("Conv<pads=[1,1,1,1]>(x, w)", "Conv<pads=[1,1,1,1]>(both, w)")
+    model = graph(
+        f"both = Concat<axis=1>(x, other) {body}",
+        inputs="float[N,3,8,8] x, float[N,3,8,8] other",
+        w=(5, 6, 3, 3),
+        d=(5, 4),
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(TargetError, match="name one with --input"):
+        export(tmp_path / "m.onnx")
+    made = export(tmp_path / "m.onnx", image="other")
+    assert (made.image, made.target) == ("other", "active")
+    assert attach(made.to_proto()).metadata.image_input == "other", "the choice is carried"
+    assert attach(made.to_proto(), image="x").metadata.image_input == "x", "and can be made again"
+
+
+def test_the_output_that_was_named_is_carried(tmp_path):
+    body = BODY + "z = Gemm(f, e)"
+    model = graph(body, outputs="float[N,4] y, float[N,3] z", w=(5, 3, 3, 3), d=(5, 4), e=(5, 3))
+    onnx.save(model, tmp_path / "m.onnx")
+    made = export(tmp_path / "m.onnx", output="z").to_proto()
+    assert attach(made).metadata.scores_output == "z"
+    assert attach(made, output="y").metadata.scores_output == "y"
+    unnamed = export(tmp_path / "m.onnx", task="regression", output="z").to_proto()
+    assert (attach(unnamed).metadata.task, attach(unnamed, task="classification", output="y").metadata.task) == (
+        "regression",
+        "classification",
+    )
+
+
+def test_what_no_task_explains_is_refused_by_name(path):
+    with pytest.raises(TargetError, match="no task 'detect'; did you mean 'detection'"):
+        export(path, task="detect")
+    with pytest.raises(TargetError, match="a model for detection is explained by cannot be told"):
+        export(path, task="detection")
+    with pytest.raises(TargetError, match="no output 'z'"):
+        export(path, task="segmentation", output="z")

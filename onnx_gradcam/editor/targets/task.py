@@ -18,10 +18,13 @@ from onnx_gradcam.options import BoxFormat, Options, ScoreKind
 
 from .axes import Layout, follow
 
-__all__ = ["MASK", "SCORES", "TASKS", "Task", "candidates", "find_task"]
+__all__ = ["MASK", "SCORES", "TASKS", "USUAL_TASK", "Task", "candidates", "find_task", "outputs_for"]
 
 SCORES = "target_scores"
 """The name of the output that holds one score per class."""
+
+USUAL_TASK = "classification"
+"""What a model does where neither the user nor the model says it."""
 
 MASK = "target_mask"
 """The name of the input that says where a segmentation is explained."""
@@ -45,6 +48,7 @@ class Task:
         names_apply: the class names that a model carries are names of its scores.
         maps_are_scores: the outputs are maps of classes, so that maps with one channel a class are no layer.
         boxes: the outputs describe boxes, so that what follows the last convolution is no layer.
+        needs_reference: the score is a similarity to a reference, which is known only when a model is explained.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Task:
     names_apply: bool = True
     maps_are_scores: bool = False
     boxes: bool = False
+    needs_reference: bool = False
 
     @property
     def has_probabilities(self) -> bool:
@@ -330,6 +335,7 @@ TASKS: dict[str, Task] = {
             scores=_similarity,
             answers=_holds_embedding,
             names_apply=False,
+            needs_reference=True,
         ),
     )
 }
@@ -341,6 +347,32 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise TargetError(f"there is no task {name!r}{near_matches(name, TASKS)}; choose one of {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def outputs_for(t: Builder, task: Task, named: str | Sequence[str] | None = None) -> list[str]:
+    """The outputs that a task explains: those named, else those whose shapes and axes fit; empty where any could."""
+    outputs = {str(value.name): t.wrap(value) for value in t.graph.outputs}
+    if named := _named_outputs(named):
+        unknown = next((name for name in named if name not in outputs), None)
+        if unknown is not None:
+            raise TargetError(
+                f"the model has no output {unknown!r}{near_matches(unknown, outputs)} (outputs: {_shown(t)})"
+            )
+        return named
+    if task.answers is None:
+        return []
+    layouts = follow(t)
+    fitting = [name for name, value in outputs.items() if task.answers(t, value, layouts)]
+    if not fitting or (task.needs_reference and len(fitting) > 1):
+        raise TargetError(
+            f"which output a model for {task.name} is explained by cannot be told (outputs: {_shown(t)}); name it with "
+            "--output"
+        )
+    return fitting
+
+
+def _named_outputs(outputs: str | Sequence[str] | None) -> list[str]:
+    return [outputs] if isinstance(outputs, str) else list(outputs or ())
 
 
 def candidates(t: Builder) -> dict[str, list[str]]:
