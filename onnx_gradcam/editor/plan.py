@@ -31,8 +31,8 @@ from .presets import Preset, find_preset
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.layer import Candidate, Layer, find_layer
-from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score
-from .targets.task import SCORES, USUAL_TASK, Task, find_task
+from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score, unranked
+from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task
 
 __all__ = ["Plan", "chosen_method", "image_input", "make_plan", "with_class_scores"]
 
@@ -273,10 +273,18 @@ def with_class_scores(model: Model, options: Options, task: Task) -> Options:
         raise TargetError(
             f"--output was given {len(outputs)} times, but only a detector's scores are in several outputs"
         )
-    if task.scores is None:
-        return replace(options, output=outputs[0] if outputs else None)
     t = Builder(model)
-    task.scores(t, options, options.score or find_preset(options.preset).score)
+    if task.scores is not None:
+        task.scores(t, options, options.score or find_preset(options.preset).score)
+        t.finish()
+        return replace(options, output=SCORES)
+    output = outputs[0] if outputs else None
+    scores = unranked(t, output) if task.classes_compete else None
+    if scores is None:
+        return replace(options, output=output)
+    if scores.core.is_graph_output():
+        return replace(options, output=scores.name)
+    expose(t, scores)
     t.finish()
     return replace(options, output=SCORES)
 
@@ -286,7 +294,7 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
     find_profile(options.profile)
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `with_class_scores` leaves one
-    score = find_score(t, options.output, options.score or preset.score)
+    score = find_score(t, options.output, options.score or preset.score, added=_added(task, options))
     if score.single_logit and not task.classes_compete:
         score = _one_value(score)
     carries = carries_gradient(t)
@@ -327,6 +335,13 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
         labels=labels,
         preprocessing=cast("dict[str, Any] | None", options.preprocess),
     )
+
+
+def _added(task: Task, options: Options) -> str:
+    """What the output with the scores holds, if it was added to the model."""
+    if options.output != SCORES:
+        return ""
+    return f"added for this task: {task.about}" if task.scores is not None else "added: the scores that outputs rank"
 
 
 def _one_value(score: Score) -> Score:

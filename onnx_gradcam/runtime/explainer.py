@@ -276,7 +276,7 @@ class Explainer:
     def _class_count(self) -> int | None:
         if self.metadata.single_logit:
             return 2
-        sizes = [d for d in self.session.output(self.metadata.scores_output).shape[1:] if d != 1]
+        sizes = [d for d in self.session.output(self.metadata.scores_output).shape[1:] if d != 1] or [1]
         return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 

@@ -63,7 +63,7 @@ def read_reference(
     if isinstance(reference, (str, Path)) and str(reference).lower().endswith(".npy"):
         return _stored(Path(reference))
     proto, folder = read_proto(model)
-    name, layout = image_input(proto, image)
+    name, layout = image_input(model, image)
     described = preprocess
     if described is None:
         described = Carried.from_props({p.key: p.value for p in proto.metadata_props}).preprocessing

@@ -146,3 +146,56 @@ def test_a_detector_is_exported_by_its_task(call, detector, here):
     again = call("export", "onnx", detector, "-o", "f.onnx", "--task", "detektion")
     assert again.stderr.startswith("error: there is no task 'detektion'; did you mean 'detection'")
     assert not (here / "f.onnx").exists()
+
+
+HEAD = "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)"
+
+
+@pytest.fixture
+def ranking(here):
+    """Four classes, of which the outputs are the two best probabilities and their classes."""
+    model = graph(
+        f"{HEAD} q = Softmax(y) best, ids = TopK(q, two)",
+        inputs="float[N,3,16,16] x",
+        outputs="float[N,2] best, int64[N,2] ids",
+        K=weight("K", 6, 3, 3, 3) * 5,
+        W=(6, 4),
+        two=[2],
+    )
+    onnx.save(model, here / "ranking.onnx")
+    (here / "four.txt").write_text("cat\ndog\nfox\nhen\n", "utf-8")
+    return here / "ranking.onnx"
+
+
+def test_classes_of_a_topk_have_their_own_names(call, ranking, image):
+    arguments = ["--preprocess", PREPROCESS, "--labels", "four.txt"]
+    found = json.loads(call("explain", ranking, image, *arguments, "--json").stdout)["images"][0]
+    assert call("attach", ranking, "--labels", "four.txt", "-o", "explained.onnx").exit_code == 0
+    stored = json.loads(call("explain", "explained.onnx", image, *arguments, "--json").stdout)["images"][0]
+    assert stored["top"] == found["top"]
+    assert len(found["top"]) == 4
+    from onnx_gradcam.images.decoding import read_image, resized  # noqa: PLC0415 - the values of the command's image
+
+    pixels = resized(read_image(image), 16, 16).transpose(2, 0, 1)[None].astype(np.float32) / 255
+    outputs = run(onnx.load(ranking), x=pixels)
+    best = found["explained"][0]
+    assert best["index"] == int(outputs["ids"][0, 0])
+    assert best["label"] == ["cat", "dog", "fox", "hen"][best["index"]]
+    assert best["score"] == pytest.approx(float(outputs["best"][0, 0]), abs=1e-5)
+
+
+def test_inspect_says_that_scores_are_added(call, ranking):
+    result = call("inspect", ranking)
+    assert result.exit_code == 0, result.stderr
+    assert "output 'target_scores', added: the scores that outputs rank" in result.stdout
+
+
+def test_a_class_that_a_model_of_one_value_does_not_have(call, here, image):
+    model = graph(f"{HEAD} v = Squeeze(y, last)", inputs="float[N,3,16,16] x", outputs="float[N] v", K=(6, 3, 3, 3),
+                  W=(6, 1), last=[1])  # fmt: skip
+    onnx.save(model, here / "one.onnx")
+    arguments = ("explain", "one.onnx", image, "--preprocess", PREPROCESS, "--target", "1")
+    assert call(*arguments).exit_code == 0
+    result = call(*arguments, "--task", "regression")
+    assert result.exit_code == 1
+    assert "class 1 is out of range; the model has class 0 alone" in result.stderr

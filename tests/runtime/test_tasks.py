@@ -216,3 +216,123 @@ def test_the_class_to_compare_with_may_be_a_name():
         Explainer(pooled(), preprocess=PREPROCESS, against="bird")
     with pytest.raises(TargetError, match="cannot be looked up without class names"):
         attach(pooled(), against="bird")
+
+
+# ----- outputs without an axis of classes ----------------------------------------
+
+
+def heads(tail: str, outputs: str, **constants) -> onnx.ModelProto:
+    return graph(f"{POOLED} {tail}", outputs=outputs, K=weight("K", 6, 3, 3, 3) * 5, W=(6, 4), **constants)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("squeezed", [True, False], ids=["squeezed", "one column"])
+def test_one_value_per_sample_is_explained_as_a_single_column_is(sigmoid, squeezed):
+    after = "t = Sigmoid(s)" if sigmoid else "t = Identity(s)"
+    one = {"column": [0], "last": [1], "index": 0}
+    column = f"s = Gather<axis=1>(y, column) {after}"
+    flat = f"{column} v = Squeeze(t, last)" if squeezed else f"s = Gather<axis=1>(y, index) {after} v = Identity(t)"
+    rows = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    wide = Explainer(heads(column, "float[N,1] t", **one), preprocess=PREPROCESS)
+    narrow = Explainer(heads(flat, "float[N] v", **one), preprocess=PREPROCESS)
+    for target in (-1, 0, 1):
+        expected, found = wide.run(rows, [target] * 2), narrow.run(rows, [target] * 2)
+        for name in ("heatmap", "cam", "heatmap_class"):
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+    assert narrow.metadata.single_logit
+    assert narrow(image()).scores.tolist() == pytest.approx(wide(image()).scores.tolist())
+
+
+def test_one_value_per_sample_is_explained_as_a_regression_too():
+    model = heads("s = Gather<axis=1>(y, index) v = Identity(s)", "float[N] v", index=2)
+    explainer = Explainer(model, task="regression", preprocess=PREPROCESS)
+    rows = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    found = explainer.run(rows, [0, -1])
+    np.testing.assert_allclose(
+        found["cam"], run(attach(pooled()).to_proto(), x=rows, target_class=np.array([2, 2], np.int64))["cam"]
+    )
+    np.testing.assert_array_equal(found["heatmap_class"], [0, 0])
+    with pytest.raises(TargetError, match="class 1 is out of range; the model has class 0 alone"):
+        explainer(image(), target=1)
+
+
+@pytest.mark.parametrize(
+    ("tail", "outputs", "named"),
+    [
+        ("q = Softmax(y) best, ids = TopK(q, three)", "float[N,3] best, int64[N,3] ids", None),
+        ("q = Softmax(y) best, ids = TopK(q, three)", "float[N,3] best, int64[N,3] ids", "best"),
+        ("ids = ArgMax<axis=1, keepdims=0>(y)", "int64[N] ids", None),
+        ("q = Softmax(y) i = ArgMax<axis=-1, keepdims=1>(q) ids = Cast<to=6>(i)", "int32[N,1] ids", None),
+        ("top = ReduceMax<keepdims=0>(y, one) ids = ArgMax<axis=1>(y)", "float[N] top, int64[N,1] ids", None),
+    ],
+)
+def test_ranked_classes_are_explained_by_the_scores_of_all_classes(tail, outputs, named):
+    model = heads(tail, outputs, three=[3], one=[1])
+    names = ["cat", "dog", "fox", "cow"]
+    explainer = Explainer(model, labels=names, preprocess=PREPROCESS, output=named)
+    plain = Explainer(pooled(), labels=names, preprocess=PREPROCESS)
+    expected, found = plain(image()), explainer(image())
+    assert found.target.label == expected.target.label
+    order = [target.label for target in expected.top(4)]
+    assert [target.label for target in found.top(4)] == order
+    np.testing.assert_allclose(found.cam, expected.cam, atol=1e-6)
+    np.testing.assert_allclose(explainer(image(), "fox").cam, plain(image(), "fox").cam, atol=1e-6)
+    if "Softmax" in tail:
+        assert explainer.metadata.activation == "softmax"
+        assert found.scores.sum() == pytest.approx(1)
+
+
+def test_ranked_classes_beside_the_scores_of_all_leave_these_the_output():
+    model = heads("ids = ArgMax<axis=1>(y)", "int64[N,1] ids, float[N,4] y")
+    assert attach(model).metadata.scores_output == "y"
+    # The output that holds the scores is used, not added again.
+    assert attach(model, output="ids").metadata.scores_output == "y"
+
+
+def test_ranks_of_different_tensors_are_not_one_score():
+    model = heads("z = Neg(y) i = ArgMax<axis=1>(y) j = ArgMax<axis=1>(z)", "int64[N,1] i, int64[N,1] j")
+    with pytest.raises(TargetError, match="no output looks like class scores"):
+        attach(model)
+    assert attach(model, output="j").metadata.scores_output == "target_scores"
+
+
+def test_a_softmax_over_one_class_has_no_second_class():
+    model = heads("s = Gather<axis=1>(y, column) v = Softmax<axis=1>(s)", "float[N,1] v", column=[0])
+    explanation = Explainer(model, preprocess=PREPROCESS)(image())
+    assert explanation.scores.tolist() == [1.0]
+    assert (explanation.target.index, explanation.target.score) == (0, 1.0)
+    logit = heads("v = Gather<axis=1>(y, column)", "float[N,1] v", column=[0])
+    expected = Explainer(logit, preprocess=PREPROCESS)(image(), 1)
+    np.testing.assert_allclose(explanation.cam, expected.cam, atol=1e-6)
+    with pytest.raises(TargetError, match="class 1 is out of range; the model has class 0 alone"):
+        Explainer(model, preprocess=PREPROCESS)(image(), 1)
+
+
+def test_a_detector_of_one_class_has_no_second_class():
+    model = graph(
+        "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) s = Conv(a, M) r = Reshape(s, flat) y = Transpose<perm=[0,2,1]>(r)",
+        inputs="float[1,3,8,8] x",
+        outputs="float[1,36,1] y",
+        K=weight("K", 6, 3, 3, 3) * 5,
+        M=(1, 6, 3, 3),
+        flat=[0, 1, 36],
+    )
+    explainer = Explainer(model, task="detection", preprocess=PREPROCESS)
+    assert explainer(image(), 0).target.index == 0
+    with pytest.raises(TargetError, match="class 1 is out of range; the model has class 0 alone"):
+        explainer(image(), 1)
+    with pytest.raises(TargetError, match="class 1 is out of range; the model has class 0 alone"):
+        attach(model, task="detection", class_input="none", target=1)
+
+
+def test_a_reference_image_for_a_model_with_weights_in_another_file(tmp_path):
+    model = graph(POOLED, outputs="float[N,4] y", K=weight("K", 6, 3, 3, 3) * 5, W=(6, 4))
+    inside, outside = tmp_path / "inside.onnx", tmp_path / "outside.onnx"
+    onnx.save(model, inside)
+    onnx.save(model, outside, save_as_external_data=True, location="outside.data", size_threshold=0)
+    save_image(image(), tmp_path / "reference.png")
+    choices = {"task": "embedding", "reference": tmp_path / "reference.png", "preprocess": PREPROCESS}
+    expected, found = (Explainer(path, **choices)(image(5)) for path in (inside, outside))
+    np.testing.assert_array_equal(found.cam, expected.cam)
+    assert found.target.score == expected.target.score
+    assert Explainer(outside, **choices)(image()).target.score == pytest.approx(1)

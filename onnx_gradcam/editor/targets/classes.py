@@ -142,7 +142,9 @@ def expanded(targets: Sequence[int | Top], scores: npt.NDArray[Any], best: int) 
 def check_class(index: int, count: int | None) -> int:
     """The class index, refused if the model has no such class."""
     if index < 0 or (count is not None and index >= count):
-        remedy = f"the model has classes 0 to {count - 1}" if count is not None else "count classes from 0"
+        remedy = "count classes from 0"
+        if count is not None:
+            remedy = f"the model has classes 0 to {count - 1}" if count > 1 else "the model has class 0 alone"
         raise TargetError(f"class {index} is out of range; {remedy}")
     return index
 

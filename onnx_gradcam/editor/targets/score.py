@@ -13,9 +13,12 @@ from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES, VIEWS, keeps_order
 
-__all__ = ["OBJECTIVES", "Objective", "Score", "against", "find_image", "find_score", "image_inputs"]
+__all__ = ["OBJECTIVES", "Objective", "Score", "against", "find_image", "find_score", "image_inputs", "unranked"]
 
 Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
+
+_RANKINGS = {"TopK", "ArgMax", "ReduceMax"}
+"""Operators that leave the highest of the class scores, or their classes."""
 
 _ACTIVATIONS: dict[str, Activation] = {"Softmax": "softmax", "LogSoftmax": "logsoftmax", "Sigmoid": "sigmoid"}
 
@@ -27,7 +30,7 @@ class Score:
     Attributes:
         output: the model's output with the scores.
         tensor: the tensor that is differentiated: before a trailing activation, or the output itself.
-        class_axis: the axis of classes in `tensor`.
+        class_axis: the axis of classes in `tensor`; 1 also where a single value per sample has no such axis.
         classes: the number of classes; `None` if unknown.
         single_logit: a single number decides between two classes: 1 is the number, 0 its complement.
         activation: the last activation before `output`, empty for none; `tensor` is its input unless the output
@@ -65,10 +68,14 @@ def find_image(t: Builder, name: str | None = None) -> Value:
     return candidates[0]
 
 
-def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "output"] = "logit") -> Score:
+def find_score(
+    t: Builder, output: str | None = None, kind: Literal["logit", "output"] = "logit", *, added: str = ""
+) -> Score:
     """Choose the output and the tensor to differentiate; `output` is needed if several hold class scores.
 
     `kind` is `logit` for the tensor before a trailing Softmax, LogSoftmax or Sigmoid, `output` for the output itself.
+    An output `[N]` holds one value per sample; it is chosen by itself only where no output has an axis of classes.
+    `added` says what the output holds if this package has added it.
     """
     outputs = [t.wrap(o) for o in t.graph.outputs]
     if output is not None:
@@ -78,14 +85,57 @@ def find_score(t: Builder, output: str | None = None, kind: Literal["logit", "ou
             raise TargetError(
                 f"the model has no output {output!r}{near_matches(output, names)} (outputs: {_list(outputs)})"
             )
-        why = f"output {output!r}, as requested"
+        why = f"output {output!r}, {added or 'as requested'}"
         if _class_axis(chosen) is None:
             raise TargetError(f"output {output!r} of shape {_shape(chosen)} does not hold one score per class")
     else:
-        candidates = [o for o in outputs if _class_axis(o) is not None]
-        chosen = _only(t, candidates, outputs)
-        why = f"output {chosen.name!r} of shape {_shape(chosen)} holds one score per class"
+        single = [o for o in outputs if _class_axis(o) is not None and o.rank == 1 and _ranked(t, o) is None]
+        chosen = _only(t, _tables(t) or single, outputs)
+        holds = "one value per sample" if chosen.rank == 1 else "one score per class"
+        why = f"output {chosen.name!r} of shape {_shape(chosen)} holds {holds}"
     return _before_activation(t, chosen, kind, why)
+
+
+def unranked(t: Builder, output: str | None = None) -> Value | None:
+    """The scores of all classes, where outputs (or the one named `output`) hold only the highest or their classes.
+
+    `None` where an output holds the scores of all classes itself.
+    """
+    if output is None and _tables(t):
+        return None
+    named = [o for o in map(t.wrap, t.graph.outputs) if output in {None, o.name}]
+    sources = [source for o in named if (source := _ranked(t, o)) is not None]
+    tensors = {_origin(t, _walk_back(t, source)[0]) for source in sources}
+    return sources[0] if len(tensors) == 1 else None
+
+
+def _ranked(t: Builder, output: Value) -> Value | None:
+    """The class scores of which `output` holds the highest or their classes; `None` for any other output."""
+    node = output.core.producer()
+    x = node.inputs[0] if node is not None and node.inputs else None
+    if node is None or x is None:
+        return None
+    if node.op_type in VIEWS | QUANTISATION:
+        return _ranked(t, t.wrap(x))
+    if node.op_type not in _RANKINGS or node.domain:
+        return None
+    scores = t.wrap(x)
+    classes = _class_axis(scores)
+    return scores if classes is not None and _ranked_axis(t, node, len(scores.known_shape or ())) == classes else None
+
+
+def _ranked_axis(t: Builder, node: ir.Node, rank: int) -> int | None:
+    """The axis along which a node ranks; `None` for several."""
+    if node.op_type != "ReduceMax":
+        return node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0) % rank
+    axes = t.wrap(node.inputs[1]).array() if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    return None if axes is None or axes.size != 1 else int(axes.reshape(-1)[0]) % rank
+
+
+def _tables(t: Builder) -> list[Value]:
+    """The outputs with an axis of classes, `[N, K]`."""
+    outputs = map(t.wrap, t.graph.outputs)
+    return [o for o in outputs if _class_axis(o) is not None and o.rank > 1 and _ranked(t, o) is None]
 
 
 def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> Value:
@@ -114,10 +164,12 @@ def _before_activation(t: Builder, output: Value, kind: str, why: str) -> Score:
     axis = _class_axis(tensor)
     if axis is None:
         raise TargetError(f"tensor {tensor.name!r} of shape {_shape(tensor)} does not hold one score per class")
-    size = tensor.shape[axis]
-    single = size == 1
+    size = tensor.shape[axis] if axis < tensor.rank else 1
+    single = size == 1 and activation in {"", "sigmoid"}
     if single:
         why += "; a single number: class 1 is the number itself, class 0 its complement"
+    elif size == 1:
+        why += f"; the {activation} over one class is the same for every image, so there is class 0 alone"
     classes = 2 if single else size if isinstance(size, int) else None
     return Score(output, tensor, axis, classes, single, activation, why)
 
@@ -178,9 +230,9 @@ def _is_view(t: Builder, node: ir.Node) -> bool:
 
 
 def _class_axis(value: Value) -> int | None:
-    """The only axis besides the batch that is not of size one; axis 1 if all are."""
+    """The only axis besides the batch that is not of size one; axis 1 if all are, or if there is the batch alone."""
     shape = value.known_shape
-    if shape is None or len(shape) < 2 or value.dtype is None or value.dtype.kind not in "fiuV":
+    if not shape or value.dtype is None or value.dtype.kind not in "fiuV":
         return None
     if value.dtype.itemsize > 4 and value.dtype.kind in "iu":
         return None

@@ -18,7 +18,7 @@ from onnx_gradcam.options import BoxFormat, Options, ScoreKind
 
 from .axes import Layout, follow
 
-__all__ = ["MASK", "SCORES", "TASKS", "USUAL_TASK", "Task", "candidates", "find_task", "outputs_for"]
+__all__ = ["MASK", "SCORES", "TASKS", "USUAL_TASK", "Task", "candidates", "expose", "find_task", "outputs_for"]
 
 SCORES = "target_scores"
 """The name of the output that holds one score per class."""
@@ -90,13 +90,13 @@ def _segmentation(t: Builder, options: Options, kind: ScoreKind) -> None:
         complement = 1.0 - maps if probability else -maps
         maps = t.op("Concat", complement, maps, axis=channel)
     if options.mask == "own":
-        _expose(t, _over_own(t, maps, channel, spatial))
+        expose(t, _over_own(t, maps, channel, spatial))
         return
     if options.mask == "input":
         _free(t, MASK)
         weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
         maps = t.op("Mul", maps, t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype))
-    _expose(t, t.sum(maps, spatial, keepdims=False))
+    expose(t, t.sum(maps, spatial, keepdims=False))
 
 
 def _over_own(t: Builder, maps: Value, channel: int, spatial: Sequence[int]) -> Value:
@@ -180,7 +180,7 @@ def _detection(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: 
         raise TargetError(f"there is no box {index}; the model has {numbers}")
     if options.box is None:
         table, _ = t.ops("TopK", table, t.ints(index + 1), outputs=2, axis=1)
-    _expose(t, t.op("Gather", table, t.const(index, np.int64), axis=1))
+    expose(t, t.op("Gather", table, t.const(index, np.int64), axis=1))
 
 
 def _tables(t: Builder, outputs: Sequence[str], form: BoxFormat) -> list[Value]:
@@ -266,7 +266,7 @@ def _similarity(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa:
     embedding = t.op("Reshape", named[0], t.ints(-1, flat.size), shape=(batch, flat.size))
     norm = t.op("Sqrt", t.sum(t.op("Mul", embedding, embedding), [1]))
     unit = t.const((flat / length).reshape(-1, 1), embedding.dtype)
-    _expose(t, (embedding @ unit) / t.op("Max", norm, float(np.finfo(np.float16).tiny)))
+    expose(t, (embedding @ unit) / t.op("Max", norm, float(np.finfo(np.float16).tiny)))
 
 
 def _holds(value: Value, size: int) -> bool:
@@ -279,7 +279,8 @@ def _shown(t: Builder) -> str:
     return ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.outputs))
 
 
-def _expose(t: Builder, scores: Value) -> None:
+def expose(t: Builder, scores: Value) -> None:
+    """Make `scores`, `[N, K]`, the output `target_scores`; refused if a tensor has this name already."""
     _free(t, SCORES)
     t.output(scores, SCORES)
 

@@ -139,12 +139,21 @@ def test_an_output_that_holds_no_scores():
     [
         ("y = Relu(x)", "float[N,3,8,8] y"),
         ("y = ArgMax(l)", "int64[N,1] y"),
-        ("y = ReduceSum<keepdims=0>(l, one)", "float[N] y"),
+        ("y = ReduceSum<keepdims=0>(l, both)", "float y"),
     ],
 )
 def test_no_scores_at_all(tail, outputs):
     with pytest.raises(TargetError, match="no output looks like class scores"):
-        find_score(scored(tail, outputs, one=[1]))
+        find_score(scored(tail, outputs, both=[0, 1]))
+
+
+def test_one_value_per_sample():
+    score = find_score(scored("s = ReduceSum<keepdims=0>(l, one) y = Sigmoid(s)", "float[N] y", one=[1]))
+    assert (score.tensor.name, score.activation, score.classes, score.single_logit) == ("s", "sigmoid", 2, True)
+    assert "holds one value per sample" in score.reason
+    # An output with an axis of classes is the one to explain.
+    beside = scored("y = Identity(l) s = ReduceSum<keepdims=0>(l, one)", "float[N] s, float[N,4] y", one=[1])
+    assert find_score(beside).output.name == "y"
 
 
 def test_class_labels_beside_scores_do_not_matter():
