@@ -16,7 +16,7 @@ from onnx_gradcam.errors import InputError, ModelError, TargetError, reason
 from onnx_gradcam.files import read_file
 
 from .header import HeaderError, checked, stored_size
-from .preprocessing import INTEGER_RANGES, Preprocessing
+from .preprocessing import INTEGER_RANGES, PADDING, Preprocessing
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "Image", "Placement", "prepare", "read_image", "read_region", "resized"]
 __all__ += ["check_heatmap", "check_image"]
@@ -52,11 +52,11 @@ def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any
     """Make a model's input from an image, uint8 RGB `[H, W, 3]`.
 
     If `preprocessing` leaves the size open, `stretch` and `none` keep that of the image. Images are reduced by area
-    averaging and enlarged by bilinear interpolation, rounded to 8 bits. The input, `[C, H, W]` or `[H, W, C]`, comes
-    with the part of the image that it is.
+    averaging (`letterbox`: bilinearly, as the detectors that use it do) and enlarged by bilinear interpolation, rounded
+    to 8 bits. The input, `[C, H, W]` or `[H, W, C]`, comes with the part of the image that it is.
 
     Raises:
-        InputError: the size is not the one that `none` requires, or it is too narrow or open for `short_crop`.
+        InputError: the size is not the one that `none` requires, or too narrow or open for `short_crop` or `letterbox`.
     """
     check_image(image)
     # Grey first: the same as reading the file as grey, and a third of the work.
@@ -80,7 +80,8 @@ class Placement:
     """Which part of an image a model sees.
 
     Attributes:
-        box: (x0, y0, x1, y1) in pixels of the image from its upper left corner; fractions are allowed.
+        box: (x0, y0, x1, y1) of the model's input in pixels of the image from its upper left corner; fractions are
+            allowed. With padding around the image it is larger than the image.
         height: height of the image in pixels.
         width: width of the image in pixels.
     """
@@ -142,6 +143,8 @@ def _fit(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Placement]
     whole = Placement((0.0, 0.0, float(width), float(height)), height, width)
     if preprocessing.resize == "short_crop":
         return _short_crop(pixels, preprocessing)
+    if preprocessing.resize == "letterbox":
+        return _letterbox(pixels, preprocessing)
     size = preprocessing.size or (height, width)
     if preprocessing.resize == "none" and size != (height, width):
         raise InputError(
@@ -177,6 +180,31 @@ def _short_crop(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Pla
     box = (left * right, top * down, (left + crop_width) * right, (top + crop_height) * down)
     scaled = resized(pixels, tall, wide)[top : top + crop_height, left : left + crop_width]
     return scaled, Placement(box, height, width)
+
+
+def _letterbox(pixels: Image, preprocessing: Preprocessing) -> tuple[Image, Placement]:
+    """Scale an image to fit into the input, and fill the rest; sizes are rounded as the two libraries do."""
+    height, width = pixels.shape[:2]
+    if preprocessing.size is None:
+        raise InputError('"letterbox" needs the size of the input; give "size": [height, width]')
+    rows, columns = preprocessing.size
+    factor = min(rows / height, columns / width)
+    centred = preprocessing.align != "top_left"
+    tall, wide = ((round if centred else int)(side * factor) for side in (height, width))
+    if not tall or not wide:
+        raise InputError(
+            f'the image, {height}x{width} (height x width), is too narrow for "letterbox", which would make it '
+            f'{tall}x{wide}; give "resize": "stretch"'
+        )
+    # An odd rest: the smaller half comes first.
+    top, left = ((rows - tall) // 2, (columns - wide) // 2) if centred else (0, 0)
+    down, right = height / tall, width / wide
+    box = (-left * right, -top * down, (columns - left) * right, (rows - top) * down)
+    fitted = np.full((rows, columns, *pixels.shape[2:]), PADDING, np.uint8)
+    if (tall, wide) != (height, width):
+        pixels = cv2_module().resize(pixels, (wide, tall), interpolation=cv2_module().INTER_LINEAR)
+    fitted[top : top + tall, left : left + wide] = pixels
+    return fitted, Placement(box, height, width)
 
 
 def resized(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:

@@ -36,7 +36,12 @@ def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement
             f"there is no overlay for the preset {preset!r}{near_matches(preset, OVERLAYS)} "
             f"(allowed: {', '.join(OVERLAYS)})"
         )
-    x0, y0, x1, y1 = (round(side) for side in placement.box) if placement else (0, 0, *image.shape[1::-1])
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = (round(side) for side in placement.box) if placement else (0, 0, width, height)
+    if placement is not None and (min(x0, y0) < 0 or x1 > width or y1 > height):
+        # Padding around the image: its edges are not those of the maps' cells.
+        heatmap, cam = placement.project(heatmap), placement.project(cam)
+        x0, y0, x1, y1 = 0, 0, width, height
     seen = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
     drawn: Image = image.copy()
     drawn[seen] = OVERLAYS[preset](image[seen], heatmap.astype(np.float32), cam.astype(np.float32))

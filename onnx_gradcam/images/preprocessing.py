@@ -17,9 +17,10 @@ from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.files import read_text
 from onnx_gradcam.options import Description
 
-__all__ = ["PRESETS", "Color", "DType", "Layout", "Preprocessing", "Resize", "parse_preprocessing"]
+__all__ = ["PADDING", "PRESETS", "Align", "Color", "DType", "Layout", "Preprocessing", "Resize", "parse_preprocessing"]
 
-Resize = Literal["stretch", "short_crop", "none"]
+Resize = Literal["stretch", "short_crop", "letterbox", "none"]
+Align = Literal["center", "top_left"]
 Color = Literal["rgb", "bgr", "gray"]
 Layout = Literal["NCHW", "NHWC"]
 DType = Literal["float16", "float32", "float64", "uint8", "int8", "uint16", "int16", "int32"]
@@ -32,11 +33,15 @@ INTEGER_RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "int32": (-(2**31), 2**31 - 1),
 }
 
+PADDING: Final = 114
+"""The grey level beside a letterboxed image, as Ultralytics and YOLOX have it."""
+
 # A narrower integer input would merge more than half of the 256 pixel levels.
 _LEAST_INTEGER_SPAN: Final = 127
 _LARGEST_JSON: Final = 2**20
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+_CHOICES: Final[Mapping[str, tuple[str | None, ...]]] = {
     "resize": get_args(Resize),
+    "align": (*get_args(Align), None),
     "color": get_args(Color),
     "layout": get_args(Layout),
     "dtype": get_args(DType),
@@ -51,11 +56,10 @@ def _is_pixels(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_choice(key: str, value: object, allowed: tuple[str, ...]) -> None:
+def _check_choice(key: str, value: object, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
-        raise InputError(
-            f'"{key}" cannot be {value!r}{near_matches(str(value), allowed)} (allowed: {", ".join(allowed)})'
-        )
+        words = [word for word in allowed if word is not None]
+        raise InputError(f'"{key}" cannot be {value!r}{near_matches(str(value), words)} (allowed: {", ".join(words)})')
 
 
 def _check_size(key: str, size: object) -> None:
@@ -94,8 +98,11 @@ class Preprocessing:
     Attributes:
         size: (height, width) of the model's input in pixels; `None` for the size that the model declares.
         resize: `stretch` scales both sides to `size`; `short_crop` scales the shorter side to `short`, keeping the
-            aspect ratio, and crops `size` from the centre; `none` requires images of exactly `size`.
+            aspect ratio, and crops `size` from the centre; `letterbox` scales the image to fit into `size`, keeping
+            the aspect ratio, and fills the rest with grey (114); `none` requires images of exactly `size`.
         short: the shorter side before the crop in pixels; `None` for 256/224 of the shorter side of `size`.
+        align: where `letterbox` puts the image: at the `center` (the default; as Ultralytics) or the `top_left` (as
+            YOLOX).
         color: the order of the channels; `gray` is one channel, the luma of ITU-R BT.601.
         scale: factor applied to the pixels before `mean` is subtracted.
         mean: one value for all channels, or one a channel in the order of `color`; `None` for 0.
@@ -115,6 +122,7 @@ class Preprocessing:
     size: tuple[int, int] | None = None
     resize: Resize = "stretch"
     short: int | None = None
+    align: Align | None = None
     color: Color = "rgb"
     scale: float = 1.0
     mean: tuple[float, ...] | None = None
@@ -132,6 +140,10 @@ class Preprocessing:
         for key in ("mean", "std"):
             _check_channels(key, getattr(self, key), self.channels)
         self._check_short()
+        if self.align is not None and self.resize != "letterbox":
+            raise InputError(
+                f'"align" belongs to "resize": "letterbox", but "resize" is "{self.resize}"; leave one of the two out'
+            )
 
     @property
     def channels(self) -> int:
@@ -252,7 +264,7 @@ class Preprocessing:
         if dtype not in _CHOICES["dtype"]:
             raise InputError(
                 f"the model's input is of type {dtype}, which an image cannot be converted to; "
-                f"it has to be one of {', '.join(_CHOICES['dtype'])}"
+                f"it has to be one of {', '.join(get_args(DType))}"
             )
         if dtype in INTEGER_RANGES:
             (low, high), (least, most) = self.value_range(), INTEGER_RANGES[dtype]
@@ -267,6 +279,7 @@ class Preprocessing:
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _USUAL: Final = (224, 224)
+_USUAL_OF_DETECTORS: Final = (640, 640)
 
 PRESETS: Final[Mapping[str, Preprocessing]] = {
     # torchvision.transforms._presets.ImageClassification with its defaults
@@ -285,6 +298,10 @@ PRESETS: Final[Mapping[str, Preprocessing]] = {
     "mxnet-gluon": Preprocessing(
         resize="short_crop", scale=1 / 255, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, fallback_size=_USUAL
     ),
+    # ultralytics.data.augment.LetterBox with auto=False, then / 255; also YOLOv5 to YOLOv7
+    "ultralytics": Preprocessing(resize="letterbox", scale=1 / 255, fallback_size=_USUAL_OF_DETECTORS),
+    # yolox.data.data_augment.preproc, since YOLOX 0.1.1, which no longer normalizes
+    "yolox": Preprocessing(resize="letterbox", align="top_left", color="bgr", fallback_size=_USUAL_OF_DETECTORS),
     "none": Preprocessing(),
 }
 

@@ -19,7 +19,7 @@ from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.images.drawing import COLORMAPS, colorize
-from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
+from onnx_gradcam.images.preprocessing import PADDING, PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Probabilities, check_word
 
@@ -127,9 +127,9 @@ def _description(model: Model, metadata: Metadata, conversion: str, title: str) 
     if disabled:
         options["extra"] = {"optimization": {"disable_specified_optimizers": disabled}}
     ramp = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1).repeat(3, axis=2)
-    channels = dataclasses.replace(preprocessing, size=None, resize="stretch", short=None, layout="NHWC")
+    channels = dataclasses.replace(preprocessing, size=None, resize="stretch", short=None, align=None, layout="NHWC")
     levels = prepare(ramp, channels)[0][:, 0]
-    fields = {"size", "resize", "short", "color", "layout", "dtype"}
+    fields = {"size", "resize", "short", "align", "color", "layout", "dtype"}
     return {
         "title": title,
         "model": {
@@ -151,6 +151,7 @@ def _description(model: Model, metadata: Metadata, conversion: str, title: str) 
         },
         "preprocessing": {
             **{key: value for key, value in dataclasses.asdict(preprocessing).items() if key in fields},
+            "padding": PADDING,
             # The input values of the 256 levels of each channel, as computed by the native runtime.
             "levels": (levels.view(np.uint16) if levels.dtype == np.float16 else levels).tolist(),
         },

@@ -24,7 +24,7 @@ def make(model):
     crews = []
 
     def of(source: Path = model, **options) -> Crew:
-        crews.append(Crew(Job(model=source, choices={"preprocess": PREPROCESS}, threads=2, **options)))
+        crews.append(Crew(Job(model=source, **{"choices": {"preprocess": PREPROCESS}, "threads": 2, **options})))
         return crews[-1]
 
     yield of
@@ -241,3 +241,13 @@ def test_no_more_is_begun_than_allowed():
             taken.append(result)
             assert len(begun) <= len(taken) + 3
     assert taken == list(range(20))
+
+
+def test_the_heatmap_of_a_letterboxed_image_covers_more_than_the_image(make, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "wide.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (15, 30, 3), np.uint8))
+    described = {**PREPROCESS, "resize": "letterbox"}
+    explain_shard([str(path)], tmp_path / "part", make(choices={"preprocess": described}))
+    (row,) = parquet.read_table(tmp_path / "part").to_pylist()
+    assert row["seen"] == [0, -7.5, 30, 22.5]

@@ -15,7 +15,7 @@ from support.web_pages import Page
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.images.decoding import prepare, read_image, resized
-from onnx_gradcam.images.preprocessing import Preprocessing
+from onnx_gradcam.images.preprocessing import PADDING, Preprocessing
 
 pytestmark = pytest.mark.browser
 
@@ -90,6 +90,9 @@ WAYS = {
     "crop": {"size": (96, 96), "resize": "short_crop", **IMAGENET},
     "crop to a side": {"size": (80, 60), "resize": "short_crop", "short": 97, "layout": "NHWC"},
     "oblong crop": {"size": (60, 90), "resize": "short_crop"},
+    "letterbox": {"size": (96, 96), "resize": "letterbox", "scale": 1 / 255},
+    "letterbox at the top left": {"size": (60, 90), "resize": "letterbox", "align": "top_left", "color": "bgr"},
+    "gray letterbox of bytes": {"size": (70, 200), "resize": "letterbox", "color": "gray", "dtype": "uint8"},
     "as it is": {"resize": "none", "size": (123, 181)},
     "any size": {"color": "gray", "layout": "NHWC"},
     "bytes": {"size": (60, 60), "dtype": "uint8"},
@@ -105,10 +108,10 @@ def test_the_input_is_the_native_one(page, way):
     image = noise(123, 181)
     want, placement = prepare(image, described)
     ramp = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1).repeat(3, axis=2)
-    plain = dataclasses.replace(described, size=None, short=None, resize="stretch", layout="NHWC")
+    plain = dataclasses.replace(described, size=None, short=None, align=None, resize="stretch", layout="NHWC")
     levels = prepare(ramp, plain)[0][:, 0]
     bits = levels.view(np.uint16) if levels.dtype == np.float16 else levels
-    spec = {**json.loads(described.to_json()), "levels": bits.tolist()}
+    spec = {**json.loads(described.to_json()), "padding": PADDING, "levels": bits.tolist()}
     found = called(page, "preparing.js", "prepare", image, spec)
     assert found["shape"] == list(want.shape)
     np.testing.assert_allclose(found["box"], placement.box, rtol=1e-12)
@@ -209,6 +212,11 @@ MODELS = {
         CONV + " y = Gemm(f, v)",
         {"inputs": "float[N,3,H,W] x", "v": (6, 4)},
         {"size": (12, 20), "resize": "short_crop"},
+    ),
+    "a letterbox": (
+        CONV + " y = Gemm(f, v)",
+        {"inputs": "float[N,3,20,20] x", "v": (6, 4)},
+        {"resize": "letterbox"},
     ),
     "bytes": (
         "c = Cast<to=1>(b) x = Div(c, s) " + CONV + " y = Gemm(f, v)",

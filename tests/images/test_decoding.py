@@ -293,6 +293,9 @@ class TestPrepare:
             "keras-caffe": whole[:, :, ::-1] - [103.939, 116.779, 123.68],
             "keras-tf": whole / 127.5 - 1.0,
             "keras-torch": (whole / 255 - mean) / std,
+            # Square images are as a stretch has them; tests/images/test_letterbox.py has the others.
+            "ultralytics": (whole / 255).transpose(2, 0, 1),
+            "yolox": whole[:, :, ::-1].transpose(2, 0, 1),
             "none": whole.transpose(2, 0, 1),
         }
         assert expected.keys() == PRESETS.keys()

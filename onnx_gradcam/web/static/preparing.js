@@ -1,6 +1,6 @@
 // Converts pixels to the model's input, bit for bit as `onnx_gradcam.images.decoding.prepare`.
 
-import { resized, rounded } from "./resizing.js";
+import { interpolated, resized, rounded } from "./resizing.js";
 
 const ARRAYS = {
   float16: Uint16Array, // as bits
@@ -46,6 +46,7 @@ function gray({ data, height, width }) {
 function fitted(image, spec) {
   const { height, width } = image;
   if (spec.resize === "short_crop") return shortCrop(image, spec);
+  if (spec.resize === "letterbox") return letterbox(image, spec);
   const [tall, wide] = spec.size ?? [height, width];
   if (spec.resize === "none" && (tall !== height || wide !== width)) {
     throw new Error(`The image is ${width} x ${height} pixels, but this model takes exactly ${wide} x ${tall}.`);
@@ -75,4 +76,26 @@ function shortCrop(image, { size: [cropHeight, cropWidth], short }) {
     data.set(scaled.data.subarray(start, start + cropWidth * channels), y * cropWidth * channels);
   }
   return { pixels: { data, height: cropHeight, width: cropWidth, channels }, box };
+}
+
+/** Scale the image to fit into the input, and fill the rest. */
+function letterbox(image, { size: [rows, columns], align, padding }) {
+  const { height, width, channels } = image;
+  const factor = Math.min(rows / height, columns / width);
+  const centred = align !== "top_left";
+  const [tall, wide] = [height, width].map((side) => (centred ? rounded : Math.trunc)(side * factor));
+  if (!tall || !wide) {
+    throw new Error(`The image, ${width} x ${height} pixels, is too narrow for this model: crop it closer to a square.`);
+  }
+  const top = centred ? Math.floor((rows - tall) / 2) : 0;
+  const left = centred ? Math.floor((columns - wide) / 2) : 0;
+  const [down, right] = [height / tall, width / wide];
+  const box = [-left * right, -top * down, (columns - left) * right, (rows - top) * down];
+  const scaled = interpolated(image, tall, wide);
+  const data = new Uint8Array(rows * columns * channels).fill(padding);
+  for (let y = 0; y < tall; y++) {
+    const row = scaled.data.subarray(y * wide * channels, (y + 1) * wide * channels);
+    data.set(row, ((top + y) * columns + left) * channels);
+  }
+  return { pixels: { data, height: rows, width: columns, channels }, box };
 }

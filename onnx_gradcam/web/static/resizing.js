@@ -15,6 +15,13 @@ export function resized(image, height, width) {
   return image;
 }
 
+/** Scale both sides by bilinear interpolation, whether up or down; OpenCV averages where both are halved. */
+export function interpolated(image, height, width) {
+  if (height === image.height && width === image.width) return image;
+  const halved = ratio(image.height, height) === 2 && ratio(image.width, width) === 2;
+  return halved ? byBlocks(image, height, width, 2, 2) : bilinear(image, height, width);
+}
+
 /** Round to the nearest integer, and halves to even, as C's rint and Python's round. */
 export function rounded(value) {
   const below = Math.floor(value);
