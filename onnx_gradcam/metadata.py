@@ -13,9 +13,15 @@ from typing import Any, BinaryIO
 from .errors import InputError, ModelError
 from .files import open_file
 
-__all__ = ["PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
+__all__ = ["ONE_AT_A_TIME", "PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
 PREFIX = "onnx_gradcam."
+
+ONE_AT_A_TIME = (
+    "the model computes a range or a mean over the whole batch, so results depend on the other images in it; this "
+    "package runs it on one image at a time, other servers need to be configured"
+)
+"""The warning for a model with `Metadata.couples_rows`."""
 
 _JSON_FIELDS = (
     "labels",
@@ -25,6 +31,7 @@ _JSON_FIELDS = (
     "disabled_optimizers",
     "target_tensors",
     "eigen_smooth",
+    "couples_rows",
     "outputs",
 )
 
@@ -49,6 +56,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "single_logit": (lambda value: isinstance(value, bool), "true or false"),
     "all_classes": (lambda value: isinstance(value, bool), "true or false"),
     "eigen_smooth": (lambda value: isinstance(value, bool), "true or false"),
+    "couples_rows": (lambda value: isinstance(value, bool), "true or false"),
     "disabled_optimizers": (_is_strings, "list of strings"),
     "target_tensors": (_is_strings, "list of strings"),
     "outputs": (_is_strings, "list of strings"),
@@ -102,6 +110,7 @@ class Metadata:
         task: what the model does: `classification`, `regression`, `segmentation`, `detection` or `embedding`.
         mask_input: name of the input with the region where a segmentation is explained; empty for none.
         all_classes: heatmap and raw map have one map per class, in the order of the classes, on axis 1.
+        couples_rows: what the model computes for a row depends on the other rows of the batch.
     """
 
     version: str
@@ -132,6 +141,7 @@ class Metadata:
     task: str = "classification"
     mask_input: str = ""
     all_classes: bool = False
+    couples_rows: bool = False
 
     def to_props(self) -> dict[str, str]:
         """The entries for `metadata_props`."""

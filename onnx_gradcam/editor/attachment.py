@@ -189,6 +189,7 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         task=plan.task.name,
         mask_input=MASK if plan.task.takes_mask(options) else "",
         all_classes=options.class_input == "all",
+        couples_rows=plan.couples_rows,
         **names,
     )
 

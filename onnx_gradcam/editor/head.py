@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import RESHAPES, VIEWS, keeps_order
+from onnx_gradcam.graph.paths import RESHAPES, VIEWS, keeps_order, row_coupling
 
 from .targets.layer import Candidate
 from .targets.score import Score
@@ -269,6 +269,12 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
     Raises:
         UnsupportedError: the nodes need a fixed batch size, or read more of the image than `old`.
     """
+    coupling = row_coupling(nodes)
+    if coupling is not None and start.shape[0] != old.shape[0]:
+        raise UnsupportedError(
+            f"{coupling.op_type} (node {coupling.name!r}) computes a range or a mean over the whole batch, so the head "
+            "cannot be run for several activation maps at once; choose another method"
+        )
     copies: dict[ir.Value, Value] = {old.core: start}
     try:
         for node in nodes:

@@ -20,9 +20,9 @@ from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.hazards import padded_pools
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.graph.paths import Carries, between
+from onnx_gradcam.graph.paths import Carries, between, row_coupling
 from onnx_gradcam.images.preprocessing import parse_preprocessing
-from onnx_gradcam.metadata import Carried, Metadata
+from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried, Metadata
 from onnx_gradcam.options import Options
 
 from .head import Head, read_head
@@ -173,7 +173,13 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What the user should know."""
-        return [*self._hazard, *([self.preset.caution] if self.preset.caution else ())]
+        coupled = [ONE_AT_A_TIME] if self.couples_rows else []
+        return [*self._hazard, *coupled, *([self.preset.caution] if self.preset.caution else ())]
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether the model's results for a row depend on the other rows of a batch."""
+        return self.image.shape[0] != 1 and row_coupling(self.t.nodes) is not None
 
     @property
     def _hazard(self) -> list[str]:

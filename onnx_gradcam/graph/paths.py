@@ -24,6 +24,7 @@ __all__ = [
     "dominators",
     "keeps_order",
     "node_inputs",
+    "row_coupling",
 ]
 
 Carries = Callable[[ir.Node, ir.Value], bool]
@@ -110,6 +111,22 @@ def _meet(a: ir.Value, b: ir.Value, above: dict[ir.Value, ir.Value], depth: dict
 RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 VIEWS = {*RESHAPES, "Identity", "Dropout", "Cast", "Transpose"}
 QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
+
+
+def row_coupling(nodes: Iterable[ir.Node]) -> ir.Node | None:
+    """The first node, also in subgraphs, that computes a range or a mean over the whole batch; `None` for none.
+
+    DynamicQuantizeLinear takes the range of its tensor, BatchNormalization in training mode the statistics.
+    """
+    for node in nodes:
+        training = node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0)
+        if training or node.op_type.startswith("DynamicQuantize"):
+            return node
+        graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        inside = next(filter(None, map(row_coupling, graphs)), None)
+        if inside is not None:
+            return inside
+    return None
 
 
 def keeps_order(t: Builder, node: ir.Node, index: int = 0) -> bool:

@@ -23,7 +23,7 @@ from onnx_gradcam.editor.targets.classes import (
 from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
-from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata, peek
 from onnx_gradcam.options import Description
 
 from .explanation import ClassMap, Drawing, Explanation, Target, class_of
@@ -328,7 +328,7 @@ def _open_explained(
             f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
     session = Session(model, disabled_optimizers=metadata.disabled_optimizers, **execution)
-    return Attached(metadata, session, region), []
+    return Attached(metadata, session, region), [ONE_AT_A_TIME] if metadata.couples_rows else []
 
 
 def _attach_or_probe(

@@ -93,7 +93,7 @@ class Prober:
             feeds = {metadata.image_input: some, metadata.class_input: np.array(targets, np.int64)}
             return self.session.run(feeds, outputs)
 
-        return in_batches(run, rows, classes, self._size)
+        return in_batches(run, rows, classes, self._size, apart=metadata.couples_rows)
 
     def behind(self, maps: Array, index: int) -> Array:
         """The score `[M]` for activation maps `[M, C, h, w]` in place of the image's, if the method uses the head."""
@@ -104,7 +104,8 @@ class Prober:
         def run(some: Array, targets: Sequence[int]) -> dict[str, Array]:
             return head.run({MAPS: some, self.metadata.class_input: np.array(targets, np.int64)})
 
-        scores: Array = in_batches(run, maps.astype(np.float32), [index] * len(maps), self._size)[SCORE]
+        rows, apart = maps.astype(np.float32), self.metadata.couples_rows
+        scores: Array = in_batches(run, rows, [index] * len(maps), self._size, apart=apart)[SCORE]
         return scores
 
     def _finished(self, cam: Array, size: tuple[int, int]) -> Array:

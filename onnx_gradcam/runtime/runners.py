@@ -52,7 +52,7 @@ class Attached:
 
     def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
         """See `Runner`."""
-        return in_batches(self._run, batch, classes, self._size)
+        return in_batches(self._run, batch, classes, self._size, apart=self.metadata.couples_rows)
 
     def _run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
         feeds = {self.metadata.image_input: batch}
@@ -123,17 +123,22 @@ def in_type(values: Array, dtype: np.dtype[Any]) -> Array:
     return values.astype(dtype)
 
 
-def in_batches(run: Run, rows: Array, classes: Sequence[int], size: int | None) -> dict[str, Array]:
+def in_batches(
+    run: Run, rows: Array, classes: Sequence[int], size: int | None, *, apart: bool = False
+) -> dict[str, Array]:
     """Run any number of rows, and their classes, through a model of a fixed batch size; all outputs by name.
 
-    The last row is repeated to fill a batch of `size`; with `None` all rows are one batch.
+    The last row is repeated to fill a batch of `size`; with `None` all rows are one batch. With `apart` every row has a
+    batch of its own, filled with copies of it.
     """
-    if size is None or size == len(rows):
+    step = 1 if apart else size or len(rows)
+    width = size or step
+    if step == width == len(rows):
         return run(rows, classes)
     parts = []
-    for start in range(0, len(rows), size):
-        some, targets = rows[start : start + size], list(classes[start : start + size])
-        missing = size - len(some)
+    for start in range(0, len(rows), step):
+        some, targets = rows[start : start + step], list(classes[start : start + step])
+        missing = width - len(some)
         padded = np.concatenate([some, np.repeat(some[-1:], missing, axis=0)])
         outputs = run(padded, targets + targets[-1:] * missing)
         parts.append({name: values[: len(some)] for name, values in outputs.items()})

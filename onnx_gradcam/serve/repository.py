@@ -149,6 +149,11 @@ def write_repository(
             f"ONNX Runtime's optimization {metadata.disabled_optimizers[0]!r} computes this model wrongly, and Triton "
             "cannot disable it; export the model again with `onnx-gradcam export`"
         )
+    if metadata.couples_rows and max_batch != 1:
+        raise ModelError(
+            "the model computes a range or a mean over the whole batch, so results would depend on the other requests "
+            "in it; use --max-batch 1"
+        )
     inputs = [_port(explained, value.name) for value in explained.core.graph.inputs]
     ranked = [value for value in explained.core.graph.outputs if TensorInfo.of(value).shape is not None]
     outputs = [_port(explained, value.name, metadata) for value in ranked]
