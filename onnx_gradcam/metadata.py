@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from .errors import InputError, ModelError
 from .files import open_file
+from .options import GradDtype, ModifierName
 
 __all__ = ["ONE_AT_A_TIME", "PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
@@ -64,9 +66,33 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """What each entry in JSON has to be."""
 
 
+Tensor = tuple[str, Sequence[int | str | None] | None]
+"""The dtype and the shape of a tensor; `None` if its rank is unknown."""
+
+_UNFIT = "the model's explanation metadata does not fit its graph"
+_REMEDY = "; it was edited after it was explained, so start from the original model"
+_MAY_BE_EMPTY = {"class_input", "mask_input", "attribution"}
+_WORDS: dict[str, Sequence[str]] = {
+    "layout": ("NCHW", "NHWC"),
+    "activation": ("", "softmax", "logsoftmax", "sigmoid"),
+    "weights": ("linear", "gradient", "finite", "none"),
+    "derivative": ("exact", "straight-through"),
+    "modifier": ("", *get_args(ModifierName)),
+    "grad_dtype": get_args(GradDtype),
+}
+"""The words that some entries can be."""
+
+_NAMES = {"version", "method", "preset", "profile", "task"}
+_NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,63}")
+
+
+def _entry(name: str) -> str:
+    return f"the model's metadata entry {PREFIX + name!r}"
+
+
 def _decoded(name: str, text: str) -> Any:
     """The value of an entry in JSON, refused if it is damaged or of another kind."""
-    entry = f"the model's metadata entry {PREFIX + name!r}"
+    entry = _entry(name)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -152,6 +178,44 @@ class Metadata:
             if value is not None
         }
 
+    def check_graph(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """Refuse entries that do not fit the graph, which another tool may have edited.
+
+        Args:
+            inputs: dtype and shape of every input of the graph, by name; no shape if it is unknown.
+            outputs: the same of every output.
+
+        Raises:
+            ModelError: a tensor is missing, or has a dtype or rank that it cannot have.
+        """
+        maps = 4 if self.all_classes else 3
+        image = inputs.get(self.image_input, ("", None))[1]
+        rank = None if image is None else len(image)
+        self._check_tensor("image_input", inputs, "input", "", len(self.layout))
+        self._check_tensor("class_input", inputs, "input", "int64", 1)
+        self._check_tensor("mask_input", inputs, "input", "float32", 3)
+        self._check_tensor("scores_output", outputs, "output", "", None)
+        self._check_tensor("heatmap", outputs, "output", "float32", maps)
+        self._check_tensor("cam", outputs, "output", "float32", maps)
+        self._check_tensor("heatmap_class", outputs, "output", "int64", 1)
+        self._check_tensor("attribution", outputs, "output", "", rank)
+        names = [self.scores_output, self.heatmap, self.cam, self.heatmap_class, *filter(None, [self.attribution])]
+        if len(set(names)) < len(names):
+            raise ModelError(f"{_UNFIT}: two of its entries name the same output{_REMEDY}")
+
+    def _check_tensor(self, entry: str, tensors: Mapping[str, Tensor], kind: str, dtype: str, rank: int | None) -> None:
+        name = getattr(self, entry)
+        if not name and entry in _MAY_BE_EMPTY:
+            return
+        if name not in tensors:
+            raise ModelError(f"{_UNFIT}: there is no {kind} {name[:99]!r}, which {PREFIX + entry!r} names{_REMEDY}")
+        actual, shape = tensors[name]
+        if (dtype and actual != dtype) or (rank is not None and shape is not None and len(shape) != rank):
+            expected = f"{dtype or 'a tensor'}{'' if rank is None else f' of {rank} axes'}"
+            raise ModelError(
+                f"{_UNFIT}: the {kind} {name[:99]!r} is not {expected}, as {PREFIX + entry!r} needs{_REMEDY}"
+            )
+
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Metadata | None:
         """Read the entries, refused if some are missing or damaged; `None` for a model that is not explained."""
@@ -168,7 +232,19 @@ class Metadata:
                     f"the model's explanation metadata is damaged ({PREFIX + field.name!r} is missing); start from "
                     "the original model"
                 )
-        return cls(**values)
+        metadata = cls(**values)
+        metadata._check_words()
+        return metadata
+
+    def _check_words(self) -> None:
+        for name, words in _WORDS.items():
+            word = getattr(self, name)
+            if word not in words:
+                raise ModelError(f"{_entry(name)} is {word[:99]!r}, not one of {', '.join(map(repr, words))}{_REMEDY}")
+        for name in sorted(_NAMES):
+            word = getattr(self, name)
+            if not _NAME.fullmatch(word):
+                raise ModelError(f"{_entry(name)} is {word[:99]!r}, which is not a name{_REMEDY}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnx_ir as ir
 
 from onnx_gradcam import __version__
 from onnx_gradcam.autodiff.providers import conform, find_profile
@@ -15,7 +16,7 @@ from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.graph.shapes import declare
+from onnx_gradcam.graph.shapes import Shape, TensorInfo, declare
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Choices, Options
 
@@ -214,6 +215,8 @@ def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple
         raise InputError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
     model = load(source)
     graph = model.core.graph
+    chosen = filter(None, [graph.initializers.get(metadata.class_input)])
+    metadata.check_graph(_signatures([*graph.inputs, *chosen]), _signatures(graph.outputs))
     value = graph.initializers.pop(metadata.class_input, None)
     if value is not None:
         value.const_value = None
@@ -221,3 +224,7 @@ def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple
         graph.inputs.append(value)
     model.check()
     return model, metadata
+
+
+def _signatures(values: Iterable[ir.Value]) -> dict[str, tuple[str, Shape | None]]:
+    return {str(value.name): (str(TensorInfo.of(value).dtype), TensorInfo.of(value).shape) for value in values}

@@ -197,6 +197,10 @@ def inspect(
         "explained": explained,
     }
     if explained is not None:
+        explained.check_graph(
+            {info.name: (i.dtype, i.shape) for info in proto.graph.input for i in [_tensor(info)]},
+            {info.name: (i.dtype, i.shape) for info in proto.graph.output for i in [_tensor(info)]},
+        )
         return Inspection(**contents)
     try:
         plan = make_plan(model, _with_reference(model, options))

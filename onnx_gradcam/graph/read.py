@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, external_data_helper, inliner, version_converter
 
 from onnx_gradcam.errors import InputError, ModelError
@@ -32,6 +32,17 @@ MIN_IR_VERSION = 8
 _SMALL_TENSOR_BYTES = 1000
 _NUMPY_BROADCASTING = 7
 """The opset from which on PRelu aligns its slope with the last axes of its input; before, with the channels."""
+
+_HOLDERS = (
+    onnx.ModelProto,
+    onnx.GraphProto,
+    onnx.NodeProto,
+    onnx.AttributeProto,
+    onnx.FunctionProto,
+    onnx.SparseTensorProto,
+    onnx.TrainingInfoProto,
+)
+"""The messages that tensors can be in."""
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _POOLS = {"AveragePool", "LpPool", "MaxPool"}
@@ -83,12 +94,11 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
 
 def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str) -> None:
     """Refuse weights that are missing or outside of the model's folder: an untrusted file may name any path."""
-    tensors = [
-        t
-        for t in external_data_helper._get_all_tensors(proto)  # noqa: SLF001 - onnx has no public one
-        if external_data_helper.uses_external_data(t)
-    ]
-    for tensor in tensors:
+    for tensor in filter(external_data_helper.uses_external_data, _all_tensors(proto)):
+        keys = Counter(entry.key for entry in tensor.external_data)
+        if max(keys.values(), default=0) > 1:
+            # Readers disagree on which of them counts.
+            raise ModelError(f"{name}: weight {tensor.name!r} has two positions in files; refused")
         if folder is None:
             raise ModelError(f"{name}: weight {tensor.name!r} is in another file; load the model from its path")
         try:
@@ -113,6 +123,20 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str)
         length = size if info.length is None else info.length
         if length < size or (info.offset or 0) + length > stat.st_size:
             raise ModelError(f"{name}: the weights file {info.location!r} is truncated; fetch it again")
+
+
+def _all_tensors(message: Message) -> Iterator[TensorProto]:
+    """The tensors in a message, wherever they are.
+
+    `external_data_helper` leaves out those of sparse initializers, of graphs in functions and of training graphs.
+    """
+    if isinstance(message, TensorProto):
+        yield message
+    elif isinstance(message, _HOLDERS):
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                for part in (value,) if isinstance(value, Message) else value:
+                    yield from _all_tensors(part)
 
 
 def _check_inner_data(proto: onnx.ModelProto, name: str) -> None:

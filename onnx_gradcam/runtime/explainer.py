@@ -328,6 +328,10 @@ def _open_explained(
             f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
     session = Session(model, disabled_optimizers=metadata.disabled_optimizers, **execution)
+    metadata.check_graph(
+        {info.name: (info.dtype, info.shape or None) for info in (*session.inputs, *session.optional_inputs)},
+        {info.name: (info.dtype, info.shape or None) for info in session.outputs},
+    )
     return Attached(metadata, session, region), [ONE_AT_A_TIME] if metadata.couples_rows else []
 
 

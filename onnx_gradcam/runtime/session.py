@@ -1,12 +1,14 @@
 """ONNX Runtime: sessions on the chosen execution provider, and its errors in one sentence.
 
-This is the only module that imports onnxruntime.
+This is the only module that imports onnxruntime. Every model passes the check of its weights here, explained or not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import mmap
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from onnx_gradcam.errors import InputError, ModelError, near_matches
+from onnx_gradcam.files import open_file
 
 __all__ = ["InputInfo", "Session", "available_providers", "resolve_provider"]
 
@@ -37,6 +40,9 @@ _SHORT_NAMES = {
 
 _SOURCE_PLACE = re.compile(r"(?:/\S*?|\w+)\.(?:cc|cpp|cu|h):\d+ ")
 _SIGNATURE = re.compile(r"[^()]*?::[^()]*\(")
+
+_LOCATION = b"location"
+"""The key under which a weight names another file."""
 
 _FATAL_ONLY = 4
 _WARNINGS_TOO = 2
@@ -73,12 +79,12 @@ def resolve_provider(name: str) -> str:
 class Session:
     """A model on one execution provider, named short or in full.
 
-    External weights of a model given as bytes are relative to `folder`; `disabled_optimizers` would compute this model
-    wrongly; `threads` is the number of CPU threads within an operator.
+    External weights of a model given as bytes are relative to `folder`, and loading has checked them;
+    `disabled_optimizers` would compute this model wrongly; `threads` is the number of CPU threads within an operator.
 
     Raises:
         InputError: the provider is not available or did not start.
-        ModelError: ONNX Runtime cannot load the model.
+        ModelError: ONNX Runtime cannot load the model, or weights are missing or outside of its folder.
     """
 
     def __init__(
@@ -91,7 +97,11 @@ class Session:
         threads: int | None = None,
     ) -> None:
         self.provider = resolve_provider(provider)
+        if folder is None:
+            _check_weights(model)
         options = ort.SessionOptions()
+        # Otherwise a file of another format could pass the check as ONNX, and be run as what it is.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         # Errors are raised as exceptions; printed too, they would bury the one sentence.
         options.log_severity_level = _FATAL_ONLY
         if threads is not None:
@@ -116,6 +126,7 @@ class Session:
                 "install them, or use --provider cpu"
             )
         self.inputs = [_info(i) for i in self._session.get_inputs()]
+        self.optional_inputs = [_info(i) for i in self._session.get_overridable_initializers()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
 
     def input(self, name: str) -> InputInfo:
@@ -145,6 +156,27 @@ class Session:
             raise ModelError(f"ONNX Runtime cannot run the model: {_reason(exc)}") from exc
         names = [o.name for o in self.outputs] if outputs is None else outputs
         return {name: np.asarray(r) for name, r in zip(names, results, strict=True)}
+
+
+def _check_weights(model: str | Path | bytes) -> None:
+    """Refuse weights that `read_proto` refuses; a file that names no other file needs no graph code."""
+    if _may_name_files(model):
+        from onnx_gradcam.graph.read import read_proto  # noqa: PLC0415 - most explained models do without
+
+        read_proto(model)
+
+
+def _may_name_files(model: str | Path | bytes) -> bool:
+    if isinstance(model, bytes):
+        return _LOCATION in model
+    try:
+        with open_file(model) as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(_LOCATION) >= 0
+    except (InputError, OSError, ValueError) as exc:
+        raise ModelError(str(exc)) from exc
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from onnx_gradcam import attach
 from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
+from onnx_gradcam.runtime.session import Session
 
 W = np.random.default_rng(0).standard_normal((3, 400)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
@@ -281,15 +282,44 @@ def test_a_folder_as_weights(external, location):
     assert "which should hold weight 'w', is not a file" in refused(path)
 
 
-def test_external_data_of_a_nodes_attribute_is_refused(tmp_path):
-    proto = dense()
+def hidden(place: str) -> onnx.ModelProto:
+    """A model with a tensor in another file where onnx's own search does, or does not, look for one."""
     tensor = TensorProto(name="k", data_type=TensorProto.FLOAT, dims=[400], data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="weights.bin")
-    proto.graph.node.insert(0, helper.make_node("Constant", [], ["k"], value=tensor))
-    path = tmp_path / "model.onnx"
+    tensor.external_data.add(key="location", value="../secret.bin")
+    proto, node = dense(), helper.make_node("Constant", [], ["k"], value=tensor)
+    inner = helper.make_graph([], "inner", [], [], initializer=[tensor])
+    if place == "attribute":
+        proto.graph.node.insert(0, node)
+    elif place == "branch":
+        proto.graph.node.add(op_type="If", output=["z"]).attribute.add(name="then_branch", type="GRAPH", g=inner)
+    elif place == "branch of another type":
+        proto.graph.node.add(op_type="If", output=["z"]).attribute.add(name="then_branch", type="INT", g=inner)
+    elif place == "sparse":
+        proto.graph.sparse_initializer.add(dims=[400]).values.CopyFrom(tensor)
+    elif place == "function":
+        proto.functions.add(name="f", domain="d").node.add(op_type="If").attribute.add(name="b", type="GRAPH", g=inner)
+    elif place == "training":
+        proto.training_info.add().algorithm.CopyFrom(inner)
+    return proto
+
+
+@pytest.mark.parametrize("place", ["attribute", "branch", "branch of another type", "sparse", "function", "training"])
+def test_external_data_is_found_wherever_a_tensor_can_be(place, tmp_path):
+    (tmp_path / "secret.bin").write_bytes(bytes(1600))
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "model.onnx"
+    path.write_bytes(hidden(place).SerializeToString())
+    assert "weight 'k' is outside of the model's folder" in refused(path)
+    with pytest.raises(ModelError, match="weight 'k' is outside of the model's folder"):
+        Session(path)
+
+
+def test_a_weight_with_two_positions(external):
+    path = external()
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].external_data.add(key="location", value="other.bin")
     path.write_bytes(proto.SerializeToString())
-    (tmp_path / "weights.bin").write_bytes(bytes(1600))
-    refused(path)
+    assert "has two positions in files" in refused(path)
 
 
 # ----- one form --------------------------------------------------------------
