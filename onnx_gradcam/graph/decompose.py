@@ -18,7 +18,14 @@ from onnx_gradcam.errors import ModelError
 from .builder import Builder, Value
 from .model import Model
 
-__all__ = ["DECOMPOSITIONS", "decompose", "decomposes", "decomposition_table"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "decompose",
+    "decomposes",
+    "decomposition_table",
+    "to_channels_first",
+    "to_channels_last",
+]
 
 Decomposition = Callable[..., Value | Sequence[Value] | None]
 """`(t, *inputs, **attributes)` -> the node's outputs, or `None` if it does not cover this node."""
@@ -34,6 +41,8 @@ _REFUSED = {
     "finn.custom_op.general": _QONNX,
 }
 """Domains of operators that cannot be decomposed, and what to do with a model that uses them."""
+
+_MOST_ROUNDS = 20
 _TABLES = ("fused", "quantised")
 
 
@@ -66,28 +75,54 @@ def decompose(model: Model) -> bool:
     for node in model.core.graph:
         if node.domain in _REFUSED:
             raise ModelError(f"{model.name} {_REFUSED[node.domain]} (node {node.name!r}, {node.domain}.{node.op_type})")
+    changed = False
+    # Inference over the graph stops at the first operator that it does not know, and goes on where that is decomposed.
+    for _ in range(_MOST_ROUNDS):
+        if not _decompose_ranked(model):
+            break
+        changed = True
+    return _decompose_ranked(model, unranked=True) or changed
+
+
+def _decompose_ranked(model: Model, *, unranked: bool = False) -> bool:
+    """Replace the nodes whose inputs have known ranks, and with `unranked` the others too; whether there were any."""
     table = decomposition_table()
     if not any((n.domain, n.op_type) in table for n in model.core.graph):
         return False
     t = Builder(model)
+    changed = False
     for node in t.nodes:
-        outputs = _decomposed(t, node, table)
+        outputs = _decomposed(t, node, table, unranked=unranked)
         if outputs is not None:
             _replace(t, node, outputs)
-        elif node.domain == "" and any(t.wrap(o).dtype is None for o in node.outputs):
-            # Inference over the graph stopped at the first operator that it does not know.
+            changed = True
+        elif node.domain == "" and any(o.name and t.wrap(o).known_shape is None for o in node.outputs):
             _try_inference(t, node)
-    t.graph.sort()
-    t.finish()
-    model.infer()
-    return True
+    if changed:
+        t.graph.sort()
+        t.finish()
+        model.infer()
+    return changed
 
 
-def _decomposed(t: Builder, node: ir.Node, table: dict[tuple[str, str], Decomposition]) -> Sequence[Value] | None:
+def to_channels_first(t: Builder, x: Value) -> Value:
+    """`[N, ..., C]` as `[N, C, ...]`."""
+    return t.transpose(x, [0, x.rank - 1, *range(1, x.rank - 1)])
+
+
+def to_channels_last(t: Builder, x: Value) -> Value:
+    """`[N, C, ...]` as `[N, ..., C]`."""
+    return t.transpose(x, [0, *range(2, x.rank), 1])
+
+
+def _decomposed(
+    t: Builder, node: ir.Node, table: dict[tuple[str, str], Decomposition], *, unranked: bool
+) -> Sequence[Value] | None:
     function = table.get((node.domain, node.op_type))
-    if function is None:
-        return None
     inputs = [None if i is None else t.wrap(i) for i in node.inputs]
+    present = [i for i in inputs if i is not None]
+    if function is None or any(i.dtype is None or (i.known_shape is None and not unranked) for i in present):
+        return None
     attributes: dict[str, Any] = {name: a.value for name, a in node.attributes.items()}
     try:
         outputs = function(t, *inputs, **attributes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .builder import Builder, Value
-from .decompose import decomposes
+from .decompose import decomposes, to_channels_first, to_channels_last
 
 _ACTIVATION_DEFAULTS = {"LeakyRelu": (0.01,), "HardSigmoid": (0.2, 0.5), "Clip": (-math.inf, math.inf)}
 
@@ -136,7 +136,7 @@ def group_norm(
     *, activation: int, groups: int, channels_last: int = 1, epsilon: float = 1e-5,
 ) -> Value | None:  # fmt: skip
     """Group normalisation, channels last by default, with an optional SiLU."""
-    first = t.transpose(x, [0, x.rank - 1, *range(1, x.rank - 1)]) if channels_last else x
+    first = to_channels_first(t, x) if channels_last else x
     channels = first.shape[1]
     if not isinstance(channels, int):
         return None
@@ -146,15 +146,14 @@ def group_norm(
     spread = t.ints(1, channels, *(1,) * (x.rank - 2))
     weight, offset = (t.cast(t.op("Reshape", p, spread), x.dtype) for p in (gamma, beta))
     y = t.reshape_like(normal, first) * weight + offset
-    y = t.transpose(y, [0, *range(2, x.rank), 1]) if channels_last else y
+    y = to_channels_last(t, y) if channels_last else y
     return y * t.op("Sigmoid", y) if activation else y
 
 
 @decomposes("NhwcMaxPool")
 def nhwc_max_pool(t: Builder, x: Value, **window: Any) -> Value:
     """MaxPool over channels-last tensors."""
-    y = t.op("MaxPool", t.transpose(x, [0, x.rank - 1, *range(1, x.rank - 1)]), **window)
-    return t.transpose(y, [0, *range(2, x.rank), 1])
+    return to_channels_last(t, t.op("MaxPool", to_channels_first(t, x), **window))
 
 
 @decomposes("MultiHeadAttention")

@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 
 from .builder import Builder, Value
-from .decompose import decomposes
+from .decompose import MICROSOFT, decomposes, to_channels_first, to_channels_last
 
 
 def _real(t: Builder, x: Value, scale: Value, zero: Value | None, axis: int | None = None) -> Value:
-    return t.op("DequantizeLinear", x, scale, zero, axis=axis)
+    """The real numbers of a quantised tensor: one tensor for all operators that read it, so that it can be a layer."""
+    inputs = [v.core for v in (x, scale, zero) if v is not None]
+    for node in x.core.consumers() if axis is None else ():
+        standard = (node.domain, node.op_type) == ("", "DequantizeLinear")
+        if standard and [i for i in node.inputs if i is not None] == inputs:
+            real = t.wrap(node.outputs[0])
+            if real.is_float and real.known_shape is not None:
+                return real
+    (value,) = t.ops("DequantizeLinear", x, scale, zero, outputs=1, stem=f"{x.name}/real", axis=axis)
+    return value
 
 
 def _quantised(t: Builder, x: Value, scale: Value, zero: Value | None) -> Value:
@@ -24,7 +33,8 @@ def dequantize_linear(
     t: Builder, x: Value, scale: Value, zero: Value | None = None, *, axis: int | None = None
 ) -> Value | None:
     """ONNX Runtime's copy of the standard operator, which takes 16 bits from opset 21 on."""
-    return _real(t, x, scale, zero, axis) if _eight_bits(x) or t.opset >= 21 else None
+    covered = _eight_bits(x) or t.opset >= 21
+    return t.op("DequantizeLinear", x, scale, zero, axis=axis) if covered else None
 
 
 @decomposes("QuantizeLinear")
@@ -40,17 +50,19 @@ def _eight_bits(x: Value) -> bool:
     return x.dtype is not None and x.dtype.itemsize == 1
 
 
+@decomposes("QLinearConv", domain=MICROSOFT)
 @decomposes("QLinearConv", domain="")
 def qlinear_conv(
     t: Builder, x: Value, x_scale: Value, x_zero: Value, w: Value, w_scale: Value, w_zero: Value, y_scale: Value,
     y_zero: Value, bias: Value | None = None,
-    **window: Any,
+    *, channels_last: int = 0, **window: Any,
 ) -> Value:  # fmt: skip
-    """Conv; the scale of the bias is the product of the other two."""
+    """Conv; the scale of the bias is the product of the other two. Channels last in ONNX Runtime's own copy only."""
     offset = None if bias is None else _real(t, bias, t.op("Mul", x_scale, w_scale), None, 0)
     kernel = _real(t, w, w_scale, w_zero, 0)
-    y = t.op("Conv", _real(t, x, x_scale, x_zero), kernel, offset, **window)
-    return _quantised(t, y, y_scale, y_zero)
+    real = _real(t, x, x_scale, x_zero)
+    y = t.op("Conv", to_channels_first(t, real) if channels_last else real, kernel, offset, **window)
+    return _quantised(t, to_channels_last(t, y) if channels_last else y, y_scale, y_zero)
 
 
 @decomposes("QLinearMatMul", domain="")
@@ -151,12 +163,9 @@ def _register_unary(name: str, op_type: str, standard: Sequence[str]) -> None:
         *, channels_last: int = 0, **attributes: Any,
     ) -> Value | None:  # fmt: skip
         real = _real(t, x, x_scale, x_zero)
-        if channels_last:
-            real = t.transpose(real, [0, x.rank - 1, *range(1, x.rank - 1)])
+        real = to_channels_first(t, real) if channels_last else real
         y = t.op(op_type, real, **{k: v for k, v in attributes.items() if k in standard})
-        if channels_last:
-            y = t.transpose(y, [0, *range(2, x.rank), 1])
-        return _quantised(t, y, y_scale, y_zero)
+        return _quantised(t, to_channels_last(t, y) if channels_last else y, y_scale, y_zero)
 
 
 _WINDOW = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")

@@ -173,6 +173,8 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
         ModelError: the model is invalid, or cannot be converted to opset 18.
     """
     small = skeleton(proto)
+    # Before the checker: versions below 4 list weights among the inputs, which ONNX Runtime's optimiser does not do.
+    small.ir_version = max(small.ir_version, MIN_IR_VERSION)
     opset = _opset(small)
     if small.functions:
         _check_inlined_size(small)
@@ -200,7 +202,6 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     inputs = sorted((i for i in small.graph.input if i.name not in light), key=lambda i: i.name in weights)
     del small.graph.input[:]
     small.graph.input.extend(inputs)
-    small.ir_version = max(small.ir_version, MIN_IR_VERSION)
     kept = {p.key for p in small.metadata_props}
     small.metadata_props.extend(p for p in proto.metadata_props if p.key not in kept)
     return small, weights

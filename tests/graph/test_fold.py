@@ -44,6 +44,12 @@ SPLIT = (
     "h = Shape(x) m = Neg(h) k = Abs(m) a, b, c, d = Split<num_outputs=4>(k) s = Concat<axis=0>(c, minus)"
     " y = Reshape(x, s)"
 )
+# "Same" padding as MATLAB writes it.
+SAME = (
+    "h = Shape(x) f = Cast<to=1>(h) d = Div(f, stride) c = Ceil(d) o = Sub(c, unit) m = Mul(o, stride)"
+    " a = Add(m, kernel) n = Sub(a, f) r = Relu(n) b, i, j = Split<axis=0>(r, lengths)"
+    " u = Div(i, couple) v = Div(j, couple) p = Concat<axis=0>(none, u, v, none, u, v) q = Cast<to=7>(p) y = Pad(x, q)"
+)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +60,9 @@ SPLIT = (
         (FLOATING, (2, 16, 9)),
         (RANGE, (4, 72)),
         (SPLIT, (8, 36)),
+        (SAME, (2, 3, 10, 8)),
     ],
-    ids=["expand", "pad", "floating point", "range", "split"],
+    ids=["expand", "pad", "floating point", "range", "split", "same padding"],
 )
 def test_arithmetic_on_shapes(body, shape):
     shapes = completed(
@@ -71,6 +78,12 @@ def test_arithmetic_on_shapes(body, shape):
         pairs=[-1, 2],
         first=[-(2**62)],
         half=np.float32([0.5]),
+        couple=np.float32([2]),
+        stride=np.ones(4, np.float32),
+        kernel=np.float32([1, 1, 3, 3]),
+        unit=np.float32([1]),
+        none=np.zeros(2, np.float32),
+        lengths=[2, 1, 1],
         **{"from": 0, "by": 2},
     )
     assert shapes["y"] == shape

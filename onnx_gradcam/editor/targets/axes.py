@@ -171,13 +171,19 @@ def _transpose(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> La
 
 
 def _same_axes(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
-    """Sizes may change, meanings do not; a resized or padded token axis is no grid any more, nor a product one."""
+    """Sizes may change, meanings do not; a resized or padded token axis is no grid any more, nor a product one.
+
+    The sizes can be computed from the input and unknown here; the rank is enough for all other axes.
+    """
     layout = inputs[0]
-    before, after = _example(t, node.inputs[0]), _example(t, node.outputs[0])
-    if layout is None or before is None or after is None or len(before) != len(after):
+    if layout is None:
+        return None
+    unknown = (None,) * len(layout)
+    before, after = _example(t, node.inputs[0]) or unknown, _example(t, node.outputs[0]) or unknown
+    if len(before) != len(after):
         return None
     return tuple(
-        None if axis is not None and axis.kind in "Ts*" and a != b else axis
+        None if axis is not None and axis.kind in "Ts*" and (a is None or a != b) else axis
         for axis, a, b in zip(layout, before, after, strict=True)
     )
 

@@ -212,16 +212,22 @@ def _is_pooled(value: ir.Value) -> bool:
 
 
 def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Candidate:
-    """The tensor that `chosen` is a view of (transposed, reshaped, quantized and dequantized)."""
+    """The tensor that `chosen` is a view of (transposed, reshaped, quantized and dequantized).
+
+    Quantization clips, and is often all that is left of a rectifier: what it reads is not the same layer.
+    """
     node = chosen.tensor.core.producer()
     by_value = {c.tensor.core: c for c in useful}
+    clipped = False
     while node is not None and node.op_type in VIEWS | QUANTISATION:
         source = node.inputs[0]
         if source is None:
             break
-        if source in by_value and node.op_type not in QUANTISATION:
+        producer = source.producer()
+        clipped = node.op_type == "QuantizeLinear" or (clipped and node.op_type != "DequantizeLinear")
+        if source in by_value and node.op_type not in QUANTISATION and not clipped:
             chosen = by_value[source]
-        node = source.producer() if source in by_value or not t.wrap(source).is_float else None
+        node = producer if source in by_value or not t.wrap(source).is_float else None
     return chosen
 
 

@@ -53,6 +53,8 @@ MERGED = [0, 6, 16]
         ("v = Concat<axis=1>(a, a)", "N C S S"),
         ('v = Resize<mode="nearest">(a, none, double)', "N C S S"),
         ("v = Pad(a, pads)", "N C S S"),
+        # Pads that depend on the content of the image: the rank is all that is known.
+        ("q = ReduceMax<keepdims=0>(x) i = Cast<to=7>(q) e = Expand(i, eight) v = Pad(a, e)", "N C S S"),
         ("g = GlobalAveragePool(a) h = Sigmoid(g) v = Mul(a, h)", "N C S S"),
         ("v = Flatten(a)", "N (C*S*S)"),
         ("v = ReduceMean<keepdims=0>(a, places)", "N C"),
@@ -96,6 +98,7 @@ def test_follow(body, expected, batch):
         one=[1],
         two=[2],
         four=[4],
+        eight=[8],
         some=[0, 2],
         first=0,
         pads=[0, 0, 1, 1, 0, 0, 1, 1],
