@@ -61,6 +61,7 @@ def test_what_is_said():
         "task": "classification",
         "mask_input": "",
         "all_classes": "false",
+        "couples_rows": "false",
     }
 
 
