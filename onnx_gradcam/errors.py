@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = ["ExplainError", "ExportError", "InputError", "ModelError", "ServerError", "TargetError", "UnsupportedError"]
@@ -23,7 +24,10 @@ _IGNORED = str.maketrans("", "", "-_ ")
 
 
 class ExplainError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose; names of untrusted files are shortened in the message."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_shortened(message))
 
 
 class InputError(ExplainError):
@@ -58,6 +62,9 @@ class ServerError(ExplainError):
         self.status = status
 
 
+_LONGEST_WORD = 300
+_LONGEST_MESSAGE = 2000
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD},}}")
 _NEAR = 0.65
 """The least similarity of a suggestion; with less, Embedding would suggest ZeroPadding3D."""
 
@@ -86,6 +93,12 @@ def reason(error: BaseException, limit: int = 200) -> str:
     if not line:
         return type(error).__name__
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def _shortened(message: str) -> str:
+    """The message without the middle of its longest words, and of itself if it is still too long."""
+    short = _LONG_WORD.sub(lambda word: f"{word[0][:150]}...{word[0][-50:]}", message)
+    return short if len(short) <= _LONGEST_MESSAGE else f"{short[: _LONGEST_MESSAGE - 500]} ... {short[-400:]}"
 
 
 def _plain(name: str) -> str:

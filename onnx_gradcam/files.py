@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Drafts", "make_folder", "open_file", "read_file", "read_text", "sync", "write_file"]
+__all__ = ["Drafts", "is_path", "make_folder", "open_file", "read_file", "read_text", "sync", "write_file"]
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -36,6 +36,14 @@ def open_file(path: str | Path) -> BinaryIO:
     except (OSError, ValueError) as error:
         raise InputError(f"{name} cannot be read: {reason(error)}") from error
     raise InputError(f"{name} is not a regular file; copy its content to one")
+
+
+def is_path(text: str) -> bool:
+    """Whether there is a file or folder of this name; a text that cannot be a name is none."""
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def read_file(path: str | Path, limit: int | None = None) -> bytes:

@@ -16,6 +16,7 @@ from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.graph.shapes import Shape, TensorInfo, declare
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Choices, Options
@@ -77,7 +78,12 @@ def attach(
 
         attach("model.onnx", layer="auto").save("explained.onnx")
     """
-    plan = make_plan(source, (options or Options()).replaced(choices))
+    options = (options or Options()).replaced(choices)
+    with invalid_models_refused(source):
+        return _attached(make_plan(source, options))
+
+
+def _attached(plan: Plan) -> Explained:
     if plan.method.runs_often:
         raise UnsupportedError(
             f"{plan.method.title} runs the model many times, so it cannot be written into it; use explain, or another "

@@ -21,6 +21,7 @@ from onnx_gradcam.graph.hazards import padded_pools
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import Carries, between, row_coupling
+from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried, Metadata
 from onnx_gradcam.options import Options
@@ -211,8 +212,11 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
         ModelError: the file is not a usable model.
         TargetError: the score, image or layer cannot be determined, or the model has no such thing.
     """
-    options = options or Options()
-    model = load(source)
+    with invalid_models_refused(source):
+        return _planned(load(source), options or Options())
+
+
+def _planned(model: Model, options: Options) -> Plan:
     metadata = Metadata.from_props(model.metadata)
     if metadata is not None:
         raise TargetError(

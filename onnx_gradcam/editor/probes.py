@@ -14,6 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options
 
@@ -61,6 +62,11 @@ def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Pr
             "methods that run the model many times explain one class at a time; use --class-input optional"
         )
     options = replace(options, class_input="required")
+    with invalid_models_refused(source):
+        return _probed(source, options)
+
+
+def _probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Probed:
     plan = make_plan(source, options)
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)

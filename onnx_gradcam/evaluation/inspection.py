@@ -17,7 +17,7 @@ from onnx_gradcam.editor.targets.task import candidates
 from onnx_gradcam.errors import ExplainError, TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
-from onnx_gradcam.graph.read import read_proto
+from onnx_gradcam.graph.read import invalid_models_refused, read_proto
 from onnx_gradcam.metadata import Carried, Metadata
 from onnx_gradcam.options import Options
 
@@ -222,7 +222,8 @@ def _with_reference(model: str | Path | bytes | onnx.ModelProto, options: Option
 def _tasks(model: str | Path | bytes | onnx.ModelProto) -> dict[str, list[str]]:
     """The outputs that could be explained, by task; nothing if the model cannot be loaded."""
     try:
-        return candidates(Builder(load(model)))
+        with invalid_models_refused(model):
+            return candidates(Builder(load(model)))
     except ExplainError:
         return {}
 
@@ -254,7 +255,8 @@ def _score_alone(model: str | Path | bytes | onnx.ModelProto, options: Options) 
     if len(outputs) > 1:
         return None
     try:
-        return _score(find_score(Builder(load(model)), next(iter(outputs), None), options.score or "logit"))
+        with invalid_models_refused(model):
+            return _score(find_score(Builder(load(model)), next(iter(outputs), None), options.score or "logit"))
     except ExplainError:
         return None
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from .decompose import decompose
 from .inline import inline_known_branches
 from .model import Model
-from .read import normalise, read_proto
+from .read import invalid_models_refused, normalise, read_proto
 
 __all__ = ["load"]
 
@@ -28,6 +28,11 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
     Raises:
         ModelError: the file is missing, damaged or unsafe, or cannot be raised to opset 18.
     """
+    with invalid_models_refused(source):
+        return _loaded(source)
+
+
+def _loaded(source: str | Path | bytes | onnx.ModelProto) -> Model:
     proto, folder = read_proto(source)
     small, weights = normalise(proto)
     model = ir.from_proto(small)

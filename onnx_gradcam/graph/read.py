@@ -6,6 +6,7 @@ weight above a kilobyte. A model of several gigabytes costs no more than its nod
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, external_data_helper, inliner, version_converter
 
-from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.errors import ExplainError, InputError, ModelError
 from onnx_gradcam.files import read_file
 
-__all__ = ["MIN_OPSET", "MOST_INLINED_NODES", "normalise", "read_proto", "skeleton"]
+__all__ = ["MIN_OPSET", "MOST_INLINED_NODES", "invalid_models_refused", "normalise", "read_proto", "skeleton"]
 
 MIN_OPSET = 18
 """The lowest opset that models are converted to: from here on nearly all function bodies exist, and axes are inputs."""
@@ -32,17 +33,6 @@ MIN_IR_VERSION = 8
 _SMALL_TENSOR_BYTES = 1000
 _NUMPY_BROADCASTING = 7
 """The opset from which on PRelu aligns its slope with the last axes of its input; before, with the channels."""
-
-_HOLDERS = (
-    onnx.ModelProto,
-    onnx.GraphProto,
-    onnx.NodeProto,
-    onnx.AttributeProto,
-    onnx.FunctionProto,
-    onnx.SparseTensorProto,
-    onnx.TrainingInfoProto,
-)
-"""The messages that tensors can be in."""
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _POOLS = {"AveragePool", "LpPool", "MaxPool"}
@@ -73,6 +63,7 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
         except InputError as exc:
             raise ModelError(str(exc)) from exc
         proto, folder, name = _parse(data, str(path)), path.resolve().parent, str(path)
+    _check_fields(proto, name)
     if not proto.graph.node and proto.graph.output:
         raise ModelError(f"{name}: the graph has no nodes, so there is nothing to explain; is it the right file?")
     if not proto.graph.node:
@@ -80,6 +71,38 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
     _check_external_data(proto, folder, name)
     _check_inner_data(proto, name)
     return proto, folder
+
+
+@contextlib.contextmanager
+def invalid_models_refused(source: str | Path | bytes | onnx.ModelProto) -> Iterator[None]:
+    """Raise what ONNX's checker says of a model where an error shows that its graph cannot be what it says it is.
+
+    The checker's full inference is not run first, because it refuses models that runtimes accept.
+
+    Raises:
+        ModelError: the model is not valid, and the block failed; errors of valid models stay what they are.
+    """
+    try:
+        yield
+    except (ExplainError, MemoryError):
+        raise
+    except Exception as exc:
+        objection = _objection(source)
+        if not objection:
+            raise
+        raise ModelError(f"the model is not valid ONNX: {objection}; export it again with a current exporter") from exc
+
+
+def _objection(source: str | Path | bytes | onnx.ModelProto) -> str:
+    """What the checker says against a model, in one line; empty if it says nothing."""
+    try:
+        proto, _ = read_proto(source)
+        small, _ = normalise(proto)
+        onnx.checker.check_model(small, full_check=True)
+        onnx.shape_inference.infer_shapes(small, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as exc:  # noqa: BLE001 - every error is an objection
+        return " ".join(str(exc).split())[:300] or type(exc).__name__
+    return ""
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
@@ -94,7 +117,10 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
 
 def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str) -> None:
     """Refuse weights that are missing or outside of the model's folder: an untrusted file may name any path."""
-    for tensor in filter(external_data_helper.uses_external_data, _all_tensors(proto)):
+    # `external_data_helper` leaves out sparse initializers, graphs in functions and training graphs.
+    for tensor in filter(
+        external_data_helper.uses_external_data, (m for m in _messages(proto) if isinstance(m, TensorProto))
+    ):
         keys = Counter(entry.key for entry in tensor.external_data)
         if max(keys.values(), default=0) > 1:
             # Readers disagree on which of them counts.
@@ -125,18 +151,37 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str)
             raise ModelError(f"{name}: the weights file {info.location!r} is truncated; fetch it again")
 
 
-def _all_tensors(message: Message) -> Iterator[TensorProto]:
-    """The tensors in a message, wherever they are.
+def _check_fields(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse text that is not UTF-8 and types that ONNX does not have, which protobuf hands on as they are."""
+    types = set(TensorProto.DataType.values())
+    try:
+        for message in _messages(proto):
+            if isinstance(message, onnx.TypeProto.Tensor) and message.elem_type not in types:
+                raise ModelError(f"{name}: a tensor is of the unknown type {message.elem_type}; export the model again")
+    except UnicodeDecodeError as exc:
+        raise ModelError(f"{name}: the file is damaged (a name in it is not UTF-8 text); fetch it again") from exc
 
-    `external_data_helper` leaves out those of sparse initializers, of graphs in functions and of training graphs.
-    """
+
+def _messages(message: Message) -> Iterator[Message]:
+    """The messages in a message, itself first; a `UnicodeDecodeError` for damaged text."""
+    yield message
     if isinstance(message, TensorProto):
-        yield message
-    elif isinstance(message, _HOLDERS):
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                for part in (value,) if isinstance(value, Message) else value:
-                    yield from _all_tensors(part)
+        # The fields of a tensor are not listed, which would copy its content.
+        _decode(message.name)
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in (value,) if isinstance(value, Message) else value:
+                yield from _messages(part)
+        elif field.type == field.TYPE_STRING:
+            for text in (value,) if isinstance(value, (str, bytes)) else value:
+                _decode(text)
+
+
+def _decode(text: str | bytes) -> None:
+    """Some versions of protobuf give damaged text as bytes, others raise the error themselves."""
+    if isinstance(text, bytes):
+        text.decode()
 
 
 def _check_inner_data(proto: onnx.ModelProto, name: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 from onnx_gradcam.errors import InputError, near_matches
-from onnx_gradcam.files import read_text
+from onnx_gradcam.files import is_path, read_text
 from onnx_gradcam.options import Description
 
 __all__ = ["PADDING", "PRESETS", "Align", "Color", "DType", "Layout", "Preprocessing", "Resize", "parse_preprocessing"]
@@ -317,7 +317,7 @@ def parse_preprocessing(source: str | Path | Mapping[str, Any] | Description) ->
         return PRESETS[text]
     if text.startswith("{"):
         return Preprocessing.from_json(text)
-    if not Path(text).exists():
+    if not is_path(text):
         raise InputError(
             f"unknown preprocessing {text!r}{near_matches(text, PRESETS)}; give a preset ({', '.join(PRESETS)}), "
             "a JSON object or the path of a JSON file"

@@ -352,6 +352,9 @@ def _take(factors: list[Factor], size: int) -> list[Factor] | None:
     if size == 1 and factors and factors[0][1] == 1:
         taken.append(factors.pop(0))
     while size != 1:
+        if not factors:
+            # The declared sizes contradict each other.
+            return None
         axis, width = factors[0]
         kind = axis.kind if axis is not None else ""
         if size % width == 0:

@@ -1,0 +1,82 @@
+"""Models with damage that only shows while the graph is followed: one sentence from every function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+import pytest
+from support.graphs import graph
+
+from onnx_gradcam import Explainer, attach, inspect
+from onnx_gradcam.errors import ExplainError, ModelError
+from onnx_gradcam.graph.read import invalid_models_refused
+
+
+def model() -> onnx.ModelProto:
+    return graph(
+        "c = Conv<dilations=[1,1]>(x, K) t = Transpose<perm=[0,2,3,1]>(c) b = Transpose<perm=[0,3,1,2]>(t) a = Relu(b)"
+        "p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)",
+        K=(6, 3, 3, 3),
+        W=(6, 4),
+    )
+
+
+def attribute(proto: onnx.ModelProto, node: int) -> onnx.AttributeProto:
+    return proto.graph.node[node].attribute[0]
+
+
+def damaged(change: Callable[[onnx.ModelProto], object]) -> bytes:
+    proto = model()
+    change(proto)
+    return proto.SerializeToString()
+
+
+DAMAGE = {
+    "dilations": (
+        damaged(lambda m: attribute(m, 0).ints.extend([1] * 40)),
+        "not valid ONNX: |no tensor with spatial positions",
+    ),
+    "axes": (
+        damaged(lambda m: attribute(m, 1).ints.__setitem__(0, 7)),
+        "not valid ONNX: |no tensor with spatial positions",
+    ),
+    "type of an input": (
+        damaged(lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 99)),
+        "a tensor is of the unknown type 99; export the model again",
+    ),
+    "text": (model().SerializeToString().replace(b"Relu", b"Re\xac\xbf"), r"a name in it is not UTF-8 text\); fetch"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_one_sentence(tmp_path, data, words):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    for use in (attach, lambda p: Explainer(p, preprocess="none"), lambda p: Explainer(p, method="rise")):
+        with pytest.raises(ExplainError, match=words) as caught:
+            use(path)
+        assert "\n" not in str(caught.value)
+    try:
+        refusal = inspect(path).refusal
+    except ExplainError as exc:
+        refusal = str(exc)
+    assert refusal
+
+
+def test_an_error_in_a_valid_model_stays_what_it_is():
+    with pytest.raises(ZeroDivisionError), invalid_models_refused(model()):
+        _ = 1 // 0
+
+
+@pytest.mark.parametrize("damage", ["dilations", "axes"])
+def test_an_error_in_a_model_that_is_not_valid_becomes_the_checkers_sentence(damage):
+    with pytest.raises(ModelError, match=r"the model is not valid ONNX: .*Inference") as caught:  # noqa: SIM117
+        with invalid_models_refused(DAMAGE[damage][0]):
+            _ = 1 // 0
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_own_errors_stay_what_they_are():
+    with pytest.raises(ModelError, match=r"^own$"), invalid_models_refused(DAMAGE["axes"][0]):
+        raise ModelError("own")
