@@ -119,7 +119,7 @@ def row_coupling(nodes: Iterable[ir.Node]) -> ir.Node | None:
     DynamicQuantizeLinear takes the range of its tensor, BatchNormalization in training mode the statistics.
     """
     for node in nodes:
-        training = node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0)
+        training = node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) != 0
         if training or node.op_type.startswith("DynamicQuantize"):
             return node
         graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
