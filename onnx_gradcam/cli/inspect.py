@@ -101,7 +101,7 @@ def _say_decisions(result: Inspection, decisions: Decisions) -> None:
         say(f"  {decisions.method_reason}")
     named = _named_rows(result, decisions)
     if named:
-        _say_choices(named, f"layers of the {result.framework.split()[0]} model")
+        _say_choices(named, f"layers of the {result.framework.split()[0] if result.framework else 'original'} model")
     if not any(row[0] == "*" for row in named):
         _say_choices(_candidate_rows(decisions), "tensors" if named else "layers")
     say("operators on the way without a gradient rule:" + ("" if decisions.missing_rules else " none"))

@@ -12,13 +12,14 @@ import onnx
 from onnx_gradcam.editor.plan import Plan, make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
+from onnx_gradcam.editor.targets.layer_names import LayerNames
 from onnx_gradcam.editor.targets.score import Score, find_score
 from onnx_gradcam.editor.targets.task import candidates
 from onnx_gradcam.errors import ExplainError, TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import invalid_models_refused, read_proto
-from onnx_gradcam.metadata import Carried, Metadata
+from onnx_gradcam.metadata import Carried, CarriedLayer, Metadata
 from onnx_gradcam.options import Options
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ class Inspection:
         producer: program that wrote the model, with its version.
         inputs: the inputs without the initializers; `outputs` are the outputs.
         labels: class names stored in the model; `preprocessing` is the preprocessing stored.
-        framework: framework that the model was exported from, with its version; `layers` are its layers by name.
+        framework: framework that the model was exported from, with its version.
+        layers: the framework's layers by name: as the model carries them, else as its nodes tell.
         explained: metadata of a model that is explained already; `score` and `decisions` are `None` then.
         score: the score; `None` if there is none.
         decisions: everything else that is decided; `None` if the model is refused before.
@@ -208,7 +210,22 @@ def inspect(
         score = _score_alone(model, options) if isinstance(exc, TargetError) else None
         tasks = _tasks(model) if score is None else {}
         return Inspection(**contents, score=score, tasks=tasks, refusal=str(exc))
+    contents["layers"] = contents["layers"] or _named_layers(plan)
     return Inspection(**contents, score=_score(plan.score), decisions=_decisions(plan), refusal=plan.refusal or "")
+
+
+def _named_layers(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The layers that the exporter noted on the nodes and that can be explained; of one tensor, the outermost last."""
+    candidates = {candidate.tensor.core: candidate for candidate in plan.layer.candidates}
+    places = {value: place for place, value in enumerate(candidates)}
+    tensors = LayerNames(plan.t, {}, set(candidates)).single()
+    names = sorted((n for n in tensors if tensors[n] in places), key=lambda n: (places[tensors[n]], -len(n)))
+    layers = {}
+    for name in names:
+        candidate = candidates[tensors[name]]
+        shape = list(candidate.tensor.shape)
+        layers[name] = asdict(CarriedLayer(tensor=candidate.tensor.name, shape=shape, layout=candidate.describe()))
+    return layers
 
 
 def _with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:

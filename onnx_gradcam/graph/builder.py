@@ -22,7 +22,7 @@ from onnx_gradcam.errors import ModelError, UnsupportedError
 from .model import Model, own_errors
 from .shapes import Shape, TensorInfo, declare, ranked_shape
 
-__all__ = ["Attribute", "Builder", "Value"]
+__all__ = ["PREFIX", "Attribute", "Builder", "Value"]
 
 Attribute = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.Graph | ir.TensorProtocol | None
 """An attribute of a node; `None` omits it."""
@@ -164,7 +164,8 @@ class Value:
         return self._builder.op("LessOrEqual", self, other)
 
 
-_PREFIX = "onnx_gradcam"
+PREFIX = "onnx_gradcam"
+"""What the names of new tensors start with."""
 
 
 class Builder:
@@ -209,7 +210,7 @@ class Builder:
         """A new name."""
         while True:
             self._counter += 1
-            name = f"{_PREFIX}/{stem}_{self._counter}"
+            name = f"{PREFIX}/{stem}_{self._counter}"
             if name not in self._names:
                 self._names.add(name)
                 return name
@@ -453,7 +454,7 @@ class Builder:
         key = x.core, np.dtype(dtype)
         if key not in self._casts:
             # An error that names the result shows which tensor of the model it is.
-            stem = None if x.name.startswith(_PREFIX) else f"Cast/{x.name}"
+            stem = None if x.name.startswith(PREFIX) else f"Cast/{x.name}"
             (self._casts[key],) = self.ops("Cast", x, outputs=1, stem=stem, to=int(ir.DataType.from_numpy(key[1])))
         return self._casts[key]
 

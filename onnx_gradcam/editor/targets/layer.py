@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnx_gradcam.errors import TargetError, UnsupportedError, near_matches
+from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, Carries, between, dominators
 
 from .axes import Axis, Layout, follow, letters, window
+from .layer_names import LayerNames
 
 __all__ = ["Block", "Candidate", "Layer", "find_blocks", "find_layer", "on_path"]
 
@@ -315,17 +316,14 @@ def _named(
     alive: set[ir.Value],
     layouts: dict[ir.Value, Layout],
 ) -> tuple[Candidate, str]:
-    value = t.find(names.get(layer, layer))
-    how = f"tensor {layer!r}, as requested"
-    if value is None:
-        node = next((n for n in t.nodes if n.name == layer and layer), None)
-        if node is None:
-            layers = [*names, *(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
-            near = near_matches(layer, layers) or "; inspect lists the layers"
-            raise TargetError(f"the model has no layer {layer!r}{near}")
-        value, how = t.wrap(node.outputs[0]), f"the output of node {layer!r}, as requested"
-    elif layer in names:
-        how = f"layer {layer!r}, as requested"
+    table = LayerNames(t, names, alive)
+    named = table.find(layer)
+    if named is None:
+        others = [*(c.tensor.name for c in candidates), *(str(n.name) for n in t.nodes if n.name)]
+        raise TargetError(
+            f"the model has no layer {layer!r}{table.near(layer, others) or '; inspect lists the layers'}"
+        )
+    value, how = named
     value = on_path(t, value, alive)
     for candidate in candidates:
         if candidate.tensor is value:

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from onnx_gradcam.editor.targets.layer_names import DYNAMO_SCOPES
 from onnx_gradcam.errors import ExplainError, ExportError, reason
 from onnx_gradcam.exporters.writer import BATCH
 from onnx_gradcam.graph.load import load
@@ -60,17 +61,13 @@ def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str]) 
     for value, name in zip(exported.model.graph.outputs, names, strict=True):
         value.name = name
     for node in exported.model.graph:
-        kept = node.metadata_props.get(SCOPES)
+        kept = node.metadata_props.get(DYNAMO_SCOPES)
         node.metadata_props.clear()  # stack traces contain local paths
         node.doc_string = None
         if kept:
-            node.metadata_props[SCOPES] = kept
+            node.metadata_props[DYNAMO_SCOPES] = kept
     proto: onnx.ModelProto = ir.to_proto(exported.model)
     return proto
-
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""The dynamo exporter's entry for the modules that a node belongs to."""
 
 
 def _by_torchscript(network: Any, x: Any, symbols: dict[int, str], names: list[str]) -> onnx.ModelProto:

@@ -6,7 +6,6 @@ matched by the exporter's node names, and each match is proved by running the mo
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,13 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from onnx_gradcam.editor.targets.layer_names import noted_scopes
 from onnx_gradcam.exporters.parity import difference, run
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import between
 from onnx_gradcam.graph.shapes import TensorInfo
 
 from .capture import Array
-from .conversion import SCOPES
 
 __all__ = ["match", "name_after_modules", "on_path", "scripted_layers", "strip_notes", "take_target"]
 
@@ -77,8 +76,7 @@ def match(
 def _scopes(tensor: ir.Value) -> Iterable[str]:
     """The paths of the modules that a tensor's node belongs to, from the dynamo exporter."""
     node = tensor.producer()
-    text = node.metadata_props.get(SCOPES, "[]") if node is not None else "[]"
-    return [str(scope).removeprefix("network.") for scope in ast.literal_eval(text)]
+    return [] if node is None else [scope.removeprefix("network.") for scope in noted_scopes(node)]
 
 
 def strip_notes(model: Model) -> None:

@@ -1,0 +1,220 @@
+"""Layers by the framework's names, as TorchScript, dynamo and TensorFlow note them on nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from onnx_gradcam import Options, attach
+from onnx_gradcam.cli import app
+from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.targets.layer_names import DYNAMO_SCOPES
+from onnx_gradcam.errors import TargetError
+from onnx_gradcam.evaluation.inspection import inspect
+from onnx_gradcam.metadata import Carried, CarriedLayer, Metadata, peek
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node as an exporter writes it."""
+
+    op: str
+    tensor: str
+    name: str
+    modules: tuple[str, ...] = ()  # what dynamo notes, without the call itself
+    weight: str = ""
+
+
+TORCHSCRIPT = [
+    Call("Conv", "/stem/stem.0/Conv_output_0", "/stem/stem.0/Conv", weight="stem.0.weight"),
+    Call("Relu", "/stem/stem.1/Relu_output_0", "/stem/stem.1/Relu"),
+    Call("Conv", "/layer4/layer4.0/conv1/Conv_output_0", "/layer4/layer4.0/conv1/Conv", weight="layer4.0.conv1.weight"),
+    Call("Relu", "/layer4/layer4.0/relu/Relu_output_0", "/layer4/layer4.0/relu/Relu"),
+    Call("Conv", "/layer4/layer4.1/conv1/Conv_output_0", "/layer4/layer4.1/conv1/Conv", weight="onnx::Conv_9"),
+    Call("Relu", "/layer4/layer4.1/relu/Relu_output_0", "/layer4/layer4.1/relu/Relu"),
+    Call("Neg", "/layer4/layer4.1/Neg_output_0", "/layer4/layer4.1/Neg"),
+    Call("Relu", "/layer4/layer4.1/relu_1/Relu_output_0", "/layer4/layer4.1/relu_1/Relu"),
+    Call("Sigmoid", "/Sigmoid_output_0", "/Sigmoid"),
+]
+DYNAMO = [
+    Call("Conv", "conv2d", "node_conv2d", ("stem", "stem.0"), "stem.0.weight"),
+    Call("Relu", "relu", "node_relu", ("stem", "stem.1")),
+    Call("Conv", "conv2d_1", "node_conv2d_1", ("layer4", "layer4.0", "layer4.0.conv1"), "layer4.0.conv1.weight"),
+    Call("Relu", "relu_1", "node_relu_1", ("layer4", "layer4.0", "layer4.0.relu")),
+    Call("Conv", "conv2d_2", "node_conv2d_2", ("layer4", "layer4.1", "layer4.1.conv1"), "layer4.1.conv1.weight"),
+    Call("Relu", "relu_2", "node_relu_2", ("layer4", "layer4.1", "layer4.1.relu")),
+    Call("Neg", "neg", "node_neg", ("layer4", "layer4.1")),
+    Call("Relu", "relu_3", "node_relu_3", ("layer4", "layer4.1", "layer4.1.relu")),
+    Call("Relu", "relu_4", "node_relu_4", ("relu",)),
+]
+TENSORFLOW = [
+    Call("Conv", "main/small_0.35_96/Conv1/Conv2D:0", "main/small_0.35_96/Conv1/Conv2D", weight="w1"),
+    Call("Relu", "main/small_0.35_96/Conv1_relu/Relu6:0", "main/small_0.35_96/Conv1_relu/Relu6"),
+    Call("Conv", "main/small_0.35_96/Conv_1/Conv2D:0", "main/small_0.35_96/Conv_1/Conv2D", weight="w2"),
+    Call("Relu", "main/small_0.35_96/out_relu/Relu6:0", "main/small_0.35_96/out_relu/Relu6"),
+    Call("Sigmoid", "main/squash/Sigmoid:0", "main/squash/Sigmoid"),
+]
+MODELS = {"torchscript": TORCHSCRIPT, "dynamo": DYNAMO, "tensorflow": TENSORFLOW}
+
+
+def model(calls, carried=None) -> onnx.ModelProto:
+    """The calls one after the other, and the mean of each channel as the score of a class."""
+    rng = np.random.default_rng(0)
+    nodes, weights, before = [], [], "x"
+    for call in calls:
+        if call.weight:
+            values = rng.standard_normal((3, 3, 1, 1)).astype(np.float32)
+            weights.append(numpy_helper.from_array(values, call.weight))
+        node = helper.make_node(call.op, [before, *filter(None, [call.weight])], [call.tensor], name=call.name)
+        if call.modules:
+            node.metadata_props.add(key=DYNAMO_SCOPES, value=repr(["", *call.modules, call.tensor]))
+        nodes.append(node)
+        before = call.tensor
+    nodes.append(helper.make_node("GlobalAveragePool", [before], ["pooled"], name="pooling"))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["y"], name="flattening"))
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    scores = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
+    graph = helper.make_graph(nodes, "g", [image], [scores], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(proto, {} if carried is None else carried.to_props())
+    return proto
+
+
+def chosen(calls, layer, carried=None):
+    return make_plan(model(calls, carried), Options(layer=layer)).layer.chosen.tensor.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "place"),
+    [
+        *[(kind, layer, 7) for kind in ("torchscript", "dynamo") for layer in ("layer4", "layer4.1", "layer4[-1]")],
+        *[(kind, layer, 7) for kind in ("torchscript", "dynamo") for layer in ("model.layer4", "net.layer4[-1]")],
+        *[(kind, layer, 3) for kind in ("torchscript", "dynamo") for layer in ("layer4[0]", "layer4[-2]", "layer4.0")],
+        *[(kind, layer, 4) for kind in ("torchscript", "dynamo") for layer in ("layer4[-1].conv1", "layer4[1].conv1")],
+        *[(kind, layer, 1) for kind in ("torchscript", "dynamo") for layer in ("stem", "stem[-1]", "self.stem[1]")],
+        ("torchscript", "layer4.1.relu_1", 7),
+        ("torchscript", "/layer4/layer4.1/relu/Relu", 5),
+        ("torchscript", "/layer4/layer4.1/relu/Relu_output_0", 5),
+        ("dynamo", "relu_2", 5),
+        ("dynamo", "node_relu", 1),
+        ("dynamo", "model.relu", 8),
+        ("tensorflow", "out_relu", 3),
+        ("tensorflow", "Conv1", 0),
+        ("tensorflow", "small_0.35_96/out_relu", 3),
+        ("tensorflow", "small_0.35_96", 3),
+        ("tensorflow", "main/squash", 4),
+    ],
+)
+def test_the_tensor_that_a_name_stands_for(kind, layer, place):
+    assert chosen(MODELS[kind], layer) == MODELS[kind][place].tensor
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "message"),
+    [
+        # One rectifier that is called twice: which call is meant, cannot be told.
+        (
+            "torchscript",
+            "layer4.1.relu",
+            "stands for 2 tensors; name one of them: '/layer4/layer4.1/relu/Relu_output_0'",
+        ),
+        ("dynamo", "layer4.1.relu", "stands for 2 tensors; name one of them: 'relu_2', 'relu_3'"),
+        # The tensor `relu` is the stem's, the module `relu` is another one.
+        ("dynamo", "relu", "stands for 2 tensors; name one of them: 'node_relu', 'relu_4'"),
+        ("torchscript", "conv1", "stands for 2 tensors; name one of them: '/layer4/layer4.0/conv1/Conv_output_0', "),
+        ("dynamo", "layer4[-3]", "is out of range; 'layer4' has 2 numbered layers"),
+        ("dynamo", "layer5", "no layer 'layer5'; did you mean 'layer4'"),
+        ("torchscript", "model.layer4[-1].conv3", "did you mean 'layer4.1.conv1'"),
+        ("tensorflow", "out_rel", "no layer 'out_rel'"),
+    ],
+)
+def test_what_is_not_one_layer_is_asked_for(kind, layer, message):
+    with pytest.raises(TargetError, match="layer") as caught:
+        chosen(MODELS[kind], layer)
+    assert message in str(caught.value)
+
+
+def test_a_module_of_its_own_is_no_further_call():
+    calls = [
+        Call("Conv", "/conv/Conv_output_0", "/conv/Conv", weight="conv.weight"),
+        Call("Conv", "/conv_1/Conv_output_0", "/conv_1/Conv", weight="conv_1.weight"),
+        Call("Relu", "/act/Relu_output_0", "/act/Relu"),
+    ]
+    assert chosen(calls, "conv") == "/conv/Conv_output_0"
+
+
+def test_a_folded_normalization_is_said():
+    plan = make_plan(model(TORCHSCRIPT), Options(layer="layer4.1.conv1"))
+    assert plan.layer.reason.endswith("; the exporter folded the normalization behind it into it")
+
+
+def test_nodes_that_an_optimizer_put_in_belong_to_their_readers():
+    """A copy without a name, between two modules, is not part of the first one's output."""
+    calls = [*TORCHSCRIPT[:2], Call("Neg", "inserted", "Neg_7"), *TORCHSCRIPT[2:]]
+    assert chosen(calls, "stem") == "/stem/stem.1/Relu_output_0"
+    calls = [*TORCHSCRIPT[:3], Call("Neg", "inserted", "Neg_7"), *TORCHSCRIPT[3:]]
+    assert chosen(calls, "layer4.0") == "/layer4/layer4.0/relu/Relu_output_0"
+
+
+@pytest.mark.parametrize("note", ["[", "[1, 2]", "{}", "__import__('os')", "[" * 5000, "['a'" + ", 'a'" * 5000 + "]"])
+def test_damaged_notes_are_no_names(note):
+    proto = model(DYNAMO)
+    for node in proto.graph.node:
+        for entry in node.metadata_props:
+            entry.value = note
+    with pytest.raises(TargetError, match="no layer 'layer4'"):
+        make_plan(proto, Options(layer="layer4"))
+    assert make_plan(proto, Options(layer="relu_3")).layer.chosen.tensor.name == "relu_3"
+
+
+@pytest.mark.parametrize(
+    ("layer", "tensor"),
+    [
+        ("out_relu", "relu_3"),
+        ("mobilenetv2_0.35_96/out_relu", "relu_3"),
+        ("model.features[-1]", "relu_1"),
+        ("net.features[8][2]", "relu_1"),
+        ("features[3]", "relu"),
+    ],
+)
+def test_names_that_an_export_stored(layer, tensor):
+    layers = {"mobilenetv2_0.35_96/out_relu": "relu_3", "features[8][2]": "relu_1", "features.3": "relu"}
+    layers["features.8"] = "relu_1"
+    carried = Carried(layers={name: CarriedLayer(tensor=value) for name, value in layers.items()})
+    assert chosen(DYNAMO, layer, carried) == tensor
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "dynamo"])
+def test_inspect_lists_the_names(kind, tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(model(MODELS[kind]), path)
+    layers = inspect(path).layers
+    assert {name: layers[name]["tensor"] for name in ("layer4", "layer4.1", "layer4.0", "stem")} == {
+        "layer4": MODELS[kind][7].tensor,
+        "layer4.1": MODELS[kind][7].tensor,
+        "layer4.0": MODELS[kind][3].tensor,
+        "stem": MODELS[kind][1].tensor,
+    }
+    assert "layer4.1.relu" not in layers
+    result = CliRunner().invoke(app, ["inspect", str(path), "--layer", "layer4[-2]"])
+    assert result.exit_code == 0, result.output
+    assert "'layer4.0'" in result.output
+    assert "layer 'layer4.0', as requested ('layer4[-2]')" in result.output
+
+
+def test_on_the_command_line(tmp_path):
+    path, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(model(DYNAMO), path)
+    result = CliRunner().invoke(app, ["attach", str(path), "-o", str(out), "--layer", "model.layer4[-1]"])
+    assert result.exit_code == 0, result.output
+    assert Metadata.from_props(peek(out)).target_tensor == "relu_3"
+    assert attach(path, layer="layer4").metadata.target_tensor == "relu_3"
+    refused = CliRunner().invoke(app, ["attach", str(path), "-o", str(tmp_path / "no.onnx"), "--layer", "relu"])
+    assert refused.exit_code == 1
+    assert "stands for 2 tensors; name one of them: 'node_relu', 'relu_4'" in refused.stderr
+    assert not (tmp_path / "no.onnx").exists()
