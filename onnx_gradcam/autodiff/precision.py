@@ -97,5 +97,7 @@ def _rescaled(t: Builder, g: Value, *, rows: bool) -> tuple[Value, Value]:
     exponent = _SIZE - t.op("Floor", t.op("Log", top) * (1 / math.log(2)))
     # The exponent of zero is infinite and is clipped; NaN compares as false and stays NaN.
     limited = t.op("Clip", exponent, t.const(-14.0, np.float32), t.const(15.0, np.float32))
-    power = t.cast(t.op("Where", top >= 0.0, t.const(2.0, np.float32) ** limited, 1.0), np.float16)
+    # A base of full rank: OpenCV's Pow is wrong for a scalar base of several dimensions.
+    two = t.const(np.full([1] * g.rank, 2.0), np.float32)
+    power = t.cast(t.op("Where", top >= 0.0, two**limited, 1.0), np.float16)
     return g * power, t.op("Reshape", t.cast(power, np.float32), t.ints(-1) if rows else t.ints())

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_gradcam import __version__
-from onnx_gradcam.autodiff.providers import conform, find_profile
+from onnx_gradcam.autodiff.providers import conform, find_profile, separate_weights
 from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
@@ -97,6 +97,8 @@ def _attached(plan: Plan) -> Explained:
     if plan.options.expose_activation and plan.method.needs_layer:
         for target in plan.targets:
             t.expose(target)
+    if find_profile(plan.options.profile).documented is None:
+        separate_weights(t)  # nothing is known of the runtime: the file has to be right on all of them
     t.finish()
     model = t.model
     metadata = describe(plan, ingredients.class_input, names)

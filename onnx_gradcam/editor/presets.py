@@ -24,6 +24,7 @@ from .methods.maps import (
     corner_bilinear,
     finish,
     nearest,
+    positive_part,
     spline,
     table_bicubic,
 )
@@ -92,7 +93,7 @@ def _steps(
 
     def finish_layer(t: Builder, cam: Value, size: Value) -> Value:
         raised = cam + start if start else cam
-        positive = t.op("Relu", raised) if rectify else raised
+        positive = positive_part(t, raised) if rectify else raised
         return resized(t, before(t, positive) if before is not None else positive, size)
 
     def finish_all(t: Builder, cams: Sequence[Value], size: Value, chosen: Combine | None = None) -> Value:

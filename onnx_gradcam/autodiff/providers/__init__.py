@@ -15,10 +15,11 @@ from onnx_gradcam.autodiff.registry import Table
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 
+from .aliasing import separate_weights
 from .conform import Profile, conform
 from .profiles import PROFILES
 
-__all__ = ["PROFILES", "Profile", "conform", "differentiate", "find_profile"]
+__all__ = ["PROFILES", "Profile", "conform", "differentiate", "find_profile", "separate_weights"]
 
 
 def find_profile(name: str) -> Profile:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from onnx_gradcam.autodiff.registry import Cotangent, RuleFunction, Table, rules
 from onnx_gradcam.graph.builder import Builder, Value
 
+from .lowerings import NEARLY_ZERO
+
 __all__ = ["blocked_rules"]
 
 Array = npt.NDArray[Any]
@@ -51,7 +53,7 @@ def _relu(portable: RuleFunction) -> RuleFunction:
     def relu(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
         if x.dtype != np.float32:
             return portable(t, g, y, x)
-        return [g * t.op("HardSigmoid", y, alpha=_STEEP, beta=0.0)]
+        return [g * t.op("HardSigmoid", y, alpha=_STEEP, beta=NEARLY_ZERO)]
 
     return relu
 
@@ -79,14 +81,14 @@ def _between(t: Builder, y: Value, high: np.float32) -> Value:
     """
     scale = 2.0 ** -math.ceil(math.log2(high))
     steep = 2.0 ** math.ceil(-math.log2(float(high - np.nextafter(high, np.float32(0))) * scale))
-    above = t.op("HardSigmoid", y, alpha=_STEEP, beta=0.0)
+    above = t.op("HardSigmoid", y, alpha=_STEEP, beta=NEARLY_ZERO)
     channels = y.shape[1] if y.rank == 4 else None
     if not isinstance(channels, int) or channels % _BLOCK:
         return above * t.op("HardSigmoid", y, alpha=-steep * scale, beta=float(high) * scale * steep)
     # ONNX Runtime fuses the sum and the ramp into the convolution before them: one pass over the tensor instead of two.
     weight, bias = np.full((channels, 1, 1, 1), -scale), np.full(channels, float(high) * scale - 1.0)
     scaled = t.op("Conv", y, t.const(weight, y.dtype), t.const(bias, y.dtype), group=channels, shape=y.shape)
-    return t.op("HardSigmoid", scaled + above, alpha=steep, beta=0.0)
+    return t.op("HardSigmoid", scaled + above, alpha=steep, beta=NEARLY_ZERO)
 
 
 def _conv(portable: RuleFunction) -> RuleFunction:

@@ -25,7 +25,18 @@ from onnx_gradcam.graph.builder import Builder, Value
 
 from .conform import Lowering
 
-__all__ = ["ARITHMETIC", "BOOLEANS", "MASKS", "PLANES", "is_zero", "lowering", "pool", "pools_by_convolution", "volume"]
+__all__ = [
+    "ARITHMETIC",
+    "BOOLEANS",
+    "MASKS",
+    "NEARLY_ZERO",
+    "PLANES",
+    "is_zero",
+    "lowering",
+    "pool",
+    "pools_by_convolution",
+    "volume",
+]
 
 ARITHMETIC: dict[str, Lowering] = {}
 """Arithmetic and layout, by similar operators."""
@@ -38,6 +49,9 @@ MASKS: dict[str, Lowering] = {}
 
 PLANES: dict[str, Lowering] = {}
 """Layout and convolutions, by what CoreML computes: images of two dimensions and constant weights."""
+
+NEARLY_ZERO = -1e-38
+"""The offset of a HardSigmoid that starts at zero: OpenVINO reads an offset of exactly zero as the default, 0.5."""
 
 Function = TypeVar("Function", bound=Callable[..., Value | None])
 
@@ -149,7 +163,7 @@ def at_least(t: Builder, x: Value, bound: Value) -> Value | None:
 def step(t: Builder, x: Value) -> Value:
     """One where `x` is positive, else zero: a clipped ramp, so steep that two of them take any number to one."""
     slope = 6e4 if x.dtype == np.float16 else 3e38
-    return t.op("HardSigmoid", t.op("HardSigmoid", x, alpha=slope, beta=0.0), alpha=slope, beta=0.0)
+    return t.op("HardSigmoid", t.op("HardSigmoid", x, alpha=slope, beta=NEARLY_ZERO), alpha=slope, beta=NEARLY_ZERO)
 
 
 def _difference(a: Value, b: Value) -> Value:

@@ -7,6 +7,7 @@ formulas hold.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -80,10 +81,12 @@ def reduce_mean(t: Builder, r: _Reduction, g: Value, y: Value, x: Value) -> Valu
 def _one_over_count(t: Builder, x: Value, y: Value) -> Value | float:
     """One over the number of elements of `x` for each element of `y`."""
     shapes = [v.known_shape for v in (x, y)]
-    dims = [[d for d in shape or () if isinstance(d, int)] for shape in shapes]
-    if all(shape is not None and len(d) == len(shape) for shape, d in zip(shapes, dims, strict=True)):
-        x_size, y_size = (int(np.prod(d)) for d in dims)
-        return y_size / x_size if x_size else 0.0
+    if None not in shapes and not any(None in shape for shape in shapes if shape):
+        dims = [[d for d in shape or () if isinstance(d, int)] for shape in shapes]
+        free = [Counter(d for d in shape or () if isinstance(d, str)) for shape in shapes]
+        if free[0] == free[1]:  # free dimensions that stay, such as the batch, cancel
+            x_size, y_size = (int(np.prod(d)) for d in dims)
+            return y_size / x_size if x_size else 0.0
     # In float32 at least: a count above 65504 is infinite in float16.
     wide = np.float64 if x.dtype == np.float64 else np.float32
     count = t.op("Div", t.op("Size", x), t.op("Max", t.op("Size", y), t.const(np.int64(1))))

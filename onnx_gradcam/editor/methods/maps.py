@@ -25,6 +25,7 @@ __all__ += [
     "corner_bilinear",
     "half_pixel",
     "nearest",
+    "positive_part",
     "resize",
     "spatial_size",
     "spline",
@@ -92,6 +93,11 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
     batch = t.op("Shape", channel, start=0, end=2) if not isinstance(maps.shape[0], int) else t.ints(maps.shape[0], 1)
     target = t.op("Concat", batch, size, axis=0)
     return t.op("Squeeze", t.op("Resize", channel, None, None, target, **attributes), t.ints(1))
+
+
+def positive_part(t: Builder, maps: Value) -> Value:
+    """Raw maps with negative values clipped; a Max, because MNN computes a Relu in place of the output `cam` itself."""
+    return t.op("Max", maps, 0.0)
 
 
 def spatial_size(t: Builder, maps: Value) -> Value:
@@ -179,7 +185,7 @@ def finish(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | No
     with half-pixel centres. A map without a positive value stays zero. Several layers are averaged unless `combine`
     says otherwise, and divided by their maximum again.
     """
-    shown = [bilinear(t, by_maximum(t, t.op("Relu", cam)), size) for cam in cams]
+    shown = [bilinear(t, by_maximum(t, positive_part(t, cam)), size) for cam in cams]
     return shown[0] if len(shown) == 1 else by_maximum(t, combined(t, shown, combine or "mean"))
 
 
