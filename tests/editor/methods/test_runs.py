@@ -20,7 +20,7 @@ BODY = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) p = GlobalAverageP
 SIZES = {"K": (6, 3, 3, 3), "L": (5, 6, 3, 3), "W": (5, 4)}
 TAIL = BODY.removeprefix("c = Conv(x, K) ")
 EVERY = [name for name, method in methods().items() if method.runs_often]
-LAYERLESS = {"smoothgrad", "smoothgrad-squared", "vargrad", "integrated-gradients", "rise", "occlusion"}
+LAYERLESS = {"smoothgrad", "smoothgrad-squared", "vargrad", "integrated-gradients", "blur-ig", "rise", "occlusion"}
 
 
 @pytest.fixture(autouse=True)

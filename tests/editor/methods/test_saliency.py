@@ -1,0 +1,32 @@
+"""Path methods against the `saliency` library; see tests/oracles/make_saliency.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from support.graphs import run
+from support.rectified_network import agree, network, oracle
+
+from onnx_gradcam.editor.methods import averaged
+from onnx_gradcam.editor.methods.averaged import _BLUR, _blurred
+from onnx_gradcam.editor.probes import probed
+from onnx_gradcam.options import Options
+from onnx_gradcam.runtime.prober import Prober
+
+ORACLE = oracle("saliency.npz")
+
+
+def explained():
+    prober = Prober(probed(network(ORACLE), Options(method="blur-ig")), batch_size=16)
+    return prober.run(ORACLE["x"], ORACLE["classes"])["attribution"]
+
+
+def test_blur_integrated_gradients():
+    agree(explained(), ORACLE["attribution/blur-ig"])
+
+
+def test_the_map_adds_up_to_what_the_blur_takes_from_the_score(monkeypatch):
+    monkeypatch.setattr(averaged, "_BLURS", 3000)
+    blurred = np.stack([_blurred(image, _BLUR) for image in ORACLE["x"]]).astype(np.float32)
+    scores = [run(network(ORACLE), x=x)["y"] for x in (ORACLE["x"], blurred)]
+    lost = (scores[0] - scores[1])[np.arange(2), ORACLE["classes"]]
+    np.testing.assert_allclose(explained().sum((1, 2, 3)), lost, rtol=0.05)
