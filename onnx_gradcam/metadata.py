@@ -133,7 +133,7 @@ class Metadata:
         profile: which of several equal ways the gradient is written in.
         grad_dtype: dtype of the gradient: that of the `model`, or `float32`.
         disabled_optimizers: optimizations of ONNX Runtime that would compute this model wrongly.
-        task: what the model does: `classification`, `regression`, `segmentation`, `detection` or `embedding`.
+        task: what the model does, a name in `onnx_gradcam.editor.targets.task.TASKS`.
         mask_input: name of the input with the region where a segmentation is explained; empty for none.
         all_classes: heatmap and raw map have one map per class, in the order of the classes, on axis 1.
         couples_rows: what the model computes for a row depends on the other rows of the batch.

@@ -114,6 +114,25 @@ def _over_own(t: Builder, maps: Value, channel: int, spatial: Sequence[int]) -> 
     return t.op("Where", present, total, lowest)
 
 
+def _values_of_maps(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
+    """The mean of each map of values over the positions, or over a region.
+
+    A value has no class whose positions it could be restricted to, so the masks `own` and `all` are the same. With
+    `input`, positions have the weights of the new input `target_mask`, `float32 [N, h, w]` at the output's resolution.
+    """
+    maps, layout = _class_maps(t, _one_output(options), "output")
+    kinds = [axis.kind if axis is not None else "" for axis in layout]
+    channel, spatial = kinds.index("C"), [i for i, axis in enumerate(kinds) if axis == "S"]
+    if options.mask == "input":
+        _free(t, MASK)
+        weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
+        region = t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype)
+        size = t.op("Max", t.sum(region, spatial, keepdims=False), float(np.finfo(np.float16).tiny))
+        expose(t, t.sum(t.op("Mul", maps, region), spatial, keepdims=False) / size)
+        return
+    expose(t, t.mean(maps, spatial, keepdims=False))
+
+
 def _class_maps(t: Builder, name: str | None, kind: ScoreKind) -> tuple[Value, Layout]:
     """The tensor with one map per class, and the meaning of its axes."""
     layouts = follow(t)
@@ -319,6 +338,14 @@ TASKS: dict[str, Task] = {
             answers=_holds_class_maps,
             method="hirescam",
             classes_compete=True,
+            maps_are_scores=True,
+        ),
+        Task(
+            name="dense-regression",
+            about="a map of values, such as depth, averaged over a part of the image",
+            scores=_values_of_maps,
+            answers=_holds_class_maps,
+            method="hirescam",
             maps_are_scores=True,
         ),
         Task(

@@ -174,6 +174,32 @@ def test_outputs_that_hold_no_maps_are_refused():
         attach(taken, task="segmentation")
 
 
+# ----- dense regression --------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", ["all", "input"])
+def test_the_map_of_a_depth_is_what_moving_the_activations_does(mask):
+    x, source = images(2), segmenter("y = Sigmoid(l)", "float[N,1,8,8] y", classes=1)
+    depth = run(source, x=x)["y"][:, 0]
+    region = np.zeros((2, 8, 8), np.float32)
+    region[:, 2:5, 1:4] = 0.5
+    where = {"all": np.ones_like(region), "input": region}[mask]
+    feeds = {"target_mask": region} if mask == "input" else {}
+    results = explained(source, x, 0, task="dense-regression", mask=mask, **feeds)
+    means = (depth * where).sum((1, 2)) / where.sum((1, 2))
+    np.testing.assert_allclose(results["target_scores"], means[:, None], rtol=1e-5)
+    weights = where / where.sum((1, 2), keepdims=True)
+    want = numeric_map(source, "b", ["y"], lambda out: (out["y"][:, 0] * weights).sum((1, 2)), x, local=True)
+    np.testing.assert_allclose(results["cam"], want, rtol=0, atol=2e-3 * np.abs(want).max())
+
+
+def test_an_empty_region_of_a_depth_is_a_blank_map():
+    source = segmenter("y = Sigmoid(l)", "float[N,1,8,8] y", classes=1)
+    region = np.zeros((1, 8, 8), np.float32)
+    results = explained(source, images(1), 0, task="dense-regression", mask="input", target_mask=region)
+    assert results["target_scores"].max() == 0 == np.abs(results["cam"]).max()
+
+
 # ----- detection ---------------------------------------------------------------
 
 
