@@ -15,9 +15,11 @@ from .errors import InputError, ModelError
 from .files import open_file
 from .options import GradDtype, ModifierName
 
-__all__ = ["ONE_AT_A_TIME", "PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
+__all__ = ["ONE_AT_A_TIME", "OWN", "PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
 PREFIX = "onnx_gradcam."
+OWN = "onnx-gradcam"
+"""The origin of what this package stored."""
 
 ONE_AT_A_TIME = (
     "the model computes a range or a mean over the whole batch, so results depend on the other images in it; this "

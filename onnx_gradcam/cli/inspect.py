@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from onnx_gradcam.metadata import OWN
 from onnx_gradcam.options import Options
 
 from ._options import Json, ModelFile, explains, model_source
@@ -53,8 +54,13 @@ def _say(name: str, result: Inspection) -> None:
     for kind, tensors in (("inputs", result.inputs), ("outputs", result.outputs)):
         say(kind)
         say(table([(repr(tensor.name), tensor.dtype, shape(tensor.shape)) for tensor in tensors]))
-    say(f"class names: {_labels(result.labels)}")
-    say(f"preprocessing: {result.preprocessing or 'none stored'}")
+    say(f"class names: {_labels(result.labels)}{_origin(result, 'labels')}")
+    say(f"preprocessing: {result.preprocessing or 'none stored'}{_origin(result, 'preprocessing')}")
+    for origin, stated in result.stated.items():
+        say(f"{origin} says: {', '.join(f'{name} {value}' for name, value in stated.items())}")
+    if result.decisions is None:
+        for line in result.remarks:
+            say(f"warning: {line}")
     if result.framework:
         say(f"exported from {result.framework}")
     if result.explained is not None:
@@ -71,6 +77,12 @@ def _labels(labels: Sequence[str] | None) -> str:
     if not labels:
         return "none stored"
     return f"{len(labels)} ({', '.join(labels[:3])}{' ...' if len(labels) > 3 else ''})"
+
+
+def _origin(result: Inspection, name: str) -> str:
+    """Who says it, unless this package stored it itself."""
+    origin = result.origins.get(name, OWN)
+    return "" if origin == OWN else f", from {origin}"
 
 
 def _say_explained(metadata: Metadata) -> None:

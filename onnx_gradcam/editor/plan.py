@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,7 +15,7 @@ from onnx_gradcam.autodiff.expand import expand_missing
 from onnx_gradcam.autodiff.modifiers import MODIFIERS
 from onnx_gradcam.autodiff.providers import find_profile
 from onnx_gradcam.autodiff.registry import Table
-from onnx_gradcam.errors import TargetError
+from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.hazards import padded_pools
 from onnx_gradcam.graph.load import load
@@ -23,11 +23,12 @@ from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import Carries, between, row_coupling
 from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.images.preprocessing import parse_preprocessing
-from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried, Metadata
+from onnx_gradcam.metadata import ONE_AT_A_TIME, OWN, Carried, Metadata
 from onnx_gradcam.options import Options
 
 from .head import Head, read_head
 from .methods.catalogue import Method, find_method
+from .origins import Statements, read_statements
 from .presets import Preset, find_preset
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
@@ -64,6 +65,7 @@ class Plan:
         preset: the conventions.
         labels: the class names, if known.
         preprocessing: how an image becomes the model's input, if known.
+        remarks: what the file or its neighbours say that is not used, one sentence each.
     """
 
     options: Options
@@ -82,6 +84,7 @@ class Plan:
     preset: Preset
     labels: list[str] | None
     preprocessing: dict[str, Any] | None
+    remarks: Sequence[str] = field(default=())
 
     @property
     def layer(self) -> Layer:
@@ -175,7 +178,7 @@ class Plan:
     def warnings(self) -> list[str]:
         """What the user should know."""
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
-        return [*self._hazard, *coupled, *([self.preset.caution] if self.preset.caution else ())]
+        return [*self.remarks, *self._hazard, *coupled, *([self.preset.caution] if self.preset.caution else ())]
 
     @property
     def couples_rows(self) -> bool:
@@ -223,9 +226,10 @@ def _planned(model: Model, options: Options) -> Plan:
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}); "
             "start from the original model to explain it in another way"
         )
+    statements, chosen = read_statements(model.metadata, model.folder), options
     options = _as_exported(model, options)
     task = find_task(options.task or USUAL_TASK)
-    options = with_class_scores(model, _resolved(model, options, task), task)
+    options = with_class_scores(model, _resolved(statements, options, task), task)
     plan = _plan(Builder(model), options, task)
     targets = [value.name for value in plan.targets]
     ends = [plan.image.name] if plan.method.differentiates("image") else targets
@@ -234,8 +238,42 @@ def _planned(model: Model, options: Options) -> Plan:
         expanded = _plan(Builder(model), replace(options, layer=targets), task)
         pairs = zip(expanded.layers, plan.layers, strict=True)
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
-        return replace(expanded, options=options, layers=layers)
-    return plan
+        plan = replace(expanded, options=options, layers=layers)
+    return _completed(plan, statements, chosen)
+
+
+def _completed(plan: Plan, statements: Statements, chosen: Options) -> Plan:
+    """The plan with what the file and its neighbours say, where the user chose nothing and it fits the model."""
+    labels, described = plan.labels, plan.preprocessing
+    remarks = [] if chosen.labels is not None and chosen.preprocess is not None else statements.remarks
+    if labels is None and plan.task.names_apply and statements.labels is not None:
+        try:
+            check_labels(statements.labels, plan.score.classes)
+            labels = statements.labels
+        except InputError as exc:
+            remarks.append(f"the class names of {statements.origin('labels')} are not used: {exc}")
+            _refuse_names(chosen)
+    if described is None and statements.preprocessing is not None:
+        image = plan.image
+        try:
+            parsed = parse_preprocessing(statements.preprocessing)
+            parsed.for_input(letters(plan.layout), image.shape, str(image.dtype))
+            described = parsed.to_dict()
+        except InputError as exc:
+            remarks.append(f"the preprocessing of {statements.origin('preprocessing')} is not used: {exc}")
+    if chosen.task is None and statements.task not in {"", plan.task.name}:
+        remarks.append(
+            f"{statements.origin('task')} says that the model does {statements.task}, but it is explained as "
+            f"{plan.task.name}; choose with --task"
+        )
+    return replace(plan, labels=labels, preprocessing=described, remarks=remarks)
+
+
+def _refuse_names(options: Options) -> None:
+    """Refuse classes given by names that turned out not to be the model's."""
+    for name in (options.target, None if options.against in OBJECTIVES else options.against):
+        if name is not None:
+            find_class(name, None)
 
 
 def _as_exported(model: Model, options: Options) -> Options:
@@ -249,18 +287,19 @@ def _as_exported(model: Model, options: Options) -> Options:
     )
 
 
-def _resolved(model: Model, options: Options, task: Task) -> Options:
-    """Class names and preprocessing read, the names of classes as indices."""
-    carried = Carried.from_props(model.metadata)
-    stored = carried.labels if task.names_apply else None
-    labels = stored if options.labels is None else read_labels(options.labels)
+def _resolved(statements: Statements, options: Options, task: Task) -> Options:
+    """Class names and preprocessing read, the names of classes as indices; without those that others stored."""
+    known = statements.labels if task.names_apply else None
+    own = statements.origin("labels") == OWN
+    labels = (known if own else None) if options.labels is None else read_labels(options.labels)
     against, target = options.against, options.target
     if against is not None and against not in OBJECTIVES:
-        against = find_class(against, labels)
+        against = find_class(against, labels or known)
     if target is not None:
-        target = find_class(target, labels)
-    preprocess = options.preprocess
-    described = carried.preprocessing if preprocess is None else parse_preprocessing(preprocess).to_dict()
+        target = find_class(target, labels or known)
+    described = statements.preprocessing if statements.origin("preprocessing") == OWN else None
+    if options.preprocess is not None:
+        described = parse_preprocessing(options.preprocess).to_dict()
     return replace(options, labels=labels, preprocess=described, against=against, target=target)
 
 

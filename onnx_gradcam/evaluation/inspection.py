@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from onnx_gradcam.editor.origins import Statement, read_statements
 from onnx_gradcam.editor.plan import Plan, make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
@@ -121,7 +122,10 @@ class Inspection:
         opset: version by domain.
         producer: program that wrote the model, with its version.
         inputs: the inputs without the initializers; `outputs` are the outputs.
-        labels: class names stored in the model; `preprocessing` is the preprocessing stored.
+        labels: class names stored in the model or beside it; `preprocessing` is the preprocessing.
+        origins: who says so, for labels, preprocessing and task, as far as they are known.
+        stated: what else origins say, such as `{"Ultralytics metadata": {"task": "detect", "stride": 32}}`.
+        remarks: what is said and cannot be used, one sentence each.
         framework: framework that the model was exported from, with its version.
         layers: the framework's layers by name: as the model carries them, else as its nodes tell.
         explained: metadata of a model that is explained already; `score` and `decisions` are `None` then.
@@ -137,6 +141,9 @@ class Inspection:
     outputs: Sequence[TensorInfo]
     labels: Sequence[str] | None
     preprocessing: Mapping[str, Any] | None
+    origins: Mapping[str, str]
+    stated: Mapping[str, Mapping[str, Any]]
+    remarks: Sequence[str]
     framework: str
     layers: Mapping[str, Mapping[str, Any]]
     explained: Metadata | None = None
@@ -182,18 +189,21 @@ def inspect(
         print(inspection.refusal or inspection.decisions.layer.tensor)
     """
     options = (options or Options()).replaced(choices)
-    proto, _ = read_proto(model)
+    proto, folder = read_proto(model)
     props = {p.key: p.value for p in proto.metadata_props}
     initializers = {tensor.name for tensor in proto.graph.initializer}
-    carried = Carried.from_props(props)
+    carried, statements = Carried.from_props(props), read_statements(props, folder)
     explained = Metadata.from_props(props)
     contents: dict[str, Any] = {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         "producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
         "inputs": [_tensor(info) for info in proto.graph.input if info.name not in initializers],
         "outputs": [_tensor(info) for info in proto.graph.output],
-        "labels": carried.labels,
-        "preprocessing": carried.preprocessing,
+        "labels": statements.labels,
+        "preprocessing": statements.preprocessing,
+        "origins": {name: one for name in ("labels", "preprocessing", "task") if (one := statements.origin(name))},
+        "stated": {one.origin: stated for one in statements.statements if (stated := _stated(one))},
+        "remarks": statements.remarks,
         "framework": " ".join(filter(None, (carried.framework, carried.framework_version))),
         "layers": {name: asdict(layer) for name, layer in carried.layers.items()},
         "explained": explained,
@@ -212,6 +222,11 @@ def inspect(
         return Inspection(**contents, score=score, tasks=tasks, refusal=str(exc))
     contents["layers"] = contents["layers"] or _named_layers(plan)
     return Inspection(**contents, score=_score(plan.score), decisions=_decisions(plan), refusal=plan.refusal or "")
+
+
+def _stated(statement: Statement) -> dict[str, Any]:
+    """What an origin says besides class names and preprocessing."""
+    return {**({"task": statement.task} if statement.task else {}), **statement.details}
 
 
 def _named_layers(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import onnx
 
+from onnx_gradcam.editor.origins import read_statements
 from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.graph.load import load
@@ -187,7 +188,7 @@ def read_onnx(path: str | Path) -> Product:
         raise ExportError(
             f"{path}: the model is explained already (layer {metadata.target_tensor!r}); export the original model"
         )
-    carried = Carried.from_props(model.metadata)
+    carried, statements = Carried.from_props(model.metadata), read_statements(model.metadata, model.folder)
     core = model.core
     producer = " ".join(filter(None, (core.producer_name, core.producer_version)))
     return Product(
@@ -195,8 +196,9 @@ def read_onnx(path: str | Path) -> Product:
         framework=carried.framework or "onnx",
         version=carried.framework_version or producer,
         layers=carried.layers,
-        labels=carried.labels,
-        preprocessing=carried.preprocessing,
+        labels=statements.labels,
+        preprocessing=statements.preprocessing,
+        warnings=statements.remarks,
         parity=carried.parity,
     )
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.origins import read_statements
 from onnx_gradcam.editor.plan import image_input
 from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.files import open_file
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.preprocessing import parse_preprocessing
-from onnx_gradcam.metadata import Carried
 from onnx_gradcam.options import Description
 
 from .session import Session
@@ -66,7 +66,7 @@ def read_reference(
     name, layout = image_input(model, image)
     described = preprocess
     if described is None:
-        described = Carried.from_props({p.key: p.value for p in proto.metadata_props}).preprocessing
+        described = read_statements({p.key: p.value for p in proto.metadata_props}, folder).preprocessing
     if described is None:
         raise InputError("the model carries no preprocessing for the reference image; give it with --preprocess")
     session = Session(model if isinstance(model, (str, Path, bytes)) else proto.SerializeToString(), folder=folder)

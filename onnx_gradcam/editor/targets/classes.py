@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.files import read_text
 
-__all__ = ["check_labels", "read_labels"]
+__all__ = ["check_labels", "parse_labels", "read_labels"]
 __all__ += ["Top", "check_class", "expanded", "find_class", "find_label", "parse_top", "separated"]
 
 _TOP = re.compile(r"top([0-9]{1,9})")
@@ -44,7 +44,7 @@ def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
         raise InputError(f"the label file {str(labels)!r} is empty; write one class name per line")
     value = _parsed(text)
     if value is not None:
-        return _from_json(value, f"the label file {str(labels)!r}")
+        return parse_labels(value, f"the label file {str(labels)!r}")
     return [line.strip() for line in text.split("\n")]
 
 
@@ -58,7 +58,12 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _from_json(value: Any, origin: str) -> list[str]:
+def parse_labels(value: Any, origin: str) -> list[str]:
+    """Class names from a list, or from an object between index and name; `origin` says in messages whose it is.
+
+    Raises:
+        InputError: it holds no class names.
+    """
     if isinstance(value, Mapping) and "id2label" in value:
         value = value["id2label"]
     if isinstance(value, Mapping) and value and all(_is_index(index) for index in value.values()):

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from onnx_gradcam.editor.origins import from_timm, from_torchvision, from_transformers
 from onnx_gradcam.errors import ExplainError, ExportError, InputError, near_matches, reason
 
-from .archives import from_timm, from_torchvision, from_transformers, kind_of, members
+from .archives import kind_of, members
 from .capture import silent
 from .state_dicts import fit, read_weights, unwrapped
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from onnx_gradcam.exporters.pytorch.archives import from_timm, from_torchvision, from_transformers
+from onnx_gradcam.editor.origins import from_timm, from_torchvision, from_transformers
 from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
 
 HALF, MEAN, STD = (0.5,) * 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
