@@ -115,6 +115,15 @@ def mxnet(
         str | None,
         option("Image", "Size of the input, if the symbol leaves it open.", "--input-shape", metavar="C,H,W"),
     ] = None,
+    names: Annotated[
+        Path | None,
+        option(
+            "Target",
+            "JSON file of further layer names, such as gluon's paths, and the nodes that they stand for.",
+            "--names",
+            metavar="FILE",
+        ),
+    ] = None,
     as_json: Json = False,
     choices: dict[str, Any],
 ) -> None:
@@ -124,9 +133,11 @@ def mxnet(
     Example:
       onnx-gradcam export mxnet net-symbol.json net-0000.params -o net.onnx --preprocess mxnet-gluon
 
-    `HybridBlock.export` and `Module.save_checkpoint` write the two files. Layers are the nodes of the symbol.
+    `HybridBlock.export` and `Module.save_checkpoint` write the two files. Layers are the nodes of the symbol; with
+    --names also gluon's paths: --layer 'net.features[8][2]'.
     """  # noqa: D301 - \b keeps the lines of the example apart
-    how = {"weights": params, "input_shape": None if size is None else _numbers(size, 3, "--input-shape")}
+    shape = None if size is None else _numbers(size, 3, "--input-shape")
+    how = {"weights": params, "input_shape": shape, "names": names}
     _run(symbol, out, as_json=as_json, framework="mxnet", layer=layer, **how, **choices)
 
 

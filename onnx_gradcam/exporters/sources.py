@@ -41,7 +41,7 @@ def export(
     preprocess: str | Path | Mapping[str, Any] | Description | None = None,
     weights: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
-    names: Mapping[str, str] | None = None,
+    names: str | Path | Mapping[str, str] | None = None,
     size: tuple[int, int] | None = None,
     call: int = -1,
     exporter: TorchExporter = "auto",
@@ -76,7 +76,8 @@ def export(
         weights: PyTorch: a state dictionary, or a name that torchvision knows. MXNet: the `.params` file; by default
             the only one beside the symbol.
         input_shape: MXNet: `(channels, height, width)`, where the symbol leaves it open.
-        names: MXNet: further layer names, such as `features[8][2]`, and the symbol's nodes that they stand for.
+        names: MXNet: further layer names, such as `features[8][2]`, and the symbol's nodes that they stand for; also a
+            JSON file of them.
         size: PyTorch: height and width of the images, where the model does not say.
         call: PyTorch: which call of the layer, where the model calls it several times; -1 is the last.
         exporter: PyTorch: which of its two exporters to use.
@@ -230,7 +231,7 @@ def _mxnet(
     *,
     weights: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
-    names: Mapping[str, str] | None = None,
+    names: str | Path | Mapping[str, str] | None = None,
 ) -> Product:
     from .mxnet import read_mxnet  # noqa: PLC0415
 

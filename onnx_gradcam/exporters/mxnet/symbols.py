@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import ExportError, InputError, ModelError, TargetError, UnsupportedError, near_matches, reason
 from onnx_gradcam.exporters.writer import BATCH, Product, Writer
+from onnx_gradcam.files import read_text
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.shapes import Shape
 from onnx_gradcam.images.preprocessing import PRESETS
@@ -159,7 +160,7 @@ def read_mxnet(
     params: str | Path,
     *,
     input_shape: Sequence[int] | None = None,
-    names: Mapping[str, str] | None = None,
+    names: str | Path | Mapping[str, str] | None = None,
 ) -> Product:
     """Read a network of MXNet 0.7 to 1.9, or of gluon, from the files that Module and `HybridBlock.export` write.
 
@@ -175,7 +176,7 @@ def read_mxnet(
         params: the `.params` that belongs to it.
         input_shape: of one image, `(channels, height, width)`; by default what the symbol or the weights imply, else
             height and width stay free.
-        names: further layer names, such as `features[8][2]`, and the nodes that they stand for.
+        names: further layer names, such as `features[8][2]`, and the nodes that they stand for; also a JSON file.
     """
     network = _Network(read_symbol(symbol), read_parameters(params), str(params))
     shape, warnings = network.sample_shape(input_shape), []
@@ -190,10 +191,25 @@ def read_mxnet(
         model=model,
         framework="mxnet",
         version=network.symbol.version,
-        layers=_with_names(translation.layers(), names or {}),
+        layers=_with_names(translation.layers(), _read_names(names)),
         preprocessing=PRESETS["mxnet-gluon"].to_dict() if architecture and shape[0] == 3 else None,
         warnings=warnings,
     )
+
+
+def _read_names(names: str | Path | Mapping[str, str] | None) -> Mapping[str, str]:
+    """Further layer names, from a JSON file if it is a path."""
+    values: Any = names or {}
+    if isinstance(values, (str, Path)):
+        try:
+            values = json.loads(read_text(values, _LARGEST_FILE, "a JSON object of layer names and nodes"))
+        except (ValueError, RecursionError) as exc:
+            raise InputError(
+                f"the names in {str(names)!r} are not valid JSON ({reason(exc)}); write an object"
+            ) from exc
+    if not isinstance(values, Mapping) or not all(isinstance(part, str) for pair in values.items() for part in pair):
+        raise InputError('names have to be an object of layers and their nodes; write {"features[8][2]": "conv4_fwd"}')
+    return values
 
 
 def _with_names(layers: dict[str, CarriedLayer], names: Mapping[str, str]) -> dict[str, CarriedLayer]:

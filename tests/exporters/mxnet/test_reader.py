@@ -11,7 +11,11 @@ import textwrap
 import numpy as np
 import onnx
 import pytest
+from typer.testing import CliRunner
 
+from onnx_gradcam import Options, export
+from onnx_gradcam.cli import app
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.errors import ExportError, InputError, TargetError
 from onnx_gradcam.exporters.mxnet import read_mxnet
 from onnx_gradcam.images.preprocessing import PRESETS, parse_preprocessing
@@ -339,3 +343,50 @@ def test_nothing_is_written(case, tmp_path):
     read_mxnet(*files, input_shape=(4, 5, 6))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert json.loads(files[0].read_text()) == case.symbol
+
+
+class TestGluonPaths:
+    """`net.features[8][2]`, as gluon's users write it: the symbol has nodes only, so a file says which is which."""
+
+    @pytest.fixture
+    def files(self, tmp_path):
+        net = Network(tmp_path, "")
+        net.weight("w1", (4, 3, 3, 3))
+        net.weight("w2", (5, 4, 3, 3))
+        kernel = {"kernel": "(3, 3)", "pad": "(1, 1)", "no_bias": "True"}
+        first = net.node("Convolution", "conv0_fwd", "data", "w1", num_filter="4", **kernel)
+        second = net.node("Convolution", "conv1_fwd", first, "w2", num_filter="5", **kernel)
+        act = net.node("Activation", "act0", second, act_type="relu")
+        pool = net.node("Pooling", "pool", act, global_pool="True", pool_type="avg", kernel="(1, 1)")
+        return net.write(net.node("Flatten", "scores", pool))
+
+    @pytest.mark.parametrize("layer", ["net.features[8][2]", "features[8][2]", "features[8]"])
+    def test_on_the_command_line_and_in_python(self, files, tmp_path, layer):
+        names, out = tmp_path / "names.json", tmp_path / "net.onnx"
+        names.write_text(json.dumps({"features[8][2]": "conv0_fwd", "features[8]": "conv1_fwd"}), "utf-8")
+        arguments = ["export", "mxnet", *map(str, files), "-o", str(out), "--input-shape", "3,8,8"]
+        result = CliRunner().invoke(app, [*arguments, "--names", str(names), "--layer", layer])
+        assert result.exit_code == 0, result.output
+        same = export(files[0], input_shape=(3, 8, 8), names=str(names), layer=layer)
+        expected = 5 if layer == "features[8]" else 4
+        assert same.shape[1] == expected
+        assert make_plan(out).layer.chosen.channels == expected
+        assert make_plan(out, Options(layer="net.features[8][2]")).layer.chosen.channels == 4
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{", "not valid JSON"),
+            ("[1]", "names have to be an object of layers"),
+            ('{"features[8]": 3}', "names have to be an object of layers"),
+            ('{"features[8]": "conv9_fwd"}', "stands for node 'conv9_fwd', which is not in the symbol"),
+        ],
+    )
+    def test_refusals(self, files, tmp_path, text, message):
+        names, out = tmp_path / "names.json", tmp_path / "net.onnx"
+        names.write_text(text, "utf-8")
+        arguments = ["export", "mxnet", *map(str, files), "-o", str(out), "--input-shape", "3,8,8"]
+        result = CliRunner().invoke(app, [*arguments, "--names", str(names)])
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert not out.exists()
