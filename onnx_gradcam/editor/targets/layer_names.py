@@ -109,7 +109,8 @@ class LayerNames:
     def single(self) -> dict[str, ir.Value]:
         """The tensor of every layer that stands for one, in the order of the nodes."""
         outputs = {path: self.outputs(path) for path in self}
-        return {path: values[0] for path, values in outputs.items() if len(values) == 1}
+        single = {path: values[0] for path, values in outputs.items() if len(values) == 1}
+        return {path: value for path, value in single.items() if not _is_folded(path, value)}
 
     def near(self, layer: str, others: Sequence[str]) -> str:
         """The tail of a message that suggests names like `layer`, of this table and of `others`; empty without any."""
@@ -127,7 +128,12 @@ class LayerNames:
             self._ask(layer, values)
         path = min(paths, key=len)
         how = f"layer {path!r}, as requested" + ("" if path == layer else f" ({layer!r})")
-        return self._t.wrap(values[0]), how + _folded(values[0])
+        if _is_folded(path, values[0]):
+            raise TargetError(
+                f"the exporter merged layer {path!r} with the normalization behind it; name its tensor "
+                f"{values[0].name!r} to explain what both compute"
+            )
+        return self._t.wrap(values[0]), how
 
     def _counted(self, atoms: Atoms, layer: str) -> Atoms:
         """The name with indices from the end, such as -1, counted from the start."""
@@ -178,13 +184,14 @@ def _leaves(value: ir.Value, inside: set[ir.Node]) -> bool:
     return value.is_graph_output() or any(n not in inside and n.op_type not in _MEASURES for n in readers)
 
 
-def _folded(value: ir.Value) -> str:
-    """What to know about a convolution that TorchScript's exporter merged with the module behind it; else empty."""
+def _is_folded(path: str, value: ir.Value) -> bool:
+    """Whether a layer is a convolution that TorchScript's exporter merged with the normalization behind it."""
     node = value.producer()
     weight = node.inputs[1] if node is not None and len(node.inputs) > 1 else None
-    if weight is None or not str(weight.name).startswith(_FOLDED_WEIGHT):
-        return ""
-    return "; the exporter folded the normalization behind it into it"
+    if node is None or weight is None or not str(weight.name).startswith(_FOLDED_WEIGHT):
+        return False
+    # Of a module around both, the tensor is the output.
+    return (_scopes(node) or ("",))[-1] == path
 
 
 def _nodes_by_path(t: Builder) -> dict[str, list[ir.Node]]:
@@ -220,8 +227,10 @@ def _scopes(node: ir.Node) -> Scopes | None:
     if noted:
         return tuple(scope for scope in noted[:-1] if scope)
     for name in (*(str(o.name) for o in node.outputs), str(node.name)):
-        if "/" in name and not name.startswith(PREFIX):
-            first, *parts = name.split("/")[:-1]
+        # TFLite joins the names of what it fused, the last operator first.
+        joined = name.split(";")[0]
+        if "/" in joined and not joined.startswith(PREFIX):
+            first, *parts = joined.split("/")[:-1]
             return tuple("/".join([first, *parts[:end]]) for end in range(len(parts) + 1)) if first else _modules(parts)
     return None
 

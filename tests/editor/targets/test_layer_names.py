@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.graphs import builder
 from typer.testing import CliRunner
 
 from onnx_gradcam import Options, attach
 from onnx_gradcam.cli import app
 from onnx_gradcam.editor.plan import make_plan
-from onnx_gradcam.editor.targets.layer_names import DYNAMO_SCOPES
+from onnx_gradcam.editor.targets.layer_names import DYNAMO_SCOPES, LayerNames
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.evaluation.inspection import inspect
 from onnx_gradcam.metadata import Carried, CarriedLayer, Metadata, peek
@@ -95,7 +96,7 @@ def chosen(calls, layer, carried=None):
         *[(kind, layer, 7) for kind in ("torchscript", "dynamo") for layer in ("layer4", "layer4.1", "layer4[-1]")],
         *[(kind, layer, 7) for kind in ("torchscript", "dynamo") for layer in ("model.layer4", "net.layer4[-1]")],
         *[(kind, layer, 3) for kind in ("torchscript", "dynamo") for layer in ("layer4[0]", "layer4[-2]", "layer4.0")],
-        *[(kind, layer, 4) for kind in ("torchscript", "dynamo") for layer in ("layer4[-1].conv1", "layer4[1].conv1")],
+        *[(kind, layer, 2) for kind in ("torchscript", "dynamo") for layer in ("layer4[-2].conv1", "layer4[0].conv1")],
         *[(kind, layer, 1) for kind in ("torchscript", "dynamo") for layer in ("stem", "stem[-1]", "self.stem[1]")],
         ("torchscript", "layer4.1.relu_1", 7),
         ("torchscript", "/layer4/layer4.1/relu/Relu", 5),
@@ -148,9 +149,14 @@ def test_a_module_of_its_own_is_no_further_call():
     assert chosen(calls, "conv") == "/conv/Conv_output_0"
 
 
-def test_a_folded_normalization_is_said():
-    plan = make_plan(model(TORCHSCRIPT), Options(layer="layer4.1.conv1"))
-    assert plan.layer.reason.endswith("; the exporter folded the normalization behind it into it")
+def test_a_convolution_with_its_normalization_is_not_the_convolution():
+    """Its tensor is what the normalization computes: the output of a module around both, not of the convolution."""
+    message = "the exporter merged layer 'layer4.1.conv1' with the normalization behind it; name its tensor"
+    with pytest.raises(TargetError, match=message):
+        chosen(TORCHSCRIPT, "layer4[-1].conv1")
+    assert chosen(TORCHSCRIPT, TORCHSCRIPT[4].tensor) == TORCHSCRIPT[4].tensor
+    calls = [TORCHSCRIPT[0], Call("Conv", "/down/down.0/Conv_output_0", "/down/down.0/Conv", weight="onnx::Conv_3")]
+    assert chosen([*calls, *TORCHSCRIPT[5:]], "down") == "/down/down.0/Conv_output_0"
 
 
 def test_nodes_that_an_optimizer_put_in_belong_to_their_readers():
@@ -159,6 +165,12 @@ def test_nodes_that_an_optimizer_put_in_belong_to_their_readers():
     assert chosen(calls, "stem") == "/stem/stem.1/Relu_output_0"
     calls = [*TORCHSCRIPT[:3], Call("Neg", "inserted", "Neg_7"), *TORCHSCRIPT[3:]]
     assert chosen(calls, "layer4.0") == "/layer4/layer4.0/relu/Relu_output_0"
+
+
+def test_fused_operators_of_tflite_are_named_after_the_last():
+    calls = [Call("Conv", "net/relu_1/Relu6;net/bn_1/Fused;net/conv_1/Conv2D", "conv", weight="w"), *TENSORFLOW[1:]]
+    assert chosen(calls, "relu_1") == calls[0].tensor
+    assert list(LayerNames(builder(model(calls)), {}, set()))[:2] == ["net", "net/relu_1"]
 
 
 @pytest.mark.parametrize("note", ["[", "[1, 2]", "{}", "__import__('os')", "[" * 5000, "['a'" + ", 'a'" * 5000 + "]"])
