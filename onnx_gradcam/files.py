@@ -6,8 +6,9 @@ import contextlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Drafts", "is_path", "make_folder", "open_file", "read_file", "read_text", "sync", "write_file"]
+__all__ = ["Drafts", "is_path", "locked", "make_folder", "open_file", "read_file", "read_text", "sync", "write_file"]
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -182,6 +183,43 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder {str(folder)!r} cannot be made: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that call this out of a folder; the system ends the lock with the process, however it ends.
+
+    Raises:
+        InputError: another process has the folder.
+    """
+    try:
+        handle = _exclusive(folder)
+    except (BlockingIOError, FileExistsError) as error:
+        raise InputError(
+            f"another process is writing to {str(folder)!r}; wait until it has ended, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"the folder {str(folder)!r} cannot be locked: {reason(error)}") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _exclusive(folder: Path) -> int:
+    """A handle that no other process has; an `OSError` if one does."""
+    if sys.platform == "win32":
+        # Removed by the system when it is closed.
+        return os.open(folder / ".lock", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_TEMPORARY)
+    import fcntl  # noqa: PLC0415 - Windows does not have it
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def sync(paths: Iterable[Path]) -> None:

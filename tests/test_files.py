@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+import onnx_gradcam
 from onnx_gradcam import files
 from onnx_gradcam.errors import InputError, reason
-from onnx_gradcam.files import Drafts, make_folder, open_file, read_file, write_file
+from onnx_gradcam.files import Drafts, is_path, locked, make_folder, open_file, read_file, write_file
 
 posix = pytest.mark.skipif(os.name == "nt", reason="named pipes and devices")
 
@@ -167,3 +170,32 @@ def test_a_folder_appears_complete(tmp_path):
 def test_the_reason_of_an_operating_systems_error():
     assert reason(OSError(28, "No space left on device", "/long/path")) == "No space left on device"
     assert reason(OSError("short read")) == "short read"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from onnx_gradcam.files import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_locked_folder_is_refused_until_its_process_is_killed(tmp_path):
+    environment = {"PYTHONPATH": str(Path(onnx_gradcam.__file__).parents[1])}
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match=r"another process is writing to .*; wait until"), locked(tmp_path):
+            pass
+        process.kill()
+    with locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_cannot_be_a_path_is_none(tmp_path):
+    assert is_path(str(tmp_path))
+    assert not is_path("x" * 10**6)
+    assert not is_path("a\0b")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.files import Drafts
+from onnx_gradcam.files import Drafts, locked
 from onnx_gradcam.options import BatchFormat
 from onnx_gradcam.runtime.explainer import TargetChoice
 
@@ -182,12 +182,13 @@ def run_batch(
             tell(record.images)
 
     try:
-        shutil.rmtree(out / DRAFTS, ignore_errors=True)
-        for record in (engine or run_locally)(crew, unfinished(), out, tell):
-            summary.add(record)
-        _check_no_more(out, -(-summary.images // job.shard_size))
-        _gather_failures(out)
-        shutil.rmtree(out / DRAFTS, ignore_errors=True)
+        with locked(out):
+            shutil.rmtree(out / DRAFTS, ignore_errors=True)
+            for record in (engine or run_locally)(crew, unfinished(), out, tell):
+                summary.add(record)
+            _check_no_more(out, -(-summary.images // job.shard_size))
+            _gather_failures(out)
+            shutil.rmtree(out / DRAFTS, ignore_errors=True)
     except OSError as exc:
         raise InputError(
             f"{exc.filename or str(out)!r} cannot be read or written ({exc.strerror}); free some space, then continue "

@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from onnx_gradcam.errors import ModelError, reason
+
 from .decompose import decompose
 from .inline import inline_known_branches
 from .model import Model
@@ -35,7 +37,13 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
 def _loaded(source: str | Path | bytes | onnx.ModelProto) -> Model:
     proto, folder = read_proto(source)
     small, weights = normalise(proto)
-    model = ir.from_proto(small)
+    try:
+        model = ir.from_proto(small)
+    except ir.serde.SerdeError as exc:
+        cause = exc.__cause__ or exc
+        raise ModelError(
+            f"the model is not valid ONNX: {reason(cause)}; export it again with a current exporter"
+        ) from exc
     graph = model.graph
     for value in [v for v in graph.inputs if v.name in weights]:
         graph.inputs.remove(value)

@@ -34,6 +34,9 @@ _SMALL_TENSOR_BYTES = 1000
 _NUMPY_BROADCASTING = 7
 """The opset from which on PRelu aligns its slope with the last axes of its input; before, with the channels."""
 
+_INDICES = {TensorProto.INT32, TensorProto.INT64}
+_LONGEST_VECTOR = 2**16
+
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _POOLS = {"AveragePool", "LpPool", "MaxPool"}
 _OTHER_FORMATS = (
@@ -365,6 +368,12 @@ def _free_dimensions(graph: onnx.GraphProto) -> None:
     initializers = {t.name for t in graph.initializer}
     ends = {info.name for info in (*graph.input, *graph.output)} - initializers
     for info in (*graph.input, *graph.output, *graph.value_info):
+        declared = info.type.tensor_type
+        if declared.elem_type in _INDICES and len(declared.shape.dim) == 1:
+            # ONNX's inference follows the values of vectors of integers one by one, as they may be shapes.
+            for dim in declared.shape.dim:
+                if dim.dim_value > _LONGEST_VECTOR:
+                    dim.ClearField("dim_value")
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_value < 0 or (info.name in ends and dim.HasField("dim_value") and not dim.dim_value):
                 dim.ClearField("dim_value")

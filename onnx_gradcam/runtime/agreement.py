@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,11 +39,18 @@ class Difference:
     relative: float
 
 
+_LARGEST_INPUT = 2**28
+"""Numbers in the largest input that is tried; one of 32 images of 1600x1600 is within it."""
+
+
 def random_feeds(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Array]:
     """A random value for each input: normal for floats, the full range for 8-bit integers, else zero."""
     for info in inputs:
         if info.dtype in {"string", "bfloat16"} or "(" in info.dtype:
             raise ModelError(f"the input {info.name!r} takes {info.dtype}, for which there are no random numbers")
+        if math.prod(shapes[info.name]) > _LARGEST_INPUT:
+            sizes = " x ".join(map(str, shapes[info.name]))
+            raise ModelError(f"the input {info.name!r} of {sizes} is too large to be tried")
     rng = np.random.default_rng(seed)
     return {i.name: _random(rng, np.dtype(i.dtype), tuple(shapes[i.name])) for i in inputs}
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import TargetError
+from onnx_gradcam.errors import ModelError, TargetError
 from onnx_gradcam.images.decoding import read_region
 from onnx_gradcam.metadata import Metadata
 
@@ -18,6 +18,9 @@ from .session import InputInfo, Session
 __all__ = ["Attached", "Augmented", "Runner", "fixed_size", "in_batches", "in_type"]
 
 Array = npt.NDArray[Any]
+_LARGEST_BATCH = 2**30
+"""Numbers in a batch of a fixed size that is filled up with copies of its last row."""
+
 Run = Callable[[Array, Sequence[int]], dict[str, Array]]
 
 
@@ -135,6 +138,8 @@ def in_batches(
     width = size or step
     if step == width == len(rows):
         return run(rows, classes)
+    if width * rows[0].size > _LARGEST_BATCH:
+        raise ModelError(f"the model only takes batches of {width}, which are too large; export it with a free batch")
     parts = []
     for start in range(0, len(rows), step):
         some, targets = rows[start : start + step], list(classes[start : start + step])

@@ -13,7 +13,7 @@ import contextvars
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ class ExplainRuntime(MLModel):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
-        self._pending = 0
+        self._pending = self._receiving = 0
         self._explainer: BatchingExplainer | None = None
 
     async def load(self) -> bool:
@@ -153,7 +153,7 @@ class ExplainRuntime(MLModel):
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request as pending, from its first byte to its answer; refuse it with status 429 if too many are."""
+        """Count a request as pending, from its last byte to its answer; refuse it with status 429 if too many are."""
         if self._pending >= self.limits.pending:
             raise ServerError(f"{self._pending} requests are pending already; try again later", 429)
         self._pending += 1
@@ -163,6 +163,26 @@ class ExplainRuntime(MLModel):
         finally:
             self._pending -= 1
             self._metrics.pending.labels(self.name).dec()
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a body that arrives, which is not pending yet: slow clients hold no place of others.
+
+        Refused with status 429 once all incomplete bodies together would not fit into the memory of pending requests.
+        """
+        received = 0
+
+        def receive(size: int) -> None:
+            nonlocal received
+            if self._receiving + size > self.limits.pending * self.limits.request_bytes:
+                raise ServerError("too many requests are being received; try again later", 429)
+            self._receiving += size
+            received += size
+
+        try:
+            yield receive
+        finally:
+            self._receiving -= received
 
     def count_refusal(self, status: int) -> None:
         """Count a refused request; transports call it for those that they refuse."""

@@ -78,8 +78,8 @@ class _Exchange:
         # Checked first, as MLServer keeps a metric for every model name that it receives.
         await self._data_plane.model_ready(name, version)
         loop = asyncio.get_running_loop()
+        body = await self._body()
         with self._runtime.admitted():
-            body = await self._body()
             identity, query = await loop.run_in_executor(None, _parsed, body)
             del body
             payload = InferenceRequest.model_construct(id=identity, parameters=None, inputs=query)
@@ -108,10 +108,12 @@ class _Exchange:
                 f"the body has {length[:20]} bytes, which exceeds the limit of {most}; send a smaller one", 413
             )
         body = bytearray()
-        async for chunk in self._request.stream():
-            body += chunk
-            if len(body) > most:
-                raise ServerError(f"the body exceeds the limit of {most} bytes; send a smaller one", 413)
+        with self._runtime.receiving() as receive:
+            async for chunk in self._request.stream():
+                receive(len(chunk))
+                body += chunk
+                if len(body) > most:
+                    raise ServerError(f"the body exceeds the limit of {most} bytes; send a smaller one", 413)
         return bytes(body)
 
 

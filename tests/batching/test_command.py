@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from onnx_gradcam.batching.listing import listed as paths_of
 from onnx_gradcam.cli import app
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.files import locked
 
 
 @pytest.fixture
@@ -137,3 +138,12 @@ def test_wrong_usage(call, folder):
 def test_without_preprocessing_nothing_is_guessed(call, folder, tmp_path):
     assert "give it with --preprocess" in refused(call("photos", "-o", "out", "--format", "npz", preprocess=False))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_in_one_folder(call, folder, tmp_path):
+    assert call(folder, "-o", "out").exit_code == 0
+    with locked(tmp_path / "out"):
+        assert "another process is writing to 'out'; wait until it has ended" in refused(
+            call(folder, "-o", "out", "--resume")
+        )
+    assert call(folder, "-o", "out", "--resume").exit_code == 0

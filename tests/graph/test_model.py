@@ -625,3 +625,12 @@ def test_a_last_window_that_starts_in_the_padding_is_left_out(pool, size):
         assert explained.model.shape("m") == ("N", 3, *[size // 2 + 1] * 2)
     for result, expected in zip(*results, strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vector_of_indices_that_is_declared_endless_does_not_hang():
+    proto = dense()
+    proto.graph.output.append(helper.make_tensor_value_info("index", TensorProto.INT64, [2**40]))
+    proto.graph.node.add(op_type="ArgMax", input=[proto.graph.output[0].name], output=["index"]).attribute.append(
+        helper.make_attribute("keepdims", 0)
+    )
+    assert load(proto).find("index") is not None

@@ -7,6 +7,7 @@ import pytest
 
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.runtime.agreement import check_agreement, differences, random_feeds
+from onnx_gradcam.runtime.runners import in_batches
 from onnx_gradcam.runtime.session import InputInfo
 
 SCORES = np.array([[1.0, -4.0, 2.0]], np.float32)
@@ -116,3 +117,13 @@ def test_random_feeds_are_of_the_right_kind_and_repeat():
 def test_what_there_are_no_random_numbers_for(dtype):
     with pytest.raises(ModelError, match=r"the input 's' takes .*, for which there are no random numbers"):
         random_feeds([InputInfo("s", dtype, (1,))], {"s": [1]})
+
+
+def test_an_input_too_large_to_be_tried():
+    with pytest.raises(ModelError, match="the input 'x' of 2147483648 x 3 is too large to be tried"):
+        random_feeds([InputInfo("x", "float32", (2**31, 3))], {"x": (2**31, 3)})
+
+
+def test_a_fixed_batch_too_large_to_be_filled():
+    with pytest.raises(ModelError, match="only takes batches of 2147483648, which are too large; export it with"):
+        in_batches(lambda *_: {}, np.zeros((1, 3)), [0], 2**31)
