@@ -25,8 +25,8 @@ pytestmark = pytest.mark.serve
 
 @pytest.fixture(scope="module")
 def narrow(explained, start_server):
-    """A server that lets two requests in, for a second each."""
-    return start_server(explained, "--threads=1", "--max-pending=2", "--timeout=1", "--max-request=1")
+    """A server that lets two requests in, for four seconds each."""
+    return start_server(explained, "--threads=1", "--max-pending=2", "--timeout=4", "--max-request=1")
 
 
 def half_a_request(port: int, size: int = 100, sent: int = 1) -> socket.socket:
