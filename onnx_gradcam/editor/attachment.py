@@ -97,8 +97,8 @@ def _attached(plan: Plan) -> Explained:
     if plan.options.expose_activation and plan.method.needs_layer:
         for target in plan.targets:
             t.expose(target)
-    if find_profile(plan.options.profile).documented is None:
-        separate_weights(t)  # nothing is known of the runtime: the file has to be right on all of them
+    if find_profile(plan.options.profile).separate_weights:
+        separate_weights(t)
     t.finish()
     model = t.model
     metadata = describe(plan, ingredients.class_input, names)

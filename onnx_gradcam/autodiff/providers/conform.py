@@ -85,14 +85,16 @@ class Documented:
 class Profile:
     """How a gradient is written for one runtime: `rules` makes the table of VJP rules.
 
-    Without `documented`, no operator is checked. `tested`: a test runs gradients on this runtime; the numbers of the
-    others are tested on ONNX Runtime's CPU provider only.
+    Without `documented`, no operator is checked. `separate_weights`: the runtime may confuse a square weight with its
+    transpose; see `aliasing`. `tested`: a test runs gradients on this runtime; the numbers of the others are tested on
+    ONNX Runtime's CPU provider only.
     """
 
     name: str
     title: str
     rules: Callable[[], Table]
     documented: Documented | None = None
+    separate_weights: bool = False
     tested: bool = False
 
 

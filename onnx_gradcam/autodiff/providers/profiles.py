@@ -70,8 +70,8 @@ def _webgpu_resize(t: Builder, node: ir.Node) -> str | None:
 
 
 _ENTRIES = (
-    Profile(name="portable", title="every runtime", rules=rules, tested=True),
-    Profile(name="cpu", title="ONNX Runtime's CPU provider", rules=blocked_rules, tested=True),
+    Profile(name="portable", title="every runtime", rules=rules, separate_weights=True, tested=True),
+    Profile(name="cpu", title="ONNX Runtime's CPU provider", rules=blocked_rules, separate_weights=True, tested=True),
     Profile(
         name="cuda",
         title="ONNX Runtime's CUDA provider",
