@@ -25,6 +25,7 @@ LOWERED = ["coreml", "webgpu"]
 """Those that lack operators of the portable gradient."""
 
 ABSENT = {
+    "openvino": {"DeformConv", "Det", "LpPool", "MaxUnpool", "TensorScatter"},
     "cuda": {"Acos", "Asin", "CenterCropPad", "Col2Im", "Cosh", "Det", "MaxUnpool", "Mean", "Sinh", "Tan"},
     "tensorrt": {"CenterCropPad", "Col2Im", "Det", "Hardmax", "LayerNormalization", "MaxUnpool", "TensorScatter"},
     "coreml": {
@@ -86,9 +87,9 @@ def test_classifiers_of_the_onnx_package(name):
         assert not beyond(proto, profile)
 
 
-@pytest.mark.parametrize("profile", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("profile", ["cuda", "openvino", "tensorrt"])
 @pytest.mark.parametrize("name", ["bvlc_alexnet", "resnet50", "shufflenet", "squeezenet"])
-def test_cuda_and_tensorrt_know_all_that_the_portable_gradient_needs(name, profile):
+def test_some_runtimes_know_all_that_the_portable_gradient_needs(name, profile):
     model = light_model(name)
     x = model.graph.input[0].name
     portable, proto = (written(model, x, logits(model), p) for p in ("portable", profile))
@@ -323,6 +324,7 @@ REFUSED = {
         "y = GatherElements<axis=1>(x, picks)", picks=np.zeros((1, 1, 8, 8), np.int64), inputs="float[1,3,8,8] x",
         outputs="float[1,1,8,8] y",
     ),
+    ("openvino", "Det"): graph("y = Det(x)", inputs="float[1,1,3,3] x", outputs="float[1,1] y"),
     ("cuda", "Cosh"): graph("y = Sinh(x)", outputs="float[N,3,8,8] y"),
     ("tensorrt", "Det"): graph("y = Det(x)", inputs="float[1,1,3,3] x", outputs="float[1,1] y"),
     ("coreml", "Resize"): graph(

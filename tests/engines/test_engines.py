@@ -81,6 +81,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "square convolution": (lambda _: hidden_layer("gemm"), {"method": "layercam", "layer": "r1"}),
     "gradient of the image": (lambda _: hidden_layer("matmul"), {"method": "gradient"}),
     "gradient, cpu profile": (lambda _: hidden_layer("matmul"), {"method": "gradient", "profile": "cpu"}),
+    "gradient, openvino profile": (lambda _: hidden_layer("gemm"), {"method": "gradient", "profile": "openvino"}),
     "demo": (lambda root: root / "models/shapes.onnx", {}),
     "demo, gradient": (lambda root: root / "models/shapes.onnx", {"method": "gradient"}),
     "demo, guided": (lambda root: root / "models/shapes.onnx", {"method": "guided-backprop", "profile": "cpu"}),

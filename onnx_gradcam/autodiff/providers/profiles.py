@@ -73,6 +73,34 @@ _ENTRIES = (
     Profile(name="portable", title="every runtime", rules=rules, separate_weights=True, tested=True),
     Profile(name="cpu", title="ONNX Runtime's CPU provider", rules=blocked_rules, separate_weights=True, tested=True),
     Profile(
+        name="openvino",
+        title="OpenVINO",
+        rules=rules,
+        documented=Documented(
+            source="openvinotoolkit/openvino, src/frontends/onnx/docs/supported_ops.md at 0ae60f0",
+            operators=listed(
+                """
+                Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Attention AveragePool BatchNormalization Cast
+                CastLike Ceil Celu Clip Col2Im Compress Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh
+                CumSum DFT DepthToSpace DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten
+                Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual
+                GridSample GroupNormalization GRU HardSigmoid HardSwish Hardmax Identity If InstanceNormalization
+                IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop
+                LpNormalization MatMul Max MaxPool Mean MeanVarianceNormalization Min Mish Mod Mul Neg
+                NonMaxSuppression NonZero Not OneHot Or PRelu Pad Pow QuantizeLinear RMSNormalization RNN Range
+                Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+                ReduceSum ReduceSumSquare Relu Reshape Resize ReverseSequence RoiAlign RotaryEmbedding Round STFT Scan
+                ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign
+                SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze
+                Where Xor
+                """
+            ),
+            lowerings=ARITHMETIC,
+        ),
+        separate_weights=True,
+        tested=True,
+    ),
+    Profile(
         name="cuda",
         title="ONNX Runtime's CUDA provider",
         rules=rules,
