@@ -207,15 +207,15 @@ def method(name: str, **fields: Any) -> Callable[[_Function], _Function]:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name, by family, module and place in it; their modules are imported on the first call."""
+    """All methods by name, family by family, those that look at a layer first; their modules are imported if need be."""
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     families = get_args(Family)
 
-    def place(registered: Method) -> tuple[int, str]:
-        # Not the order of registration: that is the order in which somebody imported the modules.
-        return families.index(registered.family), registered.function.__module__
+    def place(registered: Method) -> tuple[int, bool, str]:
+        # Not the order of registration alone: that depends on who imported which module first.
+        return families.index(registered.family), not registered.needs_layer, registered.function.__module__
 
     return {registered.name: registered for registered in sorted(METHODS.values(), key=place)}
 
