@@ -207,7 +207,7 @@ def method(name: str, **fields: Any) -> Callable[[_Function], _Function]:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name, family by family, those that look at a layer first; their modules are imported if need be."""
+    """All methods by name, family by family, those that look at a layer first; imports their modules if need be."""
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
