@@ -97,8 +97,18 @@ def presets_page() -> str:
         f"| `{p.name}` | {p.title} | {p.score} | {p.change or '-'} | {p.steps} | {p.differs or '-'} |"
         for p in PRESETS.values()
     ]
+    pairs = [
+        f"| `{p.name}` | {p.title} | {', '.join(f'`{name}` ({what})' for name, what in p.functions.items())} | "
+        f"{', '.join(f'`{name}`: `{other}`' for name, other in p.instead.items()) or '-'} |"
+        for p in PRESETS.values()
+        if p.methods is not None
+    ]
     table = [
-        "| preset | whose | score | change of the cotangent | from raw map to heatmap | the library's own map is |",
+        "| preset | library | methods, and what each was compared with | other name, and the method to use |",
+        "| --- | --- | --- | --- |",
+        *pairs,
+        "",
+        "| preset | library | score | change of the cotangent | from raw map to heatmap | the library's own map is |",
         "| --- | --- | --- | --- | --- | --- |",
         *rows,
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Annotated, Any
@@ -22,6 +22,8 @@ def methods(
 ) -> None:
     """List methods and presets.
 
+    A preset serves the methods that were compared with its library; `functions` says what each was compared with.
+
     \b
     Example:
       onnx-gradcam methods
@@ -31,7 +33,7 @@ def methods(
     from onnx_gradcam.editor.presets import PRESETS  # noqa: PLC0415
 
     if presets:
-        _list("preset", PRESETS.values(), ("title", "source"), as_json=as_json)
+        _list("preset", PRESETS.values(), ("title", "source", "functions"), as_json=as_json)
     else:
         _list("method", registered().values(), ("title", "family", "cost", "reference"), as_json=as_json)
 
@@ -40,7 +42,12 @@ def _list(kind: str, entries: Iterable[Any], fields: Sequence[str], *, as_json: 
     if as_json:
         say_json([{kind: e.name, **{field: getattr(e, field) for field in fields}} for e in entries])
     else:
-        say(table([(kind, *fields), *((e.name, *(getattr(e, f) for f in fields)) for e in entries)], indent=""))
+        say(table([(kind, *fields), *((e.name, *(_text(getattr(e, f)) for f in fields)) for e in entries)], indent=""))
+
+
+def _text(content: str | Mapping[str, str]) -> str:
+    """A text as it is; names with their meanings as `name (meaning), ...`."""
+    return content if isinstance(content, str) else ", ".join(f"{name} ({what})" for name, what in content.items())
 
 
 def ops(*, as_json: Json = False) -> None:

@@ -86,7 +86,7 @@ def attach(
 def _attached(plan: Plan) -> Explained:
     if plan.method.runs_often:
         raise UnsupportedError(
-            f"{plan.method.title} runs the model many times, so it cannot be written into it; use explain, or another "
+            f"{plan.method.title} {plan.method.outside}, so it cannot be written into a model; use explain, or another "
             "method"
         )
     if plan.refusal is not None:
@@ -113,9 +113,11 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
     batch = plan.score.tensor.shape[0]
     sizes = [plan.image.shape[axis] for axis in plan.spatial_axes]
     results: dict[str, Value] = {}
+    panel: Value | None = None
     if plan.method.family == "attribution":
         attribution = plan.method.function(t, **ingredients.of(0))
         cams = [_over_channels(plan, attribution)]
+        panel = None if plan.preset.panel is None else plan.preset.panel(t, attribution)
         results["attribution"] = t.refine(_as_image(plan, attribution), plan.image.shape)
         grid: Sequence[int | str | None] = sizes
     else:
@@ -126,7 +128,8 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
     if plan.options.class_input == "all":
         results["heatmap"], results["cam"] = _of_all_classes(plan, ingredients.all_classes(), size, sizes)
     else:
-        results["heatmap"] = t.refine(plan.preset.finish(t, cams, size, combine), (batch, *sizes))
+        heatmap = plan.preset.finish(t, cams, size, combine) if panel is None else panel
+        results["heatmap"] = t.refine(heatmap, (batch, *sizes))
         results["cam"] = t.refine(cams[0], (batch, *grid))
     results["heatmap_class"] = t.refine(ingredients.classes, (batch,))
     names = {name: free_name(t, name) for name in results}
@@ -153,7 +156,7 @@ def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:
 def _over_channels(plan: Plan, attribution: Value) -> Value:
     """An attribution `[N, C, H, W]` as one map `[N, H, W]`."""
     t = plan.t
-    how = plan.options.channels or ("max" if plan.method.absolute else "sum")
+    how = plan.options.channels or plan.preset.channels or plan.method.channels
     return t.reduce("ReduceMax" if how == "max" else "ReduceSum", attribution, [1], keepdims=False)
 
 

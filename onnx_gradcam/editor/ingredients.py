@@ -19,6 +19,7 @@ from onnx_gradcam.graph.paths import between
 
 from .head import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
 from .methods.cam import leading_projection, weighted_sum
+from .methods.maps import spatial_size
 from .plan import Plan
 from .targets.classes import check_class
 from .targets.layer import find_blocks
@@ -56,6 +57,11 @@ class Ingredients:
         flat = t.cast(t.op("Reshape", scores, t.ints(-1, copies, math.prod(score.dims_behind_batch()))), np.float32)
         seed = t.cast(t.op("Reshape", self.seed, t.ints(0, 1, -1)), np.float32)
         return t.sum(t.op("Mul", flat, seed), [2], keepdims=False)
+
+    def spread(self, cam: Value) -> Value:
+        """A raw map `[N, *spatial]` as factors of the pixels, `[N, H, W]`, as the preset says."""
+        t = self.plan.t
+        return self.plan.preset.spread(t, cam, spatial_size(t, self.image))
 
     def total(self, maps: Value, weights: Value | None = None) -> Value:
         """The weighted sum of maps `[N, C, *spatial]` over channels, with eigen smoothing their leading component."""
@@ -256,6 +262,7 @@ MAKERS: Mapping[str, Callable[[Ingredients, int], Any]] = {
     "biases": lambda ingredients, _: ingredients.bias_terms,
     "attentions": lambda ingredients, _: ingredients.attentions,
     "head": lambda ingredients, _: ingredients.head,
+    "spread": lambda ingredients, _: ingredients.spread,
     "total": lambda ingredients, _: ingredients.total,
     "score": lambda ingredients, _: ingredients.score,
     "probability": lambda ingredients, _: ingredients.probability,

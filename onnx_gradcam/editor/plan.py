@@ -131,6 +131,7 @@ class Plan:
         return next(self._refusals(), None)
 
     def _refusals(self) -> Iterator[str]:
+        yield from self._not_the_librarys
         title, head = self.method.title, self.head
         if self.method.linear_head and self.weights != "linear":
             yield (
@@ -162,6 +163,18 @@ class Plan:
             )
         if self.weights == "linear" and head is not None and not head.linear:
             yield f"--weights linear is not possible: {head.why}; use --weights gradient"
+
+    @property
+    def _not_the_librarys(self) -> list[str]:
+        """Why the numbers would not be those of the preset's library; empty if they are."""
+        producer = self.layer.chosen.tensor.core.producer()
+        why = self.preset.refusal(
+            self.method.name,
+            len(self.layers),
+            "" if producer is None else producer.op_type,
+            eigen_smooth=self.options.eigen_smooth,
+        )
+        return [why] if why else []
 
     @property
     def _not_all_at_once(self) -> str:
@@ -304,8 +317,11 @@ def _resolved(statements: Statements, options: Options, task: Task) -> Options:
 
 
 def chosen_method(options: Options) -> Method:
-    """The method that the options name, else the task's own."""
-    return find_method(options.method or find_task(options.task or USUAL_TASK).method)
+    """The method that the options name, else the task's own, else the first that the preset stands for."""
+    if options.method is not None:
+        return find_method(options.method)
+    preset, own = find_preset(options.preset), find_task(options.task or USUAL_TASK).method
+    return find_method(own if preset.methods is None or own in preset.methods else next(iter(preset.methods)))
 
 
 def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:

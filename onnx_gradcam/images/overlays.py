@@ -17,18 +17,26 @@ from onnx_gradcam.errors import InputError, near_matches
 from .decoding import Image, Placement, check_image, cv2_module
 from .drawing import overlay
 
-__all__ = ["OVERLAYS", "OverlayFunction", "library_overlay"]
+__all__ = ["ATTRIBUTIONS", "OVERLAYS", "OverlayFunction", "library_overlay"]
 
 Map = npt.NDArray[Any]
 OverlayFunction = Callable[[Image, Map, Map], Image]
 """`(image uint8 [H, W, 3], heatmap float32 [h', w'] in [0, 1], raw map of the layer [h, w]) -> uint8 [H, W, 3]`."""
 
 
-def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement: Placement | None = None) -> Image:
+def library_overlay(
+    preset: str,
+    image: Image,
+    heatmap: Map,
+    cam: Map,
+    placement: Placement | None = None,
+    attribution: Map | None = None,
+) -> Image:
     """A heatmap `[h', w']` over its image, uint8 `[H, W, 3]`, as the library of a preset draws it.
 
     `cam` is the raw map `[h, w]` of a single layer, for several layers the heatmap. The part of the image that the
-    model does not see, outside `placement`, stays unchanged.
+    model does not see, outside `placement`, stays unchanged. An `attribution`, `[C, h', w']` or `[h', w', C]`, is drawn
+    itself by the libraries of `ATTRIBUTIONS`.
     """
     check_image(image)
     if preset not in OVERLAYS:
@@ -44,7 +52,11 @@ def library_overlay(preset: str, image: Image, heatmap: Map, cam: Map, placement
         x0, y0, x1, y1 = 0, 0, width, height
     seen = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
     drawn: Image = image.copy()
-    drawn[seen] = OVERLAYS[preset](image[seen], heatmap.astype(np.float32), cam.astype(np.float32))
+    if attribution is not None and preset in ATTRIBUTIONS:
+        pixels = attribution if attribution.shape[:2] == heatmap.shape else np.moveaxis(attribution, 0, -1)
+        drawn[seen] = ATTRIBUTIONS[preset](image[seen], pixels.astype(np.float32))
+    else:
+        drawn[seen] = OVERLAYS[preset](image[seen], heatmap.astype(np.float32), cam.astype(np.float32))
     return drawn
 
 
@@ -79,6 +91,13 @@ def _mxnet(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
     levels = _cut(_to_range(np.maximum(cam + 1, 0)) * 255)
     both = _opencv("COOL", _enlarged(levels, image)).astype(np.float32) + image
     return _cut(both / _divisor(both.max()) * 255)
+
+
+def _mxnet_attribution(image: Image, attribution: Map) -> Image:
+    """gradcam.py `grad_to_image`: from minimum to maximum, the channels in reverse order."""
+    levels = _enlarged(_cut(_to_range(attribution) * 255), image)
+    colours = levels if levels.ndim == 3 else levels[:, :, None]
+    return np.broadcast_to(colours[:, :, ::-1], image.shape)
 
 
 def _tf_keras_vis(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
@@ -147,6 +166,10 @@ OVERLAYS: dict[str, OverlayFunction] = {
     "openvino-xai": _openvino,
 }
 """Overlay functions by preset."""
+
+
+ATTRIBUTIONS: dict[str, Callable[[Image, Map], Image]] = {"mxnet": _mxnet_attribution}
+"""How libraries draw an attribution `[h', w', C]` without the image, at its size; by preset."""
 
 
 def _steps(*corners: tuple[tuple[float, float], ...]) -> npt.NDArray[np.float64]:

@@ -188,7 +188,9 @@ class Explanation:
         """
         explained = self.maps[which]
         cam = explained.cam if self.one_layer else explained.heatmap
-        return library_overlay(library, self.image, explained.heatmap, cam, self.placement)
+        return library_overlay(
+            library, self.image, explained.heatmap, cam, self.placement, attribution=explained.attribution
+        )
 
     def shown(self, which: int, look: Look) -> npt.NDArray[np.float32]:
         """The values of a map that a look shows, over the whole image `[H, W]`; NaN where the model does not see it."""

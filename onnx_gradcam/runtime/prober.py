@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.editor.methods.catalogue import find_method
 from onnx_gradcam.editor.methods.probe import Probe, chunks, leading_projection
+from onnx_gradcam.editor.presets import find_preset
 from onnx_gradcam.editor.probes import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
 from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.model import Model
@@ -28,7 +29,7 @@ class Prober:
     """Explains one row after another with a method that runs the model many times.
 
     Every row starts from the random `seed`, so that no row depends on another. `channels` says how the channels of an
-    attribution become one map, `max` or `sum`, by default as the method says.
+    attribution become one map, `max` or `sum`, by default as preset and method say.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Prober:
         self.metadata = models.metadata
         self.method = method = find_method(models.metadata.method)
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
-        self._channels = channels or ("max" if method.absolute else "sum")
+        self._channels = channels or find_preset(models.metadata.preset).channels or method.channels
 
         def session(model: Model) -> Session:
             return Session(

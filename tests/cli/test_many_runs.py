@@ -53,7 +53,7 @@ def test_eigen_smoothing_of_what_adds_up_nothing_is_refused(explain, image):
 def test_a_method_of_many_runs_cannot_be_attached(call, classifier, here):
     result = call("attach", classifier, "-o", "x.onnx", "--method", "scorecam")
     assert result.exit_code == 1
-    assert "Score-CAM runs the model many times, so it cannot be written into it; use explain" in result.stderr
+    assert "Score-CAM runs the model many times, so it cannot be written into a model; use explain" in result.stderr
     assert not list(here.glob("x.onnx*"))
 
 

@@ -5,13 +5,16 @@ FullGrad, which adds the gradients of all biases, returns a map of the image's s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnx_gradcam.graph.builder import Builder, Value
 
 from .cam import spatial_mean, weighted_sum
 from .catalogue import method
 from .maps import bilinear, spatial_size
+
+Spread = Callable[[Value], Value]
+"""`raw map [N, *spatial] -> factors of the pixels [N, H, W]`."""
 
 
 @method(
@@ -57,11 +60,9 @@ def input_x_gradient(t: Builder, x: Value, gx: Value) -> Value:
     family="attribution",
     modifier="guided",
 )
-def guided_grad_cam(t: Builder, A: Value, G: Value, x: Value, gx: Value) -> Value:
+def guided_grad_cam(t: Builder, A: Value, G: Value, gx: Value, spread: Spread) -> Value:
     """The guided gradient dS/dx times the rectified Grad-CAM map, resized to the image."""
-    cam = t.op("Relu", weighted_sum(t, A, spatial_mean(t, G)))
-    spread = bilinear(t, cam, spatial_size(t, x))
-    return t.op("Mul", gx, t.op("Unsqueeze", spread, t.ints(1)))
+    return t.op("Mul", gx, t.op("Unsqueeze", spread(weighted_sum(t, A, spatial_mean(t, G))), t.ints(1)))
 
 
 @method(

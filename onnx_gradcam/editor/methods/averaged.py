@@ -25,7 +25,7 @@ _STEPS = 50
 _BLUR, _BLURS, _BLUR_STEP = 50.0, 100, 0.01
 """Widest blur in pixels, steps to it and the step of its derivative, as the authors' library by default."""
 
-_sampling = partial(method, family="sampling")
+_sampling = partial(method, family="sampling", outside="runs the model many times")
 _over_noise = partial(_sampling, uses=("gx",), passes=f"{_SAMPLES} forward and backward passes")
 
 

@@ -92,6 +92,16 @@ def grad_cam_plus_plus(t: Builder, A: Value, G: Value, total: Total) -> Value:
 
 
 @method(
+    "gradcam++-torch-cam",
+    title="Grad-CAM++ of torch-cam",
+    reference="torch-cam 0.5.0 gradient.py: divides a copy, so that alpha stays G^2",
+)
+def grad_cam_plus_plus_of_torch_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:
+    """sum_k w_k A_k with w_k = sum_i G_ki^2 max(G_ki, 0)."""
+    return total(A, spatial_sum(t, t.op("Mul", t.op("Mul", G, G), t.op("Relu", G)), A))
+
+
+@method(
     "gradcam++-paper",
     title="Grad-CAM++ of the paper",
     reference="Chattopadhay et al. 2018, eq. 19 and 7, for the exponential of the score",

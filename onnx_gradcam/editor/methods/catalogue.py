@@ -7,7 +7,8 @@ parameters; `INGREDIENTS` says what each one is, what it requires of the model a
 * A method of the family `attribution` returns a value for every value of the image, `[N, C, H, W]`.
 * Methods of the families `sampling` (gradients at many images) and `perturbation` (scores of many images) run the model
   many times and cannot be part of it. They take a `Probe`, name the ingredients they use in `uses`, and return a value
-  for every value of the image, `[C, H, W]`, or a map of the layer's or the image's size, `[h, w]`.
+  for every value of the image, `[C, H, W]`, or a map of the layer's or the image's size, `[h, w]`. A few methods of the
+  family `cam` work like that too, because no operator of ONNX computes what they need.
 
 Example::
 
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from onnx_gradcam.errors import TargetError, near_matches, same_name
-from onnx_gradcam.options import Combine, ModifierName
+from onnx_gradcam.options import ChannelReduction, Combine, ModifierName
 
 __all__ = ["INGREDIENTS", "METHODS", "Family", "Ingredient", "Method", "find_method", "method", "methods"]
 
@@ -105,6 +106,11 @@ INGREDIENTS: dict[str, Ingredient] = {
         form="`(maps [N, C, *spatial], weights that broadcast) -> [N, *spatial]`",
         smoothable=True,
     ),
+    "spread": Ingredient(
+        about="a raw map as factors of the pixels: rectified and resized as the preset says",
+        form="`(map [N, *spatial]) -> [N, H, W]`",
+        at_layer=True,
+    ),
     "score": Ingredient(about="the explained score", form="float32 `[N]`"),
     "probability": Ingredient(about="the probability of the explained class", form="float32 `[N]`"),
 }
@@ -121,8 +127,9 @@ class Method:
         reference: paper and equation.
         function: the method itself.
         family: see the module.
-        uses: the ingredients of a method that runs the model many times; other methods name them as parameters.
-        passes: the cost of a method that runs the model many times, in words.
+        uses: the ingredients of a method that cannot be part of a model; other methods name them as parameters.
+        passes: the cost of a method that cannot be part of a model, in words.
+        outside: why it cannot be part of a model, in words that follow its title; empty if it can.
         modifier: how rectifiers pass the gradient of the image back; `None` for the plain gradient.
         objective: what is differentiated, by its name in `onnx_gradcam.editor.targets.score`.
         combine: how the heatmaps of several layers become one; `None` for the preset's way.
@@ -137,6 +144,7 @@ class Method:
     family: Family = "cam"
     uses: tuple[str, ...] = ()
     passes: str = ""
+    outside: str = ""
     modifier: ModifierName | None = None
     objective: str = "class"
     combine: Combine | None = None
@@ -155,13 +163,18 @@ class Method:
 
     @property
     def runs_often(self) -> bool:
-        """Whether it runs the model many times, so that it cannot be part of it."""
-        return self.family in {"sampling", "perturbation"}
+        """Whether NumPy computes it from runs of the model, most often many, so that it cannot be part of it."""
+        return bool(self.outside)
 
     @property
     def needs_layer(self) -> bool:
         """Whether it looks at a layer, and not only at the image."""
         return any(ingredient.at_layer for ingredient in self.ingredients)
+
+    @property
+    def channels(self) -> ChannelReduction:
+        """How the channels of an attribution become one map by default."""
+        return "max" if self.absolute else "sum"
 
     @property
     def reruns_head(self) -> bool:

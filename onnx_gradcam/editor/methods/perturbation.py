@@ -35,7 +35,7 @@ _MASKS, _CELLS, _SEEN = 4000, 7, 0.5
 _WINDOWS = 8
 """Occlusion: windows side by side along each side of the image; they move by half their size."""
 
-_perturbation = partial(method, family="perturbation")
+_perturbation = partial(method, family="perturbation", outside="runs the model many times")
 _with_masks = partial(_perturbation, uses=("A", "total"), passes="one forward pass and one more for each channel")
 
 

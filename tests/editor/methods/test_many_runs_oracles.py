@@ -26,8 +26,8 @@ def names(facts, kind):
     return sorted(name.removeprefix(kind) for name in facts if name.startswith(kind))
 
 
-def explained(facts, method, layer="c", **choices):
-    options = Options(method=method, layer=layer, preset="pytorch-grad-cam", **choices)
+def explained(facts, method, layer="c", preset="default", **choices):
+    options = Options(method=method, layer=layer, preset=preset, **choices)
     if find_method(method).runs_often:
         return Prober(probed(network(facts), options), seed=SEED).run(facts["x"], facts["classes"])
     return run(attach(network(facts), options).to_proto(), x=facts["x"], target_class=facts["classes"])
@@ -43,7 +43,7 @@ def test_raw_maps(facts):
 
 @pytest.mark.parametrize("method", names(RUNS, "cam/"))
 def test_pytorch_grad_cam(method):
-    results = explained(RUNS, method, "d" if method == "ablationcam" else "c")
+    results = explained(RUNS, method, "d" if method == "ablationcam" else "c", "pytorch-grad-cam")
     agree(results["cam"], RUNS[f"cam/{method}"])
     np.testing.assert_allclose(results["heatmap"], RUNS[f"heatmap/{method}"], atol=1e-4)
 
