@@ -2,7 +2,7 @@
 
     python benchmarks/preset_differences.py MODEL IMAGE [IMAGE ...] --preprocess JSON
 
-For each preset it prints the largest difference from pytorch-grad-cam's heatmap (mean and maximum over the images), and
+For each preset that serves the method it prints the largest difference from pytorch-grad-cam's heatmap (mean and maximum over the images), and
 the mean correlation with it.
 """
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--method", default="gradcam")
     options = parser.parse_args()
     maps = {}
-    for preset in PRESETS:
+    for preset in [name for name, p in PRESETS.items() if p.methods is None or options.method in p.methods]:
         explainer = Explainer(
             options.model, preset=preset, preprocess=options.preprocess, method=options.method, threads=1
         )
