@@ -43,6 +43,8 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
         if node.op_type in _CASTS and tensor.is_float and not t.wrap(node.outputs[0]).is_float:
             return False  # truncation is a step function
         rule = table.get(key)
+        if rule is not None and not rule.applies_to(node):
+            return False
         if rule is None or any(v is value and i not in rule.stops for i, v in enumerate(node.inputs)):
             return True
         return any(v is value for v in captured(node))

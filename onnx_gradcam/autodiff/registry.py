@@ -49,6 +49,7 @@ class Rule:
         stops: positions of inputs that carry no gradient, floating-point or not.
         all_outputs: `g` and `y` are tuples over all outputs (`None` for an output without a cotangent).
         subgraphs: the rule differentiates the operator's subgraphs, for the tensors that they capture as well.
+        where: the nodes that the rule applies to, all by default; the derivative of the others is zero.
     """
 
     function: RuleFunction
@@ -56,6 +57,11 @@ class Rule:
     stops: frozenset[int] = frozenset()
     all_outputs: bool = False
     subgraphs: bool = False
+    where: Callable[[ir.Node], bool] | None = None
+
+    def applies_to(self, node: ir.Node) -> bool:
+        """Whether the rule differentiates `node`; otherwise its derivative is zero."""
+        return self.where is None or self.where(node)
 
     def unknown_attributes(self, node: ir.Node) -> list[str]:
         """The attributes of `node` that the rule does not name."""
@@ -81,6 +87,7 @@ def vjp(
     stops: Iterable[int] = (),
     all_outputs: bool = False,
     subgraphs: bool = False,
+    where: Callable[[ir.Node], bool] | None = None,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register a function as the VJP rule of `op_types`; `Rule` explains the options."""
 
@@ -89,7 +96,7 @@ def vjp(
             key = domain, op_type
             if key in RULES or key in ZERO:
                 raise ValueError(f"{op_type} is registered already")
-            RULES[key] = Rule(function, broadcasts, frozenset(stops), all_outputs, subgraphs)
+            RULES[key] = Rule(function, broadcasts, frozenset(stops), all_outputs, subgraphs, where)
         return function
 
     return register

@@ -15,12 +15,13 @@ from onnx_gradcam.autodiff.expand import expand_missing
 from onnx_gradcam.autodiff.modifiers import MODIFIERS
 from onnx_gradcam.autodiff.providers import find_profile
 from onnx_gradcam.autodiff.registry import Table
-from onnx_gradcam.errors import InputError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.decompose import unknown_operator
 from onnx_gradcam.graph.hazards import padded_pools
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.graph.paths import Carries, between, row_coupling
+from onnx_gradcam.graph.paths import Carries, between, carries_content, row_coupling
 from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import ONE_AT_A_TIME, OWN, Carried, Metadata
@@ -32,7 +33,7 @@ from .origins import Statements, read_statements
 from .presets import Preset, find_preset
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
-from .targets.layer import Candidate, Layer, find_layer
+from .targets.layer import Candidate, Layer, blocked, find_layer
 from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score, unranked
 from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task
 
@@ -41,7 +42,13 @@ __all__ = ["Plan", "chosen_method", "image_input", "make_plan", "with_class_scor
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps if the head is linear."""
 
-_QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear")
+_TRAINING = {
+    "BatchNormalization": "normalizes by the statistics of the batch",
+    "Dropout": "is an active Dropout, which ONNX Runtime leaves out",
+}
+"""What nodes in training mode do."""
+
+_QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear", "Sign")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -191,7 +198,25 @@ class Plan:
     def warnings(self) -> list[str]:
         """What the user should know."""
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
-        return [*self.remarks, *self._hazard, *coupled, *([self.preset.caution] if self.preset.caution else ())]
+        caution = [self.preset.caution] if self.preset.caution else []
+        return [*self.remarks, *self._hazard, *self._training, *coupled, *caution]
+
+    @property
+    def _training(self) -> list[str]:
+        active = {node.op_type: node for node in reversed(self.t.nodes) if self._trains(node)}
+        if not active:
+            return []
+        named = ", ".join(
+            f"{str(node.name or node.outputs[0].name)!r} {_TRAINING[kind]}" for kind, node in active.items()
+        )
+        return [f"the model was exported in training mode ({named}); export it for inference, as with model.eval()"]
+
+    def _trains(self, node: ir.Node) -> bool:
+        """Whether a node computes what it computes in training."""
+        if node.op_type == "Dropout":
+            mode = None if len(node.inputs) < 3 or node.inputs[2] is None else self.t.wrap(node.inputs[2]).array()
+            return mode is not None and bool(mode.any())
+        return node.op_type == "BatchNormalization" and bool(node.attributes.get_int("training_mode", 0))
 
     @property
     def couples_rows(self) -> bool:
@@ -227,9 +252,24 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
         InputError: class names or preprocessing that cannot be read or do not fit the model.
         ModelError: the file is not a usable model.
         TargetError: the score, image or layer cannot be determined, or the model has no such thing.
+        UnsupportedError: an unknown operator hides the shapes behind it, or step functions stop every gradient.
     """
+    options = options or Options()
     with invalid_models_refused(source):
-        return _planned(load(source), options or Options())
+        model = load(source)
+        automatic = options.layer == "auto" and options.output is None
+        try:
+            plan = _planned(model, options)
+            path, _ = between(plan.t.nodes, [plan.image.core], [plan.score.tensor.core], carries_content)
+        except (ModelError, TargetError) as exc:
+            hidden = unknown_operator(model, model.core.graph) if automatic else None
+            if hidden is None:
+                raise
+            raise UnsupportedError(hidden) from exc
+        hidden = unknown_operator(model, path) if automatic else None
+        if hidden is not None:
+            raise UnsupportedError(hidden)
+        return plan
 
 
 def _planned(model: Model, options: Options) -> Plan:
@@ -362,7 +402,7 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
     score = find_score(t, options.output, options.score or preset.score, added=_added(task, options))
     if score.single_logit and not task.classes_compete:
         score = _one_value(score)
-    carries = carries_gradient(t)
+    carries = _carries(t, image, score.tensor, method)
     layout = _image_layout(t, image, at_layer=method.needs_layer)
     layers = _layers(t, Candidate(image, layout, every_path=True), score, carries, method, options, task)
     targets = [layer.chosen.tensor for layer in layers]
@@ -407,6 +447,19 @@ def _added(task: Task, options: Options) -> str:
     if options.output != SCORES:
         return ""
     return f"added for this task: {task.about}" if task.scores is not None else "added: the scores that outputs rank"
+
+
+def _carries(t: Builder, image: Value, score: Value, method: Method) -> Carries:
+    """What a path is for a method: differentiable operators if it takes a gradient, or if there is such a path anyway.
+
+    A path of differentiable operators leaves out ranks, masks and indices, which makes for later layers.
+    """
+    carries = carries_gradient(t)
+    if between(t.nodes, [image.core], [score.core], carries)[0]:
+        return carries
+    if method.differentiates("image"):
+        raise UnsupportedError(blocked(t, image, score, carries))
+    return carries if any(ingredient.gradient_of for ingredient in method.ingredients) else carries_content
 
 
 def _one_value(score: Score) -> Score:

@@ -8,15 +8,17 @@ replaced, so that shapes can be inferred and all other code meets standard opera
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.errors import ModelError
 
 from .builder import Builder, Value
 from .model import Model
+from .shapes import TensorInfo
 
 __all__ = [
     "DECOMPOSITIONS",
@@ -25,6 +27,7 @@ __all__ = [
     "decomposition_table",
     "to_channels_first",
     "to_channels_last",
+    "unknown_operator",
 ]
 
 Decomposition = Callable[..., Value | Sequence[Value] | None]
@@ -103,6 +106,19 @@ def _decompose_ranked(model: Model, *, unranked: bool = False) -> bool:
         t.finish()
         model.infer()
     return changed
+
+
+def unknown_operator(model: Model, nodes: Iterable[ir.Node]) -> str | None:
+    """Which of the nodes hides the shapes behind it: neither standard nor decomposed; `None` without one."""
+    for node in nodes:
+        version = int(model.core.opset_imports.get(node.domain) or 1)
+        hidden = [str(o.name) for o in node.outputs if o.name and TensorInfo.of(o).shape is None]
+        if hidden and node.domain and not onnx.defs.has(node.op_type, version, node.domain):
+            return (
+                f"the operator {node.domain}.{node.op_type} ({str(node.name or hidden[0])!r}) is unknown in this form, "
+                f"and {model.name} does not state the shape of its output {hidden[0]!r}; export the model without it"
+            )
+    return None
 
 
 def to_channels_first(t: Builder, x: Value) -> Value:

@@ -21,6 +21,7 @@ __all__ = [
     "Carries",
     "between",
     "captured",
+    "carries_content",
     "dominators",
     "keeps_order",
     "node_inputs",
@@ -29,6 +30,15 @@ __all__ = [
 
 Carries = Callable[[ir.Node, ir.Value], bool]
 """Whether a path leads from this input of this node to its outputs."""
+
+
+_SHAPE_ONLY = {"ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"}
+"""Operators that look at the shape of their input only."""
+
+
+def carries_content(node: ir.Node, value: ir.Value) -> bool:  # noqa: ARG001 - it is one of `Carries`
+    """Whether the content of an input changes the outputs, smoothly or by steps; its shape is no content."""
+    return bool(node.domain) or node.op_type not in _SHAPE_ONLY
 
 
 def node_inputs(node: ir.Node) -> Iterator[ir.Value]:

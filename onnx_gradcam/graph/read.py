@@ -21,7 +21,15 @@ from onnx import TensorProto, external_data_helper, inliner, version_converter
 from onnx_gradcam.errors import ExplainError, InputError, ModelError
 from onnx_gradcam.files import read_file
 
-__all__ = ["MIN_OPSET", "MOST_INLINED_NODES", "invalid_models_refused", "normalise", "read_proto", "skeleton"]
+__all__ = [
+    "MIN_OPSET",
+    "MOST_INLINED_NODES",
+    "invalid_models_refused",
+    "normalise",
+    "read_opset",
+    "read_proto",
+    "skeleton",
+]
 
 MIN_OPSET = 18
 """The lowest opset that models are converted to: from here on nearly all function bodies exist, and axes are inputs."""
@@ -36,6 +44,9 @@ _NUMPY_BROADCASTING = 7
 
 _INDICES = {TensorProto.INT32, TensorProto.INT64}
 _LONGEST_VECTOR = 2**16
+
+_LONGEST_NORMALIZATION = 3
+"""Outputs that BatchNormalization has since opset 14; before, five stand for training."""
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _POOLS = {"AveragePool", "LpPool", "MaxPool"}
@@ -106,6 +117,11 @@ def _objection(source: str | Path | bytes | onnx.ModelProto) -> str:
     except Exception as exc:  # noqa: BLE001 - every error is an objection
         return " ".join(str(exc).split())[:300] or type(exc).__name__
     return ""
+
+
+def read_opset(source: str | Path | bytes | onnx.ModelProto) -> int:
+    """The version of the default operator set that a model was written for; errors as of `read_proto`."""
+    return _opset(read_proto(source)[0])
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
@@ -240,7 +256,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
             small = version_converter.convert_version(small, MIN_OPSET)
         _trim_pools(small)
     except Exception as exc:
-        reason = _unknown_operator(small, opset) or " ".join(str(exc).split())[:300]
+        reason = _culprit(small, opset) or " ".join(str(exc).split())[:300]
         raise ModelError(
             f"the model is not valid ONNX of opset {opset}, or cannot be converted to opset {MIN_OPSET}: {reason}; "
             "export it again with a current exporter"
@@ -310,11 +326,17 @@ def _trim_pools(small: onnx.ModelProto) -> None:
             pads.ints[rank + i] = max(0, min(pads.ints[rank + i], (size - 1) * dilation + 1 - stride))
 
 
-def _unknown_operator(small: onnx.ModelProto, opset: int) -> str:
-    """What is wrong with the first operator of the default domain that ONNX does not have; empty without one."""
+def _culprit(small: onnx.ModelProto, opset: int) -> str:
+    """What is wrong with the first node of an operator that ONNX does not have, or in the training mode of old opsets.
+
+    Empty without one.
+    """
     for node in _nodes(small.graph):
+        name = str(node.name or node.output[0])
         if not node.domain and not onnx.defs.has(node.op_type, opset, ""):
-            return f"opset {opset} has no operator {node.op_type} (node {node.name or node.output[0]!r})"
+            return f"opset {opset} has no operator {node.op_type} (node {name!r})"
+        if node.op_type == "BatchNormalization" and not node.domain and len(node.output) > _LONGEST_NORMALIZATION:
+            return f"the BatchNormalization {name!r} is in training mode"
     return ""
 
 

@@ -13,6 +13,8 @@ import onnx
 from onnx_gradcam.editor.attachment import Explained
 from onnx_gradcam.editor.attachment import attach as attach_only
 from onnx_gradcam.errors import ModelError
+from onnx_gradcam.graph.load import load
+from onnx_gradcam.graph.read import read_opset
 from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.options import Options
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["attach"]
 
 Array = npt.NDArray[Any]
+
+_OLDEST_RUN = 7
+"""The first opset that ONNX Runtime promises to run (its `docs/Versioning.md`)."""
 
 _LARGEST_CHECKED = 10**9
 """Bytes of weights above which both models are run only on request."""
@@ -91,10 +96,9 @@ def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained
     Raises:
         ModelError: they differ, or one of the two models does not run.
     """
-    model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else source
     # One after the other: both at once would hold the weights twice.
     try:
-        feeds, original = _random_run(model, explained, {})
+        feeds, original = _random_run(_runnable(source, explained), explained, {})
     except ModelError as exc:
         raise ModelError(
             f"the original does not run: {exc}; nothing was written (--no-check writes it anyway)"
@@ -106,6 +110,17 @@ def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained
         raise ModelError(
             f"the explained model does not match the original: {exc}; nothing was written (--no-check writes it anyway)"
         ) from exc
+
+
+def _runnable(source: str | Path | bytes | onnx.ModelProto, explained: Explained) -> str | Path | bytes:
+    """The original, raised to the opset of the explained model if it is older than what ONNX Runtime runs."""
+    if read_opset(source) < _OLDEST_RUN:
+        explained.warnings.append(
+            "ONNX Runtime does not run opsets this old, so outputs were compared with those of the model raised to "
+            f"opset {explained.model.opset}"
+        )
+        return bytes(load(source).to_proto().SerializeToString())
+    return source.SerializeToString() if isinstance(source, onnx.ModelProto) else source
 
 
 def _random_run(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from onnx_gradcam.autodiff.registry import zero_gradient
 
-# Step functions.
-zero_gradient("Ceil", "Floor", "Round", "Sign")
+# Step functions; the rule of Sign decides by what reads it.
+zero_gradient("Ceil", "Floor", "Round")
 
 # Indices and counts.
 zero_gradient("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape", "Size")

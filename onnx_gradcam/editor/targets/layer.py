@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, Carries, between, dominators
+from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, Carries, between, carries_content, dominators, node_inputs
 
 from .axes import Axis, Layout, follow, letters, window
 from .layer_names import LayerNames
 
-__all__ = ["Block", "Candidate", "Layer", "find_blocks", "find_layer", "on_path"]
+__all__ = ["Block", "Candidate", "Layer", "blocked", "find_blocks", "find_layer", "on_path"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
@@ -127,12 +127,18 @@ def find_layer(
 
     Raises:
         TargetError: no such layer, it has no spatial positions, or the score does not depend on it.
+        UnsupportedError: step functions stop every gradient of the score.
     """
     layouts = follow(t)
-    chain = dominators(t.nodes, image.core, score.core, carries)
+    way = carries if between(t.nodes, [image.core], [score.core], carries)[0] else carries_content
+    chain = dominators(t.nodes, image.core, score.core, way)
     if not chain:
         raise TargetError(f"the score {score.name!r} does not depend on the input {image.name!r}; name another output")
-    path, alive = between(t.nodes, [image.core], [score.core], carries)
+    path, alive = between(t.nodes, [image.core], [score.core], way)
+    # Behind a step function in front of the layer, such as a rounding of the image, there is a gradient all the same.
+    path, alive = (path, alive) if way is carries else between(path, alive, [score.core], carries)
+    if not path:
+        raise UnsupportedError(blocked(t, image, score, carries))
     on_every_path = set(chain)
     batch = (image.probe_shape or (0,))[0]
     candidates = [
@@ -143,11 +149,16 @@ def find_layer(
     ]
     head = _class_token_head(t, candidates, path)
     if layer != "auto":
-        chosen, reason = _named(t, layer, names or {}, candidates, alive, layouts)
+        value, how = _requested(t, layer, names or {}, candidates, alive)
+        value = on_path(t, _dequantised(t, value), alive)
+        _, reached = between(t.nodes, [image.core], [score.core], carries_content)
+        if value.core in reached - {score.core} and not between(t.nodes, [value.core], [score.core], carries)[0]:
+            raise UnsupportedError(blocked(t, value, score, carries))
+        chosen, reason = _candidate(layer, value, candidates, alive, layouts), how
         if head is not None:
             _refuse_behind_attention(t, head, chosen, carries)
     elif head is not None:
-        chosen, reason = _feeding(t, image, head, candidates, carries)
+        chosen, reason = _feeding(t, image, head, candidates, way)
     else:
         chosen, reason = _automatic(t, _no_answers(candidates, path, classes, boxes=boxes), score)
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
@@ -156,6 +167,16 @@ def find_layer(
             "open; export it with a fixed size"
         )
     return Layer(chosen, reason, candidates)
+
+
+def blocked(t: Builder, image: Value, score: Value, carries: Carries) -> str:
+    """Why no gradient of the score reaches the image, in a sentence that names the last node that stops it."""
+    path, _ = between(t.nodes, [image.core], [score.core], carries_content)
+    stops = [node for node in path if not any(carries(node, v) for v in node_inputs(node))]
+    return (
+        f"the derivative of {stops[-1].op_type} ({str(stops[-1].outputs[0].name)!r}) is zero, so no gradient of the "
+        f"score {score.name!r} passes it; choose a method without gradients, such as eigencam or scorecam"
+    )
 
 
 def _has_positions(value: Value, layout: Layout, batch: int) -> bool:
@@ -308,14 +329,10 @@ def _reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
     return False
 
 
-def _named(
-    t: Builder,
-    layer: str,
-    names: dict[str, str],
-    candidates: Sequence[Candidate],
-    alive: set[ir.Value],
-    layouts: dict[ir.Value, Layout],
-) -> tuple[Candidate, str]:
+def _requested(
+    t: Builder, layer: str, names: dict[str, str], candidates: Sequence[Candidate], alive: set[ir.Value]
+) -> tuple[Value, str]:
+    """The tensor that a layer's name means, and why, in words."""
     table = LayerNames(t, names, alive)
     named = table.find(layer)
     if named is None:
@@ -323,11 +340,26 @@ def _named(
         raise TargetError(
             f"the model has no layer {layer!r}{table.near(layer, others) or '; inspect lists the layers'}"
         )
-    value, how = named
-    value = on_path(t, value, alive)
+    return named
+
+
+def _dequantised(t: Builder, value: Value) -> Value:
+    """The real numbers that a quantized tensor stands for, if the graph has them."""
+    readers = () if value.is_float else value.core.consumers()
+    return next((t.wrap(n.outputs[0]) for n in readers if n.op_type == "DequantizeLinear"), value)
+
+
+def _candidate(
+    layer: str,
+    value: Value,
+    candidates: Sequence[Candidate],
+    alive: set[ir.Value],
+    layouts: dict[ir.Value, Layout],
+) -> Candidate:
+    """The candidate that a requested tensor is."""
     for candidate in candidates:
         if candidate.tensor is value:
-            return candidate, how
+            return candidate
     layout = layouts.get(value.core)
     if value.core not in alive:
         raise TargetError(f"the score does not depend on layer {layer!r}; inspect lists the layers on its path")
