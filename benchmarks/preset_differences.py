@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--method", default="gradcam")
     options = parser.parse_args()
     maps = {}
-    for preset in [name for name, p in PRESETS.items() if p.methods is None or options.method in p.methods]:
+    serving = [name for name, p in PRESETS.items() if p.methods is None or options.method in p.methods]
+    for preset in serving:
         explainer = Explainer(
             options.model, preset=preset, preprocess=options.preprocess, method=options.method, threads=1
         )
