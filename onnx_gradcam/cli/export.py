@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,14 @@ def keras(
             "need `tf`.",
         ),
     ] = "reader",
+    keep_layout: Annotated[
+        bool,
+        option(
+            "Image",
+            "Leave the input channels last (NHWC), for clients that send images to Keras; else it becomes NCHW.",
+            "--keep-layout",
+        ),
+    ] = False,
     custom: Annotated[
         str | None,
         option(
@@ -99,7 +108,7 @@ def keras(
                 raise typer.BadParameter("the reader runs no code; this needs --via tf or torch.", param_hint=flag)
     if custom is not None and not trust:
         raise typer.BadParameter("the module's code runs with --trust only.", param_hint="--custom")
-    how = {"via": via, "custom": custom, "trust": trust, "python": python}
+    how = {"via": via, "keep_layout": keep_layout, "custom": custom, "trust": trust, "python": python}
     _run(model, out, as_json=as_json, framework="keras", layer=layer, **how, **choices)
 
 
@@ -114,6 +123,15 @@ def mxnet(
     size: Annotated[
         str | None,
         option("Image", "Size of the input, if the symbol leaves it open.", "--input-shape", metavar="C,H,W"),
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        option(
+            "Model",
+            "Numbers of an input besides the image, which become a constant row, such as stage_num0=0,1,2.",
+            "--input-value",
+            metavar="NAME=NUMBERS",
+        ),
     ] = None,
     names: Annotated[
         Path | None,
@@ -136,8 +154,9 @@ def mxnet(
     `HybridBlock.export` and `Module.save_checkpoint` write the two files. Layers are the nodes of the symbol; with
     --names also gluon's paths: --layer 'net.features[8][2]'.
     """  # noqa: D301 - \b keeps the lines of the example apart
-    shape = None if size is None else _numbers(size, 3, "--input-shape")
-    how = {"weights": params, "input_shape": shape, "names": names}
+    shape_of_image = None if size is None else _numbers(size, 3, "--input-shape")
+    numbers = dict(map(_row, values or ())) or None
+    how = {"weights": params, "input_shape": shape_of_image, "input_values": numbers, "names": names}
     _run(symbol, out, as_json=as_json, framework="mxnet", layer=layer, **how, **choices)
 
 
@@ -251,7 +270,8 @@ def _say(exported: Exported, out: Path) -> None:
     carried = exported.carried
     origin = " ".join(filter(None, (carried.framework, carried.framework_version)))
     say(f"{out}: from {origin}, with the output {exported.target!r} {shape(exported.shape)} {exported.layout}.")
-    change = f"; {carried.framework} takes {exported.framework_layout}" if exported.framework_layout else ""
+    turned = f", turned from {carried.framework}'s {exported.framework_layout}; --keep-layout keeps it"
+    change = turned if exported.framework_layout else ""
     say(f"Input: {exported.image!r} {shape(exported.image_shape)} {exported.image_layout}{change}.")
     say(f"Layer: {exported.reason}.")
     outputs = ", ".join(map(repr, exported.outputs))
@@ -263,6 +283,18 @@ def _say(exported: Exported, out: Path) -> None:
     content = {"class names": carried.labels, "preprocessing": carried.preprocessing}
     stored = [name for name, value in content.items() if value]
     say(f"Stored in the file: {' and '.join(stored) or 'neither class names nor preprocessing'}.")
+
+
+def _row(text: str) -> tuple[str, list[list[float]]]:
+    """A name and a row of numbers, from `NAME=NUMBERS`."""
+    name, _, numbers = text.partition("=")
+    try:
+        row = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        row = []
+    if not name or not row or not all(map(math.isfinite, row)):
+        raise typer.BadParameter(f"{text!r} is not NAME=NUMBERS, with commas between.", param_hint="--input-value")
+    return name, [row]
 
 
 def _numbers(text: str, count: int, flag: str) -> tuple[int, ...]:

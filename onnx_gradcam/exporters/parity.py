@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.errors import ExportError
+from onnx_gradcam.graph import model as graph_model
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.runtime.session import Session
 
@@ -32,8 +36,20 @@ def run(model: Model, x: Array, tensors: Iterable[str] = ()) -> dict[str, Array]
     for name in tensors:
         if name not in outputs:
             proto.graph.output.append(onnx.helper.make_tensor_value_info(name, model.info(name).elem_type, None))
-    session = Session(proto.SerializeToString(), disabled_optimizers=["Pad_Fusion"])
-    return session.run({session.inputs[0].name: x})
+    with _opened(proto, model) as session:
+        return session.run({session.inputs[0].name: x})
+
+
+@contextmanager
+def _opened(proto: onnx.ModelProto, model: Model) -> Iterator[Session]:
+    """A session of a proto; one that is too large to be serialized is written with its weights in another file."""
+    if model.weight_bytes <= graph_model.LARGEST_FILE:
+        yield Session(proto.SerializeToString(), disabled_optimizers=["Pad_Fusion"])
+        return
+    with tempfile.TemporaryDirectory(prefix="onnx-gradcam-") as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(proto, path, save_as_external_data=True, location="weights")
+        yield Session(path, disabled_optimizers=["Pad_Fusion"])
 
 
 def difference(values: Array, reference: Array) -> float:

@@ -22,6 +22,7 @@ from .finishing import Exported, finish_export
 from .writer import Product
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 __all__ = ["as_onnx", "export", "framework_of", "read_onnx"]
@@ -41,11 +42,13 @@ def export(
     preprocess: str | Path | Mapping[str, Any] | Description | None = None,
     weights: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
+    input_values: Mapping[str, npt.ArrayLike] | None = None,
     names: str | Path | Mapping[str, str] | None = None,
     size: tuple[int, int] | None = None,
     call: int = -1,
     exporter: TorchExporter = "auto",
     via: Via = "reader",
+    keep_layout: bool = False,
     custom: str | None = None,
     trust: bool = False,
     python: str | Path | None = None,
@@ -76,19 +79,23 @@ def export(
         weights: PyTorch: a state dictionary, or a name that torchvision knows. MXNet: the `.params` file; by default
             the only one beside the symbol.
         input_shape: MXNet: `(channels, height, width)`, where the symbol leaves it open.
+        input_values: MXNet: the numbers of inputs other than the image, by name; they become constants.
         names: MXNet: further layer names, such as `features[8][2]`, and the symbol's nodes that they stand for; also a
             JSON file of them.
         size: PyTorch: height and width of the images, where the model does not say.
         call: PyTorch: which call of the layer, where the model calls it several times; -1 is the last.
         exporter: PyTorch: which of its two exporters to use.
         via: Keras: `reader` needs no framework; `tf` and `torch` run Keras itself.
+        keep_layout: Keras: leave the input channels last (`NHWC`), for clients that send images to Keras; `tf` and
+            `torch` always do.
         custom: Keras with `tf` or `torch`: the module that defines the model's own classes; needs `trust`.
         trust: run code that comes with the model.
         python: Keras with `tf` or `torch`, TFLite: the interpreter that has the framework.
         progress: called with each step, in words, before it starts.
 
     Returns:
-        The exported model. Its tensors are channels first (`NCHW`), whatever the framework's layout.
+        The exported model. Its tensors are channels first (`NCHW`), whatever the framework's layout; `keep_layout`
+        makes an exception for the input.
 
     Raises:
         InputError: a path, an option, class names or preprocessing that do not fit; nothing is written.
@@ -102,8 +109,9 @@ def export(
     check_word("via", via, get_args(Via))
     check_word("exporter", exporter, get_args(TorchExporter))
     choices: dict[str, Any] = {
-        "weights": weights, "input_shape": input_shape, "names": names, "size": size, "call": call,
-        "exporter": exporter, "via": via, "custom": custom, "trust": trust, "python": python,
+        "weights": weights, "input_shape": input_shape, "input_values": input_values, "names": names, "size": size,
+        "call": call, "exporter": exporter, "via": via, "keep_layout": keep_layout, "custom": custom, "trust": trust,
+        "python": python,
     }  # fmt: skip
     choices = {key: value for key, value in choices.items() if value != _DEFAULTS[key]}
     foreign = next((key for key in choices if key not in _keywords(_READERS[kind])), None)
@@ -209,6 +217,7 @@ def _keras(
     layer: str | None,
     *,
     via: Via = "reader",
+    keep_layout: bool = False,
     custom: str | None = None,
     trust: bool = False,
     python: str | Path | None = None,
@@ -222,7 +231,7 @@ def _keras(
         raise InputError(f"{unread!r} needs via 'tf' or 'torch'; the reader runs no code")
     from .keras import read_keras  # noqa: PLC0415
 
-    return read_keras(source)
+    return read_keras(source, keep_layout=keep_layout)
 
 
 def _mxnet(
@@ -231,12 +240,14 @@ def _mxnet(
     *,
     weights: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
+    input_values: Mapping[str, npt.ArrayLike] | None = None,
     names: str | Path | Mapping[str, str] | None = None,
 ) -> Product:
     from .mxnet import read_mxnet  # noqa: PLC0415
 
     symbol = Path(source)
-    return read_mxnet(symbol, weights or _beside(symbol), input_shape=input_shape, names=names)
+    params = weights or _beside(symbol)
+    return read_mxnet(symbol, params, input_shape=input_shape, input_values=input_values, names=names)
 
 
 def _beside(symbol: Path) -> Path:

@@ -17,10 +17,10 @@ from onnx_gradcam.files import Drafts
 from .read import skeleton
 from .shapes import Shape, TensorInfo, infer_shapes, ranked_shape
 
-__all__ = ["Model", "own_errors"]
+__all__ = ["LARGEST_FILE", "Model", "own_errors"]
 
 _SMALL_BYTES = 1000
-_LARGEST_FILE = 2**31 - 2**24
+LARGEST_FILE = 2**31 - 2**24
 """Bytes of weights that one file can hold: protobuf encodes less than two gigabytes."""
 
 
@@ -146,7 +146,7 @@ class Model:
         path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
         tensors = [v.const_value for v in self._initializers() if v.const_value is not None]
         inside = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
-        moved = inside > _LARGEST_FILE or (self._external and path.resolve().parent != self.folder)
+        moved = inside > LARGEST_FILE or (self._external and path.resolve().parent != self.folder)
         if moved and path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{str(path)!r} is not a regular file, but the weights need a second one beside it")
         with own_errors(), Drafts() as drafts:

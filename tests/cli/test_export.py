@@ -48,7 +48,28 @@ def test_what_it_carries_serves_the_other_commands(call, classifier, labels, ima
 def test_an_input_that_became_channels_first_is_named(call, repository):
     pytest.importorskip("h5py", reason="h5py is not installed")
     result = call("export", "keras", repository / "models" / "shapes.keras", "-o", "keras.onnx")
-    assert "Input: 'image' [batch, 3, 96, 96] NCHW; keras takes NHWC.\n" in result.stdout
+    turned = "Input: 'image' [batch, 3, 96, 96] NCHW, turned from keras's NHWC; --keep-layout keeps it.\n"
+    assert turned in result.stdout
+
+
+def test_the_layout_of_keras_is_kept_on_request(call, repository, here):
+    pytest.importorskip("h5py", reason="h5py is not installed")
+    model, picture = repository / "models" / "shapes.keras", repository / "models" / "circle_and_star.png"
+    turned = call("export", "keras", model, "-o", "turned.onnx")
+    kept = call("export", "keras", model, "-o", "kept.onnx", "--keep-layout")
+    assert (turned.exit_code, kept.exit_code) == (0, 0)
+    assert "Input: 'image' [batch, 96, 96, 3] NHWC.\n" in kept.stdout
+    x = np.random.default_rng(0).random((2, 96, 96, 3), dtype=np.float32)
+    first = Session(here / "turned.onnx").run({"image": x.transpose(0, 3, 1, 2)})
+    second = Session(here / "kept.onnx").run({"image": x})
+    assert list(first) == list(second)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    described = json.loads((repository / "models" / "shapes.json").read_text())
+    for name, layout in (("turned", "NCHW"), ("kept", "NHWC")):
+        options = ["--preprocess", json.dumps({**described, "layout": layout}), "--npz", "--target", "1"]
+        assert call("explain", f"{name}.onnx", picture, "-o", f"{name}.png", *options).exit_code == 0
+    with np.load(here / "turned.npz") as one, np.load(here / "kept.npz") as two:
+        assert np.allclose(one["heatmap"], two["heatmap"], atol=1e-6)
 
 
 def test_json(call, classifier, labels):

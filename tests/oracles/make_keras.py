@@ -3,7 +3,7 @@
 Run in an environment with Keras 3 on PyTorch, and in one with TensorFlow and tf_keras, Keras 2's continuation:
 
     KERAS_BACKEND=torch python tests/oracles/make_keras.py keras tests/oracles/keras
-    python tests/oracles/make_keras.py tf_keras tests/oracles/keras
+    python tests/oracles/make_keras.py tf_keras tests/oracles/keras [MODEL ...]
 
 Every model is saved in both formats, the archives compressed but for one. `<model>.npz` holds the inputs, in Keras's
 order, the output of every layer that has one, by the name that the exported model gives it, and the provenance:
@@ -311,6 +311,20 @@ def tensorflow_functions(K, L):
     return x, [tf.nn.gelu(y), tf.nn.gelu(y, approximate=True)]
 
 
+def tensorflow_slices(K, L):
+    """Indices, slices and products that Keras 2 keeps as functions of TensorFlow, with `preprocess_input` of VGG16."""
+    tf = sys.modules["tensorflow"]
+    x = K.Input((8, 9, 3), name="image")
+    y = L.Conv2D(4, 3, padding="same", name="conv")(K.applications.vgg16.preprocess_input(x) / 100.0)
+    y = K.applications.resnet_v2.preprocess_input(y)[:, 1:, ::2, :3]
+    y = tf.transpose(tf.stack([y[:, :, :, 0], y[..., -1]], axis=1), [0, 2, 3, 1])
+    first, second = tf.split(tf.reshape(y, [-1, 35, 2]), 2, axis=-1)
+    y = tf.squeeze(tf.expand_dims(tf.concat([second, first], -1), 1), [1])
+    y = L.MultiHeadAttention(2, 3, name="mha")(y, tf.linalg.matmul(y, y, transpose_b=True))
+    y = tf.unstack(tf.tile(tf.roll(tf.gather(y, [0, 2, 5], axis=1), 1, axis=1), [1, 2, 1]), axis=1)
+    return x, [L.Dense(2, name="scores")(y[0]), L.Dense(3, name="others")(y[4])]
+
+
 def indexing(K, L):
     """Operations that index and stack: `preprocess_input` of VGG16 inside of the model, and slices."""
     x = K.Input((8, 9, 3), name="image")
@@ -320,13 +334,72 @@ def indexing(K, L):
     return x, [L.Dense(3, name="scores")(L.Flatten(name="flat")(y))]
 
 
+def transformer(K, L):
+    """Vision transformers: attention over tokens and over maps, with scores, Einstein sums, an embedding."""
+    x, words = K.Input((8, 6, 3), name="image"), K.Input((7,), dtype="int32", name="words")
+    patches = L.Reshape((12, 8), name="patches")(L.Conv2D(8, 2, strides=2, name="embed")(x))
+    normed = L.LayerNormalization(name="norm")(patches)
+    tokens = L.Add(name="attended")([patches, L.MultiHeadAttention(2, 4, name="mha")(normed, normed)])
+    wide = L.EinsumDense("abc,cde->abde", output_shape=(12, 2, 6), bias_axes="de", activation="gelu", name="wide")(
+        tokens
+    )
+    tokens = L.Add(name="mixed")(
+        [tokens, L.EinsumDense("abde,dec->abc", output_shape=(12, 8), bias_axes="c", name="narrow")(wide)]
+    )
+    across = L.EinsumDense("abc,bd->adc", output_shape=(7, 8), name="across")(tokens)
+    looked_up = L.Embedding(9, 8, name="looked_up")(words)
+    crossed, scores = L.MultiHeadAttention(3, 5, value_dim=4, output_shape=6, name="crossed")(
+        across, value=looked_up, return_attention_scores=True
+    )
+    maps = L.Conv2D(6, 3, name="maps")(x)
+    return [x, words], [
+        L.GlobalAveragePooling1D(name="pooled")(crossed),
+        L.Dense(3, name="from_scores")(L.Flatten(name="flat_scores")(scores)),
+        L.MultiHeadAttention(2, 3, use_bias=False, dropout=0.1, name="on_maps")(maps, maps),
+    ]
+
+
+def rearranging(K, L):
+    """Operations that rearrange tensors: patches, heads written by hand, shifted windows, reductions."""
+    ops = K.ops
+    x = K.Input((8, 8, 3), name="image")
+    y = L.Conv2D(6, 3, padding="same", name="conv")(x)
+    patches = L.Dense(6, name="patched")(ops.reshape(ops.image.extract_patches(x, 2), (-1, 16, 12)))
+    q, k, v = ops.unstack(
+        ops.transpose(ops.reshape(L.Dense(18, name="qkv")(patches), (-1, 16, 3, 2, 3)), (2, 0, 3, 1, 4))
+    )
+    weights = ops.softmax(ops.matmul(q / 1.7, ops.swapaxes(k, -1, -2)), axis=-1)
+    heads = ops.reshape(ops.transpose(ops.matmul(weights, v), (0, 2, 1, 3)), (-1, 16, 6))
+    shifted = ops.roll(y, (-1, 2), (1, 2))
+    windows = ops.transpose(ops.reshape(shifted, (-1, 2, 4, 2, 4, 6)), (0, 1, 3, 2, 4, 5))
+    windows = L.Dense(6, activation="relu", name="in_windows")(ops.reshape(windows, (-1, 16, 6)))
+    back = ops.reshape(ops.transpose(ops.reshape(windows, (-1, 2, 2, 4, 4, 6)), (0, 1, 3, 2, 4, 5)), (-1, 8, 8, 6))
+    first, second, third = ops.split(y, [1, 3], axis=-1)
+    taken = (
+        ops.take(ops.flip(y, axis=2), [0, 2, 5], axis=1) - ops.expand_dims(ops.mean(y, axis=(1, 2)), (1, 2))[:, :, :1]
+    )
+    spread = ops.rsqrt(ops.var(y, axis=-1, keepdims=True) + 0.1) + ops.std(y, axis=1, keepdims=True)
+    edges = ops.tile(ops.pad(ops.repeat(first, 2, axis=2), ((0, 0), (1, 0), (0, 2), (0, 0))), (1, 1, 2, 1))
+    picked = ops.einsum("nhwc,nhwd->ncd", second, ops.moveaxis(third, 1, 2))[:, None, :, 0]
+    folded = ops.squeeze(ops.min(y, axis=1, keepdims=True), axis=1) + ops.log_softmax(ops.sin(y[:, 1]), axis=1)
+    return x, [
+        L.Flatten(name=name)(value)
+        for name, value in {
+            "heads": heads, "back": back, "taken": taken, "spread": spread, "edges": edges, "picked": picked,
+            "folded": folded,
+        }.items()
+    ]  # fmt: skip
+
+
 MODELS = [convolutions, other_ranks, pools, activations, normalisations, merges, structure, sequential, preparation]
 MODELS += [wrapped, uneven_pools, channels_first, mixed_precision, free_sizes, applications]
-MODELS += [tensorflow_functions, indexing]
-ONLY_KERAS_3 = {channels_first, mixed_precision, applications, indexing}
+MODELS += [tensorflow_functions, tensorflow_slices, indexing, transformer, rearranging]
+ONLY_KERAS_3 = {channels_first, mixed_precision, applications, indexing, rearranging}
 """TensorFlow cannot compute channels first on a processor."""
 
-ONLY_KERAS_2 = {uneven_pools, tensorflow_functions}
+ONLY_KERAS_2 = {uneven_pools, tensorflow_functions, tensorflow_slices}
+ONLY_HDF5 = {tensorflow_slices}
+"""Keras 2 cannot write an ellipsis into its other format."""
 
 
 def randomised(model, rng):
@@ -350,8 +423,9 @@ def values(K, model, feeds):
             continue
         if not isinstance(layer, K.layers.Layer):
             continue
-        if len(layer._inbound_nodes) == 1 and not isinstance(layer, K.Model):
-            named[layer.name] = layer.output
+        if len(layer._inbound_nodes) != 1 or isinstance(layer, K.Model) or isinstance(layer.output, (list, tuple)):
+            continue
+        named[layer.name] = layer.output
     if not named:
         return {}
     outputs = K.Model(model.inputs, list(named.values()))(feeds if len(feeds) > 1 else feeds[0], training=False)
@@ -380,23 +454,27 @@ def made(K, build):
     return result if isinstance(result, K.Model) else K.Model(*result, name=build.__name__)
 
 
-def main(library: str, folder: Path) -> None:
-    """Write the models and the values."""
+def main(library: str, folder: Path, only: list[str]) -> None:
+    """Write the models and the values, by default all of them."""
     K = importlib.import_module(library)
     backend = K.backend.backend() if library == "keras" else "tensorflow"
     for build in MODELS:
         if build in (ONLY_KERAS_2 if library == "keras" else ONLY_KERAS_3):
             continue
+        if only and build.__name__ not in only:
+            continue
         rng = np.random.default_rng([SEED, zlib.crc32(build.__name__.encode())])
         model = made(K, build)
         randomised(model, rng)
         stem = f"{library}_{build.__name__}"
-        for extension in ("keras", "h5"):
+        for extension in ("h5",) if build in ONLY_HDF5 else ("keras", "h5"):
             model.save(folder / f"{stem}.{extension}")
-        if build is not sequential:
+        if build not in {sequential, *ONLY_HDF5}:
             pack(folder / f"{stem}.keras")
         shapes = [(2, *(d or 10 for d in x.shape[1:])) for x in model.inputs]
         feeds = [rng.uniform(-1, 1, shape).astype("float32") for shape in shapes]
+        whole = [np.dtype(getattr(x.dtype, "name", x.dtype)).kind == "i" for x in model.inputs]
+        feeds = [np.abs(feed * 9).astype("int32") if i else feed for feed, i in zip(feeds, whole, strict=True)]
         if build is mixed_precision:
             weights = model.get_weights()
             model = K.Model.from_config(_in_float32(model.get_config()))
@@ -418,4 +496,4 @@ def _in_float32(config):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -23,12 +23,14 @@ class Axis:
 
     Attributes:
         kind: `N` batch, `C` channels, `c` a part of the channels (attention heads), `S` one spatial dimension, `s` the
-            positions in each cell of one that was split into cells, `T` tokens (a merged grid), `*` any other product
+            positions in each cell of one that was split into cells, `r` a spatial dimension whose positions were
+            rolled (shifted windows) and not yet rolled back, `T` tokens (a merged grid), `*` any other product
             of axes, or the identity of an input axis (`0`, `1` ...) while the layout of the input is being found.
         grid: for tokens, the sizes of the grid (in the example binding of free dimensions).
         before: for tokens, how many class or register tokens come before the grid.
         after: how many come after it.
         place: for a spatial dimension, which of the image's it is: 0 the height, 1 the width.
+        shift: for a rolled one, by how many positions.
         parts: for a product, its factors and their sizes.
     """
 
@@ -37,6 +39,7 @@ class Axis:
     before: int = 0
     after: int = 0
     place: int = 0
+    shift: int = 0
     parts: tuple[Factor, ...] = ()
 
 
@@ -194,15 +197,39 @@ def _concat(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layou
     placed = [i for i, k in enumerate(inputs) if k is not None and k[where] is not None]
     layout = inputs[placed[0]] if placed else next(k for k in inputs if k is not None)
     axis = layout[where] if layout is not None else None
-    if layout is None or axis is None or axis.kind not in "SsT*":
+    if layout is None or axis is None or axis.kind not in "SsrT*":
         return layout
+    roll = _roll_of_slices(t, node, where) if axis.kind in "Sr" else None
+    if roll is not None:
+        return _replaced(layout, where, _rolled(axis, *roll))
     sizes = [_example(t, i) for i in node.inputs]
     if axis.kind != "T" or len(placed) > 1 or any(s is None for s in sizes):
-        # Rolled or joined positions: which is where cannot be told any more.
+        # Joined positions: which is where cannot be told any more.
         return _replaced(layout, where, None)
     lengths = [s[where] for s in sizes if s is not None]
     before, after = sum(lengths[: placed[0]]), sum(lengths[placed[0] + 1 :])
     return _replaced(layout, where, replace(axis, before=axis.before + before, after=axis.after + after))
+
+
+def _roll_of_slices(t: Builder, node: ir.Node, axis: int) -> tuple[int, int] | None:
+    """Shift and size of a roll, if a Concat puts the end of an axis before its beginning."""
+    slices = [None if value is None else value.producer() for value in node.inputs]
+    if len(slices) != 2 or any(s is None or s.op_type != "Slice" for s in slices):
+        return None
+    first, second = (s for s in slices if s is not None)
+    size = _example(t, first.inputs[0])
+    if first.inputs[0] is not second.inputs[0] or size is None:
+        return None
+    tail, head = (window(t, s, axis, size[axis]) for s in (first, second))
+    if tail is None or head is None or tail[1] != size[axis] or head != (0, tail[0]):
+        return None
+    return tail[0], size[axis]
+
+
+def _rolled(axis: Axis, shift: int, size: int) -> Axis:
+    """A spatial dimension with position `i + shift` at `i`, modulo its size; rolled back it is itself again."""
+    total = (axis.shift + shift) % size
+    return replace(axis, kind="r" if total else "S", shift=total)
 
 
 def _slice(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
@@ -246,8 +273,17 @@ def _gather(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layou
     attribute = node.attributes.get("axis")
     where = (attribute.as_int() if attribute is not None else 0) % len(layout)
     axis = layout[where]
-    kept = None if axis is None or axis.kind in "SsT*" else axis
+    order = t.wrap(indices).array()
+    if axis is not None and axis.kind in "Sr" and order is not None and order.ndim == 1:
+        size = _example(t, node.inputs[0])
+        if size is not None and [int(i) % size[where] for i in order] == _from(int(order[0]), size[where]):
+            return _replaced(layout, where, _rolled(axis, int(order[0]), size[where]))
+    kept = None if axis is None or axis.kind in "SsrT*" else axis
     return (*layout[:where], *(kept,) * t.wrap(indices).rank, *layout[where + 1 :])
+
+
+def _from(start: int, size: int) -> list[int]:
+    return [(start + i) % size for i in range(size)]
 
 
 def _matmul(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:
@@ -364,9 +400,9 @@ def _take(factors: list[Factor], size: int) -> list[Factor] | None:
             taken.append((HEAD, size))
             factors[0] = HEAD, width // size
             size = 1
-        elif axis is not None and kind == "S" and width % size == 0:
+        elif axis is not None and kind in {"S", "r"} and width % size == 0:
             taken.append((axis, size))
-            factors[0] = Axis("s", place=axis.place), width // size
+            factors[0] = Axis("s", place=axis.place, shift=axis.shift), width // size
             size = 1
         elif axis is not None and kind == "T" and not axis.before and not axis.after:
             factors[:1] = [(Axis("S", place=i), side) for i, side in enumerate(axis.grid) if side != 1]
@@ -394,11 +430,16 @@ def _rejoined(factors: Sequence[Factor]) -> list[Factor]:
     result: list[Factor] = []
     for axis, size in factors:
         cell = result[-1][0] if result else None
-        if axis is not None and axis.kind == "s" and cell is not None and cell == Axis("S", place=axis.place):
+        if axis is not None and axis.kind == "s" and cell is not None and cell == _whole(axis):
             result[-1] = cell, result[-1][1] * size
         else:
             result.append((axis, size))
     return result
+
+
+def _whole(part: Axis) -> Axis:
+    """The dimension that positions within cells are a part of."""
+    return replace(part, kind="r" if part.shift else "S")
 
 
 def _replaced(layout: Layout, where: int, axis: Axis | None) -> Layout:

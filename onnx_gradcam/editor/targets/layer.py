@@ -213,10 +213,11 @@ def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tup
         hint = f"; name one with --layer, for example one of {shown}" if shown else ""
         raise TargetError(f"no tensor with spatial positions is on every path to the score {score.name!r}{hint}")
     chosen = _unviewed(t, useful[-1], useful)
-    size = _grid_size(chosen)
+    known = any(isinstance(side, int) for side in chosen.grid)
+    size = f" ({_grid_size(chosen)})" if known else ""
     return (
         chosen,
-        f"the last tensor with spatial extent ({size}) on every path to the score, before pooling or flattening",
+        f"the last tensor with spatial extent{size} on every path to the score, before pooling or flattening",
     )
 
 
@@ -364,7 +365,7 @@ def _candidate(
     if value.core not in alive:
         raise TargetError(f"the score does not depend on layer {layer!r}; inspect lists the layers on its path")
     kinds = {axis.kind if axis is not None else "" for axis in layout or (None,)}
-    if kinds.isdisjoint({"", "c", "*"}):
+    if kinds.isdisjoint({"", "c", "r", "*"}):
         raise TargetError(
             f"layer {layer!r} of shape {list(value.shape)} has a single position; choose a layer with several"
         )

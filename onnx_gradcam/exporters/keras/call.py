@@ -17,7 +17,7 @@ from onnx_gradcam.graph.shapes import Shape
 from .archive import REMEDY
 from .weights import Stored
 
-__all__ = ["Call", "Layer", "Tensor"]
+__all__ = ["Call", "Layer", "Outputs", "Tensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,10 @@ class Tensor:
         if not self.moved or axis == 0:
             return axis
         return 1 if axis == self.rank - 1 else axis + 1
+
+
+Outputs = Tensor | list[Tensor]
+"""What a call of a layer or an operation outputs."""
 
 
 @dataclass(eq=False, kw_only=True)

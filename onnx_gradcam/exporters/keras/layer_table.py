@@ -15,12 +15,12 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from onnx_gradcam.errors import ExportError, near_matches
 
 from .archive import REMEDY
-from .call import Call, Layer, Tensor
+from .call import Call, Layer, Outputs, Tensor
 from .weights import Slot
 
 __all__ = ["LAYERS", "OPERATIONS", "TF_FUNCTIONS", "LayerRule", "keras_layer", "operation", "rule_of"]
@@ -35,7 +35,10 @@ _NEUTRAL = frozenset(
 
 _NEUTRAL_ENDS = ("_initializer", "_regularizer", "_constraint")
 
-_OFF = frozenset({"quantization_config", "lora_rank", "lora_alpha", "sparse", "ragged", "virtual_batch_size"})
+_OFF = frozenset(
+    {"quantization_config", "lora_rank", "lora_alpha", "sparse", "ragged", "virtual_batch_size", "use_gate",
+     "sliding_window"}
+)  # fmt: skip
 """Configuration keys of features that must be switched off."""
 
 
@@ -43,11 +46,12 @@ _OFF = frozenset({"quantization_config", "lora_rank", "lora_alpha", "sparse", "r
 class LayerRule:
     """How a layer class is written in ONNX."""
 
-    write: Callable[..., Tensor]  # the function: call, tensors, configuration
+    write: Callable[..., Outputs]  # the function: call, tensors, configuration
     slots: tuple[Slot, ...]  # the class's variables
     neutral: frozenset[str]  # further configuration keys without effect, or that only decide about variables
     modules: tuple[str, ...]
     parameters: Mapping[str, Any]  # the configuration keys that the function takes, with their defaults
+    arguments: frozenset[str]  # the arguments of a call, besides tensors, that the function takes
 
     def slots_of(self, config: Mapping[str, Any], major: int) -> list[Slot]:
         """The variables of a layer with this configuration."""
@@ -78,19 +82,25 @@ class LayerRule:
         return options
 
 
+_Write = TypeVar("_Write", bound=Callable[..., Outputs])
+
 LAYERS: dict[str, LayerRule] = {}
 """The layer classes by name."""
 
-OPERATIONS: dict[str, Callable[..., Tensor]] = {}
+OPERATIONS: dict[str, Callable[..., Outputs]] = {}
 """The classes of `keras.ops`, which Keras 3 inserts for expressions such as `x + 3.0`."""
 
-TF_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
+TF_FUNCTIONS: dict[str, Callable[..., Outputs]] = {}
 """The functions of TensorFlow, which Keras 2 inserts for them."""
 
 
 def keras_layer(
-    *names: str, weights: Sequence[Slot] = (), neutral: Sequence[str] = (), modules: Sequence[str] = _PUBLIC
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    *names: str,
+    weights: Sequence[Slot] = (),
+    neutral: Sequence[str] = (),
+    modules: Sequence[str] = _PUBLIC,
+    arguments: Sequence[str] = (),
+) -> Callable[[_Write], _Write]:
     """Register the function that writes layers of the classes `names`.
 
     Args:
@@ -98,16 +108,18 @@ def keras_layer(
         weights: the variables in the order of their creation.
         neutral: configuration keys without effect on a trained model; `*` for all.
         modules: the modules of the classes, as Keras writes them.
+        arguments: the arguments of a call, besides tensors, that the function takes; others must have no effect.
     """
 
-    def register(write: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(write: _Write) -> _Write:
         signature = inspect.signature(write).parameters.values()
         rule = LayerRule(
             write=write,
             slots=tuple(weights),
             neutral=frozenset(neutral) | {slot.when for slot in weights if slot.when},
             modules=tuple(modules),
-            parameters={p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY},
+            parameters={p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.name not in arguments},
+            arguments=frozenset(arguments),
         )
         LAYERS.update(dict.fromkeys(names, rule))
         return write
@@ -115,10 +127,10 @@ def keras_layer(
     return register
 
 
-def operation(*names: str, tf: Sequence[str] = ()) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def operation(*names: str, tf: Sequence[str] = ()) -> Callable[[_Write], _Write]:
     """Register the function that writes operations: classes `names` of Keras 3, functions `tf` of TensorFlow."""
 
-    def register(write: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(write: _Write) -> _Write:
         OPERATIONS.update(dict.fromkeys(names, write))
         TF_FUNCTIONS.update(dict.fromkeys(tf, write))
         return write
@@ -139,10 +151,12 @@ def rule_of(entry: Mapping[str, Any], layer: Layer) -> LayerRule:
     return rule
 
 
-def written(rule: LayerRule, call: Call, xs: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:
-    """Run a rule, with the number of tensors checked."""
+def written(
+    rule: LayerRule, call: Call, xs: Sequence[Tensor], named: Mapping[str, Any], options: Mapping[str, Any]
+) -> Outputs:
+    """Run a rule on the arguments of a call, by place and by name, with the number of tensors checked."""
     try:
-        inspect.signature(rule.write).bind(call, *xs, **options)
+        inspect.signature(rule.write).bind(call, *xs, **named, **options)
     except TypeError:
-        call.refuse(f"it is called with {len(xs)} tensors")
-    return rule.write(call, *xs, **options)
+        call.refuse(f"it is called with {len(xs) + len(named)} tensors")
+    return rule.write(call, *xs, **named, **options)

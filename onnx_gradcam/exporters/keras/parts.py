@@ -5,7 +5,7 @@ Calls are the `inbound_nodes` of a functional model, in the forms of Keras 2 and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from onnx_gradcam.exporters.writer import Writer
 
 from . import layers as _registered  # noqa: F401 - fills the registry
 from .archive import REMEDY
-from .call import Call, Layer, Tensor
+from .call import Call, Layer, Outputs, Tensor
 from .layer_table import OPERATIONS, TF_FUNCTIONS, rule_of, written
 from .weights import Source
 
@@ -99,9 +99,11 @@ _OBJECTS: dict[str, Callable[[Any], Any]] = {
     "__tensor__": lambda config: np.asarray(config.get("value"), np.float32),
     "__tuple__": _decoded,
     "__ellipsis__": lambda _: ...,
-    "__slice__": lambda config: slice(*(config.get(key) for key in ("start", "stop", "step"))),
+    "__slice__": lambda config: slice(*(config.get(key) for key in _BOUNDS)),
 }
 """Python objects in the arguments of a call, by Keras's names for them."""
+
+_BOUNDS = ("start", "stop", "step")
 
 
 def _decoded_legacy(kwargs: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +114,8 @@ def _decoded_legacy(kwargs: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
     def decoded(value: Any) -> Any:
         if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and value[0] in layers:
             return _reference(value)
+        if isinstance(value, Mapping):
+            return slice(*(value[key] for key in _BOUNDS)) if set(value) == set(_BOUNDS) else _decoded(value)
         return [decoded(v) for v in value] if isinstance(value, list) else value
 
     return {key: decoded(value) for key, value in kwargs.items()}
@@ -136,7 +140,17 @@ _MODELS = frozenset({"Functional", "Model", "Sequential"})
 _MODEL_MODULES = ("keras", "tf_keras", "tensorflow.keras")
 _DEEPEST = 32
 _DTYPES = frozenset({"float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"})
-_TF_NAMES = {"y": "x2", "shape": "newshape", "clip_value_min": "x_min", "clip_value_max": "x_max"}
+_TF_OPERATIONS = frozenset({"TFOpLambda", "SlicingOpLambda"})
+"""The classes that Keras 2 keeps the functions of TensorFlow in."""
+
+_TF_NAMES = {
+    "y": "x2",
+    "shape": "newshape",
+    "slice_spec": "key",
+    "b": "x2",
+    "clip_value_min": "x_min",
+    "clip_value_max": "x_max",
+}
 """TensorFlow's argument names, and the names used here."""
 
 _DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
@@ -150,6 +164,7 @@ class Context:
     writer: Writer  # the graph
     major: int  # first number of the version of Keras that wrote the file
     channels_last: bool  # maps are `[N, H, W, C]` in Keras
+    keep_layout: bool = False  # inputs keep Keras's axes
     layers: dict[str, tuple[Tensor, str]] = field(default_factory=dict)  # tensor and class of each, in execution order
     _named: set[str] = field(default_factory=set)
 
@@ -157,15 +172,16 @@ class Context:
         """A call of `layer`."""
         return Call(layer=layer, writer=self.writer, major=self.major, channels_last=self.channels_last)
 
-    def guarded(self, layer: Layer, write: Callable[[Call], Tensor], path: str) -> Tensor:
-        """Let a layer write its nodes, and name its output after it."""
+    def guarded(self, layer: Layer, write: Callable[[Call], Outputs], path: str) -> list[Tensor]:
+        """Let a layer write its nodes, and name its outputs after it: `path`, `path/output_1` ..."""
         try:
-            y = write(self.call(layer))
+            outputs = write(self.call(layer))
         except ExportError as exc:
             raise ExportError(f"{layer}: {exc}; {REMEDY}") from exc
         except _DAMAGE as exc:
             raise ExportError(f"{layer}: its configuration is invalid ({exc!r}); save the model again") from exc
-        return self.named(y, path, layer.kind)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        return [self.named(y, f"{path}/output_{i}" if i else path, layer.kind) for i, y in enumerate(outputs)]
 
     def named(self, y: Tensor, path: str, kind: str) -> Tensor:
         """Name a tensor after the layer that it is the output of; a named one is copied."""
@@ -188,8 +204,10 @@ class Part(Protocol):
         """Write one call, named `path`."""
 
 
-def _tensors(args: Arguments, layer: Layer, major: int) -> list[Tensor]:
-    """A call's tensors; its other arguments must have no effect.
+def _tensors(
+    args: Arguments, layer: Layer, major: int, accepted: Collection[str] = ()
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """A call's tensors, and its arguments by name; those not in `accepted` must have no effect.
 
     Keras 3's `predict` passes `training=False` to all layers, whatever they were called with; Keras 2's does not.
     """
@@ -201,15 +219,20 @@ def _tensors(args: Arguments, layer: Layer, major: int) -> list[Tensor]:
         else:
             yield value
 
+    named = {}
     for key, value in args.kwargs.items():
-        if value is not None and not (key == "training" and (major > 2 or value is False)):
+        if value is None or (key == "training" and (major > 2 or value is False)):
+            continue
+        if key in accepted:
+            named[key] = value
+        else:
             raise ExportError(f"{layer}: it is called with {key} = {value!r}; {REMEDY}")
     tensors = []
     for value in flat(args.args):
         if not isinstance(value, Tensor):
             raise ExportError(f"{layer}: it is called with the constant {value!r}; {REMEDY}")
         tensors.append(value)
-    return tensors
+    return tensors, named
 
 
 class _Leaf:
@@ -225,8 +248,8 @@ class _Leaf:
         self._layer.variables = {slot.name: variable for slot, variable in zip(slots, stored, strict=True)}
 
     def __call__(self, context: Context, args: Arguments, path: str) -> list[Tensor]:
-        xs = _tensors(args, self._layer, context.major)
-        return [context.guarded(self._layer, lambda call: written(self._rule, call, xs, self._options), path)]
+        xs, named = _tensors(args, self._layer, context.major, self._rule.arguments)
+        return context.guarded(self._layer, lambda call: written(self._rule, call, xs, named, self._options), path)
 
 
 class _Operation:
@@ -234,7 +257,7 @@ class _Operation:
 
     def __init__(self, entry: Mapping[str, Any], path: str) -> None:
         kind, config = str(entry["class_name"]), dict(entry["config"])
-        self._is_tf = kind == "TFOpLambda"
+        self._is_tf = kind in _TF_OPERATIONS
         name = str(config.pop("function", "")) if self._is_tf else kind
         self._layer = Layer(path=path, kind=f"{kind} {name}" if self._is_tf else kind)
         write = (TF_FUNCTIONS if self._is_tf else OPERATIONS).get(name)
@@ -248,7 +271,7 @@ class _Operation:
         if self._is_tf:
             kwargs = {_TF_NAMES.get(k, k): v for k, v in kwargs.items() if k != "name"}
         options = {**self._options, **kwargs}
-        return [context.guarded(self._layer, lambda call: self._write(call, *args.args, **options), path)]
+        return context.guarded(self._layer, lambda call: self._write(call, *args.args, **options), path)
 
 
 class Container:
@@ -309,7 +332,7 @@ class Container:
 
     def __call__(self, context: Context, args: Arguments, path: str) -> list[Tensor]:
         """See `Part`."""
-        xs = _tensors(args, Layer(path=path, kind=self.kind), context.major)
+        xs, _ = _tensors(args, Layer(path=path, kind=self.kind), context.major)
         if len(xs) != len(self.inputs):
             raise ExportError(f"model {path!r} is called with {len(xs)} tensors, but has {len(self.inputs)} inputs")
         prefix = f"{path}/" if path else ""
@@ -403,8 +426,10 @@ def _is_operation(entry: Mapping[str, Any], major: int) -> bool:
     """Whether it is an operation; in `.h5` files operations differ from layers of the same name in having no dtype."""
     module = entry.get("module")
     if module is None:
-        return entry["class_name"] == "TFOpLambda" or (major > 2 and not {"trainable", "dtype"} & set(entry["config"]))
-    return entry["class_name"] == "TFOpLambda" or str(module).startswith("keras.src.ops.")
+        return entry["class_name"] in _TF_OPERATIONS or (
+            major > 2 and not {"trainable", "dtype"} & set(entry["config"])
+        )
+    return entry["class_name"] in _TF_OPERATIONS or str(module).startswith("keras.src.ops.")
 
 
 def built(entry: Mapping[str, Any], source: Source, path: str, major: int, depth: int) -> Part | None:

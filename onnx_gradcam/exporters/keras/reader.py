@@ -51,8 +51,11 @@ _COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
 _NETWORKS = {name: (preset, counts) for preset, networks in _COUNTS.items() for name, counts in networks.items()}
 
 
-def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The preprocessing of a network of `keras.applications`; `None` unless name, layers and input agree."""
+def preprocessing_of(config: Mapping[str, Any], layout: str = "NCHW") -> dict[str, Any] | None:
+    """The preprocessing of a network of `keras.applications`, for images of a `layout`.
+
+    `None` unless name, layers and input agree.
+    """
     inner = config.get("config")
     if config.get("class_name") not in {"Functional", "Model"} or not isinstance(inner, Mapping):
         return None
@@ -69,16 +72,23 @@ def preprocessing_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     _, height, width, _ = shape
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    described: dict[str, Any] = replace(PRESETS[preset], layout="NCHW", size=size).to_dict()
+    described: dict[str, Any] = replace(PRESETS[preset], layout=layout, size=size).to_dict()
     return described
 
 
 _LAYOUTS = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
 _LARGEST_SIZE = 2**20
+_DTYPES = {
+    **dict.fromkeys(("float32", "float16", "bfloat16", "float64", "uint8"), np.dtype(np.float32)),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+}
+"""The dtype of an input of the graph: images are numbers, indices stay indices."""
+
 _FREE = {4: (BATCH, "height", "width", "channels")}
 
 
-def read_keras(path: str | Path) -> Product:
+def read_keras(path: str | Path, *, keep_layout: bool = False) -> Product:
     """Read a `.keras` file of Keras 3 or 2, or an `.h5` file that holds a whole model.
 
     Needs h5py, but neither Keras nor TensorFlow. Weights are read when the product's model is saved; until then the
@@ -86,9 +96,9 @@ def read_keras(path: str | Path) -> Product:
 
     * Each layer's tensor is named after the layer: `inner/layer` for a layer of an inner model, `layer:1`,
       `layer:2` ... for further calls of a shared layer. An inner model stands for its output.
-    * Maps are `[N, C, H, W]`, even if they are `[N, H, W, C]` in Keras, and so are inputs of rank 4. Other inputs, and
-      outputs, keep Keras's axes: an output of rank 4 is a transposed copy of the layer's tensor, named
-      `layer/channels_last`.
+    * Maps are `[N, C, H, W]`, even if they are `[N, H, W, C]` in Keras, and so are inputs of rank 4, unless
+      `keep_layout` keeps these as they are, with a Transpose behind them. Other inputs, and outputs, keep Keras's axes:
+      an output of rank 4 is a transposed copy of the layer's tensor, named `layer/channels_last`.
     * Everything is computed in float32, even after mixed-precision training.
 
     Raises:
@@ -97,7 +107,7 @@ def read_keras(path: str | Path) -> Product:
     """
     archive = open_archive(path)
     try:
-        return _product(archive)
+        return _product(archive, keep_layout=keep_layout)
     except RecursionError as exc:
         raise ExportError(f"{archive.name}: its configuration is nested too deeply; refused") from exc
     except ExportError as exc:
@@ -106,7 +116,7 @@ def read_keras(path: str | Path) -> Product:
         raise type(exc)(f"{archive.name}: {exc}") from exc
 
 
-def _product(archive: Archive) -> Product:
+def _product(archive: Archive, *, keep_layout: bool) -> Product:
     config = archive.config
     source: Source
     if archive.legacy:
@@ -119,7 +129,7 @@ def _product(archive: Archive) -> Product:
     inner = config.get("config")
     writer = Writer(str((inner.get("name") if isinstance(inner, Mapping) else None) or "keras"))
     channels_last = not any(c.get("data_format") == "channels_first" for c, _ in _configs(config))
-    context = Context(writer=writer, major=archive.major, channels_last=channels_last)
+    context = Context(writer=writer, major=archive.major, channels_last=channels_last, keep_layout=keep_layout)
     warnings = list(_warnings(config))
     images = _inputs(context, model, config)
     for tensor in model(context, Arguments(list(images), {}), ""):
@@ -145,8 +155,8 @@ def _product(archive: Archive) -> Product:
         framework="keras",
         version=archive.version,
         layers=layers,
-        image_layout="NHWC" if any(tensor.moved for tensor in images) else "",
-        preprocessing=preprocessing_of(config),
+        image_layout="NHWC" if any(tensor.moved for tensor in images) and not keep_layout else "",
+        preprocessing=preprocessing_of(config, "NHWC" if keep_layout and channels_last else "NCHW"),
         warnings=warnings,
     )
 
@@ -189,9 +199,10 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
         raise ExportError(f"the shape of input {name!r} is {shape!r}; build the model before you save it")
     if max((d for d in shape if d is not None), default=0) > _LARGEST_SIZE:
         raise ExportError(f"the shape of input {name!r} is {shape}, larger than any image; refused")
-    if dtype not in (None, "float32", "float16", "bfloat16", "float64", "uint8"):
-        raise ExportError(f"input {name!r} has the dtype {dtype!r}, so it is not an image; {REMEDY}")
     rank = len(shape)
+    kind = _DTYPES.get(str(dtype), np.dtype(np.float32) if dtype is None else None)
+    if kind is None or (kind.kind == "i" and rank > 3):
+        raise ExportError(f"input {name!r} has the dtype {dtype!r}, so it is not an image; {REMEDY}")
     free = _FREE.get(rank, (BATCH, *(f"{name}_{i}" for i in range(1, rank))))
     if context.writer.graph.inputs and rank == 4:
         free = (BATCH, *(f"{name}_{axis}" for axis in free[1:]))
@@ -199,12 +210,17 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
         free = (free[0], free[3], free[1], free[2])
     sizes = [BATCH, *(symbol if size is None else size for size, symbol in zip(shape[1:], free[1:], strict=True))]
     moved = rank == 4 and context.channels_last
+    if moved and context.keep_layout:
+        image = Tensor(context.writer.input(name, kind, tuple(sizes)))
+        turned = context.call(Layer(path=name, kind="InputLayer")).move(image)
+        context.writer.rename(turned.value, f"{name}/channels_first")
+        return turned
     if moved:
         sizes = [sizes[0], sizes[3], sizes[1], sizes[2]]
-    return Tensor(context.writer.input(name, np.float32, tuple(sizes)), moved)
+    return Tensor(context.writer.input(name, kind, tuple(sizes)), moved)
 
 
-_WITHOUT_DTYPE = {"InputLayer", "Functional", "Model", "Sequential", "TFOpLambda"}
+_WITHOUT_DTYPE = {"InputLayer", "Functional", "Model", "Sequential", "TFOpLambda", "SlicingOpLambda"}
 
 
 def _warnings(config: Mapping[str, Any]) -> Iterator[str]:

@@ -33,6 +33,7 @@ class Slot:
     name: str
     when: str = ""  # the configuration key that decides whether the layer has it; empty for always
     trained: bool = True  # whether it is a weight, not a statistic
+    part: str = ""  # the layer inside the layer that has it; empty for the layer itself
 
 
 class Stored:
@@ -143,13 +144,26 @@ class ByPath:
 
     def variables(self, slots: Sequence[Slot], label: str) -> list[Stored]:
         """See `Source`."""
-        group = None if self._group is None else _member(self._group, "vars", label)
-        with checked(f"{label}: its variables cannot be read"):
-            count = 0 if group is None else len(group)
-        _check_count(count, slots, label)
-        return [
-            _stored(_member(group, str(i), label), f"variable {slot.name!r} of {label}") for i, slot in enumerate(slots)
-        ]
+        parts: dict[str, list[Slot]] = {}
+        for slot in slots:
+            parts.setdefault(slot.part, []).append(slot)
+        stored = {}
+        for part, own in (parts or {"": []}).items():
+            group = self._variables_of(part, label)
+            with checked(f"{label}: its variables cannot be read"):
+                count = 0 if group is None else len(group)
+            _check_count(count, own, f"part {part!r} of {label}" if part else label)
+            for i, slot in enumerate(own):
+                stored[slot.name] = _stored(_member(group, str(i), label), f"variable {slot.name!r} of {label}")
+        return [stored[slot.name] for slot in slots]
+
+    def _variables_of(self, part: str, label: str) -> Any:
+        """The group of a layer's own variables, or of those of a layer inside it; Keras 2 keeps the underscore."""
+        if self._group is None:
+            return None
+        places = [part, f"_{part}"] if part else [""]
+        groups = (_member(self._group, f"{place}/vars".strip("/"), label) for place in places)
+        return next((group for group in groups if group is not None), None)
 
 
 def _snake_case(name: str) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
-from .operator_table import Ints, Rule, SizeError, mxnet_operator
+from .operator_table import SHAPE_REMEDY, Ints, Rule, SizeError, mxnet_operator
 
 __all__: list[str] = []
+
+_MOST_NUMBERS = 2**20
+"""The longest constant that a node may make."""
 
 
 @mxnet_operator("MakeLoss", ignored=("grad_scale", "valid_thresh", "normalization"))
@@ -45,6 +51,42 @@ def cast(t: Writer, data: Value, *, dtype: str) -> Value:
     if dtype not in ("float16", "float32", "float64", "uint8", "int8", "int32", "int64"):
         raise ExportError(f"its dtype is {dtype}; only floating-point and integer dtypes are known")
     return t.cast(data, dtype)
+
+
+@mxnet_operator("_arange", ignored=("ctx",), layout="lost")
+def arange(
+    t: Writer,
+    *,
+    start: float,
+    stop: float | None = None,
+    step: float = 1.0,
+    repeat: int = 1,
+    infer_range: bool = False,
+    dtype: str = "float32",
+) -> Value:
+    """Numbers from `start` to below `stop`, each repeated; without `stop`, from zero to below `start`."""
+    first, last = (0.0, start) if stop is None else (start, stop)
+    if infer_range or not step or not 0 <= (last - first) / step <= _MOST_NUMBERS or not 1 <= repeat <= _MOST_NUMBERS:
+        raise ExportError(f"its range from {first} to {last} by {step} is open or too long; save a fixed range")
+    return _filled(t, np.repeat(np.arange(first, last, step), repeat), dtype)
+
+
+def _constant(value: float) -> Rule[Value]:
+    def rule(t: Writer, *, shape: Ints, dtype: str = "float32") -> Value:
+        """One number everywhere."""
+        if min(shape, default=1) < 1 or math.prod(shape) > _MOST_NUMBERS:
+            raise ExportError(f"its shape {shape} is open or too large; save a fixed shape")
+        return _filled(t, np.full(shape, value), dtype)
+
+    return rule
+
+
+for _name, _number in {"_zeros": 0.0, "_ones": 1.0}.items():
+    mxnet_operator(_name, ignored=("ctx",), layout="lost")(_constant(_number))
+
+
+def _filled(t: Writer, content: np.ndarray[Any, Any], dtype: str) -> Value:
+    return t.op("Identity", t.const(content, dtype))
 
 
 def _over_rows(t: Writer, x: Value) -> Value:
@@ -212,7 +254,7 @@ def _check_equal(a: Value, b: Value) -> None:
     pairs = [(x, y) for x, y in zip(a.shape, b.shape, strict=False) if isinstance(x, int) and isinstance(y, int)]
     if a.rank != b.rank or any(x != y for x, y in pairs):
         raise SizeError(
-            f"its inputs have shapes {list(a.shape)} and {list(b.shape)}, which are not equal; pass input_shape"
+            f"its inputs have shapes {list(a.shape)} and {list(b.shape)}, which are not equal; {SHAPE_REMEDY}"
         )
 
 

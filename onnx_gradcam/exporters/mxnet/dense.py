@@ -8,7 +8,7 @@ from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
-from .operator_table import FeatureMismatchError, Ints, Rule, SizeError, fixed, mxnet_operator
+from .operator_table import SHAPE_REMEDY, FeatureMismatchError, Ints, Rule, SizeError, fixed, mxnet_operator
 
 __all__: list[str] = []
 
@@ -111,7 +111,7 @@ def _check_vectors(dim: int | str | None, *vectors: Value) -> None:
         if vector.shape != (size,):
             raise SizeError(
                 f"its {vector.name!r} has shape {list(vector.shape)}, but its input has {size} channels; "
-                "give the .params that belongs to the symbol, or pass input_shape"
+                f"give the .params that belongs to the symbol, or {SHAPE_REMEDY}"
             )
 
 

@@ -21,11 +21,11 @@ from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
 __all__ = [
-    "OPERATORS", "FeatureMismatchError", "FreeSizeError", "Ints", "Operator", "SizeError", "SparseInts", "fitting_side",
-    "fixed", "fixed_sizes", "mxnet_operator",
+    "OPERATORS", "SHAPE_REMEDY", "FeatureMismatchError", "FreeSizeError", "Ints", "Operator", "SizeError", "SparseInts",
+    "fitting_side", "fixed", "fixed_sizes", "mxnet_operator",
 ]  # fmt: skip
 
-_REMEDY = "pass input_shape=(channels, height, width)"
+SHAPE_REMEDY = "give the shape of one image with --input-shape C,H,W (in Python: input_shape)"
 _USUAL_SIDES = (224, 227, 299, 28, 32, 64, 96, 112, 128, 256)
 _LARGEST_SIDE = 2048
 
@@ -44,7 +44,7 @@ class FeatureMismatchError(SizeError):
     def __init__(self, features: int, expected: int) -> None:
         super().__init__(
             f"its weights take {expected} features, but the image gives {features}; give the size that the network was "
-            "trained for as input_shape=(channels, height, width)"
+            "trained for with --input-shape C,H,W (in Python: input_shape)"
         )
         self.excess = features - expected
 
@@ -52,7 +52,7 @@ class FeatureMismatchError(SizeError):
 def fixed(dim: int | str | None, subject: str) -> int:
     """A dimension that must be a number; `subject` names what depends on it."""
     if not isinstance(dim, int):
-        raise FreeSizeError(f"{subject} depends on the image size, which is free; {_REMEDY}")
+        raise FreeSizeError(f"{subject} depends on the image size, which is free; {SHAPE_REMEDY}")
     return dim
 
 

@@ -9,7 +9,7 @@ from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.shapes import Shape
 
-from .operator_table import Ints, SizeError, SparseInts, fixed, fixed_sizes, mxnet_operator
+from .operator_table import SHAPE_REMEDY, Ints, SizeError, SparseInts, fixed, fixed_sizes, mxnet_operator
 
 __all__: list[str] = []
 
@@ -172,10 +172,10 @@ def stack(t: Writer, *data: Value, axis: int = 0) -> Value:
 def slice_channel(
     t: Writer, data: Value, *, num_outputs: int, axis: int = 1, squeeze_axis: bool = False
 ) -> tuple[Value, ...]:
-    """Equal parts along an axis."""
+    """Equal parts along an axis, whose size may be free."""
     axis = _axis(axis, data.rank)
-    size = fixed(data.shape[axis], "what it splits")
-    if not 1 <= num_outputs <= _MOST_PARTS or size % num_outputs:
+    size = data.shape[axis]
+    if not 1 <= num_outputs <= _MOST_PARTS or (isinstance(size, int) and size % num_outputs):
         raise ExportError(
             f"it splits {size} elements into {num_outputs} parts; known are up to {_MOST_PARTS} equal ones"
         )
@@ -208,7 +208,7 @@ def slice_like(t: Writer, data: Value, shape_like: Value, *, axes: Ints = ()) ->
     """The first elements along each axis, as many as another tensor has."""
     places = [_axis(axis, data.rank) for axis in axes] or list(range(shape_like.rank))
     if max(places) >= min(data.rank, shape_like.rank):
-        raise SizeError(f"its axes {axes} are not dimensions of both its inputs; pass input_shape")
+        raise SizeError(f"its axes {axes} are not dimensions of both its inputs; {SHAPE_REMEDY}")
     places = [i for i in places if data.shape[i] is None or data.shape[i] != shape_like.shape[i]]
     if not places:
         return data
@@ -233,5 +233,5 @@ def crop(
     sizes = fixed_sizes(data, "what it cuts")
     top, left = ((h - w) // 2 for h, w in zip(sizes, target, strict=True)) if center_crop else offset
     if top < 0 or left < 0 or top + target[0] > sizes[0] or left + target[1] > sizes[1]:
-        raise SizeError(f"it cuts {target} at {top, left} out of {sizes}, which is smaller; pass input_shape")
+        raise SizeError(f"it cuts {target} at {top, left} out of {sizes}, which is smaller; {SHAPE_REMEDY}")
     return t.op("Slice", data, t.ints(top, left), t.ints(top + target[0], left + target[1]), t.ints(2, 3))

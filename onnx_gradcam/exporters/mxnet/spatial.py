@@ -11,7 +11,7 @@ from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.writer import Writer
 from onnx_gradcam.graph.builder import Value
 
-from .operator_table import Ints, SizeError, fixed, fixed_sizes, mxnet_operator
+from .operator_table import SHAPE_REMEDY, Ints, SizeError, fixed, fixed_sizes, mxnet_operator
 
 __all__: list[str] = []
 
@@ -48,10 +48,10 @@ def _channels(x: Value, rank: int) -> int:
     if not 1 <= rank <= 3:
         raise ExportError(f"its kernel has {rank} dimensions; known are 1 to 3")
     if x.rank != rank + 2:
-        raise SizeError(f"its input has {x.rank} dimensions, but its kernel needs {rank + 2}; pass input_shape")
+        raise SizeError(f"its input has {x.rank} dimensions, but its kernel needs {rank + 2}; {SHAPE_REMEDY}")
     channels = x.shape[1]
     if not isinstance(channels, int):
-        raise SizeError("the channels of its input are unknown; pass input_shape=(channels, height, width)")
+        raise SizeError(f"the channels of its input are unknown; {SHAPE_REMEDY}")
     return channels
 
 
@@ -63,7 +63,7 @@ def _check_reach(x: Value, extents: list[int], pads: list[int]) -> None:
     """Refuse a kernel larger than the padded image, which ONNX's shape inference accepts."""
     for size, extent, pad in zip(x.shape[2:], extents, pads, strict=True):
         if isinstance(size, int) and extent > size + 2 * pad:
-            raise SizeError(f"its kernel spans {extent} positions, but its input has {size}; pass input_shape")
+            raise SizeError(f"its kernel spans {extent} positions, but its input has {size}; {SHAPE_REMEDY}")
 
 
 @mxnet_operator("Convolution", "Convolution_v1", ignored=_PERFORMANCE, layout="made")
@@ -87,7 +87,7 @@ def convolution(
     rank, bias = len(kernel), None if no_bias else bias
     channels = _channels(data, rank)
     if num_group < 1 or channels % num_group:
-        raise SizeError(f"its {channels} input channels do not split into {num_group} groups; pass input_shape")
+        raise SizeError(f"its {channels} input channels do not split into {num_group} groups; {SHAPE_REMEDY}")
     _check_weight(weight, (num_filter, channels // num_group, *kernel), bias, num_filter)
     strides, dilations = _spatial(stride, rank, 1, "stride"), _spatial(dilate, rank, 1, "dilate")
     pads = _spatial(pad, rank, 0, "pad")

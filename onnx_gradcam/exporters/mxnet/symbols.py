@@ -25,7 +25,7 @@ from onnx_gradcam.images.preprocessing import PRESETS
 from onnx_gradcam.metadata import CarriedLayer
 
 from . import arithmetic, dense, shaping, spatial  # noqa: F401 - their rules register themselves
-from .operator_table import LABEL, OPERATORS, FreeSizeError, Operator, SizeError, fitting_side
+from .operator_table import LABEL, OPERATORS, SHAPE_REMEDY, FreeSizeError, Operator, SizeError, fitting_side
 from .parameters import Parameters, lazy, read_parameters
 
 __all__ = ["VARIABLE", "Node", "Symbol", "read_mxnet", "read_symbol"]
@@ -160,6 +160,7 @@ def read_mxnet(
     params: str | Path,
     *,
     input_shape: Sequence[int] | None = None,
+    input_values: Mapping[str, npt.ArrayLike] | None = None,
     names: str | Path | Mapping[str, str] | None = None,
 ) -> Product:
     """Read a network of MXNet 0.7 to 1.9, or of gluon, from the files that Module and `HybridBlock.export` write.
@@ -176,9 +177,11 @@ def read_mxnet(
         params: the `.params` that belongs to it.
         input_shape: of one image, `(channels, height, width)`; by default what the symbol or the weights imply, else
             height and width stay free.
+        input_values: the numbers of inputs other than the image, by name, such as `{"stage_num0": [[0, 1, 2]]}`; they
+            become constants of the model.
         names: further layer names, such as `features[8][2]`, and the nodes that they stand for; also a JSON file.
     """
-    network = _Network(read_symbol(symbol), read_parameters(params), str(params))
+    network = _Network(read_symbol(symbol), read_parameters(params), str(params), input_values or {})
     shape, warnings = network.sample_shape(input_shape), []
     try:
         translation = network.translated(shape)
@@ -224,10 +227,20 @@ def _with_names(layers: dict[str, CarriedLayer], names: Mapping[str, str]) -> di
 class _Network:
     """A symbol and the weights that belong to it."""
 
-    def __init__(self, symbol: Symbol, parameters: Parameters, file: str) -> None:
+    def __init__(
+        self, symbol: Symbol, parameters: Parameters, file: str, input_values: Mapping[str, npt.ArrayLike]
+    ) -> None:
         self.symbol = symbol
         self.live = symbol.live()
         self.weights = _without_prefixes(parameters, file)
+        variables = [n.name for i in self.live if (n := symbol.nodes[i]).op == VARIABLE]
+        for name, numbers in input_values.items():
+            if name not in variables or name in self.weights:
+                free = [variable for variable in variables if variable not in self.weights]
+                raise InputError(
+                    f"the symbol has no input {name!r}{near_matches(name, free)} (inputs: {', '.join(free)})"
+                )
+            self.weights[name] = np.asarray(numbers, np.float32)
         self._check_operators()
         self.data = self._data(parameters, file)
 
@@ -265,7 +278,10 @@ class _Network:
                 f"({missing}); {_EXPORT_REMEDY}"
             )
         if _DATA in free:
-            raise ExportError(f"{file}: holds no weights for {missing}; give the .params that belongs to the symbol")
+            raise ExportError(
+                f"{file}: holds no weights for {missing}; give the .params that belongs to the symbol, or, of an input "
+                "besides the image, the numbers with --input-value NAME=NUMBERS (in Python: input_values)"
+            )
         raise ExportError(
             f"{self.symbol.name}: has several inputs ({missing}); export a network with one input, the image"
         )
@@ -308,10 +324,7 @@ class _Network:
             groups = node.attributes.get("num_group", "1")
             channels = weight.shape[1] * (int(groups) if groups.isdecimal() and len(groups) < 9 else 1)
             return (channels, *{3: ("width",), 4: ("height", "width"), 5: ("depth", "height", "width")}[weight.ndim])
-        raise ExportError(
-            f"{self.symbol.name}: the shape of its input {self.data!r} is unknown; pass "
-            "input_shape=(channels, height, width)"
-        )
+        raise ExportError(f"{self.symbol.name}: the shape of its input {self.data!r} is unknown; {SHAPE_REMEDY}")
 
     def sized(self, shape: Shape, refusal: FreeSizeError) -> tuple[_Translation, str]:
         """The network for the square image that fits it, and a warning; raises `refusal` if the size cannot be told."""
@@ -321,7 +334,7 @@ class _Network:
 
         if tuple(shape[1:]) != ("height", "width"):
             raise refusal
-        remedy = "pass input_shape for another size"
+        remedy = "--input-shape C,H,W gives another one"
         architecture = self.zoo_architecture()
         if architecture is not None:
             side = _GLUON_SIDES.get(architecture, _GLUON_SIDE)
@@ -442,7 +455,7 @@ class _Translation:
         if value.rank == 2 and value.shape[1] is None:
             raise FreeSizeError(
                 f"{self._symbol.name}: the number of outputs of {node.name!r} depends on the image size, which is "
-                "free; pass input_shape=(channels, height, width)"
+                f"free; {SHAPE_REMEDY}"
             )
         several = (entry[0], 1) in self._values
         name = f"{node.name}_output{entry[1]}" if several else node.name

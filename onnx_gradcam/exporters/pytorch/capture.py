@@ -95,21 +95,27 @@ def named_outputs(result: Any) -> dict[str, Any]:
         return {"logits": logits}
     if isinstance(result, torch.Tensor):
         return {"output": result}
-    if isinstance(result, Mapping):
-        flat = {str(key): value for key, value in result.items()}
-    elif isinstance(result, Sequence) and not isinstance(result, str):
-        flat = {f"output_{index}": value for index, value in enumerate(result)}
-    else:
-        flat = {"output": result}
-    for name, value in flat.items():
-        if not isinstance(value, torch.Tensor):
-            raise ExportError(
-                f"the network's output {name!r} is a {type(value).__name__}, not a tensor; export a network that "
-                "returns tensors, such as the classifier inside it"
-            )
+    flat = dict(_leaves(result, ""))
     if not flat:
         raise ExportError("the network returns no output; export one that returns a tensor of scores")
     return flat
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The tensors in nested results, such as `output_1_0` for the first of a list that comes second."""
+    if isinstance(value, torch.Tensor):
+        yield name or "output", value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}_{key}" if name else str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{name or 'output'}_{index}")
+    else:
+        raise ExportError(
+            f"the network's output {name or 'output'!r} is a {type(value).__name__}, not a tensor; export a network "
+            "that returns tensors, such as the classifier inside it"
+        )
 
 
 def module_outputs(

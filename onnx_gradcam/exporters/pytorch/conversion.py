@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx
@@ -71,12 +72,14 @@ def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str]) 
 
 
 def _by_torchscript(network: Any, x: Any, symbols: dict[int, str], names: list[str]) -> onnx.ModelProto:
-    file = io.BytesIO()
-    torch.onnx.export(
-        network, (x,), file, dynamo=False, opset_version=_OPSET, input_names=[INPUT], output_names=names,
-        dynamic_axes={INPUT: symbols, **{name: {0: BATCH} for name in names if 0 in symbols}},
-    )  # fmt: skip
-    return onnx.load_model_from_string(file.getvalue())
+    with tempfile.TemporaryDirectory(prefix="onnx-gradcam-") as folder:
+        # Weights above 2 GB are written beside this file.
+        path = str(Path(folder) / "model.onnx")
+        torch.onnx.export(
+            network, (x,), path, dynamo=False, opset_version=_OPSET, input_names=[INPUT], output_names=names,
+            dynamic_axes={INPUT: symbols, **{name: {0: BATCH} for name in names if 0 in symbols}},
+        )  # fmt: skip
+        return onnx.load(path)
 
 
 _EXPORTERS = {"dynamo": _by_dynamo, "torchscript": _by_torchscript}

@@ -72,9 +72,9 @@ MERGED = [0, 6, 16]
         (f"{TOKENS} s = MatMul(k, m) p = Softmax(s) v = MatMul(p, k)", "N T4x4 C"),
         # A matrix over places mixes them.
         (f"{TOKENS} v = MatMul(m, P)", "?"),
-        # Joined, rolled, picked or cut places are no grid any more; channels do not mind.
+        # Joined, picked or cut places are no grid any more, rolled ones not yet; channels do not mind.
         (f"{TOKENS} v = Concat<axis=1>(k, k)", "N _ C"),
-        ("b = Slice(a, one, four, two) e = Slice(a, zero, one, two) v = Concat<axis=2>(b, e)", "N C _ S"),
+        ("b = Slice(a, one, four, two) e = Slice(a, zero, one, two) v = Concat<axis=2>(b, e)", "N C r S"),
         ("v = Gather<axis=2>(a, some)", "N C _ S"),
         ("v = Gather<axis=1>(a, some)", "N C S S"),
         ("v = Slice(a, one, four, one)", "N C S S"),
@@ -193,6 +193,14 @@ def test_the_layout_of_the_input_comes_from_the_first_convolution_or_pool(shape,
 
 
 CELLS = "h = Transpose<perm=[0,2,3,1]>(a) w = Reshape(h, cells)"
+ROLLED = """
+    u = Slice(a, one, last, rows) b = Slice(a, nil, one, rows) c = Concat<axis=2>(u, b)
+    h = Transpose<perm=[0,2,3,1]>(c)
+"""
+UNROLLED = """
+    s = Transpose<perm=[0,1,3,2,4,5]>(r) g = Reshape(s, back)
+    e = Slice(g, three, last, one) f = Slice(g, nil, three, one) t = Concat<axis=1>(e, f)
+"""
 WINDOWS = "v = Transpose<perm=[0,1,3,2,4,5]>(w) q = Reshape(v, windows)"
 
 
@@ -215,6 +223,33 @@ WINDOWS = "v = Transpose<perm=[0,1,3,2,4,5]>(w) q = Reshape(v, windows)"
         (
             "w = Reshape(a, cells) t = ReduceMean<keepdims=0>(w, inner)",
             {"cells": [0, 6, 2, 2, 2, 2], "inner": [3, 5]},
+            "N C S S",
+        ),
+        # Windows of a grid that was rolled, and rolled back behind them.
+        (
+            f"{ROLLED} w = Reshape(h, cells) {WINDOWS} r = Reshape(q, undone) {UNROLLED}",
+            {
+                "cells": [0, 2, 2, 2, 2, 6],
+                "windows": [-1, 4, 6],
+                "undone": [-1, 2, 2, 2, 2, 6],
+                "back": [-1, 4, 4, 6],
+                "nil": [0],
+                "one": [1],
+                "three": [3],
+                "last": [2**62],
+                "rows": [2],
+            },
+            "N S S C",
+        ),
+        # A roll that is not undone leaves rolled rows, as a Gather does.
+        (
+            "h = Gather<axis=2>(a, order) t = Transpose<perm=[0,2,3,1]>(h)",
+            {"order": [1, 2, 3, 0]},
+            "N r S C",
+        ),
+        (
+            "h = Gather<axis=2>(a, order) t = Gather<axis=2>(h, undo)",
+            {"order": [1, 2, 3, 0], "undo": [3, 0, 1, 2]},
             "N C S S",
         ),
         # Windows side by side are no tokens of the image.

@@ -80,6 +80,10 @@ NETWORKS = {
     ),
     "Swin": hf("Swin", "swin.layernorm", **WINDOWS),
     "Swin v2": hf("Swinv2", "swinv2.layernorm", **WINDOWS, exporter="torchscript"),
+    "Swin v2, behind shifted windows": hf(
+        "Swinv2", "swinv2.encoder.layers.1.blocks.1.layernorm_before",
+        image_size=SIZE, embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=4, patch_size=4,
+    ),
     "timm ViT with registers": timm_(
         "vit_small_patch14_reg4_dinov2", "blocks.1.norm1", 5, img_size=56, depth=2, exporter="torchscript"
     ),
@@ -139,12 +143,14 @@ def test_the_grid_that_auto_chooses_and_its_maps(torch, name):
     size = dict(network.sizes).get("img_size", SIZE)
     torch.manual_seed(0)
     model = randomised(network.make(), size)
-    product = export_pytorch(model, size=size, exporter=network.exporter)
+    layer = network.module if "behind" in name else None
+    product = export_pytorch(model, size=size, exporter=network.exporter, layer=layer)
     x = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
     classes = np.array([1, 4])
     wanted = by_pytorch(torch, model, network, x, classes)
     for method in ("gradcam", "hirescam"):
-        explained = attach(product.model.to_proto(), method=method)
+        tensor = "auto" if layer is None else product.layers[layer].tensor
+        explained = attach(product.model.to_proto(), method=method, layer=tensor)
         image = explained.metadata.image_input
         found = Session(explained.to_proto().SerializeToString(), threads=1).run({image: x, "target_class": classes})
         assert found["cam"].shape == wanted[method].shape, explained.reason

@@ -49,7 +49,7 @@ def test_a_free_size_gives_the_same_or_is_refused(name, tmp_path):
     case.node("data")["attrs"] = {"__shape__": "(0, 4, 0, 0)"}
     files = case.write(tmp_path)
     if name in NEED_SIZE:
-        with pytest.raises(ExportError, match="pass input_shape"):
+        with pytest.raises(ExportError, match="give the shape of one image with --input-shape"):
             read_mxnet(*files)
         return
     product = read_mxnet(*files)

@@ -118,7 +118,7 @@ def test_weights_tell_the_size(tmp_path):
     product = read_mxnet(*classifier(tmp_path))
     assert tuple(product.model.shape("data")) == ("batch", 3, 20, 20)
     assert product.warnings == [
-        "the image size was fixed at 20x20, which fits the weights; pass input_shape for another size"
+        "the image size was fixed at 20x20, which fits the weights; --input-shape C,H,W gives another one"
     ]
 
 
@@ -135,7 +135,7 @@ def test_pooling_leaves_the_size_free(tmp_path):
 
 
 def test_nothing_tells_the_size(tmp_path):
-    with pytest.raises(ExportError, match=r"the number of outputs of 'flat' .* pass input_shape"):
+    with pytest.raises(ExportError, match=r"the number of outputs of 'flat' .* with --input-shape"):
         read_mxnet(*classifier(tmp_path, head="flat"))
 
 
@@ -169,7 +169,7 @@ def test_an_input_shape_that_is_none(tmp_path, shape):
 
 
 def test_an_unknown_shape(case, tmp_path):
-    with pytest.raises(ExportError, match=r"its input 'data' is unknown; pass input_shape"):
+    with pytest.raises(ExportError, match=r"its input 'data' is unknown; give the shape .* with --input-shape"):
         read_mxnet(*case("softmax").write(tmp_path))
 
 
@@ -220,7 +220,7 @@ CHANGES = [
     ("split", {"num_outputs": "3"}, "it splits 4 elements into 3 parts"),
     ("transpose", {"axes": "(0, 1, 1, 2)"}, "do not name each of 4 dimensions once"),
     ("concat", {"dim": "7"}, "its axis is 7, but its input has 4 dimensions"),
-    ("crop", {"h_w": "(3, 20)"}, "which is smaller; pass input_shape"),
+    ("crop", {"h_w": "(3, 20)"}, "which is smaller; give the shape of one image with --input-shape"),
     ("norm", {"ord": "3"}, "its ord is 3"),
     ("dense", {"num_hidden": "4"}, "its num_hidden is 4; give the .params"),
     ("dot", {"forward_stype": "csr"}, "dot is supported for dense tensors of 2"),
@@ -390,3 +390,62 @@ class TestGluonPaths:
         assert result.exit_code == 1
         assert message in result.stderr
         assert not out.exists()
+
+
+def values(product, **feeds):
+    return Session(product.model.to_proto().SerializeToString()).run(feeds)
+
+
+def test_inputs_besides_the_image_become_constants(tmp_path):
+    net = Network(tmp_path, "")
+    scores = net.node("FullyConnected", "dense", variable("data"), net.weight("w", (3, 6)), num_hidden="3",
+                      no_bias="True")  # fmt: skip
+    shifted = net.node("broadcast_add", "shifted", scores, variable("stage"))
+    files = net.write(net.node("sum", "age", shifted, axis="1", keepdims="True"))
+    with pytest.raises(ExportError, match=r"no weights for 'stage'; .* with --input-value NAME=NUMBERS"):
+        read_mxnet(*files, input_shape=(6,))
+    with pytest.raises(InputError, match="the symbol has no input 'stages'; did you mean 'stage'"):
+        read_mxnet(*files, input_shape=(6,), input_values={"stages": [[0, 1, 2]]})
+    product = read_mxnet(*files, input_shape=(6,), input_values={"stage": [[0, 1, 2.5]]})
+    x = np.random.default_rng(1).random((4, 6), np.float32)
+    right = (x @ net.weights["arg:w"].T).sum(1, keepdims=True) + 3.5
+    assert [i.name for i in product.model.core.graph.inputs] == ["data"]
+    assert np.allclose(values(product, data=x)["age"], right, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "row"),
+    [
+        ("_arange", {"start": "2", "stop": "11.0", "step": "3.0", "repeat": "2", "ctx": "cpu(0)"}, [2, 2, 5, 5, 8, 8]),
+        ("_arange", {"start": "6", "stop": "None", "dtype": "float32", "infer_range": "False"}, range(6)),
+        ("_ones", {"shape": "(6,)", "ctx": "", "dtype": "float32"}, [1] * 6),
+        ("_zeros", {"shape": "(6,)"}, [0] * 6),
+    ],
+)
+def test_constants_that_nodes_make(tmp_path, op, attributes, row):
+    net = Network(tmp_path, "")
+    line = net.node("Reshape", "line", net.node(op, "made", **attributes), shape="(1, 6)")
+    product = read_mxnet(*net.write(net.node("broadcast_add", "y", variable("data"), line)), input_shape=(6,))
+    x = np.random.default_rng(1).random((2, 6), np.float32)
+    assert np.allclose(values(product, data=x)["y"], x + np.asarray(row))
+
+
+def test_a_range_without_end_is_refused(tmp_path):
+    net = Network(tmp_path, "")
+    made = net.node("_arange", "made", start="0", stop="None", infer_range="True")
+    files = net.write(net.node("broadcast_add", "y", variable("data"), made))
+    with pytest.raises(ExportError, match=r"'made' .*is open or too long"):
+        read_mxnet(*files, input_shape=(6,))
+
+
+def test_an_axis_of_free_size_is_split(tmp_path):
+    net = Network(tmp_path, "")
+    x = net.node("Convolution", "conv", variable("data"), net.weight("w", (2, 3, 1, 1)), kernel="(1, 1)",
+                 num_filter="2", no_bias="True")  # fmt: skip
+    halves = net.node("SliceChannel", "halves", x, num_outputs="2", axis="2")
+    product = read_mxnet(*net.write(net.node("Pooling", "y", halves, kernel="(1, 1)", global_pool="True",
+                                             pool_type="max")))  # fmt: skip
+    assert tuple(product.model.shape("data")) == ("batch", 3, "height", "width")
+    image = np.random.default_rng(1).random((2, 3, 6, 5), np.float32)
+    upper = np.einsum("oi,nihw->nohw", net.weights["arg:w"][:, :, 0, 0], image)[:, :, :3]
+    assert np.allclose(values(product, data=image)["y"], upper.max((2, 3), keepdims=True), atol=1e-6)

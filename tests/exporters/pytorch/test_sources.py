@@ -14,6 +14,7 @@ import pytest
 from autodiff.pytorch_models import randomised, vision
 from exporters.pytorch.zoo import needs
 
+from onnx_gradcam import export
 from onnx_gradcam.errors import ExplainError, ExportError, InputError, TargetError
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.pytorch import export_pytorch
@@ -136,6 +137,24 @@ def test_outputs_of_a_dictionary_keep_their_names(torch):
     for exporter in ("dynamo", "torchscript"):
         product = export_pytorch(Named(), layer="inner.second", size=16, exporter=exporter)
         assert [o.name for o in product.model.core.graph.outputs] == ["scores", "probabilities"]
+
+
+def test_a_detector_with_nested_outputs_is_exported_by_its_task(torch):
+    class Detector(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.table = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            maps = self.inner(x).relu()
+            table = self.table(maps).flatten(2).transpose(1, 2)
+            return table.sigmoid(), [maps.mean((2, 3)), {"raw": table}]
+
+    for exporter in ("dynamo", "torchscript"):
+        network = Detector().eval()
+        made = export(network, task="detection", output="output_0", size=(16, 16), exporter=exporter)
+        assert [o.name for o in made.model.core.graph.outputs][:3] == ["output_0", "output_1_0", "output_1_1_raw"]
+        assert (made.task, made.outputs, made.shape[1:]) == ("detection", ["output_0"], (8, 14, 14))
 
 
 def test_auto_takes_the_other_exporter_and_says_so(torch, monkeypatch):
@@ -455,9 +474,9 @@ def test_networks_that_do_not_classify_images(torch):
             self.conv = nn.Conv2d(3, 4, 3)
 
         def forward(self, x):
-            return [{"boxes": self.conv(x)}]
+            return [{"maps": self.conv(x), "boxes": "none"}]
 
-    with pytest.raises(ExportError, match="output 'output_0' is a dict, not a tensor"):
+    with pytest.raises(ExportError, match="output 'output_0_boxes' is a str, not a tensor"):
         export_pytorch(Odd(), size=16)
     with pytest.raises(ExportError, match=r"does not run on an input of shape \[1, 3, 224, 224\].*give its --size"):
         export_pytorch(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)))

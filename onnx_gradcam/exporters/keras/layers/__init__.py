@@ -3,6 +3,6 @@
 Short because it only imports the modules: a layer in a new module would be unknown otherwise.
 """
 
-from . import activations, convolutions, normalizations, operations, structure
+from . import activations, attention, convolutions, normalizations, operations, rearranging, structure
 
-__all__ = ["activations", "convolutions", "normalizations", "operations", "structure"]
+__all__ = ["activations", "attention", "convolutions", "normalizations", "operations", "rearranging", "structure"]

@@ -9,10 +9,9 @@ import numpy as np
 
 from onnx_gradcam.exporters.keras.call import Call, Tensor
 from onnx_gradcam.exporters.keras.layer_table import operation
-from onnx_gradcam.graph.builder import Value
 
 from .activations import FUNCTIONS, activate, gelu
-from .structure import END, reshaped
+from .rearranging import without_axes
 
 __all__: list[str] = []
 
@@ -25,7 +24,7 @@ def _binary(op_type: str, *names: str, tf: Sequence[str]) -> None:
         tensors = [x for x in (x1, x2) if isinstance(x, Tensor)]
         if len(tensors) == 2:
             if x1.rank != x2.rank:
-                call.refuse(f"it combines tensors of ranks {x1.rank} and {x2.rank}")
+                return call.settle(Tensor(call.op(op_type, *(call.plain(x).value for x in tensors))))
             (a, b), moved = call.aligned(tensors)
             return Tensor(call.op(op_type, a, b), moved)
         (only,) = tensors
@@ -45,6 +44,14 @@ _binary("Min", "Minimum", tf=["math.minimum", "minimum"])
 _binary("Pow", "Power", tf=["__operators__.pow", "math.pow", "pow"])
 
 
+@operation(tf=["nn.bias_add"])
+def bias_add(call: Call, x: Tensor, bias: Any, *, data_format: str | None = None) -> Tensor:
+    """A number per channel added."""
+    content, channel = np.asarray(bias, np.float32), 1 if str(data_format).startswith("NC") else x.rank - 1
+    sizes = [content.size if axis == channel else 1 for axis in range(x.rank)]
+    return Tensor(call.op("Add", x.value, call.constant(content.reshape(sizes), x)), x.moved)
+
+
 def _single(op_type: str, *names: str, tf: Sequence[str] = ()) -> None:
     """Register an operation that is one ONNX operator of one tensor."""
 
@@ -58,6 +65,10 @@ _single("Abs", "Abs", "Absolute", tf=["math.abs"])
 _single("Exp", "Exp", tf=["math.exp"])
 _single("Log", "Log", tf=["math.log"])
 _single("Sqrt", "Sqrt", tf=["math.sqrt", "sqrt"])
+_single("Reciprocal", "Reciprocal", tf=["math.reciprocal"])
+_single("Erf", "Erf", tf=["math.erf"])
+_single("Sin", "Sin", tf=["math.sin", "sin"])
+_single("Cos", "Cos", tf=["math.cos", "cos"])
 
 
 def _activation(name: str, *names: str, tf: Sequence[str] = ()) -> None:
@@ -86,6 +97,12 @@ def square(call: Call, x: Tensor) -> Tensor:
     return Tensor(call.op("Mul", x.value, x.value), x.moved)
 
 
+@operation("Rsqrt", tf=["math.rsqrt", "rsqrt"])
+def rsqrt(call: Call, x: Tensor) -> Tensor:
+    """One over the square root."""
+    return Tensor(call.op("Reciprocal", call.op("Sqrt", x.value)), x.moved)
+
+
 @operation("Gelu")
 def gelu_of(call: Call, x: Tensor, *, approximate: Any = True) -> Tensor:
     """GELU; Keras's operation approximates by default."""
@@ -102,6 +119,12 @@ def gelu_of_tensorflow(call: Call, x: Tensor, *, approximate: Any = False) -> Te
 def softmax(call: Call, x: Tensor, axis: Any = -1) -> Tensor:
     """The softmax over one axis."""
     return Tensor(call.op("Softmax", x.value, axis=x.axis(-1 if axis is None else axis)), x.moved)
+
+
+@operation("LogSoftmax", tf=["nn.log_softmax"])
+def log_softmax(call: Call, x: Tensor, axis: Any = -1) -> Tensor:
+    """The logarithm of the softmax over one axis."""
+    return Tensor(call.op("LogSoftmax", x.value, axis=x.axis(-1 if axis is None else axis)), x.moved)
 
 
 @operation("LeakyRelu")
@@ -124,13 +147,7 @@ def _reduced(call: Call, op_type: str, x: Tensor, axis: Any, *, keepdims: bool) 
         call.refuse("it reduces over the batch")
     if keepdims:
         return Tensor(call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes]), x.moved)
-    return _without_axes(call, x, axes, call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes], keepdims=False))
-
-
-def _without_axes(call: Call, x: Tensor, axes: Sequence[int], y: Value) -> Tensor:
-    """`y`, which is `x` without Keras's `axes`, with the remaining axes in Keras's order; maps are moved again."""
-    kept = [x.axis(a) for a in range(x.rank) if a not in axes]
-    return call.settle(Tensor(call.writer.transpose(y, [sorted(kept).index(k) for k in kept])))
+    return without_axes(call, x, axes, call.writer.reduce(op_type, x.value, [x.axis(a) for a in axes], keepdims=False))
 
 
 def _reducing(op_type: str, name: str, *, tf: Sequence[str]) -> None:
@@ -145,76 +162,32 @@ _reducing("ReduceMean", "Mean", tf=["math.reduce_mean", "reduce_mean"])
 _reducing("ReduceSum", "Sum", tf=["math.reduce_sum", "reduce_sum"])
 
 
-@operation("Max", tf=["math.reduce_max", "reduce_max"])
-def largest(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False, initial: Any = None) -> Tensor:
-    """The maximum over some axes."""
-    if initial is not None:
-        call.refuse("it has an initial value")
-    return _reduced(call, "ReduceMax", x, axis, keepdims=bool(keepdims))
+def _extreme(op_type: str, name: str, *, tf: Sequence[str]) -> None:
+    """Register the largest or smallest number over some axes."""
+
+    @operation(name, tf=tf)
+    def write(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False, initial: Any = None) -> Tensor:
+        if initial is not None:
+            call.refuse("it has an initial value")
+        return _reduced(call, op_type, x, axis, keepdims=bool(keepdims))
 
 
-@operation("Reshape", tf=["reshape"])
-def reshape(call: Call, x: Tensor, newshape: Any) -> Tensor:
-    """Another shape, with the elements in Keras's order; the batch stays."""
-    shape = list(newshape)
-    if shape[:1] not in ([-1], [None]):
-        call.refuse(f"it gives the batch the size {shape[:1]}")
-    return reshaped(call, x, [-1 if d is None else d for d in shape[1:]])
+_extreme("ReduceMax", "Max", tf=["math.reduce_max", "reduce_max"])
+_extreme("ReduceMin", "Min", tf=["math.reduce_min", "reduce_min"])
 
 
-def _bounds(key: int | slice) -> tuple[int, int, int]:
-    """Start, end and step of ONNX's Slice."""
-    if isinstance(key, int):
-        return key, key + 1 or END, 1
-    step = 1 if key.step is None else int(key.step)
-    start = (0 if step > 0 else END) if key.start is None else int(key.start)
-    end = (END if step > 0 else -END) if key.stop is None else int(key.stop)
-    return start, end, step
+@operation("Var", tf=["math.reduce_variance"])
+def variance(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> Tensor:
+    """The variance over some axes."""
+    difference = Tensor(x.value - _reduced(call, "ReduceMean", x, axis, keepdims=True).value, x.moved)
+    return _reduced(call, "ReduceMean", square(call, difference), axis, keepdims=bool(keepdims))
 
 
-@operation("GetItem")
-def get_item(call: Call, x: Tensor, key: Any) -> Tensor:
-    """Indexing with integers, slices and an ellipsis, as in `x[..., 0]`; the batch stays whole."""
-    keys = list(key) if isinstance(key, (list, tuple)) else [key]
-    if keys.count(...) > 1 or not all(
-        k is ... or (isinstance(k, (int, slice)) and not isinstance(k, bool)) for k in keys
-    ):
-        call.refuse(f"it indexes with {key!r}")
-    at = keys.index(...) if ... in keys else len(keys)
-    rest = [k for k in keys if k is not ...]
-    full = [*rest[:at], *[slice(None)] * (x.rank - len(rest)), *rest[at:]]
-    if len(full) != x.rank or full[0] != slice(None):
-        call.refuse(f"it indexes the batch, or more than {x.rank} axes")
-    y = x.value
-    for axis, k in enumerate(full):
-        if k != slice(None):
-            y = call.op("Slice", y, *map(call.writer.ints, (*_bounds(k)[:2], x.axis(axis), _bounds(k)[2])))
-    dropped = [axis for axis, k in enumerate(full) if isinstance(k, int)]
-    if not dropped:
-        return Tensor(y, x.moved)
-    return _without_axes(call, x, dropped, call.op("Squeeze", y, call.writer.ints(*(x.axis(a) for a in dropped))))
-
-
-@operation("Stack")
-def stack(call: Call, xs: Any, axis: Any = 0) -> Tensor:
-    """The tensors of a list along a new axis."""
-    tensors = [call.plain(x).value for x in xs]
-    rank = tensors[0].rank + 1
-    if axis % rank == 0:
-        call.refuse("it stacks along the batch")
-    # Maps get their channels second at once.
-    moved = axis % rank == rank - 1 and rank >= 4 and call.channels_last
-    place = 1 if moved else axis % rank
-    raised = [call.op("Unsqueeze", value, call.writer.ints(place)) for value in tensors]
-    y = Tensor(call.op("Concat", *raised, axis=place), moved)
-    return y if moved else call.settle(y)
-
-
-@operation("Concatenate", tf=["concat"])
-def concatenate(call: Call, *xs: Any, axis: Any = -1) -> Tensor:
-    """Concatenation of tensors or a list of them along one axis."""
-    values, moved = call.aligned(xs[0] if isinstance(xs[0], list) else xs)
-    return Tensor(call.op("Concat", *values, axis=Tensor(values[0], moved).axis(axis)), moved)
+@operation("Std", tf=["math.reduce_std"])
+def deviation(call: Call, x: Tensor, axis: Any = None, *, keepdims: Any = False) -> Tensor:
+    """The standard deviation over some axes."""
+    spread = variance(call, x, axis, keepdims=keepdims)
+    return Tensor(call.op("Sqrt", spread.value), spread.moved)
 
 
 @operation("Identity", "StopGradient", tf=["identity", "stop_gradient"])
