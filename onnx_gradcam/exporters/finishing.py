@@ -129,14 +129,17 @@ class _Aim:
 
 def _aim(model: Model, options: Options, task: Task) -> _Aim:
     """Append, for a task that needs it, one score per class; `_without` removes it."""
-    outputs = outputs_for(Builder(model), task, options.output)
     if task.needs_reference:
         # The reference is given when the model is explained; until then the embedding itself has to do.
         t = Builder(model)
+        outputs = outputs_for(t, task, options.output)
         embedding = t.wrap(next(o for o in t.graph.outputs if o.name == outputs[0]))
         return _Aim(t, embedding, embedding, outputs)
+    own, nodes = list(model.core.graph.outputs), set(model.core.graph)
     scored = with_class_scores(model, options, task)
+    read = [str(o.name) for o in own if any(use.node not in nodes for use in o.uses())]
     t = Builder(model)
+    outputs = read if read and options.output is None else outputs_for(t, task, options.output)
     score = find_score(t, scored.output if isinstance(scored.output, str) else None)
     return _Aim(t, score.tensor, score.output, outputs or [score.output.name], score.classes, score.activation)
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.errors import ExportError
-from onnx_gradcam.graph import model as graph_model
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.runtime.session import Session
 
@@ -43,7 +42,7 @@ def run(model: Model, x: Array, tensors: Iterable[str] = ()) -> dict[str, Array]
 @contextmanager
 def _opened(proto: onnx.ModelProto, model: Model) -> Iterator[Session]:
     """A session of a proto; one that is too large to be serialized is written with its weights in another file."""
-    if model.weight_bytes <= graph_model.LARGEST_FILE:
+    if model.fits_one_file:
         yield Session(proto.SerializeToString(), disabled_optimizers=["Pad_Fusion"])
         return
     with tempfile.TemporaryDirectory(prefix="onnx-gradcam-") as folder:

@@ -17,10 +17,10 @@ from onnx_gradcam.files import Drafts
 from .read import skeleton
 from .shapes import Shape, TensorInfo, infer_shapes, ranked_shape
 
-__all__ = ["LARGEST_FILE", "Model", "own_errors"]
+__all__ = ["Model", "own_errors"]
 
 _SMALL_BYTES = 1000
-LARGEST_FILE = 2**31 - 2**24
+_LARGEST_FILE = 2**31 - 2**24
 """Bytes of weights that one file can hold: protobuf encodes less than two gigabytes."""
 
 
@@ -114,6 +114,12 @@ class Model:
         values = self.core.graph.initializers.values()
         return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
+    @property
+    def fits_one_file(self) -> bool:
+        """Whether one file can hold the model with those of its weights that are not in another file already."""
+        tensors = [v.const_value for v in self._initializers() if v.const_value is not None]
+        return sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor)) <= _LARGEST_FILE
+
     def remove_unread(self, nodes: Sequence[ir.Node], initializers: Sequence[ir.Value]) -> bool:
         """Remove, in place, those of the nodes and initializers that no output needs; whether there were any.
 
@@ -144,9 +150,7 @@ class Model:
         `<name>.data` beside `path`. Weights that are too large for one file are written there too.
         """
         path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
-        tensors = [v.const_value for v in self._initializers() if v.const_value is not None]
-        inside = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
-        moved = inside > LARGEST_FILE or (self._external and path.resolve().parent != self.folder)
+        moved = not self.fits_one_file or (self._external and path.resolve().parent != self.folder)
         if moved and path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{str(path)!r} is not a regular file, but the weights need a second one beside it")
         with own_errors(), Drafts() as drafts:

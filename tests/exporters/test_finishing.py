@@ -11,10 +11,12 @@ from support.graphs import graph, images, run
 from onnx_gradcam import attach
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.exporters.finishing import finish_export
+from onnx_gradcam.exporters.parity import run as run_for_parity
 from onnx_gradcam.exporters.writer import Product
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.metadata import Carried, CarriedLayer
+from onnx_gradcam.runtime.session import Session
 
 BODY = """
     t1 = Conv<pads=[1,1,1,1]>(x, w1)
@@ -249,3 +251,16 @@ def test_weights_too_many_for_one_file_go_beside_it(tmp_path, monkeypatch):
     after = run(onnx.load(tmp_path / "m.onnx"), x=images())
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert attach(tmp_path / "m.onnx").metadata.target_tensor == "block1"
+
+
+def test_a_graph_that_no_file_holds_is_compared_and_written_with_its_weights_beside_it(tmp_path, monkeypatch):
+    x = images()
+    expected = run(classifier(), x=x)["y"]
+    monkeypatch.setattr("onnx_gradcam.graph.model._LARGEST_FILE", 100)
+    large = product()
+    values = run_for_parity(large.model, x, ["t2"])
+    assert np.array_equal(values["y"], expected)
+    assert values["t2"].shape == (len(x), 5, 8, 8)
+    finish_export(large, "block1").save(tmp_path / "m.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert np.array_equal(Session(tmp_path / "m.onnx").run({"x": x})["y"], expected)

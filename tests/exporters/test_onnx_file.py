@@ -105,6 +105,21 @@ HEADS = {
         {"task": "detection", "output": "y", "labels": list("abcd")},
         "active",
     ),
+    "detection, whose output is clear": (
+        """
+        maps = Conv<pads=[1,1,1,1]>(x, w)
+        active = Relu(maps)
+        flat = Reshape(active, s)
+        b = Transpose<perm=[0,2,1]>(flat)
+        raw = Conv(active, k)
+        rows = Reshape(raw, r)
+        y = Transpose<perm=[0,2,1]>(rows)
+        """,
+        "float[N,64,4] b, float[N,64,3] y",
+        {"w": (4, 3, 3, 3), "k": (3, 4, 1, 1), "s": [0, 4, 64], "r": [0, 3, 64]},
+        {"task": "detection", "labels": list("abc")},
+        "active",
+    ),
     "segmentation": (
         """
         maps = Conv<pads=[1,1,1,1]>(x, w)
@@ -127,16 +142,16 @@ def test_a_model_of_another_task_is_exported(kind, tmp_path):
     model = graph(body, outputs=outputs, **constants)
     onnx.save(model, tmp_path / "m.onnx")
     made = export(tmp_path / "m.onnx", tmp_path / "out.onnx", **choices)
-    assert (made.task, made.outputs, made.target) == (kind, ["y"], layer)
+    assert (made.task, made.outputs, made.target) == (choices["task"], ["y"], layer)
     x = images()
     before, after = run(model, x=x), run(onnx.load(tmp_path / "out.onnx"), x=x)
     assert list(after) == [*before, layer], "nothing that served to find the layer is left"
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert len(made.to_proto().graph.node) == len(model.graph.node)
-    reference = {"reference": np.arange(4) + 1.0} if kind == "embedding" else {}
+    reference = {"reference": np.arange(4) + 1.0} if made.task == "embedding" else {}
     explained = attach(tmp_path / "out.onnx", **reference)
     metadata = explained.metadata
-    assert (metadata.task, metadata.target_tensor, metadata.labels) == (kind, layer, choices.get("labels"))
+    assert (metadata.task, metadata.target_tensor, metadata.labels) == (made.task, layer, choices.get("labels"))
 
 
 def test_one_of_two_images_is_named(tmp_path):
@@ -173,7 +188,7 @@ def test_the_output_that_was_named_is_carried(tmp_path):
 def test_what_no_task_explains_is_refused_by_name(path):
     with pytest.raises(TargetError, match="no task 'detect'; did you mean 'detection'"):
         export(path, task="detect")
-    with pytest.raises(TargetError, match="a model for detection is explained by cannot be told"):
+    with pytest.raises(TargetError, match="which output holds the scores of the boxes cannot be told"):
         export(path, task="detection")
-    with pytest.raises(TargetError, match="no output 'z'"):
+    with pytest.raises(TargetError, match="output 'z' holds no map"):
         export(path, task="segmentation", output="z")

@@ -296,6 +296,10 @@ def per_case():
         "map",
         lambda x: C.BilinearResize2D(x, scale_height=0.5, scale_width=1.3, align_corners=False, name="y"),
     )
+    line = (1, 6)
+    yield "arange", "row", lambda x: S.broadcast_add(x, S.reshape(S.arange(1, 7, 2, repeat=2), shape=line), name="y")
+    yield "zeros", "row", lambda x: S.broadcast_sub(S.zeros(line), x, name="y")
+    yield "ones", "row", lambda x: S.broadcast_add(x, S.ones(line), name="y")
 
 
 def encoded(array: np.ndarray) -> dict:

@@ -87,7 +87,7 @@ def _decoded(value: Any) -> Any:
         return [_decoded(v) for v in value]
     if not isinstance(value, Mapping):
         return value
-    kind, config = value.get("class_name"), value.get("config")
+    kind, config = value.get("class_name"), value.get("config", {})
     if isinstance(kind, str) and kind in _OBJECTS and isinstance(config, list if kind == "__tuple__" else Mapping):
         return _OBJECTS[kind](config)
     return {key: _decoded(v) for key, v in value.items()}

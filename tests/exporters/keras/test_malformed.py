@@ -218,7 +218,7 @@ def test_a_configuration_that_does_not_fit(change, words, target):
     refused(edited(target, change), str(target), *words)
 
 
-@pytest.mark.parametrize("kind", ["AdditiveAttention", "Bidirectional", "LSTM"])
+@pytest.mark.parametrize("kind", ["Bidirectional", "GRU", "LSTM"])
 def test_an_unknown_layer_gets_no_far_suggestions(kind, target):
     assert "did you mean" not in refused(edited(target, lambda c: layer(c, "conv").update(class_name=kind)), kind)
 

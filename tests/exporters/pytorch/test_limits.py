@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from onnx_gradcam import export  # noqa: E402
 from onnx_gradcam.exporters.parity import run  # noqa: E402
 from onnx_gradcam.exporters.pytorch import export_pytorch  # noqa: E402
-from onnx_gradcam.graph import model as graph_model  # noqa: E402
 from onnx_gradcam.runtime.session import Session  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -51,7 +50,7 @@ def test_a_limit_that_is_not_reached_is_no_reason_to_take_one_layer_for_another(
 def test_weights_too_large_for_one_file_are_written_beside_it(tmp_path, monkeypatch, exporter):
     torch.manual_seed(0)
     network = Limited().eval()
-    monkeypatch.setattr(graph_model, "LARGEST_FILE", 1000)
+    monkeypatch.setattr("onnx_gradcam.graph.model._LARGEST_FILE", 1000)
     made = export(network, tmp_path / "m.onnx", layer="last", size=(24, 24), exporter=exporter)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
     stored = onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer

@@ -21,6 +21,9 @@ from .structure import END, reshaped
 
 __all__ = ["without_axes"]
 
+_MOST = 4096
+"""The most parts, repeats or values of a patch; more are no model's but an attack on the memory."""
+
 
 def without_axes(call: Call, x: Tensor, axes: Sequence[int], y: Value) -> Tensor:
     """`y`, which is `x` without Keras's `axes`, with the remaining axes in Keras's order; maps are moved again."""
@@ -170,7 +173,7 @@ def split(
         sizes = [end - start for start, end in pairwise(ends)]
     else:
         count = int(num_or_size_splits or indices_or_sections)
-        sizes = [size // count] * count
+        sizes = [size // count] * min(count, size)
     if sum(sizes) != size or min(sizes) < 1:
         call.refuse(f"it splits {size} positions into {sizes}")
     return [Tensor(y, x.moved) for y in _parts(call, x, axis, sizes)]
@@ -182,11 +185,13 @@ def unstack(call: Call, x: Tensor, num: Any = None, axis: Any = 0) -> list[Tenso
     size = _size(call, x, axis)
     if num not in (None, size):
         call.refuse(f"it makes {num} tensors of {size} positions")
-    parts = _parts(call, x, axis, [1] * size)
+    parts = _parts(call, x, axis, [1] * min(size, _MOST + 1))
     return [squeeze(call, Tensor(part, x.moved), axis) for part in parts]
 
 
 def _parts(call: Call, x: Tensor, axis: int, sizes: list[int]) -> list[Value]:
+    if len(sizes) > _MOST:
+        call.refuse(f"it makes {len(sizes)} tensors")
     if len(sizes) == 1:
         return [x.value]
     return list(call.writer.ops("Split", x.value, call.writer.ints(*sizes), outputs=len(sizes), axis=x.axis(axis)))
@@ -232,6 +237,8 @@ def repeat(call: Call, x: Tensor, repeats: Any, axis: Any = None) -> Tensor:
     """Every position of one axis repeated."""
     if axis is None:
         call.refuse("it repeats elements across axes")
+    if np.ndim(repeats) or not 1 <= repeats <= _MOST:
+        call.refuse(f"it repeats positions {repeats!r} times")
     return take(call, x, np.repeat(np.arange(_size(call, x, axis)), repeats), axis)
 
 
@@ -300,6 +307,8 @@ def extract_patches(
     if not isinstance(channels, int):
         call.refuse("its number of channels is unknown")
     count = height * width * channels
+    if count > _MOST:
+        call.refuse(f"its patches hold {count} values")
     kernel = np.eye(count, dtype=np.float32).reshape(count, height, width, channels).transpose(0, 3, 1, 2)
     patches = call.op("Conv", maps, call.writer.const(kernel), strides=numbers(strides or size, 2))
     return call.mapped(patches, data_format)
