@@ -141,7 +141,9 @@ def _aim(model: Model, options: Options, task: Task) -> _Aim:
     t = Builder(model)
     outputs = read if read and options.output is None else outputs_for(t, task, options.output)
     score = find_score(t, scored.output if isinstance(scored.output, str) else None)
-    return _Aim(t, score.tensor, score.output, outputs or [score.output.name], score.classes, score.activation)
+    # Scores behind a ranking are a tensor inside the model: all its outputs tell of them.
+    shown = [score.output.name] if score.output.core in own else [str(o.name) for o in own]
+    return _Aim(t, score.tensor, score.output, outputs or shown, score.classes, score.activation)
 
 
 def _without(model: Model, kept: Sequence[ir.Value]) -> Builder:
@@ -189,7 +191,7 @@ def finish_export(
     t.expose(target)
     t.finish()
     carried = Carried(
-        labels=_labels(product, labels, aim.classes, warnings) if task.names_apply else None,
+        labels=_labels(product, labels, aim.classes, task, warnings),
         preprocessing=_preprocessing(product, preprocessing),
         layers=_table(t, product.layers, tensors),
         framework=product.framework,
@@ -287,11 +289,13 @@ def _table(t: Builder, layers: Mapping[str, CarriedLayer], tensors: Mapping[str,
 
 
 def _labels(
-    product: Product, labels: Sequence[str] | None, classes: int | None, warnings: list[str]
+    product: Product, labels: Sequence[str] | None, classes: int | None, task: Task, warnings: list[str]
 ) -> list[str] | None:
     """The class names: the user's must fit; the framework's are dropped with a warning if they do not."""
+    if labels is not None and not task.names_apply:
+        raise InputError(f"class names do not apply to the task {task.name}; leave out the labels")
     names = product.labels if labels is None else labels
-    if names is None:
+    if names is None or not task.names_apply:
         return None
     try:
         check_labels(names, classes)

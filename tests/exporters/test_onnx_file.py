@@ -8,7 +8,7 @@ import pytest
 from support.graphs import graph, images, run
 
 from onnx_gradcam import attach
-from onnx_gradcam.errors import ExportError, ModelError, TargetError
+from onnx_gradcam.errors import ExportError, InputError, ModelError, TargetError
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.sources import export, read_onnx
 
@@ -183,6 +183,11 @@ def test_the_output_that_was_named_is_carried(tmp_path):
         "regression",
         "classification",
     )
+
+
+def test_an_embedding_takes_no_class_names(path):
+    with pytest.raises(InputError, match="class names do not apply to the task embedding"):
+        export(path, task="embedding", labels=list("abcd"))
 
 
 def test_what_no_task_explains_is_refused_by_name(path):
