@@ -37,7 +37,7 @@ from .targets.layer import Candidate, Layer, blocked, find_layer
 from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score, unranked
 from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task
 
-__all__ = ["Plan", "chosen_method", "image_input", "make_plan", "with_class_scores"]
+__all__ = ["Plan", "as_exported", "chosen_method", "image_input", "make_plan", "with_class_scores"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps if the head is linear."""
@@ -280,7 +280,7 @@ def _planned(model: Model, options: Options) -> Plan:
             "start from the original model to explain it in another way"
         )
     statements, chosen = read_statements(model.metadata, model.folder), options
-    options = _as_exported(model, options)
+    options = as_exported(model, options)
     task = find_task(options.task or USUAL_TASK)
     options = with_class_scores(model, _resolved(statements, options, task), task)
     plan = _plan(Builder(model), options, task)
@@ -329,7 +329,7 @@ def _refuse_names(options: Options) -> None:
             find_class(name, None)
 
 
-def _as_exported(model: Model, options: Options) -> Options:
+def as_exported(model: Model, options: Options) -> Options:
     """The image, and the task with its outputs, that the model was exported for, where the user names none."""
     carried = Carried.from_props(model.metadata)
     own = carried.task or USUAL_TASK

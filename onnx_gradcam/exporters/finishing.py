@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import carries_gradient
-from onnx_gradcam.editor.plan import with_class_scores
+from onnx_gradcam.editor.plan import as_exported, with_class_scores
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.classes import check_labels
 from onnx_gradcam.editor.targets.layer import find_layer, on_path
@@ -170,7 +170,8 @@ def finish_export(
     may also be a tensor or a node, `options` say what the model does (task, outputs, image, format of boxes), and
     labels and preprocessing must fit the model.
     """
-    options, model, warnings = options or Options(), product.model, list(product.warnings)
+    model, warnings = product.model, list(product.warnings)
+    options = as_exported(model, options or Options())
     task, graph = find_task(options.task or USUAL_TASK), model.core.graph
     # Older exporters list weights as inputs too: callers have nothing to override there.
     for value in [i for i in graph.inputs if i.name in graph.initializers]:

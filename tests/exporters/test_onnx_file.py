@@ -178,6 +178,8 @@ def test_the_output_that_was_named_is_carried(tmp_path):
     made = export(tmp_path / "m.onnx", output="z").to_proto()
     assert attach(made).metadata.scores_output == "z"
     assert attach(made, output="y").metadata.scores_output == "y"
+    onnx.save(made, tmp_path / "again.onnx")
+    assert export(tmp_path / "again.onnx").outputs == ["z"]
     unnamed = export(tmp_path / "m.onnx", task="regression", output="z").to_proto()
     assert (attach(unnamed).metadata.task, attach(unnamed, task="classification", output="y").metadata.task) == (
         "regression",
