@@ -93,6 +93,8 @@ def _decoded(value: Any) -> Any:
     return {key: _decoded(v) for key, v in value.items()}
 
 
+_BOUNDS = ("start", "stop", "step")
+
 _OBJECTS: dict[str, Callable[[Any], Any]] = {
     "__keras_tensor__": lambda config: _reference(config.get("keras_history")),
     "__numpy__": lambda config: np.asarray(config.get("value"), np.float32),
@@ -102,8 +104,6 @@ _OBJECTS: dict[str, Callable[[Any], Any]] = {
     "__slice__": lambda config: slice(*(config.get(key) for key in _BOUNDS)),
 }
 """Python objects in the arguments of a call, by Keras's names for them."""
-
-_BOUNDS = ("start", "stop", "step")
 
 
 def _decoded_legacy(kwargs: Any, layers: Mapping[str, Any]) -> dict[str, Any]:

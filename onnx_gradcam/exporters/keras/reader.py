@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,7 +51,7 @@ _COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
 _NETWORKS = {name: (preset, counts) for preset, networks in _COUNTS.items() for name, counts in networks.items()}
 
 
-def preprocessing_of(config: Mapping[str, Any], layout: str = "NCHW") -> dict[str, Any] | None:
+def preprocessing_of(config: Mapping[str, Any], layout: Literal["NCHW", "NHWC"] = "NCHW") -> dict[str, Any] | None:
     """The preprocessing of a network of `keras.applications`, for images of a `layout`.
 
     `None` unless name, layers and input agree.
@@ -78,7 +78,7 @@ def preprocessing_of(config: Mapping[str, Any], layout: str = "NCHW") -> dict[st
 
 _LAYOUTS = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
 _LARGEST_SIZE = 2**20
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     **dict.fromkeys(("float32", "float16", "bfloat16", "float64", "uint8"), np.dtype(np.float32)),
     "int32": np.dtype(np.int32),
     "int64": np.dtype(np.int64),
@@ -200,7 +200,7 @@ def _input(context: Context, name: str, shape: Any, dtype: object) -> Tensor:
     if max((d for d in shape if d is not None), default=0) > _LARGEST_SIZE:
         raise ExportError(f"the shape of input {name!r} is {shape}, larger than any image; refused")
     rank = len(shape)
-    kind = _DTYPES.get(str(dtype), np.dtype(np.float32) if dtype is None else None)
+    kind = _DTYPES.get("float32" if dtype is None else str(dtype))
     if kind is None or (kind.kind == "i" and rank > 3):
         raise ExportError(f"input {name!r} has the dtype {dtype!r}, so it is not an image; {REMEDY}")
     free = _FREE.get(rank, (BATCH, *(f"{name}_{i}" for i in range(1, rank))))
