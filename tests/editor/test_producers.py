@@ -13,7 +13,7 @@ from support.graphs import graph, images, run, weight
 
 from onnx_gradcam import attach
 from onnx_gradcam.editor.plan import make_plan
-from onnx_gradcam.errors import ModelError, UnsupportedError
+from onnx_gradcam.errors import ExplainError, ModelError, UnsupportedError
 from onnx_gradcam.options import Options
 
 HEAD = "p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W, z)"
@@ -206,3 +206,23 @@ def test_an_unknown_operator_is_named_with_its_domain():
     assert attach(model).metadata.target_tensor == "a"
     with pytest.raises(UnsupportedError, match=r"no VJP rule for com.acme.Blur"):
         attach(model, layer="c")
+
+
+def refusal(file) -> str:
+    try:
+        make_plan(file)
+    except ExplainError as exc:
+        return str(exc)
+    return ""
+
+
+@pytest.mark.real
+def test_every_collected_file_is_read_or_refused_in_one_sentence(real_data):
+    files = [*real_data.parent.glob("faults/models/*.onnx"), *real_data.glob("models/**/*.onnx")]
+    refusals = list(filter(None, map(refusal, files)))
+    assert len(files) - len(refusals) >= 20
+    assert not [reason for reason in refusals if "\n" in reason or len(reason) > 600]
+    layers = {"matlab24_recycling_same_padding": "relu_3", "tinycnn_int8_ortall": "hardtanh_12"}
+    for name, layer in layers.items():
+        plan = make_plan(real_data.parent / "faults/models" / f"{name}.onnx")
+        assert plan.layer.chosen.tensor.name == layer
