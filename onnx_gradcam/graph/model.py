@@ -20,6 +20,9 @@ from .shapes import Shape, TensorInfo, infer_shapes, ranked_shape
 __all__ = ["Model", "own_errors"]
 
 _SMALL_BYTES = 1000
+_ENDINGS = {"", ".onnx", ".pb"}
+"""Endings of files that a model may replace."""
+
 _LARGEST_FILE = 2**31 - 2**24
 """Bytes of weights that one file can hold: protobuf encodes less than two gigabytes."""
 
@@ -150,6 +153,10 @@ class Model:
         `<name>.data` beside `path`. Weights that are too large for one file are written there too.
         """
         path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+        if path.is_file() and path.suffix.lower() not in _ENDINGS:
+            raise InputError(
+                f"{str(path)!r} exists and is not a model by its ending; remove it, or choose a name that ends in .onnx"
+            )
         moved = not self.fits_one_file or (self._external and path.resolve().parent != self.folder)
         if moved and path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{str(path)!r} is not a regular file, but the weights need a second one beside it")

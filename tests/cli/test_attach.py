@@ -185,3 +185,10 @@ def test_real_float16_with_its_own_tolerance(call, real_data, here):
     assert result.exit_code == 0, result.stderr
     difference = float(result.stdout.rsplit(" ", 1)[1].rstrip(".\n"))
     assert 1e-5 < difference < 2e-3
+
+
+def test_an_image_is_not_replaced_by_a_model(call, classifier, image):
+    before = image.read_bytes()
+    message = refused(call("attach", classifier, "-o", image))
+    assert "exists and is not a model by its ending; remove it, or choose a name that ends in .onnx" in message
+    assert image.read_bytes() == before
