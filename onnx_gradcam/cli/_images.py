@@ -106,7 +106,7 @@ def _free(folder: Path, arrays: Path | None, stem: str, taken: set[str]) -> Plac
 
 def _key(path: Path) -> str:
     # Two names that differ in case alone are one file on many systems.
-    return str(path.resolve()).casefold()
+    return os.path.realpath(path).casefold()
 
 
 def _check_writable(folder: Path) -> None:

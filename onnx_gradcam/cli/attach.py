@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +57,7 @@ def attach(
             "the model runs.",
             param_hint="--target",
         )
-    if model != "-" and out.resolve() == Path(model).resolve():
+    if model != "-" and os.path.realpath(out) == os.path.realpath(model):
         raise typer.BadParameter("this is the model itself; choose another name.", param_hint="-o")
     from onnx_gradcam import attach as attach_to  # noqa: PLC0415 - --help must not wait for it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -138,11 +139,11 @@ def export(
 
 def _check_place(out: Path, sources: Sequence[object]) -> None:
     """Refuse before minutes of work a path that cannot be written after it."""
-    if out.resolve() in {Path(source).resolve() for source in sources if isinstance(source, (str, Path))}:
+    if os.path.realpath(out) in {os.path.realpath(source) for source in sources if isinstance(source, (str, Path))}:
         raise InputError(f"{out}: this is the model itself; choose another output name")
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a file in it")
-    if not out.resolve().parent.is_dir():
+    if not Path(os.path.realpath(out)).parent.is_dir():
         raise InputError(f"{out}: its folder does not exist; create it, or choose another one")
 
 

@@ -222,3 +222,14 @@ def test_real_models_that_are_no_classifiers(call, real_data, here, untouched, n
     assert result.stderr.startswith("error: no output looks like class scores")
     inputs = {"deeplabv3_mnv2_dm05_voc21.onnx": "'sub_7'  float32  [1, 257, 257, 3]"}.get(name, "[1, 3, 416, 416]")
     assert inputs in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["attach LOOP -o o.onnx", "explain LOOP p.png", "explain MODEL LOOP", "export onnx LOOP"]
+)
+def test_links_that_lead_to_themselves(call, classifier, here, command):
+    (here / "loop").symlink_to("loop")
+    words = [{"LOOP": "loop", "MODEL": str(classifier)}.get(word, word) for word in command.split()]
+    sentence = refused(call(*words))
+    assert "should not have happened" not in sentence
+    assert "loop" in sentence
