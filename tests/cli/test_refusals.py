@@ -226,7 +226,12 @@ def test_real_models_that_are_no_classifiers(call, real_data, here, untouched, n
 
 @pytest.mark.parametrize(
     "command",
-    ["attach LOOP -o o.onnx", "explain LOOP p.png", "explain MODEL LOOP --preprocess none", "export onnx LOOP"],
+    [
+        "attach LOOP -o o.onnx",
+        "explain LOOP p.png",
+        "explain MODEL LOOP --preprocess none",
+        "export onnx LOOP -o o.onnx",
+    ],
 )
 def test_links_that_lead_to_themselves(call, classifier, here, command):
     (here / "loop").symlink_to("loop")
