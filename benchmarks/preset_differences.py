@@ -2,8 +2,8 @@
 
     python benchmarks/preset_differences.py MODEL IMAGE [IMAGE ...] --preprocess JSON
 
-For each preset that serves the method it prints the largest difference from pytorch-grad-cam's heatmap (mean and maximum over the images), and
-the mean correlation with it.
+For each preset that serves the method it prints the largest difference from pytorch-grad-cam's heatmap (mean and
+maximum over the images), and the mean correlation with it.
 """
 
 from __future__ import annotations
