@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import RESHAPES, VIEWS, keeps_order, row_coupling
+from onnx_gradcam.graph.shapes import declare
 
 from .targets.layer import Candidate
 from .targets.score import Score
@@ -288,6 +289,9 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
                 outputs = list(
                     t.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes)
                 )
+                for copy, original in zip(outputs, map(t.wrap, node.outputs), strict=True):
+                    if copy.dtype is None and original.known_shape is not None:  # not an operator of ONNX's own
+                        declare(copy.core, original.elem_type, (None,) * original.rank)
             copies.update(zip(node.outputs, outputs, strict=True))
     except ModelError as exc:
         raise UnsupportedError(f"the head cannot be evaluated on a larger batch: {exc}") from exc

@@ -312,9 +312,15 @@ class Builder:
         return [i if i is None or isinstance(i, Value) else self.const(i, dtype) for i in inputs]
 
     def infer(self, node: ir.Node) -> None:
-        """Infer types and shapes of the outputs of a single node, in place; an error if its inputs do not fit."""
+        """Infer types and shapes of the outputs of a single node, in place; an error if its inputs do not fit.
+
+        Those of an operator that ONNX does not define, such as ONNX Runtime's own, stay unknown.
+        """
         proto = ir.to_proto(node)
-        schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
+        version = self.model.core.opset_imports.get(node.domain, self.opset)
+        if not onnx.defs.has(node.op_type, version, node.domain):
+            return
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         args = [None if i is None else self.wrap(i) for i in node.inputs]
         types = {a.name: _type_proto(a) for a in args if a is not None}
         with own_errors():

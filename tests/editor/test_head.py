@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+from support.cam_oracle import numeric_map
 from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
@@ -171,3 +173,21 @@ def test_finite_differences_need_a_head_that_takes_any_batch():
     got = run(attach(source, weights="finite").to_proto(), x=images(2))
     want = run(attach(source, weights="gradient").to_proto(), x=images(2))
     np.testing.assert_allclose(got["cam"], want["cam"], atol=1e-3 * np.abs(want["cam"]).max())
+
+
+def inverting() -> onnx.ModelProto:
+    """A regression behind a matrix inverse, an operator of ONNX Runtime that ONNX does not define."""
+    body = f"{GAP} e = Conv(p, nine) m = Reshape(e, square) q = Add(m, eye) i = com.microsoft.Inverse(q) y = Flatten(i)"
+    source = model(body, outputs="float[N,9] y", nine=(9, 6, 1, 1), square=[-1, 3, 3], eye=2 * np.eye(3, dtype="f"))
+    source.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    source.graph.value_info.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.FLOAT, ["N", 3, 3]))
+    return source
+
+
+def test_the_head_may_have_operators_that_onnx_does_not_define():
+    x, classes, source = images(2), np.array([1, 5]), inverting()
+    got = run(
+        attach(source, task="regression", weights="finite", method="hirescam").to_proto(), x=x, target_class=classes
+    )
+    want = numeric_map(source, "a", ["y"], lambda out: out["y"][[0, 1], classes], x, local=True)
+    np.testing.assert_allclose(got["cam"], want, atol=2e-3 * np.abs(want).max())
