@@ -184,10 +184,11 @@ def inverting() -> onnx.ModelProto:
     return source
 
 
-def test_the_head_may_have_operators_that_onnx_does_not_define():
+@pytest.mark.parametrize("weights", ["finite", "gradient"])
+def test_the_head_may_have_operators_that_onnx_does_not_define(weights):
     x, classes, source = images(2), np.array([1, 5]), inverting()
     got = run(
-        attach(source, task="regression", weights="finite", method="hirescam").to_proto(), x=x, target_class=classes
+        attach(source, task="regression", weights=weights, method="hirescam").to_proto(), x=x, target_class=classes
     )
     want = numeric_map(source, "a", ["y"], lambda out: out["y"][[0, 1], classes], x, local=True)
     np.testing.assert_allclose(got["cam"], want, atol=2e-3 * np.abs(want).max())

@@ -147,6 +147,13 @@ def _spread(t: Builder, labels: str, value: Value, term: str, x: Value) -> Value
     return value
 
 
+@vjp("Inverse", domain="com.microsoft")
+def inverse(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
+    """ONNX Runtime's, which spatial transformers use: -Y^T g Y^T."""
+    transposed = _swapped(t, y)
+    return [-(transposed @ g @ transposed)]
+
+
 @vjp("Det")
 def determinant(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
     """The matrix of cofactors, which exists for singular matrices too.
