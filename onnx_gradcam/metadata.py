@@ -36,12 +36,20 @@ _JSON_FIELDS = (
     "target_tensors",
     "eigen_smooth",
     "couples_rows",
+    "extent",
     "outputs",
 )
 
 
 def _is_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_extent(value: Any) -> bool:
+    edges = value if isinstance(value, list) else [None]
+    numbers = [number for edge in edges if isinstance(edge, list) and len(edge) == 2 for number in edge]
+    finite = all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e9 for n in numbers)
+    return finite and len(edges) in {0, 4} and len(numbers) == 2 * len(edges)
 
 
 def _is_layers(value: Any) -> bool:
@@ -60,6 +68,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "single_logit": (lambda value: isinstance(value, bool), "true or false"),
     "all_classes": (lambda value: isinstance(value, bool), "true or false"),
     "eigen_smooth": (lambda value: isinstance(value, bool), "true or false"),
+    "extent": (_is_extent, "list of four pairs of numbers, or an empty one"),
     "couples_rows": (lambda value: isinstance(value, bool), "true or false"),
     "disabled_optimizers": (_is_strings, "list of strings"),
     "target_tensors": (_is_strings, "list of strings"),
@@ -139,6 +148,8 @@ class Metadata:
         mask_input: name of the input with the region where a segmentation is explained; empty for none.
         all_classes: heatmap and raw map have one map per class, in the order of the classes, on axis 1.
         couples_rows: what the model computes for a row depends on the other rows of the batch.
+        extent: top, left, bottom and right of the part of the input that the layer's maps cover, each as pixels and a
+            share of the input's height or width; empty for the whole input.
     """
 
     version: str
@@ -170,6 +181,15 @@ class Metadata:
     mask_input: str = ""
     all_classes: bool = False
     couples_rows: bool = False
+    extent: list[list[float]] = dataclasses.field(default_factory=list)
+
+    def box_in(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right of `extent` in pixels of an input of a height and width."""
+        if not self.extent:
+            return 0, 0, height, width
+        sides = (height, width, height, width)
+        edges = [round(pixels + share * side) for (pixels, share), side in zip(self.extent, sides, strict=True)]
+        return edges[0], edges[1], edges[2], edges[3]
 
     def to_props(self) -> dict[str, str]:
         """The entries for `metadata_props`."""

@@ -22,6 +22,7 @@ from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Choices, Options
 
 from .ingredients import Ingredients, free_name
+from .methods.maps import finish_within
 from .plan import Plan, make_plan
 from .targets.axes import letters
 from .targets.task import MASK
@@ -128,7 +129,9 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
     if plan.options.class_input == "all":
         results["heatmap"], results["cam"] = _of_all_classes(plan, ingredients.all_classes(), size, sizes)
     else:
-        heatmap = plan.preset.finish(t, cams, size, combine) if panel is None else panel
+        heatmap = panel
+        if heatmap is None:
+            heatmap = finish_within(t, plan.preset.finish, cams, size, combine, plan.extent)
         results["heatmap"] = t.refine(heatmap, (batch, *sizes))
         results["cam"] = t.refine(cams[0], (batch, *grid))
     results["heatmap_class"] = t.refine(ingredients.classes, (batch,))
@@ -142,7 +145,7 @@ def _of_all_classes(plan: Plan, cams: Value, size: Value, sizes: Sequence[int | 
     t = plan.t
     grid = t.op("Shape", cams, start=2)
     rows = t.op("Reshape", cams, t.op("Concat", t.ints(-1), grid, axis=0), shape=(None, *cams.shape[2:]))
-    shown = plan.preset.finish(t, [rows], size, None)
+    shown = finish_within(t, plan.preset.finish, [rows], size, None, plan.extent)
     both = t.op("Concat", t.op("Shape", cams, start=0, end=2), size, axis=0)
     return t.op("Reshape", shown, both, shape=(*cams.shape[:2], *sizes)), cams
 
@@ -202,6 +205,7 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         mask_input=MASK if plan.task.takes_mask(options) else "",
         all_classes=options.class_input == "all",
         couples_rows=plan.couples_rows,
+        extent=plan.extent,
         **names,
     )
 

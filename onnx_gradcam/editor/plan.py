@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import onnx
 import onnx_ir as ir
@@ -28,11 +28,12 @@ from onnx_gradcam.metadata import ONE_AT_A_TIME, OWN, Carried, Metadata
 from onnx_gradcam.options import Options
 
 from .head import Head, read_head
-from .methods.catalogue import Method, find_method
+from .methods.catalogue import Method, Variable, find_method
 from .origins import Statements, read_statements
 from .presets import Preset, find_preset
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
+from .targets.extent import CUTS, edges, follow_extents
 from .targets.layer import Candidate, Layer, blocked, find_layer
 from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score, unranked
 from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task
@@ -72,6 +73,8 @@ class Plan:
         preset: the conventions.
         labels: the class names, if known.
         preprocessing: how an image becomes the model's input, if known.
+        extent: the part of the image that the layer's maps cover, as in `Metadata.extent`.
+        cut: the node whose crop or padding of the image cannot be followed to the layer, if any.
         remarks: what the file or its neighbours say that is not used, one sentence each.
     """
 
@@ -91,6 +94,8 @@ class Plan:
     preset: Preset
     labels: list[str] | None
     preprocessing: dict[str, Any] | None
+    extent: list[list[float]]
+    cut: ir.Node | None
     remarks: Sequence[str] = field(default=())
 
     @property
@@ -199,7 +204,7 @@ class Plan:
         """What the user should know."""
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
         caution = [self.preset.caution] if self.preset.caution else []
-        return [*self.remarks, *self._hazard, *self._training, *coupled, *caution]
+        return [*self.remarks, *self._hazard, *self._training, *coupled, *self._unfollowed, *caution]
 
     @property
     def _training(self) -> list[str]:
@@ -232,6 +237,17 @@ class Plan:
             "Pad_Fusion is disabled; this package disables it, other servers need to be configured"
         )
         return [hazard]
+
+    @property
+    def _unfollowed(self) -> list[str]:
+        if self.cut is None:
+            return []
+        node = f"{self.cut.op_type} (node {self.cut.name or self.cut.outputs[0].name!r})"
+        unfollowed = (
+            f"how {node} crops or pads the image cannot be followed, so the heatmap is stretched over the whole input; "
+            "crop before the model instead"
+        )
+        return [unfollowed]
 
     @property
     def quantised(self) -> ir.Node | None:
@@ -407,6 +423,7 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
     layers = _layers(t, Candidate(image, layout, every_path=True), score, carries, method, options, task)
     targets = [layer.chosen.tensor for layer in layers]
     path, _ = between(t.nodes, [v.core for v in targets], [score.tensor.core], carries)
+    extent, cut = _extent(t, image, layout, targets, carries, method)
     alone = len(layers) == 1 and method.needs_layer
     head = read_head(t, layers[0].chosen, score.tensor, path) if alone else None
     problems = missing_rules(t, score.tensor, [image] if method.differentiates("image") else targets)
@@ -439,7 +456,33 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
         preset=preset,
         labels=labels,
         preprocessing=cast("dict[str, Any] | None", options.preprocess),
+        extent=extent,
+        cut=cut,
     )
+
+
+def _extent(
+    t: Builder, image: Value, layout: Layout, targets: Sequence[Value], carries: Carries, method: Method
+) -> tuple[list[list[float]], ir.Node | None]:
+    """The part of the image that the targets cover; and the node where that cannot be told."""
+    path, _ = between(t.nodes, [image.core], [v.core for v in targets], carries)
+    if not any(node.op_type in CUTS for node in path):
+        return [], None
+    found, lost = follow_extents(t, image, layout)
+    on_path = set(path)
+    cut = next((node for node in lost if node in on_path), None)
+    missing = any(v.core not in found for v in targets)
+    extents = [edges(found[v.core]) if v.core in found else [] for v in targets]
+    if any(extent != extents[0] for extent in extents):
+        raise UnsupportedError(
+            "the layers cover different parts of the image, which the model crops or pads; name layers of one part"
+        )
+    if extents[0] and method.family == "attribution":
+        raise UnsupportedError(
+            f"{method.title} spreads the layer's map over the whole image, which the model crops or pads; use --method "
+            "gradcam"
+        )
+    return extents[0], cut if missing else None
 
 
 def _added(task: Task, options: Options) -> str:
@@ -506,11 +549,11 @@ def _weights(
     options: Options, method: Method, head: Head | None, problems: Sequence[str]
 ) -> Literal["linear", "gradient", "finite", "none"]:
     """How the gradient of the layer is computed: as the user says, else the first way that applies."""
-    if not (method.differentiates("layer") or method.differentiates("image")):
+    if not any(map(method.differentiates, get_args(Variable))):
         return "none"
     if options.weights != "auto":
         return options.weights
-    if method.differentiates("image") or head is None:
+    if not method.differentiates("layer") or method.differentiates("image") or head is None:
         return "gradient"
     if head.linear:
         return "linear"

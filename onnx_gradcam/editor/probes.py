@@ -20,6 +20,7 @@ from onnx_gradcam.options import Options
 
 from .attachment import describe
 from .ingredients import Ingredients
+from .methods.maps import finish_within
 from .plan import Plan, make_plan
 from .presets import find_preset
 
@@ -129,12 +130,15 @@ def _read_batch_from(t: Builder, image: Value, maps: Value) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], t.op("Concat", *parts, axis=0).core)
 
 
-def finisher(preset: str, grid: Sequence[int], size: Sequence[int]) -> bytes:
-    """The preset's post-processing as a model from `cam`, `float32 [N, *grid]`, to `heatmap`, `float32 [N, *size]`."""
+def finisher(preset: str, grid: Sequence[int], size: Sequence[int], extent: Sequence[Sequence[float]]) -> bytes:
+    """The preset's post-processing as a model from `cam`, `float32 [N, *grid]`, to `heatmap`, `float32 [N, *size]`.
+
+    `extent` is the part of the image that the maps cover, as in `Metadata.extent`.
+    """
     core = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 18}, name="finish"), ir_version=10)
     t = Builder(Model(core, None, "the post-processing"))
     cam = t.input("cam", np.float32, ("N", *grid))
-    heatmap = find_preset(preset).finish(t, [cam], t.ints(*size), None)
+    heatmap = finish_within(t, find_preset(preset).finish, [cam], t.ints(*size), None, extent)
     t.output(t.refine(heatmap, ("N", *size)), HEATMAP)
     t.finish()
     return bytes(t.model.to_proto().SerializeToString())

@@ -96,6 +96,12 @@ class Placement:
         across, down = width / self.width, height / self.height
         return Placement((x0 * across, y0 * down, x1 * across, y1 * down), height, width)
 
+    def part(self, top: float, left: float, bottom: float, right: float) -> Placement:
+        """A part of the model's input, its edges as shares of the input's height and width."""
+        x0, y0, x1, y1 = self.box
+        box = (x0 + left * (x1 - x0), y0 + top * (y1 - y0), x0 + right * (x1 - x0), y0 + bottom * (y1 - y0))
+        return Placement(box, self.height, self.width)
+
     def project(self, heatmap: npt.NDArray[Any], outside: float = 0) -> npt.NDArray[np.float32]:
         """Project a heatmap `[h, w]` of any size on the image: float32 `[height, width]`, `outside` around the box.
 

@@ -200,7 +200,7 @@ class Explainer:
                 one.maps += [self._class_map(one, index, one.heatmaps[index], one.cams[index]) for index in classes]
         else:
             self._explain(pending, rest, batch_size)
-        return [one.finished(self.labels, self.metadata.preset, one_layer=self._one_cam) for one in pending]
+        return [one.finished(self.labels, self.metadata, one_layer=self._one_cam) for one in pending]
 
     def class_indices(self, targets: Sequence[int | str]) -> list[int]:
         """The indices of classes given by index or name.
@@ -305,9 +305,17 @@ class _Pending:
     cams: Array = field(default_factory=lambda: np.zeros(0))
     maps: list[ClassMap] = field(default_factory=list)
 
-    def finished(self, labels: Sequence[str] | None, preset: str, *, one_layer: bool) -> Explanation:
+    def finished(self, labels: Sequence[str] | None, metadata: Metadata, *, one_layer: bool) -> Explanation:
+        box = metadata.box_in(*self.maps[0].heatmap.shape) if metadata.extent else None
         return Explanation(
-            self.prepared.image, self.prepared.placement, self.scores, labels, self.maps, preset, one_layer
+            self.prepared.image,
+            self.prepared.placement,
+            self.scores,
+            labels,
+            self.maps,
+            metadata.preset,
+            one_layer,
+            box,
         )
 
 

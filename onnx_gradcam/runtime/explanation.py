@@ -86,6 +86,8 @@ class Explanation:
         maps: one map for each explained class.
         preset: the conventions that the maps follow; overlays are drawn as its library draws them.
         one_layer: whether a heatmap is computed from its `cam` alone.
+        covered: top, left, bottom and right of the part of the model's input that the layer's maps cover, in pixels of
+            the heatmap; `None` for the whole input.
     """
 
     image: npt.NDArray[np.uint8]
@@ -95,6 +97,7 @@ class Explanation:
     maps: Sequence[ClassMap]
     preset: str = "default"
     one_layer: bool = True
+    covered: tuple[int, int, int, int] | None = None
 
     @property
     def heatmap(self) -> npt.NDArray[np.float32]:
@@ -188,16 +191,35 @@ class Explanation:
         """
         explained = self.maps[which]
         cam = explained.cam if self.one_layer else explained.heatmap
-        return library_overlay(
-            library, self.image, explained.heatmap, cam, self.placement, attribution=explained.attribution
-        )
+        if self.covered is None:
+            return library_overlay(
+                library, self.image, explained.heatmap, cam, self.placement, attribution=explained.attribution
+            )
+        top, left, bottom, right = self.covered
+        height, width = explained.heatmap.shape
+        if min(top, left) < 0 or bottom > height or right > width:
+            return library_overlay(library, self.image, self.heatmap_on_image(which), self._seen.project(cam))
+        heatmap = explained.heatmap[top:bottom, left:right]
+        return library_overlay(library, self.image, heatmap, cam if self.one_layer else heatmap, self._seen)
 
     def shown(self, which: int, look: Look) -> npt.NDArray[np.float32]:
         """The values of a map that a look shows, over the whole image `[H, W]`; NaN where the model does not see it."""
         explained = self.maps[which]
-        if look.style != "signed":
-            return self.placement.project(explained.heatmap, np.nan)
-        return self.placement.project(_symmetric(explained.cam, spread=explained.attribution is not None), np.nan)
+        if look.style == "signed":
+            return self._seen.project(_symmetric(explained.cam, spread=explained.attribution is not None), np.nan)
+        shown = self.placement.project(explained.heatmap, np.nan)
+        if self.covered is not None:
+            shown[np.isnan(self._seen.project(explained.heatmap, np.nan))] = np.nan
+        return shown
+
+    @property
+    def _seen(self) -> Placement:
+        """The part of the image that the layer's maps cover."""
+        if self.covered is None:
+            return self.placement
+        height, width = self.heatmap.shape
+        top, left, bottom, right = self.covered
+        return self.placement.part(top / height, left / width, bottom / height, right / width)
 
 
 def library_of(preset: str | None, look: Mapping[str, Any], default: str) -> str | None:

@@ -112,7 +112,7 @@ class Prober:
     def _finished(self, cam: Array, size: tuple[int, int]) -> Array:
         key = (*cam.shape[1:], *size)
         if key not in self._finishers:
-            self._finishers[key] = Session(finisher(self.metadata.preset, cam.shape[1:], size))
+            self._finishers[key] = Session(finisher(self.metadata.preset, cam.shape[1:], size, self.metadata.extent))
         heatmap: Array = self._finishers[key].run({"cam": cam})[HEATMAP]
         return heatmap
 
@@ -126,6 +126,7 @@ class _ImageProbe:
         axes = [self._layout.index(letter) for letter in "NCHW"]
         self.x: Array = row.transpose(axes)[0].astype(np.float32)
         self.size: tuple[int, int] = (self.x.shape[1], self.x.shape[2])
+        self.box = prober.metadata.box_in(*self.size)
         self.rng = np.random.default_rng(prober.seed)
         self.batch_size = prober.batch_size
 

@@ -29,7 +29,7 @@ from typing import Any, Literal, get_args
 from onnx_gradcam.errors import TargetError, near_matches, same_name
 from onnx_gradcam.options import ChannelReduction, Combine, ModifierName
 
-__all__ = ["INGREDIENTS", "METHODS", "Family", "Ingredient", "Method", "find_method", "method", "methods"]
+__all__ = ["INGREDIENTS", "METHODS", "Family", "Ingredient", "Method", "Variable", "find_method", "method", "methods"]
 
 Family = Literal["cam", "attribution", "sampling", "perturbation"]
 Variable = Literal["layer", "image", "attention"]

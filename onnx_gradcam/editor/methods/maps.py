@@ -16,7 +16,7 @@ from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.options import Combine
 
-__all__ = ["Finish", "by_maximum", "by_range", "combined", "finish"]
+__all__ = ["Finish", "by_maximum", "by_range", "combined", "finish", "finish_within"]
 __all__ += [
     "Matrix",
     "bicubic",
@@ -187,6 +187,67 @@ def finish(t: Builder, cams: Sequence[Value], size: Value, combine: Combine | No
     """
     shown = [bilinear(t, by_maximum(t, positive_part(t, cam)), size) for cam in cams]
     return shown[0] if len(shown) == 1 else by_maximum(t, combined(t, shown, combine or "mean"))
+
+
+def finish_within(
+    t: Builder,
+    steps: Finish,
+    cams: Sequence[Value],
+    size: Value,
+    combine: Combine | None,
+    extent: Sequence[Sequence[float]],
+) -> Value:
+    """The heatmap `[N, H, W]` of raw maps that cover a part of the image: zero around it, cropped where it is larger.
+
+    `extent` is top, left, bottom and right of that part, each as pixels and a share of the side; empty for all of the
+    image. Edges are rounded to whole pixels.
+    """
+    if not extent:
+        return steps(t, cams, size, combine)
+    box = _box(t, size, extent)
+    first, last = t.op("Slice", box, t.ints(0), t.ints(2)), t.op("Slice", box, t.ints(2), t.ints(4))
+    constant = box.array()
+    if constant is not None:
+        first, last = t.ints(*constant[:2]), t.ints(*constant[2:])
+    inner = t.ints(*(constant[2:] - constant[:2])) if constant is not None else t.op("Sub", last, first)
+    heatmap = steps(t, cams, inner, combine)
+    return _placed(t, heatmap, first, last, size)
+
+
+def _box(t: Builder, size: Value, extent: Sequence[Sequence[float]]) -> Value:
+    """Top, left, bottom and right in pixels, `int64 [4]`: a constant if the size is known."""
+    pixels, shares = np.array(extent, np.float64).T
+    known = size.array()
+    if known is not None:
+        return t.const(np.rint(pixels + shares * np.tile(known, 2)).astype(np.int64))
+    sides = t.cast(t.op("Concat", size, size, axis=0), np.float32)
+    edges = t.op("Mul", sides, t.const(shares.astype(np.float32))) + t.const(pixels.astype(np.float32))
+    return t.cast(t.op("Round", edges), np.int64)
+
+
+def _placed(t: Builder, heatmap: Value, first: Value, last: Value, size: Value) -> Value:
+    """A heatmap that reaches from `first` to `last`, in an image of a size: cropped to it and padded with zeros."""
+    axes, none = t.ints(1, 2), t.ints(0, 0)
+    before, behind, area = first.array(), last.array(), size.array()
+    if before is not None and behind is not None and area is not None:
+        above, below = before, area - behind
+        if min(*above, *below) < 0:
+            ends = np.where(below < 0, below, _LAST)
+            heatmap = t.op("Slice", heatmap, t.ints(*np.maximum(-above, 0)), t.ints(*ends), axes)
+        if max(*above, *below) > 0:
+            pads = t.ints(0, *np.maximum(above, 0), 0, *np.maximum(below, 0))
+            heatmap = t.op("Pad", heatmap, pads)
+        return heatmap
+    over = t.op("Max", t.op("Sub", last, size), none)
+    length = t.op("Shape", heatmap, start=1)
+    start = t.op("Max", t.op("Neg", first), none)
+    inside = t.op("Slice", heatmap, start, t.op("Sub", length, over), axes)
+    zero = t.ints(0)
+    low, high = t.op("Max", first, none), t.op("Max", t.op("Sub", size, last), none)
+    return t.op("Pad", inside, t.op("Concat", zero, low, zero, high, axis=0))
+
+
+_LAST = int(np.iinfo(np.int64).max)
 
 
 def by_maximum(t: Builder, positive: Value) -> Value:

@@ -146,13 +146,13 @@ def _mean_scores(
 
 def _corner_masks(probe: Probe) -> Callable[[Numbers, Numbers], Array]:
     """A function from rounds and channels to masks: resized, then scaled to [0, 1]."""
-    return lambda _, channels: _unit(_resized(probe.maps[channels], probe.size, corner))
+    return lambda _, channels: _laid(probe, _unit(_resized(probe.maps[channels], _covered(probe), corner)))
 
 
 def _masks_of_channels(probe: Probe) -> Callable[[Numbers], Array]:
     """A function from channels to masks: scaled to [0, 1] at the layer's size, then resized."""
     scaled = _unit(probe.maps)
-    return lambda channels: _resized(scaled[channels], probe.size, half_pixel)
+    return lambda channels: _laid(probe, _resized(scaled[channels], _covered(probe), half_pixel))
 
 
 def _unit(maps: Array) -> Array:
@@ -167,6 +167,24 @@ def _resized(maps: Array, size: tuple[int, int], matrix: Matrix) -> Array:
     rows, columns = (matrix(cells, pixels) for cells, pixels in zip(maps.shape[1:], size, strict=True))
     resized: Array = rows @ maps @ columns.T
     return resized
+
+
+def _covered(probe: Probe) -> tuple[int, int]:
+    """Height and width of the part of the image that the maps cover."""
+    top, left, bottom, right = probe.box
+    return bottom - top, right - left
+
+
+def _laid(probe: Probe, masks: Array) -> Array:
+    """Masks over the part of the image that the maps cover as masks over the image, zero around that part."""
+    top, left, bottom, right = probe.box
+    height, width = probe.size
+    if probe.box == (0, 0, height, width):
+        return masks
+    laid = np.zeros((len(masks), height, width), masks.dtype)
+    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+    laid[:, rows, columns] = masks[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    return laid
 
 
 def _softmax(values: Array) -> Array:

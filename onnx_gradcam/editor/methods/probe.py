@@ -23,12 +23,14 @@ class Probe(Protocol):
         x: the image, `float32 [C, H, W]`.
         maps: its activation maps, `float32 [C, h, w]`.
         size: height and width of the image.
+        box: top, left, bottom and right of the part of the image that the maps cover, in pixels.
         rng: the random number generator, seeded by the user.
         batch_size: the most rows to run at once.
     """
 
     x: Array
     size: tuple[int, int]
+    box: tuple[int, int, int, int]
     rng: np.random.Generator
     batch_size: int
 

@@ -7,7 +7,7 @@ elementwise operators keep them. A transformer's token axis is a merged grid, pe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -72,9 +72,9 @@ _REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", 
 _RESHAPES = {"Reshape", "Flatten"}
 
 
-def follow(t: Builder) -> dict[ir.Value, Layout]:
-    """The layouts of all tensors whose axes can be followed."""
-    layouts: dict[ir.Value, Layout] = {}
+def follow(t: Builder, known: Mapping[ir.Value, Layout] | None = None) -> dict[ir.Value, Layout]:
+    """The layouts of all tensors whose axes can be followed, from the convolutions and those `known` on."""
+    layouts: dict[ir.Value, Layout] = dict(known or {})
     for node in t.nodes:
         x = node.inputs[0] if node.op_type in _CHANNELS_FIRST else None
         if x is not None and any(map(_is_unclear, layouts.get(x, (None,)))) and t.wrap(x).known_shape is not None:
@@ -460,6 +460,7 @@ _RULES: dict[str, Callable[[Builder, ir.Node, Sequence[Layout | None]], Layout |
     "Squeeze": _squeeze,
     "Unsqueeze": _squeeze,
     "Pad": _same_axes,
+    "CenterCropPad": _same_axes,
     "Resize": _same_axes,
     "Split": _same_axes,
 }
