@@ -225,7 +225,10 @@ def _same(step: _Step, axis: int) -> bool:
 
 
 def _padded(step: _Step) -> Extent | None:
-    pads = step.constant(1)
+    pads, readers = step.constant(1), [use.node for use in step.node.outputs[0].uses()]
+    if pads is None and readers and all(reader.op_type in _WINDOWS for reader in readers):
+        # SAME padding whose widths the graph computes belongs to the windows behind it.
+        return step.extents.get(step.source) if step.source is not None else None
     if pads is None or (step.has(3) and step.constant(3) is None):
         return step.changed(lambda i, span: span if _same(step, i) else None)
     rank = len(step.before or ())
