@@ -161,8 +161,13 @@ def test_layers_of_different_parts_are_refused():
     assert box(16, 16, model) == (4, 2, 12, 14)
 
 
-@pytest.mark.parametrize("preset", ["default", "pytorch-grad-cam", "torch-cam", "keras-vis"])
-@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam"])
+@pytest.mark.parametrize(
+    ("method", "preset"),
+    [
+        *((method, "default") for method in ("gradcam", "scorecam", "scorecam-torch-cam", "ablationcam")),
+        *(("gradcam", preset) for preset in ("pytorch-grad-cam", "torch-cam", "keras-vis")),
+    ],
+)
 def test_every_way_to_run_a_method_places_its_maps(method, preset):
     explainer = Explainer(network("u = Slice(x, low, high, axes)", **BOX), method=method, preset=preset,
                           preprocess=PREPROCESS)  # fmt: skip
