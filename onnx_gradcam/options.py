@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Choices", "Description", "Options", "check_choices", "check_word"]
 __all__ += [
+    "Background",
     "BatchFormat",
     "BoxFormat",
     "ChannelReduction",
@@ -47,6 +48,7 @@ ChannelReduction = Literal["max", "sum"]
 Combine = Literal["mean", "max", "product"]
 MaskKind = Literal["own", "all", "input"]
 BoxFormat = Literal["scores", "yolov5", "yolov8"]
+Background = Literal["first", "last", "none"]
 ClassInput = Literal["optional", "required", "none", "all"]
 GradDtype = Literal["model", "float32"]
 HeatmapMetric = Literal["pearson", "spearman", "cosine", "ssim", "overlap"]
@@ -91,7 +93,9 @@ class Options:
             classification.
         mask: segmentation only: sum the scores of a class over its `own` mask, over `all` positions, or over the mask
             fed to the new input `target_mask`.
-        boxes: detection only: how the table of boxes is laid out.
+        boxes: detection only: how the table of boxes is laid out; by default as the graph says.
+        background: detection only: which of the scores of a box is that of the background, `first`, `last` or `none`,
+            where neither the graph nor the number of class names tells.
         box_rank: detection only: explain the box of this rank among those of the class, 0 for the highest score.
         box: detection only: explain the box at this index instead.
         reference: embedding only: the embedding to compare with, `[D]`; for `Explainer` also a `.npy` file
@@ -130,7 +134,8 @@ class Options:
     output: str | Sequence[str] | None = None
     task: str | None = None
     mask: MaskKind = "own"
-    boxes: BoxFormat = "scores"
+    boxes: BoxFormat | None = None
+    background: Background | None = None
     box_rank: int = 0
     box: int | None = None
     reference: str | Path | bytes | npt.NDArray[Any] | None = None
@@ -184,7 +189,8 @@ class Choices(TypedDict, total=False):
     output: str | Sequence[str] | None
     task: str | None
     mask: MaskKind
-    boxes: BoxFormat
+    boxes: BoxFormat | None
+    background: Background | None
     box_rank: int
     box: int | None
     reference: str | Path | bytes | npt.NDArray[Any] | None

@@ -12,7 +12,6 @@ import pytest
 
 from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.editor.targets.classes import read_labels
-from onnx_gradcam.errors import TargetError
 from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.explainer import Explainer
 
@@ -107,8 +106,9 @@ def test_the_layers_that_are_chosen(real_data):
     # The stage of the backbone that the three levels branch off from.
     nanodet = make_plan(folder / NANODET["model"], Options(task="detection", output=["792", "814", "836"]))
     assert (nanodet.layer.chosen.tensor.name, nanodet.layer.chosen.every_path) == ("492", True)
-    with pytest.raises(TargetError, match="which output holds the scores of the boxes"):
-        make_plan(folder / NANODET["model"], Options(task="detection"))
+    found = make_plan(folder / NANODET["model"], Options())
+    assert (found.task.name, found.score.classes, found.layer.chosen.tensor.name) == ("detection", 80, "492")
+    assert "scores and boxes of 3 levels apart" in found.score.reason
 
 
 def test_a_box_and_its_rank_are_those_of_the_model(real_data):

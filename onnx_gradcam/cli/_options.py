@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from onnx_gradcam.options import (
+    Background,
     BoxFormat,
     ChannelReduction,
     ClassInput,
@@ -168,8 +169,14 @@ OPTIONS: dict[str, Any] = {
         BoxFormat,
         "Target",
         "Detection only: box format, scores [N, boxes, classes], yolov5 [N, boxes, 5 + classes] or yolov8 "
-        "[N, 4 + classes, boxes]. [default: scores]",
+        "[N, 4 + classes, boxes]. [default: as the graph says]",
         metavar="FORMAT",
+    ),
+    "background": _declared(
+        Background,
+        "Target",
+        "Detection only: which score of a box is the background's. [default: as the graph or the class names say]",
+        metavar="first|last|none",
     ),
     "box_rank": _declared(
         int, "Target", "Detection only: rank of the box in its class. [default: 0, the best]", min=0, metavar="RANK"

@@ -44,7 +44,7 @@ Python = Annotated[
 ]
 
 
-_shared = explains(without=set(OPTIONS) - {"labels", "preprocess", "task", "output", "image", "boxes"})
+_shared = explains(without=set(OPTIONS) - {"labels", "preprocess", "task", "output", "image", "boxes", "background"})
 
 
 @export.callback()

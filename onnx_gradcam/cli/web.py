@@ -18,7 +18,18 @@ __all__ = ["web"]
 
 @explains(
     # A page shows classifiers.
-    without={"target", "class_input", "expose_activation", "task", "mask", "boxes", "box_rank", "box", "reference"}
+    without={
+        "target",
+        "class_input",
+        "expose_activation",
+        "task",
+        "mask",
+        "boxes",
+        "background",
+        "box_rank",
+        "box",
+        "reference",
+    }
 )
 def web(
     model: ModelPath,

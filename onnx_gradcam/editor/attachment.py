@@ -43,6 +43,7 @@ class Explained:
         reason: why this layer, in words.
         warnings: what the user should know.
         difference: largest relative difference of the original outputs, if both models were run.
+        cut: the operator of the original that was cut off, since ONNX Runtime has none; empty for none.
     """
 
     model: Model
@@ -50,6 +51,7 @@ class Explained:
     reason: str
     warnings: list[str] = field(default_factory=list)
     difference: float | None = None
+    cut: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write the model; see `Model.save`."""
@@ -105,7 +107,7 @@ def _attached(plan: Plan) -> Explained:
     metadata = describe(plan, ingredients.class_input, names)
     model.metadata.update(metadata.to_props())
     model.check()
-    return Explained(model, metadata, plan.layer.reason, [*plan.warnings, *left])
+    return Explained(model, metadata, plan.layer.reason, [*plan.warnings, *left], cut=plan.dropped)
 
 
 def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str], list[str]]:
@@ -200,7 +202,7 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         preprocessing=plan.preprocessing,
         profile=options.profile,
         grad_dtype=options.grad_dtype,
-        disabled_optimizers=["Pad_Fusion"] if plan.hazards else [],
+        disabled_optimizers=list(plan.hazards),
         task=plan.task.name,
         mask_input=MASK if plan.task.takes_mask(options) else "",
         all_classes=options.class_input == "all",

@@ -306,7 +306,8 @@ def _best_class(t: Builder, score: Score) -> Value:
         flat = t.op("Reshape", score.tensor, t.ints(-1), shape=(batch,))
         threshold = 0.5 if score.activation == "sigmoid" and score.tensor is score.output else 0.0
         return t.cast(flat > threshold, np.int64)
-    scores = score.tensor if score.tensor.rank > 1 else t.op("Unsqueeze", score.tensor, t.ints(1))
+    scores = score.compared or score.tensor
+    scores = scores if scores.rank > 1 else t.op("Unsqueeze", scores, t.ints(1))
     best = t.op("ArgMax", scores, axis=score.class_axis, keepdims=0)
     return t.op("Reshape", best, t.ints(-1), shape=(batch,)) if best.rank != 1 else best
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -18,7 +18,7 @@ from onnx_gradcam.autodiff.registry import Table
 from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.decompose import unknown_operator
-from onnx_gradcam.graph.hazards import padded_pools
+from onnx_gradcam.graph.hazards import hazards
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import Carries, between, carries_content, row_coupling
@@ -35,8 +35,8 @@ from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.extent import CUTS, edges, follow_extents
 from .targets.layer import Candidate, Layer, blocked, find_layer
-from .targets.score import OBJECTIVES, Objective, Score, against, find_image, find_score, unranked
-from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task
+from .targets.score import OBJECTIVES, Aim, Objective, Score, against, aimed_score, find_image, find_score, unranked
+from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task, usual_task
 
 __all__ = ["Plan", "as_exported", "chosen_method", "image_input", "make_plan", "with_class_scores"]
 
@@ -68,7 +68,8 @@ class Plan:
         head: the head behind global pooling, if there is one.
         weights: how the gradient of the layer is computed; `none` if the method needs none.
         problems: why the gradient cannot be computed, one sentence for each node on the path without a rule.
-        hazards: nodes that an optimization of ONNX Runtime computes wrongly.
+        hazards: optimizations of ONNX Runtime that this graph has to do without, with the reason.
+        dropped: the operator that was cut off, since only another runtime has it; empty for none.
         method: the method.
         preset: the conventions.
         labels: the class names, if known.
@@ -89,7 +90,8 @@ class Plan:
     head: Head | None
     weights: Literal["linear", "gradient", "finite", "none"]
     problems: Sequence[str]
-    hazards: Sequence[str]
+    hazards: Mapping[str, str]
+    dropped: str
     method: Method
     preset: Preset
     labels: list[str] | None
@@ -204,7 +206,7 @@ class Plan:
         """What the user should know."""
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
         caution = [self.preset.caution] if self.preset.caution else []
-        return [*self.remarks, *self._hazard, *self._training, *coupled, *self._unfollowed, *caution]
+        return [*self.remarks, *self._hazard, *self._missing, *self._training, *coupled, *self._unfollowed, *caution]
 
     @property
     def _training(self) -> list[str]:
@@ -229,14 +231,16 @@ class Plan:
         return self.image.shape[0] != 1 and row_coupling(self.t.nodes) is not None
 
     @property
-    def _hazard(self) -> list[str]:
-        if not self.hazards:
+    def _missing(self) -> list[str]:
+        if not self.dropped:
             return []
-        hazard = (
-            f"ONNX Runtime computes {self.hazards[0]!r} (a zero Pad before a MaxPool) wrongly unless its optimization "
-            "Pad_Fusion is disabled; this package disables it, other servers need to be configured"
-        )
-        return [hazard]
+        reason = "since ONNX Runtime has no such operator; what it reads are outputs instead"
+        return [f"{self.dropped} and its outputs are not part of the explained model, {reason}"]
+
+    @property
+    def _hazard(self) -> list[str]:
+        remedy = "is disabled; this package disables it, other servers need to be configured"
+        return [f"{why} unless its optimization {name} {remedy}" for name, why in self.hazards.items()]
 
     @property
     def _unfollowed(self) -> list[str]:
@@ -298,13 +302,16 @@ def _planned(model: Model, options: Options) -> Plan:
     statements, chosen = read_statements(model.metadata, model.folder), options
     options = as_exported(model, options)
     task = find_task(options.task or USUAL_TASK)
-    options = with_class_scores(model, _resolved(statements, options, task), task)
-    plan = _plan(Builder(model), options, task)
+    resolved = _resolved(statements, options, task)
+    names = resolved.labels or (statements.labels if task.names_apply else None)
+    options, aim = with_class_scores(model, replace(resolved, labels=names), task)
+    options = replace(options, labels=resolved.labels)
+    plan = _plan(Builder(model), options, task, aim)
     targets = [value.name for value in plan.targets]
     ends = [plan.image.name] if plan.method.differentiates("image") else targets
     if plan.problems and plan.weights != "linear" and expand_missing(model, [plan.score.tensor.name], ends):
         # Expanded operators contain tensors that look like layers, so the earlier choice is kept.
-        expanded = _plan(Builder(model), replace(options, layer=targets), task)
+        expanded = _plan(Builder(model), replace(options, layer=targets), task, aim)
         pairs = zip(expanded.layers, plan.layers, strict=True)
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
         plan = replace(expanded, options=options, layers=layers)
@@ -348,12 +355,19 @@ def _refuse_names(options: Options) -> None:
 def as_exported(model: Model, options: Options) -> Options:
     """The image, and the task with its outputs, that the model was exported for, where the user names none."""
     carried = Carried.from_props(model.metadata)
-    own = carried.task or USUAL_TASK
+    own = carried.task or (USUAL_TASK if options.task else usual_task(Builder(model), _labelled(model, options)))
     task = options.task or own
     outputs = carried.outputs if task == own else []
     return replace(
         options, task=task, output=options.output or outputs or None, image=options.image or carried.image_input or None
     )
+
+
+def _labelled(model: Model, options: Options) -> Options:
+    """The options with the class names that they, the file or its neighbours bring."""
+    if options.labels is not None:
+        return replace(options, labels=read_labels(options.labels))
+    return replace(options, labels=read_statements(model.metadata, model.folder).labels)
 
 
 def _resolved(statements: Statements, options: Options, task: Task) -> Options:
@@ -387,8 +401,8 @@ def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None 
     return value.name, letters(_image_layout(t, value, at_layer=False))
 
 
-def with_class_scores(model: Model, options: Options, task: Task) -> Options:
-    """Append one score per class for a task that has none; the options that explain these."""
+def with_class_scores(model: Model, options: Options, task: Task) -> tuple[Options, Aim | None]:
+    """Append one score per class for a task that has none; the options that explain these, and what it aims at."""
     outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
     if len(outputs) > 1 and not task.several_outputs:
         raise TargetError(
@@ -396,26 +410,29 @@ def with_class_scores(model: Model, options: Options, task: Task) -> Options:
         )
     t = Builder(model)
     if task.scores is not None:
-        task.scores(t, options, options.score or find_preset(options.preset).score)
+        aim = task.scores(t, options, options.score or find_preset(options.preset).score)
         t.finish()
-        return replace(options, output=SCORES)
+        return replace(options, output=SCORES), aim
     output = outputs[0] if outputs else None
     scores = unranked(t, output) if task.classes_compete else None
     if scores is None:
-        return replace(options, output=output)
+        return replace(options, output=output), None
     if scores.core.is_graph_output():
-        return replace(options, output=scores.name)
+        return replace(options, output=scores.name), None
     expose(t, scores)
     t.finish()
-    return replace(options, output=SCORES)
+    return replace(options, output=SCORES), None
 
 
-def _plan(t: Builder, options: Options, task: Task) -> Plan:
+def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
     method, preset = chosen_method(options), find_preset(options.preset)
     find_profile(options.profile)
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `with_class_scores` leaves one
-    score = find_score(t, options.output, options.score or preset.score, added=_added(task, options))
+    if aim is None:
+        score = find_score(t, options.output, options.score or preset.score, added=_added(task, options))
+    else:
+        score = aimed_score(t, SCORES, aim)
     if score.single_logit and not task.classes_compete:
         score = _one_value(score)
     carries = _carries(t, image, score.tensor, method)
@@ -436,7 +453,6 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
             f"input {image.name!r}; name another output with --output"
         )
     _check_other_class(score, options, method)
-    hazards = [str(pad.name or pad.outputs[0].name) for pad in padded_pools(t)]
     labels = cast("list[str] | None", options.labels)
     check_labels(labels, score.classes)
     return Plan(
@@ -451,7 +467,8 @@ def _plan(t: Builder, options: Options, task: Task) -> Plan:
         head=head,
         weights=weights,
         problems=problems,
-        hazards=hazards,
+        hazards=hazards(t),
+        dropped=aim.cut if aim is not None else "",
         method=method,
         preset=preset,
         labels=labels,

@@ -136,7 +136,7 @@ def _aim(model: Model, options: Options, task: Task) -> _Aim:
         embedding = t.wrap(next(o for o in t.graph.outputs if o.name == outputs[0]))
         return _Aim(t, embedding, embedding, outputs)
     own, nodes = list(model.core.graph.outputs), set(model.core.graph)
-    scored = with_class_scores(model, options, task)
+    scored, _ = with_class_scores(model, options, task)
     read = [str(o.name) for o in own if any(use.node not in nodes for use in o.uses())]
     t = Builder(model)
     outputs = read if read and options.output is None else outputs_for(t, task, options.output)
@@ -202,7 +202,7 @@ def finish_export(
         outputs=aim.outputs if options.output or task.answers is not None else [],
         image_input=options.image or "",
         parity=product.parity,
-        score_kind=aim.activation or ("logit" if task.scores is None else ""),
+        score_kind=(aim.activation or "logit") if task.scores is None else "",
     )
     for stale in [key for key in model.metadata if key.startswith(PREFIX)]:
         del model.metadata[stale]

@@ -17,7 +17,7 @@ from onnx_gradcam.errors import ExportError, InputError
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Carried, Metadata
-from onnx_gradcam.options import BoxFormat, Description, Framework, Options, TorchExporter, Via, check_word
+from onnx_gradcam.options import Background, BoxFormat, Description, Framework, Options, TorchExporter, Via, check_word
 
 from .finishing import Exported, finish_export
 from .writer import Product
@@ -38,7 +38,8 @@ def export(
     task: str | None = None,
     output: str | Sequence[str] | None = None,
     image: str | None = None,
-    boxes: BoxFormat = "scores",
+    boxes: BoxFormat | None = None,
+    background: Background | None = None,
     labels: str | Path | Sequence[str] | None = None,
     preprocess: str | Path | Mapping[str, Any] | Description | None = None,
     weights: str | Path | None = None,
@@ -74,7 +75,8 @@ def export(
         task: what the model does; see `onnx_gradcam.editor.targets.task`; by default classification.
         output: the output that holds the scores, where several would do; several for a detector.
         image: the input that takes the image, where several would do.
-        boxes: detection only: how the table of boxes is laid out.
+        boxes: detection only: how the table of boxes is laid out; by default as the graph says.
+        background: detection only: which of the scores of a box is that of the background.
         labels: class names, or a file of them; by default those that the framework knows.
         preprocess: a preset, a description or a file of one; by default what the framework says.
         weights: PyTorch: a state dictionary, or a name that torchvision knows. MXNet: the `.params` file; by default
@@ -104,7 +106,7 @@ def export(
         ExportError: the model cannot be exported.
         ModelError: an ONNX source is damaged or unsafe.
     """
-    options = Options(task=task, output=output, image=image, boxes=boxes)
+    options = Options(task=task, output=output, image=image, boxes=boxes, background=background)
     kind = framework or framework_of(source)
     check_word("framework", kind, get_args(Framework))
     check_word("via", via, get_args(Via))

@@ -1,8 +1,13 @@
-"""Graphs that ONNX Runtime's optimiser computes wrongly: a Pad with zeros before a MaxPool.
+"""Graphs that ONNX Runtime's optimiser computes wrongly, or fails on.
 
 Its `Pad_Fusion` (on by default, in versions 1.20 to 1.31 at least) replaces the Pad by the padding of the MaxPool,
 which is minus infinity: a window of negative numbers loses its largest value, zero. A Pad with minus zero is not fused
-and computes the same. A file of its own, so that the workaround can be deleted in one piece.
+and computes the same.
+
+Its `ReshapeFusion` reads a size of zero in the target of a Reshape as "keep this dimension". Where the number of boxes
+depends on the image, and none is left, the optimised graph fails: "Input shape:{0,2,2}, requested shape:{0,-1}".
+
+A file of its own, so that the workarounds can be deleted in one piece.
 """
 
 from __future__ import annotations
@@ -12,7 +17,33 @@ import onnx_ir as ir
 
 from .builder import Builder
 
-__all__ = ["guard_padded_pools", "padded_pools"]
+__all__ = ["PAD_FUSION", "RESHAPE_FUSION", "guard_padded_pools", "hazards", "padded_pools"]
+
+PAD_FUSION = "Pad_Fusion"
+RESHAPE_FUSION = "ReshapeFusion"
+
+_COUNTING = {"NonZero", "NonMaxSuppression", "Compress", "Unique"}
+
+
+def hazards(t: Builder) -> dict[str, str]:
+    """The optimizations to disable for a graph, each with what it does to which node, as a sentence without it."""
+    reasons: dict[str, str] = {}
+    pads = padded_pools(t)
+    if pads:
+        name = str(pads[0].name or pads[0].outputs[0].name)
+        reasons[PAD_FUSION] = f"ONNX Runtime computes {name!r} (a zero Pad before a MaxPool) wrongly"
+    counting = next((node for node in t.nodes if _counts(t, node)), None)
+    if counting is not None:
+        name = str(counting.name or counting.outputs[0].name)
+        reasons[RESHAPE_FUSION] = f"ONNX Runtime can fail where {name!r} ({counting.op_type}) finds nothing in an image"
+    return reasons
+
+
+def _counts(t: Builder, node: ir.Node) -> bool:
+    """Whether the number of a node's results depends on the image."""
+    if node.op_type == "TopK" and len(node.inputs) > 1 and node.inputs[1] is not None:
+        return t.wrap(node.inputs[1]).array() is None
+    return node.op_type in _COUNTING and not node.domain
 
 
 def padded_pools(t: Builder) -> list[ir.Node]:

@@ -78,7 +78,8 @@ def attach(
             explained.warnings.append(
                 f"not checked against the original, for its {size / 1e9:.1f} GB of weights; --check does it"
             )
-    return replace(explained, difference=_compared(source, explained)) if check else explained
+    # An original with an operator that ONNX Runtime does not have cannot be run.
+    return replace(explained, difference=_compared(source, explained)) if check and not explained.cut else explained
 
 
 def _check_preprocessing(explained: Explained) -> None:

@@ -212,16 +212,14 @@ def test_real_negatives(call, real_data, here, untouched, name, words):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["deeplabv3_mnv2_dm05_voc21.onnx", "nanodet_m_416_coco.onnx"])
-def test_real_models_that_are_no_classifiers(call, real_data, here, untouched, name):
+def test_a_real_model_that_is_no_classifier(call, real_data, here, untouched):
     untouched()
-    model = real_data / "models" / "onnx_native" / name
+    model = real_data / "models" / "onnx_native" / "deeplabv3_mnv2_dm05_voc21.onnx"
     assert "say with --task" in refused(call("attach", model, "-o", "o.onnx"))
     result = call("inspect", model)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: no output looks like class scores")
-    inputs = {"deeplabv3_mnv2_dm05_voc21.onnx": "'sub_7'  float32  [1, 257, 257, 3]"}.get(name, "[1, 3, 416, 416]")
-    assert inputs in result.stdout
+    assert "'sub_7'  float32  [1, 257, 257, 3]" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES, VIEWS, keeps_order
 
-__all__ = ["OBJECTIVES", "Objective", "Score", "against", "find_image", "find_score", "image_inputs", "unranked"]
+from .detectors.selection import why_no_classes
+
+__all__ = ["OBJECTIVES", "Aim", "Objective", "Score", "against", "aimed_score", "find_image", "find_score"]
+__all__ += ["image_inputs", "unranked"]
 
 Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
 
@@ -36,6 +39,7 @@ class Score:
         activation: the last activation before `output`, empty for none; `tensor` is its input unless the output
             itself is explained.
         reason: why this output and this tensor, in words.
+        compared: what is highest for the predicted class, if that is not `tensor`.
     """
 
     output: Value
@@ -45,6 +49,44 @@ class Score:
     single_logit: bool
     activation: Activation
     reason: str
+    compared: Value | None = None
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a task differentiates that the output of its scores does not lead to.
+
+    Attributes:
+        tensor: name of the tensor, `[N, K]`.
+        reason: why, in words.
+        comparable: whether the highest number of the tensor is the predicted class, as the highest score is. Logits of
+            a softmax are not where each is that of another box.
+        cut: the operator that was cut off, since only another runtime has it; empty for none.
+    """
+
+    tensor: str
+    reason: str
+    comparable: bool = True
+    cut: str = ""
+
+
+def aimed_score(t: Builder, output: str, aim: Aim) -> Score:
+    """The score of a task that says what is differentiated."""
+    shown, tensor = t.find(output), t.find(aim.tensor)
+    assert shown is not None  # noqa: S101 - the task appended both
+    assert tensor is not None  # noqa: S101
+    size = tensor.shape[1]
+    classes = size if isinstance(size, int) else None
+    return Score(
+        shown,
+        tensor,
+        1,
+        classes,
+        single_logit=False,
+        activation="",
+        reason=aim.reason,
+        compared=None if aim.comparable else shown,
+    )
 
 
 def image_inputs(t: Builder) -> list[Value]:
@@ -86,10 +128,16 @@ def find_score(
                 f"the model has no output {output!r}{near_matches(output, names)} (outputs: {_list(outputs)})"
             )
         why = f"output {output!r}, {added or 'as requested'}"
-        if _class_axis(chosen) is None:
+        if (axis := _class_axis(chosen)) is None:
             raise TargetError(f"output {output!r} of shape {_shape(chosen)} does not hold one score per class")
+        if why_not := why_no_classes(t, chosen, axis):
+            raise TargetError(
+                f"output {output!r} of shape {_shape(chosen)} {why_not}, no score per class; explain the boxes with "
+                "--task detection"
+            )
     else:
         single = [o for o in outputs if _class_axis(o) is not None and o.rank == 1 and _ranked(t, o) is None]
+        single = [o for o in single if not why_no_classes(t, o, 0)]
         chosen = _only(t, _tables(t) or single, outputs)
         holds = "one value per sample" if chosen.rank == 1 else "one score per class"
         why = f"output {chosen.name!r} of shape {_shape(chosen)} holds {holds}"
@@ -121,7 +169,9 @@ def _ranked(t: Builder, output: Value) -> Value | None:
         return None
     scores = t.wrap(x)
     classes = _class_axis(scores)
-    return scores if classes is not None and _ranked_axis(t, node, len(scores.known_shape or ())) == classes else None
+    if classes is None or _ranked_axis(t, node, len(scores.known_shape or ())) != classes:
+        return None
+    return None if why_no_classes(t, scores, classes) else scores
 
 
 def _ranked_axis(t: Builder, node: ir.Node, rank: int) -> int | None:
@@ -135,7 +185,8 @@ def _ranked_axis(t: Builder, node: ir.Node, rank: int) -> int | None:
 def _tables(t: Builder) -> list[Value]:
     """The outputs with an axis of classes, `[N, K]`."""
     outputs = map(t.wrap, t.graph.outputs)
-    return [o for o in outputs if _class_axis(o) is not None and o.rank > 1 and _ranked(t, o) is None]
+    fitting = [o for o in outputs if _class_axis(o) is not None and o.rank > 1 and _ranked(t, o) is None]
+    return [o for o in fitting if not why_no_classes(t, o, _class_axis(o) or 0)]
 
 
 def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> Value:

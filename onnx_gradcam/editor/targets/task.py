@@ -14,17 +14,25 @@ import onnx_ir as ir
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION
-from onnx_gradcam.options import BoxFormat, Options, ScoreKind
+from onnx_gradcam.options import Options, ScoreKind
 
 from .axes import Layout, follow
+from .detectors.families import Hints, recognize
+from .detectors.layouts import hints_of, read_boxes
+from .score import Aim, find_score
 
 __all__ = ["MASK", "SCORES", "TASKS", "USUAL_TASK", "Task", "candidates", "expose", "find_task", "outputs_for"]
+__all__ += ["usual_task"]
 
 SCORES = "target_scores"
 """The name of the output that holds one score per class."""
 
 USUAL_TASK = "classification"
+DETECTION = "detection"
 """What a model does where neither the user nor the model says it."""
+
+LOGITS = "target_logits"
+"""The name of the tensor whose gradient is taken, where it is not the output."""
 
 MASK = "target_mask"
 """The name of the input that says where a segmentation is explained."""
@@ -40,7 +48,8 @@ class Task:
     Attributes:
         name: its identifier.
         about: what is explained, as a phrase.
-        scores: `(builder, options, score kind)` appends `target_scores`; `None` where an output holds the class scores.
+        scores: `(builder, options, score kind)` appends `target_scores`, and says what of it is differentiated, if that
+            is another tensor; `None` where an output holds the class scores.
         answers: `(builder, output, layouts)`: whether an output could be explained so; `None` where any could.
         method: the method where the user names none.
         several_outputs: the scores may be in several outputs.
@@ -53,7 +62,7 @@ class Task:
 
     name: str
     about: str
-    scores: Callable[[Builder, Options, ScoreKind], None] | None = None
+    scores: Callable[[Builder, Options, ScoreKind], Aim | None] | None = None
     answers: Callable[[Builder, Value, Mapping[ir.Value, Layout]], bool] | None = None
     method: str = "gradcam"
     several_outputs: bool = False
@@ -175,87 +184,28 @@ def _made_by(value: Value) -> str:
     return "" if node is None else str(node.op_type)
 
 
-def _detection(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
+def _detection(t: Builder, options: Options, kind: ScoreKind) -> Aim | None:
     """The score of one box for each class: of a rank among the boxes of the class, 0 for the highest, or of an index.
 
-    Several outputs (the levels of a pyramid) are concatenated. The form `scores` is `[N, boxes, K]`, or `[N, boxes]`
-    for boxes after NMS, which have one score each; `yolov5` is `[N, boxes, 5 + K]`: a box, its objectness and class
-    scores that are multiplied with it; `yolov8` is `[N, 4 + K, boxes]`.
+    How the outputs are read says `detectors.layouts`; several (the levels of a pyramid) are one behind the other. What
+    is differentiated is the logit of the probability that is shown.
     """
-    outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
-    tables = [_by_class(t, value, options.boxes) for value in _tables(t, outputs, options.boxes)]
-    widths = {(table.shape[0], table.shape[2]) for table in tables}
-    if len(widths) > 1:
-        shown = ", ".join(f"{name!r} {list(table.shape)}" for name, table in zip(outputs, tables, strict=True))
-        raise TargetError(
-            f"the outputs do not hold scores of the same classes as [N, boxes, K] ({shown}); name those that do with "
-            "--output"
-        )
-    table = tables[0] if len(tables) == 1 else t.op("Concat", *tables, axis=1)
-    boxes = table.shape[1]
+    reading = read_boxes(t, options)
+    table = reading.table()
+    boxes = table.factors[0].value.shape[1]
     index = options.box_rank if options.box is None else options.box
     if index < 0 or (isinstance(boxes, int) and index >= boxes):
         numbers = f"boxes 0 to {boxes - 1}" if isinstance(boxes, int) else "boxes from 0 on"
         raise TargetError(f"there is no box {index}; the model has {numbers}")
-    if options.box is None:
-        table, _ = t.ops("TopK", table, t.ints(index + 1), outputs=2, axis=1)
-    expose(t, t.op("Gather", table, t.const(index, np.int64), axis=1))
-
-
-def _tables(t: Builder, outputs: Sequence[str], form: BoxFormat) -> list[Value]:
-    """The outputs that hold the scores of the boxes, before they were quantised."""
-    by_name = {str(o.name): _unquantised(t, t.wrap(o)) for o in t.graph.outputs}
-    ranks = {2, 3} if form == "scores" else {3}
-    if not outputs:
-        # A table of four columns most likely holds the boxes themselves.
-        fitting = [n for n, v in by_name.items() if v.is_float and v.known_shape and v.rank == 3 and v.shape[2] != 4]
-        if len(fitting) != 1:
-            raise TargetError(
-                f"which output holds the scores of the boxes cannot be told (outputs: {_shown(t)}); name it with "
-                "--output, several times if there are several"
-            )
-        outputs = fitting
-    tables = []
-    for name in outputs:
-        if name not in by_name:
-            raise TargetError(f"the model has no output {name!r}{near_matches(name, by_name)} (outputs: {_shown(t)})")
-        value = by_name[name]
-        if value.known_shape is None or value.rank not in ranks or not value.is_float:
-            form_of = {"scores": "[N, boxes, K]", "yolov5": "[N, boxes, 5 + K]", "yolov8": "[N, 4 + K, boxes]"}[form]
-            raise TargetError(
-                f"output {name!r} is no table {form_of} of scores (outputs: {_shown(t)}); name another with --output, "
-                "or describe the table with --boxes"
-            )
-        tables.append(value)
-    return tables
-
-
-def _unquantised(t: Builder, value: Value) -> Value:
-    """The floating-point tensor before an output's quantization."""
-    node = value.core.producer()
-    if value.is_float or node is None or node.op_type != "QuantizeLinear" or node.inputs[0] is None:
-        return value
-    return t.wrap(node.inputs[0])
-
-
-def _by_class(t: Builder, value: Value, form: BoxFormat) -> Value:
-    """`[N, boxes, K]`."""
-    if form == "scores":
-        return value if value.rank == 3 else t.op("Unsqueeze", value, t.ints(2))
-    if form == "yolov8":
-        return t.transpose(_from(t, value, 4, axis=1), [0, 2, 1])
-    objectness = t.op("Slice", value, t.ints(4), t.ints(5), t.ints(2))
-    return t.op("Mul", _from(t, value, 5, axis=2), objectness)
-
-
-def _from(t: Builder, value: Value, start: int, axis: int) -> Value:
-    size = value.shape[axis]
-    if isinstance(size, int) and size <= start:
-        raise TargetError(
-            f"output {value.name!r} of shape {list(value.shape)} has no room for class scores behind the first {start} "
-            "numbers of a box; describe the table with --boxes"
-        )
-    return t.op("Slice", value, t.ints(start), t.ints(np.iinfo(np.int64).max), t.ints(axis))
+    shown, logit = table.of_one_box(t, options.box_rank, options.box)
+    expose(t, shown)
+    tensor = shown if kind == "output" else logit
+    if tensor is not shown:
+        _free(t, LOGITS)
+        t.rename(tensor, LOGITS)
+    which = f"the box of rank {options.box_rank} among those of the class" if options.box is None else f"box {index}"
+    what = f"explained is the {'score itself, as requested,' if tensor is shown else 'logit'} of {which}"
+    return Aim(tensor.name, f"{reading.reason}; {what}", tensor is shown or table.comparable, reading.cut)
 
 
 def _similarity(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
@@ -314,7 +264,13 @@ def _holds_class_maps(t: Builder, output: Value, layouts: Mapping[ir.Value, Layo
 
 
 def _holds_boxes(t: Builder, output: Value, layouts: Mapping[ir.Value, Layout]) -> bool:  # noqa: ARG001
-    return _unquantised(t, output).is_float and len(output.known_shape or ()) == 3
+    try:
+        reading = recognize(t, Hints())
+    except TargetError:
+        reading = None
+    if reading is not None:
+        return output.name in reading.outputs
+    return output.is_real and len(output.known_shape or ()) == 3
 
 
 def _holds_embedding(t: Builder, output: Value, layouts: Mapping[ir.Value, Layout]) -> bool:  # noqa: ARG001
@@ -349,7 +305,7 @@ TASKS: dict[str, Task] = {
             maps_are_scores=True,
         ),
         Task(
-            name="detection",
+            name=DETECTION,
             about="the score of one box",
             scores=_detection,
             answers=_holds_boxes,
@@ -375,6 +331,43 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise TargetError(f"there is no task {name!r}{near_matches(name, TASKS)}; choose one of {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def usual_task(t: Builder, options: Options) -> str:
+    """The task of a model whose user names none: detection where the graph holds tables of boxes.
+
+    Raises:
+        TargetError: the graph holds tables of boxes that can be read in two ways, or class scores beside them.
+    """
+    if options.boxes is not None or options.background is not None:
+        return DETECTION
+    doubt: TargetError | None = None
+    try:
+        reading = recognize(t, hints_of(options))
+    except TargetError as exc:
+        reading, doubt = None, exc
+    named = _named_outputs(options.output)
+    if named and (reading is None or not set(named) <= set(reading.outputs)):
+        return USUAL_TASK
+    if reading is None and doubt is None:
+        return USUAL_TASK
+    classified = not named and _holds_class_scores(t)
+    if reading is not None and classified:
+        raise TargetError(
+            f"the model could be a classifier or a detector of {reading.family}; say which with --task classification "
+            "or --task detection"
+        )
+    if doubt is not None and not classified:
+        raise doubt
+    return USUAL_TASK if classified else DETECTION
+
+
+def _holds_class_scores(t: Builder) -> bool:
+    try:
+        find_score(t)
+    except TargetError:
+        return False
+    return True
 
 
 def outputs_for(t: Builder, task: Task, named: str | Sequence[str] | None = None) -> list[str]:

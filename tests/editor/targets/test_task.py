@@ -236,7 +236,8 @@ def test_the_map_of_a_box_is_what_moving_the_activations_does(form, rank, box, m
     x, source, index = images(2), detector(tail, outputs, columns), 2
     scores = read(run(source, x=x)["y"])[:, :, index]
     picked = np.full(2, box) if box is not None else np.argsort(-scores, axis=1)[:, rank]
-    got = explained(source, x, index, task="detection", output="y", boxes=form, box_rank=rank, box=box, method=method)
+    choices = {"boxes": form, "box_rank": rank, "box": box, "method": method, "score": "output"}
+    got = explained(source, x, index, task="detection", output="y", **choices)
     np.testing.assert_allclose(got["target_scores"][:, index], scores[np.arange(2), picked], rtol=1e-5)
     expected = numeric_map(
         source,
@@ -282,7 +283,7 @@ def test_boxes_that_were_chosen_in_the_graph():
     )  # fmt: skip
     x = images(1)
     found = run(source, x=x)["scores"][0]
-    got = explained(source, x, 0, task="detection", output="scores", box=2)
+    got = explained(source, x, 0, task="detection", output="scores", box=2, score="output")
     np.testing.assert_allclose(got["target_scores"], [[found[2]]], rtol=1e-6)
     raw = run(detector("y = Sigmoid(t)", "float[N,16,5] y", 5), x=x)["y"][0, :, 4]
     index = int(np.abs(raw - found[2]).argmin())

@@ -1,0 +1,1 @@
+"""Detectors: what the tables of boxes hold, and one normal form for all of them."""
