@@ -13,6 +13,7 @@ from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES, VIEWS, keeps_order
 
+from .detectors.columns import kind_of
 from .detectors.selection import why_no_classes
 
 __all__ = ["OBJECTIVES", "Aim", "Objective", "Score", "against", "aimed_score", "find_image", "find_score"]
@@ -186,7 +187,8 @@ def _tables(t: Builder) -> list[Value]:
     """The outputs with an axis of classes, `[N, K]`."""
     outputs = map(t.wrap, t.graph.outputs)
     fitting = [o for o in outputs if _class_axis(o) is not None and o.rank > 1 and _ranked(t, o) is None]
-    return [o for o in fitting if not why_no_classes(t, o, _class_axis(o) or 0)]
+    scores = [o for o in fitting if not why_no_classes(t, o, _class_axis(o) or 0)]
+    return [o for o in scores if kind_of(t, o) != "constant"] or scores
 
 
 def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> Value:

@@ -97,8 +97,6 @@ def why_no_classes(t: Builder, value: Value, axis: int) -> str:
         return "holds boxes that were chosen in the graph"
     kind = kind_of(t, value)
     parts = columns(t, value, axis) if value.probe_shape is not None else []
-    if kind == "constant":
-        return "holds constants"
     if (value.is_float or value.rank == 1) and (kind == "id" or any(part.kind == "id" for part in parts)):
         return "holds the numbers of classes or boxes"
     if value.rank == 2 and _flattened(t, value, None)[1] is not None and kind == "score":
@@ -203,5 +201,17 @@ def _flattened(t: Builder, before: Value, axis: int | None) -> tuple[Value, int 
         table = t.wrap(source)
         shape, flat = table.probe_shape, before.probe_shape
         if shape is not None and flat is not None and len(shape) == len(flat) + 1 == 3 and min(shape[1:]) > 1:
-            return table, 2
+            return (before, axis) if _is_rearranged(t, table, flat) else (table, 2)
     return before, axis
+
+
+def _is_rearranged(t: Builder, table: Value, flat: tuple[int, ...]) -> bool:
+    """Whether a table only shows columns of a matrix in another order, as a shuffle of channels does."""
+    while (node := table.core.producer()) is not None and node.op_type in {*RESHAPES, "Transpose"}:
+        before = node.inputs[0]
+        if before is None:
+            return False
+        table = t.wrap(before)
+        if table.probe_shape == flat:
+            return True
+    return False
