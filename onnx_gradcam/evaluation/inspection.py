@@ -20,6 +20,7 @@ from onnx_gradcam.errors import ExplainError, TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import invalid_models_refused, read_proto
+from onnx_gradcam.graph.shapes import named
 from onnx_gradcam.metadata import Carried, CarriedLayer, Metadata
 from onnx_gradcam.options import Options
 
@@ -310,8 +311,8 @@ def _layer(candidate: Candidate) -> LayerInfo:
         tensor=candidate.tensor.name,
         operator=None if node is None else node.op_type,
         node=None if node is None else node.name,
-        shape=list(candidate.tensor.shape),
-        grid=list(candidate.grid),
+        shape=list(named(candidate.tensor.shape)),
+        grid=list(named(candidate.grid)),
         layout=candidate.describe(),
         every_path=candidate.every_path,
     )

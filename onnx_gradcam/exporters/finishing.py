@@ -22,7 +22,7 @@ from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.hazards import guard_padded_pools
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import between
-from onnx_gradcam.graph.shapes import Shape
+from onnx_gradcam.graph.shapes import Shape, named
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import PREFIX, Carried, CarriedLayer
 from onnx_gradcam.options import Options
@@ -211,14 +211,14 @@ def finish_export(
     return Exported(
         model=model,
         target=target.name,
-        shape=target.shape,
+        shape=named(target.shape),
         layout=chosen.chosen.describe(),
         reason=chosen.reason,
         task=task.name,
         outputs=aim.outputs,
         image=image.name,
         image_layout=letters(label_input(Builder(model), Builder(model).wrap(image.core)) or ()),
-        image_shape=image.shape,
+        image_shape=named(image.shape),
         image_dtype=str(image.dtype),
         framework_layout=product.image_layout,
         carried=carried,
@@ -283,7 +283,7 @@ def _table(t: Builder, layers: Mapping[str, CarriedLayer], tensors: Mapping[str,
         table[name] = replace(
             layers[name],
             tensor=str(value.name),
-            shape=list(t.wrap(value).known_shape or ()),
+            shape=list(named(t.wrap(value).known_shape or ())),
             layout=layers[name].layout if layout is None else letters(layout),
         )
     return table

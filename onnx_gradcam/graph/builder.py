@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_gradcam.errors import ModelError, UnsupportedError
 
 from .model import Model, own_errors
-from .shapes import Shape, TensorInfo, declare, ranked_shape
+from .shapes import Shape, TensorInfo, declare, dimension, ranked_shape
 
 __all__ = ["PREFIX", "Attribute", "Builder", "Value"]
 
@@ -335,7 +335,7 @@ class Builder:
             tensor = inferred[output.name].tensor_type if output.name in inferred else onnx.TypeProto.Tensor()
             shape = None
             if tensor.HasField("shape"):
-                shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+                shape = tuple(map(dimension, tensor.shape.dim))
             declare(output, tensor.elem_type, shape)
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Shape) -> Value:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["complete_shapes", "evaluate_node"]
+__all__ = ["Completion", "complete_shapes", "evaluate_node"]
 
 _LARGEST = 1000
 """Elements of the largest tensor to compute."""
@@ -31,24 +31,36 @@ _ARITHMETIC = {
 }
 
 
-def complete_shapes(inferred: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shapes, by name, that ONNX's inference left incomplete in a model whose inputs have fixed sizes."""
+class Completion(NamedTuple):
+    """Shapes by name, and whether the inputs of a node contradict each other."""
+
+    shapes: dict[str, tuple[int, ...]]
+    contradiction: bool
+
+
+def complete_shapes(inferred: onnx.ModelProto) -> Completion:
+    """The shapes that ONNX's inference left incomplete in a model whose inputs have fixed sizes."""
     graph, imports = inferred.graph, list(inferred.opset_import)
     types = {i.name: i.type for i in (*graph.input, *graph.value_info, *graph.output)}
     types |= {t.name: helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
     if all(_dims(types.get(o)) is not None for node in graph.node for o in node.output if o):
-        return {}
+        return Completion({}, contradiction=False)
     data = {t.name: numpy_helper.to_array(t) for t in graph.initializer if math.prod(t.dims) <= _LARGEST}
     shapes: dict[str, tuple[int, ...]] = {}
+    contradiction = False
     for node in graph.node:
         missing = [o for o in node.output if o and _dims(types.get(o)) is None]
-        outputs = _infer(node, types, data, imports) if missing else {}
+        outputs: Mapping[str, onnx.TypeProto] = {}
+        try:
+            outputs = _infer(node, types, data, imports) if missing else {}
+        except onnx.shape_inference.InferenceError:
+            contradiction = True
         for name in missing:
             dims = _dims(outputs.get(name))
             if dims is not None:
                 types[name], shapes[name] = outputs[name], dims
         data.update(_evaluate(node, types, data, imports))
-    return shapes
+    return Completion(shapes, contradiction)
 
 
 def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
@@ -65,7 +77,7 @@ def _infer(
     data: Mapping[str, npt.NDArray[Any]],
     imports: list[onnx.OperatorSetIdProto],
 ) -> dict[str, onnx.TypeProto]:
-    """Types of the node's outputs; none for an unknown operator or for inputs that do not fit."""
+    """Types of the node's outputs; none for an unknown operator, an error for inputs that do not fit."""
     if any(i and i not in types for i in node.input):
         return {}
     version = next((o.version for o in imports if o.domain == node.domain), 0)
@@ -74,7 +86,7 @@ def _infer(
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         return onnx.shape_inference.infer_node_outputs(schema, node, arguments, constants, opset_imports=imports)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+    except (onnx.defs.SchemaError, onnx.checker.ValidationError):
         return {}
 
 

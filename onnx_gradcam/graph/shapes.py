@@ -1,14 +1,19 @@
 """What is known of a tensor, and the shape inference that finds it out.
 
 ONNX's own inference loses most dimensions behind a dynamic batch, because exporters compute with the output of
-`Shape` nodes there. Here inference runs twice more, with two different numbers for every free input dimension. A
-dimension that is equal in both runs is static; one that equals the pair of an input dimension *is* that dimension;
-every other pair becomes a new symbol.
+`Shape` nodes there. Here inference runs three times more, with three different numbers for every free input dimension.
+A dimension that is equal in all runs is static; one that equals the three numbers of an input dimension *is* that
+dimension; every other three numbers become a new symbol, which is never written into a file.
+
+Dimensions that differ must not be equal by accident. Sizes of images are therefore odd, so that rounding up and
+rounding down differ after every stride, and batches are larger than any number of positions. Only a model that does
+not fit odd sizes (one that adds upsampled maps to maps before a stride, for example) is inferred at multiples of 2, 4,
+8 and so on, the first that it fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,15 +25,43 @@ from onnx_gradcam.errors import ModelError
 
 from .fold import complete_shapes
 
-__all__ = ["Shape", "TensorInfo", "declare", "infer_shapes", "ranked_shape"]
+__all__ = ["Shape", "TensorInfo", "Unnamed", "declare", "dimension", "infer_shapes", "named", "ranked_shape"]
 
 Shape = tuple["int | str | None", ...]
-"""One entry a dimension: a number, a symbol (equal symbols are equal numbers), or `None` for unknown."""
+"""One entry a dimension: a number, a symbol (equal symbols are equal numbers), or `None` for unknown.
 
-_BATCH_PROBES = ((3, 5), (7, 11), (13, 17), (19, 23))
+A symbol is a name that the file gives, or an `Unnamed`.
+"""
+
+_BATCH_PROBES = (
+    (1_000_003, 1_000_033, 1_000_037),
+    (1_000_039, 1_000_081, 1_000_099),
+    (1_000_117, 1_000_121, 1_000_133),
+    (1_000_151, 1_000_159, 1_000_171),
+)
+"""Numbers for free batches: primes above any number of positions."""
+
+_SIZE_PROBES = ((193, 1087, 2027), (191, 1153, 2347), (211, 1409, 1663), (223, 1471, 2753))
+"""Numbers for free sizes: primes one more than a multiple of 64, one less, and in between; the first of them small."""
+
+_STEPS = (2, 4, 8, 16, 32, 64)
+_LARGEST_STEPS = (128, 224)
+"""Divisors of the sizes for models that do not fit odd ones; 224 is the window of 7 positions at stride 32."""
+
 _UNINFERABLE = {"GroupNormalization", "MeanVarianceNormalization"}
-_SIZE_PROBES = ((224, 320), (256, 352), (288, 384), (192, 416))
 _KEY = "onnx_gradcam.tensor_info"
+_UNNAMED = "onnx_gradcam/size/"
+
+
+class Unnamed(str):
+    """A symbol for a dimension that the file gives no name; shown as `?` and never written."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "?"
+
+    __str__ = __repr__
 
 
 @dataclass(frozen=True)
@@ -73,6 +106,18 @@ def ranked_shape(value: ir.Value) -> Shape:
     return shape
 
 
+def named(shape: Shape) -> Shape:
+    """The shape with `None` for every symbol that the file does not name."""
+    return tuple(None if isinstance(d, Unnamed) else d for d in shape)
+
+
+def dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A number, a symbol, or `None` for unknown."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value
+    return Unnamed(dim.dim_param) if dim.dim_param.startswith(_UNNAMED) else dim.dim_param or None
+
+
 def declare(value: ir.Value, elem_type: int, shape: Shape | None) -> None:
     """Set the type and shape of a tensor, in what is known and in the file; 0 and `None` leave each as it is."""
     info = TensorInfo.of(value)
@@ -80,7 +125,7 @@ def declare(value: ir.Value, elem_type: int, shape: Shape | None) -> None:
         value.dtype = ir.DataType(elem_type)
         info = replace(info, elem_type=elem_type)
     if shape is not None:
-        value.shape = ir.Shape(shape)
+        value.shape = ir.Shape(named(shape))
         info = replace(info, shape=shape)
     info.keep_on(value)
 
@@ -90,18 +135,20 @@ def infer_shapes(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
     plain = _run(skeleton)
     types = {i.name: i.type.tensor_type.elem_type for i in _infos(plain) if i.type.HasField("tensor_type")}
     types |= {t.name: t.data_type for t in skeleton.graph.initializer}
-    shapes = dict(_shapes(plain))
-    probes = _bindings(skeleton)
-    if not probes:
-        first = shapes = shapes | complete_shapes(plain)
-    else:
-        bound = [_run(_bound(skeleton, probes, i)) for i in (0, 1)]
-        first, second = (dict(_shapes(model)) | complete_shapes(model) for model in bound)
-        symbols = {pair: symbol for symbol, pair in probes.items()}
-        for name in first.keys() & second.keys():
+    shapes = dict(_shapes(plain, _symbols(skeleton)))
+    free = _free(skeleton)
+    if not free:
+        first = shapes = shapes | complete_shapes(plain).shapes
+    elif probes := _probes(skeleton, free):
+        first = probes[0].shapes
+        symbols = {tuple(probe.numbers[symbol] for probe in probes): symbol for symbol in free}
+        for name in set.intersection(*({*probe.shapes} for probe in probes)):
+            rows = [probe.shapes[name] for probe in probes]
             # A rank that only the probes give is inference giving up half-way on sizes that do not fit.
-            if len(first[name]) == len(second[name]) == len(shapes.get(name, first[name])):
-                shapes[name] = _merge(first[name], second[name], shapes.get(name), symbols)
+            if len({*map(len, rows), len(shapes.get(name, first[name]))}) == 1:
+                shapes[name] = _merge(rows, shapes.get(name), symbols)
+    else:
+        first = {}
     return {
         name: TensorInfo(types.get(name, 0), shapes.get(name), _numbers(first.get(name)))
         for name in types.keys() | shapes.keys() | first.keys()
@@ -114,22 +161,80 @@ def _numbers(shape: Shape | None) -> tuple[int, ...] | None:
     return sizes if shape is not None and len(sizes) == len(shape) else None
 
 
-def _merge(a: Shape, b: Shape, plain: Shape | None, symbols: Mapping[tuple[int, int], str]) -> Shape:
-    fallback = plain if plain is not None and len(plain) == len(a) else (None,) * len(a)
+def _merge(rows: Sequence[Shape], plain: Shape | None, symbols: Mapping[Shape, str]) -> Shape:
+    """One shape from those of all probes; a dimension that a probe leaves open is as `plain` says."""
     merged: list[int | str | None] = []
-    for p, q, old in zip(a, b, fallback, strict=True):
-        if not isinstance(p, int) or not isinstance(q, int):
+    for numbers, old in zip(zip(*rows, strict=True), plain or (None,) * len(rows[0]), strict=True):
+        if not all(isinstance(number, int) for number in numbers):
             merged.append(old)
-        elif p == q:
-            merged.append(p)
+        elif len(set(numbers)) == 1:
+            merged.append(numbers[0])
         else:
-            merged.append(symbols.get((p, q)) or f"dim_{p}_{q}")
+            merged.append(symbols.get(numbers) or Unnamed(_UNNAMED + "_".join(map(str, numbers))))
     return tuple(merged)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Shape inference with a number for every free dimension: what it found, and whether the model fits them."""
+
+    numbers: Mapping[str, int]
+    shapes: Mapping[str, Shape]
+    fits: bool
+
+
+def _probes(skeleton: onnx.ModelProto, free: Mapping[str, bool]) -> list[_Probe]:
+    """Inference with several numbers for every free dimension; none if there are more dimensions than numbers."""
+    odd = _probed(skeleton, free, 1)
+    if _fitting(odd):
+        return _fitting(odd)
+    for largest in _LARGEST_STEPS if not all(free.values()) else ():
+        # What fits multiples of a number fits multiples of its multiples.
+        coarse = _fitting(_probed(skeleton, free, largest))
+        if coarse:
+            finer = (_fitting(_probed(skeleton, free, step)) for step in _STEPS if largest % step == 0)
+            return next(filter(None, finer), coarse)
+    return odd
+
+
+def _fitting(probes: Sequence[_Probe]) -> list[_Probe]:
+    """The probes that the model fits, which has to be more than one."""
+    fitting = [probe for probe in probes if probe.fits]
+    return fitting if len(fitting) > 1 else []
+
+
+def _probed(skeleton: onnx.ModelProto, free: Mapping[str, bool], step: int) -> list[_Probe]:
+    """Inference at sizes that are odd multiples of `step`."""
+    batches, sizes = iter(_BATCH_PROBES), iter(_SIZE_PROBES)
+    columns = {symbol: next(batches if is_batch else sizes, ()) for symbol, is_batch in free.items()}
+    if not all(columns.values()):
+        return []
+    probes = []
+    for run in range(len(_BATCH_PROBES[0])):
+        numbers = {
+            symbol: column[run] if free[symbol] else step * (column[run] // step | 1)
+            for symbol, column in columns.items()
+        }
+        bound = _bound(skeleton, numbers)
+        inferred, fits = _strict_run(bound)
+        completed = complete_shapes(inferred)
+        shapes = dict(_shapes(inferred, set())) | completed.shapes
+        probes.append(_Probe(numbers, shapes, fits and not completed.contradiction))
+    return probes
 
 
 def _run(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     model = _inferable(skeleton)
     return onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True)
+
+
+def _strict_run(skeleton: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    """Inference, and whether no node contradicts the shapes of its inputs."""
+    try:
+        model = _inferable(skeleton)
+        return onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True), True
+    except onnx.shape_inference.InferenceError:
+        return _run(skeleton), False
 
 
 def _inferable(skeleton: onnx.ModelProto) -> onnx.ModelProto:
@@ -151,41 +256,44 @@ def _infos(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
     yield from model.graph.output
 
 
-def _shapes(model: onnx.ModelProto) -> Iterator[tuple[str, Shape]]:
+def _symbols(skeleton: onnx.ModelProto) -> set[str]:
+    """The names that the file gives to dimensions."""
+    infos = [info for info in _infos(skeleton) if info.type.tensor_type.HasField("shape")]
+    return {d.dim_param for info in infos for d in info.type.tensor_type.shape.dim if d.dim_param}
+
+
+def _shapes(model: onnx.ModelProto, symbols: Container[str]) -> Iterator[tuple[str, Shape]]:
+    """Every shape of a model, by name; names of dimensions that are not among `symbols` are ONNX's own."""
     for info in _infos(model):
         if info.type.tensor_type.HasField("shape"):
-            yield info.name, tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
+            dims = map(dimension, info.type.tensor_type.shape.dim)
+            yield (
+                info.name,
+                tuple(Unnamed(_UNNAMED + d) if isinstance(d, str) and d not in symbols else d for d in dims),
+            )
     for tensor in model.graph.initializer:
         yield tensor.name, tuple(tensor.dims)
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    return dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
-
-
-def _bindings(skeleton: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Two numbers for every free input dimension, by its symbol; one without a symbol gets one."""
-    bindings: dict[str, tuple[int, int]] = {}
-    batches, sizes = iter(_BATCH_PROBES), iter(_SIZE_PROBES)
+def _free(skeleton: onnx.ModelProto) -> dict[str, bool]:
+    """The free input dimensions by symbol, and whether each is a batch; one without a symbol gets one."""
+    free: dict[str, bool] = {}
     for info in skeleton.graph.input:
         for axis, dim in enumerate(info.type.tensor_type.shape.dim):
             symbol = _symbol(info.name, axis, dim)
-            if symbol is not None and symbol not in bindings:
-                pair = next(batches if axis == 0 else sizes, None)
-                if pair is None:
-                    return {}
-                bindings[symbol] = pair
-    return bindings
+            if symbol is not None:
+                free.setdefault(symbol, axis == 0)
+    return free
 
 
 def _symbol(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str | None:
     """The symbol of a free dimension; `None` for a positive number. Some converters write 0 or -1 for "any"."""
     if dim.HasField("dim_value") and dim.dim_value > 0:
         return None
-    return dim.dim_param or f"{name}.{axis}"
+    return dim.dim_param or Unnamed(f"{_UNNAMED}{name}.{axis}")
 
 
-def _bound(skeleton: onnx.ModelProto, probes: Mapping[str, tuple[int, int]], run: int) -> onnx.ModelProto:
+def _bound(skeleton: onnx.ModelProto, numbers: Mapping[str, int]) -> onnx.ModelProto:
     """A copy with numbers for the free input dimensions and without the shapes that the file states."""
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
@@ -196,5 +304,5 @@ def _bound(skeleton: onnx.ModelProto, probes: Mapping[str, tuple[int, int]], run
         for axis, dim in enumerate(info.type.tensor_type.shape.dim):
             symbol = _symbol(info.name, axis, dim)
             if symbol is not None:
-                dim.dim_value = probes[symbol][run]
+                dim.dim_value = numbers[symbol]
     return model

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 
@@ -16,12 +17,12 @@ from onnx_gradcam.errors import ModelError
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import read_opset
 from onnx_gradcam.graph.shapes import TensorInfo
-from onnx_gradcam.images.preprocessing import parse_preprocessing
+from onnx_gradcam.images.preprocessing import Preprocessing, parse_preprocessing
 from onnx_gradcam.options import Options
 
-from .agreement import Precision, check_agreement, random_feeds
+from .agreement import Precision, check_agreement, differences, random_feeds
 from .references import with_reference
-from .session import Session
+from .session import InputInfo, Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,6 +38,10 @@ _OLDEST_RUN = 7
 
 _LARGEST_CHECKED = 10**9
 """Bytes of weights above which both models are run only on request."""
+
+_ROWS = 3
+_USUAL_SIZES = ((193, 191), (224, 224))
+"""Heights and widths of random images, where the model leaves them open; at odd sizes, wrong rounding would show."""
 
 
 def attach(
@@ -79,34 +84,47 @@ def attach(
                 f"not checked against the original, for its {size / 1e9:.1f} GB of weights; --check does it"
             )
     # An original with an operator that ONNX Runtime does not have cannot be run.
-    return replace(explained, difference=_compared(source, explained)) if check and not explained.cut else explained
+    if not check or explained.cut:
+        return explained
+    difference, warnings = _compared(source, explained)
+    return replace(explained, difference=difference, warnings=[*explained.warnings, *warnings])
 
 
 def _check_preprocessing(explained: Explained) -> None:
     """Refuse a description that contradicts the model now, and not when the first image comes."""
+    _described(explained)
+
+
+def _described(explained: Explained) -> Preprocessing | None:
+    """The preprocessing that the model carries, adapted to its input."""
     metadata, model = explained.metadata, explained.model
-    if metadata.preprocessing is not None:
-        dtype = str(model.info(metadata.image_input).dtype)
-        described = parse_preprocessing(metadata.preprocessing)
-        described.for_input(metadata.layout, model.shape(metadata.image_input), dtype)
+    if metadata.preprocessing is None:
+        return None
+    dtype = str(model.info(metadata.image_input).dtype)
+    described = parse_preprocessing(metadata.preprocessing)
+    return described.for_input(metadata.layout, model.shape(metadata.image_input), dtype)
 
 
-def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained) -> float:
-    """The largest relative difference of the original outputs on a random input.
+def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained) -> tuple[float | None, list[str]]:
+    """The largest relative difference of the original outputs on a random input, and what the user should know of it.
+
+    The difference is `None` if nothing says the size of images and the original runs at no usual one.
 
     Raises:
         ModelError: they differ, or one of the two models does not run.
     """
     # One after the other: both at once would hold the weights twice.
     try:
-        feeds, original = _random_run(_runnable(source, explained), explained, {})
+        model = _runnable(source, explained)
+        feeds, size, original = _first_run(model, explained)
+    except _NoSizeFitsError as exc:
+        return None, [str(exc)]
     except ModelError as exc:
         raise ModelError(
             f"the original does not run: {exc}; nothing was written (--no-check writes it anyway)"
         ) from exc
     try:
-        _, results = _random_run(explained.to_proto().SerializeToString(), explained, feeds)
-        return check_agreement(original, results, _precision(explained))
+        return _agreement(model, explained, feeds, size, original)
     except ModelError as exc:
         raise ModelError(
             f"the explained model does not match the original: {exc}; nothing was written (--no-check writes it anyway)"
@@ -124,26 +142,103 @@ def _runnable(source: str | Path | bytes | onnx.ModelProto, explained: Explained
     return source.SerializeToString() if isinstance(source, onnx.ModelProto) else source
 
 
-def _random_run(
-    model: str | Path | bytes, explained: Explained, feeds: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Run one of the two models on `feeds`, and on random values for its other inputs; its feeds and its outputs."""
+def _agreement(
+    model: str | Path | bytes,
+    explained: Explained,
+    feeds: Mapping[str, Array],
+    size: tuple[int, int],
+    original: Mapping[str, Array],
+) -> tuple[float, list[str]]:
+    """Run the explained model, and both without optimizations if their outputs differ; otherwise as `_compared`."""
+    metadata, precision = explained.metadata, _precision(explained)
+    attached = explained.to_proto().SerializeToString()
+    results = _run(attached, explained, feeds, size)
+    warnings = []
+    if not all(np.isfinite(results[name]).all() for name in (metadata.heatmap, metadata.cam)):
+        warnings.append("the heatmap of a random input is NaN; check the model's weights")
+    try:
+        return check_agreement(original, results, precision), warnings
+    except ModelError:
+        # With one output more, ONNX Runtime may not fuse nodes that it computes differently when they are fused.
+        plain, other = (_run(each, explained, feeds, size, optimized=False) for each in (model, attached))
+        difference = check_agreement(plain, other, precision)
+    apart = max(each.relative for each in differences(original, results))
+    warnings.append(
+        f"ONNX Runtime's optimizations change the model's own outputs by up to {apart:.1e} of their largest value, "
+        "since it fuses fewer nodes beside heatmap outputs; without optimizations, both models agree"
+    )
+    return difference, warnings
+
+
+def _run(
+    model: str | Path | bytes,
+    explained: Explained,
+    feeds: Mapping[str, Array],
+    size: tuple[int, int],
+    *,
+    optimized: bool = True,
+) -> dict[str, Array]:
+    """Run one of the two models on `feeds`, and on random values for inputs that only the explained one has."""
+    session = _session(model, explained, optimized=optimized)
+    added = [info for info in session.inputs if info.name not in feeds]
+    return session.run({**feeds, **random_feeds(added, _input_shapes(added, explained, size))})
+
+
+class _NoSizeFitsError(ModelError):
+    """The original runs at none of the sizes that were tried, and nothing says which size is right."""
+
+
+def _session(model: str | Path | bytes, explained: Explained, *, optimized: bool = True) -> Session:
     folder = explained.model.folder if isinstance(model, bytes) else None
-    session = Session(model, folder=folder, disabled_optimizers=explained.metadata.disabled_optimizers)
-    missing = [info for info in session.inputs if info.name not in feeds]
-    complete = {**feeds, **random_feeds(missing, _input_shapes(session, explained))}
-    return complete, session.run(complete)
+    return Session(
+        model, folder=folder, disabled_optimizers=explained.metadata.disabled_optimizers, optimized=optimized
+    )
 
 
-def _input_shapes(session: Session, explained: Explained) -> dict[str, Sequence[int]]:
-    """A shape for every input; free dimensions as shape inference probed them, else one."""
+def _first_run(
+    model: str | Path | bytes, explained: Explained
+) -> tuple[dict[str, Array], tuple[int, int], dict[str, Array]]:
+    """Run the original on random values; its feeds, the size of images, and its outputs."""
+    session = _session(model, explained)
+    sizes, given = _sizes(explained)
+    for size in sizes:
+        feeds = random_feeds(session.inputs, _input_shapes(session.inputs, explained, size))
+        try:
+            return feeds, size, session.run(feeds)
+        except ModelError as exc:
+            if given:
+                raise
+            reason = str(exc)
+    tried = " or ".join(f"{height}x{width}" for height, width in sizes)
+    raise _NoSizeFitsError(
+        f"not checked against the original, which does not run on images of {tried} ({reason}); "
+        'give their size with --preprocess, as "size": [height, width]'
+    )
+
+
+def _sizes(explained: Explained) -> tuple[list[tuple[int, int]], bool]:
+    """The heights and widths of images to try, and whether the model or its preprocessing says that they are right."""
     metadata = explained.metadata
-    probed = {info.name: explained.model.info(info.name).probe_shape for info in session.inputs}
-    rows = (probed[metadata.image_input] or (1,))[0]
+    shape = dict(zip(metadata.layout, explained.model.shape(metadata.image_input), strict=True))
+    described = _described(explained)
+    if described is not None and described.size is not None:
+        return [described.size], True
+    declared = [size if isinstance(size, int) else None for size in (shape["H"], shape["W"])]
+    sizes = [(declared[0] or height, declared[1] or width) for height, width in _USUAL_SIZES]
+    return list(dict.fromkeys(sizes)), None not in declared
+
+
+def _input_shapes(inputs: Sequence[InputInfo], explained: Explained, size: tuple[int, int]) -> dict[str, Sequence[int]]:
+    """A shape for every input: images of `size`, several rows where the batch is free, and one where all else is."""
+    metadata, model = explained.metadata, explained.model
+    image = model.shape(metadata.image_input)
+    rows = image[0] if isinstance(image[0], int) else _ROWS
+    letters = dict(zip("HW", size, strict=True))
+    sizes = {d: letters[letter] for letter, d in zip(metadata.layout, image, strict=True) if letter in letters}
     shapes: dict[str, Sequence[int]] = {}
-    for info in session.inputs:
-        free = [size if isinstance(size, int) else 1 for size in info.shape]
-        shapes[info.name] = (rows,) if info.name == metadata.class_input else probed[info.name] or free
+    for info in inputs:
+        declared = enumerate(model.shape(info.name))
+        shapes[info.name] = [d if isinstance(d, int) else sizes.get(d, 1 if axis else rows) for axis, d in declared]
     return shapes
 
 

@@ -81,6 +81,7 @@ class Session:
 
     External weights of a model given as bytes are relative to `folder`, and loading has checked them;
     `disabled_optimizers` would compute this model wrongly; `threads` is the number of CPU threads within an operator.
+    Without `optimized`, no nodes are fused or replaced.
 
     Raises:
         InputError: the provider is not available or did not start.
@@ -95,6 +96,7 @@ class Session:
         folder: Path | None = None,
         disabled_optimizers: Sequence[str] = (),
         threads: int | None = None,
+        optimized: bool = True,
     ) -> None:
         self.provider = resolve_provider(provider)
         if folder is None:
@@ -104,6 +106,8 @@ class Session:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         # Errors are raised as exceptions; printed too, they would bury the one sentence.
         options.log_severity_level = _FATAL_ONLY
+        if not optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
         if folder is not None:
