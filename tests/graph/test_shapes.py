@@ -1,4 +1,4 @@
-"""Inference with two probes finds dimensions behind shape arithmetic: numbers, or the symbols of the inputs."""
+"""Inference with several probes finds dimensions behind shape arithmetic: numbers, or the symbols of the inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnx_gradcam.graph.inline import inline_known_branches
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.read import normalise
-from onnx_gradcam.graph.shapes import TensorInfo, infer_shapes
+from onnx_gradcam.graph.shapes import TensorInfo, Unnamed, infer_shapes, named
 
 
 def inferred(text, opset=18):
@@ -189,3 +189,107 @@ def test_passes_say_whether_they_changed_the_model():
     assert t.finish()
     assert not Builder(model).finish()
     assert [n.op_type for n in model.core.graph if n.op_type in {"If", "Gelu"}] == []
+
+
+# ----- free sizes ------------------------------------------------------------
+
+
+def sized(nodes: str, outputs: str = "float[A,B,C,D] y") -> dict:
+    weights = "float[4,3,3,3] w, float[4,4,3,3] v, float[4,3,64,64] u"
+    return shapes(f"g (float[N,3,H,W] x, {weights}) => ({outputs}) {{ {nodes} }}")
+
+
+def test_rounding_up_is_not_rounding_down():
+    found = sized(
+        "a = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w) y = MaxPool<kernel_shape = [2,2], strides = [2,2]>(x)"
+        " b = Conv<pads = [1,1,1,1], strides = [2,2]>(a, v) c = MaxPool<kernel_shape = [2,2], strides = [2,2]>(a)"
+        " d = MaxPool<kernel_shape = [2,2], strides = [2,2]>(y) e = Conv<pads = [1,1,1,1], strides = [2,2]>(y, w)"
+    )
+    assert len({found[name][2] for name in "aybcde"}) == 6
+    assert found["a"][2] != found["a"][3]
+
+
+def test_two_convolutions_of_one_geometry_give_equal_sizes():
+    found = sized("a = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w) y = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w)")
+    assert found["a"] == found["y"]
+    assert all(isinstance(size, Unnamed) for size in found["y"][2:])
+
+
+@pytest.mark.parametrize("stride", [32, 64, 128])
+def test_no_map_is_as_small_as_a_batch(stride):
+    found = sized(f"y = Conv<strides = [{stride},{stride}]>(x, u)")["y"]
+    assert found[:2] == ("N", 4)
+    assert len({*found}) == 4
+    assert not {"N", "H", "W"} & {*found[2:]}
+
+
+def test_a_crop_that_small_images_do_not_fill_has_no_fixed_size():
+    crop = "<int64[2] zero = {0, 0}, int64[2] end = {224, 224}, int64[2] axes = {2, 3}>"
+    text = f"g (float[N,3,H,W] x) => (float[A,B,C,D] y) {crop} {{ y = Slice(x, zero, end, axes) }}"
+    assert not any(isinstance(size, int) for size in shapes(text)["y"][2:])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_sizes_that_a_model_needs_to_be_multiples_are(depth):
+    """Upsampled maps are added to those from before the stride, which odd sizes do not fit."""
+    down = "".join(f"m{i + 1} = MaxPool<kernel_shape = [2,2], strides = [2,2]>(m{i})\n" for i in range(depth))
+    twice = "<float[4] twice = {1, 1, 2, 2}>"
+    up = "".join(
+        f"s{i} = Add(u{i}, m{i})\n" if half else f'u{i} = Resize<mode = "nearest">(s{i + 1}, , twice)\n'
+        for i in reversed(range(depth))
+        for half in (False, True)
+    )
+    nodes = f"m0 = Identity(x) {down} s{depth} = Identity(m{depth}) {up} y = Identity(s0)"
+    found = shapes(f"g (float[N,3,H,W] x) => (float[A,B,C,D] y) {twice} {{ {nodes} }}")
+    assert found["y"] == ("N", 3, "H", "W")
+    assert all(found[f"u{i}"] == found[f"m{i}"] for i in range(depth))
+    assert len({found[f"m{i}"][2] for i in range(depth + 1)}) == depth + 1
+
+
+def test_a_contradiction_behind_computed_shapes_is_seen():
+    """A window of 7 positions at stride 32, counted by arithmetic with Shape."""
+    text = """g (float[N,3,H,W] x, float[4,3,32,32] w) => (float[A,B,C,D,E,F] y)
+    <int64[1] two = {2}, int64[1] three = {3}, int64[1] four = {4}, int64[1] seven = {7}, int64[1] zero = {0}> {
+        c = Conv<strides = [32,32]>(x, w)
+        n = Shape<start = 0, end = 1>(c)
+        h = Shape<start = 2, end = 3>(c)
+        v = Shape<start = 3, end = 4>(c)
+        p = Div(h, seven)
+        q = Div(v, seven)
+        s = Concat<axis = 0>(n, four, p, seven, q, seven)
+        y = Reshape(c, s)
+    }"""
+    found = shapes(text)["y"]
+    assert (*found[:2], found[3], found[5]) == ("N", 4, 7, 7)
+
+
+def test_a_model_that_fits_no_size_tried_keeps_what_holds_for_all():
+    text = "g (float[N,3,H,W] x, float[147,5] w) => (float y) { f = Flatten(x) y = MatMul(f, w) }"
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]>\n{text}')
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    found = {name: info.shape for name, info in infer_shapes(model).items()}
+    assert found["f"][0] == "N"
+    assert found["y"] == ("N", 5)
+
+
+def test_symbols_of_our_own_look_alike_and_are_never_written():
+    model = load(
+        parser.parse_model(
+            '<ir_version: 10, opset_import: ["": 18]>\n'
+            "g (float[?,3,H,W] x) => (float[A,B,C,D] y) { a = MaxPool<kernel_shape = [2,2], strides = [2,2]>(x)"
+            " y = Relu(a) }"
+        )
+    )
+    t = Builder(model)
+    shape = t.find("a").shape
+    assert f"{list(shape)}" == "[?, 3, ?, ?]"
+    assert [str(size) for size in shape] == ["?", "3", "?", "?"]
+    assert named(shape) == (None, 3, None, None)
+    assert len({*shape}) == 4
+    t.expose(t.op("Neg", t.find("a")))
+    appended = t.appended[-1].outputs[0]
+    assert TensorInfo.of(appended).shape == shape
+    proto = model.to_proto()
+    assert b"onnx_gradcam/size" not in proto.SerializeToString()
+    dims = proto.graph.output[-1].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == [0, 3, 0, 0]

@@ -202,3 +202,32 @@ def _attention(x: str, p: str, *, fused: bool) -> str:
         f" {p}a = Softmax({p}ls) {p}c = MatMul({p}a, {p}v) {p}j = Transpose<perm=[0, 2, 1, 3]>({p}c)"
         f" {p}f = Reshape({p}j, joined) {p}out = MatMul({p}f, Wo)"
     )
+
+
+def freed(model: onnx.ModelProto, size: tuple[int, int] | None = None, rows: int | None = None) -> onnx.ModelProto:
+    """A copy whose only input has a free batch, height and width, or those given.
+
+    A last pool over a window becomes one over all positions, and a Reshape to one row one to any number of rows.
+    """
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    pools = [node for node in model.graph.node if node.op_type == "AveragePool"]
+    reshaped = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    if reshaped and pools:
+        pools[-1].op_type = "GlobalAveragePool"
+        del pools[-1].attribute[:]
+    for tensor in model.graph.initializer:
+        if tensor.name in reshaped:
+            target = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.array([-1, *target[1:]]), tensor.name))
+    sizes = {0: rows, 2: size and size[0], 3: size and size[1]}
+    for axis, number in sizes.items():
+        dim = model.graph.input[0].type.tensor_type.shape.dim[axis]
+        dim.Clear()
+        if number is None:
+            dim.dim_param = "N?HW"[axis]
+        else:
+            dim.dim_value = number
+    for info in model.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    return model
