@@ -137,8 +137,9 @@ def infer_shapes(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
     types |= {t.name: t.data_type for t in skeleton.graph.initializer}
     shapes = dict(_shapes(plain, _symbols(skeleton)))
     free = _free(skeleton)
+    first: Mapping[str, Shape] = {}
     if not free:
-        first = shapes = shapes | complete_shapes(plain).shapes
+        first = shapes = {**shapes, **complete_shapes(plain).shapes}
     elif probes := _probes(skeleton, free):
         first = probes[0].shapes
         symbols = {tuple(probe.numbers[symbol] for probe in probes): symbol for symbol in free}
@@ -147,8 +148,6 @@ def infer_shapes(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
             # A rank that only the probes give is inference giving up half-way on sizes that do not fit.
             if len({*map(len, rows), len(shapes.get(name, first[name]))}) == 1:
                 shapes[name] = _merge(rows, shapes.get(name), symbols)
-    else:
-        first = {}
     return {
         name: TensorInfo(types.get(name, 0), shapes.get(name), _numbers(first.get(name)))
         for name in types.keys() | shapes.keys() | first.keys()
@@ -161,11 +160,12 @@ def _numbers(shape: Shape | None) -> tuple[int, ...] | None:
     return sizes if shape is not None and len(sizes) == len(shape) else None
 
 
-def _merge(rows: Sequence[Shape], plain: Shape | None, symbols: Mapping[Shape, str]) -> Shape:
+def _merge(rows: Sequence[Shape], plain: Shape | None, symbols: Mapping[tuple[int, ...], str]) -> Shape:
     """One shape from those of all probes; a dimension that a probe leaves open is as `plain` says."""
     merged: list[int | str | None] = []
-    for numbers, old in zip(zip(*rows, strict=True), plain or (None,) * len(rows[0]), strict=True):
-        if not all(isinstance(number, int) for number in numbers):
+    for column, old in zip(zip(*rows, strict=True), plain or (None,) * len(rows[0]), strict=True):
+        numbers = tuple(number for number in column if isinstance(number, int))
+        if len(numbers) < len(rows):
             merged.append(old)
         elif len(set(numbers)) == 1:
             merged.append(numbers[0])
