@@ -101,9 +101,10 @@ def _head(plan: Plan) -> Model:
     score = ingredients.score
     maps = t.input(MAPS, np.float32, (plan.image.shape[0], target.channels, *target.grid))
     restored = t.cast(target.restored(t, maps), target.tensor.dtype)
+    # An exported model has the layer among its outputs, where it cannot be replaced.
+    t.graph.outputs.clear()
     ir.convenience.replace_all_uses_with(target.tensor.core, restored.core)
     _read_batch_from(t, plan.image, maps)
-    t.graph.outputs.clear()
     t.output(score, SCORE)
     t.graph.sort()
     RemoveUnusedNodesPass()(t.model.core)

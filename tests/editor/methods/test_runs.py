@@ -259,3 +259,14 @@ def test_a_network_without_convolutions_is_explained_by_methods_that_look_at_no_
     assert probed(source, Options(method="occlusion")).metadata.layout == "NCHW"
     with pytest.raises(TargetError, match="no convolution or pooling reads it"):
         attach(source)
+
+
+@pytest.mark.parametrize("name", ["ablationcam", "scorecam"])
+def test_a_layer_that_is_an_output_of_the_model_changes_no_map(name):
+    """Every exported model has its layer among its outputs."""
+    exposed, x = model(outputs="float[N,4] y, float[N,5,4,4] b"), images(1)
+    expected = Prober(probed(model(), Options(method=name))).run(x, [2])
+    found = Prober(probed(exposed, Options(method=name))).run(x, [2])
+    for output in ("cam", "heatmap"):
+        np.testing.assert_allclose(found[output], expected[output], rtol=1e-6, atol=1e-7)
+    assert np.abs(expected["cam"]).max() > 0
