@@ -326,7 +326,11 @@ def _open_explained(
     execution: Mapping[str, Any],
 ) -> tuple[Runner, list[str]] | None:
     """A model that is explained already, which needs nothing but ONNX Runtime; `None` for any other."""
-    metadata = Metadata.from_props(peek(model)) if isinstance(model, (str, Path, bytes)) else None
+    metadata = Metadata.from_props(
+        peek(model)
+        if isinstance(model, (str, Path, bytes))
+        else {entry.key: entry.value for entry in model.metadata_props}
+    )
     if metadata is None:
         return None
     fixed = [name for name in choices if name not in {"labels", "preprocess"}]
@@ -335,7 +339,8 @@ def _open_explained(
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
             f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
-    session = Session(model, disabled_optimizers=metadata.disabled_optimizers, **execution)
+    source = model if isinstance(model, (str, Path, bytes)) else model.SerializeToString()
+    session = Session(source, disabled_optimizers=metadata.disabled_optimizers, **execution)
     metadata.check_graph(
         {info.name: (info.dtype, info.shape or None) for info in (*session.inputs, *session.optional_inputs)},
         {info.name: (info.dtype, info.shape or None) for info in session.outputs},

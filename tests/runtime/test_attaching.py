@@ -91,9 +91,7 @@ def test_a_model_that_gives_nan_is_attached_with_a_warning():
     source = free(POOLED, 6)
     (weight,) = (t for t in source.graph.initializer if t.name == "W")
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full((6, 4), np.nan, np.float32), "W"))
-    assert attach(source, check=True).warnings == [
-        "the heatmap of a random input is NaN; check the model's weights"
-    ]
+    assert attach(source, check=True).warnings == ["the heatmap of a random input is NaN; check the model's weights"]
     with pytest.raises(ModelError, match="gives NaN"):
         Explainer(source, preprocess={"size": [20, 16]})(np.zeros((20, 16, 3), np.uint8))
 
