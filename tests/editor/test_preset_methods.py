@@ -49,6 +49,7 @@ ELSEWHERE = {
     "chollet-2e": "cells/chollet",
     "keras-io": "cells/keras-io",
     "tf-explain": "cam/tf-explain",
+    "pair-saliency": "heatmap/pair-saliency",
 }
 """Where the results of presets that have one method are stored."""
 

@@ -13,7 +13,7 @@ from onnx_gradcam.editor.attachment import attach
 FOLDER = Path(__file__).parents[1] / "oracles"
 ORACLE = {
     name: value
-    for source in ("torch", "tensorflow", "formula", "mxnet")
+    for source in ("torch", "tensorflow", "formula", "mxnet", "saliency")
     for name, value in dict(np.load(FOLDER / f"presets_{source}.npz")).items()
     if name != "provenance"
 } | {f"mxnet/{name}": value for name, value in dict(np.load(FOLDER / "presets_mxnet.npz")).items()}

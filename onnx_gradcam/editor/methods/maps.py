@@ -24,6 +24,7 @@ __all__ += [
     "corner",
     "corner_bilinear",
     "half_pixel",
+    "mirrored_bilinear",
     "nearest",
     "positive_part",
     "resize",
@@ -77,6 +78,16 @@ def spline(t: Builder, maps: Value, size: Value) -> Value:
     return resize(t, maps, size, _spline)
 
 
+def mirrored_bilinear(t: Builder, maps: Value, size: Value) -> Value:
+    """Bilinear as scikit-image's `resize` by default; no ONNX operator mirrors at the border for free sizes."""
+    if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
+        raise UnsupportedError(
+            "mirrored borders need fixed sizes of layer and image; export the model with a fixed size, or choose "
+            "another preset"
+        )
+    return resize(t, maps, size, _mirrored)
+
+
 def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: Any) -> Value:
     """Resize maps `float32 [N, h, w]` to `size`, height and width `int64 [2]`.
 
@@ -114,6 +125,14 @@ def half_pixel(cells: int, pixels: int) -> npt.NDArray[np.float32]:
 def _at_corners(cells: int, pixels: int) -> npt.NDArray[np.float64]:
     """The coordinates of the pixels among the cells, with aligned corners."""
     return np.arange(pixels) * (cells - 1) / max(pixels - 1, 1)
+
+
+def _mirrored(cells: int, pixels: int) -> npt.NDArray[np.float32]:
+    """Bilinear interpolation along one axis with half-pixel centres, mirrored at the centres of the outer cells."""
+    if cells > pixels:
+        raise UnsupportedError("scikit-image blurs maps that are larger than the image; choose another preset")
+    coordinate = np.abs((np.arange(pixels) + 0.5) * cells / pixels - 0.5)
+    return _between(np.minimum(coordinate, np.maximum(2 * (cells - 1) - coordinate, 0)), cells)
 
 
 def _between(coordinate: npt.NDArray[np.float64], cells: int) -> npt.NDArray[np.float32]:
