@@ -11,7 +11,7 @@ import pytest
 from support.graphs import graph, images, run
 from typer.testing import CliRunner
 
-from onnx_gradcam import Options, attach, methods, presets
+from onnx_gradcam import Explainer, Options, attach, methods, presets
 from onnx_gradcam.autodiff import registry
 from onnx_gradcam.autodiff.providers import PROFILES
 from onnx_gradcam.cli import app
@@ -86,6 +86,13 @@ def test_a_preset_is_one_entry(model, tmp_path, monkeypatch):
     assert "mine" in presets()
     assert "mine" in {entry["preset"] for entry in json.loads(command("methods", "--presets", "--json"))}
     assert attached(model, tmp_path, "--preset", "mine")["onnx_gradcam.preset"] == "mine"
+    # It draws nothing of its own, so the overlay is this tool's.
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    overlays = [
+        Explainer(model, preset=name, preprocess={"scale": 1 / 255, "resize": "none"})(image).overlay().pixels
+        for name in ("mine", "default")
+    ]
+    np.testing.assert_array_equal(*overlays)
 
 
 def test_a_profile_is_one_entry(model, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.images.drawing import save_image, sheet
 from onnx_gradcam.images.masks import Look, LookChoices, hot_box, hot_region
-from onnx_gradcam.images.overlays import library_overlay
+from onnx_gradcam.images.overlays import OVERLAYS, library_overlay
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -226,7 +226,8 @@ def library_of(preset: str | None, look: Mapping[str, Any], default: str) -> str
     """The preset whose library draws an overlay, `default` if none was chosen; `None` if it is drawn as `look` says."""
     chosen = look.get("style", "overlay") != "overlay" or not {"colormap", "opacity"}.isdisjoint(look)
     if preset is None:
-        preset = "default" if chosen else default
+        # A library that returns maps and draws none has no overlay.
+        preset = "default" if chosen or default not in OVERLAYS else default
     elif chosen and preset != "default":
         raise InputError(
             "the overlay of a preset has its own colours; leave out the preset, or style, colour map and opacity"
