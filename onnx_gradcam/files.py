@@ -76,6 +76,14 @@ def write_file(path: str | Path, content: bytes, *, durable: bool = False) -> No
         drafts.file(path).write_bytes(content)
 
 
+def _resolved(path: Path) -> Path:
+    """Where links lead, whether or not there is a file; a loop of them is an OSError or, up to 3.12, a RuntimeError."""
+    if path.is_symlink():
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # from Python 3.13 on, `resolve` leaves a loop as it is
+    return path.resolve()
+
+
 class Drafts:
     """Files and folders that appear together when the `with` block ends, and not at all if it fails.
 
@@ -118,8 +126,7 @@ class Drafts:
                 raise InputError(f"{str(path)!r} is a folder; give the path of a file in it")
             if path.exists() and not path.is_file():
                 return self._draft(path, None)
-            # A loop of links is an error of its own kind in Python 3.11 and 3.12.
-            place = path.resolve() if path.is_symlink() else path
+            place = _resolved(path) if path.is_symlink() else path
             return self._draft(place, place.parent)
         except (OSError, RuntimeError, ValueError) as error:
             raise self._refusal(error) from error
@@ -130,7 +137,7 @@ class Drafts:
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise InputError(f"{str(path)!r} already exists; remove it or choose another name")
-            place = path.resolve()
+            place = _resolved(path)
             draft = self._draft(place, place.parent)
             draft.mkdir()
         except (OSError, RuntimeError, ValueError) as error:
