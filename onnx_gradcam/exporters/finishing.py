@@ -135,6 +135,9 @@ def _aim(model: Model, options: Options, task: Task) -> _Aim:
         outputs = outputs_for(t, task, options.output)
         embedding = t.wrap(next(o for o in t.graph.outputs if o.name == outputs[0]))
         return _Aim(t, embedding, embedding, outputs)
+    if task.boxes and options.labels is None and options.background is None:
+        # Which of the logits is the background matters to whoever reads them, not to the layer or the output.
+        options = options.replaced({"background": "none"})
     own, nodes = list(model.core.graph.outputs), set(model.core.graph)
     scored, _ = with_class_scores(model, options, task)
     read = [str(o.name) for o in own if any(use.node not in nodes for use in o.uses())]
@@ -178,7 +181,7 @@ def finish_export(
         graph.inputs.remove(value)
     guard_padded_pools(Builder(model))
     own = list(graph.outputs)
-    aim = _aim(model, options, task)
+    aim = _aim(model, options.replaced({"labels": list(labels)}) if labels else options, task)
     image, carries = find_image(aim.t, options.image), carries_gradient(aim.t)
     _refuse_folded(aim.t, product, layer)
     names = {name: entry.tensor for name, entry in product.layers.items()}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 from onnx_gradcam.editor.attachment import with_required_class
 from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.files import Drafts, make_folder
-from onnx_gradcam.graph.hazards import PAD_FUSION
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.shapes import TensorInfo
 from onnx_gradcam.images.preprocessing import parse_preprocessing
@@ -145,10 +144,11 @@ def write_repository(
     if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 0:
         raise InputError(f"max_batch is {max_batch!r}; choose a whole number from 0 up")
     explained, metadata = with_required_class(model, choices)
-    if PAD_FUSION in metadata.disabled_optimizers:
+    if metadata.disabled_optimizers:
+        names = ", ".join(map(repr, metadata.disabled_optimizers))
         raise ModelError(
-            f"ONNX Runtime's optimization {PAD_FUSION!r} computes this model wrongly, and Triton "
-            "cannot disable it; export the model again with `onnx-gradcam export`"
+            f"with ONNX Runtime's optimization {names} this model runs wrongly or not at all, and Triton cannot "
+            "disable it; export the model again with `onnx-gradcam export`, or use `onnx-gradcam serve`"
         )
     if metadata.couples_rows and max_batch != 1:
         raise ModelError(

@@ -127,9 +127,13 @@ class TestTraps:
         with pytest.raises(UnsupportedError, match="Recipro-CAM needs a layer of fixed size"):
             attach(network("height", "width"), layer="a", preset="openvino-xai")
 
+    def test_mirrored_borders_need_fixed_sizes(self):
+        with pytest.raises(UnsupportedError, match="mirrored borders need fixed sizes of layer and image"):
+            attach(network("height", "width"), layer="a", preset="pair-saliency")
+
 
 class TestWithEverythingElse:
-    @pytest.mark.parametrize("preset", [p for p in PRESETS if p not in {"keras-vis", "openvino-xai"}])
+    @pytest.mark.parametrize("preset", [p for p in PRESETS if p not in {"keras-vis", "openvino-xai", "pair-saliency"}])
     def test_height_and_width_may_be_free(self, preset):
         proto = attach(network("height", "width"), layer="a", preset=preset).to_proto()
         for case, (sample, index) in CASES.items():

@@ -65,7 +65,7 @@ def read_boxes(t: Builder, options: Options) -> Reading:
         unknown = next((name for name in named if all(o.name != name for o in t.graph.outputs)), None)
         if unknown is not None:
             raise TargetError(_missing(t, unknown))
-        reading = _recognized(t, options)
+        reading = _recognized(t, options, named)
         if reading is not None and set(named) == set(reading.outputs) and not _is_list(t, named):
             return reading
         return _requested(t, named, "scores", hints_of(options))
@@ -73,12 +73,14 @@ def read_boxes(t: Builder, options: Options) -> Reading:
     return _requested(t, named, "scores", hints_of(options)) if reading is None else reading
 
 
-def _recognized(t: Builder, options: Options) -> Reading | None:
+def _recognized(t: Builder, options: Options, named: Sequence[str]) -> Reading | None:
     """What the graph says, unless it leaves two readings between which the named outputs decide."""
     try:
         return recognize(t, hints_of(options))
     except TargetError:
-        if options.background is None and len({v.shape[-1] for v in map(t.wrap, t.graph.outputs) if v.known_shape}) > 1:
+        outputs = [v for v in map(t.wrap, t.graph.outputs) if v.known_shape is not None]
+        ranks = {v.rank for v in outputs if v.name in named}
+        if options.background is None and len({v.shape[-1] for v in outputs if v.rank in ranks}) > 1:
             raise
         return None
 
