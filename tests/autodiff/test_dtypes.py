@@ -158,8 +158,8 @@ def test_no_rule_is_tied_to_float32(op_type, kind):
     if op_type in NOT_ALLOWED[kind]:
         assert not list(allowed)
         pytest.skip(f"ONNX allows no {op_type} of {kind}")
-    if op_type == "Hardmax":
-        pytest.skip("a step function: nothing flows through it")
+    if op_type in {"Hardmax", "Sign"}:
+        pytest.skip("a step function: nothing flows through it, or through Sign only in front of a product")
     if op_type in {"Col2Im", "STFT"} and kind == "bfloat16":
         pytest.skip("its gradient is a convolution, which takes bfloat16 from opset 22 on; the cases are of 18")
     assert any(judge(case, kind) for case in allowed), "no case has a gradient that is finite"
