@@ -26,8 +26,8 @@ def separate_weights(t: Builder) -> int:
     Two signs cancel exactly, so no result changes. The file keeps one copy of the weight; an engine that folds the
     negation when it loads the model has two.
     """
-    appended = t.appended
-    separated = [node for node in appended if _operand(t, node, set(appended)) is not None]
+    appended = frozenset(t.appended)
+    separated = [node for node in t.appended if _reads_square_weight(t, node, appended)]
     for node in separated:
         for index in (0, 1):
             operand = node.inputs[index]
@@ -38,24 +38,23 @@ def separate_weights(t: Builder) -> int:
     return len(separated)
 
 
-def _operand(t: Builder, node: ir.Node, appended: Container[ir.Node]) -> int | None:
-    """Which of a node's two operands is a square weight that the model reads as well; `None` if it is not just one."""
+def _reads_square_weight(t: Builder, node: ir.Node, appended: Container[ir.Node]) -> bool:
+    """Whether just one operand of a product is a weight of the model, and that is square."""
     if node.op_type not in _PRODUCTS | _CONVOLUTIONS or node.domain:
-        return None
-    weights = [i for i in (0, 1) if (source := _source(node.inputs[i])) is not None and _read(source, appended)]
-    if len(weights) != 1:
-        return None
-    weight = node.inputs[weights[0]]
-    shape = None if weight is None else t.wrap(weight).known_shape
+        return False
+    weights = [v for v in node.inputs[:2] if (source := _source(v)) is not None and _read(source, appended)]
+    if len(weights) != 1 or weights[0] is None:
+        return False
+    shape = t.wrap(weights[0]).known_shape
     if shape is None or len(shape) < 2:
-        return None
+        return False
     if node.op_type in _PRODUCTS:
         rows, columns = shape[-2:]
     else:
         rows, columns = shape[:2]
         group = node.attributes.get_int("group", 1)
         rows = rows // group if isinstance(rows, int) else None
-    return weights[0] if isinstance(rows, int) and rows == columns and rows > 1 else None
+    return isinstance(rows, int) and rows == columns and rows > 1
 
 
 def _source(value: ir.Value | None) -> ir.Value | None:

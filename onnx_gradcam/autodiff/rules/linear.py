@@ -12,6 +12,7 @@ import numpy as np
 
 from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.decompose import MICROSOFT
 
 from ._sizes import index_along
 
@@ -147,7 +148,7 @@ def _spread(t: Builder, labels: str, value: Value, term: str, x: Value) -> Value
     return value
 
 
-@vjp("Inverse", domain="com.microsoft")
+@vjp("Inverse", domain=MICROSOFT)
 def inverse(t: Builder, g: Value, y: Value, x: Value) -> Sequence[Cotangent]:
     """ONNX Runtime's, which spatial transformers use: -Y^T g Y^T."""
     transposed = _swapped(t, y)
