@@ -24,21 +24,22 @@ from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import Carries, between, carries_content, row_coupling
 from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.images.preprocessing import parse_preprocessing
-from onnx_gradcam.metadata import ONE_AT_A_TIME, OWN, Carried, Metadata
+from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried, Metadata
 from onnx_gradcam.options import Options
 
 from .head import Head, read_head
-from .methods.catalogue import Method, Variable, find_method
+from .methods.catalogue import Method, Variable
 from .origins import Statements, read_statements
 from .presets import Preset, find_preset
+from .resolution import added, as_exported, chosen_method, resolved, with_class_scores
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.extent import CUTS, edges, follow_extents
 from .targets.layer import Candidate, Layer, blocked, find_layer
-from .targets.score import OBJECTIVES, Aim, Objective, Score, against, aimed_score, find_image, find_score, unranked
-from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task, usual_task
+from .targets.score import OBJECTIVES, Aim, Objective, Score, against, aimed_score, find_image, find_score
+from .targets.task import SCORES, USUAL_TASK, Task, find_task
 
-__all__ = ["Plan", "as_exported", "chosen_method", "image_input", "make_plan", "with_class_scores"]
+__all__ = ["Plan", "image_input", "make_plan"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps if the head is linear."""
@@ -300,12 +301,14 @@ def _planned(model: Model, options: Options) -> Plan:
             "start from the original model to explain it in another way"
         )
     statements, chosen = read_statements(model.metadata, model.folder), options
-    options = as_exported(model, options)
+    if options.labels is not None:
+        options = replace(options, labels=read_labels(options.labels))
+    options = as_exported(model, options, statements)
     task = find_task(options.task or USUAL_TASK)
-    resolved = _resolved(statements, options, task)
-    names = resolved.labels or (statements.labels if task.names_apply else None)
-    options, aim = with_class_scores(model, replace(resolved, labels=names), task)
-    options = replace(options, labels=resolved.labels)
+    completed = resolved(statements, options, task)
+    names = completed.labels or (statements.labels if task.names_apply else None)
+    options, aim = with_class_scores(model, replace(completed, labels=names), task)
+    options = replace(options, labels=completed.labels)
     plan = _plan(Builder(model), options, task, aim)
     targets = [value.name for value in plan.targets]
     ends = [plan.image.name] if plan.method.differentiates("image") else targets
@@ -352,76 +355,11 @@ def _refuse_names(options: Options) -> None:
             find_class(name, None)
 
 
-def as_exported(model: Model, options: Options) -> Options:
-    """The image, and the task with its outputs, that the model was exported for, where the user names none."""
-    carried = Carried.from_props(model.metadata)
-    own = carried.task or (USUAL_TASK if options.task else usual_task(Builder(model), _labelled(model, options)))
-    task = options.task or own
-    outputs = carried.outputs if task == own else []
-    return replace(
-        options, task=task, output=options.output or outputs or None, image=options.image or carried.image_input or None
-    )
-
-
-def _labelled(model: Model, options: Options) -> Options:
-    """The options with the class names that they, the file or its neighbours bring."""
-    if options.labels is not None:
-        return replace(options, labels=read_labels(options.labels))
-    return replace(options, labels=read_statements(model.metadata, model.folder).labels)
-
-
-def _resolved(statements: Statements, options: Options, task: Task) -> Options:
-    """Class names and preprocessing read, the names of classes as indices; without those that others stored."""
-    known = statements.labels if task.names_apply else None
-    own = statements.origin("labels") == OWN
-    labels = (known if own else None) if options.labels is None else read_labels(options.labels)
-    against, target = options.against, options.target
-    if against is not None and against not in OBJECTIVES:
-        against = find_class(against, labels or known)
-    if target is not None:
-        target = find_class(target, labels or known)
-    described = statements.preprocessing if statements.origin("preprocessing") == OWN else None
-    if options.preprocess is not None:
-        described = parse_preprocessing(options.preprocess).to_dict()
-    return replace(options, labels=labels, preprocess=described, against=against, target=target)
-
-
-def chosen_method(options: Options) -> Method:
-    """The method that the options name, else the task's own, else the first that the preset stands for."""
-    if options.method is not None:
-        return find_method(options.method)
-    preset, own = find_preset(options.preset), find_task(options.task or USUAL_TASK).method
-    return find_method(own if preset.methods is None or own in preset.methods else next(iter(preset.methods)))
-
-
 def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
     """The name of the image input, and its axes, `NCHW` or `NHWC`; `image` names one of several."""
     t = Builder(load(source))
     value = find_image(t, image)
     return value.name, letters(_image_layout(t, value, at_layer=False))
-
-
-def with_class_scores(model: Model, options: Options, task: Task) -> tuple[Options, Aim | None]:
-    """Append one score per class for a task that has none; the options that explain these, and what it aims at."""
-    outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
-    if len(outputs) > 1 and not task.several_outputs:
-        raise TargetError(
-            f"--output was given {len(outputs)} times, but only a detector's scores are in several outputs"
-        )
-    t = Builder(model)
-    if task.scores is not None:
-        aim = task.scores(t, options, options.score or find_preset(options.preset).score)
-        t.finish()
-        return replace(options, output=SCORES), aim
-    output = outputs[0] if outputs else None
-    scores = unranked(t, output) if task.classes_compete else None
-    if scores is None:
-        return replace(options, output=output), None
-    if scores.core.is_graph_output():
-        return replace(options, output=scores.name), None
-    expose(t, scores)
-    t.finish()
-    return replace(options, output=SCORES), None
 
 
 def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
@@ -430,7 +368,7 @@ def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `with_class_scores` leaves one
     if aim is None:
-        score = find_score(t, options.output, options.score or preset.score, added=_added(task, options))
+        score = find_score(t, options.output, options.score or preset.score, added=added(task, options))
     else:
         score = aimed_score(t, SCORES, aim)
     if score.single_logit and not task.classes_compete:
@@ -500,13 +438,6 @@ def _extent(
             "gradcam"
         )
     return extents[0], cut if missing else None
-
-
-def _added(task: Task, options: Options) -> str:
-    """What the output with the scores holds, if it was added to the model."""
-    if options.output != SCORES:
-        return ""
-    return f"added for this task: {task.about}" if task.scores is not None else "added: the scores that outputs rank"
 
 
 def _carries(t: Builder, image: Value, score: Value, method: Method) -> Carries:

@@ -11,7 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import carries_gradient
-from onnx_gradcam.editor.plan import as_exported, with_class_scores
+from onnx_gradcam.editor.origins import read_statements
+from onnx_gradcam.editor.resolution import as_exported, with_class_scores
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.classes import check_labels
 from onnx_gradcam.editor.targets.layer import find_layer, on_path
@@ -174,7 +175,7 @@ def finish_export(
     labels and preprocessing must fit the model.
     """
     model, warnings = product.model, list(product.warnings)
-    options = as_exported(model, options or Options())
+    options = as_exported(model, options or Options(), read_statements(model.metadata, model.folder))
     task, graph = find_task(options.task or USUAL_TASK), model.core.graph
     # Older exporters list weights as inputs too: callers have nothing to override there.
     for value in [i for i in graph.inputs if i.name in graph.initializers]:
