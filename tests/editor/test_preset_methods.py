@@ -37,7 +37,7 @@ COMPARED = [(preset, method) for preset, method in PAIRS if method in PRESETS[pr
 REFUSED = [pair for pair in PAIRS if pair not in COMPARED]
 
 SEED = 7
-"""Of the noise; see `oracles/make_preset_methods_torch.py`."""
+"""Seed of the noise; see `oracles/make_preset_methods_torch.py`."""
 
 LAYERS = {"ablationcam": "c", "refinecam": ["b", "a"]}
 """The layers where they are not the second convolution."""

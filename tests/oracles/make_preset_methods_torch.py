@@ -25,11 +25,11 @@ import pytorch_grad_cam as library  # isort: skip - torchvision's operators are 
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # isort: skip
 
 SEED = 7
-"""Of the noise; `numpy.random.default_rng` gives the same numbers to both sides."""
+"""Seed of the noise; `numpy.random.default_rng` draws the same numbers on both sides."""
 
 SAMPLES, NOISE = 50, 0.15
 WINDOW, STEP = (2, 3), (1, 1)
-"""Of captum's occlusion: what the project takes for this image, an eighth of a side and half of that."""
+"""Window and step of captum's occlusion: an eighth of a side of this image, and half of that, as in this project."""
 
 CLASS_MAPS = {
     "gradcam": library.GradCAM,

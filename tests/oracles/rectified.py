@@ -11,7 +11,7 @@ from torch import nn
 
 CLASSES = [1, 4]
 SEED = 7
-"""Of the noise; `numpy.random.default_rng` gives the same numbers to both sides."""
+"""Seed of the noise; `numpy.random.default_rng` draws the same numbers on both sides."""
 
 
 class Network(nn.Module):

@@ -10,7 +10,7 @@ import onnx
 from support.graphs import graph
 
 SEED = 7
-"""Of the noise; see `oracles/rectified.py`."""
+"""Seed of the noise; see `oracles/rectified.py`."""
 
 
 def oracle(name: str) -> dict[str, Any]:

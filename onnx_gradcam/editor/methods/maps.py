@@ -70,22 +70,21 @@ _KEYS: dict[str, Any] = {"cubic_coeff_a": -0.5, "exclude_outside": 1, "coordinat
 
 def spline(t: Builder, maps: Value, size: Value) -> Value:
     """Cubic B-spline with aligned corners, as SciPy's `zoom` by default; no ONNX operator does it for free sizes."""
-    if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
-        raise UnsupportedError(
-            "a spline needs fixed sizes of layer and image; export the model with a fixed size, or choose another "
-            "preset"
-        )
+    _need_fixed_sizes("a spline needs", maps, size)
     return resize(t, maps, size, _spline)
 
 
 def mirrored_bilinear(t: Builder, maps: Value, size: Value) -> Value:
     """Bilinear as scikit-image's `resize` by default; no ONNX operator mirrors at the border for free sizes."""
+    _need_fixed_sizes("mirrored borders need", maps, size)
+    return resize(t, maps, size, _mirrored)
+
+
+def _need_fixed_sizes(subject: str, maps: Value, size: Value) -> None:
     if size.array() is None or not all(isinstance(d, int) for d in maps.shape[1:]):
         raise UnsupportedError(
-            "mirrored borders need fixed sizes of layer and image; export the model with a fixed size, or choose "
-            "another preset"
+            f"{subject} fixed sizes of layer and image; export the model with a fixed size, or choose another preset"
         )
-    return resize(t, maps, size, _mirrored)
 
 
 def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: Any) -> Value:

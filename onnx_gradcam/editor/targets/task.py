@@ -92,8 +92,7 @@ def _segmentation(t: Builder, options: Options, kind: ScoreKind) -> None:
     ArgMax.
     """
     maps, layout = _class_maps(t, _one_output(options), kind)
-    kinds = [axis.kind if axis is not None else "" for axis in layout]
-    channel, spatial = kinds.index("C"), [i for i, axis in enumerate(kinds) if axis == "S"]
+    channel, spatial = _map_axes(layout)
     if maps.shape[channel] == 1:
         probability = any(_made_by(value) == "Sigmoid" for value in _backwards(t, maps))
         complement = 1.0 - maps if probability else -maps
@@ -102,9 +101,7 @@ def _segmentation(t: Builder, options: Options, kind: ScoreKind) -> None:
         expose(t, _over_own(t, maps, channel, spatial))
         return
     if options.mask == "input":
-        _free(t, MASK)
-        weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
-        maps = t.op("Mul", maps, t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype))
+        maps = t.op("Mul", maps, _region(t, maps, channel, spatial))
     expose(t, t.sum(maps, spatial, keepdims=False))
 
 
@@ -130,16 +127,26 @@ def _values_of_maps(t: Builder, options: Options, kind: ScoreKind) -> None:  # n
     `input`, positions have the weights of the new input `target_mask`, `float32 [N, h, w]` at the output's resolution.
     """
     maps, layout = _class_maps(t, _one_output(options), "output")
-    kinds = [axis.kind if axis is not None else "" for axis in layout]
-    channel, spatial = kinds.index("C"), [i for i, axis in enumerate(kinds) if axis == "S"]
+    channel, spatial = _map_axes(layout)
     if options.mask == "input":
-        _free(t, MASK)
-        weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
-        region = t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype)
+        region = _region(t, maps, channel, spatial)
         size = t.op("Max", t.sum(region, spatial, keepdims=False), float(np.finfo(np.float16).tiny))
         expose(t, t.sum(t.op("Mul", maps, region), spatial, keepdims=False) / size)
         return
     expose(t, t.mean(maps, spatial, keepdims=False))
+
+
+def _map_axes(layout: Layout) -> tuple[int, list[int]]:
+    """Where the classes or values and where the positions are among the axes of maps."""
+    kinds = [axis.kind if axis is not None else "" for axis in layout]
+    return kinds.index("C"), [i for i, axis in enumerate(kinds) if axis == "S"]
+
+
+def _region(t: Builder, maps: Value, channel: int, spatial: Sequence[int]) -> Value:
+    """The new input `target_mask`, as factors of maps."""
+    _free(t, MASK)
+    weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
+    return t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype)
 
 
 def _class_maps(t: Builder, name: str | None, kind: ScoreKind) -> tuple[Value, Layout]:
