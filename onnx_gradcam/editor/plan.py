@@ -279,15 +279,16 @@ def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | N
     with invalid_models_refused(source):
         model = load(source)
         automatic = options.layer == "auto" and options.output is None
+        hidden = unknown_operator(model, model.core.graph) if automatic else None
         try:
             plan = _planned(model, options)
-            path, _ = between(plan.t.nodes, [plan.image.core], [plan.score.tensor.core], carries_content)
         except (ModelError, TargetError) as exc:
-            hidden = unknown_operator(model, model.core.graph) if automatic else None
             if hidden is None:
                 raise
             raise UnsupportedError(hidden) from exc
-        hidden = unknown_operator(model, path) if automatic else None
+        if hidden is not None:
+            path, _ = between(plan.t.nodes, [plan.image.core], [plan.score.tensor.core], carries_content)
+            hidden = unknown_operator(model, path)
         if hidden is not None:
             raise UnsupportedError(hidden)
         return plan

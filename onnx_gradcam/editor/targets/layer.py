@@ -130,13 +130,16 @@ def find_layer(
         UnsupportedError: step functions stop every gradient of the score.
     """
     layouts = follow(t)
-    way = carries if between(t.nodes, [image.core], [score.core], carries)[0] else carries_content
+    way = carries
+    path, alive = between(t.nodes, [image.core], [score.core], carries)
+    if not path:
+        way = carries_content
+        nodes, reached = between(t.nodes, [image.core], [score.core], way)
+        # Behind a step function in front of the layer, such as a rounded image, there is a gradient all the same.
+        path, alive = between(nodes, reached, [score.core], carries)
     chain = dominators(t.nodes, image.core, score.core, way)
     if not chain:
         raise TargetError(f"the score {score.name!r} does not depend on the input {image.name!r}; name another output")
-    path, alive = between(t.nodes, [image.core], [score.core], way)
-    # Behind a step function in front of the layer, such as a rounding of the image, there is a gradient all the same.
-    path, alive = (path, alive) if way is carries else between(path, alive, [score.core], carries)
     if not path:
         raise UnsupportedError(blocked(t, image, score, carries))
     on_every_path = set(chain)

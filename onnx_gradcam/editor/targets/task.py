@@ -17,6 +17,7 @@ from onnx_gradcam.graph.paths import QUANTISATION
 from onnx_gradcam.options import Options, ScoreKind
 
 from .axes import Layout, follow
+from .detectors.columns import producer_of
 from .detectors.families import Hints, recognize
 from .detectors.layouts import hints_of, read_boxes
 from .score import Aim, find_score
@@ -94,7 +95,7 @@ def _segmentation(t: Builder, options: Options, kind: ScoreKind) -> None:
     maps, layout = _class_maps(t, _one_output(options), kind)
     channel, spatial = _map_axes(layout)
     if maps.shape[channel] == 1:
-        probability = any(_made_by(value) == "Sigmoid" for value in _backwards(t, maps))
+        probability = any(producer_of(value) == "Sigmoid" for value in _backwards(t, maps))
         complement = 1.0 - maps if probability else -maps
         maps = t.op("Concat", complement, maps, axis=channel)
     if options.mask == "own":
@@ -184,11 +185,6 @@ def _backwards(t: Builder, value: Value) -> Iterator[Value]:
 
 def _is_class_map(layout: Layout | None) -> bool:
     return sorted(axis.kind if axis is not None else "" for axis in layout or ()) == ["C", "N", "S", "S"]
-
-
-def _made_by(value: Value) -> str:
-    node = value.core.producer()
-    return "" if node is None else str(node.op_type)
 
 
 def _detection(t: Builder, options: Options, kind: ScoreKind) -> Aim | None:

@@ -86,11 +86,6 @@ def cut_off(t: Builder, plugin: Plugin) -> None:
     t.expose(plugin.scores)
 
 
-def suppressions(t: Builder) -> list[ir.Node]:
-    """The NonMaxSuppression nodes of the graph."""
-    return [node for node in t.nodes if node.op_type == "NonMaxSuppression" and not node.domain]
-
-
 def why_no_classes(t: Builder, value: Value, axis: int) -> str:
     """Why the numbers of an output along an axis are no scores of classes, in words; empty where they may be."""
     if _is_chosen(t, value):
