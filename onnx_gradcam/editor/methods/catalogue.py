@@ -24,6 +24,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from onnx_gradcam.errors import TargetError, near_matches, same_name
@@ -151,7 +152,7 @@ class Method:
     linear_head: bool = False
     absolute: bool = False
 
-    @property
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         """The names of its ingredients: the parameters behind the builder, or `uses`."""
         return self.uses if self.runs_often else tuple(inspect.signature(self.function).parameters)[1:]
