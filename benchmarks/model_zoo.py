@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,16 @@ def grad_cam_with_weights(t: Builder, A: Value, G: Value, total: Total) -> Value
     return find_method("gradcam").function(t, A, G, total)
 
 
+@contextmanager
+def probe_registered() -> Iterator[None]:
+    """A with block in which `PROBE` is a method; it is none of the product's, so it is gone afterwards."""
+    method(PROBE, title="Grad-CAM with its weights", reference="for measuring")(grad_cam_with_weights)
+    try:
+        yield
+    finally:
+        del METHODS[PROBE]
+
+
 def one_dash(value: float | None) -> str:
     """A small number, or a dash."""
     return "–" if value is None else f"{value:.1e}"
@@ -249,8 +260,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="also write the page to this file")
     parser.add_argument("--only", nargs="+", help="names of models")
     options = parser.parse_args(argv)
-    if PROBE not in METHODS:
-        method(PROBE, title="Grad-CAM with its weights", reference="for measuring")(grad_cam_with_weights)
     manifest = json.loads((options.data / "MANIFEST.json").read_text())
     entries = [
         entry
@@ -259,9 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.only is None or entry["name"] in options.only
     ]
     findings = []
-    for entry in entries:
-        print(f"{entry['name']} ...", file=sys.stderr)
-        findings.append(check(entry, options.data))
+    with probe_registered():
+        for entry in entries:
+            print(f"{entry['name']} ...", file=sys.stderr)
+            findings.append(check(entry, options.data))
     page = report(findings)
     print(page)
     if options.write is not None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from onnx_gradcam.autodiff.providers.profiles import PROFILES
+from onnx_gradcam.autodiff.registry import RULES, rules
+from onnx_gradcam.editor.methods.catalogue import METHODS, methods
+from onnx_gradcam.editor.presets import PRESETS
+from onnx_gradcam.editor.targets.task import TASKS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,3 +29,15 @@ def real_data() -> Path:
 def repository() -> Path:
     """The project's root."""
     return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def registries_as_before() -> Iterator[None]:
+    """A test that adds an entry to a registry takes it out again; the tests after it would see the entry."""
+    # Both are filled at their first use.
+    methods()
+    rules()
+    registries = (METHODS, PRESETS, PROFILES, RULES, TASKS)
+    before = [dict(registry) for registry in registries]
+    yield
+    assert [dict(registry) for registry in registries] == before
