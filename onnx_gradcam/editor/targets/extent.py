@@ -188,10 +188,11 @@ class _Step:
 
 def _sliced(step: _Step) -> Extent | None:
     starts, ends = step.constant(1), step.constant(2)
+    if step.before is None:
+        return None
     if starts is None or ends is None or any(step.has(i) and step.constant(i) is None for i in (3, 4)):
         return step.changed(lambda i, span: span if _same(step, i) else None)
-    rank = len(step.before or ())
-    axes = [axis % rank for axis in step.constant(3) or range(len(starts))]
+    axes = [axis % len(step.before) for axis in step.constant(3) or range(len(starts))]
     strides = step.constant(4) or [1] * len(axes)
 
     def change(i: int, span: Span) -> Span | None:
@@ -229,9 +230,11 @@ def _padded(step: _Step) -> Extent | None:
     if pads is None and readers and all(reader.op_type in _WINDOWS for reader in readers):
         # SAME padding whose widths the graph computes belongs to the windows behind it.
         return step.extents.get(step.source) if step.source is not None else None
+    if step.before is None:
+        return None
     if pads is None or (step.has(3) and step.constant(3) is None):
         return step.changed(lambda i, span: span if _same(step, i) else None)
-    rank = len(step.before or ())
+    rank = len(step.before)
     axes = [axis % rank for axis in (step.constant(3) if step.has(3) else None) or range(rank)]
 
     def change(i: int, span: Span) -> Span | None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import QUANTISATION
+from onnx_gradcam.graph.paths import QUANTISATION, between, carries_content
 from onnx_gradcam.options import Options, ScoreKind
 
 from .axes import Layout, follow
@@ -354,7 +354,7 @@ def usual_task(t: Builder, options: Options) -> str:
         return USUAL_TASK
     if reading is None and doubt is None:
         return USUAL_TASK
-    classified = not named and _holds_class_scores(t)
+    classified = not named and _holds_class_scores(t, reading.outputs if reading is not None else ())
     if reading is not None and classified:
         raise TargetError(
             f"the model could be a classifier or a detector of {reading.family}; say which with --task classification "
@@ -365,12 +365,14 @@ def usual_task(t: Builder, options: Options) -> str:
     return USUAL_TASK if classified else DETECTION
 
 
-def _holds_class_scores(t: Builder) -> bool:
+def _holds_class_scores(t: Builder, others: Sequence[str]) -> bool:
+    """Whether an output that depends on the inputs holds class scores, and is none of `others`."""
     try:
-        find_score(t)
+        output = find_score(t).output
     except TargetError:
         return False
-    return True
+    # How many boxes there are may be a constant.
+    return output.name not in others and bool(between(t.nodes, t.graph.inputs, [output.core], carries_content)[0])
 
 
 def outputs_for(t: Builder, task: Task, named: str | Sequence[str] | None = None) -> list[str]:

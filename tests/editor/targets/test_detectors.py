@@ -187,6 +187,18 @@ FAMILIES: dict[str, tuple[onnx.ModelProto, dict[str, Any], str, Any]] = {
         "that TopK chooses boxes from",
         sigmoid,
     ),
+    "a constant count": (
+        detector(
+            f"{TOPK} n = Unsqueeze(q, i2) j = Concat<axis=2>(n, n, n, n) boxes = GatherElements<axis=1>(corners, j) "
+            "num = Identity(five)",
+            "float[1] num, float[N,5,4] boxes, float[N,5] v, int64[N,5] l",
+            three=3,
+            five=np.array([5], np.float32),
+        ),
+        {},
+        "that TopK chooses boxes from",
+        sigmoid,
+    ),
     "suppressed": (
         detector(f"{SUPPRESSED} y = Concat<axis=1>(bf, bb, cf, s2)", "float[M,7] y", **NMS),
         {},
@@ -406,6 +418,16 @@ def test_the_best_box_of_a_real_export(entry):
         assert (box, index) == (704, 3)
     else:
         assert (box if "box" in best else None, index) == (best.get("box"), best["cls"])
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not ENTRIES, reason="the exports of detectors are not at hand")
+@pytest.mark.parametrize("entry", ENTRIES, ids=[e["name"] for e in ENTRIES])
+def test_a_real_export_is_planned_without_options(entry):
+    labels = list("abcde") if entry["name"] in {"hf_detr", "hf_yolos"} else None
+    plan = make_plan(MODELS / f"{entry['name']}.onnx", Options(labels=labels))
+    assert plan.task.name == "detection"
+    assert plan.refusal is None
 
 
 @pytest.mark.real

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.paths import between, carries_content
 from onnx_gradcam.options import Background
 
 from .columns import Part, columns, kind_of, producer_of, source_of
@@ -26,6 +27,8 @@ _POINTS = {4, 8, 10, 12, 14, 15, 16, 18, 32, 34, 51, 64, 68}
 
 _BOX_WORDS = ("box", "loc", "reg", "dis", "delta", "coord")
 _SCORE_WORDS = ("score", "cls", "class", "conf", "prob", "logit", "label")
+
+_SELECTIONS = {"NonMaxSuppression", "TopK"}
 
 _COARSE = 0.5
 """Steps of quantization from which on a probability is rounded to zero or one."""
@@ -121,7 +124,7 @@ def _without(t: Builder, factors: Sequence[Factor], background: int | None, widt
 
 def _chosen(t: Builder, hints: Hints) -> Reading | None:
     """A table in front of NMS or TopK."""
-    kinds = {str(node.op_type) for node in t.nodes} & {"NonMaxSuppression", "TopK"}
+    kinds = {str(node.op_type) for node in t.nodes} & _SELECTIONS
     outputs = [t.wrap(o) for o in t.graph.outputs]
     rows = any(kind_of(t, v) == "id" or _holds_ids(t, v) for v in outputs)
     if not kinds or not (rows or "NonMaxSuppression" in kinds):
@@ -136,10 +139,17 @@ def _chosen(t: Builder, hints: Hints) -> Reading | None:
     return Reading(
         f"scores {origin.scores.name!r} {list(origin.scores.shape)} that {by} chooses boxes from",
         "the graph",
-        [v.name for v in outputs],
+        _behind_selection(t),
         classes,
         lambda: Table(_kept(t, factors_of(t, origin.scores, origin.axis), first, classes, width)),
     )
+
+
+def _behind_selection(t: Builder) -> list[str]:
+    """The outputs that depend on what NMS or TopK chooses."""
+    chosen = [o for node in t.nodes if node.op_type in _SELECTIONS for o in node.outputs]
+    _, behind = between(t.nodes, chosen, t.graph.outputs, carries_content)
+    return [str(o.name) for o in t.graph.outputs if o in behind]
 
 
 def _holds_ids(t: Builder, value: Value) -> bool:
