@@ -13,6 +13,7 @@ multiples of 2, 4, 8 and so on, the first that it fits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +41,14 @@ _BATCH_PROBES = (
     (1_000_151, 1_000_159, 1_000_171),
 )
 """Numbers for free batches: primes above any number of positions."""
+
+_SHORT_BATCH_PROBES = ((467, 479, 503), (563, 587, 719), (839, 863, 887), (983, 1019, 1187))
+"""The same where a Range may count the rows, whose numbers ONNX's inference writes out one by one.
+
+One less is twice a prime, which is no grid beside a class token.
+"""
+
+_LONGEST_RANGE = 10_000_000
 
 _SIZE_PROBES = ((193, 1087, 2006), (191, 1153, 2326), (211, 1409, 1686), (223, 1471, 2710))
 """Numbers for free sizes: one more than a multiple of 64, one less, and 22 more. The first is below a usual crop."""
@@ -132,6 +141,7 @@ def declare(value: ir.Value, elem_type: int, shape: Shape | None) -> None:
 
 def infer_shapes(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
     """Infer types and shapes of the tensors of the main graph, by name; the model stays as it is."""
+    _refuse_long_ranges(skeleton)
     plain = _run(skeleton)
     types = {i.name: i.type.tensor_type.elem_type for i in _infos(plain) if i.type.HasField("tensor_type")}
     types |= {t.name: t.data_type for t in skeleton.graph.initializer}
@@ -152,6 +162,30 @@ def infer_shapes(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
         name: TensorInfo(types.get(name, 0), shapes.get(name), _numbers(first.get(name)))
         for name in types.keys() | shapes.keys() | first.keys()
     }
+
+
+def _refuse_long_ranges(skeleton: onnx.ModelProto) -> None:
+    """Refuse constant ranges that would fill the memory, since inference writes out their numbers."""
+    ranges = [node for node in skeleton.graph.node if node.op_type == "Range" and len(node.input) == 3]
+    if not ranges:
+        return
+    scalars = {t.name: t for t in skeleton.graph.initializer if math.prod(t.dims) == 1}
+    scalars |= {
+        node.output[0]: node.attribute[0].t
+        for node in skeleton.graph.node
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value"
+    }
+    for node in ranges:
+        tensors = [scalars.get(name) for name in node.input]
+        values = [np.asarray(onnx.numpy_helper.to_array(t)).reshape(-1) for t in tensors if t is not None]
+        if len(values) < 3 or any(v.size != 1 for v in values):
+            continue
+        start, limit, step = (float(v[0]) for v in values)
+        if step and abs((limit - start) / step) > _LONGEST_RANGE:
+            raise ModelError(
+                f"Range ({node.name or node.output[0]!r}) has more than {_LONGEST_RANGE:,} numbers; export the model "
+                "again"
+            )
 
 
 def _numbers(shape: Shape | None) -> tuple[int, ...] | None:
@@ -205,7 +239,8 @@ def _fitting(probes: Sequence[_Probe]) -> list[_Probe]:
 
 def _probed(skeleton: onnx.ModelProto, free: Mapping[str, bool], step: int) -> list[_Probe]:
     """Inference at sizes that are multiples of `step`; none if there are more dimensions than numbers."""
-    batches, sizes = iter(_BATCH_PROBES), iter(_SIZE_PROBES)
+    counts = any(node.op_type == "Range" for node in skeleton.graph.node)
+    batches, sizes = iter(_SHORT_BATCH_PROBES if counts else _BATCH_PROBES), iter(_SIZE_PROBES)
     columns = {symbol: next(batches if is_batch else sizes, ()) for symbol, is_batch in free.items()}
     if not all(columns.values()):
         return []

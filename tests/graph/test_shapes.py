@@ -293,3 +293,39 @@ def test_symbols_of_our_own_look_alike_and_are_never_written():
     assert b"onnx_gradcam/size" not in proto.SerializeToString()
     dims = proto.graph.output[-1].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in dims] == [0, 3, 0, 0]
+
+
+def test_a_range_over_the_rows_is_not_written_out_for_a_million_of_them():
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        g (float[N,768] x) => (float[N,768] y) <int64 zero={0}, int64 one={1}, int64[1] zeros={0}> {
+            s = Shape<start=0, end=1>(x)
+            n = Squeeze(s)
+            rows = Range(zero, n, one)
+            column = Unsqueeze(rows, zeros)
+            twice = Add(rows, rows)
+            half = Sub(twice, rows)
+            y = Gather(x, half)
+        }"""
+    )
+    found = infer_shapes(model)
+    assert found["y"].shape == ("N", 768)
+    assert found["rows"].probe_shape[0] < 1000
+
+
+@pytest.mark.parametrize("where", ["initializer", "node"])
+def test_a_range_that_would_fill_the_memory_is_refused(where):
+    limit = "" if where == "initializer" else "far = Constant<value=int64 {2000000000}>()"
+    stated = ", int64 far={2000000000}" if where == "initializer" else ""
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]>
+        g (float[1,3] x) => (float[1,3] y) <int64 zero={{0}}, int64 one={{1}}{stated}> {{
+            {limit}
+            many = Range(zero, far, one)
+            size = Size(many)
+            number = Cast<to=1>(size)
+            y = Add(x, number)
+        }}"""
+    )
+    with pytest.raises(ModelError, match=r"Range .* more than 10,000,000 numbers"):
+        load(model)
