@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, get_args
 
 from .errors import InputError, ModelError
 from .files import open_file
-from .options import GradDtype, ModifierName
+from .options import Combine, GradDtype, ModifierName
 
 __all__ = ["ONE_AT_A_TIME", "OWN", "PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
@@ -89,6 +89,7 @@ _WORDS: dict[str, Sequence[str]] = {
     "weights": ("linear", "gradient", "finite", "none"),
     "derivative": ("exact", "straight-through"),
     "modifier": ("", *get_args(ModifierName)),
+    "combine": ("", *get_args(Combine)),
     "grad_dtype": get_args(GradDtype),
 }
 """The words that some entries can be."""
@@ -128,6 +129,8 @@ class Metadata:
         derivative: `exact`, or `straight-through` if it crosses quantised numbers.
         target_tensor: the activation maps of the (first) layer; the image for methods that look at no layer.
         target_tensors: the activation maps of all layers.
+        combine: how the maps of several layers became one, if not in the preset's way: `mean`, `max`, `product` or
+            `sum`.
         score_tensor: the tensor that is differentiated.
         image_input: the input that takes images.
         layout: its axes, `NCHW` or `NHWC`.
@@ -172,6 +175,7 @@ class Metadata:
     modifier: str = ""
     eigen_smooth: bool = False
     target_tensors: list[str] = dataclasses.field(default_factory=list)
+    combine: str = ""
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
     profile: str = "portable"

@@ -72,7 +72,7 @@ def _cuts(
     t: Builder, score: Value, wrt: Sequence[Value], carries: Carries, positions: Mapping[ir.Value, int]
 ) -> list[Value]:
     """float16 tensors that every path crosses, from the score on, at least `_SPAN` nodes apart."""
-    crossed = [dominators(t.nodes, v.core, score.core, carries) for v in wrt]
+    crossed = [dominators(t.nodes, v.core, [score.core], carries) for v in wrt]
     common = set.intersection(*map(set, crossed)) - {score.core, *(v.core for v in wrt)}
     cuts: list[Value] = []
     last = 1 + max(positions.values(), default=0)

@@ -199,7 +199,11 @@ OPTIONS: dict[str, Any] = {
         metavar="NAME",
     ),
     "combine": _declared(
-        Combine, "Method", "How heatmaps of several layers become one. [default: mean]", metavar="mean|max|product"
+        Combine,
+        "Method",
+        "How heatmaps of several layers become one; sum adds raw maps. [default: sum for the levels of a detector, "
+        "else mean]",
+        metavar="mean|max|product|sum",
     ),
     "weights": _declared(
         Weights,

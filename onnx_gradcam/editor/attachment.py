@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Choices, Options
 
 from .ingredients import Ingredients, free_name
-from .methods.maps import finish_within
+from .methods.maps import added, finish_within
 from .plan import Plan, make_plan
 from .targets.axes import letters
 from .targets.task import MASK
@@ -126,7 +127,10 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
     else:
         cams = [plan.method.function(t, **ingredients.of(i)) for i in range(len(plan.layers))]
         grid = plan.layer.chosen.grid
-    combine = plan.options.combine or plan.method.combine
+    combine = plan.combine
+    if combine == "sum" and len(cams) > 1:
+        finest = max(range(len(cams)), key=lambda i: math.prod(plan.layers[i].chosen.probe_grid))
+        cams, grid = [added(t, cams, finest)], plan.layers[finest].chosen.grid
     size = _image_size(t, plan.image, plan.spatial_axes, sizes)
     if plan.options.class_input == "all":
         results["heatmap"], results["cam"] = _of_all_classes(plan, ingredients.all_classes(), size, sizes)
@@ -188,6 +192,7 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         modifier=plan.modifier or "",
         eigen_smooth=plan.options.eigen_smooth,
         weights=plan.weights,
+        combine=plan.combine or "" if len(plan.layers) > 1 else "",
         derivative="straight-through" if plan.quantised is not None else "exact",
         target_tensor=plan.layer.chosen.tensor.name,
         target_tensors=[target.name for target in plan.targets],

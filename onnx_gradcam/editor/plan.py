@@ -25,7 +25,7 @@ from onnx_gradcam.graph.paths import Carries, between, carries_content, row_coup
 from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried, Metadata
-from onnx_gradcam.options import Options
+from onnx_gradcam.options import Combine, Options
 
 from .head import Head, read_head
 from .methods.catalogue import Method, Variable
@@ -35,7 +35,8 @@ from .resolution import added, as_exported, chosen_method, resolved, with_class_
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.extent import CUTS, edges, follow_extents
-from .targets.layer import Candidate, Layer, blocked, find_layer
+from .targets.layer import Candidate, Layer, blocked, follow_paths
+from .targets.levels import find_layers
 from .targets.score import OBJECTIVES, Aim, Objective, Score, against, aimed_score, find_image, find_score
 from .targets.task import SCORES, USUAL_TASK, Task, find_task
 
@@ -110,6 +111,20 @@ class Plan:
     def targets(self) -> list[Value]:
         """The target tensors."""
         return [layer.chosen.tensor for layer in self.layers]
+
+    @property
+    def combine(self) -> Combine | None:
+        """How the maps of several layers become one; `None` for the preset's way."""
+        chosen = self.options.combine or self.method.combine
+        if chosen is None and self.has_levels and self.method.additive and self.preset.methods is None:
+            return "sum"
+        return chosen
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether the layers are a set that was chosen together."""
+        automatic = self.options.layer == "auto" or list(self.options.layer) == ["auto"]
+        return automatic and len(self.layers) > 1
 
     @property
     def image_candidate(self) -> Candidate:
@@ -207,7 +222,15 @@ class Plan:
         """What the user should know."""
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
         caution = [self.preset.caution] if self.preset.caution else []
-        return [*self.remarks, *self._hazard, *self._missing, *self._training, *coupled, *self._unfollowed, *caution]
+        asides = [*self._hazard, *self._missing, *self._training, *coupled, *self._unfollowed, *self._scattered]
+        return [*self.remarks, *asides, *caution]
+
+    @property
+    def _scattered(self) -> list[str]:
+        if not self.task.boxes or self.method.name != "gradcam":
+            return []
+        averaged = "Grad-CAM averages gradients over all positions, so that the map of one box marks other objects too"
+        return [f"{averaged}; --method hirescam does not"]
 
     @property
     def _training(self) -> list[str]:
@@ -482,15 +505,19 @@ def _layers(
     carried = Carried.from_props(t.model.metadata)
     # The maps of a segmentation are its answer; the layer is one they are computed from.
     classes = score.classes if task.maps_are_scores else None
+    paths = follow_paths(t, image.tensor, score.tensor, carries)
     layers: dict[str, Layer] = {}
     for name in [options.layer] if isinstance(options.layer, str) else options.layer:
         exported = carried.target_layer if name == "auto" else ""
-        layer = find_layer(
-            t, image.tensor, score.tensor, carries, exported or name, carried.tensors, classes, boxes=task.boxes
+        found = find_layers(
+            paths, exported or name, carried.tensors, classes, boxes=task.boxes, several=method.combines
         )
         if exported:
-            layer = replace(layer, reason=f"layer {exported!r}, which the model was exported with")
-        layers.setdefault(layer.chosen.tensor.name, layer)
+            found = tuple(
+                replace(layer, reason=f"layer {exported!r}, which the model was exported with") for layer in found
+            )
+        for layer in found:
+            layers.setdefault(layer.chosen.tensor.name, layer)
     return tuple(layers.values())
 
 

@@ -15,7 +15,7 @@ from onnx_gradcam.editor.origins import read_statements
 from onnx_gradcam.editor.resolution import as_exported, with_class_scores
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.classes import check_labels
-from onnx_gradcam.editor.targets.layer import find_layer, on_path
+from onnx_gradcam.editor.targets.layer import find_layer, follow_paths, on_path
 from onnx_gradcam.editor.targets.score import find_image, find_score
 from onnx_gradcam.editor.targets.task import USUAL_TASK, Task, find_task, outputs_for
 from onnx_gradcam.errors import InputError, TargetError
@@ -187,7 +187,8 @@ def finish_export(
     _refuse_folded(aim.t, product, layer)
     names = {name: entry.tensor for name, entry in product.layers.items()}
     answers = aim.classes if task.maps_are_scores else None
-    chosen = find_layer(aim.t, image, aim.tensor, carries, layer or "auto", names, answers, boxes=task.boxes)
+    paths = follow_paths(aim.t, image, aim.tensor, carries)
+    chosen = find_layer(paths, layer or "auto", names, answers, boxes=task.boxes)
     _, alive = between(aim.t.nodes, [image.core], [aim.end.core], carries)
     tensors = _resolved(aim.t, names, alive)
     t = _without(model, own)

@@ -373,6 +373,13 @@ class Builder:
             declare(value.core, value.elem_type, value.known_shape)
             self.graph.outputs.append(value.core)
 
+    def sized_as(self, old: ir.Value, new: Value) -> Value:
+        """Say that an appended value has the shape of a tensor of the graph."""
+        shape = TensorInfo.of(old).shape
+        new = new if shape is None else self.refine(new, shape)
+        replace(TensorInfo.of(new.core), probe_shape=TensorInfo.of(old).probe_shape).keep_on(new.core)
+        return new
+
     def take_over(self, old: ir.Value, new: Value) -> None:
         """Put an appended value in the place of a tensor of the graph, under its name."""
         name, dead = str(old.name), self.unique("replaced")

@@ -85,14 +85,18 @@ def between(
     return path[::-1], needed
 
 
-def dominators(nodes: Sequence[ir.Node], source: ir.Value, sink: ir.Value, carries: Carries) -> list[ir.Value]:
-    """The tensors on *every* path from `source` to `sink`, in order, both ends included; empty without a path.
+def dominators(
+    nodes: Sequence[ir.Node], source: ir.Value, sinks: Sequence[ir.Value], carries: Carries
+) -> list[ir.Value]:
+    """The tensors on *every* path from `source` to any of `sinks`, in order; empty where a sink has no path.
+
+    The source is the first; a single sink is the last.
 
     Immediate dominators of a directed acyclic graph in one topological sweep, after Cooper, Harvey and Kennedy,
     "A Simple, Fast Dominance Algorithm", 2001.
     """
-    path, alive = between(nodes, [source], [sink], carries)
-    if sink not in alive:
+    path, alive = between(nodes, [source], sinks, carries)
+    if not alive.issuperset(sinks):
         return []
     above: dict[ir.Value, ir.Value] = {}
     depth = {source: 0}
@@ -104,7 +108,10 @@ def dominators(nodes: Sequence[ir.Node], source: ir.Value, sink: ir.Value, carri
         for output in node.outputs:
             if output in alive:
                 above[output], depth[output] = common, depth[common] + 1
-    chain = [sink]
+    last = sinks[0]
+    for other in sinks[1:]:
+        last = _meet(last, other, above, depth)
+    chain = [last]
     while chain[-1] is not source:
         chain.append(above[chain[-1]])
     return chain[::-1]

@@ -35,7 +35,7 @@ def path_of(text, sources, sinks, carries=everything):
 def dominators_of(text, source, sink, carries=everything):
     g = graph(text)
     tensors = values(g)
-    return [v.name for v in dominators(tuple(g), tensors[source], tensors[sink], carries)]
+    return [v.name for v in dominators(tuple(g), tensors[source], [tensors[name] for name in sink.split()], carries)]
 
 
 DIAMOND = """g (float[2] x, float[2] w) => (float[2] y) {
@@ -135,6 +135,13 @@ def test_dominators_follow_the_edges_that_carry():
     }"""
     assert dominators_of(text, "x", "y") == ["x", "y"]
     assert dominators_of(text, "x", "y", all_but("Shape")) == ["x", "a", "y"]
+
+
+def test_dominators_of_several_tensors():
+    assert dominators_of(DIAMOND, "x", "b c") == ["x", "a"]
+    assert dominators_of(DIAMOND, "x", "b b") == ["x", "a", "b"]
+    assert dominators_of(DIAMOND, "x", "a d") == ["x", "a"]
+    assert dominators_of(DIAMOND, "x", "d w") == []
 
 
 def test_no_path_no_dominators():

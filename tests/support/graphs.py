@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from onnx_gradcam.autodiff.backward import carries_gradient
-from onnx_gradcam.editor.targets.layer import Layer, find_layer
+from onnx_gradcam.editor.targets.layer import Layer, find_layer, follow_paths
 from onnx_gradcam.editor.targets.score import find_score, image_inputs
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
@@ -67,7 +67,7 @@ def choose(model: onnx.ModelProto, layer: str = "auto", names: dict[str, str] | 
     """The target tensor that is chosen in a model of one image and one score."""
     t = builder(model)
     score = find_score(t)
-    return find_layer(t, image_inputs(t)[0], score.tensor, carries_gradient(t), layer, names)
+    return find_layer(follow_paths(t, image_inputs(t)[0], score.tensor, carries_gradient(t)), layer, names)
 
 
 HAS_VNNI = "vnni" in (Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else "vnni")

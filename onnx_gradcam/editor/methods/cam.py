@@ -43,7 +43,7 @@ def cam(t: Builder, A: Value, G: Value, total: Total) -> Value:
     return total(A, spatial_sum(t, G, A))
 
 
-@method("hirescam", title="HiResCAM", reference="Draelos and Carin 2020, eq. 4")
+@method("hirescam", title="HiResCAM", reference="Draelos and Carin 2020, eq. 4", additive=True)
 def hires_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:  # noqa: ARG001 - every method takes the builder
     """sum_k G_ki A_ki at each position i."""
     return total(A, G)
@@ -53,13 +53,14 @@ def hires_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:  # noqa: A
     "gradcam-elementwise",
     title="Element-wise Grad-CAM",
     reference="Pillai and Pirsiavash 2021, section 3; pytorch-grad-cam grad_cam_elementwise.py",
+    additive=True,
 )
 def elementwise(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """sum_k max(G_ki A_ki, 0) at each position i."""
     return total(t.op("Relu", t.op("Mul", G, A)))
 
 
-@method("layercam", title="LayerCAM", reference="Jiang et al. 2021, eq. 4 and 5")
+@method("layercam", title="LayerCAM", reference="Jiang et al. 2021, eq. 4 and 5", additive=True)
 def layer_cam(t: Builder, A: Value, G: Value, total: Total) -> Value:
     """sum_k max(G_ki, 0) A_ki at each position i."""
     return total(A, t.op("Relu", G))

@@ -136,6 +136,7 @@ class Method:
         combine: how the heatmaps of several layers become one; `None` for the preset's way.
         linear_head: it is defined only for pooling and one linear layer behind the activation maps.
         absolute: the sign of an attribution has no meaning, so its heatmap shows absolute values.
+        additive: a raw map holds shares of the score at each position, so those of several layers can be added.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Method:
     combine: Combine | None = None
     linear_head: bool = False
     absolute: bool = False
+    additive: bool = False
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
@@ -181,6 +183,12 @@ class Method:
     def reruns_head(self) -> bool:
         """Whether it evaluates the model behind the layer again."""
         return any(ingredient.reruns_head for ingredient in self.ingredients)
+
+    @property
+    def combines(self) -> bool:
+        """Whether its maps of several layers can become one: it is part of the model, and looks at each alone."""
+        alone = self.runs_often or self.reruns_head or self.linear_head or self.differentiates("attention")
+        return self.family == "cam" and not alone
 
     @property
     def second_order(self) -> bool:

@@ -16,7 +16,7 @@ from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.options import Combine
 
-__all__ = ["Finish", "by_maximum", "by_range", "combined", "finish", "finish_within"]
+__all__ = ["Finish", "added", "by_maximum", "by_range", "combined", "finish", "finish_within"]
 __all__ += [
     "Matrix",
     "bicubic",
@@ -282,8 +282,16 @@ def by_range(t: Builder, maps: Value, epsilon: float) -> Value:
     return lifted / (t.reduce("ReduceMax", lifted, axes) + epsilon)
 
 
+def added(t: Builder, cams: Sequence[Value], finest: int) -> Value:
+    """The sum of raw maps `[N, h, w]` of several layers at the size of one of them, resized bilinearly."""
+    grid = [d for d in cams[finest].shape[1:] if isinstance(d, int)]
+    size = t.ints(*grid) if len(grid) == 2 else t.op("Shape", cams[finest], start=1)
+    maps = [cam if i == finest else bilinear(t, cam, size) for i, cam in enumerate(cams)]
+    return functools.reduce(lambda a, b: a + b, maps)
+
+
 def combined(t: Builder, maps: Sequence[Value], how: Combine) -> Value:
-    """Combine maps of several layers, all of one size, into one."""
+    """Combine heatmaps of several layers, all of one size, into one."""
     if len(maps) == 1:
         return maps[0]
     if how == "product":

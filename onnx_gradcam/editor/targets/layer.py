@@ -16,11 +16,12 @@ from .axes import Axis, Layout, follow, letters, window
 from .layer_names import LayerNames
 
 __all__ = ["Block", "Candidate", "Layer", "blocked", "find_blocks", "find_layer", "on_path"]
+__all__ += ["LINEAR", "Paths", "check_grid", "follow_paths", "is_pooled", "reads_class_token", "unviewed"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 _PRODUCTS = {"MatMul", "Einsum"}
-_LINEAR = {"Conv", "ConvTranspose", "Gemm", *_PRODUCTS}
+LINEAR = {"Conv", "ConvTranspose", "Gemm", *_PRODUCTS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,14 @@ class Candidate:
         if self.tokens is not None:
             return self.tokens.grid
         return tuple(self.tensor.shape[i] for i in self.spatial)
+
+    @property
+    def probe_grid(self) -> tuple[int, ...]:
+        """The spatial sizes in the example binding of free dimensions; empty where they are unknown."""
+        if self.tokens is not None:
+            return self.tokens.grid
+        shape = self.tensor.probe_shape
+        return () if shape is None else tuple(shape[i] for i in self.spatial)
 
     @property
     def spatial(self) -> list[int]:
@@ -108,25 +117,40 @@ class Layer:
     candidates: Sequence[Candidate] = field(repr=False)
 
 
-def find_layer(
-    t: Builder,
-    image: Value,
-    score: Value,
-    carries: Carries,
-    layer: str = "auto",
-    names: dict[str, str] | None = None,
-    classes: int | None = None,
-    *,
-    boxes: bool = False,
-) -> Layer:
-    """Choose the target tensor; `layer` is the name of a tensor, a node or a framework's layer (`names`), or `auto`.
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """The paths from the image to the score.
 
-    `carries` says which edges a gradient can cross. `auto` skips maps of one channel or of `classes` channels, which
-    are the model's answer, and with `boxes` all tensors behind the last convolution or matrix product, which describe
-    boxes.
+    Attributes:
+        t: the graph.
+        image: the image input.
+        score: what is explained.
+        carries: which edges a gradient can cross.
+        way: which edges make a path: those of `carries`, or all that carry content where no gradient gets through.
+        nodes: the nodes on any path that a gradient can cross, in topological order.
+        alive: the tensors on these paths.
+        chain: the tensors on every path, in order, both ends included.
+        layouts: the meaning of the axes of all tensors.
+        candidates: all tensors with spatial positions on these paths, in graph order.
+    """
+
+    t: Builder
+    image: Value
+    score: Value
+    carries: Carries
+    way: Carries
+    nodes: Sequence[ir.Node]
+    alive: set[ir.Value]
+    chain: Sequence[ir.Value]
+    layouts: dict[ir.Value, Layout]
+    candidates: Sequence[Candidate]
+
+
+def follow_paths(t: Builder, image: Value, score: Value, carries: Carries) -> Paths:
+    """Find the paths on which a layer can be.
 
     Raises:
-        TargetError: no such layer, it has no spatial positions, or the score does not depend on it.
+        TargetError: the score does not depend on the image.
         UnsupportedError: step functions stop every gradient of the score.
     """
     layouts = follow(t)
@@ -137,7 +161,7 @@ def find_layer(
         nodes, reached = between(t.nodes, [image.core], [score.core], way)
         # Behind a step function in front of the layer, such as a rounded image, there is a gradient all the same.
         path, alive = between(nodes, reached, [score.core], carries)
-    chain = dominators(t.nodes, image.core, score.core, way)
+    chain = dominators(t.nodes, image.core, [score.core], way)
     if not chain:
         raise TargetError(f"the score {score.name!r} does not depend on the input {image.name!r}; name another output")
     if not path:
@@ -150,26 +174,53 @@ def find_layer(
         for o in node.outputs
         if o in alive and (layout := layouts.get(o)) is not None and _has_positions(t.wrap(o), layout, batch)
     ]
-    head = _class_token_head(t, candidates, path)
+    return Paths(t, image, score, carries, way, path, alive, chain, layouts, candidates)
+
+
+def find_layer(
+    paths: Paths,
+    layer: str = "auto",
+    names: dict[str, str] | None = None,
+    classes: int | None = None,
+    *,
+    boxes: bool = False,
+) -> Layer:
+    """Choose the target tensor; `layer` is the name of a tensor, a node or a framework's layer (`names`), or `auto`.
+
+    `auto` skips maps of one channel or of `classes` channels, which are the model's answer, and with `boxes` all
+    tensors behind the last convolution or matrix product, which describe boxes.
+
+    Raises:
+        TargetError: no such layer, it has no spatial positions, or the score does not depend on it.
+        UnsupportedError: step functions stop every gradient behind the layer.
+    """
+    t, image, score, carries, alive = paths.t, paths.image, paths.score, paths.carries, paths.alive
+    candidates = paths.candidates
+    head = _class_token_head(t, candidates, paths.nodes)
     if layer != "auto":
         value, how = _requested(t, layer, names or {}, candidates, alive)
         value = on_path(t, _dequantised(t, value), alive)
         _, reached = between(t.nodes, [image.core], [score.core], carries_content)
         if value.core in reached - {score.core} and not between(t.nodes, [value.core], [score.core], carries)[0]:
             raise UnsupportedError(blocked(t, value, score, carries))
-        chosen, reason = _candidate(layer, value, candidates, alive, layouts), how
+        chosen, reason = _candidate(layer, value, candidates, alive, paths.layouts), how
         if head is not None:
             _refuse_behind_attention(t, head, chosen, carries)
     elif head is not None:
-        chosen, reason = _feeding(t, image, head, candidates, way)
+        chosen, reason = _feeding(t, image, head, candidates, paths.way)
     else:
-        chosen, reason = _automatic(t, _no_answers(candidates, path, classes, boxes=boxes), score)
+        chosen, reason = _automatic(t, _no_answers(candidates, paths.nodes, classes, boxes=boxes), score)
+    check_grid(chosen)
+    return Layer(chosen, reason, candidates)
+
+
+def check_grid(chosen: Candidate) -> None:
+    """Refuse tokens whose number depends on the image's size."""
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
         raise TargetError(
             f"the grid of the tokens of {chosen.tensor.name!r} depends on the image's size, which the model leaves "
             "open; export it with a fixed size"
         )
-    return Layer(chosen, reason, candidates)
 
 
 def blocked(t: Builder, image: Value, score: Value, carries: Carries) -> str:
@@ -204,18 +255,18 @@ def _no_answers(
         return [c for c in candidates if c.channels not in {1, classes}]
     if not boxes:
         return list(candidates)
-    last = max((i for i, node in enumerate(path) if node.op_type in _LINEAR), default=len(path))
+    last = max((i for i, node in enumerate(path) if node.op_type in LINEAR), default=len(path))
     before = {o for node in path[:last] for o in node.outputs}
     return [c for c in candidates if c.tensor.core in before]
 
 
 def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tuple[Candidate, str]:
-    useful = [c for c in candidates if c.every_path and not _is_pooled(c.tensor.core)]
+    useful = [c for c in candidates if c.every_path and not is_pooled(c.tensor.core)]
     if not useful:
         shown = ", ".join(repr(c.tensor.name) for c in candidates[-5:])
         hint = f"; name one with --layer, for example one of {shown}" if shown else ""
         raise TargetError(f"no tensor with spatial positions is on every path to the score {score.name!r}{hint}")
-    chosen = _unviewed(t, useful[-1], useful)
+    chosen = unviewed(t, useful[-1], useful)
     known = any(isinstance(side, int) for side in chosen.grid)
     size = f" ({_grid_size(chosen)})" if known else ""
     return (
@@ -229,7 +280,7 @@ def _grid_size(candidate: Candidate) -> str:
     return "x".join(str(size) if isinstance(size, int) else "?" for size in candidate.grid)
 
 
-def _is_pooled(value: ir.Value) -> bool:
+def is_pooled(value: ir.Value) -> bool:
     """Whether a tensor is a pooling result, or a view of one."""
     node = value.producer()
     while node is not None and node.op_type in VIEWS | QUANTISATION and node.inputs[0] is not None:
@@ -237,7 +288,7 @@ def _is_pooled(value: ir.Value) -> bool:
     return node is not None and node.op_type in _POOLS
 
 
-def _unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Candidate:
+def unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Candidate:
     """The tensor that `chosen` is a view of (transposed, reshaped, quantized and dequantized).
 
     Quantization clips, and is often all that is left of a rectifier: what it reads is not the same layer.
@@ -283,11 +334,16 @@ def _class_token_head(t: Builder, candidates: Sequence[Candidate], path: Sequenc
     return _ClassTokenHead(tokens[read[-1]], mixers)
 
 
+def reads_class_token(paths: Paths) -> bool:
+    """Whether the head reads class tokens only."""
+    return _class_token_head(paths.t, paths.candidates, paths.nodes) is not None
+
+
 def _feeding(
     t: Builder, image: Value, head: _ClassTokenHead, candidates: Sequence[Candidate], carries: Carries
 ) -> tuple[Candidate, str]:
     """The token grid that feeds the last attention."""
-    chain = dominators(t.nodes, image.core, head.mixers[-1].outputs[0], carries)[:-1] if head.mixers else []
+    chain = dominators(t.nodes, image.core, [head.mixers[-1].outputs[0]], carries)[:-1] if head.mixers else []
     feeding = [
         c for c in candidates if c.tensor.core in chain and c.tokens is not None and c.channels == head.last.channels
     ]
@@ -296,7 +352,7 @@ def _feeding(
             f"the head reads the class token of {head.last.tensor.name!r} only, and which token grid feeds the last "
             "attention cannot be told; name a layer in front of it with --layer"
         )
-    chosen = _unviewed(t, feeding[-1], feeding)
+    chosen = unviewed(t, feeding[-1], feeding)
     grid = _grid_size(chosen)
     return chosen, (
         f"the head reads the class token only, so this is the last normalised grid of {grid} tokens "

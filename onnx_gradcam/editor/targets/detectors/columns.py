@@ -19,6 +19,7 @@ from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES
 
 __all__ = ["Kind", "Part", "columns", "kind_of", "merged", "moved_axis", "producer_of", "source_of"]
+__all__ += ["start_of"]
 
 Kind = Literal["score", "box", "raw", "id", "constant", "mixed"]
 """Probabilities, arithmetic on boxes, the output of a linear layer, integers, constants, several of these."""
@@ -74,7 +75,7 @@ def _columns(t: Builder, value: Value, axis: int) -> list[Part]:
         return whole
     if node.op_type == "Concat":
         return _joined(t, node, axis, len(shape)) or whole
-    if node.op_type in {"Split", "Slice"} and (start := _start(t, node, value.core, axis)) is not None:
+    if node.op_type in {"Split", "Slice"} and (start := start_of(t, node, value.core, axis)) is not None:
         return _cut(_columns(t, before, axis), start, start + shape[axis])
     there = moved_axis(value, before, axis)
     return whole if there is None or (node.op_type == "Cast" and not before.is_float) else _columns(t, before, there)
@@ -106,7 +107,7 @@ def _cut(parts: Sequence[Part], start: int, end: int) -> list[Part]:
     return result
 
 
-def _start(t: Builder, node: ir.Node, output: ir.Value, axis: int) -> int | None:
+def start_of(t: Builder, node: ir.Node, output: ir.Value, axis: int) -> int | None:
     """Where along `axis` the numbers begin that a Split or Slice takes; `None` if it cannot be told."""
     source = source_of(node)
     size = None if source is None else t.wrap(source).probe_shape

@@ -17,7 +17,7 @@ from onnx_gradcam.options import Background
 
 from .columns import Part, columns, kind_of, producer_of, source_of
 from .selection import cut_off, find_plugin, origins
-from .tables import Activation, Factor, Table, factors_of, joined, rearranged, unactivated
+from .tables import Activation, Factor, Table, factors_of, joined, narrowed, rearranged, unactivated
 
 __all__ = ["Hints", "Reading", "recognize"]
 
@@ -207,15 +207,15 @@ def _of_columns(t: Builder, value: Value, axis: int, parts: Sequence[Part], layo
 
     def table() -> Table:
         activations = _activations(t, parts)
-        plain, logits = rearranged(t, value, axis), rearranged(t, unactivated(t, value), axis)
+        logits = unactivated(t, value)
         factors = []
         spans = [(layout.objectness, 1)] if layout.objectness is not None else []
         spans.append((layout.start, layout.classes))
         for (start, size), power in zip(spans, layout.powers[-len(spans) :], strict=True):
             activation = activations[start]
-            source = plain if activation == "none" else logits
-            cut = t.op("Slice", source, t.ints(start), t.ints(start + size), t.ints(2))
-            factors.append(Factor(cut, activation, power))
+            source = value if activation == "none" else logits
+            cut = narrowed(t, source, axis, start, start + size)
+            factors.append(Factor(rearranged(t, cut, axis), activation, power))
         return Table(tuple(factors))
 
     return Reading(

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from onnx_gradcam.graph.builder import Attribute, Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES
 
-from .columns import kind_of, producer_of, source_of
+from .columns import kind_of, moved_axis, producer_of, source_of, start_of
 
-__all__ = ["Activation", "Factor", "Table", "factors_of", "joined", "rearranged", "unactivated"]
+__all__ = ["Activation", "Factor", "Table", "factors_of", "joined", "narrowed", "rearranged", "unactivated"]
 
 Activation = Literal["sigmoid", "softmax", "none"]
 
@@ -194,6 +194,7 @@ def factors_of(t: Builder, value: Value, axis: int) -> tuple[Factor, ...]:
     if activation == "softmax" and not _over(t, value, axis):
         activation = "none"
     source = value if activation == "none" else logits
+    source = narrowed(t, source, axis, 0, source.shape[axis])
     return (Factor(rearranged(t, source, axis), activation),)  # type: ignore[arg-type]
 
 
@@ -209,6 +210,84 @@ def _over(t: Builder, value: Value, axis: int) -> bool:
     node = value.core.producer()
     assert node is not None  # noqa: S101 - a Softmax computes it
     return node.attributes.get_int("axis", -1) % value.rank == axis % value.rank
+
+
+def narrowed(t: Builder, value: Value, axis: int, start: int, end: int | str | None) -> Value:
+    """Some neighbouring columns of a table along an axis.
+
+    Where the graph joins columns that other layers compute, only those asked for are joined, so that a path to the
+    score leads through the layers of the classes alone, and not through those of the boxes.
+    """
+    if isinstance(end, int) and (found := _narrowed(t, value, axis, start, end)) is not None:
+        return found
+    if start == 0 and end == value.shape[axis]:
+        return value
+    return t.op("Slice", value, t.ints(start), t.ints(int(end or 0)), t.ints(axis))
+
+
+def _narrowed(t: Builder, value: Value, axis: int, start: int, end: int) -> Value | None:
+    """As `narrowed`; `None` where the graph joins no columns."""
+    node, source = value.core.producer(), source_of(value.core.producer())
+    if node is None or source is None:
+        return None
+    if node.op_type == "Concat":
+        along = node.attributes["axis"].as_int() % value.rank == axis
+        return _chosen(t, node, axis, start, end) if along else _each(t, node, axis, start, end)
+    before = t.wrap(source)
+    if node.op_type in {"Split", "Slice"}:
+        first = start_of(t, node, value.core, axis) if _cuts_only(t, node, axis, before) else None
+        return None if first is None else _narrowed(t, before, axis, first + start, first + end)
+    there = moved_axis(value, before, axis) if node.op_type in _COPIED | QUANTISATION else None
+    per_axis = [i for i in node.inputs[1:] if node.op_type in QUANTISATION and i is not None and t.wrap(i).rank]
+    if there is None or per_axis or not before.is_float:
+        return None
+    inner = _narrowed(t, before, there, start, end)
+    if inner is None or node.op_type not in RESHAPES:
+        return None if inner is None else _copied(t, node, [inner, *node.inputs[1:]])[0]
+    return _reshaped(t, inner, before, [end - start if i == axis else size for i, size in enumerate(value.shape)])
+
+
+def _chosen(t: Builder, node: ir.Node, axis: int, start: int, end: int) -> Value | None:
+    """The operands of a Concat along `axis` that hold its columns from `start` to `end`."""
+    pieces, at = [], 0
+    for operand in (t.wrap(i) for i in node.inputs if i is not None):
+        size = operand.shape[axis]
+        if not isinstance(size, int):
+            return None
+        if max(at, start) < min(at + size, end):
+            pieces.append(narrowed(t, operand, axis, max(start - at, 0), min(end - at, size)))
+        at += size
+    return pieces[0] if len(pieces) == 1 else t.op("Concat", *pieces, axis=axis)
+
+
+def _each(t: Builder, node: ir.Node, axis: int, start: int, end: int) -> Value | None:
+    """A Concat along another axis, of operands that are narrowed each."""
+    operands = [_narrowed(t, t.wrap(i), axis, start, end) for i in node.inputs if i is not None]
+    if any(operand is None for operand in operands):
+        return None
+    return t.op("Concat", *operands, axis=node.attributes["axis"].as_int())
+
+
+def _cuts_only(t: Builder, node: ir.Node, axis: int, before: Value) -> bool:
+    """Whether a Split or Slice changes no other axis."""
+    after, shape = t.wrap(node.outputs[0]).probe_shape, before.probe_shape
+    if after is None or shape is None:
+        return False
+    return all(a == b for i, (a, b) in enumerate(zip(after, shape, strict=True)) if i != axis)
+
+
+def _reshaped(t: Builder, inner: Value, before: Value, sizes: Sequence[int | str | None]) -> Value | None:
+    """`inner` with the sizes given; a free one is that of the same axis of `before`, or what is left."""
+    kept = [i < before.rank and before.shape[i] == size for i, size in enumerate(sizes)]
+    dims = [size if isinstance(size, int) else 0 if keep else -1 for size, keep in zip(sizes, kept, strict=True)]
+    return t.op("Reshape", inner, t.ints(*dims)) if dims.count(-1) < 2 else None
+
+
+def _copied(t: Builder, node: ir.Node, inputs: Sequence[Value | ir.Value | None]) -> list[Value]:
+    """The outputs of a node like `node` with other inputs."""
+    attributes: dict[str, Attribute] = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr)}
+    values = [t.wrap(i) if isinstance(i, ir.Value) else i for i in inputs]
+    return list(t.ops(str(node.op_type), *values, outputs=len(node.outputs), **attributes))  # type: ignore[arg-type]
 
 
 def unactivated(t: Builder, value: Value) -> Value:
@@ -246,8 +325,7 @@ class _Unactivated:
         activations = frozenset().union(*(activation for _, activation in results))
         if not activations:
             return value, frozenset()
-        inputs = [v for v, _ in results] + [t.wrap(i) if i is not None else None for i in node.inputs[len(results) :]]
-        attributes: dict[str, Attribute] = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr)}
-        copies = t.ops(str(node.op_type), *inputs, outputs=len(node.outputs), **attributes)  # type: ignore[arg-type]
-        copy = copies[list(node.outputs).index(value.core)]
-        return t.refine(copy, value.shape) if value.known_shape is not None else copy, activations
+        copies = _copied(t, node, [*(v for v, _ in results), *node.inputs[len(results) :]])
+        for output, copy in zip(node.outputs, copies, strict=True):
+            t.sized_as(output, copy)
+        return copies[list(node.outputs).index(value.core)], activations

@@ -1,0 +1,145 @@
+"""The feature maps that heads read, one of each level of a detector's pyramid or of each branch of an ensemble.
+
+Where a score is read from several grids, the last tensor on every path lies far back, before the grids part. The set of
+the last tensors of every grid has the score behind it as well: each path from the image leads through one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from onnx_gradcam.errors import TargetError
+from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, between, dominators, node_inputs
+
+from .layer import LINEAR, Candidate, Layer, Paths, check_grid, find_layer, is_pooled, reads_class_token, unviewed
+
+__all__ = ["find_layers"]
+
+_ROUNDING = VIEWS | QUANTISATION | {"DynamicQuantizeLinear", "Sub"}
+"""What may be between a feature map and a convolution; a quantised one subtracts its zero point."""
+
+
+def find_layers(
+    paths: Paths,
+    layer: str = "auto",
+    names: dict[str, str] | None = None,
+    classes: int | None = None,
+    *,
+    boxes: bool = False,
+    several: bool = True,
+) -> tuple[Layer, ...]:
+    """The target tensors: the one of `find_layer`, or where `several` may be explained together, a set.
+
+    `auto` takes the inputs of the heads of a detector (`boxes`), one of each grid. For other models it takes a set only
+    where no single tensor is on every path.
+
+    Raises:
+        TargetError: as `find_layer`.
+        UnsupportedError: as `find_layer`.
+    """
+    automatic = layer == "auto" and several and not reads_class_token(paths)
+    if automatic and boxes and (levels := _levels(paths)):
+        return _layers(paths, levels, "detection head reads")
+    try:
+        return (find_layer(paths, layer, names, classes, boxes=boxes),)
+    except TargetError:
+        levels = _levels(paths) if automatic and classes is None else []
+        if not levels:
+            raise
+        return _layers(paths, levels, "branches of the model end in")
+
+
+def _layers(paths: Paths, levels: Sequence[Candidate], what: str) -> tuple[Layer, ...]:
+    for level in levels:
+        check_grid(level)
+    grids = ", ".join("x".join(map(str, level.probe_grid)) for level in levels)
+    shown = f"the last feature map{'s' if len(levels) > 1 else ''} that the {what} ({grids})"
+    return tuple(Layer(level, shown, paths.candidates) for level in levels)
+
+
+def _levels(paths: Paths) -> list[Candidate]:
+    """The last tensors of every grid that the score is read from, in graph order; empty if other paths are left."""
+    # Of what the score appends the sizes are not known; it moves numbers of the last tensors whose sizes are.
+    positions = {c.tensor.core: c for c in paths.candidates if c.probe_grid}
+    levels: dict[ir.Value, Candidate] = {}
+    groups: dict[tuple[int, ...], list[ir.Value]] = {}
+    for value in _exits(paths, positions):
+        groups.setdefault(positions[value].probe_grid, []).append(value)
+    for grid, exits in groups.items():
+        level = _level(paths, positions, grid, exits)
+        # Branches that share nothing have a layer each.
+        found = [level] if level is not None else [_level(paths, positions, grid, [value]) for value in exits]
+        levels |= {c.tensor.core: c for c in found if c is not None}
+    if not levels or _reaches(paths, levels):
+        return []
+    place = {value: i for i, value in enumerate(positions)}
+    return sorted(levels.values(), key=lambda c: place[c.tensor.core])
+
+
+def _exits(paths: Paths, positions: Iterable[ir.Value]) -> list[ir.Value]:
+    """The tensors with positions that a node reads whose result leads to no such tensor any more."""
+    known = set(positions)
+    exits: dict[ir.Value, None] = {}
+    leads: set[ir.Value] = set()
+    for node in reversed(paths.nodes):
+        onward = any(o in known or o in leads for o in node.outputs if o in paths.alive)
+        for value in node_inputs(node):
+            if value not in paths.alive or not paths.way(node, value):
+                continue
+            if onward:
+                leads.add(value)
+            elif value in known:
+                exits[value] = None
+    return list(exits)[::-1]
+
+
+def _level(
+    paths: Paths, positions: dict[ir.Value, Candidate], grid: tuple[int, ...], exits: Sequence[ir.Value]
+) -> Candidate | None:
+    """The last tensor of a grid on every path to `exits` that no head has changed yet; `None` if there is none.
+
+    That is where another head parts, such as that of the boxes, or else what the last convolution reads.
+    """
+    chain = dominators(paths.nodes, paths.image.core, exits, paths.way)
+    shared = [positions[v] for v in chain if v in positions and positions[v].probe_grid == grid and not is_pooled(v)]
+    if not shared:
+        return None
+    on_path = set(paths.nodes)
+    parting = [c for c in shared if _feeds_another_head(c.tensor.core, on_path)]
+    if parting:
+        return unviewed(paths.t, parting[-1], shared)
+    for candidate in reversed(shared):
+        behind, _ = between(paths.nodes, [candidate.tensor.core], exits, paths.way)
+        if any(node.op_type in LINEAR for node in behind):
+            return unviewed(paths.t, candidate, shared)
+    return unviewed(paths.t, shared[-1], shared)
+
+
+def _feeds_another_head(value: ir.Value, on_path: set[ir.Node]) -> bool:
+    """Whether a convolution or matrix product beside the paths to the score reads a tensor, perhaps rounded."""
+    todo, seen = [value], set()
+    while todo:
+        value = todo.pop()
+        for node in value.consumers():
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op_type in LINEAR and node not in on_path:
+                return True
+            if node.op_type in _ROUNDING:
+                todo += node.outputs
+    return False
+
+
+def _reaches(paths: Paths, levels: Iterable[ir.Value]) -> bool:
+    """Whether a path from the image to the score leads past all levels."""
+    cut = set(levels)
+    past = between(
+        paths.nodes,
+        [paths.image.core],
+        [paths.score.core],
+        lambda node, value: value not in cut and paths.way(node, value),
+    )
+    return bool(past[0])
