@@ -82,7 +82,8 @@ Tensor = tuple[str, Sequence[int | str | None] | None]
 
 _UNFIT = "the model's explanation metadata does not fit its graph"
 _REMEDY = "; it was edited after it was explained, so start from the original model"
-_MAY_BE_EMPTY = {"class_input", "mask_input", "attribution"}
+_DETECTIONS = ("box_input", "heatmap_box", "heatmap_score", "detection_scores", "detection_boxes")
+_MAY_BE_EMPTY = {"class_input", "mask_input", "attribution", *_DETECTIONS}
 _WORDS: dict[str, Sequence[str]] = {
     "layout": ("NCHW", "NHWC"),
     "activation": ("", "softmax", "logsoftmax", "sigmoid"),
@@ -151,6 +152,13 @@ class Metadata:
         mask_input: name of the input with the region where a segmentation is explained; empty for none.
         all_classes: heatmap and raw map have one map per class, in the order of the classes, on axis 1.
         couples_rows: what the model computes for a row depends on the other rows of the batch.
+        box_input: name of the input that chooses the box of a detector; empty if it is fixed, or for other tasks, as
+            are the next four.
+        heatmap_box: name of the output with the index of the explained box.
+        heatmap_score: name of the output with its probability.
+        detection_scores: name of the output with the probabilities of all boxes, `[N, boxes, K]`.
+        detection_boxes: name of the output with the corners of all boxes, `[N, boxes, 4]`, in pixels of the input;
+            empty where these cannot be told.
         extent: top, left, bottom and right of the part of the input that the layer's maps cover, each as pixels and a
             share of the input's height or width; empty for the whole input.
     """
@@ -185,6 +193,11 @@ class Metadata:
     mask_input: str = ""
     all_classes: bool = False
     couples_rows: bool = False
+    box_input: str = ""
+    heatmap_box: str = ""
+    heatmap_score: str = ""
+    detection_scores: str = ""
+    detection_boxes: str = ""
     extent: list[list[float]] = dataclasses.field(default_factory=list)
 
     def box_in(self, height: int, width: int) -> tuple[int, int, int, int]:
@@ -225,7 +238,13 @@ class Metadata:
         self._check_tensor("cam", outputs, "output", "float32", maps)
         self._check_tensor("heatmap_class", outputs, "output", "int64", 1)
         self._check_tensor("attribution", outputs, "output", "", rank)
-        names = [self.scores_output, self.heatmap, self.cam, self.heatmap_class, *filter(None, [self.attribution])]
+        self._check_tensor("box_input", inputs, "input", "int64", 1)
+        self._check_tensor("heatmap_box", outputs, "output", "int64", 1)
+        self._check_tensor("heatmap_score", outputs, "output", "float32", 1)
+        self._check_tensor("detection_scores", outputs, "output", "float32", 3)
+        self._check_tensor("detection_boxes", outputs, "output", "float32", 3)
+        optional = [self.attribution, *(getattr(self, name) for name in _DETECTIONS[1:])]
+        names = [self.scores_output, self.heatmap, self.cam, self.heatmap_class, *filter(None, optional)]
         if len(set(names)) < len(names):
             raise ModelError(f"{_UNFIT}: two of its entries name the same output{_REMEDY}")
 

@@ -62,6 +62,11 @@ def test_what_is_said():
         "mask_input": "",
         "all_classes": "false",
         "couples_rows": "false",
+        "box_input": "",
+        "heatmap_box": "",
+        "heatmap_score": "",
+        "detection_scores": "",
+        "detection_boxes": "",
         "extent": "[]",
     }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -22,16 +23,16 @@ from onnx_gradcam.graph.shapes import Shape, TensorInfo, declare
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.options import Choices, Options
 
-from .ingredients import Ingredients, free_name
+from .ingredients import Ingredients
 from .methods.maps import added, finish_within
 from .plan import Plan, make_plan
 from .targets.axes import letters
-from .targets.task import MASK
+from .targets.task import MASK, free_name
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Explained", "attach", "describe", "with_required_class"]
+__all__ = ["Explained", "attach", "describe", "explained_boxes", "with_required_class"]
 
 
 @dataclass(eq=False)
@@ -141,9 +142,26 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
         results["heatmap"] = t.refine(heatmap, (batch, *sizes))
         results["cam"] = t.refine(cams[0], (batch, *grid))
     results["heatmap_class"] = t.refine(ingredients.classes, (batch,))
+    results |= explained_boxes(plan, ingredients.classes)
     names = {name: free_name(t, name) for name in results}
     outputs = [t.output(value, names[name]) for name, value in results.items()]
     return names, _beyond(t, outputs, plan.options.profile)
+
+
+def explained_boxes(plan: Plan, classes: Value) -> dict[str, Value]:
+    """Index and probability of the explained box, `int64 [N]` and `float32 [N]`, by field of `Metadata`."""
+    t, detections = plan.t, plan.detections
+    if detections is None:
+        return {}
+    indices = t.find(detections.indices)
+    assert indices is not None  # noqa: S101 - the task appended it
+    picked = t.op("Unsqueeze", classes, t.ints(1))
+    index, score = (
+        t.op("Squeeze", t.op("GatherElements", table, picked, axis=1), t.ints(1))
+        for table in (indices, plan.score.output)
+    )
+    batch = (plan.score.tensor.shape[0],)
+    return {"heatmap_box": t.refine(index, batch), "heatmap_score": t.refine(t.cast(score, np.float32), batch)}
 
 
 def _of_all_classes(plan: Plan, cams: Value, size: Value, sizes: Sequence[int | str | None]) -> tuple[Value, Value]:
@@ -184,7 +202,7 @@ def _image_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequence
 
 def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
     """The metadata of an explained model; `names` are those of its outputs, by field of `Metadata`."""
-    options = plan.options
+    options, detections = plan.options, plan.detections
     return Metadata(
         version=__version__,
         method=plan.method.name,
@@ -213,6 +231,9 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         all_classes=options.class_input == "all",
         couples_rows=plan.couples_rows,
         extent=plan.extent,
+        box_input=detections.box_input if detections is not None else "",
+        detection_scores=detections.scores if detections is not None else "",
+        detection_boxes=detections.boxes if detections is not None else "",
         **names,
     )
 
@@ -220,6 +241,7 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
 def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple[Model, Metadata]:
     """The explained model with an ordinary class input, for clients that cannot leave an input out.
 
+    A detector explains the best box of the class, or the one that it was attached with.
     A model that is not explained yet is attached with `choices`, fields of `Options`.
 
     Raises:
@@ -232,18 +254,27 @@ def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple
     metadata = Metadata.from_props(peek(source))
     if metadata is None:
         explained = attach(source, options)
-        return explained.model, explained.metadata
+        return _without_box_input(explained.model, explained.metadata)
     if choices:
         raise InputError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
     model = load(source)
     graph = model.core.graph
-    chosen = filter(None, [graph.initializers.get(metadata.class_input)])
-    metadata.check_graph(_signatures([*graph.inputs, *chosen]), _signatures(graph.outputs))
+    optional = [graph.initializers.get(name) for name in (metadata.class_input, metadata.box_input)]
+    metadata.check_graph(_signatures([*graph.inputs, *filter(None, optional)]), _signatures(graph.outputs))
     value = graph.initializers.pop(metadata.class_input, None)
     if value is not None:
         value.const_value = None
         declare(value, onnx.TensorProto.INT64, model.shape(metadata.image_input)[:1])
         graph.inputs.append(value)
+    return _without_box_input(model, metadata)
+
+
+def _without_box_input(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
+    """The same with the box fixed, since its input can be left out; in place."""
+    for value in [v for v in model.core.graph.inputs if metadata.box_input and v.name == metadata.box_input]:
+        model.core.graph.inputs.remove(value)
+    metadata = replace(metadata, box_input="")
+    model.metadata.update(metadata.to_props())
     model.check()
     return model, metadata
 

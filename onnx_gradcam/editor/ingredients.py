@@ -24,8 +24,9 @@ from .plan import Plan
 from .targets.classes import check_class
 from .targets.layer import find_blocks
 from .targets.score import Score
+from .targets.task import free_name
 
-__all__ = ["MAKERS", "Ingredients", "free_name"]
+__all__ = ["MAKERS", "Ingredients"]
 
 
 class Ingredients:
@@ -322,10 +323,3 @@ def _bias(t: Builder, node: ir.Node) -> Value | None:
     scale, shift, mean, variance = (np.asarray(v, np.float64) for v in inputs[1:5])
     deviation = np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     return t.const((shift - mean * scale / deviation).astype(np.float32))
-
-
-def free_name(t: Builder, name: str) -> str:
-    """`name`, with a prefix if the model has a tensor of that name."""
-    while t.taken(name):
-        name = f"gradcam_{name}"
-    return name

@@ -37,7 +37,7 @@ from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.extent import CUTS, edges, follow_extents
 from .targets.layer import Candidate, Layer, blocked, follow_paths
 from .targets.levels import find_layers
-from .targets.score import OBJECTIVES, Aim, Objective, Score, against, aimed_score, find_image, find_score
+from .targets.score import OBJECTIVES, Aim, Detections, Objective, Score, against, aimed_score, find_image, find_score
 from .targets.task import SCORES, USUAL_TASK, Task, find_task
 
 __all__ = ["Plan", "image_input", "make_plan"]
@@ -72,6 +72,7 @@ class Plan:
         problems: why the gradient cannot be computed, one sentence for each node on the path without a rule.
         hazards: optimizations of ONNX Runtime that this graph has to do without, with the reason.
         dropped: the operator that was cut off, since only another runtime has it; empty for none.
+        detections: the boxes, for a detector.
         method: the method.
         preset: the conventions.
         labels: the class names, if known.
@@ -94,6 +95,7 @@ class Plan:
     problems: Sequence[str]
     hazards: Mapping[str, str]
     dropped: str
+    detections: Detections | None
     method: Method
     preset: Preset
     labels: list[str] | None
@@ -431,6 +433,7 @@ def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
         problems=problems,
         hazards=hazards(t),
         dropped=aim.cut if aim is not None else "",
+        detections=aim.detections if aim is not None else None,
         method=method,
         preset=preset,
         labels=labels,

@@ -18,7 +18,7 @@ from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options
 
-from .attachment import describe
+from .attachment import describe, explained_boxes
 from .ingredients import Ingredients
 from .methods.maps import finish_within
 from .plan import Plan, make_plan
@@ -82,13 +82,14 @@ def _probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> P
         SCORE: ingredients.score,
         PROBABILITY: ingredients.probability if has_probabilities else ingredients.score,
         "heatmap_class": ingredients.classes,
+        **(boxes := explained_boxes(plan, ingredients.classes)),
     }
     outputs |= {output: make(ingredients) for name, (output, make) in _EXPOSED.items() if name in plan.method.uses}
     for name, value in outputs.items():
         t.output(value, name)
     t.finish()
     t.model.check()
-    names = {"heatmap": HEATMAP, "cam": "cam", "heatmap_class": "heatmap_class"}
+    names = {"heatmap": HEATMAP, "cam": "cam", "heatmap_class": "heatmap_class", **{name: name for name in boxes}}
     if plan.method.family == "sampling" and not plan.method.needs_layer:
         names["attribution"] = "attribution"
     return Probed(t.model, head, describe(plan, ingredients.class_input, names), plan.warnings)
@@ -108,7 +109,8 @@ def _head(plan: Plan) -> Model:
     t.output(score, SCORE)
     t.graph.sort()
     RemoveUnusedNodesPass()(t.model.core)
-    for value in [v for v in t.graph.inputs if v.name not in {MAPS, ingredients.class_input}]:
+    choosing = {ingredients.class_input, plan.detections.box_input if plan.detections is not None else ""}
+    for value in [v for v in t.graph.inputs if v.name not in {MAPS, *choosing}]:
         if value.uses():
             raise UnsupportedError(
                 f"the model behind layer {target.tensor.name!r} also reads the input {value.name!r}, so it cannot "

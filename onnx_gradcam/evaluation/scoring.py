@@ -175,7 +175,7 @@ class Evaluator:
     def _recognised(self, row: Array, annotations: Sequence[Annotation]) -> Iterator[tuple[int, Annotation]]:
         """The objects whose class is among the model's highest scores, each with that class."""
         metadata = self._prober.metadata
-        results = self._prober.answers(row, [-1], [metadata.scores_output, metadata.heatmap_class])
+        results = self._prober.answers(row, [(-1, None)], [metadata.scores_output, metadata.heatmap_class])
         top = int(results[metadata.heatmap_class][0])
         scores = results[metadata.scores_output][0].reshape(-1).astype(np.float64)
         order = [top, 1 - top] if metadata.single_logit else np.argsort(-scores, kind="stable").tolist()

@@ -157,20 +157,32 @@ class Explainer:
         if batch:
             yield from self._batch(batch, target, batch_size)
 
-    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+    def run(
+        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+    ) -> dict[str, Array]:
         """Run the explained model on prepared inputs.
 
         Args:
             batch: the model's input, one row a sample; there may be none.
             classes: the class to explain in each row; -1 for the predicted class.
+            boxes: for a detector, the index of the box to explain in each row, in the order of its table; -1 for the
+                best box of the class; by default as the model was attached.
+            tables: for a detector, also give the probabilities of all boxes, `[N, boxes, K]`, and their corners, `[N,
+                boxes, 4]`.
 
         Returns:
             All outputs by name, one row a sample.
+
+        Raises:
+            TargetError: boxes for a model that has none to choose.
+            ModelError: the model does not run, which it does not for an index out of range.
         """
+        if boxes is not None and not self.metadata.box_input:
+            raise TargetError("the box is fixed in this model, or it has none; start from the original detector")
         if len(batch) > 0:
-            return self.runner.run(batch, classes)
+            return self.runner.run(batch, classes, boxes, tables=tables)
         # Not every graph runs on no rows: one row has the outputs' shapes.
-        outputs = self.runner.run(np.zeros((1, *batch.shape[1:]), batch.dtype), [-1])
+        outputs = self.runner.run(np.zeros((1, *batch.shape[1:]), batch.dtype), [-1], tables=tables)
         return {name: values[:0] for name, values in outputs.items()}
 
     def prepared(self, source: Source) -> Prepared | InputError:

@@ -17,7 +17,7 @@ from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.metadata import Metadata
 
-from .runners import fixed_size, in_batches, in_type
+from .runners import Choice, chosen_inputs, fixed_size, in_batches, in_type, paired
 from .session import InputInfo, Session
 
 __all__ = ["Prober"]
@@ -63,15 +63,21 @@ class Prober:
         self._size = fixed_size(self.session.input(self.metadata.image_input))
         self._finishers: dict[tuple[int, ...], Session] = {}
 
-    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+    def run(
+        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+    ) -> dict[str, Array]:
         """See `onnx_gradcam.runtime.runners.Runner`."""
-        rows = [self._row(batch[i : i + 1], index) for i, index in enumerate(classes)]
+        chosen = paired(classes, boxes)
+        rows = [self._row(batch[i : i + 1], choice, tables=tables) for i, choice in enumerate(chosen)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, row: Array, index: int) -> dict[str, Array]:
+    def _row(self, row: Array, choice: Choice, *, tables: bool) -> dict[str, Array]:
         metadata = self.metadata
-        outputs = self.answers(row, [index], [metadata.scores_output, metadata.heatmap_class])
-        probe = self.probe(row, int(outputs[metadata.heatmap_class][0]))
+        detections = [metadata.heatmap_box, metadata.heatmap_score]
+        detections += [metadata.detection_scores, metadata.detection_boxes] if tables else []
+        names = [metadata.scores_output, metadata.heatmap_class, *filter(None, detections)]
+        outputs = self.answers(row, [choice], names)
+        probe = self.probe(row, int(outputs[metadata.heatmap_class][0]), choice[1])
         result = np.asarray(self.method.function(probe), np.float32)
         if not np.isfinite(result).all():
             raise ModelError(f"{self.method.title} gives NaN or infinity for this image; choose another method")
@@ -82,31 +88,30 @@ class Prober:
         outputs[metadata.heatmap] = self._finished(result[None], probe.size)
         return outputs
 
-    def probe(self, row: Array, index: int) -> Probe:
+    def probe(self, row: Array, index: int, box: int | None = None) -> Probe:
         """One row of the model's input, `[1, ...]`, and the class of an index, for a method to query."""
-        return _ImageProbe(self, row, index)
+        return _ImageProbe(self, row, (index, box))
 
-    def answers(self, rows: Array, classes: Sequence[int], outputs: Sequence[str]) -> dict[str, Array]:
+    def answers(self, rows: Array, chosen: Sequence[Choice], outputs: Sequence[str]) -> dict[str, Array]:
         """Some outputs of the model for rows of its input."""
         metadata = self.metadata
 
-        def run(some: Array, targets: Sequence[int]) -> dict[str, Array]:
-            feeds = {metadata.image_input: some, metadata.class_input: np.array(targets, np.int64)}
-            return self.session.run(feeds, outputs)
+        def run(some: Array, some_chosen: Sequence[Choice]) -> dict[str, Array]:
+            return self.session.run({metadata.image_input: some, **chosen_inputs(metadata, some_chosen)}, outputs)
 
-        return in_batches(run, rows, classes, self._size, apart=metadata.couples_rows)
+        return in_batches(run, rows, chosen, self._size, apart=metadata.couples_rows)
 
-    def behind(self, maps: Array, index: int) -> Array:
+    def behind(self, maps: Array, choice: Choice) -> Array:
         """The score `[M]` for activation maps `[M, C, h, w]` in place of the image's, if the method uses the head."""
         head = self.head
         if head is None:
             raise UnsupportedError(f"{self.method.title} does not declare that it uses the head")
 
-        def run(some: Array, targets: Sequence[int]) -> dict[str, Array]:
-            return head.run({MAPS: some, self.metadata.class_input: np.array(targets, np.int64)})
+        def run(some: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
+            return head.run({MAPS: some, **chosen_inputs(self.metadata, chosen)})
 
         rows, apart = maps.astype(np.float32), self.metadata.couples_rows
-        scores: Array = in_batches(run, rows, [index] * len(maps), self._size, apart=apart)[SCORE]
+        scores: Array = in_batches(run, rows, [choice] * len(maps), self._size, apart=apart)[SCORE]
         return scores
 
     def _finished(self, cam: Array, size: tuple[int, int]) -> Array:
@@ -120,8 +125,8 @@ class Prober:
 class _ImageProbe:
     """One row and one class of a `Prober`; see `onnx_gradcam.editor.methods.probe.Probe`."""
 
-    def __init__(self, prober: Prober, row: Array, index: int) -> None:
-        self._prober, self._index = prober, index
+    def __init__(self, prober: Prober, row: Array, choice: Choice) -> None:
+        self._prober, self._choice = prober, choice
         self._layout, self._dtype = prober.metadata.layout, row.dtype
         axes = [self._layout.index(letter) for letter in "NCHW"]
         self.x: Array = row.transpose(axes)[0].astype(np.float32)
@@ -149,7 +154,7 @@ class _ImageProbe:
         return results[MAPS], results[COTANGENT]
 
     def head(self, maps: Array) -> Array:
-        return self._prober.behind(maps, self._index)
+        return self._prober.behind(maps, self._choice)
 
     def total(self, maps: Array, weights: Array) -> Array:
         if self._prober.metadata.eigen_smooth:
@@ -170,7 +175,7 @@ class _ImageProbe:
 
     def _run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
         batch = in_type(_as_input(np.asarray(images, np.float32), self._layout), self._dtype)
-        return self._prober.answers(batch, [self._index] * len(batch), outputs)
+        return self._prober.answers(batch, [self._choice] * len(batch), outputs)
 
 
 def _as_input(images: Array, layout: str) -> Array:
@@ -188,5 +193,6 @@ def _results(metadata: Metadata, session: Session) -> list[InputInfo]:
         InputInfo(metadata.heatmap, "float32", (sizes["N"], sizes["H"], sizes["W"])),
         InputInfo(metadata.attribution, image.dtype, image.shape),
     ]
-    outputs = [session.output(name) for name in (metadata.scores_output, metadata.heatmap_class)]
+    names = (metadata.scores_output, metadata.heatmap_class, metadata.heatmap_box, metadata.heatmap_score)
+    outputs = [session.output(name) for name in names if name]
     return outputs + [info for info in computed if info.name]

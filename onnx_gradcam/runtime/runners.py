@@ -15,13 +15,17 @@ from onnx_gradcam.metadata import Metadata
 
 from .session import InputInfo, Session
 
-__all__ = ["Attached", "Augmented", "Runner", "fixed_size", "in_batches", "in_type"]
+__all__ = ["Attached", "Augmented", "Choice", "Runner", "chosen_inputs", "fixed_size", "in_batches", "in_type"]
+__all__ += ["paired", "without_tables"]
 
 Array = npt.NDArray[Any]
 _LARGEST_BATCH = 2**30
 """Numbers in a batch of a fixed size that is filled up with copies of its last row."""
 
-Run = Callable[[Array, Sequence[int]], dict[str, Array]]
+Choice = tuple[int, "int | None"]
+"""The class of a row, -1 for the predicted one, and the index of its box, `None` for the best one."""
+
+Run = Callable[[Array, Sequence[Choice]], dict[str, Array]]
 
 
 class Runner(Protocol):
@@ -37,8 +41,14 @@ class Runner(Protocol):
     session: Session
     results: list[InputInfo]
 
-    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        """Explain every row of a batch for its class, -1 for the predicted one; all outputs by name."""
+    def run(
+        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+    ) -> dict[str, Array]:
+        """Explain every row of a batch for its class, -1 for the predicted one; all outputs by name.
+
+        A detector explains the boxes of these indices, by default the best of the class each. The tables of all boxes
+        are among the outputs where they are asked for with `tables`.
+        """
 
 
 class Attached:
@@ -48,22 +58,27 @@ class Attached:
     """
 
     def __init__(self, metadata: Metadata, session: Session, region: str | Path | Array | None = None) -> None:
-        self.metadata, self.session, self.results = metadata, session, session.outputs
+        self.metadata, self.session, self.results = metadata, session, without_tables(metadata, session.outputs)
         self._size = fixed_size(session.input(metadata.image_input))
         shape = session.input(metadata.mask_input).shape if metadata.mask_input else None
         self._region = read_region(region, metadata.mask_input, shape)
 
-    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+    def run(
+        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+    ) -> dict[str, Array]:
         """See `Runner`."""
-        return in_batches(self._run, batch, classes, self._size, apart=self.metadata.couples_rows)
+        outputs = [info.name for info in (self.session.outputs if tables else self.results)]
 
-    def _run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
-        feeds = {self.metadata.image_input: batch}
-        if self.metadata.class_input:
-            feeds[self.metadata.class_input] = np.array(classes, np.int64)
+        def run(rows: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
+            return self.session.run(self._feeds(rows, chosen), outputs)
+
+        return in_batches(run, batch, paired(classes, boxes), self._size, apart=self.metadata.couples_rows)
+
+    def _feeds(self, batch: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
+        feeds = {self.metadata.image_input: batch, **chosen_inputs(self.metadata, chosen)}
         if self._region is not None:
             feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
-        return self.session.run(feeds)
+        return feeds
 
 
 class Augmented:
@@ -83,7 +98,14 @@ class Augmented:
         if self.metadata.mask_input or self.metadata.task == "detection":
             raise TargetError("mirroring an image moves its boxes and its region; leave the augmentation out")
 
-    def run(self, batch: Array, classes: Sequence[int]) -> dict[str, Array]:
+    def run(
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None = None,  # noqa: ARG002 - detectors are refused
+        *,
+        tables: bool = False,  # noqa: ARG002
+    ) -> dict[str, Array]:
         """See `Runner`; maps are means, other outputs are those of the unchanged input."""
         metadata = self.metadata
         outputs = self._runner.run(batch, classes)
@@ -126,10 +148,31 @@ def in_type(values: Array, dtype: np.dtype[Any]) -> Array:
     return values.astype(dtype)
 
 
+def without_tables(metadata: Metadata, outputs: Sequence[InputInfo]) -> list[InputInfo]:
+    """The outputs but for the tables of all boxes."""
+    return [info for info in outputs if info.name not in {metadata.detection_scores, metadata.detection_boxes}]
+
+
+def paired(classes: Sequence[int], boxes: Sequence[int] | None) -> list[Choice]:
+    """The class and the box of every row."""
+    return list(zip(classes, boxes or [None] * len(classes), strict=True))
+
+
+def chosen_inputs(metadata: Metadata, chosen: Sequence[Choice]) -> dict[str, Array]:
+    """The inputs that choose classes and boxes."""
+    feeds = {}
+    if metadata.class_input:
+        feeds[metadata.class_input] = np.array([index for index, _ in chosen], np.int64)
+    boxes = [box for _, box in chosen if box is not None]
+    if boxes:
+        feeds[metadata.box_input] = np.array(boxes, np.int64)
+    return feeds
+
+
 def in_batches(
-    run: Run, rows: Array, classes: Sequence[int], size: int | None, *, apart: bool = False
+    run: Run, rows: Array, chosen: Sequence[Choice], size: int | None, *, apart: bool = False
 ) -> dict[str, Array]:
-    """Run any number of rows, and their classes, through a model of a fixed batch size; all outputs by name.
+    """Run any number of rows, and what is chosen of them, through a model of a fixed batch size; all outputs by name.
 
     The last row is repeated to fill a batch of `size`; with `None` all rows are one batch. With `apart` every row has a
     batch of its own, filled with copies of it.
@@ -137,12 +180,12 @@ def in_batches(
     step = 1 if apart else size or len(rows)
     width = size or step
     if step == width == len(rows):
-        return run(rows, classes)
+        return run(rows, chosen)
     if width * rows[0].size > _LARGEST_BATCH:
         raise ModelError(f"the model only takes batches of {width}, which are too large; export it with a free batch")
     parts = []
     for start in range(0, len(rows), step):
-        some, targets = rows[start : start + step], list(classes[start : start + step])
+        some, targets = rows[start : start + step], list(chosen[start : start + step])
         missing = width - len(some)
         padded = np.concatenate([some, np.repeat(some[-1:], missing, axis=0)])
         outputs = run(padded, targets + targets[-1:] * missing)

@@ -42,7 +42,14 @@ class _Item:
 
     rows: Array
     classes: list[int]
+    boxes: list[int] | None
+    tables: bool
     done: Future[Outputs] = field(default_factory=Future)
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What items of one batch have in common."""
+        return self.rows.shape[1:], self.boxes is None, self.tables
 
 
 class BatchingExplainer(Explainer):
@@ -102,12 +109,15 @@ class BatchingRunner:
         """The number of requests that wait for a batch."""
         return len(self._queue)
 
-    def run(self, batch: Array, classes: Sequence[int]) -> Outputs:
+    def run(
+        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+    ) -> Outputs:
         """See `Runner`; together with the rows of other requests, and within the time of the request."""
         parts = []
         most = self._most(batch)
         for start in range(0, len(batch), most):
-            item = _Item(batch[start : start + most], list(classes[start : start + most]))
+            some = slice(start, start + most)
+            item = _Item(batch[some], list(classes[some]), None if boxes is None else list(boxes[some]), tables)
             with self._there:
                 self._queue.append(item)
                 self._there.notify()
@@ -147,7 +157,7 @@ class BatchingRunner:
         room = self._most(self._queue[0].rows)
         while self._queue and room > 0:
             item = self._queue.popleft()
-            fits = not items or (item.rows.shape[1:] == items[0].rows.shape[1:] and len(item.rows) <= room)
+            fits = not items or (item.alike == items[0].alike and len(item.rows) <= room)
             (items if fits else passed).append(item)
             room -= len(item.rows) if fits else 0
         passed.extend(self._queue)
@@ -157,7 +167,9 @@ class BatchingRunner:
     def _run_items(self, items: list[_Item]) -> None:
         try:
             rows = np.concatenate([item.rows for item in items]) if len(items) > 1 else items[0].rows
-            outputs = self._runner.run(rows, [c for item in items for c in item.classes])
+            classes = [index for item in items for index in item.classes]
+            boxes = None if items[0].boxes is None else [index for item in items for index in item.boxes or ()]
+            outputs = self._runner.run(rows, classes, boxes, tables=items[0].tables)
         except Exception as error:  # noqa: BLE001 - raised again by the waiting request
             if len(items) > 1 and isinstance(error, ExplainError):
                 for item in items:

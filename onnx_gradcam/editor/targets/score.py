@@ -16,7 +16,17 @@ from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES, VIEWS, keeps_order
 from .detectors.columns import kind_of
 from .detectors.selection import why_no_classes
 
-__all__ = ["OBJECTIVES", "Aim", "Objective", "Score", "against", "aimed_score", "find_image", "find_score"]
+__all__ = [
+    "OBJECTIVES",
+    "Aim",
+    "Detections",
+    "Objective",
+    "Score",
+    "against",
+    "aimed_score",
+    "find_image",
+    "find_score",
+]
 __all__ += ["image_inputs", "unranked"]
 
 Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
@@ -63,12 +73,31 @@ class Aim:
         comparable: whether the highest number of the tensor is the predicted class, as the highest score is. Logits of
             a softmax are not where each is that of another box.
         cut: the operator that was cut off, since only another runtime has it; empty for none.
+        detections: the boxes, for a detector.
     """
 
     tensor: str
     reason: str
     comparable: bool = True
     cut: str = ""
+    detections: Detections | None = None
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector's graph has of all boxes, by the names of tensors.
+
+    Attributes:
+        indices: the index of the explained box for every class, `int64 [N, K]`.
+        box_input: the input that chooses the box; empty if it is fixed.
+        scores: the output with the probabilities of all boxes, `[N, boxes, K]`.
+        boxes: the output with their coordinates, `[N, boxes, 4]`; empty where these are unknown.
+    """
+
+    indices: str
+    box_input: str
+    scores: str
+    boxes: str
 
 
 def aimed_score(t: Builder, output: str, aim: Aim) -> Score:

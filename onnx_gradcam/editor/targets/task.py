@@ -16,14 +16,15 @@ from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, between, carries_content
 from onnx_gradcam.options import Options, ScoreKind
 
-from .axes import Layout, follow
+from .axes import Layout, channels_first, follow, label_input, letters
 from .detectors.columns import producer_of
-from .detectors.families import Hints, recognize
+from .detectors.coordinates import Coordinates, ImageInput, find_coordinates
+from .detectors.families import Hints, Reading, recognize
 from .detectors.layouts import hints_of, read_boxes
-from .score import Aim, find_score
+from .score import Aim, Detections, find_image, find_score
 
 __all__ = ["MASK", "SCORES", "TASKS", "USUAL_TASK", "Task", "candidates", "expose", "find_task", "outputs_for"]
-__all__ += ["usual_task"]
+__all__ += ["free_name", "usual_task"]
 
 SCORES = "target_scores"
 """The name of the output that holds one score per class."""
@@ -34,6 +35,9 @@ DETECTION = "detection"
 
 LOGITS = "target_logits"
 """The name of the tensor whose gradient is taken, where it is not the output."""
+
+BOX = "target_box"
+"""The name of the input that chooses the explained box."""
 
 MASK = "target_mask"
 """The name of the input that says where a segmentation is explained."""
@@ -191,24 +195,48 @@ def _detection(t: Builder, options: Options, kind: ScoreKind) -> Aim | None:
     """The score of one box for each class: of a rank among the boxes of the class, 0 for the highest, or of an index.
 
     How the outputs are read says `detectors.layouts`; several (the levels of a pyramid) are one behind the other. What
-    is differentiated is the logit of the probability that is shown.
+    is differentiated is the logit of the probability that is shown. The input `target_box`, `int64 [1]` or `[N]`,
+    chooses another box where it is not negative. The outputs `detection_scores`, `[N, boxes, K]`, and where they are
+    known `detection_boxes`, `[N, boxes, 4]`, are the table of all boxes.
     """
     reading = read_boxes(t, options)
     table = reading.table()
-    boxes = table.factors[0].value.shape[1]
+    rows = table.factors[0].value.shape[1]
+    count = rows if isinstance(rows, int) else None
     index = options.box_rank if options.box is None else options.box
-    if index < 0 or (isinstance(boxes, int) and index >= boxes):
-        numbers = f"boxes 0 to {boxes - 1}" if isinstance(boxes, int) else "boxes from 0 on"
+    if index < 0 or (count is not None and index >= count):
+        numbers = f"boxes 0 to {count - 1}" if count is not None else "boxes from 0 on"
         raise TargetError(f"there is no box {index}; the model has {numbers}")
-    shown, logit = table.of_one_box(t, options.box_rank, options.box)
-    expose(t, shown)
-    tensor = shown if kind == "output" else logit
-    if tensor is not shown:
+    fixed = np.array([-1 if options.box is None else options.box], np.int64)
+    box_input = "" if options.class_input in {"none", "all"} else free_name(t, BOX)
+    one = table.of_one_box(t, options.box_rank, t.default_input(box_input, fixed) if box_input else t.const(fixed))
+    expose(t, one.shown)
+    tensor = one.shown if kind == "output" else one.logits
+    if tensor is not one.shown:
         _free(t, LOGITS)
         t.rename(tensor, LOGITS)
+    placed = _coordinates(t, options, reading, count)
+    scores = t.output(t.cast(table.scores(t), np.float32), free_name(t, "detection_scores"))
+    boxes = placed and t.output(t.cast(placed.boxes(), np.float32), free_name(t, "detection_boxes"))
     which = f"the box of rank {options.box_rank} among those of the class" if options.box is None else f"box {index}"
-    what = f"explained is the {'score itself, as requested,' if tensor is shown else 'logit'} of {which}"
-    return Aim(tensor.name, f"{reading.reason}; {what}", tensor is shown or table.comparable, reading.cut)
+    what = f"explained is the {'score itself, as requested,' if tensor is one.shown else 'logit'} of {which}"
+    where = f"boxes are {placed.how}" if placed else "where its boxes are cannot be told, so none are drawn"
+    return Aim(
+        tensor.name,
+        f"{reading.reason}; {what}; {where}",
+        tensor is one.shown or table.comparable,
+        reading.cut,
+        Detections(one.indices.name, box_input, scores.name, boxes.name if boxes else ""),
+    )
+
+
+def _coordinates(t: Builder, options: Options, reading: Reading, rows: int | None) -> Coordinates | None:
+    """Where the boxes of a reading are, if that can be told."""
+    image = find_image(t, options.image)
+    layout = letters(label_input(t, image) or channels_first(image.rank))
+    if not {"H", "W"} <= set(layout):
+        return None
+    return find_coordinates(t, ImageInput(image, layout.index("H"), layout.index("W")), reading.boxes, rows)
 
 
 def _similarity(t: Builder, options: Options, kind: ScoreKind) -> None:  # noqa: ARG001 - the signature of a task
@@ -260,6 +288,13 @@ def expose(t: Builder, scores: Value) -> None:
 def _free(t: Builder, name: str) -> None:
     if t.taken(name):
         raise TargetError(f"the model has a tensor {name!r} already, which this task adds; rename it")
+
+
+def free_name(t: Builder, name: str) -> str:
+    """`name`, with a prefix if the model has a tensor of that name."""
+    while t.taken(name):
+        name = f"gradcam_{name}"
+    return name
 
 
 def _holds_class_maps(t: Builder, output: Value, layouts: Mapping[ir.Value, Layout]) -> bool:

@@ -16,6 +16,7 @@ from onnx_gradcam.graph.paths import between, carries_content
 from onnx_gradcam.options import Background
 
 from .columns import Part, columns, kind_of, producer_of, source_of
+from .coordinates import Boxes, Encoding
 from .selection import cut_off, find_plugin, origins
 from .tables import Activation, Factor, Table, factors_of, joined, narrowed, rearranged, unactivated
 
@@ -29,6 +30,9 @@ _BOX_WORDS = ("box", "loc", "reg", "dis", "delta", "coord")
 _SCORE_WORDS = ("score", "cls", "class", "conf", "prob", "logit", "label")
 
 _SELECTIONS = {"NonMaxSuppression", "TopK"}
+
+_LEAST_BINS = 20
+"""The fewest numbers that are bins of distances to four sides; there are tables of 16 landmarks."""
 
 _COARSE = 0.5
 """Steps of quantization from which on a probability is rounded to zero or one."""
@@ -57,6 +61,7 @@ class Reading:
         outputs: the outputs that were read.
         classes: the number of classes; `None` if it is free.
         table: appends the normal form of the scores.
+        boxes: the numbers of the boxes, where the family tells.
         cut: the operator that is cut off, since only another runtime has it; empty for none.
     """
 
@@ -65,6 +70,7 @@ class Reading:
     outputs: Sequence[str]
     classes: int | None
     table: Callable[[], Table] = field(repr=False)
+    boxes: Boxes | None = None
     cut: str = ""
 
     @property
@@ -111,6 +117,7 @@ def _plugin(t: Builder, hints: Hints) -> Reading | None:  # noqa: ARG001 - the s
         [str(o.name) for o in t.graph.outputs],
         width if width is None or plugin.background is None else width - 1,
         table,
+        Boxes([(plugin.boxes, 2)]) if plugin.boxes.rank == 3 else None,
         cut=str(plugin.node.op_type),
     )
 
@@ -142,6 +149,7 @@ def _chosen(t: Builder, hints: Hints) -> Reading | None:
         _behind_selection(t),
         classes,
         lambda: Table(_kept(t, factors_of(t, origin.scores, origin.axis), first, classes, width)),
+        _chosen_queries(t, origin.scores, origin.axis) if by == "TopK" else None,
     )
 
 
@@ -150,6 +158,18 @@ def _behind_selection(t: Builder) -> list[str]:
     chosen = [o for node in t.nodes if node.op_type in _SELECTIONS for o in node.outputs]
     _, behind = between(t.nodes, chosen, t.graph.outputs, carries_content)
     return [str(o.name) for o in t.graph.outputs if o in behind]
+
+
+def _chosen_queries(t: Builder, scores: Value, axis: int) -> Boxes | None:
+    """The boxes of queries that TopK chooses from: as many sigmoids of four numbers as there are scores."""
+    rows = (scores.probe_shape or (0, 0, 0))[3 - axis]
+    tables = [
+        v
+        for node in t.nodes
+        if node.op_type == "Sigmoid" and (v := t.wrap(node.outputs[0])).probe_shape is not None
+        if v.rank == 3 and (v.probe_shape or ())[1:] == (rows, 4) and v is not scores
+    ]
+    return Boxes([(tables[-1], 2)], "queries") if tables else None
 
 
 def _holds_ids(t: Builder, value: Value) -> bool:
@@ -164,13 +184,15 @@ def _holds_ids(t: Builder, value: Value) -> bool:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the scores are among the columns of a table."""
+    """Where the scores are among the columns of a table, and where the boxes and how they are written."""
 
     family: str
     start: int
     classes: int
     objectness: int | None = None
     powers: tuple[float, float] = (1.0, 1.0)
+    encoding: Encoding = "decoded"
+    box: int = 0
 
 
 def _single(t: Builder, hints: Hints) -> Reading | None:  # noqa: ARG001 - the signature of a rule
@@ -224,6 +246,7 @@ def _of_columns(t: Builder, value: Value, axis: int, parts: Sequence[Part], layo
         [value.name],
         layout.classes,
         table,
+        Boxes([(value, axis)], layout.encoding, layout.box),
     )
 
 
@@ -247,7 +270,7 @@ def _grid_layout(parts: Sequence[Part]) -> _Layout | None:
     """The layout of the channels of a grid: an objectness, the box, and a softmax over the classes."""
     if [part.kind for part in parts] != ["score", "raw", "score"] or [part.size for part in parts[:2]] != [1, 4]:
         return None
-    return _Layout("a dense grid as FastestDet's", 5, parts[2].size, 0, (0.6, 0.4))
+    return _Layout("a dense grid as FastestDet's", 5, parts[2].size, 0, (0.6, 0.4), "dense", 1)
 
 
 def _layout(parts: Sequence[Part]) -> _Layout | None:
@@ -255,7 +278,8 @@ def _layout(parts: Sequence[Part]) -> _Layout | None:
     kinds = [part.kind for part in parts]
     first = next((i for i, kind in enumerate(kinds) if kind == "score"), len(parts))
     if kinds[:2] == ["score", "score"] and parts[0].size == 4:
-        return _Layout("boxes and scores of queries, as of Ultralytics' RT-DETR", 4, parts[1].size)
+        family = "boxes and scores of queries, as of Ultralytics' RT-DETR"
+        return _Layout(family, 4, parts[1].size, encoding="queries")
     if first in {0, len(parts)}:
         return None
     head, scores, rest = parts[:first], parts[first], parts[first + 1 :]
@@ -264,7 +288,7 @@ def _layout(parts: Sequence[Part]) -> _Layout | None:
     if sum(part.size for part in head) != 4 or any(part.kind not in {"box", "raw"} for part in head):
         return None
     if scores.size == 1 and rest and rest[0].kind == "score":
-        return _Layout("boxes, objectness and classes, as of YOLOX", 5, rest[0].size, 4)
+        return _Layout("boxes, objectness and classes, as of YOLOX", 5, rest[0].size, 4, encoding=_encoding(head))
     return _one_score(head, scores)
 
 
@@ -274,7 +298,12 @@ def _one_score(head: Sequence[Part], scores: Part) -> _Layout | None:
     if decoded and not any(_is_anchored(part) for part in head):
         return _Layout("boxes and classes, as of YOLOv8", 4, scores.size)
     family = f"boxes, objectness and classes, as of {'YOLOv5' if decoded else 'YOLOX'}"
-    return _Layout(family, 5, scores.size - 1, 4) if scores.size > 1 else None
+    return _Layout(family, 5, scores.size - 1, 4, encoding=_encoding(head)) if scores.size > 1 else None
+
+
+def _encoding(head: Sequence[Part]) -> Encoding:
+    """How the boxes of a YOLO are written: those that no arithmetic decodes are offsets to a grid."""
+    return "decoded" if any(part.kind == "box" for part in head) else "grid"
 
 
 def _is_anchored(part: Part) -> bool:
@@ -312,7 +341,7 @@ def _apart(t: Builder, hints: Hints) -> Reading | None:
     raw = [(v, axis) for v, axis in levels if kind_of(t, v) == "raw"]
     scored = _not_boxes(scored, raw)
     if scored:
-        return _scores(t, scored, [v for v, _ in levels], hints)
+        return _scores(t, scored, [v for v, _ in levels], _partners(t, [v for v, _ in scored], boxes), hints)
     raw = [(v, axis) for v, axis in raw if (v, axis) not in boxes or v.shape[axis] == 4] if len(raw) > 1 else raw
     return _logits(t, raw, hints) if len(raw) == 1 else None
 
@@ -365,7 +394,28 @@ def _like(names: Sequence[str], words: Sequence[str]) -> bool:
     return any(word in name.lower() for name in names for word in words)
 
 
-def _scores(t: Builder, scored: list[tuple[Value, int]], levels: Sequence[Value], hints: Hints) -> Reading | None:
+def _partners(t: Builder, scored: Sequence[Value], boxes: Sequence[tuple[Value, int]]) -> Boxes | None:
+    """The tables of boxes beside tables of scores, one each: four numbers, or bins of the distances to four sides."""
+    tables = []
+    for scores in scored:
+        others = [(v, axis) for v, axis in boxes if v not in scored and _class_axis(t, scores, v, axis) is not None]
+        widths = {_size(v, axis): (v, axis) for v, axis in others}
+        binned = [
+            w for w in widths if w is not None and w % 4 == 0 and w >= _LEAST_BINS and kind_of(t, widths[w][0]) == "raw"
+        ]
+        width = 4 if 4 in widths else binned[0] if len(binned) == 1 else None
+        if width is None or sum(_size(v, axis) == width for v, axis in others) != 1:
+            return None
+        tables.append((*widths[width], width))
+    bins = {width != 4 for *_, width in tables}
+    if len(bins) != 1:
+        return None
+    return Boxes([(v, axis) for v, axis, _ in tables], "bins" if bins == {True} else "decoded")
+
+
+def _scores(
+    t: Builder, scored: list[tuple[Value, int]], levels: Sequence[Value], boxes: Boxes | None, hints: Hints
+) -> Reading | None:
     widths = {(v.shape[axis], v.rank, axis) for v, axis in scored}
     if len(widths) != 1:
         return None
@@ -393,7 +443,7 @@ def _scores(t: Builder, scored: list[tuple[Value, int]], levels: Sequence[Value]
     family = "scores and boxes apart" if len(scored) == 1 else f"scores and boxes of {len(scored)} levels apart"
     shown += f", each the square root of a product with {quality[0].name!r}" if len(quality) == 1 else ""
     evidence = "an activation computes the scores, and other outputs with as many rows hold boxes"
-    return Reading(f"{family}, scores {shown}", evidence, names, classes, table)
+    return Reading(f"{family}, scores {shown}", evidence, names, classes, table, boxes)
 
 
 def _rows(value: Value, axis: int) -> list[int | str | None]:
@@ -430,18 +480,31 @@ def _logits(t: Builder, raw: list[tuple[Value, int]], hints: Hints) -> Reading |
         [value.name],
         width if sigmoid else width - 1,
         table,
+        _queries(t, names),
     )
+
+
+_QUERIES = ({"logits", "pred_boxes"}, {"dets", "labels"})
+"""The outputs of DETR and its like."""
+
+
+def _queries(t: Builder, names: set[str]) -> Boxes | None:
+    """The boxes of queries, whose outputs are told by their names."""
+    if not any(usual <= names for usual in _QUERIES):
+        return None
+    values = [v for v in _outputs(t) if v.name in {"pred_boxes", "dets"} and v.rank == 3 and v.shape[2] == 4]
+    return Boxes([(values[0], 2)], "queries") if len(values) == 1 else None
 
 
 def _background(width: int, names: set[str], hints: Hints) -> tuple[Background | None, str]:
     """Where the background is among logits, by the number of class names or by the names of outputs."""
     if width == 1:
         return "none", "a single logit a box"
-    if {"dets", "labels"} <= names:
+    if _QUERIES[1] <= names:
         return "none", "the names of the outputs are RF-DETR's"
     if hints.classes == width:
         return "none", f"there are {width} class names"
-    if hints.classes == width - 1 and {"logits", "pred_boxes"} <= names:
+    if hints.classes == width - 1 and _QUERIES[0] <= names:
         return "last", f"there are {width - 1} class names for {width} logits"
     return None, ""
 

@@ -14,6 +14,7 @@ from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.options import BoxFormat, Options
 
 from .columns import Part, columns
+from .coordinates import Boxes
 from .families import Hints, Reading, recognize
 from .tables import Table, factors_of, joined
 
@@ -109,7 +110,8 @@ def _requested(t: Builder, outputs: Sequence[str], form: BoxFormat, hints: Hints
     names = [str(name) for name in outputs] or [v.name for v in values]
     shown = ", ".join(f"{name!r} {list(v.shape)}" for name, v in zip(names, values, strict=True))
     classes = spans[0] if isinstance(spans[0], int) else None
-    return Reading(f"{layout.shape}, output {shown}", f"format {form}", names, classes, table)
+    boxes = Boxes([(values[0], layout.axis)]) if layout.start and len(values) == 1 else None
+    return Reading(f"{layout.shape}, output {shown}", f"format {form}", names, classes, table, boxes)
 
 
 def _table(t: Builder, value: Value, layout: _Format, size: int | None) -> Table:

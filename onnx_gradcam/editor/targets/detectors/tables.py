@@ -19,7 +19,7 @@ from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES
 
 from .columns import kind_of, moved_axis, producer_of, source_of, start_of
 
-__all__ = ["Activation", "Factor", "Table", "factors_of", "joined", "narrowed", "rearranged", "unactivated"]
+__all__ = ["Activation", "Factor", "OneBox", "Table", "factors_of", "joined", "narrowed", "rearranged", "unactivated"]
 
 Activation = Literal["sigmoid", "softmax", "none"]
 
@@ -98,28 +98,53 @@ class Table:
         """Whether the logits order the boxes of a class as the probabilities do."""
         return self.comparable and len(self.factors) == 1 and self.factors[0].power == 1
 
-    def of_one_box(self, t: Builder, rank: int, box: int | None) -> tuple[Value, Value]:
-        """The score of one box for every class, as shown and as differentiated, both `[N, K]`.
-
-        The box is the one of a rank among all, counted for each class, or the one of an index.
+    def of_one_box(self, t: Builder, rank: int, box: Value) -> OneBox:
+        """One box of every sample: the one at an index `[1]` or `[N]`, or where that is negative, for every class the
+        one of a rank among all. An index out of range is an error when the model runs.
         """
-        ranking = self.ranking(t)
-        indices = None
-        if box is None:
-            _, order = t.ops("TopK", ranking, t.ints(rank + 1), outputs=2, axis=1)
-            indices = t.op("Gather", order, t.const(rank, np.int64), axis=1)
+        _, order = t.ops("TopK", self.ranking(t), t.ints(rank + 1), outputs=2, axis=1)
+        best = t.op("Gather", order, t.const(rank, np.int64), axis=1)
+        given = t.op("Unsqueeze", box, t.ints(1))
+        chosen = t.op("Where", given < t.const(0, np.int64), best, given)
+        # Broadcasting would accept several boxes for one image; the Reshape refuses them.
+        chosen = t.op("Reshape", chosen, t.shape_of(best), shape=best.shape)
+        # Gather turns an index out of range into an error instead of a blank map.
+        indices = t.op("Gather", self._every_box(t), chosen, shape=best.shape)
         logs: Value | None = None
         for factor in self.factors:
             value, denominator = factor.parts(t)
-            value = _at(t, value, indices, box)
-            total = None if denominator is None else _at(t, denominator, indices, box)
+            value = _at(t, value, indices)
+            total = None if denominator is None else _at(t, denominator, indices)
             if len(self.factors) == 1 and factor.power == 1:
                 shown = value if factor.activation == "none" else t.op("Sigmoid", value)
-                return (shown if total is None else t.op("Exp", value - total)), value
+                return OneBox(indices, shown if total is None else t.op("Exp", value - total), value)
             log = _log_probability(t, value, total, factor)
             logs = log if logs is None else logs + log
         assert logs is not None  # noqa: S101 - a table has a factor
-        return t.op("Exp", logs), logs
+        return OneBox(indices, t.op("Exp", logs), logs)
+
+    def _every_box(self, t: Builder) -> Value:
+        """The indices of all boxes, `int64 [boxes]`."""
+        table = self.factors[0].value
+        if isinstance(size := table.shape[1], int):
+            return t.const(np.arange(size, dtype=np.int64))
+        count = t.op("Squeeze", t.op("Shape", table, start=1, end=2))
+        return t.op("Range", t.const(0, np.int64), count, t.const(1, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class OneBox:
+    """The scores of one box of every sample.
+
+    Attributes:
+        indices: its index, for every class, `int64 [N, K]`.
+        shown: its probability for every class, `[N, K]`.
+        logits: what is differentiated, `[N, K]`.
+    """
+
+    indices: Value
+    shown: Value
+    logits: Value
 
 
 def _log_probability(t: Builder, value: Value, total: Value | None, factor: Factor) -> Value:
@@ -132,10 +157,8 @@ def _log_probability(t: Builder, value: Value, total: Value | None, factor: Fact
     return log * factor.power if factor.power != 1 else log
 
 
-def _at(t: Builder, table: Value, indices: Value | None, box: int | None) -> Value:
-    """One row of a table, `[N, K]` or `[N, 1]`, or for every class the row of its own index, `[N, K]`."""
-    if indices is None:
-        return t.op("Gather", table, t.const(box or 0, np.int64), axis=1)
+def _at(t: Builder, table: Value, indices: Value) -> Value:
+    """For every class the row of a table at its own index, `[N, K]`."""
     if table.shape[2] == 1 and indices.shape[1] != 1:
         return t.op("GatherElements", t.op("Squeeze", table, t.ints(2)), indices, axis=1)
     rows = t.op("Unsqueeze", indices, t.ints(1))
