@@ -155,7 +155,8 @@ def without_tables(metadata: Metadata, outputs: Sequence[InputInfo]) -> list[Inp
 
 def paired(classes: Sequence[int], boxes: Sequence[int] | None) -> list[Choice]:
     """The class and the box of every row."""
-    return list(zip(classes, boxes or [None] * len(classes), strict=True))
+    chosen: Sequence[int | None] = [None] * len(classes) if boxes is None else boxes
+    return list(zip(classes, chosen, strict=True))
 
 
 def chosen_inputs(metadata: Metadata, chosen: Sequence[Choice]) -> dict[str, Array]:

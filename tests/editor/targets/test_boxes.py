@@ -13,8 +13,10 @@ from support.graphs import graph, images, run
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.editor.attachment import attach, with_required_class
+from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.errors import ModelError, TargetError
 from onnx_gradcam.metadata import Metadata
+from onnx_gradcam.options import Options
 
 GRID = np.stack(np.meshgrid(np.arange(4), np.arange(4)), -1).reshape(16, 2)
 """x and y of every cell of a grid of four by four, line by line."""
@@ -66,11 +68,12 @@ APART = "t = Transpose<perm=[0,2,1]>(p) z = Transpose<perm=[0,2,1]>(q)"
 NAMED = (
     "tr = Transpose<perm=[0,2,1]>(sr) logits = Identity(tr) qt = Transpose<perm=[0,2,1]>(br) pred_boxes = Sigmoid(qt)"
 )
-RAW = {"four": [0, 4, 16]}
 TABLES: dict[str, tuple[onnx.ModelProto, dict[str, Any], str, Any]] = {
     "centre and sizes": (detector(YOLOV8, "float[N,7,16] y", **CELLS), {}, "cx cy w h in pixels", sides),
     "corners": (
-        detector(f"{SIDES} co = Concat<axis=1>(lo, hi) m = Mul(co, s) y = Concat<axis=1>(m, p)", "float[N,7,16] y", **CELLS),
+        detector(
+            f"{SIDES} co = Concat<axis=1>(lo, hi) m = Mul(co, s) y = Concat<axis=1>(m, p)", "float[N,7,16] y", **CELLS
+        ),
         {},
         "x0 y0 x1 y1 in pixels",
         sides,
@@ -148,9 +151,6 @@ def test_boxes_are_placed_as_they_are_written_or_not_at_all(name):
 
 
 def planned_reason(model: onnx.ModelProto, choices: dict[str, Any]) -> str:
-    from onnx_gradcam.editor.plan import make_plan
-    from onnx_gradcam.options import Options
-
     return make_plan(model, Options(task="detection", **choices)).score.reason
 
 
@@ -160,7 +160,8 @@ def test_offsets_to_grids_of_three_strides_are_yolox():
         for i, s in enumerate((8, 16, 32))
     )
     model = graph(
-        f"{levels} n = Concat<axis=1>(n0, n1, n2) e, g = Split<axis=2>(n, parts) h = Sigmoid(g) y = Concat<axis=2>(e, h)",
+        f"{levels} n = Concat<axis=1>(n0, n1, n2) e, g = Split<axis=2>(n, parts) h = Sigmoid(g) "
+        "y = Concat<axis=2>(e, h)",
         inputs="float[N,3,32,64] x",
         outputs="float[N,42,7] y",
         F0=(7, 3, 8, 8), F1=(7, 3, 16, 16), F2=(7, 3, 32, 32), flat=[0, 7, -1], parts=[4, 3],

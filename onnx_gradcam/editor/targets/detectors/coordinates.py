@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -114,10 +115,12 @@ def find_coordinates(t: Builder, image: ImageInput, boxes: Boxes | None, rows: i
     for value, axis, first in (*tables, *_tables(t, rows)):
         form = _form_of(t, value, axis, first, image)
         if form is not None:
-            return Coordinates(
-                form.words, lambda v=value, a=axis, f=first, form=form: form.placed(t, _cut(t, v, a, f), image)
-            )
+            return Coordinates(form.words, partial(_placed, t, value, axis, first, form, image))
     return None
+
+
+def _placed(t: Builder, value: Value, axis: int, first: int, form: _Form, image: ImageInput) -> Value:
+    return form.placed(t, _cut(t, value, axis, first), image)
 
 
 def _tables(t: Builder, rows: int | None) -> Iterator[tuple[Value, int, int]]:
@@ -256,7 +259,7 @@ def _decoder_run(t: Builder, value: Value, image: ImageInput, seed: int | None) 
         feeds[tensor.name] = content
     opsets = dict(t.model.core.opset_imports)
     for node in nodes:
-        results = evaluate_node(ir.to_proto(node), {i.name: feeds[str(i.name)] for i in node.inputs if i}, opsets)
+        results = evaluate_node(ir.to_proto(node), {str(i.name): feeds[str(i.name)] for i in node.inputs if i}, opsets)
         if results is None or sum(r.size for r in results) > _LARGEST:
             return None
         feeds.update((str(o.name), r) for o, r in zip(node.outputs, results, strict=True))
@@ -329,7 +332,7 @@ def _levels(image: ImageInput, rows: int) -> list[tuple[int, int, int]] | None:
 
 
 def _positions(h: int, w: int) -> Array:
-    """x and y of every cell of a grid, line by line, `[h * w, 2]`."""
+    """X and y of every cell of a grid, line by line, `[h * w, 2]`."""
     rows, columns = np.mgrid[:h, :w]
     return np.stack([columns, rows], axis=-1).reshape(-1, 2)
 
@@ -413,7 +416,7 @@ def _queries(t: Builder, image: ImageInput, boxes: Boxes, rows: int | None) -> C
     return Coordinates(f"{form.words}, as of DETR", lambda: form.placed(t, _cut(t, value, axis, boxes.first), image))
 
 
-_UNDECODED: dict[Encoding, Callable[[Builder, Picture, Boxes, int | None], Coordinates | None]] = {
+_UNDECODED: dict[Encoding, Callable[[Builder, ImageInput, Boxes, int | None], Coordinates | None]] = {
     "grid": _grid,
     "bins": _bins,
     "dense": _dense,

@@ -99,8 +99,9 @@ class Table:
         return self.comparable and len(self.factors) == 1 and self.factors[0].power == 1
 
     def of_one_box(self, t: Builder, rank: int, box: Value) -> OneBox:
-        """One box of every sample: the one at an index `[1]` or `[N]`, or where that is negative, for every class the
-        one of a rank among all. An index out of range is an error when the model runs.
+        """One box of every sample: the one at an index `[1]` or `[N]`; where that is negative, the one of a rank.
+
+        The rank counts for each class. An index out of range is an error when the model runs.
         """
         _, order = t.ops("TopK", self.ranking(t), t.ints(rank + 1), outputs=2, axis=1)
         best = t.op("Gather", order, t.const(rank, np.int64), axis=1)
