@@ -111,7 +111,7 @@ def test_the_explainer_takes_several_classes_from_one_run(monkeypatch):
     plain = Explainer(pooled(), preprocess=PREPROCESS, threads=1)
     runs = []
     original = every.session.run
-    monkeypatch.setattr(every.session, "run", lambda feeds: runs.append(1) or original(feeds))
+    monkeypatch.setattr(every.session, "run", lambda feeds, names: runs.append(1) or original(feeds, names))
     for target in (None, 2, "top3", [3, "top2"]):
         runs.clear()
         got, want = every(image(), target), plain(image(), target)

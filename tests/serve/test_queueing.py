@@ -37,10 +37,10 @@ class Held:
         self.begun, self.go = threading.Event(), threading.Event()
         run = Attached.run
 
-        def slow(runner, batch, classes):
+        def slow(runner, *arguments, **tables):
             self.begun.set()
             assert self.go.wait(20)
-            return run(runner, batch, classes)
+            return run(runner, *arguments, **tables)
 
         monkeypatch.setattr(Attached, "run", slow)
 
