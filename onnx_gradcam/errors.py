@@ -4,6 +4,7 @@
 
     ExplainError             base of everything this package raises on purpose
     ├── InputError           something the user gave: a path, a value, an image, an option
+    │   └── NothingFoundError    an image in which a detector finds nothing to explain
     ├── ModelError           the model is damaged, unsafe, incomplete, or fails when it runs
     ├── TargetError          the score, layer or class asked for is not in the model
     ├── UnsupportedError     the model is valid, but cannot be explained in the way asked for
@@ -17,8 +18,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["ExplainError", "ExportError", "InputError", "ModelError", "ServerError", "TargetError", "UnsupportedError"]
-__all__ += ["near_matches", "reason", "same_name"]
+__all__ = ["ExplainError", "ExportError", "InputError", "ModelError", "NothingFoundError", "ServerError", "TargetError"]
+__all__ += ["UnsupportedError", "near_matches", "reason", "same_name"]
 
 _IGNORED = str.maketrans("", "", "-_ ")
 
@@ -32,6 +33,10 @@ class ExplainError(Exception):
 
 class InputError(ExplainError):
     """Something the user gave cannot be used: a path, a value, an image, an option."""
+
+
+class NothingFoundError(InputError):
+    """A detector finds nothing in an image, or nothing of what was asked for."""
 
 
 class ModelError(ExplainError):

@@ -34,16 +34,39 @@ from ._output import complain, say, say_json, table, warn
 if TYPE_CHECKING:
     from onnx_gradcam import Explainer, Explanation
     from onnx_gradcam.files import Drafts
+    from onnx_gradcam.runtime.detections import Selection
 
 __all__ = ["explain"]
 
 
-@explains(without=("method", "target", "class_input", "expose_activation"))
+@explains(without=("method", "target", "class_input", "expose_activation", "box", "box_rank"))
 def explain(
     model: ModelFile,
     images: ImagesArgument,
     *,
     target: Targets = None,
+    box: Annotated[
+        str | None,
+        option(
+            "Target",
+            "Detection only: a box by its number in the list printed, `all` for a panel each, or `sum` for one map of "
+            "all boxes of the class. [default: the surest]",
+            "--box",
+            metavar="N|all|sum",
+        ),
+    ] = None,
+    box_rank: Annotated[
+        int | None,
+        option("Target", "Detection only: rank of the object in its class, 0 for the surest.", min=0, metavar="RANK"),
+    ] = None,
+    box_index: Annotated[
+        int | None,
+        option("Target", "Detection only: index of the box in the model's own table.", min=0, metavar="INDEX"),
+    ] = None,
+    least: Annotated[
+        float | None,
+        option("Target", "With --box: lowest score in the list. [default: 0.25]", min=0, max=1, metavar="0..1"),
+    ] = None,
     methods: MethodNames = None,
     region: Annotated[
         Path | None, option("Target", "With --mask input: image that is not black where to explain.", metavar="FILE")
@@ -113,6 +136,7 @@ def explain(
       onnx-gradcam explain model.onnx photo.jpg -o out.png --preprocess torchvision --labels names.txt
       onnx-gradcam explain model.onnx photo.jpg --target tabby,boxer
       onnx-gradcam explain model.onnx photos/ -o heatmaps/ --target top3
+      onnx-gradcam explain detector.onnx photo.jpg --box all --least 0.4
       onnx-gradcam explain model.onnx photo.jpg --method gradcam,hirescam,layercam
       onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
     """  # noqa: D301 - \b keeps the lines of the examples apart
@@ -123,6 +147,7 @@ def explain(
     job = _Job(
         images=find_images(images),
         targets=list(target or ()),
+        selection=_selection(box, box_rank, box_index, least),
         out=out,
         draw=out is not None or not as_json,
         npy=npy,
@@ -146,6 +171,7 @@ class _Job:
 
     images: Sequence[str]
     targets: list[str]
+    selection: Selection | None
     out: str | None
     draw: bool
     npy: bool
@@ -158,6 +184,35 @@ class _Job:
     def quiet(self) -> bool:
         """Whether standard output is for something else than sentences."""
         return self.as_json or self.out == "-"
+
+
+def _selection(box: str | None, rank: int | None, index: int | None, least: float | None) -> Selection | None:
+    """The boxes to explain, as the options say."""
+    given = {"--box": box, "--box-rank": rank, "--box-index": index}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if len(flags) > 1:
+        raise typer.BadParameter(f"it and {flags[0]} both choose the box; give one of them.", param_hint=flags[1])
+    if least is not None and box is None:
+        raise typer.BadParameter("it is for the list that --box chooses from; give both.", param_hint="--least")
+    if not flags:
+        return None
+    from onnx_gradcam.runtime.detections import Selection  # noqa: PLC0415 - --help must not wait for it
+
+    if rank is not None:
+        return Selection(which="rank", value=rank)
+    if index is not None:
+        return Selection(which="index", value=index)
+    lowest = Selection.least if least is None else least
+    if box == "all":
+        return Selection(which="all", least=lowest)
+    if box == "sum":
+        return Selection(which="sum", least=lowest)
+    if box is None or not box.isdecimal() or len(box) > _LONGEST_NUMBER:
+        raise typer.BadParameter(f"{box!r} is neither a number nor all or sum.", param_hint="--box")
+    return Selection(which="number", value=int(box), least=lowest)
+
+
+_LONGEST_NUMBER = 9
 
 
 def _check_usage(
@@ -218,7 +273,10 @@ def _explained(explainers: Mapping[str, Explainer], targets: Sequence[Place], jo
     stdin = cache(sys.stdin.buffer.read)
     streams = [
         explainer.stream(
-            (stdin() if path == "-" else path for path in job.images), job.targets or None, batch_size=job.batch_size
+            (stdin() if path == "-" else path for path in job.images),
+            job.targets or None,
+            box=job.selection,
+            batch_size=job.batch_size,
         )
         for explainer in explainers.values()
     ]
@@ -275,7 +333,8 @@ def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> 
                 with drafts.file(base.with_name(f"{base.name}.npz")).open("wb") as file:
                     np.savez_compressed(file, **explanation.arrays())
             for class_map in explanation.maps:
-                path = base.with_name(f"{base.name}_{class_map.target.index}.npy") if job.npy else None
+                box = f"_box{class_map.boxes[0].index}" if job.selection is not None and class_map.boxes else ""
+                path = base.with_name(f"{base.name}_{class_map.target.index}{box}.npy") if job.npy else None
                 if path is not None:
                     with drafts.file(path).open("wb") as file:
                         np.save(file, class_map.heatmap)
@@ -306,12 +365,17 @@ def _report(
         for which, class_map in enumerate(explanation.maps):
             entry: dict[str, Any] = {"method": method} if len(explanations) > 1 else {}
             entry |= {**class_map.target.to_dict(), "heatmap": files[len(explained)]}
+            if class_map.boxes:
+                entry["boxes"] = [box.to_dict() for box in class_map.boxes]
             if job.look["style"] == "box":
                 regions = {name: job.look[name] for name in ("threshold", "top_percent") if name in job.look}
                 entry["box"] = explanation.box(which, **regions)
             explained.append(entry)
     (first, *_) = explanations.values()
-    return {"path": image, "top": [target.to_dict() for target in first.top()], "explained": explained}
+    report = {"path": image, "top": [target.to_dict() for target in first.top()], "explained": explained}
+    if any(class_map.boxes for class_map in first.maps):
+        report["boxes"] = [box.to_dict() for box in first.boxes]
+    return report
 
 
 def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:
@@ -322,6 +386,9 @@ def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:
 
 def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:
     say(f"{image} -> {drawn}" if drawn else image)
+    if any(class_map.boxes for class_map in explanation.maps):
+        _print_boxes(explanation)
+        return
     explained = [class_map.target for class_map in explanation.maps]
     shown = list({target.index: target for target in (*explanation.top(), *explained)}.values())
     marked = {target.index for target in explained}
@@ -330,6 +397,25 @@ def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> No
         for target in shown
     ]
     say(table([("", "class", "name", "score"), *rows], right=(1, 3)))
+    say("  * explained")
+
+
+def _print_boxes(explanation: Explanation) -> None:
+    """The list of boxes, and those that are explained though they are not in it."""
+    marked = [box for class_map in explanation.maps for box in class_map.boxes]
+    listed = [*explanation.boxes, *(box for box in marked if box.n is None)]
+    rows = [
+        (
+            "*" if box in marked else " ",
+            "" if box.n is None else str(box.n),
+            box.target.label,
+            f"{box.target.score:.4g}",
+            "unknown" if box.xyxy is None else " ".join(f"{side:.0f}" for side in box.xyxy),
+            str(box.index),
+        )
+        for box in listed
+    ]
+    say(table([("", "box", "name", "score", "x0 y0 x1 y1", "index"), *rows], right=(1, 3, 5)))
     say("  * explained")
 
 

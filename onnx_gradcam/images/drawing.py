@@ -17,7 +17,7 @@ from onnx_gradcam.files import write_file
 from .decoding import QUIET, Image, check_heatmap, check_image, cv2_module, resized
 
 __all__ = ["COLORMAPS", "SUFFIXES", "TRANSPARENT", "colorize", "encode_image", "overlay", "save_image", "sheet"]
-__all__ += ["check_colormap", "check_same_size", "check_suffix"]
+__all__ += ["check_colormap", "check_same_size", "check_suffix", "draw_boxes"]
 
 COLORMAPS: Final = ("jet", "turbo", "viridis", "inferno", "magma", "plasma", "cividis", "hot", "bone", "parula", "bwr")
 """The colour maps: those of OpenCV by these names, and `bwr` of Matplotlib: blue, white, red."""
@@ -77,6 +77,55 @@ def overlay(image: Image, heatmap: npt.NDArray[Any], *, colormap: str = "jet", o
     blended: Image = cv2_module().addWeighted(image, 1 - opacity, colours, opacity, 0.0)
     blended[unseen] = image[unseen]
     return blended
+
+
+def draw_boxes(image: Image, boxes: Sequence[tuple[tuple[float, float, float, float], str]]) -> Image:
+    """An image with boxes, x0 y0 x1 y1 in its pixels, each with its caption: uint8 RGB `[H, W, 3]`.
+
+    A line is white between dark ones, so that it can be seen on any colours. A caption is inside the image, beside a
+    corner of its box where it covers no other caption if there is such a place.
+    """
+    check_image(image)
+    cv2 = cv2_module()
+    drawn: Image = np.ascontiguousarray(image.copy())
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    line, scale = max(1, round(longer / 450)), min(max(longer / 1150, 0.35), 3.0)
+    corners = [tuple(round(side) for side in box) for box, _ in boxes]
+    for thickness, colour in ((line + 2, _INK), (line, (255, 255, 255))):
+        for x0, y0, x1, y1 in corners:
+            cv2.rectangle(drawn, (x0, y0), (min(x1, width - 1), min(y1, height - 1)), colour, thickness)
+    taken: list[tuple[int, ...]] = []
+    for corner, (_, caption) in zip(corners, boxes, strict=True):
+        taken.append(_label(drawn, caption, corner, scale, taken))
+    return drawn
+
+
+def _label(
+    drawn: Image, caption: str, box: tuple[int, ...], scale: float, taken: Sequence[tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Write a caption beside a box in white on dark ground, in place; where it is, x0 y0 x1 y1."""
+    cv2 = cv2_module()
+    height, width = drawn.shape[:2]
+    weight, pad = max(1, round(1.4 * scale)), max(2, round(6 * scale))
+    text = _shortened(_drawable(caption), width - 2 * pad, scale)
+    (wide, ascent), descent = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)
+    wide, tall = wide + 2 * pad, ascent + descent + pad
+    x0, y0, x1, y1 = box
+    places = [(x, y) for y in (y0 - tall, y0, y1, y1 - tall) for x in (x0, x1 - wide)]
+    inside = [(x, y) for x, y in places if y >= 0 and y + tall <= height] or [(x0, min(max(y0, 0), height - tall))]
+    moved = [(max(0, min(x, width - wide)), max(0, y)) for x, y in inside]
+    left, top = min(moved, key=lambda at: sum(_shared((*at, at[0] + wide, at[1] + tall), other) for other in taken))
+    cv2.rectangle(drawn, (left, top), (left + wide, top + tall), _INK, cv2.FILLED)
+    origin = left + pad, top + pad // 2 + ascent
+    cv2.putText(drawn, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), weight, cv2.LINE_AA)
+    return left, top, left + wide, top + tall
+
+
+def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """The area that two rectangles, x0 y0 x1 y1, have in common."""
+    wide, tall = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0) * max(tall, 0)
 
 
 def sheet(

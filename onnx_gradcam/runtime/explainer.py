@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,15 @@ from onnx_gradcam.editor.targets.classes import (
     read_labels,
     separated,
 )
-from onnx_gradcam.errors import InputError, ModelError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError
 from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata, peek
 from onnx_gradcam.options import Description
 
-from .explanation import ClassMap, Drawing, Explanation, Target, class_of
-from .runners import Attached, Augmented, Runner, fixed_size
+from .detections import Detections, Selection, parse_selection
+from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
+from .runners import Attached, Augmented, Choice, Runner, fixed_size
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
 
     from onnx_gradcam.options import Choices
 
-__all__ = ["ClassMap", "Drawing", "Explainer", "Explanation", "Prepared", "Target", "TargetChoice"]
+__all__ = ["Box", "BoxChoice", "ClassMap", "Drawing", "Explainer", "Explanation", "Prepared", "Selection", "Target"]
+__all__ += ["TargetChoice"]
 
 Array = npt.NDArray[Any]
 TargetChoice = int | str | Sequence[int | str] | None
+BoxChoice = int | str | Selection | None
 Source = str | Path | bytes | Array
+
+_NO_DETECTOR = "the model is no detector, or was explained without its boxes; leave the box out"
 
 
 class Explainer:
@@ -124,38 +129,74 @@ class Explainer:
         """The batch size, if the model allows only one."""
         return fixed_size(self._input)
 
-    def __call__(self, image: Source, target: TargetChoice = None) -> Explanation:
+    def __call__(self, image: Source, target: TargetChoice = None, box: BoxChoice = None) -> Explanation:
         """Explain one image.
 
         Args:
             image: a path, the bytes of an image file, or `uint8 [H, W, 3]` RGB.
             target: a class index or name, several of them, `"top3"`, or `None` for the predicted class.
+            box: for a detector, the index of a box in its table (`Box.index`), `"all"` for one map of each box, `"sum"`
+                for one map of all boxes of the class, or a `Selection`; `None` for the best box of each class.
 
         Raises:
-            InputError: the image cannot be read.
-            TargetError: there is no such class.
+            InputError: the image cannot be read; `NothingFoundError` if a detector finds nothing in it.
+            TargetError: there is no such class or box.
             ModelError: the model does not run, or gives NaN.
+
+        Example::
+
+            boxes = explainer.boxes("street.jpg", "dog")
+            second = explainer("street.jpg", "dog", box=boxes[1].index)
         """
-        (result,) = self.stream([image], target)
+        (result,) = self.stream([image], target, box=box)
         if isinstance(result, InputError):
             raise result
         return result
 
+    def boxes(
+        self, image: Source, target: TargetChoice = None, *, least: float = 0.25, overlap: float = 0.45
+    ) -> list[Box]:
+        """The boxes that a detector finds in an image, one for each object, the surest first.
+
+        Args:
+            image: as for a call.
+            target: class indices or names whose boxes to list; `None` for all classes, each box with its best one.
+            least: boxes below this score are left out.
+            overlap: of two boxes of one class whose intersection over union is larger, only the surer one is kept.
+
+        Raises:
+            InputError: the image cannot be read, or a number is out of range.
+            TargetError: the model is no detector, or there is no such class.
+            ModelError: the model does not run.
+        """
+        Selection(which="all", least=least, overlap=overlap)  # refuses numbers out of range
+        if not self.metadata.detection_scores:
+            raise TargetError(_NO_DETECTOR)
+        prepared = self.prepared(image)
+        if isinstance(prepared, InputError):
+            raise prepared
+        outputs = self.run(prepared.tensor[None], [-1], tables=True)
+        table = self._table(prepared, outputs, 0)
+        best = table.scores.max(0, initial=0)
+        classes = None if target is None else expanded(self._targets(target, fixed=True), best, int(best.argmax()))
+        return table.listed(classes, least=least, overlap=overlap)
+
     def stream(
-        self, images: Iterable[Source], target: TargetChoice = None, *, batch_size: int = 8
+        self, images: Iterable[Source], target: TargetChoice = None, *, box: BoxChoice = None, batch_size: int = 8
     ) -> Iterator[Explanation | InputError]:
         """Explain many images, in order, holding one batch at a time.
 
-        For an image that cannot be read the error takes the place of the explanation; the others go on.
+        For an image that cannot be read, or in which a detector finds nothing, the error takes the place of the
+        explanation; the others go on.
         """
         batch: list[Source] = []
         for image in images:
             batch.append(image)
             if len(batch) == batch_size:
-                yield from self._batch(batch, target, batch_size)
+                yield from self._batch(batch, target, box, batch_size)
                 batch = []
         if batch:
-            yield from self._batch(batch, target, batch_size)
+            yield from self._batch(batch, target, box, batch_size)
 
     def run(
         self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
@@ -194,25 +235,95 @@ class Explainer:
             return exc
 
     def explained(
-        self, images: Sequence[Prepared], target: TargetChoice = None, *, batch_size: int = 8
+        self,
+        images: Sequence[Prepared],
+        target: TargetChoice = None,
+        *,
+        box: BoxChoice = None,
+        batch_size: int = 8,
     ) -> list[Explanation]:
         """Explain prepared images, in order; safe to call from threads.
 
         Raises:
-            TargetError: there is no such class.
+            NothingFoundError: a detector finds nothing in one of the images.
+            TargetError: there is no such class or box.
             ModelError: the model does not run, or gives NaN.
         """
+        results = self._each(images, target, box, batch_size)
+        error = next((result for result in results if isinstance(result, InputError)), None)
+        if error is not None:
+            raise error
+        return [result for result in results if isinstance(result, Explanation)]
+
+    def _each(
+        self, images: Sequence[Prepared], target: TargetChoice, box: BoxChoice, batch_size: int
+    ) -> list[Explanation | InputError]:
+        """The explanation of every prepared image, or why there is none."""
+        selection = parse_selection(box)
+        if selection is not None:
+            self._check_boxes(selection)
         pending = [_Pending(image) for image in images]
         targets = [Top(1)] if target is None else self._targets(target)
         first = targets[0]
-        self._explain(pending, [[-1 if isinstance(first, Top) else first]] * len(pending), batch_size)
+        self._explain(pending, [[(-1 if isinstance(first, Top) else first, None)]] * len(pending), batch_size)
+        if selection is not None:
+            self._select(pending, None if target is None else targets, selection, batch_size)
+            return [one.finished(self.labels, self.metadata, one_layer=self._one_cam) for one in pending]
         rest = [expanded(targets, one.scores, one.maps[0].target.index)[1:] for one in pending]
         if self.metadata.all_classes:
             for one, classes in zip(pending, rest, strict=True):
                 one.maps += [self._class_map(one, index, one.heatmaps[index], one.cams[index]) for index in classes]
         else:
-            self._explain(pending, rest, batch_size)
+            self._explain(pending, [[(index, None) for index in classes] for classes in rest], batch_size)
+        for one in pending:
+            if self.metadata.detection_scores and all(m.target.score == 0 for m in one.maps):
+                what = "anything" if target is None else ", ".join(repr(m.target.label) for m in one.maps)
+                one.problem = NothingFoundError(f"the model does not find {what} in this image: its best score is 0")
         return [one.finished(self.labels, self.metadata, one_layer=self._one_cam) for one in pending]
+
+    def _select(
+        self, pending: Sequence[_Pending], targets: Sequence[int | Top] | None, selection: Selection, batch_size: int
+    ) -> None:
+        """Replace the maps of the best boxes by those of the boxes that a selection stands for."""
+        chosen: list[list[Box]] = []
+        for one in pending:
+            best = one.maps.pop().target.index
+            classes = None if targets is None else expanded(targets, one.scores, best)
+            table = one.table
+            assert table is not None  # noqa: S101 - `_check_boxes` has made sure
+            one.boxes = table.listed(classes, least=selection.least, overlap=selection.overlap)
+            one.notes = table.notes(selection, len(one.boxes))
+            try:
+                chosen.append(table.chosen(selection, classes, best))
+            except NothingFoundError as exc:
+                one.problem = exc
+                chosen.append([])
+        rows = [[(box.target.index, box.index) for box in boxes] for boxes in chosen]
+        self._explain(pending, rows, batch_size)
+        for one, boxes in zip(pending, chosen, strict=True):
+            if selection.which == "sum" and boxes:
+                one.maps = [self._summed(one, boxes)]
+            else:
+                one.maps = [replace(m, boxes=[box]) for m, box in zip(one.maps, boxes, strict=True)]
+
+    def _summed(self, one: _Pending, boxes: Sequence[Box]) -> ClassMap:
+        """One map of several boxes: the sum of their raw maps, made a heatmap as the preset says."""
+        from onnx_gradcam.editor.probes import HEATMAP, finisher  # noqa: PLC0415 - few explanations need graph code
+
+        cam = np.stack([m.cam for m in one.maps]).sum(0)
+        size = one.maps[0].heatmap.shape
+        finish = Session(finisher(self.metadata.preset, cam.shape, size, self.metadata.extent))
+        heatmap = finish.run({"cam": cam[None]})[HEATMAP][0]
+        return ClassMap(boxes[0].target, heatmap, cam, boxes=boxes)
+
+    def _check_boxes(self, selection: Selection) -> None:
+        """Refuse boxes that cannot be chosen in this model."""
+        if not self.metadata.detection_scores:
+            raise TargetError(_NO_DETECTOR)
+        if not self.metadata.box_input:
+            raise TargetError("the box is fixed in this model; start from the original model to choose another")
+        if selection.which == "sum" and (not self._one_cam or self.metadata.attribution):
+            raise TargetError("one map of several boxes is the sum of the maps of one layer; name one with --layer")
 
     def class_indices(self, targets: Sequence[int | str]) -> list[int]:
         """The indices of classes given by index or name.
@@ -223,29 +334,35 @@ class Explainer:
         return [index for index in self._targets(targets) if isinstance(index, int)]
 
     def _batch(
-        self, sources: Sequence[Source], target: TargetChoice, batch_size: int
+        self, sources: Sequence[Source], target: TargetChoice, box: BoxChoice, batch_size: int
     ) -> list[Explanation | InputError]:
         images = [self.prepared(source) for source in sources]
         readable = [image for image in images if isinstance(image, Prepared)]
-        explanations = iter(self.explained(readable, target, batch_size=batch_size))
+        explanations = iter(self._each(readable, target, box, batch_size))
         return [image if isinstance(image, InputError) else next(explanations) for image in images]
 
-    def _explain(self, pending: Sequence[_Pending], classes: Sequence[Sequence[int]], batch_size: int) -> None:
-        """Run one row for each class of each image, at most `batch_size` rows of one size at once."""
-        by_size: dict[tuple[int, ...], list[tuple[_Pending, int]]] = {}
-        for one, targets in zip(pending, classes, strict=True):
-            by_size.setdefault(one.prepared.tensor.shape, []).extend((one, index) for index in targets)
+    def _explain(self, pending: Sequence[_Pending], chosen: Sequence[Sequence[Choice]], batch_size: int) -> None:
+        """Run one row for each class or box of each image, at most `batch_size` rows of one size at once."""
+        by_size: dict[tuple[int, ...], list[tuple[_Pending, Choice]]] = {}
+        for one, choices in zip(pending, chosen, strict=True):
+            by_size.setdefault(one.prepared.tensor.shape, []).extend((one, choice) for choice in choices)
         for rows in by_size.values():
             for start in range(0, len(rows), batch_size):
                 self._explain_rows(rows[start : start + batch_size])
 
-    def _explain_rows(self, rows: Sequence[tuple[_Pending, int]]) -> None:
+    def _explain_rows(self, rows: Sequence[tuple[_Pending, Choice]]) -> None:
         names = self.metadata
-        results = self.run(np.stack([one.prepared.tensor for one, _ in rows]), [target for _, target in rows])
-        for i, (one, target) in enumerate(rows):
-            one.scores = self._scores(results[names.scores_output][i])
+        boxes = [box for _, (_, box) in rows if box is not None]
+        results = self.run(
+            np.stack([one.prepared.tensor for one, _ in rows]),
+            [target for _, (target, _) in rows],
+            boxes or None,
+            tables=bool(names.detection_scores) and not boxes,
+        )
+        for i, (one, (target, _)) in enumerate(rows):
+            scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
-            check_class(index, len(one.scores))
+            check_class(index, len(scores))
             heatmap, cam = results[names.heatmap][i], results[names.cam][i]
             if names.all_classes:
                 one.heatmaps, one.cams = heatmap, cam
@@ -253,14 +370,37 @@ class Explainer:
                 heatmap, cam = heatmap[index], cam[index]
             attribution = results[names.attribution][i] if names.attribution else None
             # A score may be minus infinity: the logarithm of a probability of 0.
-            if np.isnan(one.scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
+            if np.isnan(scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
                 raise ModelError("the model gives NaN for this image; check --preprocess and the model's weights")
-            one.maps.append(self._class_map(one, index, heatmap, cam, attribution))
+            if not boxes:
+                one.scores = scores
+            if names.detection_scores and not boxes:
+                one.table = self._table(one.prepared, results, i)
+                one.boxes = one.table.listed()
+            explained = self._class_map(one, index, heatmap, cam, attribution, scores)
+            if names.heatmap_box and one.table is not None:
+                explained = replace(explained, boxes=[one.listed(int(results[names.heatmap_box][i]), index)])
+            one.maps.append(explained)
+
+    def _table(self, prepared: Prepared, results: Mapping[str, Array], row: int) -> Detections:
+        """The table of all boxes in one image."""
+        names, shape = self.metadata, dict(zip(self.metadata.layout[1:], prepared.tensor.shape, strict=True))
+        boxes = results[names.detection_boxes][row] if names.detection_boxes else None
+        return Detections.of(
+            results[names.detection_scores][row], boxes, (shape["H"], shape["W"]), prepared.placement, self.labels
+        )
 
     def _class_map(
-        self, one: _Pending, index: int, heatmap: Array, cam: Array, attribution: Array | None = None
+        self,
+        one: _Pending,
+        index: int,
+        heatmap: Array,
+        cam: Array,
+        attribution: Array | None = None,
+        scores: Array | None = None,
     ) -> ClassMap:
-        return ClassMap(class_of(index, one.scores, self.labels), heatmap, cam, attribution)
+        scores = one.scores if scores is None else scores
+        return ClassMap(class_of(index, scores, self.labels), heatmap, cam, attribution)
 
     def _scores(self, row: Array) -> Array:
         """One score for each class; a single logit also gives the score of its complement."""
@@ -270,12 +410,13 @@ class Explainer:
         complement = 1 - scores if self.metadata.activation == "sigmoid" else -scores
         return np.concatenate([complement, scores])
 
-    def _targets(self, target: int | str | Sequence[int | str]) -> list[int | Top]:
+    def _targets(self, target: int | str | Sequence[int | str], *, fixed: bool = False) -> list[int | Top]:
+        """The classes; refused in a model whose class is fixed, unless nothing is explained."""
         several = [target] if isinstance(target, (int, str, np.integer)) else list(target)
         if not several:
             raise TargetError("the list of classes is empty; name one, or give None for the predicted class")
         targets = [parse_top(one) or self._index(one) for one in separated(several, self.labels)]
-        if not self.metadata.class_input and not self.metadata.all_classes:
+        if not fixed and not self.metadata.class_input and not self.metadata.all_classes:
             raise TargetError("the class is fixed in this model; start from the original model to choose another")
         return targets
 
@@ -316,8 +457,22 @@ class _Pending:
     heatmaps: Array = field(default_factory=lambda: np.zeros(0))
     cams: Array = field(default_factory=lambda: np.zeros(0))
     maps: list[ClassMap] = field(default_factory=list)
+    table: Detections | None = None
+    boxes: list[Box] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problem: NothingFoundError | None = None
 
-    def finished(self, labels: Sequence[str] | None, metadata: Metadata, *, one_layer: bool) -> Explanation:
+    def listed(self, index: int, target: int) -> Box:
+        """The box of an index and a class, numbered if it is in the list."""
+        assert self.table is not None  # noqa: S101 - the caller has looked
+        same = (box for box in self.boxes if (box.index, box.target.index) == (index, target))
+        return next(same, None) or self.table.box(index, target)
+
+    def finished(
+        self, labels: Sequence[str] | None, metadata: Metadata, *, one_layer: bool
+    ) -> Explanation | InputError:
+        if self.problem is not None:
+            return self.problem
         box = metadata.box_in(*self.maps[0].heatmap.shape) if metadata.extent else None
         return Explanation(
             self.prepared.image,
@@ -328,6 +483,8 @@ class _Pending:
             metadata.preset,
             one_layer,
             box,
+            self.boxes,
+            self.notes,
         )
 
 

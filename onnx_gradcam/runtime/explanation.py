@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.decoding import Placement
-from onnx_gradcam.images.drawing import save_image, sheet
+from onnx_gradcam.images.drawing import draw_boxes, save_image, sheet
 from onnx_gradcam.images.masks import Look, LookChoices, hot_box, hot_region
 from onnx_gradcam.images.overlays import OVERLAYS, library_overlay
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["ClassMap", "Drawing", "Explanation", "Target", "class_of", "library_of", "method_sheet"]
+__all__ = ["Box", "ClassMap", "Drawing", "Explanation", "Target", "class_of", "library_of", "method_sheet"]
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +41,39 @@ class Target:
         return {**asdict(self), "score": self.score if math.isfinite(self.score) else None}
 
 
+@dataclass(frozen=True)
+class Box:
+    """A box that a detector found in an image.
+
+    Attributes:
+        n: its place in the list of boxes, from 0; `None` for one that is not in it.
+        index: its index in the detector's own table.
+        target: its class, and its score: the probability that the detector's post-processing shows.
+        xyxy: x0 y0 x1 y1 in pixels of the image, from its upper left corner; `None` where the model does not tell.
+    """
+
+    n: int | None
+    index: int
+    target: Target
+    xyxy: tuple[float, float, float, float] | None
+
+    @property
+    def caption(self) -> str:
+        """Its class and score."""
+        return f"{self.target.label} {self.target.score:.2f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {
+            "n": self.n,
+            "index": self.index,
+            "class": self.target.index,
+            "name": self.target.label,
+            "score": self.target.to_dict()["score"],
+            "xyxy": None if self.xyxy is None else [round(side, 2) for side in self.xyxy],
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class ClassMap:
     """The explanation of one class.
@@ -51,12 +84,14 @@ class ClassMap:
         cam: `float32 [h, w]`, the raw signed map at the layer's resolution.
         attribution: one value for each value of the model's input, with the input's axes; `None` for methods that
             explain by a layer.
+        boxes: for a detector, the box that is explained, or the several whose maps are summed.
     """
 
     target: Target
     heatmap: npt.NDArray[np.float32]
     cam: npt.NDArray[np.float32]
     attribution: Array | None = None
+    boxes: Sequence[Box] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +123,8 @@ class Explanation:
         one_layer: whether a heatmap is computed from its `cam` alone.
         covered: top, left, bottom and right of the part of the model's input that the layer's maps cover, in pixels of
             the heatmap; `None` for the whole input.
+        boxes: for a detector, the list of the boxes in the image, the surest first.
+        notes: what you should know about the choice of boxes.
     """
 
     image: npt.NDArray[np.uint8]
@@ -98,6 +135,8 @@ class Explanation:
     preset: str = "default"
     one_layer: bool = True
     covered: tuple[int, int, int, int] | None = None
+    boxes: Sequence[Box] = ()
+    notes: Sequence[str] = ()
 
     @property
     def heatmap(self) -> npt.NDArray[np.float32]:
@@ -116,21 +155,30 @@ class Explanation:
 
     @property
     def warnings(self) -> list[str]:
-        """What you should know about the maps: which of them are zero everywhere."""
-        return [
+        """What you should know about the maps: which boxes they are of, and which of them are zero everywhere."""
+        blank = [
             f"the heatmap of {m.target.label!r} is zero everywhere: nothing in the image speaks for this class"
             for m in self.maps
             if not np.any(m.heatmap)
         ]
+        return [*self.notes, *blank]
 
     def arrays(self) -> dict[str, Any]:
-        """All maps: `heatmap` [classes, H, W], `cam` [classes, h, w], and the `classes` with their `scores`."""
+        """All maps: `heatmap` [classes, H, W], `cam` [classes, h, w], and the `classes` with their `scores`.
+
+        Those of a detector have the indices of their `boxes` too, the surest one's where several are summed.
+        """
         return {
             "heatmap": np.stack([m.heatmap for m in self.maps]),
             "cam": np.stack([m.cam for m in self.maps]),
             "classes": np.array([m.target.index for m in self.maps], np.int64),
             "scores": np.array([m.target.score for m in self.maps], np.float64),
+            **({"boxes": np.array([m.boxes[0].index for m in self.maps], np.int64)} if self._of_boxes else {}),
         }
+
+    @property
+    def _of_boxes(self) -> bool:
+        return all(m.boxes for m in self.maps)
 
     def top(self, count: int = 5) -> list[Target]:
         """The classes with the highest scores."""
@@ -154,7 +202,7 @@ class Explanation:
         return hot_box(self.region(which, threshold=threshold, top_percent=top_percent))
 
     def overlay(self, which: int = 0, *, preset: str | None = None, **look: Unpack[LookChoices]) -> Drawing:
-        """The image with a heatmap over it.
+        """The image with a heatmap over it, and around what is explained the box of a detector.
 
         Args:
             which: index of the map.
@@ -168,8 +216,32 @@ class Explanation:
         """
         drawn_as, library = Look(**look), library_of(preset, look, self.preset)
         if library is not None:
-            return Drawing(self.drawn_by(library, which))
-        return Drawing(drawn_as.draw(self.image, self.shown(which, drawn_as)))
+            return Drawing(self.boxed(self.drawn_by(library, which), which))
+        drawn = drawn_as.draw(self.image, self.shown(which, drawn_as))
+        return Drawing(drawn if drawn_as.style == "alpha" else self.boxed(drawn, which))
+
+    def boxed(self, drawn: npt.NDArray[np.uint8], which: int) -> npt.NDArray[np.uint8]:
+        """A drawing of the size of the image with the boxes of a map, each with its class and score."""
+        placed = [(box.xyxy, box.caption) for box in self.maps[which].boxes if box.xyxy is not None]
+        return draw_boxes(drawn, placed) if placed else drawn
+
+    def panel(self, which: int, look: Look, library: str | None) -> Array:
+        """A map as a sheet shows it: `[H, W]`, to be drawn in its size, or drawn already, uint8 `[H, W, 3]`."""
+        placed = any(box.xyxy is not None for box in self.maps[which].boxes)
+        if library is not None:
+            return self.boxed(self.drawn_by(library, which), which)
+        values = self.shown(which, look)
+        return self.boxed(look.draw(self.image, values), which) if placed else values
+
+    def numbered(self) -> npt.NDArray[np.uint8]:
+        """The image with the boxes of all maps, each with its number in the list, its class and score."""
+        boxes = {box.index: box for m in self.maps for box in m.boxes}
+        placed = [
+            (box.xyxy, box.caption if box.n is None else f"{box.n} {box.caption}")
+            for box in boxes.values()
+            if box.xyxy is not None
+        ]
+        return draw_boxes(self.image, placed) if placed else self.image
 
     def sheet(self, *, preset: str | None = None, **look: Unpack[LookChoices]) -> Drawing:
         """The image and, beside it, one panel for each explained class with its name and score.
@@ -251,13 +323,21 @@ def method_sheet(
     for name, explanation in explanations.items():
         library = library_of(preset, look, explanation.preset)
         for i, m in enumerate(explanation.maps):
-            panel = explanation.shown(i, drawn_as) if library is None else explanation.drawn_by(library, i)
-            panels.append((f"{name} {m.target.label} {m.target.score:.3g}".lstrip(), panel))
+            panels.append((f"{name} {_caption(m)}".lstrip(), explanation.panel(i, drawn_as, library)))
         if library is not None:
             ends = None
     first = next(iter(explanations.values()))
     row = len(first.maps) if len(explanations) > 1 and len(first.maps) > 1 else None
-    return Drawing(sheet(first.image, panels, colormap=drawn_as.colours, draw=drawn_as.draw, ends=ends, row=row))
+    image = first.numbered() if len(first.maps) > 1 else first.image
+    return Drawing(sheet(image, panels, colormap=drawn_as.colours, draw=drawn_as.draw, ends=ends, row=row))
+
+
+def _caption(m: ClassMap) -> str:
+    """What is explained, and its score."""
+    if len(m.boxes) > 1:
+        return f"{len(m.boxes)} x {m.target.label} {m.target.score:.3g}"
+    numbered = m.boxes[0].n if m.boxes else None
+    return f"{'' if numbered is None else f'{numbered} '}{m.target.label} {m.target.score:.3g}"
 
 
 def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.float32]:

@@ -202,3 +202,91 @@ def test_a_class_that_a_model_of_one_value_does_not_have(call, here, image):
     result = call(*arguments, "--task", "regression")
     assert result.exit_code == 1
     assert "class 1 is out of range; the model has class 0 alone" in result.stderr
+
+
+# ----- boxes -------------------------------------------------------------------
+
+
+@pytest.fixture
+def finder(here):
+    """A detector of sixty-four boxes of two classes, placed by its graph."""
+    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(64, 2).T[None]
+    model = graph(
+        "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, C) a = Relu(c) d = Conv<pads=[1,1,1,1], strides=[2,2]>(a, D) "
+        "b = Relu(d) bs = Conv(b, B) br = Reshape(bs, four) ab = Abs(br) ss = Conv(b, S) sr = Reshape(ss, wide) "
+        "p = Sigmoid(sr) l, r = Split<axis=1>(ab, halves) lo = Sub(cells, l) hi = Add(cells, r) "
+        "co = Concat<axis=1>(lo, hi) m = Mul(co, s) y = Concat<axis=1>(m, p)",
+        inputs="float[N,3,32,32] x",
+        outputs="float[N,6,64] y",
+        C=weight("C", 6, 3, 3, 3) * 4, D=(7, 6, 3, 3), B=(4, 7, 1, 1), S=weight("S", 2, 7, 1, 1) * 4,
+        four=[0, 4, 64], wide=[0, 2, 64], halves=[2, 2],
+        cells=(grid + 0.5).astype(np.float32), s=np.array(4, np.float32),
+    )  # fmt: skip
+    onnx.save(model, here / "finder.onnx")
+    (here / "two.txt").write_text("cat\ndog\n")
+    return ["finder.onnx", "--preprocess", PREPROCESS, "--labels", "two.txt"]
+
+
+def explained_boxes(call, finder, image, *words):
+    result = call("explain", finder[0], image, *finder[1:], "--json", *words)
+    assert result.exit_code == 0, result.stderr
+    (report,) = json.loads(result.stdout)["images"]
+    return report["boxes"], [box for entry in report["explained"] for box in entry["boxes"]]
+
+
+def test_boxes_are_chosen_by_number_rank_and_index(call, finder, image):
+    listed, (best,) = explained_boxes(call, finder, image)
+    assert best == listed[0]
+    assert [box["n"] for box in listed] == list(range(len(listed)))
+    assert set(best) == {"n", "index", "class", "name", "score", "xyxy"}
+    assert len(best["xyxy"]) == 4
+    numbered, chosen = explained_boxes(call, finder, image, "--box", "2")
+    assert (numbered, chosen) == (listed, [listed[2]])
+    _, every = explained_boxes(call, finder, image, "--box", "all")
+    assert every == listed[:12]
+    dogs, ranked = explained_boxes(call, finder, image, "--target", "dog", "--box-rank", "1")
+    assert ranked == [dogs[1]]
+    assert {box["name"] for box in dogs} == {"dog"}
+    _, (by_index,) = explained_boxes(call, finder, image, "--box-index", "9", "--target", "cat")
+    assert (by_index["index"], by_index["name"]) == (9, "cat")
+    sure, _ = explained_boxes(call, finder, image, "--box", "all", "--least", str(listed[1]["score"] - 1e-6))
+    assert [box["n"] for box in sure] == [0, 1]
+
+
+def test_pictures_and_arrays_of_boxes(call, finder, here, image):
+    result = call("explain", finder[0], image, *finder[1:], "--box", "all", "-o", "all.png", "--npy", "--npz")
+    assert result.exit_code == 0, result.stderr
+    assert "x0 y0 x1 y1" in result.stdout
+    listed, _ = explained_boxes(call, finder, image)
+    files = {path.name for path in here.glob("all_*_box*.npy")}
+    assert files == {f"all_{box['class']}_box{box['index']}.npy" for box in listed[:12]}
+    stored = np.load(here / "all.npz")
+    assert stored["boxes"].tolist() == [box["index"] for box in listed[:12]]
+    one = call("explain", finder[0], image, *finder[1:], "--box", "sum", "--target", "cat", "-o", "sum.png")
+    assert one.exit_code == 0, one.stderr
+    assert (here / "sum.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--box", "99999"], 1, "there is no box 99999 in this image"),
+        (["--box-index", "64"], 1, "there is no box 64; the model has boxes 0 to 63"),
+        (["--box", "all", "--least", "1"], 1, "finds nothing with a score of at least 1; the highest is"),
+        (["--box", "-1"], 2, "neither a number nor all or sum"),
+        (["--box", "best"], 2, "neither a number nor all or sum"),
+        (["--box", "1", "--box-rank", "1"], 2, "both choose the box"),
+        (["--least", "0.5"], 2, "it is for the list that --box chooses from"),
+    ],
+)
+def test_boxes_that_are_not_there_leave_no_picture(call, finder, here, image, words, code, message):
+    result = call("explain", finder[0], image, *finder[1:], "-o", "out.png", *words)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+    assert not (here / "out.png").exists()
+
+
+def test_a_classifier_has_no_boxes(call, classifier, image):
+    result = call("explain", classifier, image, "--preprocess", PREPROCESS, "--box", "all", "-o", "out.png")
+    assert result.exit_code == 1
+    assert "the model is no detector" in result.stderr

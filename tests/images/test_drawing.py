@@ -5,7 +5,7 @@ import pytest
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.images import drawing as render
 from onnx_gradcam.images.decoding import read_image
-from onnx_gradcam.images.drawing import COLORMAPS, SUFFIXES, colorize, overlay, save_image, sheet
+from onnx_gradcam.images.drawing import COLORMAPS, SUFFIXES, colorize, draw_boxes, overlay, save_image, sheet
 
 BLUE, RED = (0, 0, 128), (128, 0, 0)  # the two ends of jet
 
@@ -252,3 +252,36 @@ class TestSaveImage:
             save_image(gray_image(2, 2), folder)
         assert list(tmp_path.iterdir()) == [folder]
         assert capfd.readouterr() == ("", "")
+
+
+# ----- boxes -------------------------------------------------------------------
+
+
+def test_the_lines_of_a_box_are_white_on_its_edges_between_dark_ones():
+    image = np.full((300, 400, 3), 120, np.uint8)
+    drawn = draw_boxes(image, [((100, 120, 250, 260), "dog 0.93")])
+    assert (image == 120).all()
+    assert (drawn[200, 100] == 255).all()
+    assert (drawn[260, 200] == 255).all()
+    assert (drawn[200, 98] < 60).all()
+    assert (drawn[200, 175] == 120).all()
+    # The caption is above the box.
+    assert (drawn[100:118, 100:150] < 60).any()
+
+
+@pytest.mark.parametrize("box", [(0, 0, 399, 299), (-20, -20, 30, 20), (380, 280, 420, 330), (100, 0, 120, 299)])
+def test_a_caption_stays_in_the_image(box):
+    image = np.full((300, 400, 3), 120, np.uint8)
+    dark = (draw_boxes(image, [(box, "a long name of a class 0.12")]) == 32).all(2)
+    text = (draw_boxes(image, [(box, "")]) == 32).all(2)
+    assert dark.sum() > text.sum() + 500
+
+
+def test_captions_of_neighbours_do_not_cover_each_other():
+    image = np.full((300, 400, 3), 120, np.uint8)
+    box = (100, 100, 300, 200)
+    lines, one, three = (
+        (draw_boxes(image, [(box, caption) for caption in captions]) == 32).all(2).sum()
+        for captions in ([""], ["dog 0.9"], ["dog 0.9", "cat 0.8", "cow 0.7"])
+    )
+    assert three - one > 1.7 * (one - lines) > 0
