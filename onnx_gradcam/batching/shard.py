@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.errors import InputError, ModelError, NothingFoundError
 from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.runtime.explainer import Explanation, Prepared
 
@@ -129,13 +129,14 @@ def _explain_batch(images: list[_Image], crew: Crew, writer: Writer) -> _Batch:
     model_error = None
     try:
         rows = _rows(ready, crew)
-    except ModelError:
+    except (ModelError, NothingFoundError):
         # A single image may be at fault; the others are explained all the same.
         results = [(image, _alone(image, content, crew)) for image, content in ready]
         rows = [row for _, row in results if isinstance(row, Row)]
         for image, error in results:
-            if isinstance(error, ModelError):
+            if not isinstance(error, Row):
                 failures.append(_failure(image, error))
+            if isinstance(error, ModelError):
                 model_error = error
     return _Batch(writer.encode(rows) if rows else None, failures, len(rows), model_error)
 
@@ -147,10 +148,10 @@ def _rows(ready: Sequence[tuple[_Image, Prepared]], crew: Crew) -> list[Row]:
     return [Row(image.number, image.path, result) for (image, _), result in zip(ready, results, strict=True)]
 
 
-def _alone(image: _Image, content: Prepared, crew: Crew) -> Row | ModelError:
+def _alone(image: _Image, content: Prepared, crew: Crew) -> Row | ModelError | NothingFoundError:
     try:
         return _rows([(image, content)], crew)[0]
-    except ModelError as exc:
+    except (ModelError, NothingFoundError) as exc:
         return exc
 
 

@@ -15,7 +15,7 @@ from support.batch_runs import PREPROCESS, classifier, draw
 from onnx_gradcam import Explainer
 from onnx_gradcam.batching.job import Crew, Job, in_order
 from onnx_gradcam.batching.shard import explain_shard
-from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam.errors import InputError, ModelError, NothingFoundError
 
 
 @pytest.fixture
@@ -162,10 +162,10 @@ def test_a_image_at_which_the_model_fails_costs_no_other(make, images, tmp_path,
     crew = make(format="npz", batch_size=4)
     bad, real = crew.explainer.prepared(images[2]).tensor, crew.explainer.run
 
-    def fails(batch, classes):
+    def fails(batch, *choices, **tables):
         if any(np.array_equal(row, bad) for row in batch):
             raise ModelError("the model gives NaN for this image; check --preprocess")
-        return real(batch, classes)
+        return real(batch, *choices, **tables)
 
     monkeypatch.setattr(crew.explainer, "run", fails)
     record = explain_shard(images[:6], tmp_path / "part", crew)
@@ -176,10 +176,26 @@ def test_a_image_at_which_the_model_fails_costs_no_other(make, images, tmp_path,
     assert "NaN" in json.loads(failed)["error"]
 
 
+def test_a_image_in_which_a_detector_finds_nothing_costs_no_other(make, images, tmp_path, monkeypatch):
+    crew = make(format="npz", batch_size=4)
+    bad, real = crew.explainer.prepared(images[2]).tensor, crew.explainer.explained
+
+    def finds(contents, *choices, **more):
+        if any(np.array_equal(content.tensor, bad) for content in contents):
+            raise NothingFoundError("the model does not find anything in this image: its best score is 0")
+        return real(contents, *choices, **more)
+
+    monkeypatch.setattr(crew.explainer, "explained", finds)
+    assert explain_shard(images[:6], tmp_path / "part", crew).failures == 1
+    assert sorted(e["image"] for e in index(tmp_path / "part")) == [0, 1, 3, 4, 5]
+    # Images without any object are no fault of the model.
+    assert explain_shard(images[2:3], tmp_path / "empty", crew).failures == 1
+
+
 def test_a_model_that_always_fails_stops_the_run(make, images, tmp_path, monkeypatch):
     crew = make(format="npz")
 
-    def fails(batch, classes):
+    def fails(*_, **__):
         raise ModelError("the model gives NaN")
 
     monkeypatch.setattr(crew.explainer, "run", fails)
@@ -194,7 +210,7 @@ def test_images_of_one_size_run_together(make, tmp_path, monkeypatch):
     paths = draw(tmp_path / "mixed", 24, sizes=(16, 20, 24))
     crew = make(free, format="npz", batch_size=4)
     ran, real = [], crew.explainer.run
-    monkeypatch.setattr(crew.explainer, "run", lambda b, c: ran.append(len(b)) or real(b, c))
+    monkeypatch.setattr(crew.explainer, "run", lambda b, *c, **t: ran.append(len(b)) or real(b, *c, **t))
     explain_shard(paths, tmp_path / "part", crew)
     assert sorted(ran) == [4] * 6
     for entry in index(tmp_path / "part"):
