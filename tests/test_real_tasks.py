@@ -120,3 +120,38 @@ def test_a_box_and_its_rank_are_those_of_the_model(real_data):
     second = Explainer(folder / NANODET["model"], **NANODET["choices"], box_rank=1, threads=2)(photo, 16)
     assert 0 < second.target.score <= first.target.score
     assert second.heatmap.any()
+
+
+def overlaps(box: Sequence[float], others: Sequence[Sequence[float]]) -> float:
+    """The largest intersection over union of a box and others."""
+    a, b = np.array(box), np.array(others)
+    shared = np.clip(np.minimum(a[2:], b[:, 2:]) - np.maximum(a[:2], b[:, :2]), 0, None).prod(1)
+    return float((shared / ((a[2:] - a[:2]).prod() + (b[:, 2:] - b[:, :2]).prod(1) - shared)).max())
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocess", "least", "mean"),
+    [
+        ("data/models/onnx_native/nanodet_m_416_coco.onnx", NANODET["choices"]["preprocess"], 0.8, 0.75),
+        ("faults/models/yolov8n_coco_dynint8_opset20.onnx", "ultralytics", 0.85, 0.85),
+    ],
+    ids=["stretched", "letterboxed"],
+)
+def test_the_surest_box_of_each_class_is_on_its_object(games, real_data, model, preprocess, least, mean):
+    path = real_data.parent / model
+    if not path.exists():
+        pytest.skip(f"{path.name} is not at hand")
+    labels = real_data / "labels" / "coco80.txt"
+    every = list(games.read_voc(real_data / "annotations" / "voc_xml", real_data / "photos", read_labels(labels)))
+    explainer = Explainer(path, labels=labels, preprocess=preprocess, threads=2)
+    found = []
+    for image in sorted({game.image for game in every})[:PHOTOS]:
+        boxes = explainer.boxes(image, least=0.3)
+        for game in (game for game in every if game.image == image):
+            best = next((box for box in boxes if box.target.index in game.annotation.classes), None)
+            if best is not None:
+                found.append(overlaps(best.xyxy, game.annotation.boxes))
+    overlap = np.array(found)
+    assert len(overlap) >= 12
+    assert (overlap > 0.5).mean() >= least, overlap
+    assert overlap[overlap > 0.5].mean() >= mean, overlap
