@@ -62,6 +62,7 @@ def test_what_is_said():
         "mask_input": "",
         "all_classes": "false",
         "couples_rows": "false",
+        "combine": "",
         "box_input": "",
         "heatmap_box": "",
         "heatmap_score": "",

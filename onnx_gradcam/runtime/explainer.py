@@ -102,8 +102,9 @@ class Explainer:
             model, choices, region, repeats, execution
         )
         self.runner: Runner = Augmented(runner) if augment else runner
-        # Of several layers or runs, a heatmap is more than the finished `cam`.
-        self._one_cam = len(runner.metadata.target_tensors) < 2 and not augment
+        # Of several layers or runs, a heatmap is more than the finished `cam`, unless raw maps are added.
+        one_map = len(runner.metadata.target_tensors) < 2 or runner.metadata.combine == "sum"
+        self._one_cam = one_map and not augment
         self.metadata, self.session = runner.metadata, runner.session
         labels, preprocess = choices.get("labels"), choices.get("preprocess")
         self.labels = self.metadata.labels if labels is None else read_labels(labels)
