@@ -101,9 +101,9 @@ def _say_score(score: ScoreInfo) -> None:
 
 
 def _say_decisions(result: Inspection, decisions: Decisions) -> None:
-    layer = decisions.layer
     say(f"image: {decisions.image_input!r}, {decisions.image_layout}")
-    say(f"layer: {layer.tensor!r} {shape(layer.shape)} {layer.layout}")
+    for layer in decisions.levels:
+        say(f"layer: {layer.tensor!r} {shape(layer.shape)} {layer.layout}")
     say(f"  {decisions.layer_reason}")
     say(f"head: {decisions.head}")
     if decisions.task != "classification":
@@ -131,9 +131,10 @@ def _say_choices(rows: Sequence[Sequence[str]], kind: str) -> None:
 
 
 def _candidate_rows(decisions: Decisions) -> list[tuple[str, ...]]:
+    explained = {layer.tensor for layer in decisions.levels}
     return [
         (
-            "*" if candidate.tensor == decisions.layer.tensor else " ",
+            "*" if candidate.tensor in explained else " ",
             repr(candidate.tensor),
             candidate.operator or "input",
             shape(candidate.shape),
@@ -147,9 +148,10 @@ def _candidate_rows(decisions: Decisions) -> list[tuple[str, ...]]:
 def _named_rows(result: Inspection, decisions: Decisions) -> list[tuple[str, ...]]:
     """The framework's layers that can be explained: name, class, shape, and the tensor if its name is another."""
     candidates = {candidate.tensor: candidate for candidate in decisions.candidates}
+    explained = {layer.tensor for layer in decisions.levels}
     return [
         (
-            "*" if layer["tensor"] == decisions.layer.tensor else " ",
+            "*" if layer["tensor"] in explained else " ",
             repr(name),
             layer["kind"],
             shape(candidates[layer["tensor"]].shape),

@@ -90,7 +90,8 @@ class Decisions:
     Attributes:
         image_input: the input that takes the image; `image_layout` is the meaning of its axes.
         head: what follows the layer.
-        layer: the layer to explain; `layer_reason` says why this one.
+        layer: the (first) layer to explain; `layer_reason` says why this one.
+        levels: all layers to explain together, such as those of a detector's levels.
         candidates: the layers to choose from, from the image to the score.
         task: what the model does.
         method: the method; `method_reason` says why it is not `gradcam`, unless it was chosen.
@@ -105,6 +106,7 @@ class Decisions:
     head: str
     layer: LayerInfo
     layer_reason: str
+    levels: Sequence[LayerInfo]
     candidates: Sequence[LayerInfo]
     task: str
     method: str
@@ -269,6 +271,7 @@ def _decisions(plan: Plan) -> Decisions:
         head="no global average pooling right after the layer" if plan.head is None else plan.head.why,
         layer=_layer(plan.layer.chosen),
         layer_reason=plan.layer.reason,
+        levels=[_layer(layer.chosen) for layer in plan.layers],
         candidates=[_layer(candidate) for candidate in plan.layer.candidates],
         task=plan.task.name,
         method=plan.method.name,

@@ -1,0 +1,139 @@
+"""The layers of models whose score is read from several grids: detectors with a pyramid, ensembles."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from support.graphs import graph, images, run
+
+from onnx_gradcam import Options, attach, inspect
+from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.errors import TargetError
+
+PYRAMID = """
+    s0 = Conv<strides=[2,2], pads=[1,1,1,1]>(x, S) s = Relu(s0)
+    b0 = Conv<strides=[2,2], pads=[1,1,1,1]>(s, B) b = Relu(b0)
+    u = Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(b, , scales)
+    p30 = Add(s, u) p3 = Relu(p30)
+    d = Conv<strides=[2,2], pads=[1,1,1,1]>(p3, D) p40 = Add(d, b) p4 = Relu(p40)
+    t3 = Conv(p3, T3) v3 = Relu(t3) c3 = Conv(v3, C3)
+    t4 = Conv(p4, T4) v4 = Relu(t4) c4 = Conv(v4, C4)
+"""
+WEIGHTS = {
+    "S": (6, 3, 3, 3), "B": (6, 6, 3, 3), "D": (6, 6, 3, 3), "T3": (6, 6, 1, 1), "T4": (6, 6, 1, 1),
+    "C3": (3, 6, 1, 1), "C4": (3, 6, 1, 1), "B3": (4, 6, 1, 1), "B4": (4, 6, 1, 1),
+    "scales": np.array([1, 1, 2, 2], np.float32), "rows7": [0, 7, -1],
+    "two": np.array([2], np.float32), "sizes": [4, 3],
+}  # fmt: skip
+# Boxes and classes are joined for each level and parted behind all levels, as Ultralytics does.
+JOINED = """
+    b3 = Conv(p3, B3) b4 = Conv(p4, B4)
+    j3 = Concat<axis=1>(b3, c3) j4 = Concat<axis=1>(b4, c4)
+    f3 = Reshape(j3, rows7) f4 = Reshape(j4, rows7) f = Concat<axis=2>(f3, f4)
+    br, sr = Split<axis=1>(f, sizes) p = Sigmoid(sr) m = Mul(br, two) y = Concat<axis=1>(m, p)
+"""
+# One convolution computes boxes and classes, so that no head parts: the layer is what it reads.
+SINGLE = """
+    f3 = Reshape(k3, rows7) f4 = Reshape(k4, rows7) f = Concat<axis=2>(f3, f4)
+    br, sr = Split<axis=1>(f, sizes) p = Sigmoid(sr) m = Mul(br, two) y = Concat<axis=1>(m, p)
+"""
+
+
+def pyramid(tail: str = PYRAMID + JOINED, size: str = "16,16", **weights: object) -> onnx.ModelProto:
+    return graph(tail, inputs=f"float[N,3,{size}] x", outputs="float[N,7,L] y", **{**WEIGHTS, **weights})
+
+
+def test_the_levels_of_a_pyramid_are_the_inputs_of_its_heads():
+    plan = make_plan(pyramid())
+    assert plan.task.name == "detection"
+    assert [layer.chosen.tensor.name for layer in plan.layers] == ["p3", "p4"]
+    assert plan.layer.reason == "the last feature maps that the detection head reads (8x8, 4x4)"
+    assert [layer.tensor for layer in inspect(pyramid()).decisions.levels] == ["p3", "p4"]
+
+
+@pytest.mark.parametrize("method", ["hirescam", "layercam"])
+@pytest.mark.parametrize("size", ["16,16", "H,W"])
+def test_raw_maps_of_levels_are_added_at_the_finest_grid(method, size):
+    x = images(2, 3, 16, 16)
+    explained = attach(pyramid(size=size), method=method)
+    assert (explained.metadata.combine, explained.metadata.target_tensors) == ("sum", ["p3", "p4"])
+    got = run(explained.to_proto(), x=x)
+    fine, coarse = (run(attach(pyramid(), method=method, layer=name).to_proto(), x=x)["cam"] for name in ("p3", "p4"))
+    wanted = fine + np.stack([cv2.resize(cam, (8, 8), interpolation=cv2.INTER_LINEAR) for cam in coarse])
+    np.testing.assert_allclose(got["cam"], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    positive = np.maximum(wanted, 0)
+    shown = np.stack([cv2.resize(cam / cam.max(), (16, 16), interpolation=cv2.INTER_LINEAR) for cam in positive])
+    np.testing.assert_allclose(got["heatmap"], shown, atol=1e-5)
+
+
+def test_maps_that_are_no_shares_of_the_score_are_averaged():
+    explained = attach(pyramid(), method="gradcam")
+    assert (explained.metadata.combine, len(explained.metadata.target_tensors)) == ("", 2)
+    assert any("Grad-CAM averages gradients over all positions" in w for w in explained.warnings)
+    named = attach(pyramid(), method="gradcam", layer=["p3", "p4"])
+    x = images(1, 3, 16, 16)
+    np.testing.assert_array_equal(*(run(e.to_proto(), x=x)["heatmap"] for e in (explained, named)))
+    assert attach(pyramid(), layer=["p3", "p4"]).metadata.combine == ""
+    assert attach(pyramid(), layer=["p3", "p4"], combine="sum").metadata.combine == "sum"
+
+
+def test_what_runs_the_head_again_looks_at_one_layer():
+    plan = make_plan(pyramid(), Options(method="reciprocam"))
+    assert [layer.chosen.tensor.name for layer in plan.layers] == ["s"]
+
+
+def test_no_path_leads_through_the_layers_of_the_boxes():
+    plan = make_plan(pyramid())
+    assert "B3" not in {i.name for node in plan.path for i in node.inputs if i is not None}
+    assert {"C3", "C4"} <= {i.name for node in plan.path for i in node.inputs if i is not None}
+
+
+def test_without_a_head_that_parts_the_layer_is_what_the_last_convolution_reads():
+    tail = PYRAMID.replace("(v3, C3)", "(v3, B3)").replace("(v4, C4)", "(v4, B4)").replace("c3 =", "k3 =")
+    model = pyramid(tail.replace("c4 =", "k4 =") + SINGLE, B3=(7, 6, 1, 1), B4=(7, 6, 1, 1))
+    assert [layer.chosen.tensor.name for layer in make_plan(model).layers] == ["v3", "v4"]
+
+
+ENSEMBLE = """
+    a0 = Conv<strides=[2,2], pads=[1,1,1,1]>(x, S) a = Relu(a0) ga = GlobalAveragePool(a) fa = Flatten(ga)
+    b0 = Conv<strides=[4,4], pads=[1,1,1,1]>(x, B) b = Relu(b0) gb = GlobalAveragePool(b) fb = Flatten(gb)
+    f = Concat<axis=1>(fa, fb) y = MatMul(f, W)
+"""
+
+
+def test_an_ensemble_has_a_layer_for_each_branch():
+    sizes = {"inputs": "float[N,3,16,16] x", "outputs": "float[N,5] y"}
+    model = graph(ENSEMBLE, **sizes, S=(6, 3, 3, 3), B=(6, 3, 3, 3), W=(12, 5))
+    explained = attach(model)
+    assert explained.metadata.target_tensors == ["a", "b"]
+    assert "the branches of the model end in (8x8, 4x4)" in explained.reason
+    assert run(explained.to_proto(), x=images(2, 3, 16, 16))["heatmap"].shape == (2, 16, 16)
+    with pytest.raises(TargetError, match="on every path"):
+        attach(model, method="cam")
+
+
+REAL = Path(__file__).parents[3].parent / "shared" / "detectors" / "models"
+HEADS = {
+    "ul_yolov8_det": [15, 18, 21],
+    "ul_yolov8_det_nms": [15, 18, 21],
+    "ul_yolov8_seg": [15, 18, 21],
+    "ul_yolov8_pose": [15, 18, 21],
+    "ul_yolov8_obb": [15, 18, 21],
+    "ul_yolov10_det_e2e": [16, 19, 22],
+    "ul_yolo26_det_e2e": [16, 19, 22],
+}
+"""The modules whose outputs Ultralytics' own heads read."""
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="the exports of detectors are not at hand")
+@pytest.mark.parametrize(("name", "heads"), HEADS.items())
+def test_the_levels_of_real_exports_are_the_inputs_of_their_heads(name, heads):
+    plan = make_plan(REAL / f"{name}.onnx")
+    names = [layer.chosen.tensor.name for layer in plan.layers]
+    assert [int(re.search(r"model\.(\d+)/", name).group(1)) for name in names] == heads
