@@ -14,14 +14,15 @@ import numpy.typing as npt
 from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import ServerError, near_matches, reason
 from onnx_gradcam.images.decoding import resized
-from onnx_gradcam.images.drawing import COLORMAPS, encode_image, overlay
-from onnx_gradcam.runtime.explainer import ClassMap, Explanation
+from onnx_gradcam.images.drawing import COLORMAPS, draw_boxes, encode_image, overlay
+from onnx_gradcam.metadata import Metadata
+from onnx_gradcam.runtime.explainer import ClassMap, Explanation, Selection
 
 from .limits import Limits, decode_image
 from .query import Query, Result, Tensor, files, numbers
 from .queueing import BatchingExplainer, remaining
 
-__all__ = ["IMAGES", "IMAGE_OUTPUTS", "Answerer"]
+__all__ = ["IMAGES", "IMAGE_OUTPUTS", "Answerer", "image_outputs"]
 
 Array = npt.NDArray[Any]
 
@@ -35,17 +36,25 @@ IMAGE_OUTPUTS: Final[Mapping[str, str]] = {
     "score": "FP32",
     "heatmap": "FP32",
     "cam": "FP32",
+    "box_index": "INT64",
+    "box": "FP32",
     "heatmap_png": "BYTES",
     "overlay_png": "BYTES",
 }
 """The outputs that can be requested for images, with their datatypes."""
-_DEFAULT_OUTPUTS: Final = ("scores", "image", "heatmap_class", "label", "score", "overlay_png")
+_DEFAULT_OUTPUTS: Final = ("scores", "image", "heatmap_class", "label", "score", "box_index", "box", "overlay_png")
 
 _PROTOCOL_PARAMETERS: Final = frozenset({"binary_data_output", "content_type", "headers", "priority", "timeout"})
 """Parameters of clients and servers that do not affect an explanation."""
 _MAX_TARGETS: Final = 256
 """Classes per request, and characters per class name."""
 _OVERLAY_SIDE: Final = 1024
+
+
+def image_outputs(metadata: Metadata) -> list[str]:
+    """Those of `IMAGE_OUTPUTS` that a model has; detectors have the index of a box, and its place if that is known."""
+    lacking = {"box_index": not metadata.detection_scores, "box": not metadata.detection_boxes}
+    return [name for name in IMAGE_OUTPUTS if not lacking.get(name, False)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +79,9 @@ class Answerer:
         tensors = {tensor.name: tensor for tensor in query.tensors}
         if len(tensors) != len(query.tensors):
             raise ServerError("two inputs have the same name; send each input once")
-        parameters = _PROTOCOL_PARAMETERS | {"target"} | ({"colormap", "opacity"} if IMAGES in tensors else set())
+        parameters = _PROTOCOL_PARAMETERS | {"target"}
+        if IMAGES in tensors:
+            parameters |= {"colormap", "opacity"} | ({"box"} if self.explainer.metadata.box_input else set())
         for name in query.parameters:
             if name not in parameters:
                 raise ServerError(f"unknown parameter {name[:99]!r}{near_matches(name[:99], parameters)}")
@@ -78,12 +89,13 @@ class Answerer:
 
     def _tensors(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
         metadata = self.explainer.metadata
-        inputs = [name for name in (metadata.image_input, metadata.class_input, IMAGES) if name]
+        inputs = [n for n in (metadata.image_input, metadata.class_input, metadata.box_input, IMAGES) if n]
         for name in tensors:
             _check_name("input", name, inputs)
         if metadata.image_input not in tensors:
             raise ServerError(f"the input {metadata.image_input!r} is missing (or {IMAGES!r}, for image files)")
-        names = _output_names(query, [result.name for result in self.explainer.results])
+        tables = [name for name in (metadata.detection_scores, metadata.detection_boxes) if name]
+        names = _output_names(query, [*(result.name for result in self.explainer.results), *tables])
         image = tensors[metadata.image_input]
         self._check_rows(image.shape[0] if image.shape else 0, 1)
         info = self._shapes[metadata.image_input]
@@ -91,7 +103,8 @@ class Answerer:
         sizes = dict(zip(metadata.layout, batch.shape, strict=True))
         self._check_input_pixels(len(batch), (sizes["H"], sizes["W"]))
         classes = self._classes(tensors.get(metadata.class_input), query, len(batch))
-        outputs = self.explainer.run(batch, classes)
+        boxes = self._boxes(tensors.get(metadata.box_input), len(batch))
+        outputs = self.explainer.run(batch, classes, boxes, tables=not {*tables}.isdisjoint(names))
         for name in (metadata.heatmap, metadata.cam):
             if not np.isfinite(outputs[name]).all():
                 raise ServerError("the model outputs infinite values or NaN for this input; check its preprocessing")
@@ -121,15 +134,32 @@ class Answerer:
             raise ServerError(f"there are {len(indices)} classes for {rows} rows; send one class, or one per row")
         return indices * rows if len(indices) == 1 else indices
 
+    def _boxes(self, tensor: Tensor | None, rows: int) -> list[int] | None:
+        """The box of each row from the box input, -1 for the best one; `None` without it."""
+        if tensor is None:
+            return None
+        values = numbers(tensor, "int64", (None,) if len(tensor.shape) == 1 else (None, 1)).reshape(-1).tolist()
+        count = self.explainer.session.output(self.explainer.metadata.detection_scores).shape[1]
+        for value in values:
+            if isinstance(count, int) and value >= count:
+                raise ServerError(f"there is no box {value}; the model has boxes 0 to {count - 1}")
+        if len(values) not in (1, rows):
+            raise ServerError(f"there are {len(values)} boxes for {rows} rows; send one box, or one per row")
+        return [max(value, -1) for value in values] * (rows if len(values) == 1 else 1)
+
     def _images(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
         if len(tensors) > 1:
             raise ServerError(f"{IMAGES!r} must be the only input; choose the class with the parameter 'target'")
-        names = _output_names(query, list(IMAGE_OUTPUTS)) or list(_DEFAULT_OUTPUTS)
+        available = image_outputs(self.explainer.metadata)
+        names = _output_names(query, available) or [name for name in _DEFAULT_OUTPUTS if name in available]
+        selection = _selection(query.parameters.get("box"))
         target = query.parameters.get("target")
         targets = None if target is None else _targets(target)
         tops = [parse_top(one) for one in targets or ["top1"]]
         colormap, opacity = _drawing(query.parameters)
         classes = sum(top.count if top else 1 for top in tops)
+        if selection is not None and selection.which != "index":
+            classes = selection.most
         shape = tensors[IMAGES].shape
         self._check_rows(shape[0] if shape else 0, classes)
         sources = files(tensors[IMAGES])
@@ -139,7 +169,7 @@ class Answerer:
             size = self.explainer.preprocessing.size
             pixels = decode_image(source, self.limits, free_size=size is None)
             self._check_input_pixels(len(sources) * classes, size or pixels.shape[:2])
-            explanation = self.explainer(pixels, targets)
+            explanation = self.explainer(pixels, targets, selection)
             scores.append(explanation.scores.astype(np.float32))
             maps += [_Map(number, explanation, class_map) for class_map in explanation.maps]
         make: dict[str, Callable[[], Result]] = {
@@ -150,6 +180,8 @@ class Answerer:
             "score": lambda: Result.of("score", np.array([m.class_map.target.score for m in maps], np.float32)),
             "heatmap": lambda: Result.of("heatmap", _stacked("heatmap", [m.class_map.heatmap for m in maps])),
             "cam": lambda: Result.of("cam", _stacked("cam", [m.class_map.cam for m in maps])),
+            "box_index": lambda: _integers("box_index", [m.class_map.boxes[0].index for m in maps]),
+            "box": lambda: Result.of("box", np.array([m.class_map.boxes[0].xyxy for m in maps], np.float32)),
             "heatmap_png": lambda: Result.of_bytes("heatmap_png", [_heatmap_png(m) for m in maps]),
             "overlay_png": lambda: Result.of_bytes("overlay_png", [_overlay_png(m, colormap, opacity) for m in maps]),
         }
@@ -207,6 +239,17 @@ def _targets(value: Any) -> list[int | str]:
     return targets
 
 
+def _selection(value: Any) -> Selection | None:
+    """The parameter `box`: an index of the model's table, or `all`."""
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return Selection(which="index", value=value)
+    if value != "all":
+        raise ServerError(f"the parameter 'box' is {str(value)[:40]!r}; send the index of a box, or 'all'")
+    return Selection(which="all")
+
+
 def _drawing(parameters: Mapping[str, Any]) -> tuple[str, float]:
     """Colour map and opacity of an overlay; the opacity may be a string, as some clients cannot send fractions."""
     colormap, opacity = parameters.get("colormap", "jet"), parameters.get("opacity", 0.5)
@@ -246,4 +289,8 @@ def _overlay_png(one: _Map, colormap: str, opacity: float) -> bytes:
     scale = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     heatmap = placement.scaled(height, width).project(one.class_map.heatmap)
-    return encode_image(overlay(resized(image, height, width), heatmap, colormap=colormap, opacity=opacity), ".png")
+    drawn = overlay(resized(image, height, width), heatmap, colormap=colormap, opacity=opacity)
+    across, down = width / image.shape[1], height / image.shape[0]
+    boxes = [(b.xyxy, b.caption) for b in one.class_map.boxes if b.xyxy is not None]
+    placed = [((x0 * across, y0 * down, x1 * across, y1 * down), caption) for (x0, y0, x1, y1), caption in boxes]
+    return encode_image(draw_boxes(drawn, placed) if placed else drawn, ".png")

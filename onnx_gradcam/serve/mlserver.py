@@ -35,7 +35,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from onnx_gradcam.errors import ExplainError, ModelError, ServerError, reason
 from onnx_gradcam.options import check_choices
 
-from .answering import IMAGE_OUTPUTS, IMAGES, Answerer
+from .answering import IMAGE_OUTPUTS, IMAGES, Answerer, image_outputs
 from .limits import Limits
 from .query import Query, Result, Tensor, datatype_of
 from .queueing import DEADLINE, BatchingExplainer
@@ -204,18 +204,21 @@ class ExplainRuntime(MLModel):
     def _describe(self, explainer: BatchingExplainer) -> None:
         """Set the metadata of inputs and outputs."""
         session, metadata = explainer.session, explainer.metadata
-        # ONNX Runtime does not list an optional input, which is also an initializer.
-        names = [metadata.class_input] if metadata.class_input not in {"", *(i.name for i in session.inputs)} else []
+        # ONNX Runtime does not list optional inputs, which are also initializers.
+        listed = {"", *(i.name for i in session.inputs)}
+        names = [name for name in (metadata.class_input, metadata.box_input) if name not in listed]
         self.inputs = [
             *(_described(i.name, i.dtype, i.shape) for i in session.inputs),
             *(_described(name, "int64", (None,)) for name in names),
             MetadataTensor(name=IMAGES, datatype=Datatype.BYTES, shape=[_FREE]),
         ]
-        ranks = {"scores": 2, "heatmap": 3, "cam": 3}
-        own = [_described(o.name, o.dtype, o.shape) for o in explainer.results]
+        ranks = {"scores": 2, "heatmap": 3, "cam": 3, "box": 2}
+        tables = [name for name in (metadata.detection_scores, metadata.detection_boxes) if name]
+        outputs = [*explainer.results, *map(session.output, tables)]
+        own = [_described(o.name, o.dtype, o.shape) for o in outputs]
         self.outputs = own + [
-            MetadataTensor(name=name, datatype=Datatype(datatype), shape=[_FREE] * ranks.get(name, 1))
-            for name, datatype in IMAGE_OUTPUTS.items()
+            MetadataTensor(name=name, datatype=Datatype(IMAGE_OUTPUTS[name]), shape=[_FREE] * ranks.get(name, 1))
+            for name in image_outputs(metadata)
             if name not in {output.name for output in own}
         ]
         self._settings.platform = "onnxruntime_onnx"

@@ -1,0 +1,112 @@
+"""Answers about the boxes of a detector, without a server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.graphs import graph
+
+from onnx_gradcam import Explainer
+from onnx_gradcam.errors import ServerError
+from onnx_gradcam.images.drawing import encode_image
+from onnx_gradcam.serve.answering import Answerer, image_outputs
+from onnx_gradcam.serve.limits import Limits
+from onnx_gradcam.serve.query import Query, Tensor
+from onnx_gradcam.serve.queueing import BatchingExplainer
+
+GRID = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(64, 2).T[None].astype(np.float32)
+MODEL = graph(
+    "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, C) a = Relu(c) d = Conv<pads=[1,1,1,1], strides=[2,2]>(a, D) "
+    "b = Relu(d) bs = Conv(b, B) br = Reshape(bs, four) ab = Abs(br) ss = Conv(b, S) sr = Reshape(ss, wide) "
+    "p = Sigmoid(sr) l, r = Split<axis=1>(ab, halves) lo = Sub(cells, l) hi = Add(cells, r) "
+    "co = Concat<axis=1>(lo, hi) m = Mul(co, s) y = Concat<axis=1>(m, p)",
+    inputs="float[N,3,32,32] x",
+    outputs="float[N,6,64] y",
+    C=(6, 3, 3, 3), D=(7, 6, 3, 3), B=(4, 7, 1, 1), S=(2, 7, 1, 1), four=[0, 4, 64], wide=[0, 2, 64], halves=[2, 2],
+    cells=GRID + np.float32(0.5), s=np.array(4, np.float32),
+)  # fmt: skip
+PREPROCESS = {"size": [32, 32], "resize": "stretch", "scale": 1 / 64, "mean": [2], "std": [1]}
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Explainer:
+    return Explainer(MODEL, preprocess=PREPROCESS, labels=["cat", "dog"], threads=1)
+
+
+@pytest.fixture(scope="module")
+def answerer():
+    explainer = BatchingExplainer(MODEL, preprocess=PREPROCESS, labels=["cat", "dog"], threads=1, batch=4)
+    yield Answerer(explainer, Limits())
+    explainer.close()
+
+
+def tensor(name: str, values: np.ndarray) -> Tensor:
+    datatype = {"float32": "FP32", "int64": "INT64"}[values.dtype.name]
+    return Tensor(name, datatype, list(values.shape), values.reshape(-1).tolist())
+
+
+def answer(answerer: Answerer, *tensors: Tensor, outputs=(), **parameters) -> dict[str, np.ndarray]:
+    results, _, _ = answerer.answer(Query(list(tensors), parameters, list(outputs)))
+    return {result.name: result.data for result in results}
+
+
+def test_rows_of_tensors_have_boxes_of_their_own(answerer, plain):
+    x = np.random.default_rng(1).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    boxes, classes = np.array([5, -1, 40]), np.array([1, 0, -1])
+    got = answer(answerer, tensor("x", x), tensor("target_box", boxes), tensor("target_class", classes))
+    expected = plain.run(x, classes.tolist(), boxes.tolist())
+    assert got["heatmap_box"].tolist() == expected["heatmap_box"].tolist()
+    assert got["heatmap_box"].tolist()[::2] == [5, 40]
+    np.testing.assert_allclose(got["cam"], expected["cam"], rtol=1e-5, atol=1e-6)
+    assert "detection_scores" not in got
+    named = answer(answerer, tensor("x", x), outputs=["detection_boxes", "heatmap_box"])
+    assert named["detection_boxes"].shape == (3, 64, 4)
+    one = answer(answerer, tensor("x", x), tensor("target_box", np.array([7])))
+    assert one["heatmap_box"].tolist() == [7, 7, 7]
+
+
+def image() -> Tensor:
+    return Tensor("image_bytes", "BYTES", [1], [encode_image(PHOTO, ".png")])
+
+
+def test_images_are_explained_box_by_box(answerer, plain):
+    got = answer(answerer, image(), box="all")
+    expected = plain(PHOTO, box="all")
+    assert got["box_index"].tolist() == [m.boxes[0].index for m in expected.maps]
+    np.testing.assert_allclose(got["box"], [m.boxes[0].xyxy for m in expected.maps], rtol=1e-5)
+    assert got["label"] == [m.target.label for m in expected.maps]
+    best = answer(answerer, image())
+    assert best["box_index"].tolist() == got["box_index"].tolist()[:1]
+    chosen = answer(answerer, image(), box=11, target="dog", outputs=["box_index", "label"])
+    assert (chosen["box_index"].tolist(), chosen["label"]) == ([11], ["dog"])
+    assert image_outputs(plain.metadata)[-4:-2] == ["box_index", "box"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [([64], "there is no box 64; the model has boxes 0 to 63"), ([1, 2], "there are 2 boxes for 3 rows")],
+)
+def test_boxes_of_tensors_that_are_not_there(answerer, boxes, message):
+    x = np.zeros((3, 3, 32, 32), np.float32)
+    with pytest.raises(ServerError, match=message):
+        answer(answerer, tensor("x", x), tensor("target_box", np.array(boxes)))
+
+
+@pytest.mark.parametrize("box", ["sum", "1", -1, True, 1.5])
+def test_parameters_that_are_no_box(answerer, box):
+    with pytest.raises(ServerError, match=r"the parameter 'box' is .*; send the index of a box, or 'all'"):
+        answer(answerer, image(), box=box)
+
+
+def test_a_classifier_has_no_boxes():
+    model = graph("c = Conv(x, K) p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, W)", K=(6, 3, 3, 3), W=(6, 4))
+    explainer = BatchingExplainer(model, preprocess="none", batch=2)
+    try:
+        classifier = Answerer(explainer, Limits())
+        with pytest.raises(ServerError, match="unknown parameter 'box'"):
+            answer(classifier, image(), box="all")
+        with pytest.raises(ServerError, match="unknown output 'box_index'"):
+            answer(classifier, image(), outputs=["box_index"])
+    finally:
+        explainer.close()
