@@ -104,7 +104,8 @@ def _report(out: Path, explained: Explained, target: str | None) -> None:
 def _class_choice(explained: Explained, target: str | None) -> str:
     metadata = explained.metadata
     if metadata.class_input:
-        return f"the class is chosen by the input {metadata.class_input!r}"
+        box = f", the box by {metadata.box_input!r}" if metadata.box_input else ""
+        return f"the class is chosen by the input {metadata.class_input!r}{box}"
     if metadata.all_classes:
         return "all classes are explained at once"
     return "the predicted class is explained" if target is None else f"class {target!r} is explained"

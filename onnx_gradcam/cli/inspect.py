@@ -92,6 +92,11 @@ def _say_explained(metadata: Metadata) -> None:
     say(f"  heatmap in output {metadata.heatmap!r}, raw map in output {metadata.cam!r}")
     chooser = f"is chosen by input {metadata.class_input!r}" if metadata.class_input else "is fixed in the model"
     say(f"  the class {chooser}; output {metadata.heatmap_class!r} says which one was explained")
+    if metadata.heatmap_box:
+        box = f"is chosen by input {metadata.box_input!r}" if metadata.box_input else "is fixed in the model"
+        say(f"  the box {box}; output {metadata.heatmap_box!r} says which one was explained")
+        where = f"places in {metadata.detection_boxes!r}" if metadata.detection_boxes else "places unknown"
+        say(f"  all boxes: scores in output {metadata.detection_scores!r}, {where}")
 
 
 def _say_score(score: ScoreInfo) -> None:

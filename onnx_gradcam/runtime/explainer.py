@@ -45,6 +45,9 @@ TargetChoice = int | str | Sequence[int | str] | None
 BoxChoice = int | str | Selection | None
 Source = str | Path | bytes | Array
 
+_EMPTY_TABLE = "specified axis dim value [0]"
+"""What ONNX Runtime says of the best box of a table without any, which NMS in the graph may leave."""
+
 _NO_DETECTOR = "the model is no detector, or was explained without its boxes; leave the box out"
 
 
@@ -267,16 +270,17 @@ class Explainer:
         targets = [Top(1)] if target is None else self._targets(target)
         first = targets[0]
         self._explain(pending, [[(-1 if isinstance(first, Top) else first, None)]] * len(pending), batch_size)
+        found = [one for one in pending if one.problem is None]
         if selection is not None:
-            self._select(pending, None if target is None else targets, selection, batch_size)
+            self._select(found, None if target is None else targets, selection, batch_size)
             return [one.finished(self.labels, self.metadata, one_layer=self._one_cam) for one in pending]
-        rest = [expanded(targets, one.scores, one.maps[0].target.index)[1:] for one in pending]
+        rest = [expanded(targets, one.scores, one.maps[0].target.index)[1:] for one in found]
         if self.metadata.all_classes:
-            for one, classes in zip(pending, rest, strict=True):
+            for one, classes in zip(found, rest, strict=True):
                 one.maps += [self._class_map(one, index, one.heatmaps[index], one.cams[index]) for index in classes]
         else:
-            self._explain(pending, [[(index, None) for index in classes] for classes in rest], batch_size)
-        for one in pending:
+            self._explain(found, [[(index, None) for index in classes] for classes in rest], batch_size)
+        for one in found:
             if self.metadata.detection_scores and all(m.target.score == 0 for m in one.maps):
                 what = "anything" if target is None else ", ".join(repr(m.target.label) for m in one.maps)
                 one.problem = NothingFoundError(f"the model does not find {what} in this image: its best score is 0")
@@ -354,12 +358,18 @@ class Explainer:
     def _explain_rows(self, rows: Sequence[tuple[_Pending, Choice]]) -> None:
         names = self.metadata
         boxes = [box for _, (_, box) in rows if box is not None]
-        results = self.run(
-            np.stack([one.prepared.tensor for one, _ in rows]),
-            [target for _, (target, _) in rows],
-            boxes or None,
-            tables=bool(names.detection_scores) and not boxes,
-        )
+        try:
+            results = self.run(
+                np.stack([one.prepared.tensor for one, _ in rows]),
+                [target for _, (target, _) in rows],
+                boxes or None,
+                tables=bool(names.detection_scores) and not boxes,
+            )
+        except ModelError as exc:
+            if not names.detection_scores or _EMPTY_TABLE not in str(exc):
+                raise
+            self._explain_apart(rows)
+            return
         for i, (one, (target, _)) in enumerate(rows):
             scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
@@ -382,6 +392,14 @@ class Explainer:
             if names.heatmap_box and one.table is not None:
                 explained = replace(explained, boxes=[one.listed(int(results[names.heatmap_box][i]), index)])
             one.maps.append(explained)
+
+    def _explain_apart(self, rows: Sequence[tuple[_Pending, Choice]]) -> None:
+        """Explain the images one by one where one of them leaves the table of boxes empty."""
+        if len(rows) == 1:
+            rows[0][0].problem = NothingFoundError("the model does not find anything in this image: it has no box")
+            return
+        for row in rows:
+            self._explain_rows([row])
 
     def _table(self, prepared: Prepared, results: Mapping[str, Array], row: int) -> Detections:
         """The table of all boxes in one image."""

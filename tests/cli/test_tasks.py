@@ -286,6 +286,15 @@ def test_boxes_that_are_not_there_leave_no_picture(call, finder, here, image, wo
     assert not (here / "out.png").exists()
 
 
+def test_attach_and_inspect_say_what_chooses_the_box(call, finder):
+    done = call("attach", *finder, "-o", "e.onnx")
+    assert done.exit_code == 0, done.stderr
+    assert "the class is chosen by the input 'target_class', the box by 'target_box'" in " ".join(done.stdout.split())
+    lines = call("inspect", "e.onnx").stdout.splitlines()
+    assert "  the box is chosen by input 'target_box'; output 'heatmap_box' says which one was explained" in lines
+    assert "  all boxes: scores in output 'detection_scores', places in 'detection_boxes'" in lines
+
+
 def test_a_classifier_has_no_boxes(call, classifier, image):
     result = call("explain", classifier, image, "--preprocess", PREPROCESS, "--box", "all", "-o", "out.png")
     assert result.exit_code == 1

@@ -235,6 +235,26 @@ def test_a_detector_that_finds_nothing_says_so():
         blind.explained([blind.prepared(photo())], 1)
 
 
+def test_images_that_leave_the_list_of_boxes_empty_cost_no_other():
+    model = graph(
+        "r = Reshape(x, flat) m = ReduceMax(r, two) k = Conv(x, K) kr = Reshape(k, flat) "
+        "t = Transpose<perm=[0,2,1]>(kr) p = Sigmoid(t) q = Mul(p, m) st = Transpose<perm=[0,2,1]>(q) "
+        "picked = NonMaxSuppression(corners, st, most, iou, least) col = Slice(picked, two, three, one) which = Squeeze(col, one) line = Reshape(q, all) "
+        "g = Gather(line, which) scores = Unsqueeze(g, zero)",
+        inputs="float[1,1,8,8] x",
+        outputs="float[1,M] scores",
+        K=np.full((1, 1, 1, 1), 3, np.float32), flat=[0, 1, 64], all=[-1], zero=[0], one=[1], two=[2], three=[3],
+        most=[4], iou=np.array([0.5], np.float32), least=np.array([0.3], np.float32),
+        corners=np.repeat(np.arange(64, dtype=np.float32), 4).reshape(1, 64, 4) + np.array([0, 0, 1, 1], np.float32),
+    )  # fmt: skip
+    explainer = Explainer(model, output="scores", task="detection", preprocess={"color": "gray", "scale": 1 / 255})
+    black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    results = list(explainer.stream([white, black, white], batch_size=3))
+    assert [type(result).__name__ for result in results] == ["Explanation", "NothingFoundError", "Explanation"]
+    assert "does not find anything in this image: it has no box" in str(results[1])
+    assert isinstance(next(explainer.stream([black], box="all")), NothingFoundError)
+
+
 def test_more_boxes_than_a_sheet_has_room_for_are_said(explainer):
     explanation = explainer(photo(), box=Selection(which="all", most=2))
     count = len(explanation.boxes)

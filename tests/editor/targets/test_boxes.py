@@ -154,6 +154,31 @@ def planned_reason(model: onnx.ModelProto, choices: dict[str, Any]) -> str:
     return make_plan(model, Options(task="detection", **choices)).score.reason
 
 
+CELLS_OF_SHAPES = (
+    "sh = Shape(b) hh = Gather(sh, i2) ww = Gather(sh, i3) hs = Squeeze(hh) ws = Squeeze(ww) "
+    "ry = Range(zero, hs, step) rx = Range(zero, ws, step) fy = Cast<to=1>(ry) fx = Cast<to=1>(rx) uy = Unsqueeze(fy, i1) "
+    "ux = Unsqueeze(fx, i0) hw = Concat<axis=0>(hh, ww) gy = Expand(uy, hw) gx = Expand(ux, hw) fly = Reshape(gy, line) "
+    "flx = Reshape(gx, line) grid = Concat<axis=0>(flx, fly) mid = Add(grid, half) cells = Unsqueeze(mid, i0) "
+)
+
+
+def test_boxes_of_images_of_any_size_are_placed_by_the_cells_that_the_graph_counts():
+    model = detector(
+        CELLS_OF_SHAPES + YOLOV8, "float[N,7,L] y", size="H,W", i0=[0], i1=[1], i2=[2], i3=[3], zero=0, step=1,
+        line=[1, -1], **{name: value for name, value in CELLS.items() if name != "cells"},
+    )  # fmt: skip
+    for tensor in model.graph.initializer:
+        if tensor.name in {"four", "wide"}:
+            sizes = [0, 4 if tensor.name == "four" else 3, -1]
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(sizes, np.int64), tensor.name))
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 64)).astype(np.float32)
+    got = run(attach(model).to_proto(), x=x)
+    cx, cy, w, h = got["y"].transpose(0, 2, 1)[..., :4].transpose(2, 0, 1)
+    expected = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=-1)
+    np.testing.assert_allclose(got["detection_boxes"], expected, rtol=1e-5, atol=1e-4)
+    assert got["detection_boxes"].shape == (2, 32, 4)
+
+
 def test_offsets_to_grids_of_three_strides_are_yolox():
     levels = " ".join(
         f"f{i} = Conv<strides=[{s},{s}]>(x, F{i}) r{i} = Reshape(f{i}, flat) n{i} = Transpose<perm=[0,2,1]>(r{i})"
