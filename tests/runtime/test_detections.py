@@ -239,7 +239,8 @@ def test_images_that_leave_the_list_of_boxes_empty_cost_no_other():
     model = graph(
         "r = Reshape(x, flat) m = ReduceMax(r, two) k = Conv(x, K) kr = Reshape(k, flat) "
         "t = Transpose<perm=[0,2,1]>(kr) p = Sigmoid(t) q = Mul(p, m) st = Transpose<perm=[0,2,1]>(q) "
-        "picked = NonMaxSuppression(corners, st, most, iou, least) col = Slice(picked, two, three, one) which = Squeeze(col, one) line = Reshape(q, all) "
+        "picked = NonMaxSuppression(corners, st, most, iou, least) col = Slice(picked, two, three, one) "
+        "which = Squeeze(col, one) line = Reshape(q, all) "
         "g = Gather(line, which) scores = Unsqueeze(g, zero)",
         inputs="float[1,1,8,8] x",
         outputs="float[1,M] scores",

@@ -156,9 +156,10 @@ def planned_reason(model: onnx.ModelProto, choices: dict[str, Any]) -> str:
 
 CELLS_OF_SHAPES = (
     "sh = Shape(b) hh = Gather(sh, i2) ww = Gather(sh, i3) hs = Squeeze(hh) ws = Squeeze(ww) "
-    "ry = Range(zero, hs, step) rx = Range(zero, ws, step) fy = Cast<to=1>(ry) fx = Cast<to=1>(rx) uy = Unsqueeze(fy, i1) "
-    "ux = Unsqueeze(fx, i0) hw = Concat<axis=0>(hh, ww) gy = Expand(uy, hw) gx = Expand(ux, hw) fly = Reshape(gy, line) "
-    "flx = Reshape(gx, line) grid = Concat<axis=0>(flx, fly) mid = Add(grid, half) cells = Unsqueeze(mid, i0) "
+    "ry = Range(zero, hs, step) rx = Range(zero, ws, step) fy = Cast<to=1>(ry) fx = Cast<to=1>(rx) "
+    "uy = Unsqueeze(fy, i1) ux = Unsqueeze(fx, i0) hw = Concat<axis=0>(hh, ww) gy = Expand(uy, hw) gx = Expand(ux, hw) "
+    "fly = Reshape(gy, line) flx = Reshape(gx, line) grid = Concat<axis=0>(flx, fly) mid = Add(grid, half) "
+    "cells = Unsqueeze(mid, i0) "
 )
 
 
