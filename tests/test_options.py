@@ -28,7 +28,7 @@ def model():
 
 # What was accepted before and explained something else than was asked for; what it is now.
 WRONG = [
-    ({"combine": "sum", "layer": ["c", "a"]}, "combine is 'sum'; choose 'mean', 'max' or 'product'"),
+    ({"combine": "total", "layer": ["c", "a"]}, "combine is 'total'; choose 'mean', 'max', 'product' or 'sum'"),
     ({"channels": "mean", "method": "input-x-gradient"}, "channels is 'mean'; choose 'max' or 'sum'"),
     ({"score": "softmax"}, "score is 'softmax'; choose 'logit' or 'output'"),
     ({"score": "probability"}, "score is 'probability'; choose 'logit' or 'output'"),

@@ -199,6 +199,10 @@ class Plan:
     @property
     def _not_the_librarys(self) -> list[str]:
         """Why the numbers would not be those of the preset's library; empty if they are."""
+        if self.preset.detectors and not self.task.boxes:
+            return [
+                f"--preset {self.preset.name} stands for the maps of detectors, and this model is none; leave it out"
+            ]
         producer = self.layer.chosen.tensor.core.producer()
         why = self.preset.refusal(
             self.method.name,

@@ -87,6 +87,7 @@ class Preset:
         change: what `cotangent` does, in words.
         differs: how the library's own map differs from the heatmap; empty if it does not.
         caution: a warning for the user; empty for none.
+        detectors: it was compared for the boxes of detectors only.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Preset:
     change: str = ""
     differs: str = ""
     caution: str = ""
+    detectors: bool = False
 
     @property
     def functions(self) -> dict[str, str]:
@@ -200,6 +202,11 @@ def _levels(t: Builder, maps: Value) -> Value:
 def _range_of_levels(t: Builder, maps: Value) -> Value:
     """OpenVINO XAI: min-max normalization of the integers that OpenCV rounds to when it resizes integers."""
     return by_range(t, t.op("Round", maps * 255.0), _TINY)
+
+
+def _scaled_bilinear(t: Builder, maps: Value, size: Value) -> Value:
+    """Ultralytics: each layer is divided by its maximum behind the resizing."""
+    return by_maximum(t, bilinear(t, maps, size))
 
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -445,6 +452,16 @@ PRESETS: dict[str, Preset] = {
             steps="to integers 0 to 255, rounded down; bilinear, half-pixel centres, rounded; to [0, 1]",
             finish=_steps(rectify=False, before=_levels, after=_range_of_levels),
             differs="integers up to 255, rounded down",
+        ),
+        Preset(
+            name="ultralytics",
+            title="Ultralytics 8.4.190, predict with visualize=True",
+            methods=_compared(layercam="class_activation_map"),
+            source="ultralytics/utils/plotting.py",
+            detectors=True,
+            steps="ReLU; bilinear, half-pixel centres; divided by its maximum; maximum over layers",
+            finish=_steps(resized=_scaled_bilinear, combine="max"),
+            differs="the maximum over up to 16 boxes of at least 0.25, not of one box",
         ),
     )
 }

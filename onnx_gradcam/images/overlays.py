@@ -144,6 +144,11 @@ def _openvino(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
     return _cut(image * 0.5 + _opencv("JET", levels) * 0.5)
 
 
+def _ultralytics(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
+    """utils/plotting.py `class_activation_map`: half and half, rounded down."""
+    return _cut(image * 0.5 + _opencv("JET", _cut(_enlarged(heatmap, image) * 255)) * 0.5)
+
+
 def _own(image: Image, heatmap: Map, cam: Map) -> Image:  # noqa: ARG001
     """`onnx_gradcam.images.drawing.overlay`."""
     return overlay(image, _enlarged(heatmap, image))
@@ -164,6 +169,7 @@ OVERLAYS: dict[str, OverlayFunction] = {
     "tf-explain": _tf_explain,
     "xplique": _xplique,
     "openvino-xai": _openvino,
+    "ultralytics": _ultralytics,
 }
 """Overlay functions by preset."""
 

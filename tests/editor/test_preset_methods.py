@@ -32,7 +32,9 @@ RESULTS = {
     for name, value in dict(np.load(FOLDER / f"preset_methods_{source}.npz")).items()
 }
 MXNET = dict(np.load(FOLDER / "preset_methods_mxnet.npz"))
-PAIRS = [(preset, method) for preset in PRESETS if preset != "default" for method in methods()]
+LIBRARIES = [name for name, preset in PRESETS.items() if name != "default" and not preset.detectors]
+"""Presets of libraries that explain classifiers; the maps of a detector are in `targets/test_levels.py`."""
+PAIRS = [(preset, method) for preset in LIBRARIES for method in methods()]
 COMPARED = [(preset, method) for preset, method in PAIRS if method in PRESETS[preset].methods]
 REFUSED = [pair for pair in PAIRS if pair not in COMPARED]
 

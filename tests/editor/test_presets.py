@@ -132,8 +132,13 @@ class TestTraps:
             attach(network("height", "width"), layer="a", preset="pair-saliency")
 
 
+CLASSIFIERS = [name for name, preset in PRESETS.items() if not preset.detectors]
+
+
 class TestWithEverythingElse:
-    @pytest.mark.parametrize("preset", [p for p in PRESETS if p not in {"keras-vis", "openvino-xai", "pair-saliency"}])
+    @pytest.mark.parametrize(
+        "preset", [p for p in CLASSIFIERS if p not in {"keras-vis", "openvino-xai", "pair-saliency"}]
+    )
     def test_height_and_width_may_be_free(self, preset):
         proto = attach(network("height", "width"), layer="a", preset=preset).to_proto()
         for case, (sample, index) in CASES.items():
@@ -142,13 +147,13 @@ class TestWithEverythingElse:
             atol = {"xplique": 5e-4, "mxnet": 1.1 / 255}.get(preset, 1e-5)
             np.testing.assert_allclose(got, explained(preset, case)["heatmap"], atol=atol)
 
-    @pytest.mark.parametrize("preset", PRESETS)
+    @pytest.mark.parametrize("preset", CLASSIFIERS)
     def test_a_blank_map_stays_blank(self, preset):
         numbers = {**weights(), "second": np.zeros((12, 8, 3, 3), np.float32), "second_bias": np.zeros(12, np.float32)}
         got = run(attach(network(numbers=numbers), layer="a", preset=preset).to_proto(), x=inputs())
         np.testing.assert_array_equal(got["heatmap"], np.zeros((2, HEIGHT, WIDTH), np.float32))
 
-    @pytest.mark.parametrize("preset", PRESETS)
+    @pytest.mark.parametrize("preset", CLASSIFIERS)
     def test_a_single_logit_and_its_complement(self, preset):
         source = graph(
             "b = Conv<strides=[2,2]>(x, K) c = Relu(b) a = Conv(c, L) d = Sigmoid(a) g = GlobalAveragePool(d) "
@@ -167,7 +172,7 @@ class TestWithEverythingElse:
         if PRESETS[preset].cotangent is None and preset != "openvino-xai":  # whose map starts at its minimum
             np.testing.assert_allclose(got["cam"][0], -got["cam"][1], rtol=1e-3, atol=1e-7)
 
-    @pytest.mark.parametrize("preset", PRESETS)
+    @pytest.mark.parametrize("preset", CLASSIFIERS)
     def test_half_precision(self, preset):
         half = {name: value.astype(np.float16) for name, value in weights().items()}
         proto = attach(network(numbers=half, kind="float16"), layer="a", preset=preset).to_proto()

@@ -13,7 +13,8 @@ from support.graphs import graph, images, run
 
 from onnx_gradcam import Options, attach, inspect
 from onnx_gradcam.editor.plan import make_plan
-from onnx_gradcam.errors import TargetError
+from onnx_gradcam.errors import TargetError, UnsupportedError
+from onnx_gradcam.runtime.session import Session
 
 PYRAMID = """
     s0 = Conv<strides=[2,2], pads=[1,1,1,1]>(x, S) s = Relu(s0)
@@ -117,6 +118,13 @@ def test_an_ensemble_has_a_layer_for_each_branch():
         attach(model, method="cam")
 
 
+def test_the_preset_of_detectors_is_refused_for_a_classifier():
+    sizes = {"inputs": "float[N,3,16,16] x", "outputs": "float[N,5] y"}
+    model = graph(ENSEMBLE, **sizes, S=(6, 3, 3, 3), B=(6, 3, 3, 3), W=(12, 5))
+    with pytest.raises(UnsupportedError, match="--preset ultralytics stands for the maps of detectors"):
+        attach(model, preset="ultralytics")
+
+
 REAL = Path(__file__).parents[3].parent / "shared" / "detectors" / "models"
 HEADS = {
     "ul_yolov8_det": [15, 18, 21],
@@ -137,3 +145,22 @@ def test_the_levels_of_real_exports_are_the_inputs_of_their_heads(name, heads):
     plan = make_plan(REAL / f"{name}.onnx")
     names = [layer.chosen.tensor.name for layer in plan.layers]
     assert [int(re.search(r"model\.(\d+)/", name).group(1)) for name in names] == heads
+
+
+ULTRALYTICS = ["ul_yolov8_det", "ul_yolov8_seg", "ul_yolo26_det_e2e"]
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="the exports of detectors are not at hand")
+@pytest.mark.parametrize("name", ULTRALYTICS)
+def test_the_preset_is_the_map_of_ultralytics(name):
+    """The maps of its predict with visualize=True, uint8: of the surest box, and of the 16 surest of at least 0.25."""
+    stored, x = np.load(REAL / f"{name}_cam.npz"), np.load(REAL / "ul_input_128.npy")
+    explained = attach(REAL / f"{name}.onnx", preset="ultralytics")
+    assert explained.metadata.method == "layercam"
+    session = Session(explained.to_proto().SerializeToString())
+    best = session.run({"images": x}, ["detection_scores"])["detection_scores"][0].max(1)
+    boxes = [box for box in best.argsort()[::-1] if best[box] >= 0.25][:16]
+    maps = [session.run({"images": x, "target_box": np.array([box])})["heatmap"][0] for box in boxes]
+    for key, heatmap in {"one": maps[0], "conf25": np.max(maps, axis=0)}.items():
+        assert np.abs((heatmap * 255).astype(np.uint8).astype(int) - stored[key]).max() <= 1
