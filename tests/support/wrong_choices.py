@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "combine": ({"combine": "sum"}, "combine is 'sum'"),
+    "combine": ({"combine": "median"}, "combine is 'median'"),
     "channels": ({"method": "input-x-gradient", "channels": "mean"}, "channels is 'mean'"),
     "score softmax": ({"score": "softmax"}, "score is 'softmax'"),
     "score probability": ({"score": "probability"}, "score is 'probability'"),
