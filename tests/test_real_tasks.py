@@ -103,11 +103,15 @@ def test_the_layers_that_are_chosen(real_data):
     folder = real_data / "models" / "onnx_native"
     deeplab = make_plan(folder / DEEPLAB["model"], Options(task="segmentation"))
     assert (deeplab.layer.chosen.tensor.name, deeplab.layer.chosen.grid) == ("Relu__94:0", (33, 33))
-    # The stage of the backbone that the three levels branch off from.
+    # Of each level what the last convolution over several positions reads.
+    levels = [("779", (52, 52)), ("801", (26, 26)), ("823", (13, 13))]
     nanodet = make_plan(folder / NANODET["model"], Options(task="detection", output=["792", "814", "836"]))
-    assert (nanodet.layer.chosen.tensor.name, nanodet.layer.chosen.every_path) == ("492", True)
+    assert [(layer.chosen.tensor.name, layer.chosen.grid) for layer in nanodet.layers] == levels
+    # Before the levels part, a single tensor is on every path: what a method sees that runs the head again.
+    single = make_plan(folder / NANODET["model"], Options(method="reciprocam"))
+    assert (single.layer.chosen.tensor.name, single.layer.chosen.every_path) == ("492", True)
     found = make_plan(folder / NANODET["model"], Options())
-    assert (found.task.name, found.score.classes, found.layer.chosen.tensor.name) == ("detection", 80, "492")
+    assert (found.task.name, found.score.classes, len(found.layers)) == ("detection", 80, 3)
     assert "scores and boxes of 3 levels apart" in found.score.reason
 
 

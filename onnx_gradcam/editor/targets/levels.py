@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError
+from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, between, dominators, node_inputs
 
 from .layer import LINEAR, Candidate, Layer, Paths, check_grid, find_layer, is_pooled, reads_class_token, unviewed
@@ -100,7 +101,8 @@ def _level(
 ) -> Candidate | None:
     """The last tensor of a grid on every path to `exits` that no head has changed yet; `None` if there is none.
 
-    That is where another head parts, such as that of the boxes, or else what the last convolution reads.
+    That is where another head parts, such as that of the boxes, or else what the last convolution over several
+    positions reads: behind that one the score of a box depends on a single position.
     """
     chain = dominators(paths.nodes, paths.image.core, exits, paths.way)
     shared = [positions[v] for v in chain if v in positions and positions[v].probe_grid == grid and not is_pooled(v)]
@@ -110,11 +112,27 @@ def _level(
     parting = [c for c in shared if _feeds_another_head(c.tensor.core, on_path)]
     if parting:
         return unviewed(paths.t, parting[-1], shared)
-    for candidate in reversed(shared):
-        behind, _ = between(paths.nodes, [candidate.tensor.core], exits, paths.way)
-        if any(node.op_type in LINEAR for node in behind):
-            return unviewed(paths.t, candidate, shared)
-    return unviewed(paths.t, shared[-1], shared)
+    before = [c for c in shared if any(node.op_type in LINEAR for node in _behind(paths, c, exits))] or shared
+    wide = (
+        c
+        for c in reversed(before)
+        if any(_mixes_positions(paths.t, node) for node in _behind(paths, c, [paths.score.core]))
+    )
+    return unviewed(paths.t, next(wide, before[-1]), shared)
+
+
+def _behind(paths: Paths, candidate: Candidate, sinks: Sequence[ir.Value]) -> list[ir.Node]:
+    return between(paths.nodes, [candidate.tensor.core], sinks, paths.way)[0]
+
+
+def _mixes_positions(t: Builder, node: ir.Node) -> bool:
+    """Whether a convolution or product reads several positions for one of its results."""
+    if node.op_type not in LINEAR or len(node.inputs) < 2 or node.inputs[1] is None:
+        return False
+    weights = t.wrap(node.inputs[1])
+    if node.op_type in {"Conv", "ConvTranspose"}:
+        return weights.known_shape is not None and any(size != 1 for size in weights.shape[2:])
+    return weights.array() is None
 
 
 def _feeds_another_head(value: ir.Value, on_path: set[ir.Node]) -> bool:

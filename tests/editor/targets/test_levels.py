@@ -22,11 +22,11 @@ PYRAMID = """
     u = Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(b, , scales)
     p30 = Add(s, u) p3 = Relu(p30)
     d = Conv<strides=[2,2], pads=[1,1,1,1]>(p3, D) p40 = Add(d, b) p4 = Relu(p40)
-    t3 = Conv(p3, T3) v3 = Relu(t3) c3 = Conv(v3, C3)
-    t4 = Conv(p4, T4) v4 = Relu(t4) c4 = Conv(v4, C4)
+    t3 = Conv<pads=[1,1,1,1]>(p3, T3) v3 = Relu(t3) c3 = Conv(v3, C3)
+    t4 = Conv<pads=[1,1,1,1]>(p4, T4) v4 = Relu(t4) c4 = Conv(v4, C4)
 """
 WEIGHTS = {
-    "S": (6, 3, 3, 3), "B": (6, 6, 3, 3), "D": (6, 6, 3, 3), "T3": (6, 6, 1, 1), "T4": (6, 6, 1, 1),
+    "S": (6, 3, 3, 3), "B": (6, 6, 3, 3), "D": (6, 6, 3, 3), "T3": (6, 6, 3, 3), "T4": (6, 6, 3, 3),
     "C3": (3, 6, 1, 1), "C4": (3, 6, 1, 1), "B3": (4, 6, 1, 1), "B4": (4, 6, 1, 1),
     "scales": np.array([1, 1, 2, 2], np.float32), "rows7": [0, 7, -1],
     "two": np.array([2], np.float32), "sizes": [4, 3],
@@ -38,7 +38,7 @@ JOINED = """
     f3 = Reshape(j3, rows7) f4 = Reshape(j4, rows7) f = Concat<axis=2>(f3, f4)
     br, sr = Split<axis=1>(f, sizes) p = Sigmoid(sr) m = Mul(br, two) y = Concat<axis=1>(m, p)
 """
-# One convolution computes boxes and classes, so that no head parts: the layer is what it reads.
+# One convolution computes boxes and classes, so that no head parts.
 SINGLE = """
     f3 = Reshape(k3, rows7) f4 = Reshape(k4, rows7) f = Concat<axis=2>(f3, f4)
     br, sr = Split<axis=1>(f, sizes) p = Sigmoid(sr) m = Mul(br, two) y = Concat<axis=1>(m, p)
@@ -94,10 +94,15 @@ def test_no_path_leads_through_the_layers_of_the_boxes():
     assert {"C3", "C4"} <= {i.name for node in plan.path for i in node.inputs if i is not None}
 
 
-def test_without_a_head_that_parts_the_layer_is_what_the_last_convolution_reads():
-    tail = PYRAMID.replace("(v3, C3)", "(v3, B3)").replace("(v4, C4)", "(v4, B4)").replace("c3 =", "k3 =")
-    model = pyramid(tail.replace("c4 =", "k4 =") + SINGLE, B3=(7, 6, 1, 1), B4=(7, 6, 1, 1))
-    assert [layer.chosen.tensor.name for layer in make_plan(model).layers] == ["v3", "v4"]
+@pytest.mark.parametrize(("kernel", "layers"), [(1, ["p3", "p4"]), (3, ["v3", "v4"])])
+def test_without_a_head_that_parts_the_layer_is_what_the_last_spatial_convolution_reads(kernel, layers):
+    """Behind it the score of a box is that of one position, where HiResCAM's map would be positive or blank."""
+    pads = "<pads=[1,1,1,1]>" if kernel == 3 else ""
+    tail = PYRAMID
+    for level in "34":
+        tail = tail.replace(f"c{level} = Conv(v{level}, C{level})", f"k{level} = Conv{pads}(v{level}, B{level})")
+    model = pyramid(tail + SINGLE, B3=(7, 6, kernel, kernel), B4=(7, 6, kernel, kernel))
+    assert [layer.chosen.tensor.name for layer in make_plan(model).layers] == layers
 
 
 ENSEMBLE = """
