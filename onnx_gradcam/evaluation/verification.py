@@ -86,7 +86,8 @@ def verify(
         model: path, bytes or proto of a model that is not explained yet.
         image: a path, bytes or `uint8 [H, W, 3]`, which is preprocessed; or the model's input, `[1, ...]`; random
             numbers by default.
-        options: what to explain and how; by default the predicted class.
+        options: what to explain and how; by default the predicted class. Of the levels of a detector that were chosen
+            automatically the first is checked.
         seed: random seed of the direction.
         choices: fields of `Options`, in place of those of `options`.
 
@@ -154,12 +155,17 @@ def check_explanation(
     Args:
         source: a model that is not explained yet.
         image: the model's input, one sample, which is repeated to fill a fixed batch size; random numbers by default.
-        options: what to explain and how; by default the predicted class.
+        options: what to explain and how; by default the predicted class. Of the levels of a detector that were chosen
+            automatically the first is checked.
         seed: random seed.
         step: half the distance of the two points, relative to the root mean square of the activation maps.
     """
     rng = np.random.default_rng(seed)
-    plan = make_plan(source, replace(options or Options(), class_input="none"))
+    options = replace(options or Options(), class_input="none")
+    plan = make_plan(source, options)
+    if plan.has_levels:
+        # The first level of a pyramid leads to most heads.
+        plan = make_plan(source, replace(options, layer=plan.targets[0].name))
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)
     if plan.quantised is not None:

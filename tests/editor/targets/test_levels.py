@@ -11,7 +11,7 @@ import onnx
 import pytest
 from support.graphs import graph, images, run
 
-from onnx_gradcam import Options, attach, inspect
+from onnx_gradcam import Options, attach, inspect, verify
 from onnx_gradcam.editor.plan import make_plan
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.runtime.session import Session
@@ -86,6 +86,12 @@ def test_maps_that_are_no_shares_of_the_score_are_averaged():
 def test_what_runs_the_head_again_looks_at_one_layer():
     plan = make_plan(pyramid(), Options(method="reciprocam"))
     assert [layer.chosen.tensor.name for layer in plan.layers] == ["s"]
+
+
+def test_the_gradient_of_the_first_level_is_verified():
+    check = verify(pyramid())
+    assert check.target_tensor == "p3"
+    assert check.agrees
 
 
 def test_no_path_leads_through_the_layers_of_the_boxes():
