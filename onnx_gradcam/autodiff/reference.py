@@ -279,9 +279,18 @@ class MeanVarianceNormalization(_Operator):
         return (centred / (np.sqrt((centred**2).mean(over, keepdims=True)) + 1e-9),)
 
 
+class GatherElements(_Operator):
+    """Elements by their indices along an axis; ONNX's own fails for an axis of more than 64."""
+
+    def _run(self, x: Array, indices: Array, axis: int = 0) -> tuple[Array]:
+        axis %= x.ndim
+        within = tuple(slice(None if i == axis else size) for i, size in enumerate(indices.shape))
+        return (np.take_along_axis(x[within], indices % max(x.shape[axis], 1), axis),)
+
+
 _CORRECTED = (
-    AffineGrid, ConvTranspose, Erf, GlobalLpPool, GlobalMaxPool, GridSample, GroupNormalization, LRN, LpNormalization,
-    MaxPool, Mean, MeanVarianceNormalization, Pad,
+    AffineGrid, ConvTranspose, Erf, GatherElements, GlobalLpPool, GlobalMaxPool, GridSample, GroupNormalization, LRN,
+    LpNormalization, MaxPool, Mean, MeanVarianceNormalization, Pad,
 )  # fmt: skip
 
 _DOUBLE = onnx.TensorProto.DOUBLE

@@ -87,7 +87,7 @@ def verify(
         image: a path, bytes or `uint8 [H, W, 3]`, which is preprocessed; or the model's input, `[1, ...]`; random
             numbers by default.
         options: what to explain and how; by default the predicted class. Of the levels of a detector that were chosen
-            automatically the first is checked.
+            automatically, the first is checked that the score depends on.
         seed: random seed of the direction.
         choices: fields of `Options`, in place of those of `options`.
 
@@ -156,16 +156,21 @@ def check_explanation(
         source: a model that is not explained yet.
         image: the model's input, one sample, which is repeated to fill a fixed batch size; random numbers by default.
         options: what to explain and how; by default the predicted class. Of the levels of a detector that were chosen
-            automatically the first is checked.
+            automatically, the first is checked that the score depends on.
         seed: random seed.
         step: half the distance of the two points, relative to the root mean square of the activation maps.
     """
     rng = np.random.default_rng(seed)
     options = replace(options or Options(), class_input="none")
     plan = make_plan(source, options)
-    if plan.has_levels:
-        # The first level of a pyramid leads to most heads.
-        plan = make_plan(source, replace(options, layer=plan.targets[0].name))
+    if plan.has_levels and plan.refusal is None:
+        check = None
+        for target in plan.targets:
+            check = check_explanation(source, image, replace(options, layer=target.name), seed=seed, step=step)
+            if check.analytic or check.numeric:
+                break
+        assert check is not None  # noqa: S101 - there are levels
+        return check
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)
     if plan.quantised is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from support.helpers import check_node, node_model
 
 from onnx_gradcam.autodiff.check import gradient_model
+from onnx_gradcam.autodiff.reference import evaluate, evaluator
+from onnx_gradcam.runtime.session import Session
 
 INDICES = {
     "scalar": (1, np.array(0)),
@@ -48,3 +51,16 @@ def test_gather_of_constants_is_no_product(indices, emitted):
     inputs = {"x": floats(2, 4, 3), "indices": np.array(indices)}
     model = gradient_model(node_model("Gather", inputs, constants=["indices"], axis=1), ["x"])
     assert {n.op_type for n in model.to_proto().graph.node} == emitted
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_the_evaluator_gathers_along_axes_of_any_length(axis):
+    shape = (100, 2) if axis == 0 else (2, 100)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    indices = np.array([[99, -1], [0, 70]])
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]>
+        g (float[A,B] x, int64[2,2] i) => (float[2,2] y) {{ y = GatherElements<axis={axis}>(x, i) }}"""
+    )
+    (found,) = evaluate(evaluator(model), {"x": x, "i": indices})
+    np.testing.assert_array_equal(found, Session(model.SerializeToString()).run({"x": x, "i": indices})["y"])

@@ -88,9 +88,10 @@ def test_what_runs_the_head_again_looks_at_one_layer():
     assert [layer.chosen.tensor.name for layer in plan.layers] == ["s"]
 
 
-def test_the_gradient_of_the_first_level_is_verified():
+def test_the_gradient_of_a_level_that_the_score_depends_on_is_verified():
     check = verify(pyramid())
-    assert check.target_tensor == "p3"
+    assert check.target_tensor in {"p3", "p4"}
+    assert check.analytic != 0
     assert check.agrees
 
 
