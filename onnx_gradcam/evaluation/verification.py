@@ -164,13 +164,9 @@ def check_explanation(
     options = replace(options or Options(), class_input="none")
     plan = make_plan(source, options)
     if plan.has_levels and plan.refusal is None:
-        check = None
-        for target in plan.targets:
-            check = check_explanation(source, image, replace(options, layer=target.name), seed=seed, step=step)
-            if check.analytic or check.numeric:
-                break
-        assert check is not None  # noqa: S101 - there are levels
-        return check
+        levels = [replace(options, layer=target.name) for target in plan.targets]
+        checks = [check_explanation(source, image, level, seed=seed, step=step) for level in levels]
+        return next((check for check in checks if check.analytic or check.numeric), checks[0])
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)
     if plan.quantised is not None:
