@@ -84,13 +84,18 @@ def play(explainer: Explainer, object_: Found) -> Result:
     inside = Annotation(object_.game.annotation.label, [object_.annotated], []).inside(*shown.shape)
     grey = prepare(np.full_like(image, 127), explainer.preprocessing)[0]
     tensor = prepare(image, explainer.preprocessing)[0]
+    if not shown.any():
+        return Result(points=False, blank=True, energy=0.0, deleted=np.nan, kept=np.nan)
     heatmap = explanation.maps[0].heatmap
-    hottest = heatmap >= np.partition(heatmap, -round(SHARE * heatmap.size), axis=None)[-round(SHARE * heatmap.size)]
+    hottest = np.zeros(heatmap.size, bool)
+    hottest[np.argsort(heatmap, axis=None, kind="stable")[-round(SHARE * heatmap.size) :]] = True
+    hottest = hottest.reshape(heatmap.shape)
     mask = hottest[None] if explainer.metadata.layout == "NCHW" else hottest[:, :, None]
     batch = [np.where(mask, grey, tensor), np.where(mask, tensor, grey)]
     deleted, kept = (score_of(explainer, x[None], box) / box.target.score for x in batch)
     energy = energy_inside(shown, inside)
-    return Result(points_inside(shown, inside), not shown.any(), energy, deleted, kept)
+    points = points_inside(shown, inside)
+    return Result(points=points, blank=False, energy=energy, deleted=deleted, kept=kept)
 
 
 def score_of(explainer: Explainer, x: npt.NDArray[Any], box: Box) -> float:
@@ -100,8 +105,8 @@ def score_of(explainer: Explainer, x: npt.NDArray[Any], box: Box) -> float:
 
 
 def row(results: Sequence[Result]) -> list[object]:
-    """The means of a table's row."""
-    means = {name: float(np.mean([getattr(r, name) for r in results])) for name in Result.__annotations__}
+    """The means of a table's row; a blank map has no hottest pixels."""
+    means = {name: float(np.nanmean([getattr(r, name) for r in results])) for name in Result.__annotations__}
     figures = [f"{means['points']:.3f}", f"{means['energy']:.3f}", f"{means['deleted']:.3f}", f"{means['kept']:.3f}"]
     return [len(results), *figures, sum(r.blank for r in results)]
 
