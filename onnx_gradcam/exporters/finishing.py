@@ -150,11 +150,14 @@ def _aim(model: Model, options: Options, task: Task) -> _Aim:
     return _Aim(t, score.tensor, score.output, outputs or shown, score.classes, score.activation)
 
 
-def _without(model: Model, kept: Sequence[ir.Value]) -> Builder:
-    """A builder over the model with these outputs only, without nodes that merely served to find tensors."""
+def _without(model: Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> Builder:
+    """A builder over the model with these inputs and outputs only, without nodes that merely served to find tensors."""
     graph = model.core.graph
-    for value in [o for o in graph.outputs if o not in kept]:
+    for value in [o for o in graph.outputs if o not in outputs]:
         graph.outputs.remove(value)
+    # Such as the box to explain, which the score reads.
+    for value in [i for i in graph.inputs if i not in inputs]:
+        graph.inputs.remove(value)
     model.remove_unread(list(graph), list(graph.initializers.values()))
     return Builder(model)
 
@@ -181,7 +184,7 @@ def finish_export(
     for value in [i for i in graph.inputs if i.name in graph.initializers]:
         graph.inputs.remove(value)
     guard_padded_pools(Builder(model))
-    own = list(graph.outputs)
+    inputs, outputs = list(graph.inputs), list(graph.outputs)
     aim = _aim(model, options.replaced({"labels": list(labels)}) if labels else options, task)
     image, carries = find_image(aim.t, options.image), carries_gradient(aim.t)
     _refuse_folded(aim.t, product, layer)
@@ -191,7 +194,7 @@ def finish_export(
     chosen = find_layer(paths, layer or "auto", names, answers, boxes=task.boxes)
     _, alive = between(aim.t.nodes, [image.core], [aim.end.core], carries)
     tensors = _resolved(aim.t, names, alive)
-    t = _without(model, own)
+    t = _without(model, inputs, outputs)
     target = t.wrap(chosen.chosen.tensor.core)
     _name_after_layers(t, target.core, layer, tensors)
     t.expose(target)
