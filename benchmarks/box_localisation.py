@@ -30,6 +30,7 @@ from task_localisation import read_voc
 from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, points_inside
 from onnx_gradcam.images.decoding import prepare, read_image
+from onnx_gradcam.runtime.detections import overlaps
 from onnx_gradcam.runtime.explainer import Box, Explainer
 
 SHARE = 0.1
@@ -56,14 +57,6 @@ class Result:
     kept: float
 
 
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes x0 y0 x1 y1."""
-    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return shared / (sum(areas) - shared)
-
-
 def found(explainer: Explainer, games: Sequence[Game], least: float) -> Iterator[Found]:
     """The annotated objects that the surest box of their class is."""
     for game in games:
@@ -71,9 +64,9 @@ def found(explainer: Explainer, games: Sequence[Game], least: float) -> Iterator
         for box in boxes:
             if box.xyxy is None:
                 sys.exit("the model does not tell where its boxes are")
-            annotated = max(game.annotation.boxes, key=lambda other: overlap(box.xyxy or other, other))
-            if overlap(box.xyxy, annotated) >= 0.5:
-                yield Found(game, box, annotated)
+            shares = overlaps(np.array(box.xyxy), np.array(game.annotation.boxes))
+            if shares.max() >= 0.5:
+                yield Found(game, box, game.annotation.boxes[int(shares.argmax())])
 
 
 def play(explainer: Explainer, object_: Found) -> Result:

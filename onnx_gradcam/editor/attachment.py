@@ -266,16 +266,19 @@ def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple
         value.const_value = None
         declare(value, onnx.TensorProto.INT64, model.shape(metadata.image_input)[:1])
         graph.inputs.append(value)
-    return _without_box_input(model, metadata)
+    model, metadata = _without_box_input(model, metadata)
+    model.check()
+    return model, metadata
 
 
 def _without_box_input(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
     """The same with the box fixed, since its input can be left out; in place."""
-    for value in [v for v in model.core.graph.inputs if metadata.box_input and v.name == metadata.box_input]:
-        model.core.graph.inputs.remove(value)
-    metadata = replace(metadata, box_input="")
-    model.metadata.update(metadata.to_props())
-    model.check()
+    if metadata.box_input:
+        # A model that was read lists no input with a default.
+        for value in [v for v in model.core.graph.inputs if v.name == metadata.box_input]:
+            model.core.graph.inputs.remove(value)
+        metadata = replace(metadata, box_input="")
+        model.metadata.update(metadata.to_props())
     return model, metadata
 
 

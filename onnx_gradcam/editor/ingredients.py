@@ -285,19 +285,14 @@ def _classes(t: Builder, plan: Plan) -> tuple[Value, str]:
         index = t.input(name, np.int64, (score.tensor.shape[0],))
     else:
         index = t.default_input(name, np.array([-1], np.int64))
-    chosen = t.op("Where", index < t.const(0, np.int64), best, index)
-    # Broadcasting would accept several classes for one image; the Reshape refuses them.
-    chosen = t.op("Reshape", chosen, t.shape_of(best), shape=best.shape)
-    # Gather turns a class out of range into an error instead of a blank map.
-    return t.op("Gather", _every_class(t, score), chosen, shape=best.shape), name
+    return t.chosen(index, best, _every_class(t, score)), name
 
 
 def _every_class(t: Builder, score: Score) -> Value:
     """The indices of all classes, `int64 [K]`."""
     if score.classes is not None:
         return t.const(np.arange(score.classes, dtype=np.int64))
-    count = t.op("Squeeze", t.op("Shape", score.tensor, start=score.class_axis, end=score.class_axis + 1))
-    return t.op("Range", t.const(0, np.int64), count, t.const(1, np.int64))
+    return t.indices(score.tensor, score.class_axis)
 
 
 def _best_class(t: Builder, score: Score) -> Value:

@@ -373,6 +373,25 @@ class Builder:
             declare(value.core, value.elem_type, value.known_shape)
             self.graph.outputs.append(value.core)
 
+    def indices(self, value: Value, axis: int) -> Value:
+        """The indices along an axis of a tensor, `int64 [size]`: a constant if the size is known."""
+        size = value.shape[axis]
+        if isinstance(size, int):
+            return self.const(np.arange(size, dtype=np.int64))
+        count = self.op("Squeeze", self.op("Shape", value, start=axis, end=axis + 1))
+        return self.op("Range", self.const(0, np.int64), count, self.const(1, np.int64))
+
+    def chosen(self, index: Value, best: Value, every: Value) -> Value:
+        """`index`, one for all rows or one each, and where it is negative `best`, in the shape of `best`.
+
+        When the model runs, more indices than rows are refused, and an index that is none of `every`, `int64 [size]`.
+        """
+        index = self.op("Where", index < self.const(0, np.int64), best, index)
+        # Broadcasting would accept several indices for one row; the Reshape refuses them.
+        index = self.op("Reshape", index, self.shape_of(best), shape=best.shape)
+        # Gather turns an index out of range into an error instead of a blank map.
+        return self.op("Gather", every, index, shape=best.shape)
+
     def sized_as(self, old: ir.Value, new: Value) -> Value:
         """Say that an appended value has the shape of a tensor of the graph."""
         shape = TensorInfo.of(old).shape

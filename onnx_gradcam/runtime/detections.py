@@ -19,7 +19,7 @@ from onnx_gradcam.options import check_word
 
 from .explanation import Box, class_of
 
-__all__ = ["Detections", "Selection", "parse_selection", "suppressed"]
+__all__ = ["Detections", "Selection", "overlaps", "parse_selection", "suppressed"]
 
 Array = npt.NDArray[Any]
 Which = Literal["index", "number", "rank", "all", "sum"]
@@ -101,7 +101,10 @@ class Detections:
         placement: Placement,
         labels: Sequence[str] | None,
     ) -> Detections:
-        """Of one row of the model's outputs; `boxes` are in pixels of its input of height and width `inputs`."""
+        """The table in one row of the outputs.
+
+        `boxes` are in pixels of the model's input, whose height and width are `inputs`.
+        """
         corners = None
         if boxes is not None:
             left, top, right, bottom = placement.box
@@ -221,11 +224,11 @@ def suppressed(
         kept.append(best)
         if corners is not None:
             others = corners[order]
-            order = order[(_overlaps(corners[best], others) <= overlap) | (targets[order] != targets[best])]
+            order = order[(overlaps(corners[best], others) <= overlap) | (targets[order] != targets[best])]
     return kept
 
 
-def _overlaps(box: Array, others: Array) -> Array:
+def overlaps(box: Array, others: Array) -> Array:
     """Intersection over union of a box and others, `[n]`."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(1)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, run, weight
+from support.graphs import graph, placed_detector, run, weight
 
 PREPROCESS = '{"resize": "stretch", "scale": 0.00392156862745098}'
 
@@ -210,18 +210,7 @@ def test_a_class_that_a_model_of_one_value_does_not_have(call, here, image):
 @pytest.fixture
 def finder(here):
     """A detector of sixty-four boxes of two classes, placed by its graph."""
-    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(64, 2).T[None]
-    model = graph(
-        "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, C) a = Relu(c) d = Conv<pads=[1,1,1,1], strides=[2,2]>(a, D) "
-        "b = Relu(d) bs = Conv(b, B) br = Reshape(bs, four) ab = Abs(br) ss = Conv(b, S) sr = Reshape(ss, wide) "
-        "p = Sigmoid(sr) l, r = Split<axis=1>(ab, halves) lo = Sub(cells, l) hi = Add(cells, r) "
-        "co = Concat<axis=1>(lo, hi) m = Mul(co, s) y = Concat<axis=1>(m, p)",
-        inputs="float[N,3,32,32] x",
-        outputs="float[N,6,64] y",
-        C=weight("C", 6, 3, 3, 3) * 4, D=(7, 6, 3, 3), B=(4, 7, 1, 1), S=weight("S", 2, 7, 1, 1) * 4,
-        four=[0, 4, 64], wide=[0, 2, 64], halves=[2, 2],
-        cells=(grid + 0.5).astype(np.float32), s=np.array(4, np.float32),
-    )  # fmt: skip
+    model = placed_detector(gain=4)
     onnx.save(model, here / "finder.onnx")
     (here / "two.txt").write_text("cat\ndog\n")
     return ["finder.onnx", "--preprocess", PREPROCESS, "--labels", "two.txt"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.graphs import graph
+from support.graphs import graph, placed_detector
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.errors import ServerError
@@ -14,17 +14,7 @@ from onnx_gradcam.serve.limits import Limits
 from onnx_gradcam.serve.query import Query, Tensor
 from onnx_gradcam.serve.queueing import BatchingExplainer
 
-GRID = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(64, 2).T[None].astype(np.float32)
-MODEL = graph(
-    "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, C) a = Relu(c) d = Conv<pads=[1,1,1,1], strides=[2,2]>(a, D) "
-    "b = Relu(d) bs = Conv(b, B) br = Reshape(bs, four) ab = Abs(br) ss = Conv(b, S) sr = Reshape(ss, wide) "
-    "p = Sigmoid(sr) l, r = Split<axis=1>(ab, halves) lo = Sub(cells, l) hi = Add(cells, r) "
-    "co = Concat<axis=1>(lo, hi) m = Mul(co, s) y = Concat<axis=1>(m, p)",
-    inputs="float[N,3,32,32] x",
-    outputs="float[N,6,64] y",
-    C=(6, 3, 3, 3), D=(7, 6, 3, 3), B=(4, 7, 1, 1), S=(2, 7, 1, 1), four=[0, 4, 64], wide=[0, 2, 64], halves=[2, 2],
-    cells=GRID + np.float32(0.5), s=np.array(4, np.float32),
-)  # fmt: skip
+MODEL = placed_detector()
 PREPROCESS = {"size": [32, 32], "resize": "stretch", "scale": 1 / 64, "mean": [2], "std": [1]}
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
 

@@ -59,6 +59,22 @@ def graph(
     return model
 
 
+def placed_detector(gain: float = 1) -> onnx.ModelProto:
+    """A detector of 64 boxes of two classes that its graph decodes; a larger `gain` makes scores differ more."""
+    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(64, 2).T[None]
+    return graph(
+        "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, C) a = Relu(c) d = Conv<pads=[1,1,1,1], strides=[2,2]>(a, D) "
+        "b = Relu(d) bs = Conv(b, B) br = Reshape(bs, four) ab = Abs(br) ss = Conv(b, S) sr = Reshape(ss, wide) "
+        "p = Sigmoid(sr) l, r = Split<axis=1>(ab, halves) lo = Sub(cells, l) hi = Add(cells, r) "
+        "co = Concat<axis=1>(lo, hi) m = Mul(co, s) y = Concat<axis=1>(m, p)",
+        inputs="float[N,3,32,32] x",
+        outputs="float[N,6,64] y",
+        C=weight("C", 6, 3, 3, 3) * np.float32(gain), D=(7, 6, 3, 3), B=(4, 7, 1, 1),
+        S=weight("S", 2, 7, 1, 1) * np.float32(gain), four=[0, 4, 64], wide=[0, 2, 64], halves=[2, 2],
+        cells=(grid + 0.5).astype(np.float32), s=np.array(4, np.float32),
+    )  # fmt: skip
+
+
 def builder(model: onnx.ModelProto) -> Builder:
     return Builder(load(model))
 

@@ -110,10 +110,10 @@ def positive_part(t: Builder, maps: Value) -> Value:
     return t.op("Max", maps, 0.0)
 
 
-def spatial_size(t: Builder, maps: Value) -> Value:
-    """Height and width of `[N, C, H, W]`, `int64 [2]`: a constant if known."""
-    sizes = [d for d in maps.shape[2:] if isinstance(d, int)]
-    return t.ints(*sizes) if len(sizes) == 2 else t.op("Shape", maps, start=2)
+def spatial_size(t: Builder, maps: Value, start: int = 2) -> Value:
+    """Height and width, `int64 [2]`, of maps that have them from the axis `start` on: a constant if known."""
+    sizes = [d for d in maps.shape[start:] if isinstance(d, int)]
+    return t.ints(*sizes) if len(sizes) == 2 else t.op("Shape", maps, start=start)
 
 
 def half_pixel(cells: int, pixels: int) -> npt.NDArray[np.float32]:
@@ -284,8 +284,7 @@ def by_range(t: Builder, maps: Value, epsilon: float) -> Value:
 
 def added(t: Builder, cams: Sequence[Value], finest: int) -> Value:
     """The sum of raw maps `[N, h, w]` of several layers at the size of one of them, resized bilinearly."""
-    grid = [d for d in cams[finest].shape[1:] if isinstance(d, int)]
-    size = t.ints(*grid) if len(grid) == 2 else t.op("Shape", cams[finest], start=1)
+    size = spatial_size(t, cams[finest], start=1)
     maps = [cam if i == finest else bilinear(t, cam, size) for i, cam in enumerate(cams)]
     return functools.reduce(lambda a, b: a + b, maps)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -16,7 +17,7 @@ from .axes import Axis, Layout, follow, letters, window
 from .layer_names import LayerNames
 
 __all__ = ["Block", "Candidate", "Layer", "blocked", "find_blocks", "find_layer", "on_path"]
-__all__ += ["LINEAR", "Paths", "check_grid", "follow_paths", "is_pooled", "reads_class_token", "unviewed"]
+__all__ += ["LINEAR", "Paths", "check_grid", "follow_paths", "is_pooled", "unviewed"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
@@ -145,6 +146,11 @@ class Paths:
     layouts: dict[ir.Value, Layout]
     candidates: Sequence[Candidate]
 
+    @cached_property
+    def class_token_head(self) -> _ClassTokenHead | None:
+        """The head, if it reads class and register tokens only."""
+        return _class_token_head(self.t, self.candidates, self.nodes)
+
 
 def follow_paths(t: Builder, image: Value, score: Value, carries: Carries) -> Paths:
     """Find the paths on which a layer can be.
@@ -196,7 +202,7 @@ def find_layer(
     """
     t, image, score, carries, alive = paths.t, paths.image, paths.score, paths.carries, paths.alive
     candidates = paths.candidates
-    head = _class_token_head(t, candidates, paths.nodes)
+    head = paths.class_token_head
     if layer != "auto":
         value, how = _requested(t, layer, names or {}, candidates, alive)
         value = on_path(t, _dequantised(t, value), alive)
@@ -332,11 +338,6 @@ def _class_token_head(t: Builder, candidates: Sequence[Candidate], path: Sequenc
     before = path[: path.index(readers[read[-1]][0])]
     mixers = [n for n in before if n.op_type in _ATTENTION or (n.op_type in _PRODUCTS and alive.issuperset(n.inputs))]
     return _ClassTokenHead(tokens[read[-1]], mixers)
-
-
-def reads_class_token(paths: Paths) -> bool:
-    """Whether the head reads class tokens only."""
-    return _class_token_head(paths.t, paths.candidates, paths.nodes) is not None
 
 
 def _feeding(

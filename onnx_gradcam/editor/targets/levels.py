@@ -14,7 +14,7 @@ from onnx_gradcam.errors import TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, between, dominators, node_inputs
 
-from .layer import LINEAR, Candidate, Layer, Paths, check_grid, find_layer, is_pooled, reads_class_token, unviewed
+from .layer import LINEAR, Candidate, Layer, Paths, check_grid, find_layer, is_pooled, unviewed
 
 __all__ = ["find_layers"]
 
@@ -40,7 +40,7 @@ def find_layers(
         TargetError: as `find_layer`.
         UnsupportedError: as `find_layer`.
     """
-    automatic = layer == "auto" and several and not reads_class_token(paths)
+    automatic = layer == "auto" and several and paths.class_token_head is None
     if automatic and boxes and (levels := _levels(paths)):
         return _layers(paths, levels, "detection head reads")
     try:

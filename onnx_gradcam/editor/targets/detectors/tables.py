@@ -106,11 +106,7 @@ class Table:
         _, order = t.ops("TopK", self.ranking(t), t.ints(rank + 1), outputs=2, axis=1)
         best = t.op("Gather", order, t.const(rank, np.int64), axis=1)
         given = t.op("Unsqueeze", box, t.ints(1))
-        chosen = t.op("Where", given < t.const(0, np.int64), best, given)
-        # Broadcasting would accept several boxes for one image; the Reshape refuses them.
-        chosen = t.op("Reshape", chosen, t.shape_of(best), shape=best.shape)
-        # Gather turns an index out of range into an error instead of a blank map.
-        indices = t.op("Gather", self._every_box(t), chosen, shape=best.shape)
+        indices = t.chosen(given, best, t.indices(self.factors[0].value, 1))
         logs: Value | None = None
         for factor in self.factors:
             value, denominator = factor.parts(t)
@@ -123,14 +119,6 @@ class Table:
             logs = log if logs is None else logs + log
         assert logs is not None  # noqa: S101 - a table has a factor
         return OneBox(indices, t.op("Exp", logs), logs)
-
-    def _every_box(self, t: Builder) -> Value:
-        """The indices of all boxes, `int64 [boxes]`."""
-        table = self.factors[0].value
-        if isinstance(size := table.shape[1], int):
-            return t.const(np.arange(size, dtype=np.int64))
-        count = t.op("Squeeze", t.op("Shape", table, start=1, end=2))
-        return t.op("Range", t.const(0, np.int64), count, t.const(1, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
