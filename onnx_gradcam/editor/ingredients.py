@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,10 @@ from .targets.score import Score
 from .targets.task import free_name
 
 __all__ = ["MAKERS", "Ingredients"]
+
+_BIASED = {"Conv", "BatchNormalization"}
+_MAPS = 4
+"""Axes of a tensor of maps; FullGrad has nothing to place over the image for one without."""
 
 
 class Ingredients:
@@ -117,10 +121,11 @@ class Ingredients:
     def bias_terms(self) -> list[Value]:
         """Every bias of a convolution or batch normalization times the cotangent of its output, `[N, C, h, w]` each.
 
-        The bias of a convolution includes a folded batch normalization.
+        The bias of a convolution includes a folded batch normalization. Normalizations behind the pooling have no map.
         """
         plan, t = self.plan, self.plan.t
-        biases = {t.wrap(node.outputs[0]): bias for node in plan.path if (bias := _bias(t, node)) is not None}
+        computed = {o for node in plan.path for o in node.outputs}
+        biases = {t.wrap(node.outputs[0]): bias for node in plan.path if (bias := _bias(t, node, computed)) is not None}
         cotangents = self._backward(list(biases), plan.modifier) if biases else []
         pairs = zip(cotangents, biases.values(), strict=True)
         return [t.op("Mul", g, t.op("Reshape", bias, t.ints(-1, *[1] * (g.rank - 2)))) for g, bias in pairs]
@@ -308,12 +313,21 @@ def _best_class(t: Builder, score: Score) -> Value:
     return t.op("Reshape", best, t.ints(-1), shape=(batch,)) if best.rank != 1 else best
 
 
-def _bias(t: Builder, node: ir.Node) -> Value | None:
-    """What a convolution or batch normalization adds to each channel, `float32 [C]`; `None` for nothing."""
+def _bias(t: Builder, node: ir.Node, computed: Collection[ir.Value]) -> Value | None:
+    """What a convolution or batch normalization adds to each map, `float32 [C]`; `None` for nothing.
+
+    What is `computed` from the image is no bias of the model.
+    """
+    if node.op_type not in _BIASED or t.wrap(node.outputs[0]).rank != _MAPS:
+        return None
     inputs = [None if v is None else t.wrap(v).array() for v in node.inputs]
-    if node.op_type == "Conv" and len(inputs) > 2 and inputs[2] is not None:
-        return t.const(inputs[2].astype(np.float32))
-    if node.op_type != "BatchNormalization" or any(v is None for v in inputs[1:5]):
+    if node.op_type == "Conv":
+        bias = node.inputs[2] if len(inputs) > 2 else None
+        if bias is None or bias in computed:
+            return None
+        # Quantised where it is no constant.
+        return t.cast(t.wrap(bias), np.float32) if inputs[2] is None else t.const(inputs[2].astype(np.float32))
+    if any(v is None for v in inputs[1:5]):
         return None
     scale, shift, mean, variance = (np.asarray(v, np.float64) for v in inputs[1:5])
     deviation = np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, images, run
+from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import InputError, TargetError, UnsupportedError
@@ -113,3 +113,46 @@ def test_comparisons_that_make_no_sense():
     single = graph(DEEP.replace("Gemm(f, W)", "Gemm(f, S)"), **SIZES, S=(5, 1), outputs="float[N,1] y")
     with pytest.raises(TargetError, match="each class is the other's opposite"):
         attach(single, against=0)
+
+
+BIASED = DEEP.replace("(x, K)", "(x, K, k)").replace("(a, L)", "(a, L, l)")
+
+
+def full_grad(body: str, **constants) -> np.ndarray:
+    source = graph(body, inputs="float[1,3,8,8] x", outputs="float[1,4] y", **SIZES, **constants)
+    return explained(images(1, 3, 8, 8), [1], source=source, method="fullgrad")["heatmap"]
+
+
+def test_full_grad_counts_biases_that_are_quantised():
+    scale = np.float32(2**-20)
+    integers = np.round(weight("l", 5) / scale).astype(np.int32)
+    plain = full_grad(BIASED, k=(6,), l=(integers * scale).astype(np.float32))
+    body = BIASED.replace("d = Conv(a, L, l)", "q = DequantizeLinear(l, s) d = Conv(a, L, q)")
+    np.testing.assert_allclose(full_grad(body, k=(6,), l=integers, s=scale), plain, atol=1e-6)
+    without = full_grad(BIASED.replace("(a, L, l)", "(a, L)"), k=(6,))
+    assert np.abs(plain - without).max() > 0.05
+
+
+def test_full_grad_leaves_out_what_the_image_decides():
+    """The same sum, once as the bias of the convolution and once added to what it computes."""
+    mean = "m = ReduceMean<keepdims=0>(a, axes) n = Expand(m, five) "
+    sums = {
+        "as its bias": "d = Conv(a, L, n)",
+        "behind it": "e = Conv(a, L) o = Unsqueeze(n, sides) d = Add(e, o)",
+    }
+    bodies = {how: BIASED.replace("d = Conv(a, L, l)", mean + nodes) for how, nodes in sums.items()}
+    sizes = {"axes": [0, 1, 2, 3], "five": [5]}
+    first = full_grad(bodies["as its bias"], k=(6,), **sizes)
+    np.testing.assert_allclose(first, full_grad(bodies["behind it"], k=(6,), sides=[1, 2], **sizes), atol=1e-6)
+
+
+def test_full_grad_leaves_out_normalizations_behind_the_pooling():
+    """They have no map; `y` and `z` are the same scores, normalized and scaled by hand."""
+    gain, shift, mean, variance = weight("gain", 4), weight("shift", 4), weight("mean", 4), np.abs(weight("var", 4)) + 1
+    scale = gain / np.sqrt(variance + 1e-5)
+    normalized = BIASED.replace("y = Gemm", "z = Gemm") + " y = BatchNormalization(z, gain, shift, mean, variance)"
+    by_hand = BIASED.replace("y = Gemm", "z = Gemm") + " s = Mul(z, scale) y = Add(s, offset)"
+    biases = {"k": (6,), "l": (5,)}
+    head = full_grad(normalized, **biases, gain=gain, shift=shift, mean=mean, variance=variance)
+    plain = full_grad(by_hand, **biases, scale=scale, offset=shift - mean * scale)
+    np.testing.assert_allclose(head, plain, atol=1e-5)
