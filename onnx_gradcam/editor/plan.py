@@ -546,7 +546,12 @@ def _weights(
 def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
     """The layout of the image input; without convolutions it is NCHW for methods that look at no layer."""
     layout = label_input(t, image)
-    if layout is None and not at_layer and image.shape[1] in {1, 3}:
+    if layout is None and image.shape[1] in {1, 3}:
+        if at_layer:
+            raise TargetError(
+                f"no convolution or pooling reads the input {image.name!r}, so there is no tensor with spatial "
+                "positions; choose a method that looks at no layer, such as saliency, gradient or occlusion"
+            )
         layout = channels_first(image.rank)
     if layout is None:
         raise TargetError(

@@ -56,6 +56,9 @@ _OTHER_FORMATS = (
     (b"\x89HDF", 0, "an HDF5 file; convert a Keras model with 'onnx-gradcam export keras'"),
     (b"PK\x03\x04", 0, "a ZIP archive; convert a Keras or PyTorch model with 'onnx-gradcam export keras|pytorch'"),
     (b"\x80\x02", 0, "a pickle; convert a PyTorch model with 'onnx-gradcam export pytorch'"),
+    (b'{"', 8, "a safetensors file, weights alone; give it to 'onnx-gradcam export pytorch' with --weights"),
+    (b"\x12\x01\0\0\0\0\0\0", 0, "weights of MXNet; convert them and their symbol with 'onnx-gradcam export mxnet'"),
+    (b"{", 0, "a JSON file; convert a symbol of MXNet and its .params with 'onnx-gradcam export mxnet'"),
 )
 """First bytes of other model formats, where they start, and what to do with such a file."""
 

@@ -17,7 +17,7 @@ from .axes import Axis, Layout, follow, letters, window
 from .layer_names import LayerNames
 
 __all__ = ["Block", "Candidate", "Layer", "blocked", "find_blocks", "find_layer", "on_path"]
-__all__ += ["LINEAR", "Paths", "check_grid", "follow_paths", "is_pooled", "unviewed"]
+__all__ += ["LINEAR", "Paths", "check_grid", "follow_paths", "grid_sizes", "is_pooled", "unviewed"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
@@ -273,16 +273,18 @@ def _automatic(t: Builder, candidates: Sequence[Candidate], score: Value) -> tup
         hint = f"; name one with --layer, for example one of {shown}" if shown else ""
         raise TargetError(f"no tensor with spatial positions is on every path to the score {score.name!r}{hint}")
     chosen = unviewed(t, useful[-1], useful)
-    known = any(isinstance(side, int) for side in chosen.grid)
-    size = f" ({_grid_size(chosen)})" if known else ""
-    return (
-        chosen,
-        f"the last tensor with spatial extent{size} on every path to the score, before pooling or flattening",
-    )
+    where = "on every path to the score, before pooling or flattening"
+    return chosen, f"the last tensor with spatial extent{grid_sizes(chosen)} {where}"
+
+
+def grid_sizes(*candidates: Candidate) -> str:
+    """The spatial sizes in brackets, such as ` (8x8, 4x?)`, `?` for free or computed ones; empty if all are."""
+    if not any(isinstance(side, int) for candidate in candidates for side in candidate.grid):
+        return ""
+    return f" ({', '.join(map(_grid_size, candidates))})"
 
 
 def _grid_size(candidate: Candidate) -> str:
-    """The spatial sizes in words; `?` for free or computed ones."""
     return "x".join(str(size) if isinstance(size, int) else "?" for size in candidate.grid)
 
 

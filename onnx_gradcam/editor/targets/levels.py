@@ -14,7 +14,7 @@ from onnx_gradcam.errors import TargetError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, between, dominators, node_inputs
 
-from .layer import LINEAR, Candidate, Layer, Paths, check_grid, find_layer, is_pooled, unviewed
+from .layer import LINEAR, Candidate, Layer, Paths, check_grid, find_layer, grid_sizes, is_pooled, unviewed
 
 __all__ = ["find_layers"]
 
@@ -55,8 +55,7 @@ def find_layers(
 def _layers(paths: Paths, levels: Sequence[Candidate], what: str) -> tuple[Layer, ...]:
     for level in levels:
         check_grid(level)
-    grids = ", ".join("x".join(map(str, level.probe_grid)) for level in levels)
-    shown = f"the last feature map{'s' if len(levels) > 1 else ''} that the {what} ({grids})"
+    shown = f"the last feature map{'s' if len(levels) > 1 else ''} that the {what}{grid_sizes(*levels)}"
     return tuple(Layer(level, shown, paths.candidates) for level in levels)
 
 

@@ -257,7 +257,7 @@ def test_a_network_without_convolutions_is_explained_by_methods_that_look_at_no_
     expected = (V * (x.reshape(1, -1) @ V > 0)) @ W[:, 2]
     np.testing.assert_allclose(gradient.reshape(-1), expected, rtol=1e-4, atol=1e-6)
     assert probed(source, Options(method="occlusion")).metadata.layout == "NCHW"
-    with pytest.raises(TargetError, match="no convolution or pooling reads it"):
+    with pytest.raises(TargetError, match="tensor with spatial positions; choose a method that looks at no layer"):
         attach(source)
 
 

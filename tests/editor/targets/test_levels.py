@@ -126,6 +126,8 @@ def test_an_ensemble_has_a_layer_for_each_branch():
     assert explained.metadata.target_tensors == ["a", "b"]
     assert "the branches of the model end in (8x8, 4x4)" in explained.reason
     assert run(explained.to_proto(), x=images(2, 3, 16, 16))["heatmap"].shape == (2, 16, 16)
+    free = attach(graph(ENSEMBLE, **sizes | {"inputs": "float[N,3,H,W] x"}, S=(6, 3, 3, 3), B=(6, 3, 3, 3), W=(12, 5)))
+    assert free.reason.endswith("the branches of the model end in")  # sizes that depend on the image are not made up
     with pytest.raises(TargetError, match="on every path"):
         attach(model, method="cam")
 
