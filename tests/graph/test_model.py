@@ -115,7 +115,7 @@ def test_a_file_that_is_not_a_model(tmp_path, content):
         (b"\x89HDF\r\n\x1a\n" + bytes(24), "an HDF5 file; convert a Keras model with 'onnx-gradcam export keras'"),
         (b"PK\x03\x04" + bytes(24), "a ZIP archive; convert a Keras or PyTorch model with"),
         (b"\x80\x02}q\x00." + bytes(24), "a pickle; convert a PyTorch model with 'onnx-gradcam export pytorch'"),
-        (b'\xf8\x03\0\0\0\0\0\0{"fc.weight":{}}', "a safetensors file, weights alone; give it to 'onnx-gradcam export pytorch' with"),
+        (b'\xf8\x03\0\0\0\0\0\0{"fc.weight":{}}', "a safetensors file, weights alone; give it to 'onnx-gradcam export"),
         (b"\x12\x01" + bytes(30), "weights of MXNet; convert them and their symbol with 'onnx-gradcam export mxnet'"),
         (b'{\n  "nodes": []\n}', "a JSON file; convert a symbol of MXNet and its .params with"),
     ],
