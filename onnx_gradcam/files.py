@@ -10,16 +10,55 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Union, cast, runtime_checkable
 
 from .errors import InputError, reason
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import onnx
     from typing_extensions import Self
 
 __all__ = ["Drafts", "is_path", "locked", "make_folder", "open_file", "read_file", "read_text", "sync", "write_file"]
+__all__ += ["Convertible", "ModelSource", "file_or_bytes", "model_data"]
+
+
+@runtime_checkable
+class Convertible(Protocol):
+    """A result of this package that is a model: what `attach` and `export` return."""
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a proto."""
+
+
+ModelSource = Union[str, "os.PathLike[str]", bytes, "onnx.ModelProto", Convertible]
+"""What every function takes as a model: its file, the bytes of one, a proto, or the result of `attach` or `export`."""
+
+
+def model_data(source: ModelSource) -> str | Path | bytes | onnx.ModelProto:
+    """A source as a path, bytes or a proto.
+
+    Raises:
+        InputError: it is nothing that can be a model.
+    """
+    given: object = source
+    if isinstance(given, Convertible):
+        return given.to_proto()
+    if isinstance(given, str | bytes):
+        return given
+    if isinstance(given, os.PathLike):
+        return Path(given)
+    kind = type(given).__name__
+    if kind != "ModelProto":
+        raise InputError(f"a model is a path, bytes or an onnx.ModelProto, not {kind}; give one of these")
+    return cast("onnx.ModelProto", given)
+
+
+def file_or_bytes(source: ModelSource) -> str | Path | bytes:
+    """A source as ONNX Runtime takes it: a path, or the bytes of a proto; errors as of `model_data`."""
+    data = model_data(source)
+    return data if isinstance(data, str | Path | bytes) else data.SerializeToString()
 
 
 def open_file(path: str | Path) -> BinaryIO:

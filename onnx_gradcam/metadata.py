@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from .errors import InputError, ModelError
-from .files import open_file
+from .files import ModelSource, model_data, open_file
 from .options import Combine, GradDtype, ModifierName
 
 __all__ = ["ONE_AT_A_TIME", "OWN", "PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
@@ -260,6 +260,14 @@ class Metadata:
             raise ModelError(
                 f"{_UNFIT}: the {kind} {name[:99]!r} is not {expected}, as {PREFIX + entry!r} needs{_REMEDY}"
             )
+
+    @classmethod
+    def of(cls, source: ModelSource) -> Metadata | None:
+        """The entries of a model, as of `from_props`; its graph is not parsed."""
+        data = model_data(source)
+        if isinstance(data, str | Path | bytes):
+            return cls.from_props(peek(data))
+        return cls.from_props({entry.key: entry.value for entry in data.metadata_props})
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Metadata | None:

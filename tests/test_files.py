@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support.graphs import graph
 
 import onnx_gradcam
-from onnx_gradcam import files
-from onnx_gradcam.errors import InputError, reason
+from onnx_gradcam import Explainer, attach, evaluate, files, inspect
+from onnx_gradcam.errors import ExplainError, InputError, reason
 from onnx_gradcam.files import Drafts, is_path, locked, make_folder, open_file, read_file, write_file
+from onnx_gradcam.graph.load import load
 
 posix = pytest.mark.skipif(os.name == "nt", reason="named pipes and devices")
 
@@ -199,3 +203,41 @@ def test_a_name_that_cannot_be_a_path_is_none(tmp_path):
     assert is_path(str(tmp_path))
     assert not is_path("x" * 10**6)
     assert not is_path("a\0b")
+
+
+# ----- what can be a model ---------------------------------------------------
+
+
+def forms(tmp_path):
+    """One explained model in every form that a function takes."""
+    explained = attach(graph("c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)",
+                             K=(6, 3, 3, 3), W=(6, 4)))  # fmt: skip
+    path = tmp_path / "explained.onnx"
+    explained.save(path)
+    return [path, str(path), path.read_bytes(), explained.to_proto(), explained, explained.model]
+
+
+def test_a_model_may_be_given_in_every_form(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    description = {"size": [8, 8], "scale": 1 / 255}
+    maps = [Explainer(form, preprocess=description)(image).heatmap for form in forms(tmp_path)]
+    assert maps[0].max() > 0
+    for one in maps[1:]:
+        np.testing.assert_array_equal(one, maps[0])
+
+
+def test_an_explained_model_is_recognised_in_every_form(tmp_path):
+    for form in forms(tmp_path):
+        with pytest.raises(ExplainError, match="explained already"):
+            attach(form)
+        with pytest.raises(ExplainError, match="explained already"):
+            Explainer(form, method="layercam")
+        with pytest.raises(ExplainError, match="explained already"):
+            evaluate(form, [Path(__file__).parents[1] / "models" / "square_and_ring.png"], methods=["gradcam"])
+
+
+@pytest.mark.parametrize("function", [attach, inspect, Explainer, load])
+@pytest.mark.parametrize("source", [None, 5, [], {}, bytearray(b"x"), io.BytesIO(b"x")])
+def test_what_cannot_be_a_model_is_refused_by_its_type(function, source):
+    with pytest.raises(ExplainError, match=rf"an onnx.ModelProto, not {type(source).__name__};"):
+        function(source)

@@ -15,12 +15,13 @@ import onnx_ir as ir
 from onnx_gradcam import __version__
 from onnx_gradcam.autodiff.providers import conform, find_profile, separate_weights
 from onnx_gradcam.errors import InputError, UnsupportedError
+from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.graph.shapes import Shape, TensorInfo, declare
-from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Choices, Options
 
 from .ingredients import Ingredients
@@ -64,9 +65,7 @@ class Explained:
         return self.model.to_proto()
 
 
-def attach(
-    source: str | Path | bytes | onnx.ModelProto, options: Options | None = None, **choices: Unpack[Choices]
-) -> Explained:
+def attach(source: ModelSource, options: Options | None = None, **choices: Unpack[Choices]) -> Explained:
     """Add the explanation to a model.
 
     Args:
@@ -251,7 +250,7 @@ def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple
     if choices.get("class_input", "required") != "required":
         raise InputError(f"class_input is {options.class_input!r}, but clients choose the class here; omit it")
     options = options.replaced({"class_input": "required"})
-    metadata = Metadata.from_props(peek(source))
+    metadata = Metadata.of(source)
     if metadata is None:
         explained = attach(source, options)
         return _without_box_input(explained.model, explained.metadata)

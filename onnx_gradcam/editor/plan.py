@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import carries_gradient, missing_rules
@@ -16,6 +14,7 @@ from onnx_gradcam.autodiff.modifiers import MODIFIERS
 from onnx_gradcam.autodiff.providers import find_profile
 from onnx_gradcam.autodiff.registry import Table
 from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError
+from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.decompose import unknown_operator
 from onnx_gradcam.graph.hazards import hazards
@@ -295,7 +294,7 @@ class Plan:
         return shown.index("H"), shown.index("W")
 
 
-def make_plan(source: str | Path | bytes | onnx.ModelProto, options: Options | None = None) -> Plan:
+def make_plan(source: ModelSource, options: Options | None = None) -> Plan:
     """Decide what is explained and how.
 
     Raises:
@@ -385,7 +384,7 @@ def _refuse_names(options: Options) -> None:
             find_class(name, None)
 
 
-def image_input(source: str | Path | bytes | onnx.ModelProto, image: str | None = None) -> tuple[str, str]:
+def image_input(source: ModelSource, image: str | None = None) -> tuple[str, str]:
     """The name of the image input, and its axes, `NCHW` or `NHWC`; `image` names one of several."""
     t = Builder(load(source))
     value = find_image(t, image)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.read import invalid_models_refused
@@ -56,7 +55,7 @@ class Probed:
     warnings: list[str]
 
 
-def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Probed:
+def probed(source: ModelSource, options: Options) -> Probed:
     """Build the models that a method runs many times; errors as for `attach`."""
     if options.class_input == "all":
         raise UnsupportedError(
@@ -67,7 +66,7 @@ def probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Pr
         return _probed(source, options)
 
 
-def _probed(source: str | Path | bytes | onnx.ModelProto, options: Options) -> Probed:
+def _probed(source: ModelSource, options: Options) -> Probed:
     plan = make_plan(source, options)
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)

@@ -10,24 +10,20 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import Any, Final, cast, get_args
 
 import numpy as np
 
 from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.exporters.sources import as_onnx
-from onnx_gradcam.files import make_folder, write_file
+from onnx_gradcam.files import ModelSource, make_folder, write_file
 from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.options import Description, HeatmapMetric, check_word
 from onnx_gradcam.runtime.explainer import Explainer, Target
 
 from .pairing import Agreement, Compared, NativeMaps, compare_models, named_errors
 from .similarity import METRICS, Metric
-
-if TYPE_CHECKING:
-    import onnx
-
 
 __all__ = ["Comparison", "Gates", "Record", "Side", "Spread", "Summary", "compare", "spreads"]
 
@@ -54,7 +50,7 @@ class Side:
         provider: execution provider.
     """
 
-    model: str | Path | bytes | onnx.ModelProto | Explainer
+    model: ModelSource | Explainer
     name: str = ""
     labels: str | Path | Sequence[str] | None = None
     preprocess: str | Path | Mapping[str, Any] | Description | None = None
@@ -295,7 +291,7 @@ class Comparison:
 
 
 def compare(
-    models: Sequence[Side | str | Path | bytes | onnx.ModelProto | Explainer],
+    models: Sequence[Side | ModelSource | Explainer],
     images: Sequence[str | Path],
     *,
     natives: Sequence[str | Path] = (),

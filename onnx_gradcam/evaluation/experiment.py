@@ -7,21 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import InputError, TargetError, near_matches
+from onnx_gradcam.files import ModelSource
 from onnx_gradcam.options import Options
 
 from .boxes import Annotation, read_boxes
 from .faithfulness import METRICS
 from .randomization import Randomized, Stage, plan_stages, randomized, weight_layers
 from .scoring import BASELINES, Evaluated, Evaluator
-
-if TYPE_CHECKING:
-    import onnx
 
 __all__ = ["Evaluation", "Mean", "evaluate", "means"]
 
@@ -162,7 +160,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path | bytes | onnx.ModelProto,
+    model: ModelSource,
     images: Sequence[str | Path],
     *,
     methods: Sequence[str] = ("gradcam", "hirescam", "layercam"),

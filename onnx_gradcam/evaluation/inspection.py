@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -17,6 +16,7 @@ from onnx_gradcam.editor.targets.layer_names import LayerNames
 from onnx_gradcam.editor.targets.score import Score, find_score
 from onnx_gradcam.editor.targets.task import candidates
 from onnx_gradcam.errors import ExplainError, TargetError
+from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import invalid_models_refused, read_proto
@@ -170,9 +170,7 @@ class Inspection:
         return values
 
 
-def inspect(
-    model: str | Path | bytes | onnx.ModelProto, options: Options | None = None, **choices: Unpack[Choices]
-) -> Inspection:
+def inspect(model: ModelSource, options: Options | None = None, **choices: Unpack[Choices]) -> Inspection:
     """Say which layer and output would be explained, how and why, without running the model.
 
     A model that cannot be explained is not an error: `Inspection.refusal` says why.
@@ -246,7 +244,7 @@ def _named_layers(plan: Plan) -> dict[str, dict[str, Any]]:
     return layers
 
 
-def _with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:
+def _with_reference(model: ModelSource, options: Options) -> Options:
     if options.reference is None:
         return options
     from onnx_gradcam.runtime.references import with_reference  # noqa: PLC0415 - it runs models, other options do not
@@ -254,7 +252,7 @@ def _with_reference(model: str | Path | bytes | onnx.ModelProto, options: Option
     return with_reference(model, options)
 
 
-def _tasks(model: str | Path | bytes | onnx.ModelProto) -> dict[str, list[str]]:
+def _tasks(model: ModelSource) -> dict[str, list[str]]:
     """The outputs that could be explained, by task; nothing if the model cannot be loaded."""
     try:
         with invalid_models_refused(model):
@@ -285,7 +283,7 @@ def _decisions(plan: Plan) -> Decisions:
     )
 
 
-def _score_alone(model: str | Path | bytes | onnx.ModelProto, options: Options) -> ScoreInfo | None:
+def _score_alone(model: ModelSource, options: Options) -> ScoreInfo | None:
     """The score of a model for which no layer was found; `None` if there is none either."""
     outputs = [options.output] if isinstance(options.output, str) else list(options.output or ())
     if len(outputs) > 1:

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from onnx_gradcam.editor.probes import probed
 from onnx_gradcam.errors import InputError, ModelError, TargetError
+from onnx_gradcam.files import ModelSource
 from onnx_gradcam.images.decoding import Placement, prepare, read_image
-from onnx_gradcam.metadata import Metadata, peek
+from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target, TargetChoice
 from onnx_gradcam.runtime.prober import Prober
@@ -62,7 +62,7 @@ class Evaluator:
         ExplainError: the model or the options cannot be used.
     """
 
-    model: str | Path | bytes | onnx.ModelProto
+    model: ModelSource
     methods: Sequence[str]
     metrics: Sequence[str] = tuple(METRICS)
     options: Options = field(default_factory=Options)
@@ -76,7 +76,7 @@ class Evaluator:
         for name, least in {"steps": 1, "batch_size": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; give an integer from {least} on")
-        if not isinstance(self.model, onnx.ModelProto) and Metadata.from_props(peek(self.model)) is not None:
+        if Metadata.of(self.model) is not None:
             raise TargetError("the model is explained already, with one method; start from the original model")
         self.explainers = {method: self.explainer(method, self.model) for method in self.methods}
         # RISE needs only probabilities, so its model outputs them.
@@ -89,7 +89,7 @@ class Evaluator:
         values = {f.name: getattr(self.options, f.name) for f in fields(Options) if f.name not in without}
         return {name: value for name, value in values.items() if value is not getattr(_DEFAULTS, name)}
 
-    def explainer(self, method: str, model: str | Path | bytes | onnx.ModelProto) -> Explainer:
+    def explainer(self, method: str, model: ModelSource) -> Explainer:
         """One method on the model, or on another with the same graph."""
         return Explainer(
             model,

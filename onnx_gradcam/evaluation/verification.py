@@ -20,6 +20,7 @@ from onnx_gradcam.editor.plan import Plan, make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
+from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.paths import node_inputs
 from onnx_gradcam.images.decoding import prepare, read_image
@@ -69,7 +70,7 @@ class Verification:
 
 
 def verify(
-    model: str | Path | bytes | onnx.ModelProto,
+    model: ModelSource,
     image: str | Path | bytes | Array | None = None,
     /,
     options: Options | None = None,
@@ -117,9 +118,7 @@ def verify(
     )
 
 
-def _prepared(
-    model: str | Path | bytes | onnx.ModelProto, image: str | Path | bytes | Array, options: Options
-) -> Array:
+def _prepared(model: ModelSource, image: str | Path | bytes | Array, options: Options) -> Array:
     plan = make_plan(model, options)
     if plan.preprocessing is None:
         raise InputError("the model carries no preprocessing; give it with --preprocess")
@@ -139,7 +138,7 @@ def _grained(rows: Array, rng: np.random.Generator) -> Array:
 
 
 def check_explanation(
-    source: str | Path | bytes | onnx.ModelProto,
+    source: ModelSource,
     image: Array | None = None,
     options: Options | None = None,
     *,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.errors import ModelError, reason
+from onnx_gradcam.files import ModelSource
 
 from .decompose import decompose
 from .inline import inline_known_branches
@@ -20,7 +20,7 @@ from .read import invalid_models_refused, normalise, read_proto
 __all__ = ["load"]
 
 
-def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
+def load(source: ModelSource) -> Model:
     """Load and normalise a model; external weights stay unread.
 
     Example::
@@ -34,7 +34,7 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
         return _loaded(source)
 
 
-def _loaded(source: str | Path | bytes | onnx.ModelProto) -> Model:
+def _loaded(source: ModelSource) -> Model:
     proto, folder = read_proto(source)
     small, weights = normalise(proto)
     try:

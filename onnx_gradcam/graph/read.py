@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, external_data_helper, inliner, version_converter
 
 from onnx_gradcam.errors import ExplainError, InputError, ModelError
-from onnx_gradcam.files import read_file
+from onnx_gradcam.files import ModelSource, model_data, read_file
 
 __all__ = [
     "MIN_OPSET",
@@ -63,18 +63,19 @@ _OTHER_FORMATS = (
 """First bytes of other model formats, where they start, and what to do with such a file."""
 
 
-def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
+def read_proto(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
     """Parse a model, and find the folder that external weights are relative to (`None` for bytes and protos).
 
     Raises:
         ModelError: no such file, not an ONNX model, or weights that are missing or outside of the model's folder.
     """
-    if isinstance(source, onnx.ModelProto):
-        proto, folder, name = source, None, "the model"
-    elif isinstance(source, bytes):
-        proto, folder, name = _parse(source, "the model"), None, "the model"
+    data = model_data(source)
+    if isinstance(data, onnx.ModelProto):
+        proto, folder, name = data, None, "the model"
+    elif isinstance(data, bytes):
+        proto, folder, name = _parse(data, "the model"), None, "the model"
     else:
-        path = Path(source)
+        path = Path(data)
         try:
             data = read_file(path)
         except InputError as exc:
@@ -91,7 +92,7 @@ def read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
 
 
 @contextlib.contextmanager
-def invalid_models_refused(source: str | Path | bytes | onnx.ModelProto) -> Iterator[None]:
+def invalid_models_refused(source: ModelSource) -> Iterator[None]:
     """Raise what ONNX's checker says of a model where an error shows that its graph cannot be what it says it is.
 
     The checker's full inference is not run first, because it refuses models that runtimes accept.
@@ -110,7 +111,7 @@ def invalid_models_refused(source: str | Path | bytes | onnx.ModelProto) -> Iter
         raise ModelError(f"the model is not valid ONNX: {objection}; export it again with a current exporter") from exc
 
 
-def _objection(source: str | Path | bytes | onnx.ModelProto) -> str:
+def _objection(source: ModelSource) -> str:
     """What the checker says against a model, in one line; empty if it says nothing."""
     try:
         proto, _ = read_proto(source)
@@ -122,7 +123,7 @@ def _objection(source: str | Path | bytes | onnx.ModelProto) -> str:
     return ""
 
 
-def read_opset(source: str | Path | bytes | onnx.ModelProto) -> int:
+def read_opset(source: ModelSource) -> int:
     """The version of the default operator set that a model was written for; errors as of `read_proto`."""
     return _opset(read_proto(source)[0])
 

@@ -14,6 +14,7 @@ import onnx
 from onnx_gradcam.editor.attachment import Explained
 from onnx_gradcam.editor.attachment import attach as attach_only
 from onnx_gradcam.errors import ModelError
+from onnx_gradcam.files import ModelSource, file_or_bytes
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import read_opset
 from onnx_gradcam.graph.shapes import TensorInfo
@@ -45,7 +46,7 @@ _USUAL_SIZES = ((193, 191), (224, 224))
 
 
 def attach(
-    source: str | Path | bytes | onnx.ModelProto,
+    source: ModelSource,
     options: Options | None = None,
     *,
     check: bool | None = False,
@@ -105,7 +106,7 @@ def _described(explained: Explained) -> Preprocessing | None:
     return described.for_input(metadata.layout, model.shape(metadata.image_input), dtype)
 
 
-def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained) -> tuple[float | None, list[str]]:
+def _compared(source: ModelSource, explained: Explained) -> tuple[float | None, list[str]]:
     """The largest relative difference of the original outputs on a random input, and what the user should know of it.
 
     The difference is `None` if nothing says the size of images and the original runs at no usual one.
@@ -131,7 +132,7 @@ def _compared(source: str | Path | bytes | onnx.ModelProto, explained: Explained
         ) from exc
 
 
-def _runnable(source: str | Path | bytes | onnx.ModelProto, explained: Explained) -> str | Path | bytes:
+def _runnable(source: ModelSource, explained: Explained) -> str | Path | bytes:
     """The original, raised to the opset of the explained model if it is older than what ONNX Runtime runs."""
     if read_opset(source) < _OLDEST_RUN:
         explained.warnings.append(
@@ -139,7 +140,7 @@ def _runnable(source: str | Path | bytes | onnx.ModelProto, explained: Explained
             f"opset {explained.model.opset}"
         )
         return bytes(load(source).to_proto().SerializeToString())
-    return source.SerializeToString() if isinstance(source, onnx.ModelProto) else source
+    return file_or_bytes(source)
 
 
 def _agreement(

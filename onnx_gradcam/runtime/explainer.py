@@ -21,9 +21,10 @@ from onnx_gradcam.editor.targets.classes import (
     separated,
 )
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError
+from onnx_gradcam.files import ModelSource, file_or_bytes
 from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
-from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata, peek
+from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata
 from onnx_gradcam.options import Description
 
 from .detections import Detections, Selection, parse_selection
@@ -32,7 +33,6 @@ from .runners import Attached, Augmented, Choice, Runner, fixed_size
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
-    import onnx
     from typing_extensions import Unpack
 
     from onnx_gradcam.options import Choices
@@ -88,7 +88,7 @@ class Explainer:
 
     def __init__(
         self,
-        model: str | Path | bytes | onnx.ModelProto,
+        model: ModelSource,
         *,
         provider: str = "cpu",
         threads: int | None = None,
@@ -508,17 +508,13 @@ class _Pending:
 
 
 def _open_explained(
-    model: str | Path | bytes | onnx.ModelProto,
+    model: ModelSource,
     choices: Choices,
     region: str | Path | Array | None,
     execution: Mapping[str, Any],
 ) -> tuple[Runner, list[str]] | None:
     """A model that is explained already, which needs nothing but ONNX Runtime; `None` for any other."""
-    metadata = Metadata.from_props(
-        peek(model)
-        if isinstance(model, (str, Path, bytes))
-        else {entry.key: entry.value for entry in model.metadata_props}
-    )
+    metadata = Metadata.of(model)
     if metadata is None:
         return None
     fixed = [name for name in choices if name not in {"labels", "preprocess"}]
@@ -527,8 +523,7 @@ def _open_explained(
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
             f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
-    source = model if isinstance(model, (str, Path, bytes)) else model.SerializeToString()
-    session = Session(source, disabled_optimizers=metadata.disabled_optimizers, **execution)
+    session = Session(file_or_bytes(model), disabled_optimizers=metadata.disabled_optimizers, **execution)
     metadata.check_graph(
         {info.name: (info.dtype, info.shape or None) for info in (*session.inputs, *session.optional_inputs)},
         {info.name: (info.dtype, info.shape or None) for info in session.outputs},
@@ -537,7 +532,7 @@ def _open_explained(
 
 
 def _attach_or_probe(
-    model: str | Path | bytes | onnx.ModelProto,
+    model: ModelSource,
     choices: Choices,
     region: str | Path | Array | None,
     repeats: Mapping[str, Any],

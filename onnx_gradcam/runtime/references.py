@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx_gradcam.editor.origins import read_statements
 from onnx_gradcam.editor.plan import image_input
 from onnx_gradcam.errors import InputError, TargetError, near_matches
-from onnx_gradcam.files import open_file
+from onnx_gradcam.files import ModelSource, open_file
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.preprocessing import parse_preprocessing
@@ -21,8 +21,6 @@ from onnx_gradcam.options import Description
 from .session import Session
 
 if TYPE_CHECKING:
-    import onnx
-
     from onnx_gradcam.options import Options
 
 __all__ = ["read_reference", "with_reference"]
@@ -32,7 +30,7 @@ Array = npt.NDArray[Any]
 _IMAGE_RANK = 3
 
 
-def with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options) -> Options:
+def with_reference(model: ModelSource, options: Options) -> Options:
     """The options with their reference, if any, as an embedding; the model is not explained yet."""
     if options.reference is None:
         return options
@@ -44,7 +42,7 @@ def with_reference(model: str | Path | bytes | onnx.ModelProto, options: Options
 
 
 def read_reference(
-    model: str | Path | bytes | onnx.ModelProto,
+    model: ModelSource,
     reference: str | Path | bytes | Array,
     *,
     preprocess: str | Path | Mapping[str, Any] | Description | None = None,
