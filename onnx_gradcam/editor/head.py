@@ -180,7 +180,7 @@ def linear_cotangent(
     else:
         index = t.op("Mul", classes, t.const(np.array(0, np.int64))) if score.single_logit else classes
         row = t.cast(t.op("Gather", head.matrix, index, axis=head.class_axis), np.float32)
-        row = t.transpose(row, [1, 0]) if head.class_axis == 1 else t.op("Reshape", row, t.ints(0, -1))
+        row = t.transpose(row, [1, 0]) if head.class_axis == 1 else t.merged(row, 1)
     row = row if sign is None else row * sign
     if not np.array_equal(head.scale, 1.0):
         row = t.op("Mul", row, t.const(head.scale.astype(np.float32)))
@@ -198,10 +198,10 @@ def linear_maps(t: Builder, head: Head, score: Score, target: Value) -> Value:
         rows = t.op("Mul", rows, t.const(head.scale.astype(np.float32)))
     if score.single_logit:
         rows = t.op("Concat", -rows, rows, axis=0)
-    maps = rows @ t.op("Reshape", target, t.ints(0, 0, -1))
+    maps = rows @ t.merged(target, 2)
     if head.average:
         maps = t.op("Div", maps, _position_count(t, head, target))
-    size = t.op("Concat", t.ints(0, -1), t.op("Shape", target, start=2), axis=0)
+    size = t.op("Concat", t.ints(0, score.classes or -1), t.op("Shape", target, start=2), axis=0)
     return t.op("Reshape", maps, size, shape=(target.shape[0], score.classes, *target.shape[2:]))
 
 

@@ -60,7 +60,7 @@ class Ingredients:
         start = t.cast(layer.restored(t, maps), layer.tensor.dtype)
         scores = evaluate_behind(t, plan.path, layer.tensor, start, score)
         flat = t.cast(t.op("Reshape", scores, t.ints(-1, copies, math.prod(score.dims_behind_batch()))), np.float32)
-        seed = t.cast(t.op("Reshape", self.seed, t.ints(0, 1, -1)), np.float32)
+        seed = t.cast(t.merged(self.seed, 1, parts=[1]), np.float32)
         return t.sum(t.op("Mul", flat, seed), [2], keepdims=False)
 
     def spread(self, cam: Value) -> Value:
@@ -202,7 +202,7 @@ class Ingredients:
     def class_scores(self) -> Value:
         """The scores of all classes, `float32 [N, K]`."""
         t = self.plan.t
-        return t.cast(t.op("Reshape", self.plan.score.tensor, t.ints(0, -1)), np.float32)
+        return t.cast(t.merged(self.plan.score.tensor, 1), np.float32)
 
     @cached_property
     def _flat_seed(self) -> Value | None:
@@ -221,7 +221,7 @@ class Ingredients:
         """The probability of the explained class, `float32 [N]`."""
         t, score = self.plan.t, self.plan.score
         if self._sign is not None:
-            own = t.cast(t.op("Reshape", score.tensor, t.ints(0, -1)), np.float32)
+            own = t.cast(t.merged(score.tensor, 1), np.float32)
             probabilities = own if self._is_probability else t.op("Sigmoid", own)
             # The complement of a probability is one minus it.
             return t.op("Squeeze", self._sign * (probabilities - 0.5) + 0.5, t.ints(1))

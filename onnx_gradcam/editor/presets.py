@@ -216,7 +216,7 @@ _TINY = float(np.finfo(np.float32).tiny)
 def _gray(t: Builder, attribution: Value) -> Value:
     """MXNet: the sum of magnitudes over channels, from its minimum to its 99th percentile, clipped to [0, 1]."""
     magnitudes = t.sum(t.op("Abs", attribution), [1], keepdims=False)
-    rows = t.op("Reshape", magnitudes, t.ints(0, -1))
+    rows = t.merged(magnitudes, 1)
     count = t.op("Shape", rows, start=1)
     place = t.op("Mul", t.cast(t.op("Sub", count, t.ints(1)), np.float64), t.const(np.array([0.99])))
     below = t.op("Floor", place)

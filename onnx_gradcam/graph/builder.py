@@ -8,6 +8,7 @@ types each node at once, so that a wrong node fails on the line that appends it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -267,7 +268,24 @@ class Builder:
             ModelError: the operator does not take inputs of these types and shapes.
         """
         (value,) = self._append(op_type, inputs, attributes, 1, "", op_type)
-        return self.refine(value, shape) if shape is not None else value
+        if shape is not None:
+            self.refine(value, shape)
+        if op_type == "Reshape":
+            self._name_inferred_size(value)
+        return value
+
+    def _name_inferred_size(self, value: Value) -> None:
+        """Write the number for the -1 of an appended Reshape where it is known.
+
+        A runtime cannot divide the elements of an empty batch to find it.
+        """
+        node, shape = value.core.producer(), value.known_shape
+        target = None if node is None or node.inputs[1] is None else self.wrap(node.inputs[1]).array()
+        if node is None or target is None or shape is None or -1 not in target:
+            return
+        size = shape[int(np.argmin(target))]
+        if isinstance(size, int) and not all(isinstance(d, int) for d in shape):
+            node.replace_input_with(1, self.const(np.where(target == -1, size, target)).core)
 
     def ops(
         self,
@@ -447,6 +465,22 @@ class Builder:
             target = self.ints(*(d if isinstance(d, int) else -1 for d in shape))
             return self.op("Reshape", g, target, shape=shape)
         return self.op("Reshape", g, self.shape_of(x), allowzero=1, shape=shape)
+
+    def merged(self, x: Value, start: int, end: int | None = None, *, parts: Sequence[int] = ()) -> Value:
+        """`x` with its dimensions from `start` to `end` as `parts` and one of the rest; those behind `end` are known.
+
+        An empty batch stays one: where it is free, no size is inferred from the number of elements.
+        """
+        end = x.rank if end is None else end
+        behind = [d for d in x.shape[end:] if isinstance(d, int)]
+        if isinstance(x.shape[0], int) or all(isinstance(d, int) for d in x.shape[start:end]):
+            return self.op("Reshape", x, self.ints(*[0] * start, *parts, -1, *behind))
+        rest = self.op("ReduceProd", self.op("Shape", x, start=start, end=end))
+        rest = self.op("Div", rest, self.ints(math.prod(parts))) if parts else rest
+        known = [self.ints(*dims) if dims else None for dims in (parts, behind)]
+        # ONNX Runtime writes -1 for the rest where the other sizes are constants, so those in front are not.
+        sizes = [self.op("Shape", x, end=start), known[0], rest, known[1]]
+        return self.op("Reshape", x, self.op("Concat", *(s for s in sizes if s is not None), axis=0))
 
     def expand_like(self, g: Value, x: Value) -> Value:
         """`g` broadcast to the shape of `x`."""

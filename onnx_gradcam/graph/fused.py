@@ -140,7 +140,7 @@ def group_norm(
     channels = first.shape[1]
     if not isinstance(channels, int):
         return None
-    grouped = t.op("Reshape", first, t.ints(0, groups, -1))
+    grouped = t.merged(first, 1, parts=[groups])
     centred = grouped - t.mean(grouped, [2])
     normal = centred / t.op("Sqrt", t.mean(centred * centred, [2]) + epsilon)
     spread = t.ints(1, channels, *(1,) * (x.rank - 2))
@@ -197,9 +197,9 @@ def attention(
 
 def _attend(t: Builder, parts: Sequence[Value], heads: int, scale: float, attention_bias: Value | None) -> Value:
     """softmax(q k^T scale + bias) v over heads of equal width."""
-    q, k, v = (t.transpose(t.op("Reshape", p, t.ints(0, 0, heads, -1)), [0, 2, 1, 3]) for p in parts)
+    q, k, v = (t.transpose(t.merged(p, 2, parts=[heads]), [0, 2, 1, 3]) for p in parts)
     width = int(parts[0].dims_behind_batch()[-1]) // heads
     scores = (q @ t.transpose(k, [0, 1, 3, 2])) * (scale or 1.0 / math.sqrt(width))
     scores = scores if attention_bias is None else scores + attention_bias
     mixed = t.transpose(t.op("Softmax", scores, axis=-1) @ v, [0, 2, 1, 3])
-    return t.op("Reshape", mixed, t.ints(0, 0, -1), shape=(*parts[0].shape[:2], parts[2].shape[2]))
+    return t.merged(mixed, 2)

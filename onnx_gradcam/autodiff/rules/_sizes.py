@@ -196,10 +196,10 @@ def contract(t: Builder, g: Value, matrix: Value, axis: int) -> Value:
     if axis == 0:
         flat = t.op("MatMul", turned, reshape(t, g, [dims[0], -1]))
     else:
-        lead = dims[0]
-        for d in dims[1:axis]:
-            lead *= d
-        flat = t.op("MatMul", turned, reshape(t, g, [lead, dims[axis], -1]))
+        behind = dims[axis + 1]
+        for d in dims[axis + 2 :]:
+            behind *= d
+        flat = t.op("MatMul", turned, reshape(t, g, [-1, dims[axis], behind]))
     return reshape(t, flat, [*dims[:axis], *sizes(t, matrix, [1]), *dims[axis + 1 :]])
 
 

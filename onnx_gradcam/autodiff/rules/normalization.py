@@ -142,7 +142,7 @@ def group_normalization(
     """Each group of channels of each sample by itself (Wu and He 2018)."""
 
     def grouped(v: Value) -> Value:
-        return t.op("Reshape", v, t.ints(0, num_groups, -1))
+        return t.merged(v, 1, parts=[num_groups])
 
     own = _Standardised(t, grouped(_wide(t, x)), [2], epsilon)
     wide = t.cast(g, own.value.dtype)

@@ -95,7 +95,7 @@ def max_roi_pool(
         for row in rows:
             for column in columns:
                 inside = t.op("And", t.op("Unsqueeze", row, t.ints(2)), t.op("Unsqueeze", column, t.ints(1)))
-                inside = t.op("Unsqueeze", t.op("Reshape", inside, t.ints(0, -1)), t.ints(1))
+                inside = t.op("Unsqueeze", t.merged(inside, 1), t.ints(1))
                 values = t.op("Where", inside, images, -np.inf)
                 positions.append(t.op("ArgMax", values, axis=2))
                 anything = t.reduce("ReduceMax", t.cast(inside, x.dtype), [2])

@@ -172,13 +172,15 @@ def weighted_sum(t: Builder, A: Value, weights: Value) -> Value:
         return t.sum(t.op("Mul", weights, A), [1], keepdims=False)
     # A row times a matrix for each sample is several times faster than a product and a sum over channels.
     row = t.op("Reshape", weights, t.ints(0, 1, -1), shape=(A.shape[0], 1, A.shape[1]))
-    return as_map(t, row @ t.op("Reshape", A, t.ints(0, 0, -1)), A)
+    return as_map(t, row @ t.merged(A, 2), A)
 
 
 def as_map(t: Builder, values: Value, A: Value) -> Value:
     """One value per position, in any shape, as `[N, *spatial]` of the activation maps `A`."""
     grid = A.shape[2:]
-    if sum(not isinstance(d, int) for d in grid) <= 1:
+    free = sum(not isinstance(d, int) for d in grid)
+    # A size cannot be inferred from the elements of an empty batch.
+    if free == 0 or (free == 1 and isinstance(A.shape[0], int)):
         size = t.ints(0, *(d if isinstance(d, int) else -1 for d in grid))
     else:
         size = t.op("Concat", t.ints(0), t.op("Shape", A, start=2), axis=0)
@@ -239,7 +241,7 @@ def kpca_cam(t: Builder, A: Value) -> Value:
     centred = kernel - over_rows - over_columns + t.mean(kernel, [1, 2])
     # The kernel has negative eigenvalues as well: adding its norm to all makes the largest the leading one.
     norm = t.op("Sqrt", t.sum(t.op("Mul", centred, centred), [1, 2]))
-    identity = t.op("EyeLike", t.op("Squeeze", t.op("Slice", centred, t.ints(0), t.ints(1), t.ints(0)), t.ints(0)))
+    identity = t.op("EyeLike", t.op("ConstantOfShape", t.op("Shape", centred, start=1)))
     vector = _leading_vector(t, centred + t.op("Mul", norm, identity))
     eigenvalue = t.sum(t.op("Mul", vector, centred @ vector), [1])
     return as_map(t, _signed(t, t.op("Mul", vector, t.op("Sqrt", t.op("Relu", eigenvalue)))), A)
@@ -264,7 +266,7 @@ def leading_projection(t: Builder, A: Value) -> Value:
 
 def _centred_rows(t: Builder, A: Value) -> Value:
     """`[N, positions, C]`, with mean zero over the positions."""
-    rows = t.transpose(t.op("Reshape", A, t.ints(0, 0, -1)), [0, 2, 1])
+    rows = t.transpose(t.merged(A, 2), [0, 2, 1])
     return rows - t.mean(rows, [1])
 
 

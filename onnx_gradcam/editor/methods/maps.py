@@ -98,7 +98,11 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
             return maps
         # Two small products take half the time of a Resize, and need no extra axes.
         rows, columns = (matrix(int(d or 0), int(p)) for d, p in zip(grid, image, strict=True))
-        return t.const(rows) @ (maps @ t.const(columns.T))
+        wide = maps @ t.const(columns.T)
+        if isinstance(maps.shape[0], int):
+            return t.const(rows) @ wide
+        # The same product: ONNX Runtime's MatMul cannot broadcast a matrix to an empty batch.
+        return t.op("Conv", wide, t.const(rows[..., None]))
     channel = t.op("Unsqueeze", maps, t.ints(1))
     batch = t.op("Shape", channel, start=0, end=2) if not isinstance(maps.shape[0], int) else t.ints(maps.shape[0], 1)
     target = t.op("Concat", batch, size, axis=0)

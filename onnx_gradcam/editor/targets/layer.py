@@ -96,7 +96,7 @@ class Candidate:
                     f"layer {self.tensor.name!r} holds class tokens besides its spatial positions, "
                     "which maps alone do not tell; choose a method that does not run the head again"
                 )
-            flat = t.op("Reshape", value, t.ints(0, 0, -1))
+            flat = t.merged(value, 2)
             return t.transpose(flat, ["NCT".index(k) for k in kinds])
         return t.transpose(
             value, ["NC".index(k) if k in "NC" else 2 + self.spatial.index(i) for i, k in enumerate(kinds)]

@@ -187,9 +187,8 @@ def rearranged(t: Builder, value: Value, axis: int) -> Value:
     value = t.transpose(value, order)
     if rank == 3:
         return value
-    size = value.shape[rank - 1]
-    assert isinstance(size, int)  # noqa: S101 - the columns of a table are counted before
-    return t.op("Reshape", value, t.ints(0, -1, size))
+    assert isinstance(value.shape[rank - 1], int)  # noqa: S101 - the columns of a table are counted before
+    return t.merged(value, 1, rank - 1)
 
 
 def factors_of(t: Builder, value: Value, axis: int) -> tuple[Factor, ...]:
