@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
@@ -22,7 +23,7 @@ from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import Carries, between, carries_content, row_coupling
 from onnx_gradcam.graph.read import invalid_models_refused
-from onnx_gradcam.images.preprocessing import parse_preprocessing
+from onnx_gradcam.images.preprocessing import MAX_PIXELS, parse_preprocessing
 from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried, Metadata
 from onnx_gradcam.options import Combine, Options
 
@@ -561,5 +562,11 @@ def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
         raise TargetError(
             f"the axes of the input {image.name!r} are {letters(layout)}, but images are given as NCHW or NHWC; "
             "export the model with its height before its width"
+        )
+    sizes = [d for d, axis in zip(image.shape, layout, strict=True) if axis and axis.kind == "S" and isinstance(d, int)]
+    if math.prod(sizes) > MAX_PIXELS:
+        raise TargetError(
+            f"the input {image.name!r} is an image of {' x '.join(map(str, sizes))} pixels, above the limit of "
+            f"{MAX_PIXELS} pixels; export the model for a smaller image"
         )
     return layout

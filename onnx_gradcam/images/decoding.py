@@ -16,17 +16,15 @@ from onnx_gradcam.errors import InputError, ModelError, TargetError, reason
 from onnx_gradcam.files import read_file
 
 from .header import HeaderError, checked, stored_size
-from .preprocessing import INTEGER_RANGES, PADDING, Preprocessing
+from .preprocessing import INTEGER_RANGES, MAX_PIXELS, PADDING, Preprocessing
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "Image", "Placement", "prepare", "read_image", "read_region", "resized"]
+__all__ = ["MAX_BYTES", "Image", "Placement", "prepare", "read_image", "read_region", "resized"]
 __all__ += ["check_heatmap", "check_image"]
 
 Array = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]
 """An image, uint8 RGB `[H, W, 3]`."""
 
-MAX_PIXELS: Final = 2**27
-"""The largest image that is decoded: 134 million pixels (400 MB), more than any camera has."""
 MAX_BYTES: Final = 2**29
 """The largest file that is read, in bytes."""
 

@@ -17,7 +17,8 @@ from onnx_gradcam.errors import InputError, near_matches
 from onnx_gradcam.files import is_path, read_text
 from onnx_gradcam.options import Description
 
-__all__ = ["PADDING", "PRESETS", "Align", "Color", "DType", "Layout", "Preprocessing", "Resize", "parse_preprocessing"]
+__all__ = ["MAX_PIXELS", "PADDING", "PRESETS", "Align", "Color", "DType", "Layout", "Preprocessing", "Resize"]
+__all__ += ["parse_preprocessing"]
 
 Resize = Literal["stretch", "short_crop", "letterbox", "none"]
 Align = Literal["center", "top_left"]
@@ -33,6 +34,8 @@ INTEGER_RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "int32": (-(2**31), 2**31 - 1),
 }
 
+MAX_PIXELS: Final = 2**27
+"""The largest image that is decoded or given to a model: 134 million pixels (400 MB), more than any camera has."""
 PADDING: Final = 114
 """The grey level beside a letterboxed image, as Ultralytics and YOLOX have it."""
 
@@ -67,6 +70,8 @@ def _check_size(key: str, size: object) -> None:
         return
     if not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_pixels, size))):
         raise InputError(f'"{key}" has to be [height, width] in pixels above 0, not {size!r}')
+    if math.prod(size) > MAX_PIXELS:
+        raise InputError(f'"{key}" has to be at most {MAX_PIXELS} pixels, not {size[0]} x {size[1]}')
 
 
 def _check_numbers(key: str, values: tuple[object, ...], *, nonzero: bool) -> None:

@@ -9,7 +9,7 @@ import pytest
 from support.graphs import graph
 
 from onnx_gradcam import Explainer, attach, inspect
-from onnx_gradcam.errors import ExplainError, ModelError
+from onnx_gradcam.errors import ExplainError, ModelError, TargetError
 from onnx_gradcam.graph.read import invalid_models_refused
 
 
@@ -80,3 +80,18 @@ def test_an_error_in_a_model_that_is_not_valid_becomes_the_checkers_sentence(dam
 def test_own_errors_stay_what_they_are():
     with pytest.raises(ModelError, match=r"^own$"), invalid_models_refused(DAMAGE["axes"][0]):
         raise ModelError("own")
+
+
+@pytest.mark.parametrize("size", [2**31 - 1, 2**40])
+def test_an_image_larger_than_any_is_refused(size):
+    proto = model()
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = size
+    with pytest.raises(ExplainError, match=rf"image of {size} x 8 pixels, above the limit of 134217728 pixels"):
+        attach(proto)
+
+
+def test_a_layer_without_positions_is_refused():
+    proto = model()
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 2
+    with pytest.raises(TargetError, match=r"layer 'a' has no positions \(0 x 6\).*larger"):
+        attach(proto, layer="a")

@@ -66,6 +66,7 @@ def test_one_number_is_the_mean_and_std_of_all_channels():
         ({"layout": "CHW"}, "\"layout\" cannot be 'CHW'; did you mean 'NCHW'"),
         ({"dtype": "float"}, "did you mean 'float64', 'float32', 'float16'"),
         ({"size": 224}, '"size" has to be [height, width]'),
+        ({"size": [2**20, 2**20]}, "at most 134217728 pixels, not 1048576 x 1048576"),
         ({"size": [224, 0]}, '"size" has to be [height, width]'),
         ({"size": [224.0, 224]}, '"size" has to be [height, width]'),
         ({"size": [True, 224]}, '"size" has to be [height, width]'),

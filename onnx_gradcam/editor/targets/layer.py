@@ -221,7 +221,12 @@ def find_layer(
 
 
 def check_grid(chosen: Candidate) -> None:
-    """Refuse tokens whose number depends on the image's size."""
+    """Refuse a layer without positions, and tokens whose number depends on the image's size."""
+    if 0 in chosen.grid:
+        raise TargetError(
+            f"layer {chosen.tensor.name!r} has no positions ({' x '.join(map(str, chosen.grid))}): the image is too "
+            "small for the model's convolutions and pools; export the model for a larger one"
+        )
     if chosen.tokens is not None and not isinstance(chosen.tensor.shape[chosen.layout.index(chosen.tokens)], int):
         raise TargetError(
             f"the grid of the tokens of {chosen.tensor.name!r} depends on the image's size, which the model leaves "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, images, run
+from support.graphs import graph, images, run, vit
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.editor.methods.catalogue import methods
+from onnx_gradcam.editor.presets import PRESETS
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.metadata import Metadata
 
@@ -65,6 +66,54 @@ def test_a_batch_of_two_is_two_singles(name):
             single = run(proto, x=x[i : i + 1], target_class=np.array([index], np.int64))
             for output in ("heatmap", "cam"):
                 np.testing.assert_allclose(both[output][i], single[output][0], rtol=1e-4, atol=1e-5)
+
+
+STRIDED = graph(
+    "c = Conv(x, K) n = LayerNormalization<axis=1>(c, s) a = HardSwish(n) d = Conv<strides=[2,2]>(a, L) "
+    "b = Relu(d) m = MaxPool<kernel_shape=[2,2]>(b) p = ReduceMean<keepdims=0>(m, hw) t = Tanh(p) y = Gemm(t, W)",
+    **SIZES,
+    s=np.ones((6, 6, 6), np.float32),
+    hw=[2, 3],
+)
+CHANNELS_LAST = graph(
+    "k = Transpose<perm=[0,3,1,2]>(x) c = Conv(k, K) a = Relu(c) d = Conv(a, L) b = Transpose<perm=[0,2,3,1]>(d) "
+    "e = Relu(b) p = ReduceMean<keepdims=0>(e, hw) g = Gemm(p, V) h = Sigmoid(g) y = Gemm(h, W)",
+    inputs="float[N,8,8,3] x",
+    **SIZES,
+    V=(7, 7),
+    hw=[1, 2],
+)
+WITHOUT_IMAGES = {"pooled": pooled(), "flat": flat(), "strided": STRIDED, "channels last": CHANNELS_LAST, "vit": vit()}
+FEW_IMAGES = np.zeros((0, 3, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_IMAGES)
+@pytest.mark.parametrize("name", [name for name, m in methods().items() if not m.runs_often])
+def test_an_empty_batch_has_no_heatmaps(name, kind):
+    source, method = WITHOUT_IMAGES[kind], methods()[name]
+    x = FEW_IMAGES.transpose(0, 2, 3, 1) if kind == "channels last" else FEW_IMAGES
+    try:
+        proto = attach(source, method=name).to_proto()
+    except UnsupportedError:
+        assert (name in LINEAR and kind != "pooled") or method.differentiates("attention") != (kind == "vit")
+        return
+    results = run(proto, x=x)
+    assert results["heatmap"].shape == (0, 8, 8)
+    assert results["cam"].shape[0] == 0
+    assert all(len(value) == 0 for value in results.values())
+    assert {name: value.shape for name, value in run(source, x=x).items()}.items() <= {
+        name: value.shape for name, value in results.items()
+    }.items()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_empty_batch_of_a_preset(name):
+    for method in ("gradcam", "layercam", "saliency"):
+        try:
+            proto = attach(pooled(), method=method, preset=name).to_proto()
+        except UnsupportedError:
+            continue
+        assert run(proto, x=FEW_IMAGES)["heatmap"].shape == (0, 8, 8)
 
 
 @pytest.mark.parametrize("name", EVERY)
