@@ -200,6 +200,11 @@ class Metadata:
     detection_boxes: str = ""
     extent: list[list[float]] = dataclasses.field(default_factory=list)
 
+    @property
+    def layers(self) -> list[str]:
+        """The activation maps that are explained, one or several."""
+        return self.target_tensors or [self.target_tensor]
+
     def box_in(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, bottom and right of `extent` in pixels of an input of a height and width."""
         if not self.extent:

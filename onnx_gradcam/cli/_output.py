@@ -6,11 +6,14 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-__all__ = ["complain", "finite", "say", "say_json", "shape", "table", "warn"]
+if TYPE_CHECKING:
+    from onnx_gradcam.metadata import Metadata
+
+__all__ = ["complain", "finite", "layers", "say", "say_json", "shape", "table", "warn"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -51,6 +54,12 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ", right: Sequence[int
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+def layers(metadata: Metadata) -> str:
+    """The explained layers in words: `layer 'conv5'`, `layers 'p3', 'p4'`."""
+    names = ", ".join(map(repr, metadata.layers))
+    return f"layers {names}" if len(metadata.layers) > 1 else f"layer {names}"
 
 
 def shape(sizes: Sequence[int | str | None] | None) -> str:

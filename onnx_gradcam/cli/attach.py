@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._options import ModelFile, explains, model_source, option
-from ._output import say, shape, warn
+from ._output import layers, say, shape, warn
 
 if TYPE_CHECKING:
     import onnx
@@ -87,11 +87,12 @@ def _report(out: Path, explained: Explained, target: str | None) -> None:
     shapes = {str(value.name): _sizes(value) for value in explained.model.core.graph.outputs}
     added = [f"{name} {shape(shapes[name])}" for name in (metadata.heatmap, metadata.cam, metadata.heatmap_class)]
     say(f"{out}: the model with the outputs {', '.join(added)} added.")
-    say(f"Layer {metadata.target_tensor!r}: {explained.reason}.")
+    chosen = layers(metadata)
+    say(f"{chosen[0].upper()}{chosen[1:]}: {explained.reason}.")
     choice = _class_choice(explained, target)
     say(f"Method {metadata.method}, weights {metadata.weights}, score {metadata.score_tensor!r}; {choice}.")
-    if metadata.target_tensor in shapes:
-        say(f"Activation maps: output {metadata.target_tensor!r} {shape(shapes[metadata.target_tensor])}.")
+    for name in filter(shapes.__contains__, metadata.layers):
+        say(f"Activation maps: output {name!r} {shape(shapes[name])}.")
     stored = {"class names": metadata.labels, "preprocessing": metadata.preprocessing}
     names = [name for name, value in stored.items() if value is not None]
     say(

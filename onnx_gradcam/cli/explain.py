@@ -29,7 +29,7 @@ from ._options import (
     names,
     option,
 )
-from ._output import complain, say, say_json, table, warn
+from ._output import complain, layers, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from onnx_gradcam import Explainer, Explanation
@@ -260,7 +260,7 @@ def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place]
         say_json({"model": model, **how, "images": reports})
     elif not job.quiet and not all(failed):
         for metadata in (explainer.metadata for explainer in explainers.values()):
-            say(f"layer {metadata.target_tensor!r}, method {metadata.method}, weights {metadata.weights}")
+            say(f"{layers(metadata)}, method {metadata.method}, weights {metadata.weights}")
     if any(failed):
         raise typer.Exit(1)
 

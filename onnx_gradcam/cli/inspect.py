@@ -11,7 +11,7 @@ from onnx_gradcam.metadata import OWN
 from onnx_gradcam.options import Options
 
 from ._options import Json, ModelFile, explains, model_source
-from ._output import complain, say, say_json, shape, table
+from ._output import complain, layers, say, say_json, shape, table
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.inspection import Decisions, Inspection, ScoreInfo
@@ -86,7 +86,7 @@ def _origin(result: Inspection, name: str) -> str:
 
 
 def _say_explained(metadata: Metadata) -> None:
-    say(f"explained already by onnx-gradcam {metadata.version}: {metadata.method} of layer {metadata.target_tensor!r}")
+    say(f"explained already by onnx-gradcam {metadata.version}: {metadata.method} of {layers(metadata)}")
     say(f"  weights {metadata.weights}, score {metadata.score_tensor!r}, scores in output {metadata.scores_output!r}")
     say(f"  image in input {metadata.image_input!r} ({metadata.layout})")
     say(f"  heatmap in output {metadata.heatmap!r}, raw map in output {metadata.cam!r}")

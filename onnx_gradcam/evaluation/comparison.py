@@ -387,7 +387,7 @@ def _load(name: str, side: Side) -> Explainer:
 def _facts(explainer: Explainer) -> dict[str, str]:
     metadata = explainer.metadata
     return {
-        "layer": ", ".join(metadata.target_tensors or [metadata.target_tensor]),
+        "layer": ", ".join(metadata.layers),
         "method": metadata.method,
         "weights": metadata.weights,
         "provider": explainer.session.provider.removesuffix("ExecutionProvider"),

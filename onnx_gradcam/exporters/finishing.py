@@ -15,7 +15,8 @@ from onnx_gradcam.editor.origins import read_statements
 from onnx_gradcam.editor.resolution import as_exported, with_class_scores
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.classes import check_labels
-from onnx_gradcam.editor.targets.layer import find_layer, follow_paths, on_path
+from onnx_gradcam.editor.targets.layer import follow_paths, on_path
+from onnx_gradcam.editor.targets.levels import find_layers
 from onnx_gradcam.editor.targets.score import find_image, find_score
 from onnx_gradcam.editor.targets.task import USUAL_TASK, Task, find_task, outputs_for
 from onnx_gradcam.errors import InputError, TargetError
@@ -39,7 +40,7 @@ class Exported:
 
     Attributes:
         model: the graph, its target layer among the outputs.
-        target: name of that output.
+        target: name of that output; of a model with several branches, that of the last one.
         shape: its shape.
         layout: its axes, e.g. `NCHW`.
         reason: why this layer was chosen, in words.
@@ -191,13 +192,15 @@ def finish_export(
     names = {name: entry.tensor for name, entry in product.layers.items()}
     answers = aim.classes if task.maps_are_scores else None
     paths = follow_paths(aim.t, image, aim.tensor, carries)
-    chosen = find_layer(paths, layer or "auto", names, answers, boxes=task.boxes)
+    # The levels of a detector are exposed when it is explained: which ones depends on its boxes.
+    *branches, chosen = find_layers(paths, layer or "auto", names, answers, boxes=task.boxes, several=not task.boxes)
     _, alive = between(aim.t.nodes, [image.core], [aim.end.core], carries)
     tensors = _resolved(aim.t, names, alive)
     t = _without(model, inputs, outputs)
     target = t.wrap(chosen.chosen.tensor.core)
     _name_after_layers(t, target.core, layer, tensors)
-    t.expose(target)
+    for tensor in (*(branch.chosen.tensor.core for branch in branches), target.core):
+        t.expose(t.wrap(tensor))
     t.finish()
     carried = Carried(
         labels=_labels(product, labels, aim.classes, task, warnings),
@@ -210,7 +213,7 @@ def finish_export(
         outputs=aim.outputs if options.output or task.answers is not None else [],
         image_input=options.image or "",
         parity=product.parity,
-        score_kind=(aim.activation or "logit") if task.scores is None else "",
+        score_kind=(aim.activation or "logit") if task.classes_compete and task.scores is None else "",
     )
     for stale in [key for key in model.metadata if key.startswith(PREFIX)]:
         del model.metadata[stale]

@@ -187,6 +187,18 @@ def test_the_output_that_was_named_is_carried(tmp_path):
     )
 
 
+def test_every_branch_of_an_ensemble_is_exposed(tmp_path):
+    body = "a = Conv(x, A) ga = GlobalAveragePool(a) b = Conv(x, B) gb = GlobalAveragePool(b) "
+    body += "j = Concat<axis=1>(ga, gb) f = Flatten(j) y = Gemm(f, d)"
+    model = graph(body, A=(3, 3, 3, 3), B=(3, 3, 5, 5), d=(6, 4))
+    onnx.save(model, tmp_path / "m.onnx")
+    made = export(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert [o.name for o in made.to_proto().graph.output] == ["y", "a", "b"]
+    assert attach(tmp_path / "out.onnx").metadata.layers == attach(model).metadata.layers == ["a", "b"]
+    before, after = run(model, x=images()), run(made.to_proto(), x=images())
+    assert np.array_equal(before["y"], after["y"])
+
+
 def test_an_embedding_takes_no_class_names(path):
     with pytest.raises(InputError, match="class names do not apply to the task embedding"):
         export(path, task="embedding", labels=list("abcd"))

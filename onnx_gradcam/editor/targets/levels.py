@@ -6,7 +6,7 @@ the last tensors of every grid has the score behind it as well: each path from t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -34,22 +34,33 @@ def find_layers(
     """The target tensors: the one of `find_layer`, or where `several` may be explained together, a set.
 
     `auto` takes the inputs of the heads of a detector (`boxes`), one of each grid. For other models it takes a set only
-    where no single tensor is on every path.
+    where no single tensor is on every path, or only the image itself, scaled or shifted.
 
     Raises:
         TargetError: as `find_layer`.
         UnsupportedError: as `find_layer`.
     """
     automatic = layer == "auto" and several and paths.class_token_head is None
-    if automatic and boxes and (levels := _levels(paths)):
+    if automatic and boxes and (levels := _levels(paths, boxes=True)):
         return _layers(paths, levels, "detection head reads")
+    branching = automatic and classes is None
     try:
-        return (find_layer(paths, layer, names, classes, boxes=boxes),)
+        single = find_layer(paths, layer, names, classes, boxes=boxes)
     except TargetError:
-        levels = _levels(paths) if automatic and classes is None else []
+        levels = _levels(paths, boxes=boxes) if branching else []
         if not levels:
             raise
-        return _layers(paths, levels, "branches of the model end in")
+    else:
+        levels = _levels(paths, boxes=boxes) if branching and _is_image(paths, single.chosen) else []
+        if not levels:
+            return (single,)
+    return _layers(paths, levels, "branches of the model end in")
+
+
+def _is_image(paths: Paths, candidate: Candidate) -> bool:
+    """Whether a tensor is computed from the image without a convolution or product: it is no feature map."""
+    nodes, _ = between(paths.nodes, [paths.image.core], [candidate.tensor.core], paths.way)
+    return not any(node.op_type in LINEAR for node in nodes)
 
 
 def _layers(paths: Paths, levels: Sequence[Candidate], what: str) -> tuple[Layer, ...]:
@@ -59,18 +70,22 @@ def _layers(paths: Paths, levels: Sequence[Candidate], what: str) -> tuple[Layer
     return tuple(Layer(level, shown, paths.candidates) for level in levels)
 
 
-def _levels(paths: Paths) -> list[Candidate]:
-    """The last tensors of every grid that the score is read from, in graph order; empty if other paths are left."""
+def _levels(paths: Paths, *, boxes: bool) -> list[Candidate]:
+    """The last tensors of every grid that the score is read from, in graph order; empty if other paths are left.
+
+    For `boxes` these are the inputs of heads; else the last ones of every branch, before pooling.
+    """
     # Of what the score appends the sizes are not known; it moves numbers of the last tensors whose sizes are.
     positions = {c.tensor.core: c for c in paths.candidates if c.probe_grid}
     levels: dict[ir.Value, Candidate] = {}
     groups: dict[tuple[int, ...], list[ir.Value]] = {}
     for value in _exits(paths, positions):
-        groups.setdefault(positions[value].probe_grid, []).append(value)
+        end = value if boxes else _unpooled(value, positions)
+        groups.setdefault(positions[end].probe_grid, []).append(end)
     for grid, exits in groups.items():
-        level = _level(paths, positions, grid, exits)
+        level = _level(paths, positions, grid, exits, boxes=boxes)
         # Branches that share nothing have a layer each.
-        found = [level] if level is not None else [_level(paths, positions, grid, [value]) for value in exits]
+        found = [level] if level else [_level(paths, positions, grid, [value], boxes=boxes) for value in exits]
         levels |= {c.tensor.core: c for c in found if c is not None}
     if not levels or _reaches(paths, levels):
         return []
@@ -95,18 +110,34 @@ def _exits(paths: Paths, positions: Iterable[ir.Value]) -> list[ir.Value]:
     return list(exits)[::-1]
 
 
+def _unpooled(value: ir.Value, positions: Container[ir.Value]) -> ir.Value:
+    """The tensor with positions that a pooled one is computed from."""
+    source: ir.Value | None = value
+    while source is not None and is_pooled(source):
+        node = source.producer()
+        source = node.inputs[0] if node is not None else None
+    return source if source is not None and source in positions else value
+
+
 def _level(
-    paths: Paths, positions: dict[ir.Value, Candidate], grid: tuple[int, ...], exits: Sequence[ir.Value]
+    paths: Paths,
+    positions: Mapping[ir.Value, Candidate],
+    grid: tuple[int, ...],
+    exits: Sequence[ir.Value],
+    *,
+    boxes: bool,
 ) -> Candidate | None:
     """The last tensor of a grid on every path to `exits` that no head has changed yet; `None` if there is none.
 
-    That is where another head parts, such as that of the boxes, or else what the last convolution over several
-    positions reads: behind that one the score of a box depends on a single position.
+    For `boxes` that is where another head parts, such as that of the boxes, or else what the last convolution over
+    several positions reads: behind that one the score of a box depends on a single position.
     """
     chain = dominators(paths.nodes, paths.image.core, exits, paths.way)
     shared = [positions[v] for v in chain if v in positions and positions[v].probe_grid == grid and not is_pooled(v)]
     if not shared:
         return None
+    if not boxes:
+        return unviewed(paths.t, shared[-1], shared)
     on_path = set(paths.nodes)
     parting = [c for c in shared if _feeds_another_head(c.tensor.core, on_path)]
     if parting:

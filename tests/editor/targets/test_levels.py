@@ -132,6 +132,33 @@ def test_an_ensemble_has_a_layer_for_each_branch():
         attach(model, method="cam")
 
 
+BRANCHES = """
+    k = Mul(x, half)
+    a0 = Conv<strides=[2,2], pads=[1,1,1,1]>(k, S) a1 = Relu(a0)
+    a2 = Conv<pads=[1,1,1,1]>(a1, T) a = Tanh(a2) ga = GlobalAveragePool(a) fa = Flatten(ga)
+    b0 = Conv<strides=[4,4], pads=[1,1,1,1]>(k, B) b = Relu(b0)
+    pb = MaxPool<kernel_shape=[2,2], strides=[2,2]>(b) fb = Flatten(pb)
+    f = Concat<axis=1>(fa, fb) y = MatMul(f, W)
+"""
+
+
+def test_branches_of_one_scaled_image_are_explained_where_they_end():
+    """The only tensor on every path is the image, times a number; a branch ends before its pooling."""
+    weights = {"S": (6, 3, 3, 3), "T": (6, 6, 3, 3), "B": (6, 3, 3, 3), "W": (30, 5), "half": np.float32(0.5)}
+    model = graph(BRANCHES, inputs="float[N,3,16,16] x", outputs="float[N,5] y", **weights)
+    explained = attach(model)
+    assert explained.metadata.layers == ["a", "b"]
+    x, target = images(2, 3, 16, 16), np.array([1, 4])
+    maps = run(explained.to_proto(), x=x, target_class=target)["heatmap"]
+    both = sum(run(attach(model, layer=name).to_proto(), x=x, target_class=target)["heatmap"] for name in "ab")
+    np.testing.assert_allclose(maps, both / both.max((1, 2), keepdims=True), atol=1e-5)
+    # Where the image is all there is on every path, because nothing else has positions, it stays the layer.
+    plain = graph(
+        "k = Mul(x, half) p = GlobalAveragePool(k) f = Flatten(p) y = MatMul(f, V)", V=(3, 4), half=np.float32(1)
+    )
+    assert attach(plain).metadata.layers == ["k"]
+
+
 def test_the_preset_of_detectors_is_refused_for_a_classifier():
     sizes = {"inputs": "float[N,3,16,16] x", "outputs": "float[N,5] y"}
     model = graph(ENSEMBLE, **sizes, S=(6, 3, 3, 3), B=(6, 3, 3, 3), W=(12, 5))

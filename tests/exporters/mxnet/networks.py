@@ -70,8 +70,9 @@ class Network:
         self.nodes.append({"op": op, "name": self.prefix + name, "attrs": attributes, "inputs": entries})
         return self.prefix + name
 
-    def write(self, head: str) -> tuple[Path, Path]:
+    def write(self, *heads: str) -> tuple[Path, Path]:
         symbol, weights = self.folder / "n-symbol.json", self.folder / "n-0000.params"
-        symbol.write_text(json.dumps({"nodes": self.nodes, "heads": [[self._index(head), 0, 0]]}), encoding="utf-8")
+        entries = [[self._index(head), 0, 0] for head in heads]
+        symbol.write_text(json.dumps({"nodes": self.nodes, "heads": entries}), encoding="utf-8")
         weights.write_bytes(params([array(w) for w in self.weights.values()], [name(k) for k in self.weights]))
         return symbol, weights
