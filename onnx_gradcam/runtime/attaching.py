@@ -157,6 +157,11 @@ def _agreement(
     warnings = []
     if not all(np.isfinite(results[name]).all() for name in (metadata.heatmap, metadata.cam)):
         warnings.append("the heatmap of a random input is NaN; check the model's weights")
+    elif not np.any(results[metadata.cam]):
+        warnings.append(
+            "the raw map of a random input is zero everywhere, as that of most images may be; check the model's weights, "
+            "or choose another layer with --layer"
+        )
     try:
         return check_agreement(original, results, precision), warnings
     except ModelError:

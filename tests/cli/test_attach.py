@@ -192,3 +192,16 @@ def test_an_image_is_not_replaced_by_a_model(call, classifier, image):
     message = refused(call("attach", classifier, "-o", image))
     assert "exists and is not a model by its ending; remove it, or choose a name that ends in .onnx" in message
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize(("number", "words"), [(np.nan, "is NaN"), (0, "is zero everywhere")])
+def test_maps_that_show_nothing_are_warned_of(number, words, call, here):
+    model = small_classifier()
+    (dense,) = (t for t in model.graph.initializer if t.name == "dense")
+    dense.CopyFrom(onnx.numpy_helper.from_array(np.full((4, 3), number, np.float32), "dense"))
+    onnx.save(model, "m.onnx")
+    result = call("attach", "m.onnx", "-o", "e.onnx")
+    assert result.exit_code == 0
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: the ")
+    assert words in warning

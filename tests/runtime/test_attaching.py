@@ -96,6 +96,19 @@ def test_a_model_that_gives_nan_is_attached_with_a_warning():
         Explainer(source, preprocess={"size": [20, 16]})(np.zeros((20, 16, 3), np.uint8))
 
 
+def test_a_model_whose_maps_are_all_zero_is_attached_with_a_warning():
+    source = free(POOLED, 6)
+    (weight,) = (t for t in source.graph.initializer if t.name == "W")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((6, 4), np.float32), "W"))
+    (sentence,) = attach(source, check=True).warnings
+    assert sentence.startswith("the raw map of a random input is zero everywhere")
+    explanation = Explainer(source, preprocess={"size": [20, 16]})(np.zeros((20, 16, 3), np.uint8))
+    assert explanation.warnings == [
+        "the heatmap of 'class 0' is zero everywhere: nothing in the image speaks for this class"
+    ]
+    assert not attach(free(POOLED, 6), check=True).warnings
+
+
 def test_preprocessing_given_to_attach_need_not_be_repeated():
     image = np.random.default_rng(0).integers(0, 256, (20, 16, 3), np.uint8)
     explained = attach(free(), preprocess={"size": [20, 16], "scale": 0.01})
