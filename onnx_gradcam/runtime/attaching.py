@@ -159,8 +159,8 @@ def _agreement(
         warnings.append("the heatmap of a random input is NaN; check the model's weights")
     elif not np.any(results[metadata.cam]):
         warnings.append(
-            "the raw map of a random input is zero everywhere, as those of images may be; check the model's weights, or "
-            "choose another layer with --layer"
+            "the raw map of a random input is zero everywhere, as those of images may be; check the model's weights "
+            "or choose another layer with --layer"
         )
     try:
         return check_agreement(original, results, precision), warnings
