@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["explain"]
 
+_MOST_LISTED = 20
+"""Boxes that are printed: a detector whose boxes have no known places lists hundreds that overlap."""
+
 
 @explains(without=("method", "target", "class_input", "expose_activation", "box", "box_rank"))
 def explain(
@@ -401,9 +404,10 @@ def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> No
 
 
 def _print_boxes(explanation: Explanation) -> None:
-    """The list of boxes, and those that are explained though they are not in it."""
+    """The list of boxes, and those that are explained though they are not among the first of it."""
     marked = [box for class_map in explanation.maps for box in class_map.boxes]
-    listed = [*explanation.boxes, *(box for box in marked if box.n is None)]
+    first, rest = explanation.boxes[:_MOST_LISTED], explanation.boxes[_MOST_LISTED:]
+    listed = [*first, *(box for box in marked if box not in first)]
     rows = [
         (
             "*" if box in marked else " ",
@@ -416,7 +420,8 @@ def _print_boxes(explanation: Explanation) -> None:
         for box in listed
     ]
     say(table([("", "box", "name", "score", "x0 y0 x1 y1", "index"), *rows], right=(1, 3, 5)))
-    say("  * explained")
+    hidden = sum(box not in marked for box in rest)
+    say("  * explained" + (f" ({hidden} more boxes with --json)" if hidden else ""))
 
 
 def _print_short(image: str, explanation: Explanation, drawn: Path | None) -> None:

@@ -23,7 +23,9 @@ from onnx_gradcam.files import ModelSource, model_data, read_file
 
 __all__ = [
     "MIN_OPSET",
+    "MOST_INLINED_BYTES",
     "MOST_INLINED_NODES",
+    "MOST_NESTED_CALLS",
     "invalid_models_refused",
     "normalise",
     "read_opset",
@@ -36,6 +38,12 @@ MIN_OPSET = 18
 
 MOST_INLINED_NODES = 50_000
 """Nodes of the largest model that inlining functions may produce."""
+
+MOST_INLINED_BYTES = 2**30
+"""Bytes of the functions, with their constants, in the largest such model."""
+
+MOST_NESTED_CALLS = 100
+"""The longest chain of functions that call each other; ONNX's inliner is recursive, and some versions refuse more."""
 
 MIN_IR_VERSION = 8
 _SMALL_TENSOR_BYTES = 1000
@@ -251,7 +259,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
             # Some exporters leave it out and runtimes do not need it, but the checker does.
             small = onnx.shape_inference.infer_shapes(small)
         small = _in_order(small)
-        onnx.checker.check_model(small)
+        _check(small, opset)
         if small.functions:
             small = inliner.inline_local_functions(small)
         if opset < _NUMPY_BROADCASTING:
@@ -275,22 +283,41 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     return small, weights
 
 
+def _check(small: onnx.ModelProto, opset: int) -> None:
+    """Run ONNX's checker, which lets some withdrawn operators pass and writes their names to standard output."""
+    if _unknown_operator(small, opset) is not None:
+        raise onnx.checker.ValidationError
+    onnx.checker.check_model(small)
+
+
 def _check_inlined_size(small: onnx.ModelProto) -> None:
-    """Refuse functions that call each other so often that inlining them fills the memory."""
+    """Refuse functions that call each other so often, or so deeply, that inlining them fills memory or stack."""
     operators = {
         (f.domain, f.name, f.overload): Counter((n.domain, n.op_type, n.overload) for n in _nodes(f))
         for f in small.functions
     }
+    own = {(f.domain, f.name, f.overload): f.ByteSize() for f in small.functions}
+    nodes: dict[tuple[str, str, str], int] = {}
     sizes: dict[tuple[str, str, str], int] = {}
+    depths: dict[tuple[str, str, str], int] = {}
     try:
         for key in TopologicalSorter(operators).static_order():
-            sizes[key] = 1 + sum(count * sizes[o] for o, count in operators.get(key, {}).items())
+            called = operators.get(key, Counter())
+            nodes[key] = 1 + sum(count * nodes[o] for o, count in called.items())
+            sizes[key] = own.get(key, 0) + sum(count * sizes[o] for o, count in called.items())
+            depths[key] = (key in own) + max((depths[o] for o in called), default=0)
     except CycleError as exc:
-        raise ModelError("a function of the model calls itself; refused") from exc
-    if sum(sizes.get((n.domain, n.op_type, n.overload), 1) for n in _nodes(small.graph)) > MOST_INLINED_NODES:
+        raise ModelError("a function of the model calls itself; export it without functions") from exc
+    calls = [(n.domain, n.op_type, n.overload) for n in _nodes(small.graph)]
+    if max((depths.get(call, 0) for call in calls), default=0) > MOST_NESTED_CALLS:
         raise ModelError(
-            f"the functions of the model amount to more than {MOST_INLINED_NODES} nodes; export it without functions"
+            f"functions of the model call each other more than {MOST_NESTED_CALLS} deep; export it without functions"
         )
+    for most, unit, found in ((MOST_INLINED_NODES, "nodes", nodes), (MOST_INLINED_BYTES, "bytes", sizes)):
+        if sum(found.get(call, 1) for call in calls) > most:
+            raise ModelError(
+                f"the functions of the model amount to more than {most} {unit}; export it without functions"
+            )
 
 
 def _align_slopes(small: onnx.ModelProto) -> None:
@@ -331,17 +358,23 @@ def _trim_pools(small: onnx.ModelProto) -> None:
 
 
 def _culprit(small: onnx.ModelProto, opset: int) -> str:
-    """What is wrong with the first node of an operator that ONNX does not have, or in the training mode of old opsets.
-
-    Empty without one.
-    """
+    """The first node of an operator that ONNX does not have, or in training mode of old opsets; empty without one."""
+    node = _unknown_operator(small, opset)
+    if node is not None:
+        return f"opset {opset} has no operator {node.op_type} (node {_name(node)!r})"
     for node in _nodes(small.graph):
-        name = str(node.name or node.output[0])
-        if not node.domain and not onnx.defs.has(node.op_type, opset, ""):
-            return f"opset {opset} has no operator {node.op_type} (node {name!r})"
         if node.op_type == "BatchNormalization" and not node.domain and len(node.output) > _LONGEST_NORMALIZATION:
-            return f"the BatchNormalization {name!r} is in training mode"
+            return f"the BatchNormalization {_name(node)!r} is in training mode"
     return ""
+
+
+def _unknown_operator(small: onnx.ModelProto, opset: int) -> onnx.NodeProto | None:
+    standard = (node for node in _nodes(small.graph) if node.domain in _DEFAULT_DOMAINS)
+    return next((node for node in standard if not onnx.defs.has(node.op_type, opset, "")), None)
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return str(node.name or next(iter(node.output), node.op_type))
 
 
 def _in_order(small: onnx.ModelProto) -> onnx.ModelProto:

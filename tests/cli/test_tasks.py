@@ -256,6 +256,16 @@ def test_pictures_and_arrays_of_boxes(call, finder, here, image):
     assert (here / "sum.png").exists()
 
 
+def test_a_long_list_of_boxes_is_cut_short(call, finder, image):
+    words = ["explain", finder[0], image, *finder[1:], "--box", "30", "--least", "0"]
+    listed = json.loads(call(*words, "--json").stdout)["images"][0]["boxes"]
+    lines = call(*words, "-o", "o.png").stdout.splitlines()
+    rows = [line.split() for line in lines if line.endswith(tuple("0123456789"))]
+    assert [int(row[row[0] == "*"]) for row in rows] == [*range(20), 30]
+    assert rows[-1][0] == "*"
+    assert f"  * explained ({len(listed) - 21} more boxes with --json)" in lines
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
