@@ -51,17 +51,17 @@ def test_heatmaps_at_odd_sizes(name, torch):
     needs("torchvision", *({first} & {"timm", "transformers"}))
     source = exported(torch, name)
     image = source.graph.input[0].name
-    proto = attach(source, weights="gradient").to_proto()
+    free = attach(source, weights="gradient")
+    proto, layer = free.to_proto(), free.metadata.target_tensor
     for rows, height, width in SIZES:
         pixels = np.random.default_rng(rows).standard_normal((rows, 3, height, width), np.float32)
         feeds = {image: pixels, "target_class": np.arange(rows)}
         explained, original = run(proto, **feeds), run(source, **{image: pixels})
-        fixed = attach(freed(source, (height, width), rows), weights="gradient").to_proto()
+        fixed = attach(freed(source, (height, width), rows), weights="gradient", layer=layer).to_proto()
         expected = run(fixed, **feeds)
         for output, values in original.items():
             np.testing.assert_allclose(explained[output], values, rtol=1e-4, atol=1e-5)
         assert explained["heatmap"].shape == (rows, height, width)
-        assert explained["heatmap"].max() > 0.5
         scale = np.abs(expected["cam"]).max()
         assert scale > 0
         np.testing.assert_allclose(explained["cam"], expected["cam"], rtol=0, atol=1e-4 * scale)
