@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Union, cast, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal, Protocol, Union, cast, runtime_checkable
 
 from .errors import InputError, reason
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Drafts", "is_path", "locked", "make_folder", "open_file", "read_file", "read_text", "sync", "write_file"]
-__all__ += ["Convertible", "ModelSource", "file_or_bytes", "model_data"]
+__all__ += ["Convertible", "ModelSource", "check_replaceable", "file_or_bytes", "model_data"]
 
 
 @runtime_checkable
@@ -113,6 +114,44 @@ def write_file(path: str | Path, content: bytes, *, durable: bool = False) -> No
     """Write one file; see `Drafts`."""
     with Drafts(durable=durable) as drafts:
         drafts.file(path).write_bytes(content)
+
+
+Kind = Literal["an image", "a model", "an HTML page", "a NumPy array", "a ZIP archive"]
+
+_KINDS: Final = (
+    (
+        "an image",
+        rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0|....ftyp(avi|hei|mif)",
+    ),
+    ("a NumPy array", rb"\x93NUMPY"),
+    ("a ZIP archive", rb"PK\x03\x04"),
+    ("an HTML page", rb"\s*<(!doctype html|html)"),
+    ("an HDF5 file", rb"\x89HDF"),
+    ("a TFLite model", rb"....TFL3"),
+    ("a PDF document", rb"%PDF"),
+    ("a pickle", rb"\x80[\x02-\x05]"),
+    ("a compressed file", rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd"),
+    ("a program", rb"\x7fELF"),
+    ("a text", rb"[^\x00-\x08\x0e-\x1f\x7f-\xff]{16}"),
+)
+"""Contents by how a file begins: what it is called, and a pattern. A model of ONNX has none."""
+
+
+def check_replaceable(path: str | Path, kind: Kind) -> None:
+    """Refuse to write a file over one whose content is clearly of another kind, such as a model over an image.
+
+    What cannot be told may be replaced, and so may what is no regular file, which is written to.
+
+    Raises:
+        InputError: the file is clearly something else, or cannot be read.
+    """
+    if not Path(path).is_file():
+        return
+    with open_file(path) as file:
+        begin = file.read(64)
+    found = next((name for name, pattern in _KINDS if re.match(pattern, begin, re.DOTALL | re.IGNORECASE)), kind)
+    if found != kind:
+        raise InputError(f"{str(path)!r} exists and is {found}, not {kind}; remove it, or choose another name")
 
 
 def _resolved(path: Path) -> Path:

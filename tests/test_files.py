@@ -16,7 +16,7 @@ from support.graphs import graph
 import onnx_gradcam
 from onnx_gradcam import Explainer, attach, evaluate, files, inspect
 from onnx_gradcam.errors import ExplainError, InputError, reason
-from onnx_gradcam.files import Drafts, is_path, locked, make_folder, open_file, read_file, write_file
+from onnx_gradcam.files import Drafts, check_replaceable, is_path, locked, make_folder, open_file, read_file, write_file
 from onnx_gradcam.graph.load import load
 
 posix = pytest.mark.skipif(os.name == "nt", reason="named pipes and devices")
@@ -241,3 +241,53 @@ def test_an_explained_model_is_recognised_in_every_form(tmp_path):
 def test_what_cannot_be_a_model_is_refused_by_its_type(function, source):
     with pytest.raises(ExplainError, match=rf"an onnx.ModelProto, not {type(source).__name__};"):
         function(source)
+
+
+ZIP = b"PK\x03\x04" + bytes(40)
+CONTENTS = {
+    "an image": [
+        b"\x89PNG\r\n\x1a\n" + bytes(40),
+        b"\xff\xd8\xff\xe0" + bytes(40),
+        b"RIFF\x10\0\0\0WEBPVP8 ",
+        b"II*\0" + bytes(9),
+    ],
+    "a NumPy array": [b"\x93NUMPY\x01\0"],
+    "a ZIP archive": [ZIP],
+    "an HTML page": [b"<!DOCTYPE html><html>", b"\n <html lang='en'>"],
+    "an HDF5 file": [b"\x89HDF\r\n\x1a\n"],
+    "a PDF document": [b"%PDF-1.7\n"],
+    "a compressed file": [b"\x1f\x8b\x08\0"],
+    "a text": [b"MIT License, and so on", b"all:\n\tmake everything\n"],
+    "": [b"", b"old", b"\x08\x0a\x12\x07pytorch\x1a\x032.13", bytes(64), b"\0\0noise\xff" * 9],
+}
+
+
+@pytest.mark.parametrize("kind", ["an image", "a model", "an HTML page", "a NumPy array", "a ZIP archive"])
+def test_a_file_that_is_clearly_something_else_is_not_replaced(kind, tmp_path):
+    path = tmp_path / "file"
+    check_replaceable(path, kind)
+    check_replaceable(tmp_path, kind)
+    for found, contents in CONTENTS.items():
+        for content in contents:
+            path.write_bytes(content)
+            if found in {kind, ""}:
+                check_replaceable(path, kind)
+                continue
+            with pytest.raises(InputError, match=rf"file' exists and is {found}, not {kind}; remove it, or choose"):
+                check_replaceable(path, kind)
+
+
+def test_no_door_writes_over_another_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    explained = attach(graph("c = Relu(x) p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, W)", W=(3, 4)))
+    explanation = Explainer(explained.to_proto(), preprocess={"size": [8, 8]})(image)
+    doors = {"model": explained.save, "m.onnx": explained.save, "o.png": explanation.overlay().save}
+    for name, save in doors.items():
+        Path(name).write_bytes(ZIP)
+        with pytest.raises(InputError, match=f"'{name}' exists and is a ZIP archive, not a"):
+            save(name)
+        assert Path(name).read_bytes() == ZIP
+        Path(name).unlink()
+        save(name)
+        save(name)

@@ -303,12 +303,14 @@ def _check_drawing(job: _Job, place: Place, methods: int) -> None:
         return
     from onnx_gradcam.editor.targets.classes import parse_top  # noqa: PLC0415 - --help must not wait for it
     from onnx_gradcam.errors import InputError  # noqa: PLC0415
+    from onnx_gradcam.files import check_replaceable  # noqa: PLC0415
     from onnx_gradcam.images.drawing import check_suffix  # noqa: PLC0415
     from onnx_gradcam.images.masks import Look  # noqa: PLC0415
 
     transparent = Look(**job.look).style == "alpha"
     if job.out != "-":
         check_suffix(place.image, transparent=transparent)
+        check_replaceable(place.image, "an image")
     if not transparent:
         return
     tops = [parse_top(target) for target in job.targets]
@@ -320,7 +322,7 @@ def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> 
     """Write the files; the `.npy` file of each class, method by method, or `None`."""
     import numpy as np  # noqa: PLC0415 - --help must not wait for it
 
-    from onnx_gradcam.files import Drafts, make_folder  # noqa: PLC0415
+    from onnx_gradcam.files import Drafts, check_replaceable, make_folder  # noqa: PLC0415
 
     files: list[str | None] = []
     with Drafts() as drafts:
@@ -333,12 +335,15 @@ def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> 
             if len(explanations) > 1:
                 base = base.with_name(f"{base.name}_{method}")
             if job.npz:
-                with drafts.file(base.with_name(f"{base.name}.npz")).open("wb") as file:
+                archive = base.with_name(f"{base.name}.npz")
+                check_replaceable(archive, "a ZIP archive")
+                with drafts.file(archive).open("wb") as file:
                     np.savez_compressed(file, **explanation.arrays())
             for class_map in explanation.maps:
                 box = f"_box{class_map.boxes[0].index}" if job.selection is not None and class_map.boxes else ""
                 path = base.with_name(f"{base.name}_{class_map.target.index}{box}.npy") if job.npy else None
                 if path is not None:
+                    check_replaceable(path, "a NumPy array")
                     with drafts.file(path).open("wb") as file:
                         np.save(file, class_map.heatmap)
                 files.append(None if path is None else str(path))
@@ -346,7 +351,7 @@ def _write(explanations: Mapping[str, Explanation], place: Place, job: _Job) -> 
 
 
 def _draw(explanations: Mapping[str, Explanation], path: Path, look: Mapping[str, Any], drafts: Drafts) -> None:
-    from onnx_gradcam.files import make_folder  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.files import check_replaceable, make_folder  # noqa: PLC0415 - --help must not wait for it
     from onnx_gradcam.images.drawing import encode_image  # noqa: PLC0415
     from onnx_gradcam.runtime.explanation import method_sheet  # noqa: PLC0415
 
@@ -357,6 +362,7 @@ def _draw(explanations: Mapping[str, Explanation], path: Path, look: Mapping[str
         sys.stdout.buffer.flush()
         return
     make_folder(path.parent)
+    check_replaceable(path, "an image")
     drafts.file(path).write_bytes(encode_image(drawing.pixels, path.suffix.lower()))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.exporters.sources import as_onnx
-from onnx_gradcam.files import ModelSource, make_folder, write_file
+from onnx_gradcam.files import ModelSource, check_replaceable, make_folder, write_file
 from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.options import Description, HeatmapMetric, check_word
 from onnx_gradcam.runtime.explainer import Explainer, Target
@@ -285,9 +285,10 @@ class Comparison:
         write_file(path, self.html().encode("utf-8", "replace"))
 
     def check_report(self, path: str | Path) -> None:
-        """Refuse a path for the report that is one of the images, before any image is explained."""
+        """Refuse a path for the report that is one of the images or another file, before any image is explained."""
         if any(Path(path).resolve() == Path(image).resolve() for image in self.images):
             raise InputError(f"{str(path)!r} is one of the images; choose another name for the report")
+        check_replaceable(path, "an HTML page")
 
 
 def compare(

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.errors import ExplainError, InputError, ModelError
-from onnx_gradcam.files import Drafts
+from onnx_gradcam.files import Drafts, check_replaceable
 
 from .read import skeleton
 from .shapes import Shape, TensorInfo, infer_shapes, ranked_shape
@@ -157,13 +157,20 @@ class Model:
             raise InputError(
                 f"{str(path)!r} exists and is not a model by its ending; remove it, or choose a name that ends in .onnx"
             )
+        check_replaceable(path, "a model")
         moved = not self.fits_one_file or (self._external and path.resolve().parent != self.folder)
         if moved and path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{str(path)!r} is not a regular file, but the weights need a second one beside it")
         with own_errors(), Drafts() as drafts:
             # Renamed before the model, so that no model is ever without its weights.
-            data = drafts.file(path.with_name(f"{path.name}.data")).name if moved else None
+            data = self._weights_draft(drafts, path) if moved else None
             ir.save(self.core, drafts.file(path), external_data=data)
+
+    @staticmethod
+    def _weights_draft(drafts: Drafts, path: Path) -> str:
+        file = path.with_name(f"{path.name}.data")
+        check_replaceable(file, "a model")
+        return drafts.file(file).name
 
 
 @contextlib.contextmanager

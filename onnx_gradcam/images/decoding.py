@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -286,28 +289,27 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image:
 
 
 class _Quiet:
-    """Keeps the messages of OpenCV and its libraries off the terminal: the error says what went wrong.
+    """Keeps the messages of OpenCV and its libraries off stderr: the error says what went wrong.
 
-    OpenCV's log has a level. libjpeg and libpng always write to stderr, so a terminal is closed to them; anything else
-    may be a server's log, which must not lose a line. Both belong to the process, and threads decode at the same time:
-    the first one to enter closes, the last one to leave opens.
+    OpenCV's log has a level. libjpeg and libpng always write to stderr, so what is written there meanwhile is held
+    back, and passed on without their lines: it may be a server's log. Both belong to the process, and threads decode
+    at the same time: the first one to enter closes, the last one to leave opens.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
         self._level = 0
-        self._terminal: int | None = None
+        self._stderr: tuple[int, BinaryIO] | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             if self._users == 0:
                 self._level = self._log().getLogLevel()
                 self._log().setLogLevel(0)
-                if os.isatty(2):
-                    self._terminal = os.dup(2)
-                    with Path(os.devnull).open("wb") as nowhere:
-                        os.dup2(nowhere.fileno(), 2)
+                # A process may have no stderr, or no place for a file.
+                with contextlib.suppress(OSError):
+                    self._stderr = _held_back()
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
@@ -315,10 +317,9 @@ class _Quiet:
             self._users -= 1
             if self._users == 0:
                 self._log().setLogLevel(self._level)
-                if self._terminal is not None:
-                    os.dup2(self._terminal, 2)
-                    os.close(self._terminal)
-                    self._terminal = None
+                if self._stderr is not None:
+                    _passed_on(*self._stderr)
+                    self._stderr = None
 
     @staticmethod
     def _log() -> Any:
@@ -327,6 +328,34 @@ class _Quiet:
 
 
 QUIET: Final = _Quiet()
+_COMPLAINT: Final = re.compile(
+    rb"(libpng (error|warning): |Corrupt JPEG data|Premature end of JPEG|Invalid (SOS|progressive) parameters"
+    rb"|Inconsistent progression sequence|Unsupported marker type|Warning: unknown JFIF|Unknown Adobe color).*\r?\n"
+)
+"""What libpng and libjpeg write to stderr about an image."""
+
+
+def _held_back() -> tuple[int, BinaryIO]:
+    """Let stderr lead to a file, in memory where there is such a thing; the old stderr and the file."""
+    stderr = os.dup(2)
+    try:
+        memory = getattr(os, "memfd_create", None)
+        file = os.fdopen(memory("stderr"), "w+b") if memory else tempfile.TemporaryFile()  # noqa: SIM115
+        os.dup2(file.fileno(), 2)
+    except OSError:
+        os.close(stderr)
+        raise
+    return stderr, file
+
+
+def _passed_on(stderr: int, file: BinaryIO) -> None:
+    """Let stderr be the old one again, and write to it what was held back."""
+    os.dup2(stderr, 2)
+    with file:
+        file.seek(0)
+        text = _COMPLAINT.sub(b"", file.read())
+    with contextlib.suppress(OSError), os.fdopen(stderr, "wb") as old:
+        old.write(text)
 
 
 def cv2_module() -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError, near_matches
-from onnx_gradcam.files import write_file
+from onnx_gradcam.files import check_replaceable, write_file
 
 from .decoding import QUIET, Image, check_heatmap, check_image, cv2_module, resized
 
@@ -179,9 +179,10 @@ def sheet(
 def save_image(image: Image, path: str | Path) -> None:
     """Write an image, uint8 RGB `[H, W, 3]` or RGBA `[H, W, 4]`, in the format of the suffix, one of `SUFFIXES`.
 
-    The file appears complete or not at all; an existing one is replaced.
+    The file appears complete or not at all; an existing image is replaced, and any other file refused.
     """
     check_suffix(path)
+    check_replaceable(path, "an image")
     write_file(path, encode_image(image, Path(path).suffix.lower()))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -237,3 +239,66 @@ def test_links_that_lead_to_themselves(call, classifier, here, command):
     sentence = refused(call(*words))
     assert "should not have happened" not in sentence
     assert "loop" in sentence
+
+
+DOORS = {
+    "attach": (["attach", "small.onnx", "-o", "{}"], "out.onnx", "a model"),
+    "attach, without ending": (["attach", "small.onnx", "-o", "{}"], "LICENSE", "a model"),
+    "export": (["export", "onnx", "small.onnx", "-o", "{}"], "out.onnx", "a model"),
+    "explain": (["explain", "small.onnx", "i.png", "-o", "{}", "--preprocess", "none"], "out.png", "an image"),
+    "npz": (["explain", "small.onnx", "i.png", "--npz", "--preprocess", "none"], "i_gradcam.npz", "a ZIP archive"),
+    "npy": (
+        ["explain", "small.onnx", "i.png", "--npy", "--target", "1", "--preprocess", "none"],
+        "i_gradcam_1.npy",
+        "a NumPy array",
+    ),
+    "report": (
+        ["compare", "small.onnx", "small.onnx", "--images", "i.png", "--preprocess", "none", "--report", "{}"],
+        "out.html",
+        "an HTML page",
+    ),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_no_output_replaces_a_file_that_is_clearly_something_else(door, call, here):
+    words, name, kind = DOORS[door]
+    onnx.save(small_classifier(), "small.onnx")
+    cv2.imwrite("i.png", np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    (here / name).write_text("Permission is hereby granted, free of charge\n")
+    before = sorted((path, path.read_bytes()) for path in here.iterdir())
+    message = refused(call(*(word.format(name) for word in words)))
+    assert f"{name}' exists and is a text, not {kind}; remove it, or choose another name" in message
+    assert sorted((path, path.read_bytes()) for path in here.iterdir()) == before
+    (here / name).unlink()
+    for _ in range(2):
+        assert call(*(word.format(name) for word in words)).exit_code == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a permission on Windows")
+def test_links_in_a_circle_end_in_one_sentence(call, here):
+    onnx.save(small_classifier(), "small.onnx")
+    cv2.imwrite("i.png", np.zeros((16, 16, 3), np.uint8))
+    for name, to in (("a.png", "b.png"), ("b.png", "a.png"), ("m.onnx", "m.onnx"), ("folder", "folder")):
+        (here / name).symlink_to(to)
+    image = ["--preprocess", "none"]
+    for words in (
+        ["inspect", "m.onnx"],
+        ["attach", "m.onnx", "-o", "x.onnx"],
+        ["attach", "small.onnx", "-o", "m.onnx"],
+        ["attach", "small.onnx", "-o", "folder/x.onnx"],
+        ["attach", "small.onnx", "-o", "x.onnx", "--labels", "a.png"],
+        ["export", "onnx", "m.onnx", "-o", "x.onnx"],
+        ["explain", "small.onnx", "a.png", *image],
+        ["explain", "small.onnx", "i.png", "-o", "a.png", *image],
+        ["explain", "small.onnx", "i.png", "--npz", "--arrays", "folder", *image],
+        ["batch", "small.onnx", "a.png", "-o", "out", *image],
+        ["batch", "small.onnx", "i.png", "-o", "folder", *image],
+        ["web", "small.onnx", "-o", "folder", *image],
+        ["triton", "small.onnx", "-o", "folder", *image],
+    ):
+        result = call(*words)
+        (line,) = result.stderr.strip().splitlines()
+        assert (result.exit_code, line[:7]) == (1, "error: "), words
+        assert "should not have happened" not in line
+    assert sorted(path.name for path in here.iterdir()) == ["a.png", "b.png", "folder", "i.png", "m.onnx", "small.onnx"]

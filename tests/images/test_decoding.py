@@ -171,6 +171,42 @@ class TestBadImages:
         assert os.read(master, 1000) == b"afterwards"
         os.close(master)
 
+    def test_what_the_libraries_say_is_left_out_of_a_log_and_nothing_else(self, tmp_path):
+        def chunk(kind, content):
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        png, jpeg = encode(noise), encode(noise, ".jpg")
+        # Right checksums around pixels that cannot be unpacked; a marker in the middle of the scan.
+        (tmp_path / "bad.png").write_bytes(png[:33] + chunk(b"IDAT", b"\x78\x01" + bytes(40)) + chunk(b"IEND", b""))
+        middle = len(jpeg) // 2
+        (tmp_path / "bad.jpg").write_bytes(jpeg[:middle] + b"\xff\xd5" + jpeg[middle + 2 :])
+        code = """if True:
+            import os, sys, threading
+            from onnx_gradcam.errors import InputError
+            from onnx_gradcam.images import decoding
+            with decoding.QUIET:
+                os.write(2, b"a line of a server\\nand half ")
+                for name in sys.argv[1:]:
+                    try:
+                        decoding.read_image(name)
+                    except InputError as error:
+                        print(error)
+                print("a warning of Python", file=sys.stderr)
+            os.write(2, b"afterwards")"""
+        command = [sys.executable, "-c", code, tmp_path / "bad.png", tmp_path / "bad.jpg"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "bad.png' is a damaged image" in done.stdout
+        assert done.stderr.split("\n") == ["a line of a server", "and half a warning of Python", "afterwards"]
+
+    def test_a_process_without_stderr_decodes(self, tmp_path):
+        (tmp_path / "image.png").write_bytes(encode(noisy := np.zeros((4, 5, 3), np.uint8)))
+        code = "import os, sys; from onnx_gradcam.images.decoding import read_image; os.close(2)\n"
+        code += "print(read_image(sys.argv[1]).shape)"
+        command = [sys.executable, "-c", code, tmp_path / "image.png"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        assert done.stdout.strip() == str(noisy.shape)
+
     def test_a_bad_profile_in_a_good_image_is_not_reported(self, capfd):
         content = b"x\0\0" + zlib.compress(b"junk" * 40)
         profile = struct.pack(">I", len(content)) + b"iCCP" + content + struct.pack(">I", zlib.crc32(b"iCCP" + content))
