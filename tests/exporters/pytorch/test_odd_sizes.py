@@ -51,8 +51,9 @@ def test_heatmaps_at_odd_sizes(name, torch):
     needs("torchvision", *({first} & {"timm", "transformers"}))
     source = exported(torch, name)
     image = source.graph.input[0].name
-    free = attach(source, weights="gradient")
-    proto, layer = free.to_proto(), free.metadata.target_tensor
+    # At the smallest size, the last maps of some architectures have a single position.
+    layer = attach(freed(source, (97, 101), 2), weights="gradient").metadata.target_tensor
+    proto = attach(source, weights="gradient", layer=layer).to_proto()
     for rows, height, width in SIZES:
         pixels = np.random.default_rng(rows).standard_normal((rows, 3, height, width), np.float32)
         feeds = {image: pixels, "target_class": np.arange(rows)}
