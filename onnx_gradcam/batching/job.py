@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
@@ -79,12 +80,25 @@ class Crew:
         count = job.threads or _cores()
         runs = min(count, _MAX_RUNS)
         self.runs = runs if job.provider == "cpu" else 2
-        self.explainer = Explainer(job.model, provider=job.provider, threads=max(1, count // runs), **job.choices)
+        self._closed = threading.Event()
+        self.explainer = Explainer(
+            job.model,
+            provider=job.provider,
+            threads=max(1, count // runs),
+            progress=self._stop_if_closed,
+            **job.choices,
+        )
         self.threads = ThreadPoolExecutor(max(runs, self.runs + 1) if job.provider != "cpu" else runs, "explain")
 
     def close(self) -> None:
-        """Cancel what is waiting; a shard in progress fails."""
+        """Cancel what is waiting; a shard in progress fails, after the next run of the model."""
+        self._closed.set()
         self.threads.shutdown(cancel_futures=True)
+
+    def _stop_if_closed(self, _done: int, _total: int) -> None:
+        """Called between the runs of a method that runs the model often, which may be minutes for each image."""
+        if self._closed.is_set():
+            raise CancelledError
 
 
 def _cores() -> int:
