@@ -338,6 +338,8 @@ class Carried:
         image_input: the input that takes images, if it was named at export.
         parity: the difference to the framework's values as measured by the exporter; empty if it was not.
         score_kind: the last operator of the scores: `softmax`, `logsoftmax`, `sigmoid`, or `logit` for none.
+        biases: `apart` if every bias is one of the framework's, `merged` if one of a convolution was merged with that
+            of a normalization behind it; empty if the exporter does not know.
     """
 
     labels: list[str] | None = None
@@ -351,6 +353,7 @@ class Carried:
     image_input: str = ""
     parity: str = ""
     score_kind: str = ""
+    biases: str = ""
 
     @property
     def tensors(self) -> dict[str, str]:

@@ -24,6 +24,7 @@ __all__ = ["Choices", "Description", "Options", "check_choices", "check_word"]
 __all__ += [
     "Background",
     "BatchFormat",
+    "Biases",
     "BoxFormat",
     "ChannelReduction",
     "ClassInput",
@@ -55,6 +56,7 @@ HeatmapMetric = Literal["pearson", "spearman", "cosine", "ssim", "overlap"]
 Framework = Literal["keras", "mxnet", "pytorch", "tflite", "onnx"]
 Via = Literal["reader", "tf", "torch"]
 TorchExporter = Literal["auto", "dynamo", "torchscript"]
+Biases = Literal["apart", "merged", "unknown"]
 BatchFormat = Literal["parquet", "npz", "png"]
 Probabilities = Literal["softmax", "sigmoid", "none"]
 Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed"]

@@ -41,6 +41,7 @@ FORMATS = {
 def test_one_heatmap_whatever_the_framework(read, layer):
     product = read()
     assert layer in product.layers
+    assert product.biases == "apart"
     exported = finish_export(product, layer)
     facts = {"labels": MODELS / "shapes.txt", "preprocess": MODELS / "shapes.json"}
     mine, original = Explainer(exported.to_proto(), **facts), Explainer(MODELS / "shapes.onnx")

@@ -191,6 +191,14 @@ def pytorch(
         str | None, option("Image", "Height and width of the images, if the model does not say.", metavar="H,W")
     ] = None,
     exporter: Annotated[TorchExporter, option("Runtime", "Which of PyTorch's own exporters to use.")] = "auto",
+    keep_normalization: Annotated[
+        bool,
+        option(
+            "Model",
+            "Leave batch normalizations as they are, as FullGrad needs it; else PyTorch merges them with convolutions.",
+            "--keep-normalization",
+        ),
+    ] = False,
     trust: Trust = False,
     as_json: Json = False,
     choices: dict[str, Any],
@@ -204,7 +212,10 @@ def pytorch(
       onnx-gradcam export pytorch torchvision.models:resnet18 -o model.onnx --weights resnet18.pth
     """  # noqa: D301 - \b keeps the lines of the examples apart
     sides = None if size is None else _numbers(size, 2, "--size")
-    how = {"weights": weights, "call": call, "size": sides, "exporter": exporter, "trust": trust}
+    how = {
+        "weights": weights, "call": call, "size": sides, "exporter": exporter, "keep_normalization": keep_normalization,
+        "trust": trust,
+    }  # fmt: skip
     _run(source, out, as_json=as_json, framework="pytorch", layer=layer, **how, **choices)
 
 

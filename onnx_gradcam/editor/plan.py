@@ -36,6 +36,7 @@ from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.extent import CUTS, edges, follow_extents
 from .targets.layer import Candidate, Layer, blocked, follow_paths
+from .targets.layer_names import biases_of
 from .targets.levels import find_layers
 from .targets.score import OBJECTIVES, Aim, Detections, Objective, Score, against, aimed_score, find_image, find_score
 from .targets.task import SCORES, USUAL_TASK, Task, find_task
@@ -50,6 +51,9 @@ _TRAINING = {
     "Dropout": "is an active Dropout, which ONNX Runtime leaves out",
 }
 """What nodes in training mode do."""
+
+_MERGED = {"merged": "merged", "unknown": "may have merged"}
+"""What exporters did with biases, by the state of `Biases`."""
 
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear", "Sign")
 
@@ -229,6 +233,7 @@ class Plan:
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
         caution = [self.preset.caution] if self.preset.caution else []
         asides = [*self._hazard, *self._missing, *self._training, *coupled, *self._unfollowed, *self._scattered]
+        asides += self._merged
         return [*self.remarks, *asides, *caution]
 
     @property
@@ -237,6 +242,23 @@ class Plan:
             return []
         averaged = "Grad-CAM averages gradients over all positions, so that the map of one box marks other objects too"
         return [f"{averaged}; --method hirescam does not"]
+
+    @property
+    def _merged(self) -> list[str]:
+        """That biases which the method needs apart were merged, by the exporter's record or else by names."""
+        if not self.method.per_bias:
+            return []
+        recorded = Carried.from_props(self.t.model.metadata).biases
+        nodes = {biases_of(node): node for node in reversed(self.path)}
+        states = (recorded,) if recorded else nodes
+        verb = next((verb for state, verb in _MERGED.items() if state in states), None)
+        if verb is None:
+            return []
+        node = nodes.get("merged", nodes.get("unknown"))
+        where = "" if node is None else f" (node {str(node.name or node.outputs[0].name)[:99]!r})"
+        what = f"the exporter {verb} biases of convolutions{where} with those of the batch normalizations behind them"
+        remedy = "export the model with its normalizations, from PyTorch with --keep-normalization"
+        return [f"{what}, and {self.method.title} counts a merged pair once; {remedy}"]
 
     @property
     def _training(self) -> list[str]:

@@ -214,6 +214,7 @@ def finish_export(
         image_input=options.image or "",
         parity=product.parity,
         score_kind=(aim.activation or "logit") if task.classes_compete and task.scores is None else "",
+        biases=product.biases,
     )
     for stale in [key for key in model.metadata if key.startswith(PREFIX)]:
         del model.metadata[stale]

@@ -49,6 +49,7 @@ def export(
     size: tuple[int, int] | None = None,
     call: int = -1,
     exporter: TorchExporter = "auto",
+    keep_normalization: bool = False,
     via: Via = "reader",
     keep_layout: bool = False,
     custom: str | None = None,
@@ -88,6 +89,8 @@ def export(
         size: PyTorch: height and width of the images, where the model does not say.
         call: PyTorch: which call of the layer, where the model calls it several times; -1 is the last.
         exporter: PyTorch: which of its two exporters to use.
+        keep_normalization: PyTorch: leave batch normalizations as they are, which its exporters merge with the
+            convolutions in front of them; FullGrad needs the biases of both.
         via: Keras: `reader` needs no framework; `tf` and `torch` run Keras itself.
         keep_layout: Keras: leave the input channels last (`NHWC`), for clients that send images to Keras; `tf` and
             `torch` always do.
@@ -113,8 +116,8 @@ def export(
     check_word("exporter", exporter, get_args(TorchExporter))
     choices: dict[str, Any] = {
         "weights": weights, "input_shape": input_shape, "input_values": input_values, "names": names, "size": size,
-        "call": call, "exporter": exporter, "via": via, "keep_layout": keep_layout, "custom": custom, "trust": trust,
-        "python": python,
+        "call": call, "exporter": exporter, "keep_normalization": keep_normalization, "via": via,
+        "keep_layout": keep_layout, "custom": custom, "trust": trust, "python": python,
     }  # fmt: skip
     choices = {key: value for key, value in choices.items() if value != _DEFAULTS[key]}
     foreign = next((key for key in choices if key not in _keywords(_READERS[kind])), None)
@@ -212,6 +215,7 @@ def read_onnx(path: str | Path) -> Product:
         preprocessing=statements.preprocessing,
         warnings=statements.remarks,
         parity=carried.parity,
+        biases=carried.biases,
     )
 
 
@@ -271,11 +275,15 @@ def _pytorch(
     call: int = -1,
     size: tuple[int, int] | None = None,
     exporter: TorchExporter = "auto",
+    keep_normalization: bool = False,
     trust: bool = False,
 ) -> Product:
     from .pytorch import export_pytorch  # noqa: PLC0415
 
-    return export_pytorch(source, layer=layer, weights=weights, call=call, size=size, exporter=exporter, trust=trust)
+    return export_pytorch(
+        source, layer=layer, weights=weights, call=call, size=size, exporter=exporter,
+        keep_normalization=keep_normalization, trust=trust,
+    )  # fmt: skip
 
 
 def _tflite(source: str | Path, _layer: str | None, *, python: str | Path | None = None) -> Product:

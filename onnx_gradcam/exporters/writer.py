@@ -31,6 +31,7 @@ class Product:
     labels: Sequence[str] | None = None  # class names
     preprocessing: Mapping[str, Any] | None = None  # how images become the model's input
     parity: str = ""  # how the graph's values compare with the framework's, if they were compared
+    biases: str = ""  # as in `Carried`
     warnings: list[str] = field(default_factory=list)  # for the user
 
 

@@ -203,7 +203,7 @@ def test_other_padding_stays():
 
 def test_the_facts_are_written_down(tmp_path):
     described = {"scale": 1 / 255, "mean": [0.5, 0.5, 0.5]}
-    facts = {"labels": list("abcd"), "preprocessing": described, "parity": "within 1e-6"}
+    facts = {"labels": list("abcd"), "preprocessing": described, "parity": "within 1e-6", "biases": "merged"}
     made = finish_export(product(**facts), "block1")
     path = tmp_path / "m.onnx"
     made.save(path)
@@ -214,6 +214,7 @@ def test_the_facts_are_written_down(tmp_path):
     assert (carried.framework, carried.framework_version) == ("keras", "3.15.1")
     assert (carried.labels, carried.preprocessing) == (list("abcd"), described)
     assert (carried.target_layer, carried.score_kind, carried.parity) == ("block1", "softmax", "within 1e-6")
+    assert carried.biases == "merged"
 
 
 def test_a_score_without_an_activation_is_a_logit():

@@ -85,6 +85,7 @@ def test_the_framework_is_told_from_the_source(source, framework):
         ({"framework": "kera"}, "'kera'; did you mean 'keras'"),
         ({"via": "tensorflow", "framework": "keras"}, "via is 'tensorflow'"),
         ({"call": 2}, "'call' does not apply to onnx models"),
+        ({"keep_normalization": True}, "'keep_normalization' does not apply to onnx models"),
         ({"labels": ["one"]}, "there is 1 class name for 6 classes"),
         ({"preprocess": "torchvison"}, "did you mean 'torchvision'"),
         ({"out": "nowhere/out.onnx"}, "its folder does not exist"),

@@ -49,6 +49,7 @@ class Ingredient:
         second_order: it takes a second derivative.
         reruns_head: it evaluates the model behind the layer again.
         smoothable: what it computes can be replaced by its leading principal component (eigen smoothing).
+        per_bias: it depends on which biases the network had, and not only on what the network computes.
     """
 
     about: str
@@ -59,6 +60,7 @@ class Ingredient:
     second_order: bool = False
     reruns_head: bool = False
     smoothable: bool = False
+    per_bias: bool = False
 
 
 INGREDIENTS: dict[str, Ingredient] = {
@@ -87,6 +89,7 @@ INGREDIENTS: dict[str, Ingredient] = {
         form="list of float32 `[N, C, h, w]`",
         cost="one more for the biases",
         gradient_of="image",
+        per_bias=True,
     ),
     "attentions": Ingredient(
         about="gradient of the score with respect to each attention map, and the number of tokens before the grid",
@@ -199,6 +202,11 @@ class Method:
     def smoothable(self) -> bool:
         """Whether eigen smoothing applies to it."""
         return any(ingredient.smoothable for ingredient in self.ingredients)
+
+    @property
+    def per_bias(self) -> bool:
+        """Whether it depends on which biases the network had."""
+        return any(ingredient.per_bias for ingredient in self.ingredients)
 
     def differentiates(self, variable: Variable) -> bool:
         """Whether it takes the gradient of the score with respect to the layer, the image or attention maps."""

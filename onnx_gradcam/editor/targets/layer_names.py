@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import PREFIX, Builder, Value
+from onnx_gradcam.options import Biases
 
-__all__ = ["DYNAMO_SCOPES", "LayerNames", "noted_scopes"]
+__all__ = ["DYNAMO_SCOPES", "LayerNames", "biases_of", "innermost", "noted_scopes"]
 
 DYNAMO_SCOPES = "pkg.torch.onnx.name_scopes"
 """The key under which PyTorch's dynamo exporter lists the modules of a node, outermost first, and the call itself."""
@@ -26,6 +27,15 @@ _LONGEST_NOTE = 10_000
 _MEASURES = {"Shape", "Size"}
 _FOLDED_WEIGHT = "onnx::Conv"
 """How TorchScript's exporter names the weights of a convolution that it computed from those of two modules."""
+
+_MERGED_NOTE, _MERGED_NODE, _ADDED_BIAS = "batch_norm", "node_Conv", "weight_bias"
+"""What dynamo's exporter writes where it merged two modules: the call of the second, a node of its own, and the bias of
+a convolution that had none."""
+
+_MERGED_BY_TENSORFLOW, _TENSORFLOW_BIAS = ("FusedBatchNorm", "_fused_bn"), "BiasAdd"
+"""What tf2onnx and TFLite write where they merged two operators; and what the bias is named after, if there was one."""
+
+_MERGED_BY_ONNX_RUNTIME = "ConvBnFusion"
 
 _VARIABLES = {"model", "net", "network", "self", "module"}
 """What a whole network is called in code: `model.layer4` is `layer4`."""
@@ -49,6 +59,41 @@ def noted_scopes(node: ir.Node) -> list[str]:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return []
     return scopes if isinstance(scopes, list) and all(isinstance(scope, str) for scope in scopes) else []
+
+
+def biases_of(node: ir.Node) -> Biases:
+    """Whether the bias of a convolution is one of the framework's, or merged with that of a normalization behind it.
+
+    Exporters multiply a batch normalization into the convolution in front of it. A convolution that had no bias has
+    that of the normalization then, which still is one bias. Names tell both, but for some exporters only the first.
+    """
+    if node.op_type not in {"Conv", "ConvTranspose"} or len(node.inputs) < 3 or node.inputs[2] is None:
+        return "apart"
+    weight, bias = (_stored_name(value) for value in node.inputs[1:3])
+    notes, output = noted_scopes(node), str(node.outputs[0].name)
+    if any(sign in name for sign in _MERGED_BY_TENSORFLOW for name in (bias, output)):
+        return "merged" if _TENSORFLOW_BIAS in bias else "apart"
+    if notes:
+        # Of transposed convolutions only a normalization's bias counts, which is lost in theirs.
+        counted = node.op_type == "ConvTranspose" or _ADDED_BIAS not in bias
+        return "merged" if counted and _MERGED_NOTE in notes[-1] else "apart"
+    if _ADDED_BIAS in bias:
+        return "apart"
+    # Numbers are what older exporters and optimizers call a tensor that they computed.
+    computed = bias.isdecimal() or weight.startswith((_FOLDED_WEIGHT, _MERGED_BY_ONNX_RUNTIME))
+    return "unknown" if computed or str(node.name).startswith(_MERGED_NODE) else "apart"
+
+
+def _stored_name(value: ir.Value | None) -> str:
+    """The name of a weight as the file stores it, in front of its dequantisation or cast."""
+    while value is not None and (node := value.producer()) is not None and node.inputs:
+        value = node.inputs[0]
+    return "" if value is None else str(value.name)
+
+
+def innermost(node: ir.Node) -> str:
+    """The full name of the module that a node belongs to; empty if nothing tells it."""
+    return (_scopes(node) or ("",))[-1]
 
 
 class LayerNames:
@@ -191,7 +236,7 @@ def _is_folded(path: str, value: ir.Value) -> bool:
     if node is None or weight is None or not str(weight.name).startswith(_FOLDED_WEIGHT):
         return False
     # Of a module around both, the tensor is the output.
-    return (_scopes(node) or ("",))[-1] == path
+    return innermost(node) == path
 
 
 def _nodes_by_path(t: Builder) -> dict[str, list[ir.Node]]:

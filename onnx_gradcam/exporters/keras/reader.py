@@ -156,6 +156,7 @@ def _product(archive: Archive, *, keep_layout: bool) -> Product:
         version=archive.version,
         layers=layers,
         image_layout="NHWC" if any(tensor.moved for tensor in images) and not keep_layout else "",
+        biases="apart",
         preprocessing=preprocessing_of(config, "NHWC" if keep_layout and channels_last else "NCHW"),
         warnings=warnings,
     )

@@ -196,6 +196,7 @@ def read_mxnet(
         version=network.symbol.version,
         layers=_with_names(translation.layers(), _read_names(names)),
         preprocessing=PRESETS["mxnet-gluon"].to_dict() if architecture and shape[0] == 3 else None,
+        biases="apart",
         warnings=warnings,
     )
 

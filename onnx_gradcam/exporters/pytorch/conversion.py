@@ -26,19 +26,30 @@ Exporter = Literal["dynamo", "torchscript"]
 INPUT = "input"
 SIDES = ("height", "width")
 _OPSET = 18
+_HIDDEN = "onnx_gradcam.kept"
 
 
 class ConversionError(ExportError):
     """One of PyTorch's exporters fails on a network; the other one may succeed."""
 
 
-def convert(network: Captured | torch.jit.ScriptModule, x: Any, exporter: Exporter, free: Sequence[int]) -> Model:
-    """The graph of a network, its outputs named as by the capture; the axes `free` of the input may have any size."""
+def convert(
+    network: Captured | torch.jit.ScriptModule,
+    x: Any,
+    exporter: Exporter,
+    free: Sequence[int],
+    *,
+    keep_normalization: bool,
+) -> Model:
+    """The graph of a network, its outputs named as by the capture; the axes `free` of the input may have any size.
+
+    Unless `keep_normalization`, batch normalizations become part of the convolutions in front of them.
+    """
     symbols = {axis: (BATCH, "", *SIDES)[axis] for axis in free}
     try:
         with silent(), torch.no_grad():
             names = [*named_outputs(network(x))] if isinstance(network, torch.jit.ScriptModule) else network.named(x)
-            proto = _EXPORTERS[exporter](network, x, symbols, names)
+            proto = _EXPORTERS[exporter](network, x, symbols, names, keep=keep_normalization)
     except ExplainError:
         raise
     except Exception as exc:
@@ -51,12 +62,14 @@ def convert(network: Captured | torch.jit.ScriptModule, x: Any, exporter: Export
     return model
 
 
-def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str]) -> onnx.ModelProto:
+def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str], *, keep: bool) -> onnx.ModelProto:
     free = {axis: torch.export.Dim.DYNAMIC if axis == 0 else torch.export.Dim.AUTO for axis in symbols}
     program = torch.export.export(network, (x,), dynamic_shapes=({**free},), strict=False)
-    exported = torch.onnx.export(program, opset_version=_OPSET, dynamo=True, verbose=False)
+    exported = torch.onnx.export(program, opset_version=_OPSET, dynamo=True, verbose=False, optimize=not keep)
     if exported is None:  # never with dynamo=True
         raise RuntimeError("it returned no graph")
+    if keep:
+        _optimize_around(exported, "BatchNormalization")
     (image,) = exported.model.graph.inputs
     image.name = INPUT
     for value, name in zip(exported.model.graph.outputs, names, strict=True):
@@ -71,12 +84,29 @@ def _by_dynamo(network: Any, x: Any, symbols: dict[int, str], names: list[str]) 
     return proto
 
 
-def _by_torchscript(network: Any, x: Any, symbols: dict[int, str], names: list[str]) -> onnx.ModelProto:
+def _optimize_around(program: torch.onnx.ONNXProgram, operator: str) -> None:
+    """The exporter's optimizations, which leave the nodes of one operator as they are.
+
+    No pattern of the optimizer matches a node of another domain, and there is no option to leave one pattern out.
+    """
+    for node in program.model.graph:
+        if node.op_type == operator:
+            node.domain = _HIDDEN
+    program.optimize()
+    for node in program.model.graph:
+        if node.domain == _HIDDEN:
+            node.domain = ""
+
+
+def _by_torchscript(network: Any, x: Any, symbols: dict[int, str], names: list[str], *, keep: bool) -> onnx.ModelProto:
+    # The network is in evaluation mode; told so, the exporter merges, and told to preserve the mode, it does not.
+    mode = torch.onnx.TrainingMode.PRESERVE if keep else torch.onnx.TrainingMode.EVAL
     with tempfile.TemporaryDirectory(prefix="onnx-gradcam-") as folder:
         # Weights above 2 GB are written beside this file.
         path = str(Path(folder) / "model.onnx")
         torch.onnx.export(
             network, (x,), path, dynamo=False, opset_version=_OPSET, input_names=[INPUT], output_names=names,
+            training=mode,
             dynamic_axes={INPUT: symbols, **{name: {0: BATCH} for name in names if 0 in symbols}},
         )  # fmt: skip
         return onnx.load(path)

@@ -28,6 +28,7 @@ def export_pytorch(
     size: int | tuple[int, int] | None = None,
     trust: bool = False,
     exporter: TorchExporter = "auto",
+    keep_normalization: bool = False,
     progress: Progress | None = None,
 ) -> Product:
     """Export a PyTorch classifier.
@@ -58,6 +59,7 @@ def export_pytorch(
         size: fix height and width of the images; by default the network's own, or free where possible.
         trust: run code that the source names.
         exporter: which of PyTorch's exporters; `auto` takes `torchscript` if `dynamo` fails, and warns.
+        keep_normalization: leave batch normalizations out of the convolutions in front of them, as FullGrad needs it.
         progress: called with each step, in words.
 
     Returns:
@@ -81,4 +83,5 @@ def export_pytorch(
     opened = open_source(source, weights, trust=trust)
     ways: Sequence[Any] = ("dynamo", "torchscript") if exporter == "auto" else (exporter,)
     sides = (size, size) if isinstance(size, int) else size
-    return Verified(opened, layer, call, sides, report).exported(ways)
+    verified = Verified(opened, layer, call, sides, report, keep_normalization=keep_normalization)
+    return verified.exported(ways)

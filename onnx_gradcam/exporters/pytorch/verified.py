@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from onnx_gradcam.editor.targets.layer_names import biases_of, innermost
 from onnx_gradcam.errors import ExportError, InputError, TargetError, near_matches, reason
 from onnx_gradcam.exporters.parity import TOLERANCE, ParityError, compare, difference, run
 from onnx_gradcam.exporters.writer import Product
@@ -16,6 +17,7 @@ from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.inline import constant
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.metadata import CarriedLayer
+from onnx_gradcam.options import Biases
 
 from .capture import TARGET, Array, Captured, module_outputs, submodule
 from .conversion import ConversionError, Exporter, convert
@@ -34,13 +36,25 @@ _LOUD = np.float32(30)
 """Scales the image that layers are matched with, so that values reach limits that they did not reach before."""
 
 
+_BIASES = {"merged": "merged", "unknown": "", "apart": "apart"}
+"""The model's biases by those of its nodes; what is true of one decides, in this order."""
+
+
 class Verified:
     """An export of one network, with the module `layer` exposed at one of its calls; `report` takes each step."""
 
     def __init__(
-        self, source: Source, layer: str | None, call: int, size: tuple[int, int] | None, report: Callable[[str], None]
+        self,
+        source: Source,
+        layer: str | None,
+        call: int,
+        size: tuple[int, int] | None,
+        report: Callable[[str], None],
+        *,
+        keep_normalization: bool,
     ) -> None:
         self.source, self.layer, self.call, self.report = source, layer, call, report
+        self.keep_normalization = keep_normalization
         self.network = source.network.eval()
         self.scripted = isinstance(self.network, torch.jit.ScriptModule)
         self.hooked = None if self.scripted else layer
@@ -87,6 +101,7 @@ class Verified:
         worst = max(self._difference(model, batch, self.sides) for batch in self.batches)
         if 2 in free:
             self._difference(model, self.batches[-1], self.other)
+        biases = self._biases(model, way)
         layers = self._layers(model)
         batches = " and ".join(map(str, self.batches))
         warnings = []
@@ -100,16 +115,34 @@ class Verified:
             labels=self.source.labels,
             preprocessing=self._preprocessing(),
             parity=f"{way} exporter; within {worst:.0e} of PyTorch's values, relative, at batch {batches}",
+            biases=biases,
             warnings=warnings,
         )
+
+    def _biases(self, model: Model, way: Exporter) -> str:
+        """As in `Carried`."""
+        states = {self._biases_of(node) for node in model.core.graph}
+        if self.keep_normalization and states != {"apart"}:
+            raise ConversionError(
+                f"PyTorch's {way} exporter merged batch normalizations that were to be kept; try the other one"
+            )
+        return next(word for state, word in _BIASES.items() if state in states)
+
+    def _biases_of(self, node: ir.Node) -> Biases:
+        """Whether a convolution's bias was merged with another; its module tells where its names do not."""
+        state = biases_of(node)
+        module = dict(self.network.named_modules()).get(innermost(node).removeprefix("network."))
+        if state != "unknown" or not hasattr(module, "weight"):
+            return state
+        return "apart" if getattr(module, "bias", None) is None else "merged"
 
     def _graph(self, way: Exporter, free: Sequence[int]) -> Model:
         x = torch.from_numpy(self._image(self.source.batch or _EXAMPLE_BATCH, self.sides))
         if isinstance(self.network, torch.jit.ScriptModule):
-            return convert(self.network, x, way, free)
+            return convert(self.network, x, way, free, keep_normalization=self.keep_normalization)
         captured = Captured(self.network, self.layer, self.call).eval()
         try:
-            model = convert(captured, x, way, free)
+            model = convert(captured, x, way, free, keep_normalization=self.keep_normalization)
         finally:
             captured.release()
         for weight in list(model.core.graph.initializers.values()):

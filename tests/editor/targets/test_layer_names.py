@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from onnx_gradcam import Options, attach
 from onnx_gradcam.cli import app
 from onnx_gradcam.editor.plan import make_plan
-from onnx_gradcam.editor.targets.layer_names import DYNAMO_SCOPES, LayerNames
+from onnx_gradcam.editor.targets.layer_names import DYNAMO_SCOPES, LayerNames, biases_of
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.evaluation.inspection import inspect
 from onnx_gradcam.metadata import Carried, CarriedLayer, Metadata, peek
@@ -230,3 +230,92 @@ def test_on_the_command_line(tmp_path):
     assert refused.exit_code == 1
     assert "stands for 2 tensors; name one of them: 'node_relu', 'relu_4'" in refused.stderr
     assert not (tmp_path / "no.onnx").exists()
+
+
+def biased(weight, bias, output="c", name="", note=None, quantised=False, op="Conv") -> onnx.ModelProto:
+    """A convolution whose parts are named as an exporter does, and the mean of each channel as the score of a class."""
+    values = [np.ones((3, 3, 1, 1), np.float32), np.ones(3, np.int32 if quantised else np.float32)]
+    weights = [numpy_helper.from_array(v, n) for v, n in zip(values, (weight, bias), strict=True)]
+    nodes = [helper.make_node(op, ["x", weight, "real" if quantised else bias], [output], name=name)]
+    if quantised:
+        weights.append(numpy_helper.from_array(np.float32(0.5), "scale"))
+        nodes.insert(0, helper.make_node("DequantizeLinear", [bias, "scale"], ["real"]))
+    if note:
+        nodes[-1].metadata_props.add(key=DYNAMO_SCOPES, value=repr(["", *note]))
+    nodes.append(helper.make_node("GlobalAveragePool", [output], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["y"]))
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    scores = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
+    graph = helper.make_graph(nodes, "g", [image], [scores], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+BATCH_NORM = ("bn", "_native_batch_norm_legit_no_training_3")
+ON_TENSORFLOW = ("m/conv/BiasAdd_weights_fused_bn", "m/conv/BiasAdd_bias_fused_bn", "m/bn/FusedBatchNormV3:0")
+ON_TFLITE = ("m/conv/Conv2D", "m/bn/FusedBatchNormV3;m/conv/BiasAdd", "m/relu/Relu;m/bn/FusedBatchNormV3;m/conv/Conv2D")
+BIASES = {
+    "TorchScript": (biased("a.weight", "a.bias", "/a/Conv_output_0", "/a/Conv"), "apart"),
+    "TorchScript, merged": (biased("onnx::Conv_59", "onnx::Conv_60", "/a/Conv_output_0", "/a/Conv"), "unknown"),
+    "TorchScript of 2021, merged": (biased("48", "49", "47", "Conv_0"), "unknown"),
+    "dynamo": (biased("a.weight", "a.bias", "conv2d", "node_conv2d", ("a", "conv2d")), "apart"),
+    "dynamo, merged": (biased("a.weight", "a.bias", "getitem", "node_Conv_44", BATCH_NORM), "merged"),
+    "dynamo, none before": (biased("a.weight", "a.weight_bias", "getitem", "node_Conv_46", BATCH_NORM), "apart"),
+    "dynamo, transposed": (
+        biased("a.weight", "a.weight_bias", "getitem", "node_ConvTranspose_4", BATCH_NORM, op="ConvTranspose"),
+        "merged",
+    ),
+    "dynamo without notes": (biased("a.weight", "a.bias", "conv2d", "node_conv2d"), "apart"),
+    "dynamo without notes, merged": (biased("a.weight", "a.bias", "getitem", "node_Conv_44"), "unknown"),
+    "dynamo without notes, none before": (biased("a.weight", "a.weight_bias", "getitem", "node_Conv_46"), "apart"),
+    "dynamo, quantised": (biased("w", "a.bias_quantized", "c", "node_Conv_4", BATCH_NORM, quantised=True), "merged"),
+    "tf2onnx": (biased("m/conv/Conv2D:0", "m/conv/BiasAdd/ReadVariableOp:0", "m/conv/BiasAdd:0"), "apart"),
+    "tf2onnx, merged": (biased(*ON_TENSORFLOW), "merged"),
+    "tf2onnx, none before": (biased("m/c/Conv2D_weights_fused_bn", "m/c/Conv2D_bias_fused_bn"), "apart"),
+    "TFLite, merged": (biased(*ON_TFLITE, quantised=True), "merged"),
+    "TFLite, none before": (biased(ON_TFLITE[0], "m/bn/FusedBatchNormV3", ON_TFLITE[2], quantised=True), "apart"),
+    "ONNX Runtime, merged": (biased("ConvBnFusion_W_w", "ConvBnFusion_BN_B_b"), "unknown"),
+}
+"""A convolution by each exporter, and whether its bias was merged with that of a normalization."""
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_names_tell_whether_a_bias_was_merged(name):
+    source, state = BIASES[name]
+    node = next(node for node in builder(source).nodes if node.op_type.startswith("Conv"))
+    assert biases_of(node) == state
+    warnings = [text for text in make_plan(source, Options(method="fullgrad")).warnings if "biases" in text]
+    verb = {"apart": [], "merged": ["merged"], "unknown": ["may have merged"]}[state]
+    assert [text.partition(" biases")[0] for text in warnings] == [f"the exporter {word}" for word in verb]
+    assert make_plan(source, Options(method="saliency")).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "warned"),
+    [
+        ("TorchScript, merged", "apart", ""),
+        ("TorchScript, merged", "merged", "the exporter merged biases of convolutions (node '/a/Conv') with those of"),
+        ("TorchScript", "merged", "the exporter merged biases of convolutions with those of the batch normalizations"),
+        ("TorchScript", "else", ""),
+    ],
+)
+def test_what_the_export_recorded_of_biases_counts_more_than_names(name, record, warned):
+    source = onnx.ModelProto()
+    source.CopyFrom(BIASES[name][0])
+    helper.set_model_props(source, Carried(biases=record).to_props())
+    assert "".join(make_plan(source, Options(method="fullgrad")).warnings).startswith(warned)
+    assert bool(make_plan(source, Options(method="fullgrad")).warnings) == bool(warned)
+
+
+def test_merged_biases_on_the_command_line(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(BIASES["dynamo, merged"][0], path)
+    expected = (
+        "the exporter merged biases of convolutions (node 'node_Conv_44') with those of the batch normalizations "
+        "behind them, and FullGrad counts a merged pair once; export the model with its normalizations, from PyTorch "
+        "with --keep-normalization"
+    )
+    for method, count in (("fullgrad", 1), ("gradcam", 0)):
+        command = ["attach", str(path), "-o", str(tmp_path / "out.onnx"), "--method", method]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert " ".join(result.stderr.split()).count(expected) == count
