@@ -546,8 +546,19 @@ def _layers(
                 replace(layer, reason=f"layer {exported!r}, which the model was exported with") for layer in found
             )
         for layer in found:
+            _check_positions(layer.chosen)
             layers.setdefault(layer.chosen.tensor.name, layer)
     return tuple(layers.values())
+
+
+def _check_positions(chosen: Candidate) -> None:
+    """Refuse activation maps that damaged sizes make larger than any image."""
+    sizes = [d for d in chosen.grid if isinstance(d, int)]
+    if math.prod(sizes) > MAX_PIXELS:
+        raise TargetError(
+            f"layer {chosen.tensor.name!r} has {' x '.join(map(str, sizes))} positions, more than an image has pixels; "
+            "choose another layer"
+        )
 
 
 def _weights(

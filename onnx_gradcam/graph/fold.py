@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 __all__ = ["Completion", "complete_shapes", "evaluate_node"]
 
 _LARGEST = 1000
+_COUNTABLE = 2**60  # NumPy counts the elements of an array in 64 bits.
 """Elements of the largest tensor to compute."""
 
 _READS_SHAPE = {"Shape", "Size"}
@@ -105,7 +106,7 @@ def _evaluate(
     feeds: dict[str, npt.NDArray[Any]] = {}
     if node.op_type in _READS_SHAPE:
         dims = _dims(types.get(node.input[0]))
-        if dims is None:
+        if dims is None or math.prod(dims) > _COUNTABLE:
             return {}
         feeds = {node.input[0]: np.broadcast_to(np.float32(0), dims)}
     elif node.op_type in _ARITHMETIC and all(i in data for i in node.input if i):

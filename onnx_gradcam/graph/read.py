@@ -52,6 +52,8 @@ _NUMPY_BROADCASTING = 7
 
 _INDICES = {TensorProto.INT32, TensorProto.INT64}
 _LONGEST_VECTOR = 2**16
+_LARGEST_INPUT = 2**32
+"""Numbers that an input may declare: 17 GB in float32. Of more, ONNX's inference may try to write out each."""
 
 _LONGEST_NORMALIZATION = 3
 """Outputs that BatchNormalization has since opset 14; before, five stand for training."""
@@ -183,7 +185,7 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str)
 
 
 def _check_fields(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse text that is not UTF-8 and types that ONNX does not have, which protobuf hands on as they are."""
+    """Refuse text that is not UTF-8, types that ONNX does not have, and inputs that no computer can hold."""
     types = set(TensorProto.DataType.values())
     try:
         for message in _messages(proto):
@@ -191,6 +193,13 @@ def _check_fields(proto: onnx.ModelProto, name: str) -> None:
                 raise ModelError(f"{name}: a tensor is of the unknown type {message.elem_type}; export the model again")
     except UnicodeDecodeError as exc:
         raise ModelError(f"{name}: the file is damaged (a name in it is not UTF-8 text); fetch it again") from exc
+    for info in proto.graph.input:
+        sizes = [dim.dim_value for dim in info.type.tensor_type.shape.dim if dim.dim_value > 0]
+        if math.prod(sizes) > _LARGEST_INPUT:
+            raise ModelError(
+                f"{name}: the input {info.name[:100]!r} declares {' x '.join(map(str, sizes[:8]))} numbers, more than "
+                "fit in memory; export the model with the true size"
+            )
 
 
 def _messages(message: Message) -> Iterator[Message]:

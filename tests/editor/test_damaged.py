@@ -82,11 +82,45 @@ def test_own_errors_stay_what_they_are():
         raise ModelError("own")
 
 
-@pytest.mark.parametrize("size", [2**31 - 1, 2**40])
-def test_an_image_larger_than_any_is_refused(size):
+def test_an_image_larger_than_any_is_refused():
     proto = model()
-    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = size
-    with pytest.raises(ExplainError, match=rf"image of {size} x 8 pixels, above the limit of 134217728 pixels"):
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 2**25
+    with pytest.raises(ExplainError, match=r"image of 33554432 x 8 pixels, above the limit of 134217728 pixels"):
+        attach(proto)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("function", [attach, inspect])
+def test_an_input_that_no_computer_holds_is_refused(function, axis):
+    for source in (model(), attach(model()).to_proto()):
+        source.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 2**40
+        with pytest.raises(ExplainError, match=r"the input 'x' declares (3 x )?1099511627776 x"):
+            function(source)
+
+
+def test_maps_larger_than_any_image_are_refused():
+    proto = graph(
+        "c = Conv<pads=[0,0,0,2147483647]>(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)",
+        K=(6, 3, 3, 3),
+        W=(6, 4),
+    )
+    with pytest.raises(TargetError, match=r"layer 'a' has 6 x 2147483653 positions, more than an image has pixels"):
+        attach(proto)
+
+
+def test_shapes_beyond_64_bits_stay_unknown():
+    proto = graph(
+        "c = Conv<pads=[0,2147483647,0,2147483647]>(x, K) d = Conv<pads=[0,2147483647,0,2147483647]>(c, L) "
+        "n = Shape(d) s = Slice(n, i, j) r = Concat<axis=0>(s, minus) p = GlobalAveragePool(d) f = Reshape(p, r) "
+        "y = Gemm(f, W)",
+        K=(6, 3, 3, 3),
+        L=(6, 6, 3, 3),
+        W=(6, 4),
+        i=[0],
+        j=[1],
+        minus=[-1],
+    )
+    with pytest.raises(ExplainError):
         attach(proto)
 
 
