@@ -160,7 +160,7 @@ def test_a_detector_with_nested_outputs_is_exported_by_its_task(torch):
 def test_auto_takes_the_other_exporter_and_says_so(torch, monkeypatch):
     from onnx_gradcam.exporters.pytorch import conversion  # noqa: PLC0415 - needs PyTorch
 
-    def fail(*_arguments):
+    def fail(*_arguments, **_choices):
         raise RuntimeError("no decomposition")
 
     monkeypatch.setitem(conversion._EXPORTERS, "dynamo", fail)
@@ -177,8 +177,8 @@ def test_values_that_differ_are_refused(torch, monkeypatch, wrong):
 
     true = verified.convert
 
-    def changed(*arguments):
-        model = true(*arguments)
+    def changed(*arguments, **choices):
+        model = true(*arguments, **choices)
         weights = model.core.graph.initializers
         name = next(n for n, w in weights.items() if ("head" if wrong == "output" else "second") in n)
         weights[name].const_value = ir.tensor(weights[name].const_value.numpy() * 1.01, name=name)
