@@ -11,6 +11,7 @@ from onnx_gradcam import attach
 from onnx_gradcam.errors import ExportError, InputError, ModelError, TargetError
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.sources import export, read_onnx
+from onnx_gradcam.metadata import Carried
 
 BODY = """
     maps = Conv<pads=[1,1,1,1]>(x, w)
@@ -43,6 +44,14 @@ def test_exported_twice_is_exported_once(path, tmp_path):
     one, two = run(first.to_proto(), x=x), run(second.to_proto(), x=x)
     assert list(one) == list(two) == ["y", "maps"]
     assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("biases", ["apart", "merged", ""])
+def test_what_an_earlier_export_recorded_of_biases_is_kept(path, biases):
+    source = onnx.load(path)
+    onnx.helper.set_model_props(source, Carried(biases=biases).to_props())
+    onnx.save(source, path)
+    assert export(path).carried.biases == biases
 
 
 def test_an_explained_model_is_refused(path, tmp_path):
