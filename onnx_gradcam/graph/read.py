@@ -50,6 +50,9 @@ _SMALL_TENSOR_BYTES = 1000
 _NUMPY_BROADCASTING = 7
 """The opset from which on PRelu aligns its slope with the last axes of its input; before, with the channels."""
 
+_NAMED_COORDINATES = 11
+"""The opset from which on Resize says where it samples; before, at the index divided by the scale."""
+
 _INDICES = {TensorProto.INT32, TensorProto.INT64}
 _LONGEST_VECTOR = 2**16
 _LARGEST_INPUT = 2**32
@@ -275,6 +278,8 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
             _align_slopes(small)
         if opset < MIN_OPSET:
             small = version_converter.convert_version(small, MIN_OPSET)
+        if opset < _NAMED_COORDINATES:
+            _name_coordinates(small)
         _trim_pools(small)
     except Exception as exc:
         reason = _culprit(small, opset) or " ".join(str(exc).split())[:300]
@@ -345,6 +350,17 @@ def _align_slopes(small: onnx.ModelProto) -> None:
         nodes.append(node)
     del small.graph.node[:]
     small.graph.node.extend(nodes)
+
+
+def _name_coordinates(small: onnx.ModelProto) -> None:
+    """Say, in place, where a Resize samples, as it did before opset 11, and Upsample too; the converter does not."""
+    for node in _nodes(small.graph):
+        named = {a.name: a for a in node.attribute}
+        if node.op_type != "Resize" or "coordinate_transformation_mode" in named:
+            continue
+        node.attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+        if "mode" not in named or named["mode"].s == b"nearest":
+            node.attribute.append(onnx.helper.make_attribute("nearest_mode", "floor"))
 
 
 def _trim_pools(small: onnx.ModelProto) -> None:

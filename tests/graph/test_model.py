@@ -652,6 +652,24 @@ def test_the_constants_of_functions_count_as_often_as_they_are_called():
     )
 
 
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(("operator", "opset"), [("Upsample", 7), ("Upsample", 9), ("Resize", 10)])
+def test_resizing_before_opset_11_samples_where_runtimes_do(operator, opset, mode):
+    """ONNX's version converter leaves the default of opset 11, which samples half a cell away."""
+    x = np.random.default_rng(6).standard_normal((2, 3, 6, 6)).astype(np.float32)
+    for scale in (2, 3, 1.5, 2.7, *((0.5, 1 / 3) if operator == "Resize" else ())):
+        scales, side = np.array([1, 1, scale, scale], np.float32), int(6 * scale + 1e-4)
+        given = {"scales": scales.tolist()} if opset < 9 else {}
+        node = helper.make_node(operator, ["x"] if given else ["x", "scales"], ["y"], mode=mode, **given)
+        infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3, s, s]) for n, s in (("x", 6), ("y", side))]
+        weights = [] if given else [numpy_helper.from_array(scales, "scales")]
+        graph = helper.make_graph([node], "g", infos[:1], infos[1:], weights)
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
+        (before,) = quiet_session(proto).run(None, {"x": x})
+        (after,) = quiet_session(load(proto).to_proto()).run(None, {"x": x})
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("slopes", [1, 4, 300])
 def test_a_slope_of_opset_6_belongs_to_a_channel(slopes):
     channels = max(slopes, 4)
