@@ -15,6 +15,10 @@ import numpy as np
 __all__ = ["Ratio", "alternate", "line", "machine", "table"]
 
 
+PAUSE = 0.05
+"""Seconds before each run: threads of another session spin for a while after it, and take time from the next."""
+
+
 @dataclass(frozen=True)
 class Ratio:
     """The time of a candidate divided by the time of the reference, from alternating runs.
@@ -57,6 +61,7 @@ def alternate(
     for turn in range(-warmup, runs):
         order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
         for side in order:
+            time.sleep(PAUSE)
             start = time.perf_counter()
             sides[side]()
             elapsed = time.perf_counter() - start

@@ -3,15 +3,19 @@
 A path leads from a tensor to the outputs of the nodes that read it. `carries` decides which of these steps count: for a
 gradient only the differentiable ones, so not those through shapes, axes, indices and bounds. Some nodes on a path only
 show the same numbers in another shape or type (`VIEWS`); `keeps_order` tells whether their order stays the same.
+`halves` cuts a model at what depends on some of its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from .builder import Builder
+from .read import skeleton
 from .shapes import Shape
 
 __all__ = [
@@ -19,10 +23,12 @@ __all__ = [
     "RESHAPES",
     "VIEWS",
     "Carries",
+    "Halves",
     "between",
     "captured",
     "carries_content",
     "dominators",
+    "halves",
     "keeps_order",
     "node_inputs",
     "row_coupling",
@@ -170,3 +176,96 @@ def _vector(shape: Shape) -> int | str | None:
     """The size of the only axis after the batch that is not of size one; `None` if there are several."""
     wide = [d for d in shape[1:] if d != 1]
     return None if not shape or len(wide) > 1 else wide[0] if wide else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """A model in two parts.
+
+    Attributes:
+        first: from the inputs that do not choose to `between`, and to the outputs `shared`.
+        second: from `between` and the choices to all other outputs.
+        between: the tensors that the second part takes from the first.
+        shared: the outputs of the model that do not depend on the choices.
+    """
+
+    first: onnx.ModelProto
+    second: onnx.ModelProto
+    between: list[str]
+    shared: list[str]
+
+
+def halves(model: onnx.ModelProto, choices: Collection[str]) -> Halves | None:
+    """Cut a model at what depends on some of its inputs, so that the rest runs once for several choices.
+
+    Of an explained detector the first part is the forward pass, the second the way back from the score of a box to the
+    layers.
+
+    Args:
+        model: a model whose nodes are in order; its large weights may be in other files.
+        choices: names of the inputs that choose; they keep their defaults.
+
+    Returns:
+        The two parts, which share no node; `None` where a tensor between them has no known type, which an input of the
+        second part has to declare.
+
+    Example::
+
+        parts = halves(attach("detector.onnx").to_proto(), {"target_class", "target_box"})
+    """
+    graph = model.graph
+    reads = [{str(value.name) for value in node_inputs(node)} for node in ir.from_proto(model).graph]
+    late, parts = set(choices), _Parts(model)
+    for node, names in zip(graph.node, reads, strict=True):
+        is_late = not late.isdisjoint(names)
+        parts.add(node, names, is_late=is_late)
+        late.update(node.output if is_late else ())
+    declared = {info.name: info for info in (*graph.value_info, *graph.input, *graph.output)}
+    inputs = [info.name for info in graph.input if info.name not in choices]
+    computed = {name for node in graph.node for name in node.output} - late
+    between = sorted(parts.read[True] & {*computed, *inputs})
+    _declare(model, between, declared)
+    if any(name not in declared for name in between):
+        return None
+    shared = [info.name for info in graph.output if info.name not in late]
+    ends = [*shared, *(name for name in between if name in computed and name not in shared)]
+    chosen = [info.name for info in graph.input if info.name in choices]
+    others = [info.name for info in graph.output if info.name in late]
+    first = parts.model([declared[n] for n in inputs], [declared[n] for n in ends], is_late=False)
+    second = parts.model([declared[n] for n in (*between, *chosen)], [declared[n] for n in others], is_late=True)
+    return Halves(first, second, between, shared)
+
+
+def _declare(model: onnx.ModelProto, names: Sequence[str], declared: dict[str, onnx.ValueInfoProto]) -> None:
+    """Add, in place, the inferred types of tensors that the model does not declare, such as numbers without a shape."""
+    if all(name in declared for name in names):
+        return
+    for info in onnx.shape_inference.infer_shapes(skeleton(model)).graph.value_info:
+        if info.type.tensor_type.elem_type:
+            declared.setdefault(info.name, info)
+
+
+class _Parts:
+    """Collects the nodes of the two parts, and the tensors they read."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._whole = model
+        self._nodes: dict[bool, list[onnx.NodeProto]] = {False: [], True: []}
+        self.read: dict[bool, set[str]] = {False: set(), True: set()}
+
+    def add(self, node: onnx.NodeProto, names: Collection[str], *, is_late: bool) -> None:
+        self._nodes[is_late].append(node)
+        self.read[is_late].update(names)
+
+    def model(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], *, is_late: bool
+    ) -> onnx.ModelProto:
+        """One part as a model, with the weights it reads and the defaults of its inputs."""
+        whole, needed = self._whole, self.read[is_late] | {info.name for info in inputs}
+        part = onnx.ModelProto(ir_version=whole.ir_version, opset_import=whole.opset_import, functions=whole.functions)
+        part.graph.name = whole.graph.name
+        part.graph.node.extend(self._nodes[is_late])
+        part.graph.input.extend(inputs)
+        part.graph.output.extend(outputs)
+        part.graph.initializer.extend(tensor for tensor in whole.graph.initializer if tensor.name in needed)
+        return part

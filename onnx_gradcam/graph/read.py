@@ -100,6 +100,7 @@ def read_proto(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
     if not proto.graph.node:
         raise ModelError(f"{name} is not an ONNX model (it has no graph); is it the right file, and complete?")
     _check_external_data(proto, folder, name)
+    _read_small_tensors(proto, folder)
     _check_inner_data(proto, name)
     return proto, folder
 
@@ -185,6 +186,15 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path | None, name: str)
         length = size if info.length is None else info.length
         if length < size or (info.offset or 0) + length > stat.st_size:
             raise ModelError(f"{name}: the weights file {info.location!r} is truncated; fetch it again")
+
+
+def _read_small_tensors(proto: onnx.ModelProto, folder: Path | None) -> None:
+    """Take small tensors of other files into the model, in place: they may be shapes, axes and other settings."""
+    for tensor in (t for t in proto.graph.initializer if external_data_helper.uses_external_data(t)):
+        if _bytes_of(tensor, "the model") <= _SMALL_TENSOR_BYTES:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
 
 
 def _check_fields(proto: onnx.ModelProto, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from onnx_gradcam.options import Description
 
 from .detections import Detections, Selection, parse_selection
 from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
-from .runners import Attached, Augmented, Choice, Runner, fixed_size
+from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ Source = str | Path | bytes | Array
 _EMPTY_TABLE = "specified axis dim value [0]"
 """What ONNX Runtime says of the best box of a table without any, which NMS in the graph may leave."""
 
+_NO_BOX = "the model does not find anything in this image: it has no box"
 _NO_DETECTOR = "the model is no detector, or was explained without its boxes; leave the box out"
 
 
@@ -266,13 +268,15 @@ class Explainer:
         selection = parse_selection(box)
         if selection is not None:
             self._check_boxes(selection)
+        several, runner = selection is not None and selection.which in {"all", "sum"}, self.runner
+        halved = runner.halved if several and isinstance(runner, Attached) else None
         pending = [_Pending(image) for image in images]
         targets = [Top(1)] if target is None else self._targets(target)
         first = targets[0]
-        self._explain(pending, [[(-1 if isinstance(first, Top) else first, None)]] * len(pending), batch_size)
+        self._explain(pending, [[(-1 if isinstance(first, Top) else first, None)]] * len(pending), batch_size, halved)
         found = [one for one in pending if one.problem is None]
         if selection is not None:
-            self._select(found, None if target is None else targets, selection, batch_size)
+            self._select(found, None if target is None else targets, selection, batch_size, halved)
             return [one.finished(self.labels, self.metadata, one_layer=self._one_cam) for one in pending]
         rest = [expanded(targets, one.scores, one.maps[0].target.index)[1:] for one in found]
         if self.metadata.all_classes:
@@ -287,7 +291,12 @@ class Explainer:
         return [one.finished(self.labels, self.metadata, one_layer=self._one_cam) for one in pending]
 
     def _select(
-        self, pending: Sequence[_Pending], targets: Sequence[int | Top] | None, selection: Selection, batch_size: int
+        self,
+        pending: Sequence[_Pending],
+        targets: Sequence[int | Top] | None,
+        selection: Selection,
+        batch_size: int,
+        halved: Halved | None,
     ) -> None:
         """Replace the maps of the best boxes by those of the boxes that a selection stands for."""
         chosen: list[list[Box]] = []
@@ -304,8 +313,9 @@ class Explainer:
                 one.problem = exc
                 chosen.append([])
         rows = [[(box.target.index, box.index) for box in boxes] for boxes in chosen]
-        self._explain(pending, rows, batch_size)
+        self._explain(pending, rows, batch_size, halved)
         for one, boxes in zip(pending, chosen, strict=True):
+            one.shared = {}
             if selection.which == "sum" and boxes:
                 one.maps = [self._summed(one, boxes)]
             else:
@@ -346,14 +356,41 @@ class Explainer:
         explanations = iter(self._each(readable, target, box, batch_size))
         return [image if isinstance(image, InputError) else next(explanations) for image in images]
 
-    def _explain(self, pending: Sequence[_Pending], chosen: Sequence[Sequence[Choice]], batch_size: int) -> None:
-        """Run one row for each class or box of each image, at most `batch_size` rows of one size at once."""
+    def _explain(
+        self,
+        pending: Sequence[_Pending],
+        chosen: Sequence[Sequence[Choice]],
+        batch_size: int,
+        halved: Halved | None = None,
+    ) -> None:
+        """Run one row for each class or box of each image, at most `batch_size` rows of one size at once.
+
+        Where a model in two parts is given, the first runs once for each image.
+        """
+        if halved is not None:
+            for one, choices in zip(pending, chosen, strict=True):
+                self._explain_sharing(halved, one, choices)
+            return
         by_size: dict[tuple[int, ...], list[tuple[_Pending, Choice]]] = {}
         for one, choices in zip(pending, chosen, strict=True):
             by_size.setdefault(one.prepared.tensor.shape, []).extend((one, choice) for choice in choices)
         for rows in by_size.values():
             for start in range(0, len(rows), batch_size):
                 self._explain_rows(rows[start : start + batch_size])
+
+    def _explain_sharing(self, halved: Halved, one: _Pending, choices: Sequence[Choice]) -> None:
+        """Explain the boxes of one image, whose forward pass is kept for more of them."""
+        if not choices:
+            return
+        try:
+            one.shared = one.shared or halved.forward(one.prepared.tensor[None])
+            results = halved.run(one.shared, choices, tables=choices[0][1] is None)
+        except ModelError as exc:
+            if _EMPTY_TABLE not in str(exc):
+                raise
+            one.problem = NothingFoundError(_NO_BOX)
+            return
+        self._keep([(one, choice) for choice in choices], results)
 
     def _explain_rows(self, rows: Sequence[tuple[_Pending, Choice]]) -> None:
         names = self.metadata
@@ -370,6 +407,12 @@ class Explainer:
                 raise
             self._explain_apart(rows)
             return
+        self._keep(rows, results)
+
+    def _keep(self, rows: Sequence[tuple[_Pending, Choice]], results: Mapping[str, Array]) -> None:
+        """Note the results of rows, each in the explanation it belongs to."""
+        names = self.metadata
+        boxes = [box for _, (_, box) in rows if box is not None]
         for i, (one, (target, _)) in enumerate(rows):
             scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
@@ -396,7 +439,7 @@ class Explainer:
     def _explain_apart(self, rows: Sequence[tuple[_Pending, Choice]]) -> None:
         """Explain the images one by one where one of them leaves the table of boxes empty."""
         if len(rows) == 1:
-            rows[0][0].problem = NothingFoundError("the model does not find anything in this image: it has no box")
+            rows[0][0].problem = NothingFoundError(_NO_BOX)
             return
         for row in rows:
             self._explain_rows([row])
@@ -469,7 +512,10 @@ class Prepared:
 
 @dataclass(eq=False)
 class _Pending:
-    """An image that is being explained; `heatmaps` and `cams` are of all classes if the model gives them at once."""
+    """An image that is being explained; `heatmaps` and `cams` are of all classes if the model gives them at once.
+
+    `shared` is its forward pass, where several boxes are explained.
+    """
 
     prepared: Prepared
     scores: Array = field(default_factory=lambda: np.zeros(0))
@@ -480,6 +526,7 @@ class _Pending:
     boxes: list[Box] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problem: NothingFoundError | None = None
+    shared: dict[str, Array] = field(default_factory=dict)
 
     def listed(self, index: int, target: int) -> Box:
         """The box of an index and a class, numbered if it is in the list."""
@@ -523,12 +570,21 @@ def _open_explained(
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
             f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
-    session = Session(file_or_bytes(model), disabled_optimizers=metadata.disabled_optimizers, **execution)
+    source = file_or_bytes(model)
+    session = Session(source, disabled_optimizers=metadata.disabled_optimizers, **execution)
     metadata.check_graph(
         {info.name: (info.dtype, info.shape or None) for info in (*session.inputs, *session.optional_inputs)},
         {info.name: (info.dtype, info.shape or None) for info in session.outputs},
     )
-    return Attached(metadata, session, region), [ONE_AT_A_TIME] if metadata.couples_rows else []
+
+    def halved() -> Halved | None:
+        # Most explanations of explained files need no graph code.
+        from onnx_gradcam.graph.read import read_proto  # noqa: PLC0415
+
+        return Halved.of(metadata, *read_proto(source), execution)
+
+    runner = Attached(metadata, session, region, halved if metadata.box_input else None)
+    return runner, [ONE_AT_A_TIME] if metadata.couples_rows else []
 
 
 def _attach_or_probe(
@@ -560,4 +616,6 @@ def _attach_or_probe(
         disabled_optimizers=explained.metadata.disabled_optimizers,
         **execution,
     )
-    return Attached(explained.metadata, session, region), list(explained.warnings)
+    metadata, proto, folder = explained.metadata, explained.to_proto(), explained.model.folder
+    halved = partial(Halved.of, metadata, proto, folder, execution) if metadata.box_input else None
+    return Attached(metadata, session, region, halved), list(explained.warnings)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,20 @@ from onnx_gradcam.metadata import Metadata
 
 from .session import InputInfo, Session
 
-__all__ = ["Attached", "Augmented", "Choice", "Runner", "chosen_inputs", "fixed_size", "in_batches", "in_type"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "Attached",
+    "Augmented",
+    "Choice",
+    "Halved",
+    "Runner",
+    "chosen_inputs",
+    "fixed_size",
+    "in_batches",
+    "in_type",
+]
 __all__ += ["paired", "without_tables"]
 
 Array = npt.NDArray[Any]
@@ -57,8 +71,15 @@ class Attached:
     The region says where a segmentation with `mask="input"` is explained; see `images.decoding.read_region`.
     """
 
-    def __init__(self, metadata: Metadata, session: Session, region: str | Path | Array | None = None) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        session: Session,
+        region: str | Path | Array | None = None,
+        halved: Callable[[], Halved | None] | None = None,
+    ) -> None:
         self.metadata, self.session, self.results = metadata, session, without_tables(metadata, session.outputs)
+        self._halved = halved
         self._size = fixed_size(session.input(metadata.image_input))
         shape = session.input(metadata.mask_input).shape if metadata.mask_input else None
         self._region = read_region(region, metadata.mask_input, shape)
@@ -74,11 +95,68 @@ class Attached:
 
         return in_batches(run, batch, paired(classes, boxes), self._size, apart=self.metadata.couples_rows)
 
+    @cached_property
+    def halved(self) -> Halved | None:
+        """The model in two parts, loaded when first asked for; `None` where it is not to be had."""
+        return None if self._halved is None or self._size not in {None, 1} else self._halved()
+
     def _feeds(self, batch: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
         feeds = {self.metadata.image_input: batch, **chosen_inputs(self.metadata, chosen)}
         if self._region is not None:
             feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
         return feeds
+
+
+class Halved:
+    """Explains many boxes of one image: what does not depend on them is computed once."""
+
+    @classmethod
+    def of(
+        cls, metadata: Metadata, explained: onnx.ModelProto, folder: Path | None, execution: Mapping[str, Any]
+    ) -> Halved | None:
+        """Load the two parts of an explained model; `None` where it cannot be cut.
+
+        Args:
+            metadata: what the model says about itself.
+            explained: the model.
+            folder: the folder that its external weights are relative to.
+            execution: provider and threads of `Session`.
+        """
+        # Most explanations of explained files need no graph code.
+        from onnx_gradcam.graph.paths import halves  # noqa: PLC0415
+
+        parts = halves(explained, {metadata.class_input, metadata.box_input} - {""})
+        if parts is None:
+            return None
+        first, second = (
+            Session(
+                part.SerializeToString(),
+                folder=folder,
+                disabled_optimizers=metadata.disabled_optimizers,
+                **execution,
+            )
+            for part in (parts.first, parts.second)
+        )
+        return cls(metadata, first, second, parts.between, parts.shared)
+
+    def __init__(
+        self, metadata: Metadata, first: Session, second: Session, between: Sequence[str], shared: Sequence[str]
+    ) -> None:
+        self._metadata, self._first, self._second, self._between = metadata, first, second, between
+        self._shared, self._tables = shared, {metadata.detection_scores, metadata.detection_boxes}
+
+    def forward(self, row: Array) -> dict[str, Array]:
+        """What the boxes of one image share: the first part's outputs for its input, `[1, ...]`."""
+        image = self._metadata.image_input
+        return {image: row, **self._first.run({image: row}, sorted({*self._between, *self._shared} - {image}))}
+
+    def run(self, shared: Mapping[str, Array], chosen: Sequence[Choice], *, tables: bool = False) -> dict[str, Array]:
+        """All outputs, a row for each choice, from what `forward` gave; the tables of boxes as in `Runner.run`."""
+        feeds = {name: shared[name] for name in self._between}
+        runs = [self._second.run({**feeds, **chosen_inputs(self._metadata, [choice])}) for choice in chosen]
+        kept = set(self._shared) - (set() if tables else self._tables)
+        results = {name: np.repeat(shared[name], len(chosen), axis=0) for name in kept}
+        return results | {name: np.concatenate([one[name] for one in runs]) for name in runs[0]}
 
 
 class Augmented:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
-from onnx_gradcam.graph.paths import between, dominators, node_inputs
+from onnx_gradcam.graph.paths import between, dominators, halves, node_inputs
+from onnx_gradcam.runtime.session import Session
 
 
 def graph(text, opset=18):
@@ -184,3 +187,40 @@ def test_paths_and_dominators_go_through_captures(source):
     expected = {"x": ["a", "y"], "z": ["y"]}[source]
     assert path_of(NESTED, [source], ["y"])[0] == expected
     assert dominators_of(NESTED, source, "y") == [source, *expected]
+
+
+# ----- halves ----------------------------------------------------------------
+
+
+def test_a_model_is_cut_at_what_depends_on_the_choice():
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]> '
+        "g (float[N,4] x, int64[1] which) => (float[N,4] y, float[N,1] z, float[N,4] u)"
+        " <int64[1] which = {2}, float w = {3}, float zero = {0}> {"
+        " a = Mul(x, w) s = ReduceMean<keepdims=0>(x) u = Relu(a) t = Tanh(a) z = Gather<axis=1>(t, which)"
+        " m = ReduceMax<keepdims=0>(z) b = Greater(m, s)"
+        " y = If (b) <then_branch = g1 () => (float[N,4] yes) { yes = Add(u, z) },"
+        " else_branch = g2 () => (float[N,4] no) { no = Sub(x, w) }> }"
+    )
+    parts = halves(model, {"which"})
+    assert [n.op_type for n in parts.first.graph.node] == ["Mul", "ReduceMean", "Relu", "Tanh"]
+    assert [n.op_type for n in parts.second.graph.node] == ["Gather", "ReduceMax", "Greater", "If"]
+    assert parts.between == ["s", "t", "u", "x"]
+    assert parts.shared == ["u"]
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    first = Session(parts.first.SerializeToString()).run({"x": x})
+    second, whole = Session(parts.second.SerializeToString()), Session(model.SerializeToString())
+    feeds = {name: {"x": x, **first}[name] for name in parts.between}
+    for choice in ({}, {"which": np.array([0])}, {"which": np.array([3])}):
+        expected = whole.run({"x": x, **choice})
+        found = {**second.run({**feeds, **choice}), "u": first["u"]}
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values)
+
+
+def test_a_tensor_of_unknown_type_cannot_be_passed_on():
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18, "own": 1]> g (float[N,4] x, int64[1] which) => (float[N,1] y)'
+        " { a = own.Secret(x) y = Gather<axis=1>(a, which) }"
+    )
+    assert halves(model, {"which"}) is None

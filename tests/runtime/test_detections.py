@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -294,3 +295,60 @@ def test_boxes_are_drawn_on_overlays_and_sheets(explainer):
     assert (explanation.numbered() != explanation.image).any()
     assert (explanation.sheet().pixels != bare.sheet().pixels).any()
     np.testing.assert_array_equal(explanation.overlay(style="alpha").pixels, bare.overlay(style="alpha").pixels)
+
+
+# ----- many boxes, one forward pass --------------------------------------------------
+
+
+def as_before(source, **choices) -> Explainer:
+    """An explainer that runs the whole model for each box."""
+    explainer = Explainer(source, threads=1, **choices)
+    explainer.runner.__dict__["halved"] = None
+    return explainer
+
+
+def same_maps(one, other):
+    assert len(one.maps) == len(other.maps) > 3
+    for first, second in zip(one.maps, other.maps, strict=True):
+        assert first.boxes == second.boxes
+        np.testing.assert_allclose(first.cam, second.cam, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(first.heatmap, second.heatmap, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["N", "1"])
+@pytest.mark.parametrize("method", [None, "gradcam", "layercam", "saliency"])
+def test_boxes_that_share_the_forward_pass_have_the_same_maps(method, batch):
+    choices = {"preprocess": PREPROCESS, "method": method}
+    sharing = Explainer(detector(batch=batch), threads=1, **choices)
+    same_maps(sharing(photo(), box="all"), as_before(detector(batch=batch), **choices)(photo(), box="all"))
+    assert sharing.runner.halved is not None
+
+
+def test_an_explained_file_shares_the_forward_pass(tmp_path):
+    model = detector()
+    onnx.save_model(model, tmp_path / "d.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    attach(tmp_path / "d.onnx").save(tmp_path / "e.onnx")
+    expected = as_before(tmp_path / "e.onnx", preprocess=PREPROCESS)(photo(), box="all")
+    for source in (tmp_path / "d.onnx", tmp_path / "e.onnx"):
+        sharing = Explainer(source, preprocess=PREPROCESS, threads=1)
+        same_maps(sharing(photo(), box="all"), expected)
+        assert sharing.runner.halved is not None
+
+
+def test_the_forward_pass_runs_once_for_each_image(monkeypatch):
+    explainer = Explainer(detector(), preprocess=PREPROCESS, threads=1)
+    runs = Counter()
+    halved = explainer.runner.halved
+    for name in ("_first", "_second"):
+        session, run = getattr(halved, name), getattr(halved, name).run
+        monkeypatch.setattr(session, "run", lambda *a, name=name, run=run: runs.update([name]) or run(*a))
+    monkeypatch.setattr(explainer.session, "run", lambda *_: runs.update(["whole"]))
+    first, second = explainer.stream([photo(), photo(1)], box="all")
+    assert runs == {"_first": 2, "_second": 2 + len(first.maps) + len(second.maps)}
+
+
+def test_other_choices_run_the_whole_model():
+    explainer = Explainer(detector(), preprocess=PREPROCESS, threads=1)
+    explainer(photo(), [0, 1])
+    explainer(photo(), box=Selection(which="rank", value=1))
+    assert "halved" not in explainer.runner.__dict__
