@@ -18,7 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, external_data_helper, inliner, version_converter
 
-from onnx_gradcam.errors import ExplainError, InputError, ModelError
+from onnx_gradcam.errors import ExplainError, InputError, ModelError, UnsupportedError
 from onnx_gradcam.files import ModelSource, model_data, read_file
 
 __all__ = [
@@ -269,6 +269,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
 
     Raises:
         ModelError: the model is invalid, or cannot be converted to opset 18.
+        UnsupportedError: an output is no tensor but a map of class names.
     """
     small = skeleton(proto)
     # Before the checker: versions below 4 list weights among the inputs, which ONNX Runtime's optimiser does not do.
@@ -297,6 +298,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
             f"the model is not valid ONNX of opset {opset}, or cannot be converted to opset {MIN_OPSET}: {reason}; "
             "export it again with a current exporter"
         ) from exc
+    _refuse_maps(small)
     weights = {t.name: t for t in proto.graph.initializer if _is_weight(t)}
     light = {t.name for t in small.graph.initializer}
     inputs = sorted((i for i in small.graph.input if i.name not in light), key=lambda i: i.name in weights)
@@ -305,6 +307,15 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     kept = {p.key for p in small.metadata_props}
     small.metadata_props.extend(p for p in proto.metadata_props if p.key not in kept)
     return small, weights
+
+
+def _refuse_maps(small: onnx.ModelProto) -> None:
+    for info in small.graph.output:
+        if any(isinstance(message, onnx.TypeProto.Map) for message in _messages(info)):
+            raise UnsupportedError(
+                f"the output {info.name[:100]!r} maps class names to scores, as ZipMap makes it; export the model without "
+                "ZipMap, so that its scores are a tensor"
+            )
 
 
 def _check(small: onnx.ModelProto, opset: int) -> None:

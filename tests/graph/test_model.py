@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 from support.helpers import needs_opset, quiet_session
 
-from onnx_gradcam import attach
-from onnx_gradcam.errors import InputError, ModelError
+from onnx_gradcam import attach, inspect
+from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.runtime.session import Session
@@ -135,6 +135,18 @@ def test_an_operator_that_onnx_does_not_have_is_named(capfd):
     proto.graph.node[1].input[0] = "s"
     assert "opset 10 has no operator ImageScaler (node 'scaler'); export it again" in refused(proto)
     assert capfd.readouterr() == ("", ""), "ONNX's checker would write to standard output, which may be JSON"
+
+
+def test_scores_in_a_map_are_named():
+    proto = dense()
+    zipped = helper.make_node("ZipMap", ["y"], ["loss"], domain="ai.onnx.ml", classlabels_strings=["a", "b"])
+    proto.graph.node.append(zipped)
+    proto.opset_import.add(domain="ai.onnx.ml", version=2)
+    scores = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    proto.graph.output.append(helper.make_value_info("loss", helper.make_sequence_type_proto(scores)))
+    for read in (load, attach, inspect):
+        with pytest.raises(UnsupportedError, match="the output 'loss' maps class names to scores, as ZipMap makes it"):
+            read(proto)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
