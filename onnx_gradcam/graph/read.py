@@ -313,8 +313,8 @@ def _refuse_maps(small: onnx.ModelProto) -> None:
     for info in small.graph.output:
         if any(isinstance(message, onnx.TypeProto.Map) for message in _messages(info)):
             raise UnsupportedError(
-                f"the output {info.name[:100]!r} maps class names to scores, as ZipMap makes it; export the model without "
-                "ZipMap, so that its scores are a tensor"
+                f"the output {info.name[:100]!r} maps class names to scores, as ZipMap makes it; export the model "
+                "without ZipMap, so that its scores are a tensor"
             )
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 from support.helpers import needs_opset, quiet_session
 
-from onnx_gradcam import attach, inspect
+from onnx_gradcam import attach
 from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
@@ -144,7 +144,7 @@ def test_scores_in_a_map_are_named():
     proto.opset_import.add(domain="ai.onnx.ml", version=2)
     scores = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     proto.graph.output.append(helper.make_value_info("loss", helper.make_sequence_type_proto(scores)))
-    for read in (load, attach, inspect):
+    for read in (load, attach):
         with pytest.raises(UnsupportedError, match="the output 'loss' maps class names to scores, as ZipMap makes it"):
             read(proto)
 
