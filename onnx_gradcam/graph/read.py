@@ -485,7 +485,9 @@ def _free_dimensions(graph: onnx.GraphProto) -> None:
 
 
 def _is_weight(tensor: TensorProto) -> bool:
-    return tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() > _SMALL_TENSOR_BYTES
+    # protobuf cannot give the size of a message above 2 GB.
+    is_large = math.prod(tensor.dims) > _SMALL_TENSOR_BYTES or len(tensor.raw_data) > _SMALL_TENSOR_BYTES
+    return is_large or tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() > _SMALL_TENSOR_BYTES
 
 
 def _name_default_domain(proto: onnx.ModelProto) -> None:
