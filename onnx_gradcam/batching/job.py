@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.options import BatchFormat, check_choices, check_word
-from onnx_gradcam.runtime.explainer import Explainer, TargetChoice
+from onnx_gradcam.runtime.explainer import Explainer, Selection, TargetChoice
 from onnx_gradcam.runtime.session import resolve_provider
 
 __all__ = ["Crew", "Job", "in_order"]
@@ -35,6 +35,7 @@ class Job:
     Attributes:
         model: path of the model.
         target: the classes, as for `Explainer`.
+        box: for a detector, which boxes of each image.
         format: file format of the results.
         batch_size: maximum number of images per run of the model, 1 to 1024.
         shard_size: images per shard, 1 to 65536.
@@ -49,6 +50,7 @@ class Job:
 
     model: Path
     target: TargetChoice = None
+    box: Selection | None = None
     format: BatchFormat = "parquet"
     batch_size: int = 8
     shard_size: int = 256

@@ -43,6 +43,7 @@ class Manifest:
     preprocessing: dict[str, Any]
     labels: str
     target: Any
+    box: Any
     format: str
     shard_size: int
 
@@ -60,6 +61,7 @@ class Manifest:
             preprocessing=explainer.preprocessing.to_dict(),
             labels=hashlib.sha256("\n".join(explainer.labels or ()).encode("utf-8", "backslashreplace")).hexdigest(),
             target=job.target,
+            box=job.box and asdict(job.box),
             format=job.format,
             shard_size=job.shard_size,
         )

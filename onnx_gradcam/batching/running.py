@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import Drafts, locked
 from onnx_gradcam.options import BatchFormat
-from onnx_gradcam.runtime.explainer import TargetChoice
+from onnx_gradcam.runtime.detections import parse_selection
+from onnx_gradcam.runtime.explainer import BoxChoice, TargetChoice
 
 from .job import Crew, Job, in_order
 from .listing import Count, ImageList
@@ -72,6 +73,7 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
     out: str | Path,
     *,
     target: TargetChoice = None,
+    box: BoxChoice = None,
     format: BatchFormat = "parquet",  # noqa: A002 - the user's word for it
     batch_size: int = 8,
     shard_size: int = 256,
@@ -93,6 +95,8 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
             per line. An iterator is read as the run proceeds.
         out: the folder to create.
         target: class index or name, `"top3"`, or several of these; by default, the predicted class.
+        box: for a detector, which boxes of each image: `"all"`, `"sum"`, an index of its table or a `Selection`; by
+            default, the surest of each class.
         format: `parquet` (one table per shard), `npz` or `png` (one file per image).
         batch_size: maximum number of images per run of the model, 1 to 1024.
         shard_size: images per shard, 1 to 65536.
@@ -116,6 +120,7 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
     job = Job(
         model=Path(model),
         target=target,
+        box=parse_selection(box),
         format=format,
         batch_size=batch_size,
         shard_size=shard_size,

@@ -32,6 +32,7 @@ class _Image:
     number: int
     path: str
     content: Prepared | InputError
+    enlarged: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,11 @@ def _explain_into(draft: Path, paths: Sequence[str], crew: Crew, first: int, pro
         def read(item: tuple[int, str]) -> _Image:
             number, path = item
             content = crew.explainer.prepared(path)
-            return _Image(
-                number, path, content if isinstance(content, InputError) else _reduced(content, writer.longest_side)
-            )
+            if isinstance(content, InputError):
+                return _Image(number, path, content)
+            reduced = _reduced(content, writer.longest_side)
+            whole, held = content.placement, reduced.placement
+            return _Image(number, path, reduced, (whole.width / held.width, whole.height / held.height))
 
         def explain(images: list[_Image]) -> _Batch:
             return _explain_batch(images, crew, writer)
@@ -144,8 +147,10 @@ def _explain_batch(images: list[_Image], crew: Crew, writer: Writer) -> _Batch:
 def _rows(ready: Sequence[tuple[_Image, Prepared]], crew: Crew) -> list[Row]:
     job = crew.job
     contents = [content for _, content in ready]
-    results: list[Explanation] = crew.explainer.explained(contents, job.target, batch_size=job.batch_size)
-    return [Row(image.number, image.path, result) for (image, _), result in zip(ready, results, strict=True)]
+    results: list[Explanation] = crew.explainer.explained(contents, job.target, box=job.box, batch_size=job.batch_size)
+    return [
+        Row(image.number, image.path, result, image.enlarged) for (image, _), result in zip(ready, results, strict=True)
+    ]
 
 
 def _alone(image: _Image, content: Prepared, crew: Crew) -> Row | ModelError | NothingFoundError:

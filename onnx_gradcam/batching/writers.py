@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.drawing import encode_image
 from onnx_gradcam.options import BatchFormat
-from onnx_gradcam.runtime.explainer import Explanation
+from onnx_gradcam.runtime.explainer import Box, Explanation
 
 __all__ = ["Row", "Writer", "check_format", "make_writer"]
 
@@ -34,11 +34,21 @@ _PYARROW: Final = (
 
 @dataclass(frozen=True)
 class Row:
-    """The explanation of one image, with its number within the run."""
+    """The explanation of one image, with its number within the run.
+
+    The image is `enlarged` times as wide and as high as in the explanation, which may hold it scaled down.
+    """
 
     number: int
     path: str
     explanation: Explanation
+    enlarged: tuple[float, float] = (1.0, 1.0)
+
+    def corners(self, box: Box) -> list[float] | None:
+        """A box in pixels of the image, `None` where its place is unknown."""
+        if box.xyxy is None:
+            return None
+        return [round(side * factor, 2) for side, factor in zip(box.xyxy, self.enlarged * 2, strict=True)]
 
 
 class Writer(ABC):
@@ -88,7 +98,8 @@ class _ParquetWriter(Writer):
         columns["score"] = pa.float64()
         for name in ("heatmap", "cam"):
             columns |= {name: pa.list_(pa.float32()), f"{name}_height": pa.int32(), f"{name}_width": pa.int32()}
-        self._schema = pa.schema({**columns, "seen": pa.list_(pa.float64())})
+        columns |= {"seen": pa.list_(pa.float64()), "box": pa.list_(pa.float64()), "box_index": pa.int64()}
+        self._schema = pa.schema(columns)
         # In smooth maps, neighbouring values share exponents and upper digits; splitting the bytes compresses better.
         self._file = parquet.ParquetWriter(
             folder / PARQUET,
@@ -112,6 +123,8 @@ class _ParquetWriter(Writer):
             **self._maps("heatmap", [one.heatmap for _, one in flat]),
             **self._maps("cam", [one.cam for _, one in flat]),
             "seen": [list(row.explanation.placement.box) for row, _ in flat],
+            "box": [row.corners(one.boxes[0]) if len(one.boxes) == 1 else None for row, one in flat],
+            "box_index": [one.boxes[0].index if len(one.boxes) == 1 else None for _, one in flat],
         }
         pa = self._arrow
         arrays = [
@@ -214,7 +227,11 @@ def _archive(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 def _entry(row: Row) -> dict[str, Any]:
     targets = [one.target.to_dict() for one in row.explanation.maps]
     keys = {"classes": "index", "labels": "label", "scores": "score"}
-    return {"image": row.number, "path": row.path, **{k: [one[key] for one in targets] for k, key in keys.items()}}
+    entry = {"image": row.number, "path": row.path, **{k: [one[key] for one in targets] for k, key in keys.items()}}
+    if any(one.boxes for one in row.explanation.maps):
+        placed = [[{**box.to_dict(), "xyxy": row.corners(box)} for box in one.boxes] for one in row.explanation.maps]
+        entry["boxes"] = placed
+    return entry
 
 
 def _text(text: str) -> str:

@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -26,9 +26,13 @@ from onnx_gradcam.options import (
     Weights,
 )
 
-__all__ = ["OPTIONS", "Command", "ImagesArgument", "ImagesOption", "Json", "MethodNames", "ModelFile", "ModelName"]
-__all__ += ["ModelPath", "OutFolder", "Provider", "Seed", "Targets", "Threads"]
-__all__ += ["count", "explains", "model_source", "names", "option", "registered"]
+if TYPE_CHECKING:
+    from onnx_gradcam.runtime.detections import Selection
+
+__all__ = ["OPTIONS", "BoxIndex", "BoxNumber", "BoxRank", "Command", "ImagesArgument", "ImagesOption", "Json"]
+__all__ += ["LeastScore", "MethodNames", "ModelFile", "ModelName", "ModelPath", "OutFolder", "Provider", "Seed"]
+__all__ += ["Targets", "Threads", "count", "explains", "model_source", "names", "option", "registered"]
+__all__ += ["selected_boxes"]
 
 _PANELS = ("Model", "Target", "Method", "Image", "Output", "Runtime")
 """The groups of options in the help, in this order; what has none comes last."""
@@ -107,6 +111,28 @@ ImagesOption = Annotated[
         metavar="FOLDER",
         show_default=False,
     ),
+]
+BoxNumber = Annotated[
+    str | None,
+    option(
+        "Target",
+        "Detection only: a box by its number in the list of boxes, `all` for a map each, or `sum` for one map of "
+        "all boxes of the class. [default: the surest]",
+        "--box",
+        metavar="N|all|sum",
+    ),
+]
+BoxRank = Annotated[
+    int | None,
+    option("Target", "Detection only: rank of the object in its class, 0 for the surest.", min=0, metavar="RANK"),
+]
+BoxIndex = Annotated[
+    int | None,
+    option("Target", "Detection only: index of the box in the model's own table.", min=0, metavar="INDEX"),
+]
+LeastScore = Annotated[
+    float | None,
+    option("Target", "With --box: lowest score in the list. [default: 0.25]", min=0, max=1, metavar="0..1"),
 ]
 Targets = Annotated[
     list[str] | None,
@@ -323,3 +349,32 @@ def model_source(model: str) -> Path | bytes:
     if not model:
         raise typer.BadParameter("the name is empty.", param_hint="MODEL")
     return sys.stdin.buffer.read() if model == "-" else Path(model)
+
+
+_LONGEST_NUMBER = 9
+
+
+def selected_boxes(box: str | None, rank: int | None, index: int | None, least: float | None) -> Selection | None:
+    """The boxes to explain, as the options say."""
+    given = {"--box": box, "--box-rank": rank, "--box-index": index}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if len(flags) > 1:
+        raise typer.BadParameter(f"it and {flags[0]} both choose the box; give one of them.", param_hint=flags[1])
+    if least is not None and box is None:
+        raise typer.BadParameter("it is for the list that --box chooses from; give both.", param_hint="--least")
+    if not flags:
+        return None
+    from onnx_gradcam.runtime.detections import Selection  # noqa: PLC0415 - --help must not wait for it
+
+    if rank is not None:
+        return Selection(which="rank", value=rank)
+    if index is not None:
+        return Selection(which="index", value=index)
+    lowest = Selection.least if least is None else least
+    if box == "all":
+        return Selection(which="all", least=lowest)
+    if box == "sum":
+        return Selection(which="sum", least=lowest)
+    if box is None or not box.isdecimal() or len(box) > _LONGEST_NUMBER:
+        raise typer.BadParameter(f"{box!r} is neither a number nor all or sum.", param_hint="--box")
+    return Selection(which="number", value=int(box), least=lowest)

@@ -8,13 +8,27 @@ import typer
 
 from onnx_gradcam.options import BatchFormat
 
-from ._options import ModelPath, OutFolder, Provider, Targets, Threads, count, explains, option
+from ._options import (
+    BoxIndex,
+    BoxNumber,
+    BoxRank,
+    LeastScore,
+    ModelPath,
+    OutFolder,
+    Provider,
+    Targets,
+    Threads,
+    count,
+    explains,
+    option,
+    selected_boxes,
+)
 from ._output import complain, say, warn
 
 __all__ = ["batch"]
 
 
-@explains(without=("target", "class_input", "expose_activation"))
+@explains(without=("target", "class_input", "expose_activation", "box", "box_rank"))
 def batch(
     model: ModelPath,
     images: Annotated[
@@ -41,6 +55,10 @@ def batch(
         bool, option("Output", "Continue the run in the folder, if there is one; repeat its options.", "--resume")
     ] = False,
     target: Targets = None,
+    box: BoxNumber = None,
+    box_rank: BoxRank = None,
+    box_index: BoxIndex = None,
+    least: LeastScore = None,
     provider: Provider = "cpu",
     threads: Threads = None,
     batch_size: Annotated[int, count("Maximum number of images per run of the model.", max=1024)] = 8,
@@ -62,6 +80,7 @@ def batch(
     \b
     Examples:
       onnx-gradcam batch model.onnx photos/ -o heatmaps/ --preprocess torchvision
+      onnx-gradcam batch detector.onnx photos/ -o boxes/ --box all --least 0.4
       find / -name '*.jpg' | onnx-gradcam batch explained.onnx - -o heatmaps/ --format npz
       onnx-gradcam batch explained.onnx /shared/photos -o /shared/heatmaps --engine ray --resume
 
@@ -82,6 +101,7 @@ def batch(
             images,
             out,
             target=list(target) if target else None,
+            box=selected_boxes(box, box_rank, box_index, least),
             format=format,
             batch_size=batch_size,
             shard_size=shard_size,

@@ -15,8 +15,12 @@ from onnx_gradcam.options import Style
 
 from ._images import Place, find_images, places
 from ._options import (
+    BoxIndex,
+    BoxNumber,
+    BoxRank,
     ImagesArgument,
     Json,
+    LeastScore,
     MethodNames,
     ModelFile,
     Provider,
@@ -28,6 +32,7 @@ from ._options import (
     model_source,
     names,
     option,
+    selected_boxes,
 )
 from ._output import complain, layers, say, say_json, table, warn
 
@@ -48,28 +53,10 @@ def explain(
     images: ImagesArgument,
     *,
     target: Targets = None,
-    box: Annotated[
-        str | None,
-        option(
-            "Target",
-            "Detection only: a box by its number in the list printed, `all` for a panel each, or `sum` for one map of "
-            "all boxes of the class. [default: the surest]",
-            "--box",
-            metavar="N|all|sum",
-        ),
-    ] = None,
-    box_rank: Annotated[
-        int | None,
-        option("Target", "Detection only: rank of the object in its class, 0 for the surest.", min=0, metavar="RANK"),
-    ] = None,
-    box_index: Annotated[
-        int | None,
-        option("Target", "Detection only: index of the box in the model's own table.", min=0, metavar="INDEX"),
-    ] = None,
-    least: Annotated[
-        float | None,
-        option("Target", "With --box: lowest score in the list. [default: 0.25]", min=0, max=1, metavar="0..1"),
-    ] = None,
+    box: BoxNumber = None,
+    box_rank: BoxRank = None,
+    box_index: BoxIndex = None,
+    least: LeastScore = None,
     methods: MethodNames = None,
     region: Annotated[
         Path | None, option("Target", "With --mask input: image that is not black where to explain.", metavar="FILE")
@@ -150,7 +137,7 @@ def explain(
     job = _Job(
         images=find_images(images),
         targets=list(target or ()),
-        selection=_selection(box, box_rank, box_index, least),
+        selection=selected_boxes(box, box_rank, box_index, least),
         out=out,
         draw=out is not None or not as_json,
         npy=npy,
@@ -187,35 +174,6 @@ class _Job:
     def quiet(self) -> bool:
         """Whether standard output is for something else than sentences."""
         return self.as_json or self.out == "-"
-
-
-def _selection(box: str | None, rank: int | None, index: int | None, least: float | None) -> Selection | None:
-    """The boxes to explain, as the options say."""
-    given = {"--box": box, "--box-rank": rank, "--box-index": index}
-    flags = [flag for flag, value in given.items() if value is not None]
-    if len(flags) > 1:
-        raise typer.BadParameter(f"it and {flags[0]} both choose the box; give one of them.", param_hint=flags[1])
-    if least is not None and box is None:
-        raise typer.BadParameter("it is for the list that --box chooses from; give both.", param_hint="--least")
-    if not flags:
-        return None
-    from onnx_gradcam.runtime.detections import Selection  # noqa: PLC0415 - --help must not wait for it
-
-    if rank is not None:
-        return Selection(which="rank", value=rank)
-    if index is not None:
-        return Selection(which="index", value=index)
-    lowest = Selection.least if least is None else least
-    if box == "all":
-        return Selection(which="all", least=lowest)
-    if box == "sum":
-        return Selection(which="sum", least=lowest)
-    if box is None or not box.isdecimal() or len(box) > _LONGEST_NUMBER:
-        raise typer.BadParameter(f"{box!r} is neither a number nor all or sum.", param_hint="--box")
-    return Selection(which="number", value=int(box), least=lowest)
-
-
-_LONGEST_NUMBER = 9
 
 
 def _check_usage(

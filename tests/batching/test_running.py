@@ -6,17 +6,26 @@ import gc
 import itertools
 import json
 import tracemalloc
+from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 import pytest
+from pyarrow import parquet
 from support.batch_runs import PREPROCESS, classifier, draw, failures, listed
+from support.graphs import placed_detector
+from typer.testing import CliRunner
 
+from onnx_gradcam import Explainer, batch
 from onnx_gradcam.batching import running
 from onnx_gradcam.batching.job import Job
 from onnx_gradcam.batching.manifest import model_digest
 from onnx_gradcam.batching.records import cut
 from onnx_gradcam.batching.running import run_batch
+from onnx_gradcam.cli import app
 from onnx_gradcam.errors import InputError, ModelError, TargetError
+from onnx_gradcam.runtime.detections import Selection
 
 
 @pytest.fixture
@@ -267,3 +276,80 @@ def test_paths_that_are_no_text_are_told_apart(job, tmp_path):
     pytest.importorskip("pyarrow")
     run_batch(job(format="parquet"), odd, tmp_path / "table")
     assert listed(tmp_path / "table") == ([0, 1], [])
+
+
+# ----- detectors -------------------------------------------------------------
+
+
+LETTERBOXED = {"resize": "letterbox", "size": [32, 32], "scale": 1 / 64, "mean": [2], "std": [1]}
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("detector") / "detector.onnx"
+    onnx.save(placed_detector(3), path)
+    return path
+
+
+def wide(folder: Path) -> Path:
+    """Two images that are wider than high, and larger than what a sheet keeps of one."""
+    folder.mkdir()
+    for number in range(2):
+        blocks = np.random.default_rng(number).integers(0, 256, (5, 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(blocks, (1600, 1000), interpolation=cv2.INTER_NEAREST))
+    return folder
+
+
+@pytest.mark.parametrize("format", ["parquet", "npz", "png"])
+def test_a_record_for_each_box(detector, tmp_path, format):  # noqa: A002 - the option's name
+    explainer = Explainer(detector, preprocess=LETTERBOXED)
+    images = wide(tmp_path / "photos")
+    box = Selection(which="all", least=0.3, most=3)
+    batch(detector, images, tmp_path / "out", box=box, format=format, preprocess=LETTERBOXED)
+    (shard,) = (tmp_path / "out").glob("part-*")
+    for number, image in enumerate(sorted(images.iterdir())):
+        expected = [m.boxes[0] for m in explainer(image, box=box).maps]
+        assert len(expected) > 1
+        if format == "parquet":
+            rows = parquet.read_table(shard).to_pylist()
+            rows = [row for row in rows if row["image"] == number]
+            found = [(row["box_index"], row["class"], row["box"]) for row in rows]
+        else:
+            entries = [json.loads(line) for line in (shard / "index.jsonl").read_text("utf-8").splitlines()]
+            (entry,) = (e for e in entries if e["image"] == number)
+            found = [(b["index"], b["class"], b["xyxy"]) for (b,) in entry["boxes"]]
+        assert [f[:2] for f in found] == [(b.index, b.target.index) for b in expected]
+        np.testing.assert_allclose([f[2] for f in found], [b.xyxy for b in expected], atol=0.02)
+
+
+def test_one_map_of_all_boxes_of_a_class(detector, tmp_path):
+    images = wide(tmp_path / "photos")
+    batch(detector, images, tmp_path / "out", target=1, box="sum", format="npz", preprocess=LETTERBOXED)
+    (shard,) = (tmp_path / "out").glob("part-*")
+    entry = json.loads((shard / "index.jsonl").read_text("utf-8").splitlines()[0])
+    expected = Explainer(detector, preprocess=LETTERBOXED).boxes(sorted(images.iterdir())[entry["image"]], 1)
+    assert [b["index"] for b in entry["boxes"][0]] == [b.index for b in expected]
+    assert len(expected) > 1
+
+
+def test_another_choice_of_boxes_is_another_run(detector, tmp_path):
+    images = wide(tmp_path / "photos")
+    batch(detector, images, tmp_path / "out", box="all", format="npz", preprocess=LETTERBOXED)
+    with pytest.raises(InputError, match="another box"):
+        batch(detector, images, tmp_path / "out", format="npz", preprocess=LETTERBOXED, resume=True)
+
+
+def test_boxes_of_a_model_without_any_end_the_run(model, tmp_path):
+    with pytest.raises(TargetError, match="no detector"):
+        batch(model, wide(tmp_path / "photos"), tmp_path / "out", box="all", format="npz", preprocess=PREPROCESS)
+
+
+def test_boxes_on_the_command_line(detector, tmp_path):
+    words = ["batch", str(detector), str(wide(tmp_path / "photos")), "-o", str(tmp_path / "out"), "--format", "npz"]
+    words += ["--preprocess", json.dumps(LETTERBOXED), "--box", "all", "--least", "0.4"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    (shard,) = (tmp_path / "out").glob("part-*")
+    entries = [json.loads(line) for line in (shard / "index.jsonl").read_text("utf-8").splitlines()]
+    assert all(score >= 0.4 for entry in entries for score in entry["scores"])
+    assert sum(len(entry["boxes"]) for entry in entries) > 2
