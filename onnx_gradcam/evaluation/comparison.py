@@ -438,6 +438,7 @@ def _record_dict(record: Record, first: str) -> dict[str, Any]:
                 "score": None if a.target is None else a.target.to_dict()["score"],
                 "top": a.top and a.top.to_dict(),
                 "same_top": a.same_top,
+                **({} if a.box_overlap is None else {"box_overlap": a.box_overlap}),
                 **a.numbers,
                 "blank": [name for name, blank in zip((first, a.side), a.maps.blank, strict=True) if blank],
             }

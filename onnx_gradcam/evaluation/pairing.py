@@ -20,7 +20,8 @@ import numpy.typing as npt
 from onnx_gradcam.editor.targets.classes import find_label
 from onnx_gradcam.errors import ExplainError, InputError, TargetError, reason
 from onnx_gradcam.images.decoding import Image, Placement, read_image
-from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target
+from onnx_gradcam.runtime.detections import overlaps
+from onnx_gradcam.runtime.explainer import Box, Explainer, Explanation, Target
 
 from .similarity import METRICS, MapAgreement, compare_maps, kl_divergence, probabilities
 
@@ -29,6 +30,11 @@ __all__ = ["Agreement", "Compared", "Laid", "NativeMaps", "compare_models", "nam
 _GRID: Final = 512
 """Longer side, in pixels, of the grid that heatmaps are compared on; they have no finer detail."""
 _LARGEST_SIDE: Final = 4096
+_SAME_OBJECT: Final = 0.5
+"""Intersection over union from which two boxes of a class count as one object, as in PASCAL VOC."""
+_LEAST_SCORE: Final = 0.05
+"""The score that a box has to have to be the other model's answer to a box of the first."""
+
 _MOST_MAPS: Final = 100_000
 
 
@@ -122,10 +128,12 @@ class Agreement:
     Attributes:
         side: the side's name.
         top: the side's top-1 class; `None` for native maps.
-        same_top: whether it is the first side's top-1 class; `None` for native maps.
+        same_top: whether it is the first side's top-1 class, and of detectors, whether they find the same object, which
+            overlaps by half; `None` for native maps.
         divergence: KL divergence of its class probabilities from the first's, in nats; `None` without probabilities.
         maps: agreement of the heatmaps where at least one of the models looked; `shift` in pixels of the image.
         target: the explained class as this side has it; `None` for native maps.
+        box_overlap: of detectors, the intersection over union of the explained boxes; `None` where there are none.
     """
 
     side: str
@@ -134,6 +142,7 @@ class Agreement:
     divergence: float | None
     maps: MapAgreement
     target: Target | None
+    box_overlap: float | None = None
 
     @property
     def numbers(self) -> dict[str, float | None]:
@@ -173,7 +182,8 @@ def compare_models(
     """Explain each image with every model, and compare the others with the first; one image is held at a time.
 
     All models explain the same class: by its name where they have names, else by its index; by default the first
-    model's top-1 class of each image. Native maps are taken to cover what the first model sees.
+    model's top-1 class of each image. Detectors explain the same object: the box of the class that overlaps the first
+    model's most. Native maps are taken to cover what the first model sees.
 
     Yields:
         One result per image, in order; the error of an image that cannot be read or has no map.
@@ -226,7 +236,8 @@ class _Pairing:
                 theirs = self._explained(name, image, None)
                 self.classes[name] = _class_numbers(self.first, first, name, theirs)
             numbers = self.classes[name]
-            theirs = self._explained(name, image, numbers[first.target.index])
+            theirs = self._explained(name, image, numbers[first.target.index], near=first.maps[0].boxes)
+            overlap = _overlap(first.maps[0].boxes, theirs.maps[0].boxes)
             laid.append(Laid(theirs.heatmap, theirs.placement, theirs.target))
             p, q = self._probabilities(self.first, first), self._probabilities(name, theirs)
             other = theirs.top(1)[0]
@@ -234,10 +245,11 @@ class _Pairing:
                 Agreement(
                     side=name,
                     top=other,
-                    same_top=numbers[top.index] == other.index,
+                    same_top=numbers[top.index] == other.index and (overlap is None or overlap >= _SAME_OBJECT),
                     divergence=None if p is None or q is None else kl_divergence(p, q[numbers]),
                     maps=_on_common_ground(reference, laid[-1]),
                     target=theirs.target,
+                    box_overlap=overlap,
                 )
             )
         for name, maps in self.natives.items():
@@ -246,14 +258,27 @@ class _Pairing:
             agreements.append(Agreement(side=name, top=None, same_top=None, divergence=None, maps=common, target=None))
         return Compared(path, first.target, top, agreements, image, laid)
 
-    def _explained(self, name: str, image: Image, target: int | str | None) -> Explanation:
-        """One model's explanation; errors name the model."""
+    def _explained(self, name: str, image: Image, target: int | str | None, near: Sequence[Box] = ()) -> Explanation:
+        """One model's explanation, of the box of the class that overlaps another most; errors name the model."""
+        explainer = self.models[name]
         with named_errors(name):
-            return self.models[name](image, target)
+            if len(near) != 1 or near[0].xyxy is None or not explainer.metadata.box_input or target is None:
+                return explainer(image, target)
+            boxes = explainer.boxes(image, target, least=_LEAST_SCORE)
+            closest = max(boxes, key=lambda box: _overlap(near, [box]) or 0, default=None)
+            return explainer(image, target, box=None if closest is None else closest.index)
 
     def _probabilities(self, name: str, explanation: Explanation) -> npt.NDArray[np.float64] | None:
         metadata = self.models[name].metadata
         return probabilities(explanation.scores, metadata.activation, single_logit=metadata.single_logit)
+
+
+def _overlap(one: Sequence[Box], other: Sequence[Box]) -> float | None:
+    """Intersection over union of two boxes; `None` where either is not one box of a known place."""
+    places = [boxes[0].xyxy for boxes in (one, other) if len(boxes) == 1]
+    if len(places) < 2 or places[0] is None or places[1] is None:
+        return None
+    return float(overlaps(np.asarray(places[0]), np.asarray(places[1])[None])[0])
 
 
 def _class_numbers(first: str, reference: Explanation, second: str, theirs: Explanation) -> list[int]:

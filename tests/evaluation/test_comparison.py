@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.graphs import placed_detector
 
 from onnx_gradcam import Explainer, attach
 from onnx_gradcam.errors import InputError, ModelError, TargetError
@@ -338,3 +339,56 @@ def test_a_report_never_overwrites_an_image(images):
 
 def test_metrics_to_order_by_are_those_that_rise():
     assert set(get_args(HeatmapMetric)) == {name for name, metric in METRICS.items() if metric.rising}
+
+
+# ----- detectors -------------------------------------------------------------
+
+
+LETTERBOXED = {"resize": "letterbox", "size": [32, 32], "scale": 1 / 64, "mean": [2], "std": [1]}
+
+
+def preferring(cell: int, logit: float) -> onnx.ModelProto:
+    """The test detector with a bias on the scores of one cell, so that the box of this cell is its surest."""
+    model = placed_detector(3)
+    bias = np.zeros((1, 2, 64), np.float32)
+    bias[0, :, cell] = logit
+    model.graph.initializer.append(onnx.numpy_helper.from_array(bias, "preference"))
+    (sigmoid,) = (node for node in model.graph.node if node.op_type == "Sigmoid")
+    at = list(model.graph.node).index(sigmoid)
+    model.graph.node.insert(at, onnx.helper.make_node("Add", [sigmoid.input[0], "preference"], ["preferred"]))
+    sigmoid.input[0] = "preferred"
+    return model
+
+
+@pytest.fixture
+def blocks(tmp_path):
+    path = tmp_path / "blocks.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
+    return str(path)
+
+
+def test_detectors_are_compared_at_the_same_object(blocks):
+    first = Explainer(placed_detector(3), preprocess=LETTERBOXED, threads=1)
+    best = first(blocks)
+    (box,) = best.maps[0].boxes
+    far = [b for b in first.boxes(blocks, best.target.index, least=0.1) if b.index != box.index][-1]
+    other = Explainer(preferring(far.index, 20.0), preprocess=LETTERBOXED, threads=1)
+    assert other(blocks, best.target.index).maps[0].boxes[0].index == far.index
+    (result,) = compare_models({"a": first, "b": other, "same": first}, [blocks])
+    preferred, same = result.agreements
+    assert (preferred.box_overlap, same.box_overlap) == (pytest.approx(1), pytest.approx(1))
+    assert preferred.maps.pearson == pytest.approx(1, abs=1e-5)
+    assert same.same_top is True
+    (record,) = compare([first, other], [blocks]).to_dict()["images"]
+    assert record["agreement"][0]["box_overlap"] == pytest.approx(1)
+
+
+def test_an_object_that_the_other_model_does_not_find_is_another_answer(blocks):
+    first = Explainer(placed_detector(3), preprocess=LETTERBOXED, threads=1)
+    (box,) = first(blocks).maps[0].boxes
+    blind = Explainer(preferring(box.index, -50.0), preprocess=LETTERBOXED, threads=1)
+    (result,) = compare_models({"a": first, "b": blind}, [blocks])
+    assert result.agreements[0].box_overlap < 0.5
+    assert result.agreements[0].same_top is False
+    comparison = compare([first, blind], [blocks], gates=Gates(top1=1.0))
+    assert "blocks.png" in comparison.broken[0]
