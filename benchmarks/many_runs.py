@@ -28,7 +28,7 @@ from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.prober import Prober
 from onnx_gradcam.runtime.session import Session
 
-OFTEN = [name for name, method in methods().items() if method.runs_often]
+OFTEN = [name for name, method in methods().items() if method.runs_often and not method.of_boxes]
 
 
 class Counted(Prober):

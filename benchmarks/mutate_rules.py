@@ -86,7 +86,7 @@ FAULTS = [
     Fault(SHAPE, "order: negative Slice", "first = first - (span - 1).least(0)", "first = first - span"),
     Fault(SHAPE, "triangle: Trilu", 't.op("Trilu", g, k, upper=upper)', 't.op("Trilu", g, None, upper=upper)'),
     Fault(SHAPE, "sign: negative Pad", "[b.least(0) for b in before]", "list(before)"),
-    Fault(SIZE, "axis: contract", "for d in dims[1:axis]:", "for d in dims[2:axis]:"),
+    Fault(SIZE, "axis: contract", "for d in dims[axis + 2 :]:", "for d in dims[axis + 1 :]:"),
     Fault(IND, "twice: Gather of one element", "len(np.unique(picked)) == len(picked)", "True"),
     Fault(LIN, "diagonal: Einsum", "if first != axis:", "if first > axis:"),
     Fault(CONV, "axis: Conv bias", "t.sum(g, [0, *range(2, g.rank)]", "t.sum(g, [0, *range(3, g.rank)]"),

@@ -26,7 +26,7 @@ IMAGE, CLASS = MODELS / "circle_and_star.png", "star"
 def method_gallery() -> Drawing:
     """One panel a method, in the order of the registry."""
     panels = []
-    for name, method in methods().items():
+    for name, method in ((n, m) for n, m in methods().items() if not m.of_boxes):
         if method.differentiates("attention"):
             continue  # the demo model is no transformer
         explainer = Explainer(MODELS / "shapes.onnx", method=name)

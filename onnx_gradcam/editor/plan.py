@@ -168,6 +168,7 @@ class Plan:
 
     def _refusals(self) -> Iterator[str]:
         yield from self._not_the_librarys
+        yield from self._without_boxes
         title, head = self.method.title, self.head
         if self.method.linear_head and self.weights != "linear":
             yield (
@@ -215,6 +216,14 @@ class Plan:
             eigen_smooth=self.options.eigen_smooth,
         )
         return [why] if why else []
+
+    @property
+    def _without_boxes(self) -> list[str]:
+        """Why boxes cannot be compared."""
+        if not self.method.of_boxes or (self.detections is not None and self.detections.boxes):
+            return []
+        what = f"{self.method.title} compares the places of boxes, which this model does not tell"
+        return [f"{what}; use --method rise or hirescam"]
 
     @property
     def _not_all_at_once(self) -> str:

@@ -17,12 +17,16 @@ from onnx_gradcam.errors import ModelError, UnsupportedError
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.metadata import Metadata
 
+from .detections import overlaps
 from .runners import Choice, chosen_inputs, fixed_size, in_batches, in_type, paired
 from .session import InputInfo, Session
 
 __all__ = ["Prober"]
 
 Array = npt.NDArray[Any]
+
+
+_TINY = 1e-12
 
 
 class Prober:
@@ -148,6 +152,27 @@ class _ImageProbe:
 
     def gradients(self, images: Array) -> Array:
         return self._output(images, GRADIENT)
+
+    def similarities(self, images: Array) -> Array:
+        (place, classes), (places, scores) = self._target_box, self._tables(images)
+        norms = np.linalg.norm(scores, axis=-1) * np.linalg.norm(classes)
+        same_class = scores @ classes / np.maximum(norms, _TINY)
+        overlap = np.stack([overlaps(place, some) for some in places])
+        similarity: Array = (overlap * same_class * scores.max(-1)).max(-1)
+        return similarity
+
+    @cached_property
+    def _target_box(self) -> tuple[Array, Array]:
+        """The corners `[4]` and the class scores `[K]` of the explained box."""
+        (places,), (scores,) = self._tables(self.x[None])
+        index = int(self._output(self.x[None], self._prober.metadata.heatmap_box)[0])
+        return places[index], scores[index]
+
+    def _tables(self, images: Array) -> tuple[Array, Array]:
+        """The corners `[M, boxes, 4]` and the class scores `[M, boxes, K]` of all boxes."""
+        names = [self._prober.metadata.detection_boxes, self._prober.metadata.detection_scores]
+        results = self._run(images, names)
+        return results[names[0]], results[names[1]]
 
     def maps_and_cotangents(self, images: Array) -> tuple[Array, Array]:
         results = self._run(images, [MAPS, COTANGENT])

@@ -13,7 +13,8 @@ from support.graphs import graph
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.errors import InputError, NothingFoundError, TargetError
+from onnx_gradcam.editor.methods import perturbation
+from onnx_gradcam.errors import InputError, NothingFoundError, TargetError, UnsupportedError
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.runtime.detections import Detections, Selection, suppressed
 
@@ -352,3 +353,54 @@ def test_other_choices_run_the_whole_model():
     explainer(photo(), [0, 1])
     explainer(photo(), box=Selection(which="rank", value=1))
     assert "halved" not in explainer.runner.__dict__
+
+
+# ----- D-RISE ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _few_masks(monkeypatch):
+    monkeypatch.setattr(perturbation, "_BOX_MASKS", 60)
+    monkeypatch.setattr(perturbation, "_BOX_CELLS", 4)
+
+
+@pytest.mark.usefixtures("_few_masks")
+def test_d_rise_weighs_masks_by_the_most_similar_box(explainer):
+    box = explainer.boxes(photo())[1]
+    black_box = Explainer(detector(), preprocess=PREPROCESS, method="drise", seed=3, threads=1)
+    found = black_box(photo(), box.target.index, box=box.index).maps[0]
+    assert found.boxes[0].index == box.index
+    x = explainer.prepared(photo()).tensor
+    rng = np.random.default_rng(3)
+    cells = (rng.random((60, 4, 4)) < 0.5).astype(np.float32)
+    masks = perturbation._shifted(cells, [8, 8], rng.integers(0, [8, 8], (60, 2)), (32, 32))
+    names = ("detection_boxes", "detection_scores")
+    whole = explainer.run(x[None], [-1], tables=True)
+    place, classes = (whole[name][0, box.index].astype(float) for name in names)
+    weights = []
+    for mask in masks:
+        outputs = explainer.run((x * mask)[None], [-1], tables=True)
+        best = 0.0
+        for other, scores in zip(*(outputs[name][0].astype(float) for name in names), strict=True):
+            low, high = np.maximum(place[:2], other[:2]), np.minimum(place[2:], other[2:])
+            shared = np.prod(np.maximum(high - low, 0))
+            union = np.prod(place[2:] - place[:2]) + np.prod(other[2:] - other[:2]) - shared
+            cosine = scores @ classes / np.sqrt((scores @ scores) * (classes @ classes))
+            best = max(best, shared / union * cosine * scores.max())
+        weights.append(best)
+    mean = np.tensordot(weights, masks, 1) / masks.sum(0)
+    np.testing.assert_allclose(found.cam, mean - mean.min(), rtol=1e-4, atol=1e-5)
+    assert 0 < min(weights) < max(weights) <= 1
+
+
+@pytest.mark.usefixtures("_few_masks")
+def test_d_rise_keeps_to_each_box_and_is_refused_where_there_are_none(explainer):
+    black_box = Explainer(detector(), preprocess=PREPROCESS, method="drise", threads=1)
+    first, second = black_box(photo(), box=Selection(which="all", most=2)).maps
+    assert [m.boxes[0].index for m in (first, second)] == [b.index for b in explainer.boxes(photo())[:2]]
+    assert not np.allclose(first.heatmap, second.heatmap)
+    classifier = graph("c = Conv(x, C) p = GlobalAveragePool(c) y = Flatten(p)", C=(4, 3, 3, 3))
+    with pytest.raises(UnsupportedError, match=r"D-RISE compares the places of boxes.*--method rise"):
+        Explainer(classifier, preprocess=PREPROCESS, method="drise")
+    with pytest.raises(UnsupportedError, match="cannot be written into a model"):
+        attach(detector(), method="drise")

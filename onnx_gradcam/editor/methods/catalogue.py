@@ -50,6 +50,7 @@ class Ingredient:
         reruns_head: it evaluates the model behind the layer again.
         smoothable: what it computes can be replaced by its leading principal component (eigen smoothing).
         per_bias: it depends on which biases the network had, and not only on what the network computes.
+        of_boxes: it compares the boxes that a detector finds, which only methods outside the model do.
     """
 
     about: str
@@ -61,6 +62,7 @@ class Ingredient:
     reruns_head: bool = False
     smoothable: bool = False
     per_bias: bool = False
+    of_boxes: bool = False
 
 
 INGREDIENTS: dict[str, Ingredient] = {
@@ -117,6 +119,11 @@ INGREDIENTS: dict[str, Ingredient] = {
     ),
     "score": Ingredient(about="the explained score", form="float32 `[N]`"),
     "probability": Ingredient(about="the probability of the explained class", form="float32 `[N]`"),
+    "similarity": Ingredient(
+        about="how like the explained box the box found is that is most like it: in place, class and sureness",
+        form="float32 `[N]`",
+        of_boxes=True,
+    ),
 }
 """The ingredients by name."""
 
@@ -207,6 +214,11 @@ class Method:
     def per_bias(self) -> bool:
         """Whether it depends on which biases the network had."""
         return any(ingredient.per_bias for ingredient in self.ingredients)
+
+    @property
+    def of_boxes(self) -> bool:
+        """Whether it explains boxes alone, which it has to know the places of."""
+        return any(ingredient.of_boxes for ingredient in self.ingredients)
 
     def differentiates(self, variable: Variable) -> bool:
         """Whether it takes the gradient of the score with respect to the layer, the image or attention maps."""

@@ -32,6 +32,9 @@ _STEPS = 10
 _MASKS, _CELLS, _SEEN = 4000, 7, 0.5
 """RISE, section 4: number of masks, cells per side, and share of visible cells."""
 
+_BOX_MASKS, _BOX_CELLS = 5000, 16
+"""D-RISE: number of masks and cells per side in its experiments; objects are smaller than what classifiers see."""
+
 _WINDOWS = 8
 """Occlusion: windows side by side along each side of the image; they move by half their size."""
 
@@ -202,13 +205,34 @@ def _softmax(values: Array) -> Array:
 )
 def rise(probe: Probe) -> Array:
     """sum_n p(x m_n) m_n / sum_n m_n over random masks m_n, with p the probability of the class."""
-    cells = (probe.rng.random((_MASKS, _CELLS, _CELLS)) < _SEEN).astype(np.float32)
-    sides = [-(-side // _CELLS) for side in probe.size]
-    shifts = probe.rng.integers(0, sides, (_MASKS, 2))
+    return _where_seen(probe, probe.probabilities, _MASKS, _CELLS)
+
+
+@_perturbation(
+    "drise",
+    title="D-RISE",
+    reference="Petsiuk et al. 2021, section 3, with 5000 masks of 16 x 16 cells as in its experiments, the sum of the "
+    "masks for N E[M], and a box's highest score for its objectness; minus its minimum",
+    uses=("similarity",),
+    passes=f"{_BOX_MASKS} forward passes",
+)
+def d_rise(probe: Probe) -> Array:
+    """sum_n s(x m_n) m_n / sum_n m_n over random masks m_n, with s = max_j IoU(b, b_j) cos(p, p_j) o_j over boxes j.
+
+    b and p are place and class probabilities of the explained box, and o_j is how sure a box is.
+    """
+    return _where_seen(probe, probe.similarities, _BOX_MASKS, _BOX_CELLS)
+
+
+def _where_seen(probe: Probe, answer: Callable[[Array], Array], count: int, width: int) -> Array:
+    """The mean answer where a position is seen, over `count` masks of `width` cells a side, minus its minimum."""
+    cells = (probe.rng.random((count, width, width)) < _SEEN).astype(np.float32)
+    sides = [-(-side // width) for side in probe.size]
+    shifts = probe.rng.integers(0, sides, (count, 2))
     seen, total = np.zeros((2, *probe.size), np.float64)
-    for chunk in probe.steps(_MASKS):
+    for chunk in probe.steps(count):
         masks = _shifted(cells[list(chunk)], sides, shifts[list(chunk)], probe.size)
-        total += np.tensordot(probe.probabilities(probe.x * masks[:, None]), masks, 1)
+        total += np.tensordot(answer(probe.x * masks[:, None]), masks, 1)
         seen += masks.sum(0)
     mean = total / np.maximum(seen, _TINY)
     lifted: Array = mean - mean.min()
@@ -217,7 +241,8 @@ def rise(probe: Probe) -> Array:
 
 def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, int]) -> Array:
     """Masks of the image's size, each a random crop of cells resized to one cell more than needed."""
-    wide = _resized(cells, ((_CELLS + 1) * sides[0], (_CELLS + 1) * sides[1]), half_pixel)
+    across = cells.shape[1] + 1
+    wide = _resized(cells, (across * sides[0], across * sides[1]), half_pixel)
     pairs = zip(wide, shifts, strict=True)
     return np.stack([mask[top : top + size[0], left : left + size[1]] for mask, (top, left) in pairs])
 

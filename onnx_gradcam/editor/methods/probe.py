@@ -43,6 +43,9 @@ class Probe(Protocol):
     def probabilities(self, images: Array) -> Array:
         """The probability of the class for each image, `[M]`: the softmax, or the sigmoid, of the scores."""
 
+    def similarities(self, images: Array) -> Array:
+        """How like the explained box the most alike box of each image is, `[M]` from 0 to 1; of detectors only."""
+
     def head(self, maps: Array) -> Array:
         """The explained score for activation maps `[M, C, h, w]` instead of those of the image, `[M]`."""
 

@@ -19,7 +19,7 @@ from onnx_gradcam.runtime.prober import Prober
 BODY = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) p = GlobalAveragePool(b) f = Flatten(p) y = Gemm(f, W)"
 SIZES = {"K": (6, 3, 3, 3), "L": (5, 6, 3, 3), "W": (5, 4)}
 TAIL = BODY.removeprefix("c = Conv(x, K) ")
-EVERY = [name for name, method in methods().items() if method.runs_often]
+EVERY = [name for name, method in methods().items() if method.runs_often and not method.of_boxes]
 LAYERLESS = {"smoothgrad", "smoothgrad-squared", "vargrad", "integrated-gradients", "blur-ig", "rise", "occlusion"}
 
 
