@@ -120,7 +120,7 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
     job = Job(
         model=Path(model),
         target=target,
-        box=parse_selection(box),
+        box=parse_selection(box, most=None),
         format=format,
         batch_size=batch_size,
         shard_size=shard_size,

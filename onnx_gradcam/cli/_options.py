@@ -174,7 +174,12 @@ OPTIONS: dict[str, Any] = {
         callback=_no_file,
     ),
     "image": _declared(str, "Model", "Model input that takes the image.", "--input", metavar="NAME"),
-    "task": _declared(str, "Model", "What the model does: {tasks}. [default: classification]", **_named("tasks")),
+    "task": _declared(
+        str,
+        "Model",
+        "What the model does: {tasks}. [default: detection if it holds tables of boxes, else classification]",
+        **_named("tasks"),
+    ),
     "target": _declared(
         str, "Target", "With --class-input none: class to fix in the model. [default: predicted class]", metavar="CLASS"
     ),
@@ -207,7 +212,14 @@ OPTIONS: dict[str, Any] = {
     "box_rank": _declared(
         int, "Target", "Detection only: rank of the box in its class. [default: 0, the best]", min=0, metavar="RANK"
     ),
-    "box": _declared(int, "Target", "Detection only: index of the box.", min=0, metavar="INDEX"),
+    "box": _declared(
+        int,
+        "Target",
+        "Detection only: index of the box in the model's own table.",
+        "--box-index",
+        min=0,
+        metavar="INDEX",
+    ),
     "reference": _declared(Path, "Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE"),
     "method": _declared(
         str,
@@ -354,8 +366,10 @@ def model_source(model: str) -> Path | bytes:
 _LONGEST_NUMBER = 9
 
 
-def selected_boxes(box: str | None, rank: int | None, index: int | None, least: float | None) -> Selection | None:
-    """The boxes to explain, as the options say."""
+def selected_boxes(
+    box: str | None, rank: int | None, index: int | None, least: float | None, *, most: int | None
+) -> Selection | None:
+    """The boxes to explain, as the options say; of all boxes at most so many."""
     given = {"--box": box, "--box-rank": rank, "--box-index": index}
     flags = [flag for flag, value in given.items() if value is not None]
     if len(flags) > 1:
@@ -372,7 +386,7 @@ def selected_boxes(box: str | None, rank: int | None, index: int | None, least: 
         return Selection(which="index", value=index)
     lowest = Selection.least if least is None else least
     if box == "all":
-        return Selection(which="all", least=lowest)
+        return Selection(which="all", least=lowest, most=most)
     if box == "sum":
         return Selection(which="sum", least=lowest)
     if box is None or not box.isdecimal() or len(box) > _LONGEST_NUMBER:

@@ -101,7 +101,7 @@ def batch(
             images,
             out,
             target=list(target) if target else None,
-            box=selected_boxes(box, box_rank, box_index, least),
+            box=selected_boxes(box, box_rank, box_index, least, most=None),
             format=format,
             batch_size=batch_size,
             shard_size=shard_size,

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["explain"]
 
+_MOST_PANELS = 12
+"""Boxes that have a panel each on one sheet."""
 _MOST_LISTED = 20
 """Boxes that are printed: a detector whose boxes have no known places lists hundreds that overlap."""
 
@@ -137,7 +139,7 @@ def explain(
     job = _Job(
         images=find_images(images),
         targets=list(target or ()),
-        selection=selected_boxes(box, box_rank, box_index, least),
+        selection=selected_boxes(box, box_rank, box_index, least, most=_MOST_PANELS),
         out=out,
         draw=out is not None or not as_json,
         npy=npy,
@@ -244,7 +246,7 @@ def _explained(explainers: Mapping[str, Explainer], targets: Sequence[Place], jo
     for image, place, *results in zip(job.images, targets, *streams, strict=True):
         error = next((result for result in results if isinstance(result, InputError)), None)
         if error is not None:
-            complain(str(error))
+            complain(str(error) if image in str(error) or len(job.images) == 1 else f"{image}: {error}")
             yield {"path": image, "error": str(error)}
             continue
         explanations: dict[str, Explanation] = dict(zip(explainers, results, strict=True))
@@ -369,12 +371,13 @@ def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> No
 
 def _print_boxes(explanation: Explanation) -> None:
     """The list of boxes, and those that are explained though they are not among the first of it."""
-    marked = [box for class_map in explanation.maps for box in class_map.boxes]
+    marked = {(box.index, box.target.index): box for class_map in explanation.maps for box in class_map.boxes}
     first, rest = explanation.boxes[:_MOST_LISTED], explanation.boxes[_MOST_LISTED:]
-    listed = [*first, *(box for box in marked if box not in first)]
+    known = {(box.index, box.target.index) for box in first}
+    listed = [*first, *(box for key, box in marked.items() if key not in known)]
     rows = [
         (
-            "*" if box in marked else " ",
+            "*" if (box.index, box.target.index) in marked else " ",
             "" if box.n is None else str(box.n),
             box.target.label,
             f"{box.target.score:.4g}",
@@ -384,7 +387,7 @@ def _print_boxes(explanation: Explanation) -> None:
         for box in listed
     ]
     say(table([("", "box", "name", "score", "x0 y0 x1 y1", "index"), *rows], right=(1, 3, 5)))
-    hidden = sum(box not in marked for box in rest)
+    hidden = sum((box.index, box.target.index) not in marked for box in rest)
     say("  * explained" + (f" ({hidden} more boxes with --json)" if hidden else ""))
 
 

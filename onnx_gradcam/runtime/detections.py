@@ -36,7 +36,7 @@ class Selection:
         value: the index, number or rank.
         least: boxes below this score are not in the list.
         overlap: intersection over union above which the less sure of two boxes of one class is left out.
-        most: the largest number of boxes that `all` explains.
+        most: the largest number of boxes that `all` explains, `None` for all of them.
 
     Raises:
         InputError: a value is out of range.
@@ -46,7 +46,7 @@ class Selection:
     value: int = 0
     least: float = 0.25
     overlap: float = 0.45
-    most: int = 12
+    most: int | None = 12
 
     def __post_init__(self) -> None:
         check_word("which", self.which, ("index", "number", "rank", "all", "sum"))
@@ -56,6 +56,8 @@ class Selection:
                 raise InputError(f"{name} is {value}; choose a number from 0 to 1")
         for name, lowest in (("value", 0), ("most", 1)):
             value = getattr(self, name)
+            if value is None and name == "most":
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
                 raise InputError(f"{name} is {value!r}; choose a whole number from {lowest} on")
 
@@ -65,14 +67,14 @@ class Selection:
         return self.which in {"number", "all", "sum"}
 
 
-def parse_selection(box: int | str | Selection | None) -> Selection | None:
-    """A selection as users write it: an index of the table, `all` or `sum`."""
+def parse_selection(box: int | str | Box | Selection | None, *, most: int | None = Selection.most) -> Selection | None:
+    """A selection as users write it: a box, its index in the table, `all` (at most so many) or `sum`."""
     if box is None or isinstance(box, Selection):
         return box
     if isinstance(box, str):
         check_word("box", box, ("all", "sum"))
-        return Selection(which="all" if box == "all" else "sum")
-    return Selection(which="index", value=box)
+        return Selection(which="all" if box == "all" else "sum", most=most)
+    return Selection(which="index", value=box.index if isinstance(box, Box) else box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +142,8 @@ class Detections:
         """The boxes that a selection stands for; `best` is the class where none are named and one is needed.
 
         Raises:
-            TargetError: there is no such box.
-            NothingFoundError: no box has the score that is asked for.
+            TargetError: the table has no such box.
+            NothingFoundError: the list has no such box, or none with the score that is asked for.
         """
         if selection.which == "index":
             return [self._at(selection.value, target) for target in classes or [-1]]
@@ -155,17 +157,20 @@ class Detections:
         if selection.which != "number":
             return boxes[: selection.most] if selection.which == "all" else boxes
         if selection.value >= len(boxes):
-            raise TargetError(
+            raise NothingFoundError(
                 f"there is no box {selection.value} in this image; the list of those with a score of at least "
                 f"{selection.least:g} ends with {len(boxes) - 1}"
             )
         return [boxes[selection.value]]
 
-    def notes(self, selection: Selection, count: int) -> list[str]:
-        """What users should know of a choice from a list of `count` boxes."""
+    def notes(self, selection: Selection, boxes: Sequence[Box], classes: Sequence[int] | None = None) -> list[str]:
+        """What users should know of a choice from a list of boxes, which are of some classes or all."""
         notes = []
-        if selection.which == "all" and count > selection.most:
-            notes.append(f"{selection.most} of {count} boxes are explained, the surest; raise --least for fewer")
+        if selection.which == "all" and selection.most is not None and len(boxes) > selection.most:
+            notes.append(f"{selection.most} of {len(boxes)} boxes are explained, the surest; raise --least for fewer")
+        if selection.which in {"all", "sum"} and boxes and classes is not None:
+            found = {box.target.index for box in boxes}
+            notes += [self._nothing(selection.least, [target]) for target in classes if target not in found]
         if self.corners is None and selection.which != "index":
             notes.append("where this model's boxes are cannot be told, so those that overlap count as several")
         return notes
@@ -178,7 +183,9 @@ class Detections:
     def _ranked(self, selection: Selection, target: int) -> Box:
         boxes = self.listed([target], least=0.0, overlap=selection.overlap, most=selection.value + 1)
         if selection.value >= len(boxes):
-            raise TargetError(f"there is no box of rank {selection.value}; this image has {len(boxes)} of the class")
+            raise NothingFoundError(
+                f"there is no box of rank {selection.value}; this image has {len(boxes)} of the class"
+            )
         return boxes[selection.value]
 
     def _nothing(self, least: float, classes: Sequence[int] | None) -> str:
@@ -188,7 +195,8 @@ class Detections:
         what = (
             "nothing" if classes is None else f"no {self._name(classes[0])}" if len(classes) == 1 else "none of these"
         )
-        return f"the model finds {what} with a score of at least {least:g}; the highest is {best:.3g}"
+        finds = f"the model finds {what} with a score of at least {least:g}; the highest is {best:.3g}"
+        return f"{finds} (check --preprocess if there should be something)" if classes is None else finds
 
     def _name(self, target: int) -> str:
         return repr(class_of(target, self.scores[0], self.labels).label) if len(self.scores) else f"class {target}"

@@ -43,7 +43,7 @@ __all__ += ["TargetChoice"]
 
 Array = npt.NDArray[Any]
 TargetChoice = int | str | Sequence[int | str] | None
-BoxChoice = int | str | Selection | None
+BoxChoice = int | str | Box | Selection | None
 Source = str | Path | bytes | Array
 
 _EMPTY_TABLE = "specified axis dim value [0]"
@@ -141,8 +141,9 @@ class Explainer:
         Args:
             image: a path, the bytes of an image file, or `uint8 [H, W, 3]` RGB.
             target: a class index or name, several of them, `"top3"`, or `None` for the predicted class.
-            box: for a detector, the index of a box in its table (`Box.index`), `"all"` for one map of each box, `"sum"`
-                for one map of all boxes of the class, or a `Selection`; `None` for the best box of each class.
+            box: for a detector, a box of `boxes`, or its index in the table (`Box.index`), `"all"` for one map of each
+                box, in `Explanation.maps`, `"sum"` for one map of all boxes of the class, or a `Selection`; `None` for
+                the best box of each class.
 
         Raises:
             InputError: the image cannot be read; `NothingFoundError` if a detector finds nothing in it.
@@ -152,7 +153,7 @@ class Explainer:
         Example::
 
             boxes = explainer.boxes("street.jpg", "dog")
-            second = explainer("street.jpg", "dog", box=boxes[1].index)
+            second = explainer("street.jpg", "dog", box=boxes[1])
         """
         (result,) = self.stream([image], target, box=box)
         if isinstance(result, InputError):
@@ -288,6 +289,8 @@ class Explainer:
             if self.metadata.detection_scores and all(m.target.score == 0 for m in one.maps):
                 what = "anything" if target is None else ", ".join(repr(m.target.label) for m in one.maps)
                 one.problem = NothingFoundError(f"the model does not find {what} in this image: its best score is 0")
+            elif self.metadata.detection_scores:
+                one.note_low_score()
         return [one.finished(self.labels, self.metadata, one_layer=self._one_cam) for one in pending]
 
     def _select(
@@ -306,9 +309,11 @@ class Explainer:
             table = one.table
             assert table is not None  # noqa: S101 - `_check_boxes` has made sure
             one.boxes = table.listed(classes, least=selection.least, overlap=selection.overlap)
-            one.notes = table.notes(selection, len(one.boxes))
+            one.notes = table.notes(selection, one.boxes, classes)
             try:
-                chosen.append(table.chosen(selection, classes, best))
+                boxes = table.chosen(selection, classes, best)
+                # Of one class they are counted by themselves, and have other numbers in the list.
+                chosen.append([one.listed(box.index, box.target.index) for box in boxes])
             except NothingFoundError as exc:
                 one.problem = exc
                 chosen.append([])
@@ -316,6 +321,8 @@ class Explainer:
         self._explain(pending, rows, batch_size, halved)
         for one, boxes in zip(pending, chosen, strict=True):
             one.shared = {}
+            if selection.which == "rank":
+                one.note_low_score()
             if selection.which == "sum" and boxes:
                 one.maps = [self._summed(one, boxes)]
             else:
@@ -527,6 +534,14 @@ class _Pending:
     notes: list[str] = field(default_factory=list)
     problem: NothingFoundError | None = None
     shared: dict[str, Array] = field(default_factory=dict)
+
+    def note_low_score(self) -> None:
+        """Say that a box was explained which users of the detector would not see."""
+        lowest = min((m.target.score for m in self.maps), default=1.0)
+        if lowest < Selection.least:
+            self.notes.append(
+                f"the box has a score of {lowest:.3g} only, below {Selection.least:g}, so there may be nothing in it"
+            )
 
     def listed(self, index: int, target: int) -> Box:
         """The box of an index and a class, numbered if it is in the list."""

@@ -158,7 +158,7 @@ class Answerer:
         tops = [parse_top(one) for one in targets or ["top1"]]
         colormap, opacity = _drawing(query.parameters)
         classes = sum(top.count if top else 1 for top in tops)
-        if selection is not None and selection.which != "index":
+        if selection is not None and selection.which != "index" and selection.most is not None:
             classes = selection.most
         shape = tensors[IMAGES].shape
         self._check_rows(shape[0] if shape else 0, classes)

@@ -322,6 +322,28 @@ def test_a_record_for_each_box(detector, tmp_path, format):  # noqa: A002 - the 
         np.testing.assert_allclose([f[2] for f in found], [b.xyxy for b in expected], atol=0.02)
 
 
+def test_all_boxes_are_all(detector, tmp_path):
+    images = wide(tmp_path / "photos")
+    batch(detector, images, tmp_path / "out", box="all", format="npz", preprocess=LETTERBOXED)
+    (shard,) = (tmp_path / "out").glob("part-*")
+    explainer = Explainer(detector, preprocess=LETTERBOXED)
+    for line in (shard / "index.jsonl").read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        expected = explainer.boxes(sorted(images.iterdir())[entry["image"]])
+        assert len(entry["boxes"]) == len(expected) > 12
+
+
+def test_an_image_with_fewer_boxes_stops_no_other(detector, tmp_path):
+    images = wide(tmp_path / "photos")
+    explainer = Explainer(detector, preprocess=LETTERBOXED)
+    counts = [len(explainer.boxes(image, least=0.3)) for image in sorted(images.iterdir())]
+    assert counts[0] != counts[1]
+    box = Selection(which="number", value=min(counts), least=0.3)
+    summary = batch(detector, images, tmp_path / "out", box=box, format="npz", preprocess=LETTERBOXED)
+    assert (summary.explained, summary.failures) == (1, 1)
+    assert f"there is no box {min(counts)} in this image" in failures(tmp_path / "out")[0]["error"]
+
+
 def test_one_map_of_all_boxes_of_a_class(detector, tmp_path):
     images = wide(tmp_path / "photos")
     batch(detector, images, tmp_path / "out", target=1, box="sum", format="npz", preprocess=LETTERBOXED)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -96,7 +98,7 @@ def test_boxes_in_several_outputs(call, here, detector):
     out = run(onnx.load(here / "e.onnx"), x=x)
     both = np.concatenate([out["u"], out["v"]], axis=1)[0]
     np.testing.assert_allclose(out["target_scores"][0], np.sort(both, axis=0)[-2], rtol=1e-6)
-    by_number = call("attach", detector, "-o", "n.onnx", "--task", "detection", "--output", "u", "--box", "9")
+    by_number = call("attach", detector, "-o", "n.onnx", "--task", "detection", "--output", "u", "--box-index", "9")
     assert by_number.exit_code == 0, by_number.stderr
     out = run(onnx.load(here / "n.onnx"), x=x)
     np.testing.assert_allclose(out["target_scores"], out["u"][:, 9], rtol=1e-6)
@@ -254,6 +256,28 @@ def test_pictures_and_arrays_of_boxes(call, finder, here, image):
     one = call("explain", finder[0], image, *finder[1:], "--box", "sum", "--target", "cat", "-o", "sum.png")
     assert one.exit_code == 0, one.stderr
     assert (here / "sum.png").exists()
+
+
+@pytest.mark.parametrize("words", [("--box", "sum"), ("--box-rank", "1"), ("--box", "all"), ()])
+def test_each_box_has_one_row_and_what_is_explained_is_marked(call, finder, image, words):
+    listed, explained = explained_boxes(call, finder, image, *words)
+    result = call("explain", finder[0], image, *finder[1:], *words, "-o", "o.png")
+    rows = [line.split() for line in result.stdout.splitlines() if re.search(r"(cat|dog) .* \d+$", line)]
+    starred = [row[-1] for row in rows if row[0] == "*"]
+    assert len(rows) == len(listed[:20] + [box for box in explained if box not in listed[:20]])
+    assert len({(row[-1], "cat" in row) for row in rows}) == len(rows)
+    assert sorted(map(int, starred)) == sorted(box["index"] for box in explained)
+    assert all(box in listed for box in explained)
+
+
+def test_what_is_not_in_one_image_is_said_of_that_image(call, finder, image, here):
+    (here / "black.png").write_bytes(cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes())
+    words = ["explain", finder[0], image, "black.png", *finder[1:], "--box", "all", "-o", "out", "--least"]
+    listed, _ = explained_boxes(call, finder, image)
+    result = call(*words, str(listed[0]["score"] - 1e-6))
+    assert result.exit_code == 1
+    assert "error: black.png: the model finds nothing" in result.stderr
+    assert list((here / "out").glob("*.png"))
 
 
 def test_a_long_list_of_boxes_is_cut_short(call, finder, image):

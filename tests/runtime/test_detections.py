@@ -118,8 +118,13 @@ def test_what_a_selection_stands_for(choices, classes, expected):
     ("choices", "classes", "kind", "message"),
     [
         ({"which": "index", "value": 6}, None, TargetError, "no box 6; the model has boxes 0 to 5"),
-        ({"which": "number", "value": 3}, None, TargetError, r"no box 3 in this image; .* at least 0.25 ends with 2"),
-        ({"which": "rank", "value": 9}, [1], TargetError, r"no box of rank 9; this image has \d of the class"),
+        (
+            {"which": "number", "value": 3},
+            None,
+            NothingFoundError,
+            r"no box 3 in this image; .* ends with 2",
+        ),
+        ({"which": "rank", "value": 9}, [1], NothingFoundError, r"no box of rank 9; this image has \d of the class"),
         (
             {"which": "all", "least": 0.95},
             None,
@@ -404,3 +409,28 @@ def test_d_rise_keeps_to_each_box_and_is_refused_where_there_are_none(explainer)
         Explainer(classifier, preprocess=PREPROCESS, method="drise")
     with pytest.raises(UnsupportedError, match="cannot be written into a model"):
         attach(detector(), method="drise")
+
+
+# ----- what is said ------------------------------------------------------------------
+
+
+def test_a_box_of_the_list_may_be_given_itself(explainer):
+    box = explainer.boxes(photo())[2]
+    assert explainer(photo(), box.target.index, box=box).maps[0].boxes[0].index == box.index
+
+
+def test_a_surest_box_that_is_not_sure_is_explained_with_a_warning():
+    unsure = Explainer(detector(scale=0.1, bias=-4.0), preprocess=PREPROCESS, threads=1)
+    for box in (None, Selection(which="rank")):
+        explanation = unsure(photo(), box=box)
+        assert explanation.maps[0].target.score < 0.25
+        assert any("below 0.25, so there may be nothing in it" in warning for warning in explanation.warnings)
+
+
+def test_a_class_that_is_not_found_beside_another_is_named(explainer):
+    least = max(b.target.score for b in explainer.boxes(photo(), 0, least=0)) + 1e-6
+    assert explainer.boxes(photo(), 1, least=least)
+    for which in ("all", "sum"):
+        explanation = explainer(photo(), ["cat", "dog"], box=Selection(which=which, least=least))
+        assert any("finds no 'cat' with a score of at least" in warning for warning in explanation.warnings)
+        assert not any("'dog'" in warning for warning in explanation.warnings)
