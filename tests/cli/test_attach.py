@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from support.graphs import graph
 
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.runtime import attaching
@@ -109,7 +110,14 @@ def test_external_weights_are_checked_and_copied(call, here):
     (here / "from").mkdir()
     (here / "to").mkdir()
     path = here / "from" / "m.onnx"
-    onnx.save(small_classifier(), path, save_as_external_data=True, location="w.data", size_threshold=0)
+    model = graph(
+        "c = Conv(image, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) scores = Gemm(f, W)",
+        inputs="float[N,3,16,16] image",
+        outputs="float[N,3] scores",
+        K=(16, 3, 3, 3),
+        W=(16, 3),
+    )
+    onnx.save(model, path, save_as_external_data=True, location="w.data", size_threshold=0)
     result = call("attach", path, "-o", "to/e.onnx")
     assert result.exit_code == 0, result.stderr
     assert "Checked against the original" in result.stdout
