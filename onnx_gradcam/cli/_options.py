@@ -128,7 +128,9 @@ BoxRank = Annotated[
 ]
 BoxIndex = Annotated[
     int | None,
-    option("Target", "Detection only: index of the box in the model's own table.", min=0, metavar="INDEX"),
+    option(
+        "Target", "Detection only: index of the box in the model's own table.", "--box-index", min=0, metavar="INDEX"
+    ),
 ]
 LeastScore = Annotated[
     float | None,
@@ -212,14 +214,7 @@ OPTIONS: dict[str, Any] = {
     "box_rank": _declared(
         int, "Target", "Detection only: rank of the box in its class. [default: 0, the best]", min=0, metavar="RANK"
     ),
-    "box": _declared(
-        int,
-        "Target",
-        "Detection only: index of the box in the model's own table.",
-        "--box-index",
-        min=0,
-        metavar="INDEX",
-    ),
+    "box": BoxIndex,
     "reference": _declared(Path, "Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE"),
     "method": _declared(
         str,

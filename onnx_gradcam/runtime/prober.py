@@ -154,7 +154,10 @@ class _ImageProbe:
         return self._output(images, GRADIENT)
 
     def similarities(self, images: Array) -> Array:
-        (place, classes), (places, scores) = self._target_box, self._tables(images)
+        place, classes = self._target_box
+        names = self._prober.metadata
+        results = self._run(images, [names.detection_boxes, names.detection_scores])
+        places, scores = results[names.detection_boxes], results[names.detection_scores]
         norms = np.linalg.norm(scores, axis=-1) * np.linalg.norm(classes)
         same_class = scores @ classes / np.maximum(norms, _TINY)
         overlap = np.stack([overlaps(place, some) for some in places])
@@ -164,15 +167,10 @@ class _ImageProbe:
     @cached_property
     def _target_box(self) -> tuple[Array, Array]:
         """The corners `[4]` and the class scores `[K]` of the explained box."""
-        (places,), (scores,) = self._tables(self.x[None])
-        index = int(self._output(self.x[None], self._prober.metadata.heatmap_box)[0])
-        return places[index], scores[index]
-
-    def _tables(self, images: Array) -> tuple[Array, Array]:
-        """The corners `[M, boxes, 4]` and the class scores `[M, boxes, K]` of all boxes."""
-        names = [self._prober.metadata.detection_boxes, self._prober.metadata.detection_scores]
-        results = self._run(images, names)
-        return results[names[0]], results[names[1]]
+        names = self._prober.metadata
+        results = self._run(self.x[None], [names.detection_boxes, names.detection_scores, names.heatmap_box])
+        index = int(results[names.heatmap_box][0])
+        return results[names.detection_boxes][0, index], results[names.detection_scores][0, index]
 
     def maps_and_cotangents(self, images: Array) -> tuple[Array, Array]:
         results = self._run(images, [MAPS, COTANGENT])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx_gradcam.editor.origins import read_statements
 from onnx_gradcam.editor.plan import image_input
 from onnx_gradcam.errors import InputError, TargetError, near_matches
-from onnx_gradcam.files import ModelSource, open_file
+from onnx_gradcam.files import ModelSource, file_or_bytes, open_file
 from onnx_gradcam.graph.read import read_proto
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.preprocessing import parse_preprocessing
@@ -67,7 +67,7 @@ def read_reference(
         described = read_statements({p.key: p.value for p in proto.metadata_props}, folder).preprocessing
     if described is None:
         raise InputError("the model carries no preprocessing for the reference image; give it with --preprocess")
-    session = Session(model if isinstance(model, (str, Path, bytes)) else proto.SerializeToString(), folder=folder)
+    session = Session(file_or_bytes(model), folder=folder)
     info = session.input(name)
     row, _ = prepare(read_image(reference), parse_preprocessing(described).for_input(layout, info.shape, info.dtype))
     count = info.shape[0] if isinstance(info.shape[0], int) else 1

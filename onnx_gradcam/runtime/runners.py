@@ -97,7 +97,7 @@ class Attached:
 
     @cached_property
     def halved(self) -> Halved | None:
-        """The model in two parts, loaded when first asked for; `None` where it is not to be had."""
+        """The model in two parts, loaded when first asked for; `None` where it cannot be cut or chooses no box."""
         return None if self._halved is None or self._size not in {None, 1} else self._halved()
 
     def _feeds(self, batch: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
