@@ -27,7 +27,8 @@ from measure import machine, table
 
 from onnx_gradcam.editor.methods.cam import Total
 from onnx_gradcam.editor.methods.catalogue import METHODS, find_method, method
-from onnx_gradcam.editor.plan import Plan, make_plan
+from onnx_gradcam.editor.plan import Plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import ExplainError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.images.decoding import prepare, read_image

@@ -12,7 +12,7 @@ import pytest
 from support.cam_oracle import numeric_grad_cam
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.runtime.explainer import Explainer

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from onnx_gradcam import attach
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.explainer import Explainer

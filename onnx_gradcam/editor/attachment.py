@@ -26,7 +26,8 @@ from onnx_gradcam.options import Choices, Options
 
 from .ingredients import Ingredients
 from .methods.maps import added, finish_within
-from .plan import Plan, make_plan
+from .plan import Plan
+from .planning import make_plan
 from .targets.axes import letters
 from .targets.task import MASK, free_name
 

@@ -1,47 +1,31 @@
-"""Decide what is explained and how, and refuse what cannot be explained, before any node is added."""
+"""Everything that is decided before a node is added; why it cannot be carried out, and what the user should know."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import onnx_ir as ir
 
-from onnx_gradcam.autodiff.backward import carries_gradient, missing_rules
-from onnx_gradcam.autodiff.expand import expand_missing
 from onnx_gradcam.autodiff.modifiers import MODIFIERS
 from onnx_gradcam.autodiff.providers import find_profile
 from onnx_gradcam.autodiff.registry import Table
-from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError
-from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.decompose import unknown_operator
-from onnx_gradcam.graph.hazards import hazards
-from onnx_gradcam.graph.load import load
-from onnx_gradcam.graph.model import Model
-from onnx_gradcam.graph.paths import Carries, between, carries_content, row_coupling
-from onnx_gradcam.graph.read import invalid_models_refused
-from onnx_gradcam.images.preprocessing import MAX_PIXELS, parse_preprocessing
-from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried, Metadata
+from onnx_gradcam.graph.paths import row_coupling
+from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried
 from onnx_gradcam.options import Combine, Options
 
-from .head import Head, read_head
-from .methods.catalogue import Method, Variable
-from .origins import Statements, read_statements
-from .presets import Preset, find_preset
-from .resolution import added, as_exported, chosen_method, resolved, with_class_scores
-from .targets.axes import Layout, channels_first, label_input, letters
-from .targets.classes import check_class, check_labels, find_class, read_labels
-from .targets.extent import CUTS, edges, follow_extents
-from .targets.layer import Candidate, Layer, blocked, follow_paths
+from .head import Head
+from .methods.catalogue import Method
+from .presets import Preset
+from .targets.axes import Layout, letters
+from .targets.layer import Candidate, Layer
 from .targets.layer_names import biases_of
-from .targets.levels import find_layers
-from .targets.score import OBJECTIVES, Aim, Detections, Objective, Score, against, aimed_score, find_image, find_score
-from .targets.task import SCORES, USUAL_TASK, Task, find_task
+from .targets.score import OBJECTIVES, Detections, Objective, Score, against
+from .targets.task import Task
 
-__all__ = ["Plan", "image_input", "make_plan"]
+__all__ = ["Plan"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps if the head is linear."""
@@ -324,291 +308,3 @@ class Plan:
         """Where the image's height and width are among the axes of the input."""
         shown = letters(self.layout)
         return shown.index("H"), shown.index("W")
-
-
-def make_plan(source: ModelSource, options: Options | None = None) -> Plan:
-    """Decide what is explained and how.
-
-    Raises:
-        InputError: class names or preprocessing that cannot be read or do not fit the model.
-        ModelError: the file is not a usable model.
-        TargetError: the score, image or layer cannot be determined, or the model has no such thing.
-        UnsupportedError: an unknown operator hides the shapes behind it, or step functions stop every gradient.
-    """
-    options = options or Options()
-    with invalid_models_refused(source):
-        model = load(source)
-        automatic = options.layer == "auto" and options.output is None
-        hidden = unknown_operator(model, model.core.graph) if automatic else None
-        try:
-            plan = _planned(model, options)
-        except (ModelError, TargetError) as exc:
-            if hidden is None:
-                raise
-            raise UnsupportedError(hidden) from exc
-        if hidden is not None:
-            path, _ = between(plan.t.nodes, [plan.image.core], [plan.score.tensor.core], carries_content)
-            hidden = unknown_operator(model, path)
-        if hidden is not None:
-            raise UnsupportedError(hidden)
-        return plan
-
-
-def _planned(model: Model, options: Options) -> Plan:
-    metadata = Metadata.from_props(model.metadata)
-    if metadata is not None:
-        raise TargetError(
-            f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}); "
-            "start from the original model to explain it in another way"
-        )
-    statements, chosen = read_statements(model.metadata, model.folder), options
-    if options.labels is not None:
-        options = replace(options, labels=read_labels(options.labels))
-    options = as_exported(model, options, statements)
-    task = find_task(options.task or USUAL_TASK)
-    completed = resolved(statements, options, task)
-    names = completed.labels or (statements.labels if task.names_apply else None)
-    options, aim = with_class_scores(model, replace(completed, labels=names), task)
-    options = replace(options, labels=completed.labels)
-    plan = _plan(Builder(model), options, task, aim)
-    targets = [value.name for value in plan.targets]
-    ends = [plan.image.name] if plan.method.differentiates("image") else targets
-    if plan.problems and plan.weights != "linear" and expand_missing(model, [plan.score.tensor.name], ends):
-        # Expanded operators contain tensors that look like layers, so the earlier choice is kept.
-        expanded = _plan(Builder(model), replace(options, layer=targets), task, aim)
-        pairs = zip(expanded.layers, plan.layers, strict=True)
-        layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
-        plan = replace(expanded, options=options, layers=layers)
-    return _completed(plan, statements, chosen)
-
-
-def _completed(plan: Plan, statements: Statements, chosen: Options) -> Plan:
-    """The plan with what the file and its neighbours say, where the user chose nothing and it fits the model."""
-    labels, described = plan.labels, plan.preprocessing
-    remarks = [] if chosen.labels is not None and chosen.preprocess is not None else statements.remarks
-    if labels is None and plan.task.names_apply and statements.labels is not None:
-        try:
-            check_labels(statements.labels, plan.score.classes)
-            labels = statements.labels
-        except InputError as exc:
-            remarks.append(f"the class names of {statements.origin('labels')} are not used: {exc}")
-            _refuse_names(chosen)
-    if described is None and statements.preprocessing is not None:
-        image = plan.image
-        try:
-            parsed = parse_preprocessing(statements.preprocessing)
-            parsed.for_input(letters(plan.layout), image.shape, str(image.dtype))
-            described = parsed.to_dict()
-        except InputError as exc:
-            remarks.append(f"the preprocessing of {statements.origin('preprocessing')} is not used: {exc}")
-    if chosen.task is None and statements.task not in {"", plan.task.name}:
-        remarks.append(
-            f"{statements.origin('task')} says that the model does {statements.task}, but it is explained as "
-            f"{plan.task.name}; choose with --task"
-        )
-    return replace(plan, labels=labels, preprocessing=described, remarks=remarks)
-
-
-def _refuse_names(options: Options) -> None:
-    """Refuse classes given by names that turned out not to be the model's."""
-    for name in (options.target, None if options.against in OBJECTIVES else options.against):
-        if name is not None:
-            find_class(name, None)
-
-
-def image_input(source: ModelSource, image: str | None = None) -> tuple[str, str]:
-    """The name of the image input, and its axes, `NCHW` or `NHWC`; `image` names one of several."""
-    t = Builder(load(source))
-    value = find_image(t, image)
-    return value.name, letters(_image_layout(t, value, at_layer=False))
-
-
-def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
-    method, preset = chosen_method(options), find_preset(options.preset)
-    find_profile(options.profile)
-    image = find_image(t, options.image)
-    assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `with_class_scores` leaves one
-    if aim is None:
-        score = find_score(t, options.output, options.score or preset.score, added=added(task, options))
-    else:
-        score = aimed_score(t, SCORES, aim)
-    if score.single_logit and not task.classes_compete:
-        score = _one_value(score)
-    carries = _carries(t, image, score.tensor, method)
-    layout = _image_layout(t, image, at_layer=method.needs_layer)
-    layers = _layers(t, Candidate(image, layout, every_path=True), score, carries, method, options, task)
-    targets = [layer.chosen.tensor for layer in layers]
-    path, _ = between(t.nodes, [v.core for v in targets], [score.tensor.core], carries)
-    extent, cut = _extent(t, image, layout, targets, carries, method)
-    alone = len(layers) == 1 and method.needs_layer
-    head = read_head(t, layers[0].chosen, score.tensor, path) if alone else None
-    problems = missing_rules(t, score.tensor, [image] if method.differentiates("image") else targets)
-    modified = (options.modifier or method.modifier or preset.modifier) is not None
-    weights = _weights(options, method, None if modified else head, problems)
-    batches = {v.probe_shape[0] for v in (image, score.tensor) if v.probe_shape is not None}
-    if len(batches) > 1:
-        raise TargetError(
-            f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "
-            f"input {image.name!r}; name another output with --output"
-        )
-    _check_other_class(score, options, method)
-    labels = cast("list[str] | None", options.labels)
-    check_labels(labels, score.classes)
-    return Plan(
-        options=options,
-        task=task,
-        t=t,
-        image=image,
-        layout=layout,
-        score=score,
-        layers=layers,
-        path=path,
-        head=head,
-        weights=weights,
-        problems=problems,
-        hazards=hazards(t),
-        dropped=aim.cut if aim is not None else "",
-        detections=aim.detections if aim is not None else None,
-        method=method,
-        preset=preset,
-        labels=labels,
-        preprocessing=cast("dict[str, Any] | None", options.preprocess),
-        extent=extent,
-        cut=cut,
-    )
-
-
-def _extent(
-    t: Builder, image: Value, layout: Layout, targets: Sequence[Value], carries: Carries, method: Method
-) -> tuple[list[list[float]], ir.Node | None]:
-    """The part of the image that the targets cover; and the node where that cannot be told."""
-    path, _ = between(t.nodes, [image.core], [v.core for v in targets], carries)
-    if not any(node.op_type in CUTS for node in path):
-        return [], None
-    found, lost = follow_extents(t, image, layout)
-    on_path = set(path)
-    cut = next((node for node in lost if node in on_path), None)
-    missing = any(v.core not in found for v in targets)
-    extents = [edges(found[v.core]) if v.core in found else [] for v in targets]
-    if any(extent != extents[0] for extent in extents):
-        raise UnsupportedError(
-            "the layers cover different parts of the image, which the model crops or pads; name layers of one part"
-        )
-    if extents[0] and method.family == "attribution":
-        raise UnsupportedError(
-            f"{method.title} spreads the layer's map over the whole image, which the model crops or pads; use --method "
-            "gradcam"
-        )
-    return extents[0], cut if missing else None
-
-
-def _carries(t: Builder, image: Value, score: Value, method: Method) -> Carries:
-    """What a path is for a method: differentiable operators if it takes a gradient, or if there is such a path anyway.
-
-    A path of differentiable operators leaves out ranks, masks and indices, which makes for later layers.
-    """
-    carries = carries_gradient(t)
-    if between(t.nodes, [image.core], [score.core], carries)[0]:
-        return carries
-    if method.differentiates("image"):
-        raise UnsupportedError(blocked(t, image, score, carries))
-    return carries if any(ingredient.gradient_of for ingredient in method.ingredients) else carries_content
-
-
-def _one_value(score: Score) -> Score:
-    """A single number that decides between no classes: the one class is the number itself."""
-    reason = score.reason.replace("class 1 is the number itself, class 0 its complement", "it is explained itself")
-    return replace(score, single_logit=False, classes=1, reason=reason)
-
-
-def _check_other_class(score: Score, options: Options, method: Method) -> None:
-    """Refuse a comparison without a second class."""
-    if options.against is None and method.objective == "class":
-        return
-    if score.single_logit:
-        raise TargetError("with a single logit each class is the other's opposite; leave out the comparison")
-    other = options.against
-    if isinstance(other, str) and other not in OBJECTIVES:
-        raise TargetError(f"there is no class or objective {other!r} to compare with; give the number of a class")
-    if isinstance(other, int):
-        check_class(other, score.classes)
-
-
-def _layers(
-    t: Builder, image: Candidate, score: Score, carries: Carries, method: Method, options: Options, task: Task
-) -> tuple[Layer, ...]:
-    """The target tensors, each once."""
-    if not method.needs_layer:
-        return (Layer(image, f"{method.title} looks at the image", ()),)
-    carried = Carried.from_props(t.model.metadata)
-    # The maps of a segmentation are its answer; the layer is one they are computed from.
-    classes = score.classes if task.maps_are_scores else None
-    paths = follow_paths(t, image.tensor, score.tensor, carries)
-    layers: dict[str, Layer] = {}
-    for name in [options.layer] if isinstance(options.layer, str) else options.layer:
-        exported = carried.target_layer if name == "auto" else ""
-        found = find_layers(
-            paths, exported or name, carried.tensors, classes, boxes=task.boxes, several=method.combines
-        )
-        if exported:
-            found = tuple(
-                replace(layer, reason=f"layer {exported!r}, which the model was exported with") for layer in found
-            )
-        for layer in found:
-            _check_positions(layer.chosen)
-            layers.setdefault(layer.chosen.tensor.name, layer)
-    return tuple(layers.values())
-
-
-def _check_positions(chosen: Candidate) -> None:
-    """Refuse activation maps that damaged sizes make larger than any image."""
-    sizes = [d for d in chosen.grid if isinstance(d, int)]
-    if math.prod(sizes) > MAX_PIXELS:
-        raise TargetError(
-            f"layer {chosen.tensor.name!r} has {' x '.join(map(str, sizes))} positions, more than an image has pixels; "
-            "choose another layer"
-        )
-
-
-def _weights(
-    options: Options, method: Method, head: Head | None, problems: Sequence[str]
-) -> Literal["linear", "gradient", "finite", "none"]:
-    """How the gradient of the layer is computed: as the user says, else the first way that applies."""
-    if not any(map(method.differentiates, get_args(Variable))):
-        return "none"
-    if options.weights != "auto":
-        return options.weights
-    if not method.differentiates("layer") or method.differentiates("image") or head is None:
-        return "gradient"
-    if head.linear:
-        return "linear"
-    return "finite" if problems else "gradient"
-
-
-def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
-    """The layout of the image input; without convolutions it is NCHW for methods that look at no layer."""
-    layout = label_input(t, image)
-    if layout is None and image.shape[1] in {1, 3}:
-        if at_layer:
-            raise TargetError(
-                f"no convolution or pooling reads the input {image.name!r}, so there is no tensor with spatial "
-                "positions; choose a method that looks at no layer, such as saliency, gradient or occlusion"
-            )
-        layout = channels_first(image.rank)
-    if layout is None:
-        raise TargetError(
-            f"which axes of the input {image.name!r} are height and width cannot be told: "
-            "no convolution or pooling reads it; export the model from images of layout NCHW or NHWC"
-        )
-    if letters(layout) not in {"NCHW", "NHWC"}:
-        raise TargetError(
-            f"the axes of the input {image.name!r} are {letters(layout)}, but images are given as NCHW or NHWC; "
-            "export the model with its height before its width"
-        )
-    sizes = [d for d, axis in zip(image.shape, layout, strict=True) if axis and axis.kind == "S" and isinstance(d, int)]
-    if math.prod(sizes) > MAX_PIXELS:
-        raise TargetError(
-            f"the input {image.name!r} is an image of {' x '.join(map(str, sizes))} pixels, above the limit of "
-            f"{MAX_PIXELS} pixels; export the model for a smaller image"
-        )
-    return layout

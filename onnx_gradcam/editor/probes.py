@@ -20,7 +20,8 @@ from onnx_gradcam.options import Options
 from .attachment import describe, explained_boxes
 from .ingredients import Ingredients
 from .methods.maps import finish_within
-from .plan import Plan, make_plan
+from .plan import Plan
+from .planning import make_plan
 from .presets import find_preset
 
 __all__ = ["COTANGENT", "GRADIENT", "HEATMAP", "MAPS", "PROBABILITY", "SCORE", "Probed", "finisher", "probed"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_gradcam.editor.origins import Statement, read_statements
-from onnx_gradcam.editor.plan import Plan, make_plan
+from onnx_gradcam.editor.plan import Plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.editor.targets.layer_names import LayerNames

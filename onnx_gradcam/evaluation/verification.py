@@ -16,7 +16,8 @@ import onnx_ir as ir
 from onnx_gradcam.autodiff.check import GradientCheck
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.editor.ingredients import Ingredients
-from onnx_gradcam.editor.plan import Plan, make_plan
+from onnx_gradcam.editor.plan import Plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.errors import InputError, ModelError, UnsupportedError

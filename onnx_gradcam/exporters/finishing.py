@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import carries_gradient
 from onnx_gradcam.editor.origins import read_statements
-from onnx_gradcam.editor.resolution import as_exported, with_class_scores
+from onnx_gradcam.editor.planning import as_exported, with_class_scores
 from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.classes import check_labels
 from onnx_gradcam.editor.targets.layer import follow_paths, on_path

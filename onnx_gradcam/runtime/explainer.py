@@ -612,8 +612,8 @@ def _attach_or_probe(
     """A model that is not explained yet, attached or made ready for a method that runs it many times; and warnings."""
     # Explained models run without graph code.
     from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
+    from onnx_gradcam.editor.planning import chosen_method  # noqa: PLC0415
     from onnx_gradcam.editor.probes import probed  # noqa: PLC0415
-    from onnx_gradcam.editor.resolution import chosen_method  # noqa: PLC0415
     from onnx_gradcam.options import Options  # noqa: PLC0415
 
     from .prober import Prober  # noqa: PLC0415

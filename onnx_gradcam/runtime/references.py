@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.editor.origins import read_statements
-from onnx_gradcam.editor.plan import image_input
+from onnx_gradcam.editor.planning import image_input
 from onnx_gradcam.errors import InputError, TargetError, near_matches
 from onnx_gradcam.files import ModelSource, file_or_bytes, open_file
 from onnx_gradcam.graph.read import read_proto

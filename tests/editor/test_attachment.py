@@ -11,7 +11,7 @@ from support.graphs import graph, images, run, vit, weight
 from support.helpers import needs_opset
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import ModelError, TargetError, UnsupportedError
 from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.session import Session

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from onnx_gradcam import Explainer, attach, export
 from onnx_gradcam.cli import app
 from onnx_gradcam.editor.origins import read_statements
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.evaluation.inspection import inspect
 from onnx_gradcam.images.preprocessing import parse_preprocessing

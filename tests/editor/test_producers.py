@@ -12,7 +12,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from support.graphs import graph, images, run, weight
 
 from onnx_gradcam import attach
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import ExplainError, ModelError, UnsupportedError
 from onnx_gradcam.options import Options
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.session import Session

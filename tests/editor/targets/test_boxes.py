@@ -13,7 +13,7 @@ from support.graphs import graph, images, run
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.editor.attachment import attach, with_required_class
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import ModelError, TargetError
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options

@@ -14,7 +14,7 @@ from support.cam_oracle import numeric_map
 from support.graphs import builder, graph, images, run
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.detectors.families import Hints, recognize
 from onnx_gradcam.editor.targets.detectors.layouts import read_boxes
 from onnx_gradcam.errors import TargetError

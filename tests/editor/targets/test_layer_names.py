@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from onnx_gradcam import Options, attach
 from onnx_gradcam.cli import app
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.layer_names import DYNAMO_SCOPES, LayerNames, biases_of
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.evaluation.inspection import inspect

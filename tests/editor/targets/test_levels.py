@@ -12,7 +12,7 @@ import pytest
 from support.graphs import graph, images, run
 
 from onnx_gradcam import Options, attach, inspect, verify
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.runtime.session import Session
 

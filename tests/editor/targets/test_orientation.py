@@ -7,7 +7,7 @@ import pytest
 from support.graphs import graph, run, weight
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.options import Options
 

@@ -11,7 +11,7 @@ from support.cam_oracle import numeric_map
 from support.graphs import graph, images, run, weight
 
 from onnx_gradcam.editor.attachment import attach
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError
 from onnx_gradcam.options import Options
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from onnx_gradcam import Options, export
 from onnx_gradcam.cli import app
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import ExportError, InputError, TargetError
 from onnx_gradcam.exporters.mxnet import read_mxnet
 from onnx_gradcam.images.preprocessing import PRESETS, parse_preprocessing

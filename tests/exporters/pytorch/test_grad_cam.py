@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from onnx_gradcam import Options, attach, export
 from onnx_gradcam.cli import app
-from onnx_gradcam.editor.plan import make_plan
+from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.errors import ExportError
 from onnx_gradcam.exporters.finishing import finish_export
 from onnx_gradcam.exporters.pytorch import export_pytorch
