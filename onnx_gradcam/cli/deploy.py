@@ -13,7 +13,7 @@ from ._output import say
 __all__ = ["kserve", "triton"]
 
 
-@explains(without=("target", "class_input", "reference"))
+@explains(without=("target", "class_input", "box", "reference"))
 def triton(
     model: ModelPath,
     *,
@@ -34,7 +34,8 @@ def triton(
       onnx-gradcam triton model.onnx -o repository --preprocess torchvision --ensemble
 
     The repository contains the explained model, its configuration, its labels and a README that shows how to start
-    Triton. The class becomes a required input, -1 for the predicted class.
+    Triton. The class becomes a required input, -1 for the predicted class, and so does the box of a detector, -1 for
+    the surest box.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.serve.repository import write_repository  # noqa: PLC0415 - --help must not wait for it
 

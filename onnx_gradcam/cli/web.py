@@ -17,19 +17,8 @@ __all__ = ["web"]
 
 
 @explains(
-    # A page shows classifiers.
-    without={
-        "target",
-        "class_input",
-        "expose_activation",
-        "task",
-        "mask",
-        "boxes",
-        "background",
-        "box_rank",
-        "box",
-        "reference",
-    }
+    # Visitors choose class and box, and a page shows classifiers and detectors.
+    without={"target", "class_input", "expose_activation", "mask", "box_rank", "box", "reference"}
 )
 def web(
     model: ModelPath,
@@ -39,7 +28,7 @@ def web(
         Probabilities | None,
         option(
             "Output",
-            "How the page converts scores to probabilities, for a model without a final activation; `sigmoid` if "
+            "How the page converts scores to probabilities, for a classifier without a final activation; `sigmoid` if "
             "several classes may be in one image. [default: softmax; sigmoid for a single logit]",
         ),
     ] = None,
@@ -59,6 +48,7 @@ def web(
     Examples:
       onnx-gradcam web explained.onnx -o site
       onnx-gradcam web model.onnx -o site --preprocess torchvision --labels names.txt
+      onnx-gradcam web yolov8n.onnx -o site
       python -m http.server --directory site --bind 127.0.0.1
 
     Nothing is uploaded: the model runs in the visitor's browser, and any web server can host the folder.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from .targets.task import MASK, free_name
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Explained", "attach", "describe", "explained_boxes", "with_required_class"]
+__all__ = ["Explained", "attach", "describe", "explained_boxes", "with_required_choices"]
 
 
 @dataclass(eq=False)
@@ -238,48 +238,58 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
     )
 
 
-def with_required_class(source: str | Path, choices: Mapping[str, Any]) -> tuple[Model, Metadata]:
-    """The explained model with an ordinary class input, for clients that cannot leave an input out.
+def with_required_choices(source: str | Path, choices: Mapping[str, Any]) -> tuple[Model, Metadata]:
+    """The explained model with ordinary inputs for the class and the box, for clients that cannot leave an input out.
 
-    A detector explains the best box of the class, or the one that it was attached with.
-    A model that is not explained yet is attached with `choices`, fields of `Options`.
+    A negative box is the best one of the class. A model that is not explained yet is attached with `choices`, fields of
+    `Options`.
 
     Raises:
-        InputError: there are choices for a model that is explained already, or a choice is not possible.
+        InputError: there are choices for a model that is explained already, the box has another default, or a choice
+            is not possible.
     """
     options = Options().replaced(choices)
     if choices.get("class_input", "required") != "required":
         raise InputError(f"class_input is {options.class_input!r}, but clients choose the class here; omit it")
+    if options.box is not None:
+        raise InputError(f"box is {options.box}, but clients choose the box here; omit it")
     options = options.replaced({"class_input": "required"})
     metadata = Metadata.of(source)
     if metadata is None:
         explained = attach(source, options)
-        return _without_box_input(explained.model, explained.metadata)
-    if choices:
+        model, metadata = explained.model, explained.metadata
+    elif choices:
         raise InputError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
-    model = load(source)
-    graph = model.core.graph
-    optional = [graph.initializers.get(name) for name in (metadata.class_input, metadata.box_input)]
-    metadata.check_graph(_signatures([*graph.inputs, *filter(None, optional)]), _signatures(graph.outputs))
-    value = graph.initializers.pop(metadata.class_input, None)
-    if value is not None:
-        value.const_value = None
-        declare(value, onnx.TensorProto.INT64, model.shape(metadata.image_input)[:1])
-        graph.inputs.append(value)
-    model, metadata = _without_box_input(model, metadata)
+    else:
+        model = load(source)
+        graph = model.core.graph
+        optional = [graph.initializers.get(name) for name in (metadata.class_input, metadata.box_input)]
+        metadata.check_graph(_signatures([*graph.inputs, *filter(None, optional)]), _signatures(graph.outputs))
+    batch = model.shape(metadata.image_input)[:1]
+    for name in (metadata.class_input, metadata.box_input):
+        _require(model, name, batch)
     model.check()
     return model, metadata
 
 
-def _without_box_input(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
-    """The same with the box fixed, since its input can be left out; in place."""
-    if metadata.box_input:
-        # A model that was read lists no input with a default.
-        for value in [v for v in model.core.graph.inputs if v.name == metadata.box_input]:
-            model.core.graph.inputs.remove(value)
-        metadata = replace(metadata, box_input="")
-        model.metadata.update(metadata.to_props())
-    return model, metadata
+def _require(model: Model, name: str, batch: Shape) -> None:
+    """Make an optional input, of which a negative value is the best choice, an ordinary one of a shape; in place."""
+    graph = model.core.graph
+    value = graph.initializers.pop(name, None)
+    if value is None:
+        return
+    default = value.const_value
+    if default is not None and (default.numpy() >= 0).any():
+        raise InputError(
+            f"the input {name!r} is {int(default.numpy().max())} by default, but clients choose it here; start from "
+            "the original model"
+        )
+    value.const_value = None
+    declare(value, onnx.TensorProto.INT64, batch)
+    # A model that was read lists no input with a default.
+    if value in graph.inputs:
+        graph.inputs.remove(value)
+    graph.inputs.append(value)
 
 
 def _signatures(values: Iterable[ir.Value]) -> dict[str, tuple[str, Shape | None]]:

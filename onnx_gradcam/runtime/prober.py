@@ -101,7 +101,9 @@ class Prober:
         metadata = self.metadata
 
         def run(some: Array, some_chosen: Sequence[Choice]) -> dict[str, Array]:
-            return self.session.run({metadata.image_input: some, **chosen_inputs(metadata, some_chosen)}, outputs)
+            return self.session.run(
+                {metadata.image_input: some, **chosen_inputs(metadata, some_chosen, self.session)}, outputs
+            )
 
         return in_batches(run, rows, chosen, self._size, apart=metadata.couples_rows)
 
@@ -112,7 +114,7 @@ class Prober:
             raise UnsupportedError(f"{self.method.title} does not declare that it uses the head")
 
         def run(some: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
-            return head.run({MAPS: some, **chosen_inputs(self.metadata, chosen)})
+            return head.run({MAPS: some, **chosen_inputs(self.metadata, chosen, head)})
 
         rows, apart = maps.astype(np.float32), self.metadata.couples_rows
         scores: Array = in_batches(run, rows, [choice] * len(maps), self._size, apart=apart)[SCORE]

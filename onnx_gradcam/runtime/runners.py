@@ -101,7 +101,7 @@ class Attached:
         return None if self._halved is None or self._size not in {None, 1} else self._halved()
 
     def _feeds(self, batch: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
-        feeds = {self.metadata.image_input: batch, **chosen_inputs(self.metadata, chosen)}
+        feeds = {self.metadata.image_input: batch, **chosen_inputs(self.metadata, chosen, self.session)}
         if self._region is not None:
             feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
         return feeds
@@ -153,7 +153,9 @@ class Halved:
     def run(self, shared: Mapping[str, Array], chosen: Sequence[Choice], *, tables: bool = False) -> dict[str, Array]:
         """All outputs, a row for each choice, from what `forward` gave; the tables of boxes as in `Runner.run`."""
         feeds = {name: shared[name] for name in self._between}
-        runs = [self._second.run({**feeds, **chosen_inputs(self._metadata, [choice])}) for choice in chosen]
+        runs = [
+            self._second.run({**feeds, **chosen_inputs(self._metadata, [choice], self._second)}) for choice in chosen
+        ]
         kept = set(self._shared) - (set() if tables else self._tables)
         results = {name: np.repeat(shared[name], len(chosen), axis=0) for name in kept}
         return results | {name: np.concatenate([one[name] for one in runs]) for name in runs[0]}
@@ -237,12 +239,14 @@ def paired(classes: Sequence[int], boxes: Sequence[int] | None) -> list[Choice]:
     return list(zip(classes, chosen, strict=True))
 
 
-def chosen_inputs(metadata: Metadata, chosen: Sequence[Choice]) -> dict[str, Array]:
-    """The inputs that choose classes and boxes."""
+def chosen_inputs(metadata: Metadata, chosen: Sequence[Choice], session: Session) -> dict[str, Array]:
+    """The inputs of a session that choose classes and boxes."""
     feeds = {}
     if metadata.class_input:
         feeds[metadata.class_input] = np.array([index for index, _ in chosen], np.int64)
     boxes = [box for _, box in chosen if box is not None]
+    if not boxes and any(info.name == metadata.box_input for info in session.inputs):
+        boxes = [-1] * len(chosen)  # the input cannot be left out
     if boxes:
         feeds[metadata.box_input] = np.array(boxes, np.int64)
     return feeds

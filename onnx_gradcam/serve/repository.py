@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from onnx_gradcam.editor.attachment import with_required_class
+from onnx_gradcam.editor.attachment import with_required_choices
 from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
@@ -21,6 +21,7 @@ from onnx_gradcam.metadata import Metadata
 
 from .configuration import TYPES, Port, ensemble_config, onnx_config, step_config
 from .limits import Limits
+from .triton_step import CHOICES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,8 +37,10 @@ __all__ = ["TritonPythonModel"]
 """
 _README: Final = """# {name}
 
-An image classifier with heatmap outputs ({method}, layer `{layer}`), written by onnx-gradcam {version}. Start Triton in
-the repository, the folder above this one:
+A model for {task} with heatmap outputs, written by onnx-gradcam {version}. Method: {method}.
+Layers: {layers}.
+
+Start Triton in the repository, the folder above this one:
 
     docker run --rm --user 1000:1000 -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 -p 127.0.0.1:8002:8002 \\
       -v "$PWD:/models:ro" nvcr.io/nvidia/tritonserver:26.02-py3 \\
@@ -64,15 +67,24 @@ _CLASS: Final = """
 `{name}` is the class to explain, one per row; a negative value is the predicted class. It is required. An index that is
 out of range fails the request, and all others in the same batch.
 """
+_BOX: Final = """
+`{box_input}` is the box to explain, one per row: an index of the detector's own table; a negative value is the surest
+box of the class. It is required, too. With a box and a negative class, the best class of the box is explained.
+`{heatmap_box}` and `{heatmap_score}` are the explained box and its probability. The table of all boxes is large, so
+name the outputs that you need in each request:
+
+- `{detection_scores}`: the probabilities.
+{corners}"""
+_CORNERS: Final = "- `{detection_boxes}`: x0 y0 x1 y1 in pixels of the model's input, over which the heatmap is, too.\n"
 _LEFT_OUT: Final = """
 The model also has {names}, which have no batch axis and cannot be requested here.
 """
 _ENSEMBLE: Final = """
 ## Images
 
-`{name}_images` takes image files (JPEG, PNG, WebP) in `image_bytes`, one per row, and the class in the optional
-`target_class`. Its first step, `{name}_preprocess`, runs in Triton's Python backend. Install onnx-gradcam in the
-container, from a clone:
+`{name}_images` takes image files (JPEG, PNG, WebP) in `image_bytes`, one per row{optional}.
+Its first step, `{name}_preprocess`, runs in Triton's Python backend. Install onnx-gradcam in the container, from a
+clone:
 
     pip install --no-deps . opencv-python-headless && pip install numpy
 
@@ -113,8 +125,8 @@ def write_repository(
 ) -> list[Path]:
     """Write a model into a Triton model repository, atomically.
 
-    The class becomes a required input, negative for the predicted class, because Triton's ONNX Runtime backend cannot
-    batch models with optional inputs.
+    Class and box become required inputs, negative for the predicted class and the surest box, because Triton's ONNX
+    Runtime backend cannot batch models with optional inputs.
 
     Args:
         model: path of a model; one that is not explained yet is attached first.
@@ -143,7 +155,7 @@ def write_repository(
         )
     if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 0:
         raise InputError(f"max_batch is {max_batch!r}; choose a whole number from 0 up")
-    explained, metadata = with_required_class(model, choices)
+    explained, metadata = with_required_choices(model, choices)
     if metadata.disabled_optimizers:
         names = ", ".join(map(repr, metadata.disabled_optimizers))
         raise ModelError(
@@ -230,14 +242,15 @@ def _write_ensemble(repository: _Repository, main: Path, step: Path, whole: Path
     preprocessing = parse_preprocessing(metadata.preprocessing).for_input(metadata.layout, sizes, image.dtype)
     column = [-1, 1] if batching else [-1]
     files = [Port(name="image_bytes", dtype="bytes", shape=column)]
-    if metadata.class_input:
-        files.append(Port(name="target_class", dtype="int64", shape=column, optional=True))
+    chosen = _chosen(metadata)
+    files += [Port(name=name, dtype="int64", shape=column, optional=True) for name in CHOICES[: len(chosen)]]
     limits = {f.name: getattr(Limits(), f.name) for f in dataclasses.fields(Limits) if f.name.startswith("im")}
     for folder in (step, whole):
         (folder / "1").mkdir()
     (step / "1" / "model.py").write_text(_STEP, "utf-8")
     # The inputs of the model, in the order in which the step outputs them.
-    prepared = [image, *(port for port in repository.inputs if port.name == metadata.class_input)]
+    ports = {port.name: port for port in repository.inputs}
+    prepared = [image, *(ports[name] for name in chosen)]
     parameters = {"preprocessing": preprocessing.to_json(), "limits": json.dumps(limits)}
     step_outputs = [_as_sent(port, batching=batching) for port in prepared]
     (step / "config.pbtxt").write_text(
@@ -256,6 +269,11 @@ def _write_ensemble(repository: _Repository, main: Path, step: Path, whole: Path
         shutil.copy(main / "labels.txt", whole / "labels.txt")
 
 
+def _chosen(metadata: Metadata) -> list[str]:
+    """The inputs that choose what is explained, in the order of `CHOICES`."""
+    return [name for name in (metadata.class_input, metadata.box_input) if name]
+
+
 def _as_sent(port: Port, *, batching: bool) -> Port:
     """The port as clients see it: what the model takes as [N] is sent as [N, 1]."""
     return dataclasses.replace(port, shape=[*port.shape, 1]) if batching and len(port.shape) == 1 else port
@@ -264,22 +282,30 @@ def _as_sent(port: Port, *, batching: bool) -> Port:
 def _readme(repository: _Repository) -> str:
     """The README of a model, in Markdown."""
     metadata = repository.metadata
+    batching = repository.batching
     ports = [("in", port) for port in repository.inputs] + [("out", port) for port in repository.outputs]
     notes = _CLASS.format(name=metadata.class_input) if metadata.class_input else ""
+    if metadata.box_input:
+        corners = _CORNERS.format(**vars(metadata)) if metadata.detection_boxes else ""
+        notes += _BOX.format(corners=corners, **vars(metadata))
     if repository.left_out:
         notes += _LEFT_OUT.format(names=", ".join(f"`{name}`" for name in repository.left_out))
     if repository.ensemble:
-        notes += _ENSEMBLE.format(name=repository.name)
+        names = [f"`{name}`" for name in CHOICES[: len(_chosen(metadata))]]
+        optional = f"; {' and '.join(names)} may be left out" if names else ""
+        notes += _ENSEMBLE.format(name=repository.name, optional=optional)
+    table = [f"| `{port.name}` | {way} | {port.dtype} | {_shape(port, batching=batching)} |" for way, port in ports]
     return _README.format(
         name=repository.name,
+        task=metadata.task,
         method=metadata.method,
-        layer=metadata.target_tensor,
+        layers=", ".join(f"`{name}`" for name in metadata.layers),
         version=metadata.version,
-        table="\n".join(f"| `{port.name}` | {way} | {port.dtype} | {_shape(port)} |" for way, port in ports),
+        table="\n".join(table),
         notes=notes,
     )
 
 
-def _shape(port: Port) -> str:
-    sizes = [str(size) if size > 0 else "N" for size in port.shape]
-    return "[" + ", ".join(sizes if len(sizes) > 1 else [*sizes, "1"]) + "]"
+def _shape(port: Port, *, batching: bool) -> str:
+    """The shape of a tensor in requests."""
+    return "[" + ", ".join(str(size) if size > 0 else "N" for size in _as_sent(port, batching=batching).shape) + "]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,11 +18,14 @@ from onnx_gradcam.images.preprocessing import Preprocessing
 
 from .limits import Limits, decode_image
 
-__all__ = ["ImageStep"]
+__all__ = ["CHOICES", "ImageStep"]
+
+CHOICES: Final = ("target_class", "target_box")
+"""What chooses the explanation of an image: the names of the inputs that may be left out."""
 
 
 class ImageStep:
-    """Turns `image_bytes` [N, 1] and the optional `target_class` [N, 1] into the inputs of the model."""
+    """Turns `image_bytes` [N, 1] and the optional `CHOICES` [N, 1] into the inputs of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read preprocessing and limits from the configuration of the step."""
@@ -31,8 +34,9 @@ class ImageStep:
         self.preprocessing = Preprocessing.from_json(parameters["preprocessing"])
         self.limits = Limits.from_settings(json.loads(parameters["limits"]))
         self.batching = config["max_batch_size"] > 0
-        names = [output["name"] for output in config["output"]]
-        self.image, self.target = names[0], names[1] if len(names) > 1 else None
+        self.image, *chosen = (output["name"] for output in config["output"])
+        # The optional inputs are in the order of the outputs that they become.
+        self.chosen = dict(zip(CHOICES, chosen, strict=False))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer each request, or refuse it in one sentence."""
@@ -54,9 +58,9 @@ class ImageStep:
         if len({row.shape for row in rows}) > 1:
             raise ServerError("the inputs of these images have different sizes; send one image per request")
         tensors: dict[str, Any] = {self.image: np.stack(rows)}
-        if self.target is not None:
-            target = triton.get_input_tensor_by_name(request, "target_class")
-            shape = (len(rows), 1) if self.batching else (len(rows),)
-            classes = np.full(shape, -1, np.int64) if target is None else target.as_numpy()
-            tensors[self.target] = np.ascontiguousarray(np.broadcast_to(classes.reshape(-1, *shape[1:]), shape))
+        shape = (len(rows), 1) if self.batching else (len(rows),)
+        for sent, name in self.chosen.items():
+            tensor = triton.get_input_tensor_by_name(request, sent)
+            indices = np.full(shape, -1, np.int64) if tensor is None else tensor.as_numpy()
+            tensors[name] = np.ascontiguousarray(np.broadcast_to(indices.reshape(-1, *shape[1:]), shape))
         return tensors

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_gradcam.editor.attachment import with_required_class
+from onnx_gradcam.editor.attachment import with_required_choices
 from onnx_gradcam.errors import InputError, ModelError, reason
 from onnx_gradcam.files import Drafts, make_folder
 from onnx_gradcam.graph.model import Model
@@ -22,6 +22,7 @@ from onnx_gradcam.images.drawing import COLORMAPS, colorize
 from onnx_gradcam.images.preprocessing import PADDING, PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Probabilities, check_word
+from onnx_gradcam.runtime.detections import Selection
 
 from .runtime_files import runtime_files
 
@@ -50,12 +51,12 @@ def build_page(
     """Write a web page that explains images in the visitor's browser; its folder is written atomically.
 
     Args:
-        model: path of a model; one that is not explained yet is attached first. The class becomes a required input, as
-            onnxruntime-web cannot feed optional ones.
+        model: path of a classifier or detector; one that is not explained yet is attached first. Class and box become
+            required inputs, as onnxruntime-web cannot feed optional ones.
         folder: the folder to create; it may exist if it is empty.
         runtime: onnxruntime-web, as `npm pack` or `npm install` fetch it, or its files by name; by default, it is
             downloaded once from npm's registry.
-        probabilities: how the page converts the scores of a model without a final activation to probabilities:
+        probabilities: how the page converts the scores of a classifier without a final activation to probabilities:
             `softmax`, `sigmoid` or `none`; by default `softmax`, or `sigmoid` for a single logit.
         notify: called with a line of text before a download.
         choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet.
@@ -72,7 +73,7 @@ def build_page(
         build_page("explained.onnx", "site", probabilities="sigmoid")
     """
     check_word("probabilities", probabilities, (*get_args(Probabilities), None))
-    explained, metadata = with_required_class(model, choices)
+    explained, metadata = with_required_choices(model, choices)
     _check(explained, metadata)
     size = explained.weight_bytes
     if size > _LARGEST:
@@ -91,23 +92,31 @@ def build_page(
 
 
 def _check(model: Model, metadata: Metadata) -> None:
-    if metadata.task != "classification" or metadata.all_classes:
+    if metadata.task not in {"classification", "detection"} or metadata.all_classes:
         raise InputError(
-            "a page shows classifiers that explain one class at a time, but this model is explained for "
-            f"{'all classes at once' if metadata.all_classes else metadata.task}; start from a classifier"
+            "a page shows classifiers and detectors that explain one class at a time, but this model is explained for "
+            f"{'all classes at once' if metadata.all_classes else metadata.task}; start from one of these"
         )
     if not metadata.class_input:
         raise InputError(
             "the class is fixed in this model, but visitors of a page choose it; start from the original model"
         )
+    if metadata.task == "detection" and not (metadata.box_input and metadata.heatmap_box and metadata.detection_scores):
+        raise InputError(
+            "the box is fixed in this model, but visitors of a page choose it; start from the original model"
+        )
     others = [value.name for value in model.core.graph.inputs]
-    others = [name for name in others if name not in {metadata.image_input, metadata.class_input}]
+    others = [name for name in others if name not in {metadata.image_input, metadata.class_input, metadata.box_input}]
     if others:
         raise ModelError(f"the model has another input, {others[0]!r}, which a page cannot feed; make it a constant")
 
 
 def _conversion(metadata: Metadata, probabilities: Probabilities | None) -> str:
     """How the page converts scores to what it shows."""
+    if metadata.task == "detection":
+        if probabilities is not None:
+            raise InputError("the scores of a detector's boxes are probabilities already; omit --probabilities")
+        return "given"
     final = _GIVEN.get(metadata.activation)
     if final is None:
         return probabilities or ("sigmoid" if metadata.single_logit else "softmax")
@@ -116,6 +125,20 @@ def _conversion(metadata: Metadata, probabilities: Probabilities | None) -> str:
             f"the model ends in {metadata.activation} and outputs probabilities already; omit --probabilities"
         )
     return probabilities or final
+
+
+def _detector(metadata: Metadata) -> dict[str, Any] | None:
+    """Names of what a detector has, and which boxes are in its list; `None` for a classifier."""
+    if metadata.task != "detection":
+        return None
+    return {
+        "box": metadata.box_input,
+        "heatmapBox": metadata.heatmap_box,
+        "scores": metadata.detection_scores,
+        "corners": metadata.detection_boxes,
+        "least": Selection.least,
+        "overlap": Selection.overlap,
+    }
 
 
 def _description(model: Model, metadata: Metadata, conversion: str, title: str) -> dict[str, Any]:
@@ -143,6 +166,7 @@ def _description(model: Model, metadata: Metadata, conversion: str, title: str) 
             "heatmapClass": metadata.heatmap_class,
             "batch": batch if isinstance(batch, int) and batch > 0 else None,
         },
+        "detector": _detector(metadata),
         "scores": {
             "singleLogit": metadata.single_logit,
             "kind": metadata.activation,

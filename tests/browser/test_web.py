@@ -11,7 +11,7 @@ import onnx
 import pytest
 from support.browser_pages import CONTRAST, DESKTOP, PHONE
 from support.comparisons import EVIL
-from support.graphs import graph
+from support.graphs import graph, placed_detector
 from support.web_pages import Page
 
 pytestmark = pytest.mark.browser
@@ -142,6 +142,123 @@ def test_one_of_many_classes_is_found_by_name(chromium, publish, tmp_path):
 
 def png(width: int = 8, height: int = 8) -> bytes:
     return cv2.imencode(".png", np.full((height, width, 3), 99, np.uint8))[1].tobytes()
+
+
+NAMES = ["a ship", "<b>buoy</b>"]
+FRAME = """([x0, y0, x1, y1]) => { const c = document.getElementById('view').getBoundingClientRect();
+  const scale = Math.min(c.width / 67, c.height / 41);
+  return [c.left + x0 * scale, c.top + y0 * scale, c.left + x1 * scale, c.top + y1 * scale]; }"""
+
+
+def waves(height: int = 41, width: int = 67) -> bytes:
+    low = np.random.default_rng(2).integers(0, 256, (4, 5, 3), np.uint8)
+    return cv2.imencode(".png", cv2.resize(low, (width, height), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+
+
+@pytest.fixture
+def detector(publish, tmp_path):
+    """The page of a detector whose scores are 0.5 in a black image, with a blank map, and lower in any other."""
+    proto = placed_detector(5)
+    scores = next(one for one in proto.graph.initializer if one.name == "S")
+    weights = onnx.numpy_helper.to_array(scores)
+    scores.CopyFrom(onnx.numpy_helper.from_array(-10 * np.abs(weights), "S"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    return publish(
+        tmp_path / "m.onnx", preprocess={"size": [32, 32], "resize": "letterbox", "scale": 1 / 255}, labels=NAMES
+    )
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def boxes(request, chromium, publish, tmp_path):
+    """The page of a detector with an image in which it finds many boxes."""
+    onnx.save(placed_detector(5), tmp_path / "m.onnx")
+    described = {"size": [32, 32], "resize": "letterbox", "scale": 1 / 255, "mean": [0.45]}
+    address = publish(tmp_path / "m.onnx", preprocess=described, labels=NAMES)
+    with Page(chromium, address, viewport=request.param) as page:
+        page.choose(("waves.png", waves()))
+        yield page
+        assert page.heard == []
+
+
+def test_boxes_are_drawn_where_they_are_and_named(boxes):
+    tab, seen = boxes.tab, boxes.tab.evaluate("() => window.seen")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= tab.viewport_size["width"]
+    assert tab.locator("#boxes .hit").count() == len(seen["boxes"]) == tab.locator("#classes button").count()
+    assert tab.locator("#boxes text").count() == len(seen["boxes"])
+    for box in seen["boxes"][:5]:
+        drawn = tab.locator(f"#boxes .hit[data-index='{box['n']}']").bounding_box()
+        corners = [drawn["x"], drawn["y"], drawn["x"] + drawn["width"], drawn["y"] + drawn["height"]]
+        np.testing.assert_allclose(corners, tab.evaluate(FRAME, box["xyxy"]), atol=1)
+        row = tab.locator(f"#classes button[data-index='{box['n']}']")
+        assert row.locator(".name").inner_text() == f"{box['n']} {NAMES[box['target']]}"
+        assert row.locator(".value").inner_text() == f"{100 * box['score']:.1f} %"
+    found = tab.evaluate(CONTRAST)
+    assert min(f["size"] for f in found) >= 13
+    image = tab.evaluate(FRAME, [0, 0, 67, 41])
+    for label in tab.locator("#boxes .ground").all():
+        place = label.bounding_box()
+        assert place["x"] >= image[0] - 1
+        assert place["x"] + place["width"] <= image[2] + 1
+        assert image[1] - 1 <= place["y"] <= image[3]
+
+
+def test_a_box_is_chosen_in_the_image_in_the_list_and_by_keyboard(boxes):
+    tab, seen = boxes.tab, boxes.tab.evaluate("() => window.seen")
+    chosen = tab.locator("#boxes .chosen text")
+    assert (seen["chosen"], chosen.text_content()) == (0, f"0 {NAMES[seen['boxes'][0]['target']]}")
+    areas = [(b["xyxy"][2] - b["xyxy"][0]) * (b["xyxy"][3] - b["xyxy"][1]) for b in seen["boxes"]]
+    smallest = min((area, n) for n, area in enumerate(areas) if area > 4)[1]
+    assert boxes.click_box(smallest)["chosen"] == smallest
+    assert tab.locator("#classes [aria-pressed='true']").get_attribute("data-index") == str(smallest)
+    assert chosen.text_content() == f"{smallest} {NAMES[seen['boxes'][smallest]['target']]}"
+    second = seen["boxes"][1]
+    got = boxes.click_box(1, "#classes button")
+    assert (got["chosen"], got["index"]) == (1, second["target"])
+    x0, y0, x1, y1 = map(round, second["xyxy"])
+    assert f"x {x0} to {x1}, y {y0} to {y1}: hottest at the" in tab.inner_text("#caption")
+    tab.evaluate("() => { window.seen = null; }")
+    tab.locator("#classes button").nth(2).focus()
+    tab.keyboard.press("Enter")
+    assert boxes.seen()["chosen"] == 2
+    assert tab.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+
+
+def test_a_list_of_boxes_can_be_narrowed(boxes):
+    tab, seen = boxes.tab, boxes.tab.evaluate("() => window.seen")
+    assert tab.get_by_role("region", name="Boxes", exact=True).count() == 1
+    ships = [box["n"] for box in seen["boxes"] if box["target"] == 0]
+    assert 0 < len(ships) < len(seen["boxes"])
+    tab.get_by_label("Find a box").fill("A Ship")
+    assert [int(b.get_attribute("data-index")) for b in tab.locator("#classes button").all()] == ships
+    drawn = {int(hit.get_attribute("data-index")) for hit in tab.locator("#boxes .hit").all()}
+    assert drawn == {*ships, 0}, "the chosen one stays"
+    assert tab.locator("b").count() == 0, "names cannot be markup"
+
+
+def test_boxes_follow_the_size_of_the_window(boxes):
+    tab, box = boxes.tab, boxes.tab.evaluate("() => window.seen.boxes[0].xyxy")
+    tab.set_viewport_size({"width": 500, "height": 600})
+    place = "() => document.querySelector(\"#boxes .hit[data-index='0']\").getBoundingClientRect().x"
+    left = tab.evaluate(FRAME, box)[0]
+    boxes.poll(f"wanted => Math.abs(({place})() - wanted) < 1", left)
+
+
+def test_that_nothing_is_found_is_said_and_nothing_is_shown(chromium, detector):
+    with Page(chromium, detector) as page:
+        bright = cv2.imencode(".png", np.full((20, 30, 3), 255, np.uint8))[1].tobytes()
+        black = cv2.imencode(".png", np.zeros((32, 32, 3), np.uint8))[1].tobytes()
+        seen = page.choose(("black.png", black))
+        assert not seen["heatmap"].any()
+        assert page.tab.inner_text("#status") == (
+            f"Heatmap of 0 {NAMES[0]}: blank, nothing in the image supports this box."
+        )
+        text = page.finds_nothing("bright.png", bright)
+        assert text.startswith("Nothing found: the highest score of a box in bright.png is 0.")
+        assert text.endswith(", below 0.25.")
+        assert page.tab.locator("#results").is_hidden()
+        assert page.tab.locator("#error").is_hidden()
+        assert page.choose(("black.png", black))["chosen"] == 0
+        assert page.heard == []
 
 
 BAD = {

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph
+from support.graphs import graph, placed_detector
 from support.web_pages import Page
 
 from onnx_gradcam import Explainer
@@ -263,6 +263,67 @@ def test_models_of_many_kinds(chromium, publish, tmp_path, kind):
             assert got["index"] == index
             np.testing.assert_allclose(got["heatmap"], want.heatmap, atol=tolerance)
         assert page.heard == []
+
+
+def check_boxes(seen, native, image):
+    """The boxes of the page are those of the native runtime, in pixels of the image."""
+    want = native.boxes(image)
+    assert [(b["n"], b["index"], b["target"]) for b in seen["boxes"]] == [(b.n, b.index, b.target.index) for b in want]
+    scores = [b["score"] for b in seen["boxes"]]
+    np.testing.assert_allclose(scores, [b.target.score for b in want], atol=1e-5)
+    np.testing.assert_allclose([b["xyxy"] for b in seen["boxes"]], [b.xyxy for b in want], atol=0.01)
+    return want
+
+
+WAYS_TO_FIT = {
+    "letterbox": {"resize": "letterbox"},
+    "letterbox at the top left": {"resize": "letterbox", "align": "top_left"},
+    "stretch": {"resize": "stretch"},
+    "crop": {"resize": "short_crop"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_FIT)
+@pytest.mark.parametrize("batch", [None, 2])
+def test_the_boxes_of_a_detector_are_the_native_ones(chromium, publish, tmp_path, way, batch):
+    proto = placed_detector(5)
+    if batch is not None:
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(proto, tmp_path / "m.onnx")
+    described = {"size": [32, 32], "scale": 1 / 255, "mean": [0.45], **WAYS_TO_FIT[way]}
+    native = Explainer(tmp_path / "m.onnx", preprocess=described)
+    image = smooth(41, 67)
+    with Page(chromium, publish(tmp_path / "m.onnx", preprocess=described)) as page:
+        seen = page.choose(("image.png", encoded(".png", image)))
+        want = check_boxes(seen, native, image)
+        assert 10 < len(want) < 64, "some are suppressed"
+        assert {box.target.index for box in want} == {0, 1}
+        for box in (want[0], want[1], want[-1]):
+            if box.n:
+                seen = page.click_box(box.n, "#classes button")
+            assert (seen["chosen"], seen["index"]) == (box.n, box.target.index)
+            explained = native(image, box.target.index, box=box)
+            np.testing.assert_allclose(seen["heatmap"], explained.heatmap, atol=TOLERANCE)
+        assert page.heard == []
+
+
+@pytest.mark.real
+def test_nanodet_on_photographs(chromium, publish, real_data):
+    path = real_data / "models" / "onnx_native" / "nanodet_m_416_coco.onnx"
+    described = {"size": [416, 416], "resize": "letterbox", "color": "bgr", "scale": 1.0}
+    described |= {"mean": [103.53, 116.28, 123.675], "std": [57.375, 57.12, 58.395]}
+    native = Explainer(path, preprocess=described)
+    photos = [real_data / "photos" / "voc" / f"2007_{name}.jpg" for name in ("000033", "000762", "000243")]
+    with Page(chromium, publish(path, preprocess=described)) as page:
+        for photo in photos:
+            seen = page.choose(photo)
+            decoded = page.pixels()
+            boxes = check_boxes(seen, native, decoded)
+            for box in boxes[:3]:
+                seen = page.click_box(box.n, "#classes button") if box.n else seen
+                want = native(decoded, box.target.index, box=box)
+                np.testing.assert_allclose(seen["heatmap"], want.heatmap, atol=TOLERANCE)
 
 
 @pytest.mark.real

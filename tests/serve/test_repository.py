@@ -21,10 +21,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from support.graphs import placed_detector
 from support.serve_ports import free_ports
 from support.wrong_choices import WRONG
+from typer.testing import CliRunner
 
 from onnx_gradcam import Explainer, attach
+from onnx_gradcam.cli import app
 from onnx_gradcam.errors import ExplainError
 from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.serve.repository import write_repository
@@ -55,10 +58,25 @@ class TritonPythonModel:
 
 
 @pytest.fixture(scope="module")
-def written(explained, tmp_path_factory) -> Path:
-    """The repository of the demo classifier, with the ensemble."""
+def detector(tmp_path_factory) -> Path:
+    """An explained detector."""
+    path = tmp_path_factory.mktemp("detector") / "boxes.onnx"
+    described = {"size": [32, 32], "resize": "letterbox", "scale": 1 / 255, "mean": [0.45]}
+    attach(placed_detector(5), preprocess=described, labels=["ship", "buoy"]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finder(detector) -> Explainer:
+    return Explainer(detector, threads=1)
+
+
+@pytest.fixture(scope="module")
+def written(explained, detector, tmp_path_factory) -> Path:
+    """The repository of the demo classifier and a detector, with their ensembles."""
     folder = tmp_path_factory.mktemp("triton") / "repository"
     write_repository(explained, folder, name="shapes", ensemble=True)
+    write_repository(detector, folder, ensemble=True)
     return folder
 
 
@@ -106,8 +124,23 @@ def test_the_configuration_is_that_of_the_model(written):
 
 
 @pytest.mark.serve
-def test_the_ensemble_leads_every_tensor_from_step_to_step(written):
-    config = parsed(written / "shapes_images")
+def test_the_configuration_of_a_detector_has_its_box(written):
+    check_against(written / "boxes", onnx.load(written / "boxes" / "1" / "model.onnx"))
+    config = parsed(written / "boxes")
+    assert [i.name for i in config.input] == ["x", "target_class", "target_box"]
+    assert {i.name: list(i.dims) for i in config.input}["target_box"] == [1]
+    outputs = {"detection_scores", "detection_boxes", "heatmap_box", "heatmap_score"}
+    assert outputs <= {o.name for o in config.output}
+    for name in ("boxes_preprocess", "boxes_images"):
+        optional = {i.name for i in parsed(written / name).input if i.optional}
+        assert optional == {"target_class", "target_box"}
+    assert {i.name for i in parsed(written / "shapes_images").input if i.optional} == {"target_class"}
+
+
+@pytest.mark.serve
+@pytest.mark.parametrize("name", ["shapes", "boxes"])
+def test_the_ensemble_leads_every_tensor_from_step_to_step(written, name):
+    config = parsed(written / f"{name}_images")
     produced = {i.name for i in config.input}
     for step in config.ensemble_scheduling.step:
         of = parsed(written / step.model_name)
@@ -116,8 +149,8 @@ def test_the_ensemble_leads_every_tensor_from_step_to_step(written):
         assert set(step.input_map.values()) <= produced
         produced |= set(step.output_map.values())
     assert {o.name for o in config.output} <= produced
-    first = parsed(written / "shapes_preprocess")
-    main = {i.name: (i.data_type, list(i.dims)) for i in parsed(written / "shapes").input}
+    first = parsed(written / f"{name}_preprocess")
+    main = {i.name: (i.data_type, list(i.dims)) for i in parsed(written / name).input}
     assert {o.name: (o.data_type, list(o.dims)) for o in first.output} == main
 
 
@@ -143,6 +176,26 @@ def test_the_class_is_an_ordinary_input_and_nothing_else_changed(written, explai
     assert again.labels == explainer.labels
 
 
+def test_the_box_is_an_ordinary_input(written, finder):
+    session = Session(written / "boxes" / "1" / "model.onnx", threads=1)
+    assert {i.name for i in session.inputs} == {"x", "target_class", "target_box"}
+    x = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    classes, boxes = [1, -1, -1], [-1, 5, 63]
+    got = session.run({"x": x, "target_class": np.array(classes), "target_box": np.array(boxes)})
+    for name, values in finder.run(x, classes, boxes, tables=True).items():
+        np.testing.assert_array_equal(got[name], values, err_msg=name)
+    assert got["heatmap_box"].tolist()[1:] == [5, 63]
+
+
+def test_a_box_cannot_be_fixed(tmp_path):
+    fixed = tmp_path / "fixed.onnx"
+    attach(placed_detector(), box=3).save(fixed)
+    with pytest.raises(ExplainError, match="the input 'target_box' is 3 by default, but clients choose it here"):
+        write_repository(fixed, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+    assert CliRunner().invoke(app, ["triton", str(fixed), "-o", str(tmp_path / "repository")]).exit_code == 1
+
+
 def test_a_plain_model_is_attached_first(repository, written, tmp_path):
     (folder,) = write_repository(repository / "models" / "shapes.onnx", tmp_path)
     assert (folder / "config.pbtxt").read_text("utf-8") == (written / "shapes" / "config.pbtxt").read_text("utf-8")
@@ -152,6 +205,11 @@ def test_the_readme_warns_and_says_how_to_start(written):
     text = (written / "shapes" / "README.md").read_text("utf-8")
     for part in ("26.02", "CVE-2025-23310", "--model-control-mode=none", "127.0.0.1:8000", "| `heatmap` | out |"):
         assert part in text
+    assert "target_box" not in text
+    text = (written / "boxes" / "README.md").read_text("utf-8")
+    for part in ("for detection", "| `target_box` | in | int64 | [N, 1] |", "- `detection_boxes`: x0 y0 x1 y1 in"):
+        assert part in text
+    assert all(f"`{layer}`" in text for layer in Explainer(written / "boxes" / "1" / "model.onnx").metadata.layers)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "../x", "a\\b", 'a"', "a b", "x" * 101])
@@ -235,11 +293,12 @@ def live(written, tmp_path_factory):
     work = tmp_path_factory.mktemp("live")
     repository = work / "repository"
     shutil.copytree(written, repository)
-    config = repository / "shapes" / "config.pbtxt"
-    own = 'platform: "onnxruntime_onnx"\nbackend: "onnxruntime"\n'
-    assert own in config.read_text("utf-8")
-    config.write_text(config.read_text("utf-8").replace(own, 'backend: "python"\n'), "utf-8")
-    (repository / "shapes" / "1" / "model.py").write_text(TWIN, "utf-8")
+    for name in ("shapes", "boxes"):
+        config = repository / name / "config.pbtxt"
+        own = 'platform: "onnxruntime_onnx"\nbackend: "onnxruntime"\n'
+        assert own in config.read_text("utf-8")
+        config.write_text(config.read_text("utf-8").replace(own, 'backend: "python"\n'), "utf-8")
+        (repository / name / "1" / "model.py").write_text(TWIN, "utf-8")
     server = Triton(repository, work)
     yield server
     server.close()
@@ -271,6 +330,32 @@ def test_a_live_server_gives_what_the_explainer_gives(client, explainer, rows):
         answer.as_numpy("heatmap_class").tolist()
         == explainer.run(rows, classes.tolist())["heatmap_class"][:, None].tolist()
     )
+
+
+@pytest.mark.triton
+def test_a_live_server_explains_the_box_that_is_asked_for(client, finder):
+    x = np.random.default_rng(1).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    classes, boxes = np.array([1, -1, -1]), np.array([-1, 5, 63])
+    chosen = [tensor("target_class", classes[:, None], "INT64"), tensor("target_box", boxes[:, None], "INT64")]
+    answer = client.infer("boxes", [tensor("x", x, "FP32"), *chosen])
+    for name, values in finder.run(x, classes.tolist(), boxes.tolist(), tables=True).items():
+        got = answer.as_numpy(name).reshape(values.shape)
+        np.testing.assert_allclose(got, values, atol=TOLERANCE, rtol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.triton
+def test_a_live_ensemble_explains_the_box_that_is_asked_for(client, finder, photo):
+    box = finder.boxes(photo)[1]
+    file = tensor("image_bytes", np.array([[photo]], dtype=object), "BYTES")
+    for inputs, explained in (
+        ([], finder(photo)),
+        ([tensor("target_box", np.array([[box.index]]), "INT64")], finder(photo, box=box)),
+        ([tensor("target_class", np.array([[0]]), "INT64")], finder(photo, 0)),
+    ):
+        answer = client.infer("boxes_images", [file, *inputs])
+        assert answer.as_numpy("heatmap_box").tolist() == [[explained.maps[0].boxes[0].index]]
+        assert answer.as_numpy("heatmap_class").tolist() == [[explained.target.index]]
+        np.testing.assert_allclose(answer.as_numpy("heatmap")[0], explained.heatmap, atol=TOLERANCE)
 
 
 @pytest.mark.triton

@@ -12,7 +12,7 @@ LOOK = """() => { window.seen = null; document.addEventListener('explained', ({ 
   let text = '';
   for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...bytes.subarray(i, i + 8192));
   window.seen = { index: d.index, scores: [...d.scores], shape: [d.heatmap.height, d.heatmap.width],
-    heatmap: btoa(text) }; }); }"""
+    heatmap: btoa(text), chosen: d.chosen.key, boxes: d.boxes }; }); }"""
 
 PIXELS = """async name => {
   const { decode } = await import(new URL('decoding.js', location.href).href);
@@ -81,8 +81,21 @@ class Page:
         self.tab.get_by_role("button", name=name).click()
         return self.seen()
 
+    def click_box(self, n: int, where: str = "#boxes .hit") -> dict:
+        """Click the middle of a box of a detector in the image, or its row in the list."""
+        self.tab.evaluate("() => { window.seen = null; }")
+        self.tab.locator(f"{where}[data-index='{n}']").click()
+        return self.seen()
+
+    def finds_nothing(self, name: str, data: bytes) -> str:
+        """What the page of a detector says of an image without boxes."""
+        self.tab.set_input_files("#file", [])
+        self.tab.set_input_files("#file", {"name": name, "mimeType": "", "buffer": data})
+        code = "() => { const t = document.getElementById('status').textContent; return t.startsWith('Nothing') && t; }"
+        return self.poll(code)
+
     def seen(self) -> dict:
-        """What is explained next: the class, the scores, and the heatmap as an array."""
+        """What is explained next: the class, the scores, the heatmap as an array; of a detector, its boxes too."""
         code = "() => window.seen || !document.getElementById('error').hidden"
         assert self.poll(code) is not True, self.error()
         seen = self.tab.evaluate("() => window.seen")

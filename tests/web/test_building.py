@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx.external_data_helper import convert_model_to_external_data
-from support.graphs import graph
+from support.graphs import graph, placed_detector
 from support.wrong_choices import WRONG
 from typer.testing import CliRunner
 
@@ -123,6 +123,38 @@ def test_what_scores_become(tmp_path, tail, asked, way, probabilities):
     assert (scores["way"], scores["probabilities"]) == (way, probabilities)
 
 
+DETECTOR = {"size": [32, 32], "scale": 1 / 255, "mean": [0.45]}
+
+
+def test_visitors_choose_the_box_of_a_detector(tmp_path, repository):
+    path = saved(placed_detector(5), tmp_path / "m.onnx")
+    build_page(path, tmp_path / "site", runtime=RUNTIME, preprocess=DETECTOR)
+    described = facts(tmp_path / "site")
+    assert described["detector"] == {
+        "box": "target_box",
+        "heatmapBox": "heatmap_box",
+        "scores": "detection_scores",
+        "corners": "detection_boxes",
+        "least": 0.25,
+        "overlap": 0.45,
+    }
+    assert (described["scores"]["way"], described["scores"]["probabilities"]) == ("given", True)
+    native = Explainer(path, preprocess=DETECTOR)
+    image = read_image(repository / "models" / "circle_and_star.png")
+    box = native.boxes(image)[1]
+    session = onnxruntime.InferenceSession(tmp_path / "site" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["x", "target_class", "target_box"]
+    feeds = {"x": prepare(image, native.preprocessing)[0][None]}
+    feeds |= {"target_class": np.array([box.target.index]), "target_box": np.array([box.index])}
+    (heatmap,) = session.run(["heatmap"], feeds)
+    np.testing.assert_array_equal(heatmap[0], native(image, box.target.index, box=box).heatmap)
+
+
+def test_a_classifier_has_no_boxes(model, tmp_path):
+    build_page(model, tmp_path / "site", runtime=RUNTIME)
+    assert facts(tmp_path / "site")["detector"] is None
+
+
 def refusals(tmp_path, model):
     other = graph(
         "q = Add(x, z) " + CONV.replace("Conv<pads=[1,1,1,1]>(x", "Conv<pads=[1,1,1,1]>(q"),
@@ -133,12 +165,16 @@ def refusals(tmp_path, model):
     plain = saved(graph(CONV, **WEIGHTS), tmp_path / "m.onnx")
     attach(model, class_input="none", target=1).save(tmp_path / "fixed.onnx")
     attach(model).save(tmp_path / "explained.onnx")
+    found = saved(placed_detector(5), tmp_path / "d.onnx")
+    attach(found, box=3, preprocess=DETECTOR).save(tmp_path / "box.onnx")
     return {
+        "box": (tmp_path / "box.onnx", {}, "'target_box' is 3 by default, but clients choose it here"),
+        "probable": (found, {"preprocess": DETECTOR, "probabilities": "sigmoid"}, "boxes are probabilities already"),
         "unknown": (plain, {}, "the model carries no preprocessing; give it with --preprocess"),
         "fixed": (tmp_path / "fixed.onnx", {}, "the class is fixed in this model"),
         "explained": (tmp_path / "explained.onnx", {"layer": "a"}, "explained already; layer cannot be chosen"),
         "other": (saved(other, tmp_path / "o.onnx"), {"preprocess": PLAIN, "image": "x"}, "another input, 'z'"),
-        "task": (plain, {"preprocess": PLAIN, "task": "regression"}, "classifiers .* regression"),
+        "task": (plain, {"preprocess": PLAIN, "task": "regression"}, "classifiers and detectors .* regression"),
         "given": (
             saved(soft, tmp_path / "s.onnx"),
             {"preprocess": PLAIN, "probabilities": "sigmoid"},
@@ -149,7 +185,10 @@ def refusals(tmp_path, model):
     }
 
 
-@pytest.mark.parametrize("case", ["unknown", "fixed", "explained", "other", "task", "given", "size", "no model"])
+CASES = ["unknown", "fixed", "box", "probable", "explained", "other", "task", "given", "size", "no model"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_shown_is_refused(tmp_path, model, case):
     source, choices, message = refusals(tmp_path, model)[case]
     with pytest.raises(ExplainError, match=message):
@@ -220,3 +259,15 @@ def test_the_command(model, tmp_path, monkeypatch):
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 1
     assert "already exists" in again.output
+
+
+def test_the_command_takes_detectors(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnx_gradcam.web.building.runtime_files", lambda *_: RUNTIME)
+    path = saved(placed_detector(5), tmp_path / "m.onnx")
+    arguments = ["web", str(path), "-o", str(tmp_path / "site"), "--preprocess", json.dumps(DETECTOR)]
+    refused = CliRunner().invoke(app, [*arguments, "--probabilities", "softmax"])
+    assert (refused.exit_code, (tmp_path / "site").exists()) == (1, False)
+    assert "omit --probabilities" in refused.output
+    result = CliRunner().invoke(app, [*arguments, "--boxes", "yolov8"])
+    assert result.exit_code == 0, result.output
+    assert facts(tmp_path / "site")["detector"]["box"] == "target_box"

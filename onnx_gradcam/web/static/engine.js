@@ -1,6 +1,7 @@
 // The model: loaded once, and run for each class to explain.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
+import { listed } from "./detections.js";
 import { prepare } from "./preparing.js";
 
 const FILES = new URL("./ort/", import.meta.url).href;
@@ -39,42 +40,78 @@ export class Engine {
     this.input = null;
   }
 
-  /** Classify an image: the scores, and the heatmap of the predicted class. */
+  /**
+   * Look at an image: the scores and the heatmap of the predicted class; of a detector, its boxes and the heatmap of the
+   * surest one, or none if there is no box.
+   */
   async look(image) {
     this.input = null;
-    const { values, shape, box } = prepare(image, this.site.preprocessing);
-    const batch = this.site.model.batch ?? 1;
+    const { preprocessing, model, detector } = this.site;
+    const { values, shape, box } = prepare(image, preprocessing);
+    const batch = model.batch ?? 1;
     const rows = new values.constructor(batch * values.length);
     for (let row = 0; row < batch; row++) rows.set(values, row * values.length);
-    this.input = new ort.Tensor(this.site.preprocessing.dtype, rows, [batch, ...shape]);
-    return { ...(await this.explain(-1)), box };
+    this.input = new ort.Tensor(preprocessing.dtype, rows, [batch, ...shape]);
+    const { table, ...first } = await this.explain(-1);
+    if (detector === null) return { ...first, box };
+    const axis = (name) => shape[preprocessing.layout.indexOf(name) - 1];
+    const found = listed(table, { height: axis("H"), width: axis("W") }, box, image, detector);
+    if (found.boxes.length === 0) return { ...found, box };
+    const [{ target, index }] = found.boxes;
+    const surest = first.index === target && first.row === index ? first : await this.explain(target, index);
+    return { ...surest, ...found, box };
   }
 
-  /** The heatmap of a class, or -1 for the predicted class, over the model's input. */
-  async explain(index) {
-    const { model, scores } = this.site;
+  /**
+   * The heatmap over the model's input of a class, or -1 for the predicted class, and of the box at an index of a
+   * detector's table, or -1 for its best one, with the table of all boxes.
+   */
+  async explain(index, row = -1) {
+    const { model, detector } = this.site;
     const [batch] = this.input.dims;
-    const classes = new ort.Tensor("int64", new BigInt64Array(batch).fill(BigInt(index)), [batch]);
+    const chosen = (value) => new ort.Tensor("int64", new BigInt64Array(batch).fill(BigInt(value)), [batch]);
+    const feeds = { [model.image]: this.input, [model.class]: chosen(index) };
+    const outputs = [model.scores, model.heatmap, model.heatmapClass];
+    const tables = detector !== null && row < 0 ? [detector.scores, detector.corners].filter(Boolean) : [];
+    if (detector !== null) {
+      feeds[detector.box] = chosen(row);
+      outputs.push(detector.heatmapBox, ...tables);
+    }
     let results;
     try {
-      results = await this.session.run({ [model.image]: this.input, [model.class]: classes }, [
-        model.scores,
-        model.heatmap,
-        model.heatmapClass,
-      ]);
+      results = await this.session.run(feeds, outputs);
     } catch (error) {
       throw new Error(`The model failed on this image: ${reason(error)}.`);
     }
     const heatmap = results[model.heatmap];
     const [, height, width] = heatmap.dims;
     const values = heatmap.data.slice(0, height * width);
-    const rows = numbers(results[model.scores]);
+    const first = (name) => Number(results[name].data[0]);
+    return {
+      scores: this.scores(results[model.scores], batch, values),
+      index: first(model.heatmapClass),
+      heatmap: { values, height, width },
+      ...(detector !== null && { row: first(detector.heatmapBox) }),
+      ...(tables.length > 0 && { table: this.table(results) }),
+    };
+  }
+
+  /** The scores of all classes, refused if they or the values of the heatmap are NaN. */
+  scores(tensor, batch, heatmap) {
+    const { singleLogit, kind } = this.site.scores;
+    const rows = numbers(tensor);
     const row = rows.slice(0, rows.length / batch);
-    if (row.some(Number.isNaN) || !values.every(Number.isFinite)) {
+    if (row.some(Number.isNaN) || !heatmap.every(Number.isFinite)) {
       throw new Error("The model outputs NaN for this image: check its weights and its preprocessing.");
     }
-    const all = scores.singleLogit ? [scores.kind === "sigmoid" ? 1 - row[0] : -row[0], row[0]] : row;
-    return { scores: all, index: Number(results[model.heatmapClass].data[0]), heatmap: { values, height, width } };
+    return singleLogit ? [kind === "sigmoid" ? 1 - row[0] : -row[0], row[0]] : row;
+  }
+
+  /** The table of all boxes of a detector. */
+  table(results) {
+    const { scores, corners } = this.site.detector;
+    const [, rows, classes] = results[scores].dims;
+    return { scores: results[scores].data, corners: corners ? results[corners].data : null, rows, classes };
   }
 }
 

@@ -1,15 +1,15 @@
 // The page: controls, display and messages. The model runs in worker.js.
 
-import { bytesOf, hottest, overlaid, projected } from "./drawing.js";
+import { bytesOf, hottest, mark, overlaid, projected } from "./drawing.js";
 
-const SHOWN = 10;
+const SHOWN = { classes: 10, boxes: 100 };
 const $ = (id) => document.getElementById(id);
 
 let site;
 let ask;
 let next = null;
 let running = false;
-let view = null; // the image shown, its classes and the heatmap of one of them
+let view = null; // the image shown, what can be explained in it, and the heatmap of what is chosen
 
 function say(text) {
   $("status").textContent = text;
@@ -26,7 +26,7 @@ function lack() {
   if (typeof WebAssembly !== "object") {
     return "This browser has no WebAssembly, which the model needs: use another browser, or allow it in the settings.";
   }
-  const missing = ["Worker", "OffscreenCanvas", "createImageBitmap", "BigInt64Array"].find((name) => !(name in window));
+  const missing = ["Worker", "OffscreenCanvas", "ResizeObserver", "createImageBitmap", "BigInt64Array"].find((name) => !(name in window));
   return missing ? `This browser is too old, it has no ${missing}: use a current one.` : null;
 }
 
@@ -60,12 +60,22 @@ async function open() {
   document.title = site.title;
   document.querySelector("h1").textContent = site.title;
   for (const name of Object.keys(site.colormaps)) $("colormap").add(new Option(name));
+  if (site.detector !== null) describeBoxes();
   $("progress").max = site.model.bytes;
   $("loading").hidden = false;
   ask = started();
   $("file").disabled = false;
   await ask("open", { site });
   say("The model is ready.");
+}
+
+function describeBoxes() {
+  const placed = site.detector.corners !== "";
+  $("classes-title").textContent = "Boxes";
+  $("find-label").textContent = "Find a box";
+  $("hint").textContent = placed
+    ? "Choose a box, here or in the image, to see where its score comes from."
+    : "Choose a box to see where its score comes from. The model does not tell where its boxes are, so several of them may be one object.";
 }
 
 const opened = open();
@@ -108,25 +118,45 @@ function choose(file) {
   say(`Explaining ${file.name} …`);
   enqueue(async () => {
     const answer = await ask("look", { file });
-    view = { ...answer, name: file.name, values: valuesOf(answer.scores) };
-    view.order = [...view.values.keys()].sort((a, b) => view.scores[b] - view.scores[a] || a - b);
+    const entries = site.detector === null ? classesOf(answer) : boxesOf(answer);
+    if (entries.length === 0) {
+      const { least } = site.detector;
+      say(`Nothing found: the highest score of a box in ${file.name} is ${answer.highest.toPrecision(2)}, below ${least}.`);
+      return;
+    }
+    view = { ...answer, name: file.name, entries };
+    view.chosen = site.detector === null ? entries.find(({ key }) => key === answer.index) : entries[0];
     $("find").value = "";
-    $("finder").hidden = view.order.length <= SHOWN;
-    list();
+    $("finder").hidden = entries.length <= SHOWN.classes;
     $("results").hidden = false;
+    list();
     show();
   });
 }
 
-function chooseClass(index) {
+function chooseEntry(entry) {
   complain("");
   const current = view;
   enqueue(async () => {
-    const answer = await ask("explain", { index });
+    const answer = await ask("explain", { index: entry.index, row: entry.row });
     if (view !== current) return;
-    Object.assign(view, answer);
-    mark();
+    Object.assign(view, answer, { chosen: entry });
+    press();
     show();
+  });
+}
+
+/** The classes, the likeliest first, each with its key in the list, its index, its name and the value shown for it. */
+function classesOf({ scores }) {
+  const values = valuesOf(scores);
+  const order = [...values.keys()].sort((a, b) => scores[b] - scores[a] || a - b);
+  return order.map((index) => ({ key: index, index, name: named(index), value: values[index] }));
+}
+
+/** The boxes, the surest first, with what classes have and with their index in the model's table and their corners. */
+function boxesOf({ boxes }) {
+  return boxes.map(({ n, index, target, score, xyxy }) => {
+    return { key: n, index: target, row: index, name: `${n} ${named(target)}`, value: score, xyxy };
   });
 }
 
@@ -148,18 +178,22 @@ function valuesOf(scores) {
 
 const named = (index) => site.labels?.[index] || `class ${index}`;
 const written = (value) => (site.scores.probabilities ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3));
+const most = () => (site.detector === null ? SHOWN.classes : SHOWN.boxes);
 
-/** List the top classes, or the top classes among those whose names match the search. */
+/** List the top classes or boxes, or the top ones among those whose names match the search. */
 function list() {
   const query = $("find").value.trim().toLowerCase();
-  const matches = view.order.filter((index) => named(index).toLowerCase().includes(query));
-  $("classes").replaceChildren(...matches.slice(0, SHOWN).map(entry));
-  const rest = matches.length - SHOWN;
-  $("more").textContent = matches.length === 0 ? "No class matches." : rest > 0 ? `${rest} more: find them by name.` : "";
-  mark();
+  const matches = view.entries.filter(({ name }) => name.toLowerCase().includes(query));
+  view.listed = matches.slice(0, most());
+  $("classes").replaceChildren(...view.listed.map(row));
+  const rest = matches.length - view.listed.length;
+  const none = site.detector === null ? "No class matches." : "No box matches.";
+  $("more").textContent = matches.length === 0 ? none : rest > 0 ? `${rest} more: find them by name.` : "";
+  press();
+  markBoxes();
 }
 
-function entry(index) {
+function row(entry) {
   const part = (kind, text) => {
     const span = document.createElement("span");
     span.className = kind;
@@ -168,37 +202,52 @@ function entry(index) {
   };
   const button = document.createElement("button");
   button.type = "button";
-  button.dataset.index = index;
-  button.append(part("name", named(index)), part("value", written(view.values[index])));
+  button.dataset.index = entry.key;
+  button.append(part("name", entry.name), part("value", written(entry.value)));
   if (site.scores.probabilities) {
     const share = part("share", "");
-    share.style.width = `${100 * Math.max(0, Math.min(view.values[index], 1))}%`;
+    share.style.width = `${100 * Math.max(0, Math.min(entry.value, 1))}%`;
     button.append(share);
   }
-  button.addEventListener("click", () => chooseClass(index));
+  button.addEventListener("click", () => chooseEntry(entry));
   const item = document.createElement("li");
   item.append(button);
   return item;
 }
 
-function mark() {
+/** Show in the list which class or box is chosen. */
+function press() {
   for (const button of $("classes").querySelectorAll("button")) {
-    button.setAttribute("aria-pressed", String(Number(button.dataset.index) === view.index));
+    button.setAttribute("aria-pressed", String(Number(button.dataset.index) === view.chosen.key));
   }
 }
 
-/** Draw the heatmap of the chosen class over the image, and describe it. */
+/** Draw the boxes of the list, and the chosen one, over the image, in the size in which it is displayed. */
+function markBoxes() {
+  if (view === null) return;
+  const { clientWidth, clientHeight } = $("view");
+  const scale = Math.min(clientWidth / view.width, clientHeight / view.height);
+  const shown = { scale, width: view.width * scale, height: view.height * scale };
+  const drawn = view.entries.filter((entry) => entry.xyxy && (entry === view.chosen || view.listed.includes(entry)));
+  mark($("boxes"), drawn, view.chosen.key, shown);
+}
+
+/** Draw the heatmap of what is chosen over the image, and describe it. */
 function show() {
-  const { shown, box, heatmap, index, name } = view;
+  const { shown, box, heatmap, chosen, name } = view;
   const [down, across] = [shown.height / view.height, shown.width / view.width];
   const scaled = box.map((place, i) => place * (i % 2 ? down : across));
   view.laid = projected(heatmap, scaled, shown.height, shown.width);
   draw();
+  markBoxes();
   const place = hottest(view.laid, shown.height, shown.width);
-  const where = place === null ? "blank, nothing in the image supports this class" : `hottest at the ${place}`;
-  $("caption").textContent = `${named(index)}, ${written(view.values[index])}: ${where}.`;
-  $("view").setAttribute("aria-label", `Heatmap of ${named(index)} over ${name}: ${where}`);
-  say(`Heatmap of ${named(index)}: ${where}.`);
+  const what = site.detector === null ? "class" : "box";
+  const where = place === null ? `blank, nothing in the image supports this ${what}` : `hottest at the ${place}`;
+  const [x0, y0, x1, y1] = (chosen.xyxy ?? []).map(Math.round);
+  const at = chosen.xyxy ? `, x ${x0} to ${x1}, y ${y0} to ${y1}` : "";
+  $("caption").textContent = `${chosen.name}, ${written(chosen.value)}${at}: ${where}.`;
+  $("view").setAttribute("aria-label", `Heatmap of ${chosen.name} over ${name}: ${where}`);
+  say(`Heatmap of ${chosen.name}: ${where}.`);
   document.dispatchEvent(new CustomEvent("explained", { detail: view }));
 }
 
@@ -221,6 +270,11 @@ $("file").addEventListener("change", () => {
 $("find").addEventListener("input", list);
 $("opacity").addEventListener("input", draw);
 $("colormap").addEventListener("change", draw);
+$("boxes").addEventListener("click", ({ target }) => {
+  const entry = view.entries.find(({ key }) => String(key) === target.dataset.index);
+  if (entry) chooseEntry(entry);
+});
+new ResizeObserver(markBoxes).observe($("view"));
 
 const over = (inside) => $("chooser").classList.toggle("over", inside);
 addEventListener("dragover", (event) => {

@@ -17,7 +17,7 @@ const answers = {
     const answer = await engine.look(image);
     return { ...answer, shown: shownAs(image), height: image.height, width: image.width };
   },
-  explain: ({ index }) => engine.explain(index),
+  explain: ({ index, row }) => engine.explain(index, row),
 };
 
 /** The image, scaled down to the size of a screen. */

@@ -12,9 +12,9 @@ import pytest
 from support.graphs import graph, images, run
 
 from onnx_gradcam import Explainer
-from onnx_gradcam.editor.attachment import attach, with_required_class
+from onnx_gradcam.editor.attachment import attach, with_required_choices
 from onnx_gradcam.editor.planning import make_plan
-from onnx_gradcam.errors import ModelError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options
 
@@ -300,14 +300,37 @@ def test_the_names_are_in_the_metadata_and_are_checked(explained):
             Explainer(wrong, preprocess="none")
 
 
-def test_clients_that_cannot_leave_an_input_out_explain_the_best_box(explained):
+def test_clients_that_cannot_leave_an_input_out_choose_class_and_box(explained):
     for source in (explained.SerializeToString(), TABLES["centre and sizes"][0].SerializeToString()):
-        model, metadata = with_required_class(source, {})
-        assert metadata.box_input == ""
+        model, metadata = with_required_choices(source, {})
+        assert metadata.box_input == "target_box"
         proto = model.to_proto()
-        assert [i.name for i in proto.graph.input] == ["x", "target_class"]
-        x = images(1, 3, 32, 32)
-        np.testing.assert_array_equal(run(proto, x=x, target_class=ints(-1))["cam"], run(explained, x=x)["cam"])
+        assert [i.name for i in proto.graph.input] == ["x", "target_class", "target_box"]
+        assert not {"target_class", "target_box"} & {i.name for i in proto.graph.initializer}
+        x = images(2, 3, 32, 32)
+        want = run(explained, x=x, target_class=ints(1, -1), target_box=ints(-1, 9))
+        got = run(proto, x=x, target_class=ints(1, -1), target_box=ints(-1, 9))
+        for name in ("heatmap", "cam", "heatmap_class", "heatmap_box", "heatmap_score"):
+            np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_a_model_with_required_choices_is_explained_as_any(explained):
+    model, _ = with_required_choices(explained.SerializeToString(), {})
+    required, plain = (Explainer(each, preprocess="none") for each in (model.to_proto(), explained))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    assert required.boxes(image) == plain.boxes(image)
+    for box in (None, 9, "all"):
+        for one, other in zip(required(image, box=box).maps, plain(image, box=box).maps, strict=True):
+            np.testing.assert_array_equal(one.heatmap, other.heatmap)
+
+
+def test_a_box_that_was_fixed_is_not_forgotten():
+    model = TABLES["centre and sizes"][0]
+    with pytest.raises(InputError, match="box is 3, but clients choose the box here; omit it"):
+        with_required_choices(model.SerializeToString(), {"box": 3})
+    fixed = attach(model, box=3).to_proto().SerializeToString()
+    with pytest.raises(InputError, match="the input 'target_box' is 3 by default, but clients choose it here; start"):
+        with_required_choices(fixed, {})
 
 
 def test_other_models_have_no_box_to_choose():
