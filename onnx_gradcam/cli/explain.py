@@ -39,6 +39,7 @@ from ._output import complain, layers, say, say_json, table, warn
 if TYPE_CHECKING:
     from onnx_gradcam import Explainer, Explanation
     from onnx_gradcam.files import Drafts
+    from onnx_gradcam.metadata import Metadata
     from onnx_gradcam.runtime.detections import Selection
 
 __all__ = ["explain"]
@@ -217,8 +218,7 @@ def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place]
                 shown.advance()
     failed = ["error" in report for report in reports]
     if job.as_json:
-        keys = ("target_tensor", "score_tensor", "method", "weights")
-        settings = [{key: getattr(explainer.metadata, key) for key in keys} for explainer in explainers.values()]
+        settings = [_settings(explainer.metadata) for explainer in explainers.values()]
         how = settings[0] if len(settings) == 1 else {"methods": settings}
         say_json({"model": model, **how, "images": reports})
     elif not job.quiet and not all(failed):
@@ -226,6 +226,12 @@ def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place]
             say(f"{layers(metadata)}, method {metadata.method}, weights {metadata.weights}")
     if any(failed):
         raise typer.Exit(1)
+
+
+def _settings(metadata: Metadata) -> dict[str, Any]:
+    """How images are explained; `target_tensor` is the first of several layers."""
+    keys = ("target_tensor", "score_tensor", "method", "weights")
+    return {"target_tensors": metadata.layers, **{key: getattr(metadata, key) for key in keys}}
 
 
 def _explained(explainers: Mapping[str, Explainer], targets: Sequence[Place], job: _Job) -> Iterator[dict[str, Any]]:

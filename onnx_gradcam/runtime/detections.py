@@ -237,9 +237,10 @@ def suppressed(
 
 
 def overlaps(box: Array, others: Array) -> Array:
-    """Intersection over union of a box and others, `[n]`."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(1)
-    areas = np.clip(others[:, 2:] - others[:, :2], 0, None).prod(1) + np.clip(box[2:] - box[:2], 0, None).prod()
-    result: Array = shared / np.maximum(areas - shared, 1e-12)
+    """Intersection over union of a box and others, `[n]`; NaN for two that are infinite."""
+    with np.errstate(invalid="ignore"):
+        low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+        shared = np.clip(high - low, 0, None).prod(1)
+        areas = np.clip(others[:, 2:] - others[:, :2], 0, None).prod(1) + np.clip(box[2:] - box[:2], 0, None).prod()
+        result: Array = shared / np.maximum(areas - shared, 1e-12)
     return result

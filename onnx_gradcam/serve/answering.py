@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.editor.targets.classes import parse_top
-from onnx_gradcam.errors import ServerError, near_matches, reason
+from onnx_gradcam.errors import NothingFoundError, ServerError, near_matches, reason
 from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.images.drawing import COLORMAPS, draw_boxes, encode_image, overlay
 from onnx_gradcam.metadata import Metadata
@@ -169,7 +169,11 @@ class Answerer:
             size = self.explainer.preprocessing.size
             pixels = decode_image(source, self.limits, free_size=size is None)
             self._check_input_pixels(len(sources) * classes, size or pixels.shape[:2])
-            explanation = self.explainer(pixels, targets, selection)
+            try:
+                explanation = self.explainer(pixels, targets, selection)
+            except NothingFoundError as error:
+                where = f"image {number}: " if len(sources) > 1 else ""
+                raise ServerError(f"{where}{error}") from error
             scores.append(explanation.scores.astype(np.float32))
             maps += [_Map(number, explanation, class_map) for class_map in explanation.maps]
         make: dict[str, Callable[[], Result]] = {
@@ -181,7 +185,7 @@ class Answerer:
             "heatmap": lambda: Result.of("heatmap", _stacked("heatmap", [m.class_map.heatmap for m in maps])),
             "cam": lambda: Result.of("cam", _stacked("cam", [m.class_map.cam for m in maps])),
             "box_index": lambda: _integers("box_index", [m.class_map.boxes[0].index for m in maps]),
-            "box": lambda: Result.of("box", np.array([m.class_map.boxes[0].xyxy for m in maps], np.float32)),
+            "box": lambda: Result.of("box", np.array([_place(m) for m in maps], np.float32)),
             "heatmap_png": lambda: Result.of_bytes("heatmap_png", [_heatmap_png(m) for m in maps]),
             "overlay_png": lambda: Result.of_bytes("overlay_png", [_overlay_png(m, colormap, opacity) for m in maps]),
         }
@@ -275,6 +279,11 @@ def _stacked(name: str, maps: Sequence[Array]) -> Array:
     if len({one.shape for one in maps}) > 1:
         raise ServerError(f"the {name}s of these images have different sizes; send one image per request")
     return np.stack(maps)
+
+
+def _place(one: _Map) -> tuple[float, float, float, float]:
+    """The corners of the explained box in pixels of the image; NaN where the model computes none that are finite."""
+    return one.class_map.boxes[0].xyxy or (math.nan, math.nan, math.nan, math.nan)
 
 
 def _heatmap_png(one: _Map) -> bytes:

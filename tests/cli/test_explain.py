@@ -83,6 +83,7 @@ def test_json_is_one_object_of_the_agreed_form(explain, classifier, image, label
     order = sorted(range(3), key=lambda i: -scores[i])
     assert found == {
         "model": str(classifier),
+        "target_tensors": ["active"],
         "target_tensor": "active",
         "score_tensor": "logits",
         "method": "gradcam",
@@ -233,6 +234,12 @@ def test_an_explained_model_needs_no_options(call, classifier, image, labels):
 def test_options_reach_the_explanation(explain, image):
     found = json.loads(explain(image, "--layer", "maps", "--weights", "gradient", "--score", "output", "--json").stdout)
     assert (found["target_tensor"], found["weights"], found["score_tensor"]) == ("maps", "gradient", "scores")
+
+
+def test_json_names_every_layer(explain, image):
+    found = json.loads(explain(image, "--layer", "maps", "--layer", "active", "--json").stdout)
+    assert sorted(found["target_tensors"]) == ["active", "maps"]
+    assert found["target_tensor"] == found["target_tensors"][0]
 
 
 def test_drawing_options_change_the_image(explain, image):

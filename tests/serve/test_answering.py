@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
+import onnx
 import pytest
 from support.graphs import graph, placed_detector
 
@@ -57,7 +61,11 @@ def test_rows_of_tensors_have_boxes_of_their_own(answerer, plain):
 
 
 def image() -> Tensor:
-    return Tensor("image_bytes", "BYTES", [1], [encode_image(PHOTO, ".png")])
+    return files(PHOTO)
+
+
+def files(*images: np.ndarray) -> Tensor:
+    return Tensor("image_bytes", "BYTES", [len(images)], [encode_image(one, ".png") for one in images])
 
 
 def test_images_are_explained_box_by_box(answerer, plain):
@@ -66,11 +74,45 @@ def test_images_are_explained_box_by_box(answerer, plain):
     assert got["box_index"].tolist() == [m.boxes[0].index for m in expected.maps]
     np.testing.assert_allclose(got["box"], [m.boxes[0].xyxy for m in expected.maps], rtol=1e-5)
     assert got["label"] == [m.target.label for m in expected.maps]
+    np.testing.assert_allclose(got["score"], [m.boxes[0].target.score for m in expected.maps], rtol=1e-5)
+    assert got["box"].max() > 32, "in pixels of the image, which is larger than the model's input"
     best = answer(answerer, image())
     assert best["box_index"].tolist() == got["box_index"].tolist()[:1]
-    chosen = answer(answerer, image(), box=11, target="dog", outputs=["box_index", "label"])
+    chosen = answer(answerer, image(), box=11, target="dog", outputs=["box_index", "label", "score"])
     assert (chosen["box_index"].tolist(), chosen["label"]) == ([11], ["dog"])
+    np.testing.assert_allclose(chosen["score"], [plain(PHOTO, "dog", box=11).maps[0].target.score], rtol=1e-5)
     assert image_outputs(plain.metadata)[-4:-2] == ["box_index", "box"]
+
+
+@contextlib.contextmanager
+def changed(name: str, change) -> Iterator[Answerer]:
+    """Answers of the detector with other weights."""
+    model = onnx.ModelProto()
+    model.CopyFrom(MODEL)
+    weights = next(one for one in model.graph.initializer if one.name == name)
+    weights.CopyFrom(onnx.numpy_helper.from_array(change(onnx.numpy_helper.to_array(weights)), name))
+    explainer = BatchingExplainer(model, preprocess={**PREPROCESS, "mean": [0]}, threads=1, batch=4)
+    try:
+        yield Answerer(explainer, Limits())
+    finally:
+        explainer.close()
+
+
+def test_an_image_in_which_nothing_is_found_is_named():
+    black = np.zeros_like(PHOTO)
+    with changed("S", lambda weights: -100 * np.abs(weights)) as answerer:
+        assert len(answer(answerer, files(black), box="all")["box_index"]) > 1
+        with pytest.raises(ServerError, match=r"^image 1: the model finds nothing with a score of at least 0\.25; "):
+            answer(answerer, files(black, PHOTO), box="all")
+        with pytest.raises(ServerError, match=r"^the model finds nothing"):
+            answer(answerer, files(PHOTO), box="all")
+
+
+def test_a_box_without_a_finite_place_has_none():
+    with changed("B", lambda weights: np.sign(weights) * np.float32(3e38)) as answerer:
+        got = answer(answerer, files(PHOTO))
+    assert got["box"].shape == (1, 4)
+    assert np.isnan(got["box"]).all()
 
 
 @pytest.mark.parametrize(
