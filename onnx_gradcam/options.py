@@ -74,8 +74,9 @@ class Options:
     """What to explain and how.
 
     Attributes:
-        layer: name of a tensor, a node or a framework layer, or `auto`: the layer the model was exported with, else
-            the last one with spatial positions on every path to the score; several give one map of several layers.
+        layer: name of a tensor, a node or a framework layer, `backbone` for the end of a detector's, or `auto`: the
+            layer the model was exported with, else the last one with spatial positions on every path to the score;
+            several give one map of several layers.
         method: name of the method; by default the task's own (`gradcam`, and `hirescam` for segmentation and
             detection, where weights averaged over all positions miss what a score depends on).
         preset: library whose conventions the score, the gradient and the heatmap follow.

@@ -228,7 +228,8 @@ OPTIONS: dict[str, Any] = {
     "layer": _declared(
         list[str],
         "Method",
-        "Layer to explain, as `inspect` lists them; repeat it to combine several. [default: automatic]",
+        "Layer to explain, as `inspect` lists them, or `backbone` for the end of a detector's; repeat it to combine "
+        "several. [default: automatic]",
         metavar="NAME",
     ),
     "combine": _declared(

@@ -6,6 +6,7 @@ the last tensors of every grid has the score behind it as well: each path from t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
@@ -16,7 +17,10 @@ from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, between, dominators, n
 
 from .layer import LINEAR, Candidate, Layer, Paths, check_grid, find_layer, grid_sizes, is_pooled, unviewed
 
-__all__ = ["find_layers"]
+__all__ = ["BACKBONE", "find_layers"]
+
+BACKBONE = "backbone"
+"""The name that stands for the end of a detector's backbone."""
 
 _ROUNDING = VIEWS | QUANTISATION | {"DynamicQuantizeLinear", "Sub"}
 """What may be between a feature map and a convolution; a quantised one subtracts its zero point."""
@@ -34,14 +38,17 @@ def find_layers(
     """The target tensors: the one of `find_layer`, or where `several` may be explained together, a set.
 
     `auto` takes the inputs of the heads of a detector (`boxes`), one of each grid. For other models it takes a set only
-    where no single tensor is on every path, or only the image itself, scaled or shifted.
+    where no single tensor is on every path, or only the image itself, scaled or shifted. `backbone` is the end of a
+    detector's backbone: of the tensors that all these levels are computed from, the last one of the coarsest grid.
 
     Raises:
         TargetError: as `find_layer`.
         UnsupportedError: as `find_layer`.
     """
     automatic = layer == "auto" and several and paths.class_token_head is None
-    if automatic and boxes and (levels := _levels(paths, boxes=True)):
+    if boxes and (automatic or layer == BACKBONE) and (levels := _levels(paths, boxes=True)):
+        if layer == BACKBONE:
+            return (_backbone(paths, levels),)
         return _layers(paths, levels, "detection head reads")
     branching = automatic and classes is None
     try:
@@ -68,6 +75,22 @@ def _layers(paths: Paths, levels: Sequence[Candidate], what: str) -> tuple[Layer
         check_grid(level)
     shown = f"the last feature map{'s' if len(levels) > 1 else ''} that the {what}{grid_sizes(*levels)}"
     return tuple(Layer(level, shown, paths.candidates) for level in levels)
+
+
+def _backbone(paths: Paths, levels: Sequence[Candidate]) -> Layer:
+    """The last tensor of the coarsest grid among those that all levels are computed from."""
+    sources = [between(paths.nodes, [paths.image.core], [level.tensor.core], paths.way)[1] for level in levels]
+    common = set.intersection(*sources)
+    shared = [c for c in paths.candidates if c.tensor.core in common and math.prod(c.probe_grid) > 1]
+    if not shared:
+        raise TargetError("the levels of this detector have no feature map in common; name layers with --layer")
+    fewest = min(math.prod(c.probe_grid) for c in shared)
+    coarsest = [c for c in shared if math.prod(c.probe_grid) == fewest]
+    chosen = unviewed(paths.t, coarsest[-1], coarsest)
+    check_grid(chosen)
+    return Layer(
+        chosen, f"the end of the backbone, which all levels are computed from{grid_sizes(chosen)}", paths.candidates
+    )
 
 
 def _levels(paths: Paths, *, boxes: bool) -> list[Candidate]:

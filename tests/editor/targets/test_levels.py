@@ -57,6 +57,21 @@ def test_the_levels_of_a_pyramid_are_the_inputs_of_its_heads():
     assert [layer.tensor for layer in inspect(pyramid()).decisions.levels] == ["p3", "p4"]
 
 
+def test_the_backbone_ends_in_the_last_coarse_map_that_all_levels_are_computed_from():
+    plan = make_plan(pyramid(), Options(layer="backbone"))
+    assert [layer.chosen.tensor.name for layer in plan.layers] == ["b"]
+    assert plan.layer.reason == "the end of the backbone, which all levels are computed from (4x4)"
+    x = images(1, 3, 16, 16)
+    named, found = (run(attach(pyramid(), layer=name).to_proto(), x=x)["heatmap"] for name in ("b", "backbone"))
+    np.testing.assert_array_equal(named, found)
+
+
+def test_only_a_detector_has_a_backbone_by_that_name():
+    classifier = graph("c = Conv(x, W) r = Relu(c) p = GlobalAveragePool(r) y = Flatten(p)", W=(3, 3, 3, 3))
+    with pytest.raises(TargetError, match="no layer 'backbone'"):
+        make_plan(classifier, Options(layer="backbone"))
+
+
 @pytest.mark.parametrize("method", ["hirescam", "layercam"])
 @pytest.mark.parametrize("size", ["16,16", "H,W"])
 def test_raw_maps_of_levels_are_added_at_the_finest_grid(method, size):
