@@ -7,7 +7,7 @@ check from the accumulation follows HIPS/autograd (`autograd/core.py`).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy.typing as npt
@@ -18,7 +18,11 @@ from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.inline import loop_iterations
 from onnx_gradcam.graph.paths import Carries, between, captured, node_inputs
 
+from .cropping import Window, added, crop_of, cut_out, through_convolution
 from .registry import ZERO, Cotangent, Rule, Table, attributes, rules
+
+_Pending = dict[ir.Value, list[Value | Window]]
+"""The cotangents that have reached each tensor."""
 
 __all__ = ["backward", "carries_gradient", "cotangents_or_zero", "missing_rules"]
 
@@ -100,7 +104,8 @@ def _untyped(t: Builder, node: ir.Node, alive: Container[ir.Value]) -> str | Non
 class _Path:
     """The nodes between `wrt` and the scores, the tensors on the way (`alive`), and how to differentiate the nodes.
 
-    `dtype` is the floating-point type to compute in; `None` for that of each tensor.
+    `dtype` is the floating-point type to compute in; `None` for that of each tensor. The cotangents of `points` have a
+    single position.
     """
 
     nodes: Sequence[ir.Node]
@@ -108,6 +113,7 @@ class _Path:
     carries: Carries
     table: Table
     dtype: npt.DTypeLike | None
+    points: Collection[ir.Value] = ()
 
 
 def backward(
@@ -117,6 +123,7 @@ def backward(
     table: Table | None = None,
     dtype: npt.DTypeLike | None = None,
     nodes: Sequence[ir.Node] | None = None,
+    points: Collection[ir.Value] = (),
 ) -> list[Value]:
     """Append the nodes that compute the cotangents of `wrt` from those of the scores, and return these cotangents.
 
@@ -127,6 +134,8 @@ def backward(
         table: rules to use instead of the registered ones (guided backpropagation, deconvnet).
         dtype: the floating-point type to compute in, to which the model's tensors are cast; by default that of each.
         nodes: the nodes that can be on the path, in order; by default all.
+        points: tensors `[N, C, H, W]` whose cotangents are known to be zero but at one position of every sample. From
+            there on only a window around it is computed.
 
     Raises:
         UnsupportedError: a node on the path has no rule, or the scores do not depend on a tensor of `wrt`.
@@ -141,7 +150,7 @@ def backward(
     on_path, alive = between(
         t.nodes if nodes is None else nodes, [v.core for v in wrt], [v.core for v in seeds], carries
     )
-    path = _Path(on_path, alive, carries, table, dtype)
+    path = _Path(on_path, alive, carries, table, dtype, points)
     _check(t, path)
     totals = _accumulate(t, path, seeds, wrt)
     for v, total in zip(wrt, totals, strict=True):
@@ -160,13 +169,47 @@ def _check(t: Builder, path: _Path) -> None:
 
 def _accumulate(t: Builder, path: _Path, seeds: Mapping[Value, Value], wrt: Sequence[Value]) -> list[Value | None]:
     """The pass itself: from the scores to `wrt`, every node hands its cotangents to its inputs, where they add up."""
-    pending: dict[ir.Value, list[Value]] = {v.core: [g] for v, g in seeds.items()}
+    pending: _Pending = {v.core: [g] for v, g in seeds.items()}
     for node in reversed(path.nodes):
-        gs = [_total(t, pending, o) for o in node.outputs]
-        if any(g is not None for g in gs):
-            for x, g in _cotangents(t, path, node, gs):
-                pending.setdefault(x, []).append(g)
-    return [_total(t, pending, v.core) for v in wrt]
+        window = _window(t, path, pending, node)
+        if window is not None and (within := _within(t, path, pending, node, window)) is not None:
+            handed = within
+        else:
+            gs = [_whole(t, pending, o) for o in node.outputs]
+            handed = list(_cotangents(t, path, node, gs)) if any(g is not None for g in gs) else []
+        for x, g in handed:
+            pending.setdefault(x, []).append(g)
+    return [_whole(t, pending, v.core) for v in wrt]
+
+
+def _window(t: Builder, path: _Path, pending: _Pending, node: ir.Node) -> Window | None:
+    """The cotangent of a node's first output, if it is zero outside of a window."""
+    total = _total(t, pending, node.outputs[0])
+    if isinstance(total, Value) and node.outputs[0] in path.points:
+        total = cut_out(t, total)
+        pending[node.outputs[0]] = [total]
+    return total if isinstance(total, Window) else None
+
+
+def _within(
+    t: Builder, path: _Path, pending: _Pending, node: ir.Node, window: Window
+) -> list[tuple[ir.Value, Value | Window]] | None:
+    """The cotangents of a node's inputs, computed within a window; `None` where other positions are needed."""
+    image = node.inputs[0]
+    if image is not None and not any(x in path.alive for x in node.inputs[1:]):
+        wider = through_convolution(t, window, node)
+        if wider is not None:
+            return [(image, wider)]
+    cropped = crop_of(t, window, node)
+    if cropped is None:
+        return None
+    others = [_whole(t, pending, o) for o in node.outputs[1:]]
+    outputs = [window.crop(t, t.wrap(node.outputs[0])), *map(t.wrap, node.outputs[1:])]
+    rule = path.table[node.domain, node.op_type]
+    cotangents = _by_rule(t, path, rule, node, ([window.value, *others], outputs, cropped), ())
+    whole = {x.core for x in cropped if x is not None}
+    handed = _on_path(t, path, rule, node, cropped, cotangents)
+    return [(x, g if x in whole else window.with_value(g)) for x, g in handed]
 
 
 def cotangents_or_zero(
@@ -187,32 +230,52 @@ def _cotangents(t: Builder, path: _Path, node: ir.Node, gs: list[Value | None]) 
     """Those inputs of a node, captured tensors included, that are on the path, each with its cotangent."""
     rule = path.table[node.domain, node.op_type]
     inside = [x for x in dict.fromkeys(captured(node)) if x in path.alive and path.carries(node, x)]
+    inputs = [None if i is None else t.wrap(i) for i in node.inputs]
+    cotangents = _by_rule(t, path, rule, node, (gs, [t.wrap(o) for o in node.outputs], inputs), inside)
+    return _on_path(t, path, rule, node, [*inputs, *map(t.wrap, inside)], cotangents, inside)
+
+
+def _on_path(
+    t: Builder,
+    path: _Path,
+    rule: Rule,
+    node: ir.Node,
+    seen: Sequence[Value | None],
+    cotangents: Sequence[Cotangent],
+    inside: Sequence[ir.Value] = (),
+) -> Iterator[tuple[ir.Value, Value]]:
+    """The inputs that are on the path with what a rule returned, as cotangents of the tensors that it has `seen`."""
     inputs = [*node.inputs, *inside]
-    cotangents = _by_rule(t, path, rule, node, gs, inside)
     if len(cotangents) < len(inputs):
         raise ModelError(f"the VJP rule of {node.op_type} gave {len(cotangents)} cotangents for {len(inputs)} inputs")
-    for i, (x, g) in enumerate(zip(inputs, cotangents, strict=False)):
-        if x is None or x not in path.alive or i in rule.stops or not path.carries(node, x):
+    for i, (x, tensor, g) in enumerate(zip(inputs, seen, cotangents, strict=False)):
+        if x is None or tensor is None or x not in path.alive or i in rule.stops or not path.carries(node, x):
             continue
         if g is None:
             raise UnsupportedError(
                 f"the VJP rule of {node.op_type} cannot serve its input {x.name!r} "
                 f"(node {node.name!r}); choose a later layer"
             )
-        yield x, _checked(t, rule, node, g if isinstance(g, Value) else g(), t.wrap(x), path.dtype)
+        yield x, _checked(t, rule, node, g if isinstance(g, Value) else g(), tensor, path.dtype)
 
 
 def _by_rule(
-    t: Builder, path: _Path, rule: Rule, node: ir.Node, gs: list[Value | None], inside: Sequence[ir.Value]
+    t: Builder,
+    path: _Path,
+    rule: Rule,
+    node: ir.Node,
+    tensors: tuple[Sequence[Value | None], Sequence[Value], Sequence[Value | None]],
+    inside: Sequence[ir.Value],
 ) -> Sequence[Cotangent]:
-    """What the rule of a node returns."""
+    """What the rule of a node returns for cotangents, outputs and inputs."""
     options = attributes(node)
     if rule.subgraphs:
         options |= {"captured": [t.wrap(x) for x in inside], "table": path.table, "dtype": path.dtype}
     # Subgraphs compute on the model's own tensors, whatever type their backward pass computes in.
     dtype = None if rule.subgraphs else path.dtype
-    inputs = [None if i is None else _seen(t, t.wrap(i), dtype) for i in node.inputs]
-    outputs = [_seen(t, t.wrap(o), dtype) for o in node.outputs]
+    gs = tensors[0]
+    outputs = [_seen(t, y, dtype) for y in tensors[1]]
+    inputs = [None if x is None else _seen(t, x, dtype) for x in tensors[2]]
     if rule.all_outputs:
         return rule.function(t, tuple(gs), tuple(outputs), *inputs, **options)
     if any(g is not None for g in gs[1:]):
@@ -227,15 +290,31 @@ def _seen(t: Builder, x: Value, dtype: npt.DTypeLike | None) -> Value:
     return t.cast(x, dtype) if dtype is not None and x.is_float else x
 
 
-def _total(t: Builder, pending: dict[ir.Value, list[Value]], value: ir.Value) -> Value | None:
+def _total(t: Builder, pending: _Pending, value: ir.Value) -> Value | Window | None:
     """The sum of the cotangents that have reached `value`, which it replaces; `None` where there are none."""
     parts = pending.get(value)
     if parts is None:
         return None
     if len(parts) > 1:
-        shape = t.wrap(value).known_shape
-        pending[value] = parts = [t.op("Sum" if len(parts) > 2 else "Add", *parts, shape=shape)]
+        windows = [part for part in parts if isinstance(part, Window)]
+        total: Value | Window | None = added(t, windows) if len(windows) == len(parts) else None
+        if total is None:
+            whole = [part.placed(t) if isinstance(part, Window) else part for part in parts]
+            total = t.op("Sum" if len(whole) > 2 else "Add", *whole, shape=t.wrap(value).known_shape)
+        pending[value] = parts = [total]
     return parts[0]
+
+
+def _whole(t: Builder, pending: _Pending, value: ir.Value) -> Value | None:
+    """The same, at all positions."""
+    total = _total(t, pending, value)
+    if isinstance(total, Window):
+        total = total.placed(t)
+        shape = t.wrap(value).known_shape
+        if shape is not None:
+            t.refine(total, shape)
+        pending[value] = [total]
+    return total
 
 
 def _checked(t: Builder, rule: Rule, node: ir.Node, g: Value, x: Value, dtype: npt.DTypeLike | None) -> Value:

@@ -9,7 +9,7 @@ float32. Factors that are powers of two cost no digits. bfloat16 has the range o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -35,22 +35,29 @@ _SPAN = 3
 
 
 def float32_cotangents(
-    t: Builder, score: Value, seed: Value, wrt: Sequence[Value], table: Table, grad_dtype: GradDtype
+    t: Builder,
+    score: Value,
+    seed: Value,
+    wrt: Sequence[Value],
+    table: Table,
+    grad_dtype: GradDtype,
+    points: Collection[ir.Value] = (),
 ) -> list[Value]:
     """Append the cotangents of `wrt`, as `backward` does, and return them in float32.
 
     With `grad_dtype="float32"` everything is computed in float32; with `model` in the type of each tensor, and float16
-    cotangents are scaled to stay in range. `seed` is the cotangent of `score`, ones and zeros.
+    cotangents are scaled to stay in range. `seed` is the cotangent of `score`, ones and zeros; `points` are those of
+    `backward`.
 
     Raises:
         UnsupportedError: a node on the path has no rule, or the score does not depend on a tensor of `wrt`.
     """
     if grad_dtype == "float32":
-        return backward(t, {score: t.cast(seed, np.float32)}, wrt, table, np.float32)
+        return backward(t, {score: t.cast(seed, np.float32)}, wrt, table, np.float32, points=points)
     carries = carries_gradient(t, table)
     path, alive = between(t.nodes, [v.core for v in wrt], [score.core], carries)
     if not any(t.wrap(v).dtype == np.float16 for v in alive):
-        return [t.cast(g, np.float32) for g in backward(t, {score: seed}, wrt, table)]
+        return [t.cast(g, np.float32) for g in backward(t, {score: seed}, wrt, table, points=points)]
     positions = {output: i for i, node in enumerate(path) for output in node.outputs}
     cuts = _cuts(t, score, wrt, carries, positions)
     rows = _by_row(score, [score, *cuts, *wrt])
@@ -59,10 +66,10 @@ def float32_cotangents(
     for cut in cuts:
         # Every path crosses `cut`: the nodes between it and `here` follow each other.
         segment = path[positions[cut.core] + 1 : positions[here.core] + 1]
-        (g,) = backward(t, {here: g}, [cut], table, nodes=segment)
+        (g,) = backward(t, {here: g}, [cut], table, nodes=segment, points=points)
         g, more = _rescaled(t, g, rows=rows)
         here, factor = cut, factor * more
-    cotangents = [t.cast(v, np.float32) for v in backward(t, {here: g}, wrt, table, nodes=path)]
+    cotangents = [t.cast(v, np.float32) for v in backward(t, {here: g}, wrt, table, nodes=path, points=points)]
     if rows:
         return [v / t.op("Reshape", factor, t.ints(-1, *[1] * (v.rank - 1))) for v in cotangents]
     return [v / factor for v in cotangents]

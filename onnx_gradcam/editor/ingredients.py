@@ -22,6 +22,7 @@ from .methods.cam import leading_projection, weighted_sum
 from .methods.maps import spatial_size
 from .plan import Plan
 from .targets.classes import check_class
+from .targets.detectors.decoder import single_positions
 from .targets.layer import find_blocks
 from .targets.score import Score
 from .targets.task import free_name
@@ -102,7 +103,18 @@ class Ingredients:
         plan, t = self.plan, self.plan.t
         since = len(t.appended)
         table, grad_dtype = plan.table(modifier), plan.options.grad_dtype
-        return self._within_profile(float32_cotangents(t, plan.score.tensor, self.seed, wrt, table, grad_dtype), since)
+        cotangents = float32_cotangents(t, plan.score.tensor, self.seed, wrt, table, grad_dtype, self._points)
+        return self._within_profile(cotangents, since)
+
+    @cached_property
+    def _points(self) -> set[ir.Value]:
+        """The maps of a detector of which the score of a box reads a single position."""
+        plan, t = self.plan, self.plan.t
+        table = None if plan.detections is None else t.find(plan.detections.scores)
+        if table is None or plan.objective is not None:
+            return set()
+        sizes = plan.image.probe_shape
+        return single_positions(t, table, sizes[0] if sizes and not isinstance(plan.image.shape[0], int) else None)
 
     def _within_profile(self, gradients: Sequence[Value], since: int) -> list[Value]:
         """Gradients, of nodes appended after the first `since`, in operators that the profile's runtime documents."""

@@ -12,7 +12,10 @@ import pytest
 from support.graphs import graph, images, run
 
 from onnx_gradcam import Options, attach, inspect, verify
+from onnx_gradcam.editor import ingredients
+from onnx_gradcam.editor.methods.catalogue import methods
 from onnx_gradcam.editor.planning import make_plan
+from onnx_gradcam.editor.targets.detectors.decoder import single_positions
 from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.runtime.session import Session
 
@@ -64,6 +67,41 @@ def test_the_backbone_ends_in_the_last_coarse_map_that_all_levels_are_computed_f
     x = images(1, 3, 16, 16)
     named, found = (run(attach(pyramid(), layer=name).to_proto(), x=x)["heatmap"] for name in ("b", "backbone"))
     np.testing.assert_array_equal(named, found)
+
+
+DIFFERENTIATING = [
+    name
+    for name, method in methods().items()
+    if not (method.runs_often or method.linear_head or method.differentiates("attention"))
+    and (method.differentiates("layer") or method.differentiates("image"))
+]
+
+
+@pytest.mark.parametrize("method", DIFFERENTIATING)
+def test_the_gradient_of_a_box_is_computed_around_its_position(method, monkeypatch):
+    model, x = pyramid(size="32,48"), images(2, 3, 32, 48)
+    feeds = {"x": x, "target_box": np.array([0, 470]), "target_class": np.array([1, 2])}
+    around = attach(model, method=method).to_proto()
+    monkeypatch.setattr(ingredients, "single_positions", lambda *_: set())
+    whole = attach(model, method=method).to_proto()
+    found = {node.op_type for node in around.graph.node} > {node.op_type for node in whole.graph.node}
+    assert found == (methods()[method].objective == "class")
+    for output in ("cam", "heatmap"):
+        got, wanted = (run(proto, **feeds)[output] for proto in (around, whole))
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_row_of_the_table_that_reads_several_positions_is_noticed():
+    plan = make_plan(pyramid())
+    assert plan.detections is not None
+    assert plan.image.probe_shape is not None
+    t, free = plan.t, plan.image.probe_shape[0]
+    table = t.find(plan.detections.scores)
+    assert table is not None
+    assert {value.name for value in single_positions(t, table, free)} == {"c3", "c4"}
+    mixed = t.op("Softmax", table, axis=1)
+    t.adopt()
+    assert single_positions(t, mixed, free) == set()
 
 
 def test_only_a_detector_has_a_backbone_by_that_name():

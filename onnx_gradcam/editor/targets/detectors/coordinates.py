@@ -9,7 +9,6 @@ known by their family. Boxes that are neither are not placed at all: nothing is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.fold import evaluate_node
 
-from .columns import producer_of
+from .decoder import Decoder
 from .tables import rearranged
 
 __all__ = ["Boxes", "Coordinates", "Encoding", "ImageInput", "find_coordinates"]
@@ -33,13 +30,6 @@ Encoding = Literal["decoded", "grid", "bins", "dense", "queries"]
 positions of a grid; as FastestDet's offsets; as the sigmoids that DETR and its like put out."""
 
 _STRIDES = (8, 16, 32, 64, 128)
-_LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "ConvInteger", "MatMulInteger", "QLinearConv"}
-_LINEAR |= {"QLinearMatMul", "BatchNormalization", "LayerNormalization", "InstanceNormalization", "MaxPool", "Resize"}
-_LINEAR |= {"AveragePool", "GlobalAveragePool", "GridSample", "DynamicQuantizeLinear", "LSTM", "GRU", "RoiAlign"}
-_CHOOSING = {"ArgMax", "ArgMin", "TopK", "NonZero", "NonMaxSuppression", "Unique", "Compress"}
-_VIEWS = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast", "Flatten", "Slice"}
-_LARGEST = 2**24
-"""Numbers in the largest tensor of a decoder that is run."""
 _MOST_TRIED = 24
 """Tensors of the shape of a table of boxes that are tried."""
 
@@ -63,6 +53,12 @@ class ImageInput:
         """Height and width for the choice of free dimensions that shapes were inferred with."""
         shape = self.value.probe_shape
         return None if shape is None else (shape[self.height], shape[self.width])
+
+    @property
+    def free_batch(self) -> int | None:
+        """The size that stands for the batch in inferred shapes; `None` if it is fixed."""
+        shape = self.value.probe_shape
+        return shape[0] if shape and not isinstance(self.value.shape[0], int) else None
 
     @property
     def fixed(self) -> tuple[int, int] | None:
@@ -215,7 +211,9 @@ def _numbers_at(
     t: Builder, value: Value, axis: int, first: int, image: ImageInput, *, seed: int | None
 ) -> Array | None:
     """The four numbers of every box that a decoder alone computes, `[boxes, 4]`."""
-    table = _decoder_run(t, value, image, seed)
+    decoder = Decoder.of(t, value)
+    contents = decoder.contents(image.free_batch, None if seed is None else np.random.default_rng(seed))
+    table = None if contents is None or decoder.chooses else decoder.run(contents)
     if table is None:
         return None
     rows = np.moveaxis(table.reshape(-1, *table.shape[-2:])[0], axis - value.rank, 1)
@@ -238,82 +236,6 @@ def _unrelated(sizes: Array, positions: Array) -> bool:
     """Whether sizes do not grow with the position, as a corner taken for a size does."""
     spread = float(sizes.std())
     return spread <= 1e-6 * max(1.0, float(np.abs(sizes).max())) or abs(np.corrcoef(sizes, positions)[0, 1]) < 0.5
-
-
-def _decoder_run(t: Builder, value: Value, image: ImageInput, seed: int | None) -> Array | None:
-    """A tensor where all that convolutions compute is zero, or random with a seed; `None` if it cannot be computed.
-
-    A free batch is one. Nothing that is chosen by scores is computed.
-    """
-    rng = None if seed is None else np.random.default_rng(seed)
-    free = image.value.probe_shape[0] if image.value.probe_shape and not isinstance(image.value.shape[0], int) else None
-    nodes, leaves = _decoder(t, value)
-    if any((node := leaf.producer()) is not None and node.op_type in _CHOOSING for leaf in leaves):
-        return None
-    feeds: dict[str, Array] = {}
-    for leaf in leaves:
-        tensor = t.wrap(leaf)
-        content = _content(tensor, free, rng)
-        if content is None:
-            return None
-        feeds[tensor.name] = content
-    opsets = dict(t.model.core.opset_imports)
-    for node in nodes:
-        results = evaluate_node(ir.to_proto(node), {str(i.name): feeds[str(i.name)] for i in node.inputs if i}, opsets)
-        if results is None or sum(r.size for r in results) > _LARGEST:
-            return None
-        feeds.update((str(o.name), r) for o, r in zip(node.outputs, results, strict=True))
-    return feeds[value.name]
-
-
-def _content(tensor: Value, free: int | None, rng: np.random.Generator | None) -> Array | None:
-    constant, shape = tensor.array(), tensor.probe_shape
-    if constant is not None:
-        return constant
-    if shape is None or tensor.dtype is None:
-        return None
-    shape = tuple(1 if axis == 0 and size == free else size for axis, size in enumerate(shape))
-    if math.prod(shape) > _LARGEST:
-        return None
-    if rng is None or tensor.dtype.kind == "b":
-        return np.zeros(shape, tensor.dtype)
-    numbers = rng.integers(0, 3, shape) if tensor.dtype.kind in "iu" else rng.standard_normal(shape) * 0.1
-    return np.asarray(numbers, tensor.dtype)
-
-
-def _decoder(t: Builder, value: Value) -> tuple[list[ir.Node], list[ir.Value]]:
-    """The nodes between the last convolutions and a tensor, in order, and what they read that others compute."""
-    wanted, leaves = {value.core}, []
-    nodes = []
-    for node in reversed(t.nodes):
-        outputs = [o for o in node.outputs if o in wanted]
-        if not outputs:
-            continue
-        if _is_leaf(t, node):
-            leaves += outputs
-        else:
-            nodes.append(node)
-            wanted.update(i for i in node.inputs if i is not None)
-    leaves += [v for v in wanted if v.producer() is None]
-    return nodes[::-1], leaves
-
-
-def _is_leaf(t: Builder, node: ir.Node) -> bool:
-    """Whether a node belongs to the network and not to the decoder; the mean of bins of a softmax is of the decoder."""
-    if node.domain or node.op_type in _CHOOSING:
-        return True
-    if node.op_type not in _LINEAR or node.inputs[0] is None:
-        return False
-    if t.wrap(node.outputs[0]).array() is not None:
-        return False
-    source = t.wrap(node.inputs[0])
-    while producer_of(source) in _VIEWS:
-        before = source.core.producer()
-        assert before is not None  # noqa: S101 - it has an operator
-        if before.inputs[0] is None:
-            break
-        source = t.wrap(before.inputs[0])
-    return producer_of(source) != "Softmax"
 
 
 # ----- undecoded boxes ----------------------------------------------------------------
