@@ -137,10 +137,7 @@ class Window:
 
 def cut_out(t: Builder, g: Value) -> Window:
     """The window of one position of a cotangent `[N, C, H, W]` that has no other."""
-    rows, columns = (
-        t.cast(t.op("Not", t.op("Equal", t.reduce("ReduceMax", t.op("Abs", g), axes), 0.0)), g.dtype)
-        for axes in ((1, 3), (1, 2))
-    )
+    rows, columns = (t.op("Sign", t.reduce("ReduceMax", t.op("Abs", g), axes)) for axes in ((1, 3), (1, 2)))
     window = Window(g, Spot(rows, columns), (0, 0), (1, 1))
     return window.with_value(window.crop(t, g))
 

@@ -67,7 +67,7 @@ def test_a_window_has_the_numbers_of_the_whole_map(body, sizes):
     np.testing.assert_allclose(window, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
     assert np.abs(whole[:-1]).max() > 0
     assert not window[-1].any()  # the last sample has no point
-    assert any(node.op_type == "Not" for node in models[1].graph.node)
+    assert any(node.op_type == "Sign" for node in models[1].graph.node)
 
 
 def test_what_is_computed_is_as_large_as_the_window():

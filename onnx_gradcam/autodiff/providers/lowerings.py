@@ -124,6 +124,22 @@ def flatten(t: Builder, x: Value, *, axis: int = 1) -> Value | None:
     return reshape(t, x, [-1 if lead is None else lead, tail if tail is not None else -1])
 
 
+@lowering(ARITHMETIC, "ScatterElements")
+def placed(
+    t: Builder, base: Value, indices: Value, values: Value, *, axis: int = 0, reduction: str = "none"
+) -> Value | None:
+    """One number for each line of zeros, by comparing all places with its index."""
+    size, node = base.shape[axis], base.core.producer()
+    filled = base if node is None or node.op_type != "Expand" or node.inputs[0] is None else t.wrap(node.inputs[0])
+    if not is_zero(filled) or reduction not in {"none", "add"} or indices.shape[axis] != 1 or not isinstance(size, int):
+        return None
+    every = np.arange(size, dtype=np.int64).reshape([-1 if i == axis % base.rank else 1 for i in range(base.rank)])
+    # An index below zero counts from the end.
+    here, behind = (t.op("Equal", indices, t.const(every - shift)) for shift in (0, size))
+    zero = t.const(0, values.dtype)
+    return t.op("Where", here, values, t.op("Where", behind, values, zero))
+
+
 def volume(dims: Sequence[int | str | None]) -> int | None:
     """The product of dimensions; `None` where one is unknown."""
     return int(np.prod([d for d in dims if isinstance(d, int)])) if all(isinstance(d, int) for d in dims) else None

@@ -91,6 +91,14 @@ def test_the_gradient_of_a_box_is_computed_around_its_position(method, monkeypat
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("profile", ["cpu", "openvino", "cuda", "tensorrt", "webgpu"])
+def test_profiles_have_the_same_maps_of_boxes(profile):
+    feeds = {"x": images(2, 3, 16, 16), "target_box": np.array([3, 70]), "target_class": np.array([1, 2])}
+    models = [attach(pyramid(), profile=name).to_proto() for name in ("portable", profile)]
+    portable, other = (run(model, **feeds)["cam"] for model in models)
+    np.testing.assert_allclose(other, portable, rtol=0, atol=1e-5 * np.abs(portable).max())
+
+
 def test_a_row_of_the_table_that_reads_several_positions_is_noticed():
     plan = make_plan(pyramid())
     assert plan.detections is not None
