@@ -270,6 +270,20 @@ def test_layers_whose_batch_and_size_are_free(name, profile):
 
 # ----- at kinks and ties ---------------------------------------------------------
 
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_one_number_of_each_line_is_put_back(axis):
+    rng = np.random.default_rng(0)
+    size = [2, 3, 4]
+    size[axis] = 1
+    model = graph(
+        f"y = GatherElements<axis={axis}>(x, picks)", inputs="float[2,3,4] x", outputs="float[a,b,c] y",
+        picks=rng.integers(-3, 3, size),
+    )  # fmt: skip
+    (proto,) = same(model, {"x": rng.standard_normal((2, 3, 4)).astype(np.float32)}, "x", "y", "webgpu")
+    assert not beyond(proto, "webgpu")
+
+
 SMALLEST = np.finfo(np.float32).smallest_normal
 TIES = {
     "zeros": np.zeros(IMAGE, np.float32),
@@ -321,8 +335,8 @@ REFUSED = {
         "y = Conv(x, z)", inputs="float[1,3,8,8] x, float[2,3,3,3] z", outputs="float[1,2,6,6] y"
     ),
     ("webgpu", "ScatterElements"): graph(
-        "y = GatherElements<axis=1>(x, picks)", picks=np.zeros((1, 1, 8, 8), np.int64), inputs="float[1,3,8,8] x",
-        outputs="float[1,1,8,8] y",
+        "y = GatherElements<axis=1>(x, picks)", picks=np.zeros((1, 2, 8, 8), np.int64), inputs="float[1,3,8,8] x",
+        outputs="float[1,2,8,8] y",
     ),
     ("openvino", "Det"): graph("y = Det(x)", inputs="float[1,1,3,3] x", outputs="float[1,1] y"),
     ("cuda", "Cosh"): graph("y = Sinh(x)", outputs="float[N,3,8,8] y"),
