@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,12 @@ from onnx_gradcam.options import check_word
 
 from .explanation import Box, class_of
 
-__all__ = ["Detections", "Selection", "overlaps", "parse_selection", "suppressed"]
+__all__ = ["EMPTY_TABLE", "Detections", "Selection", "overlaps", "parse_selection", "suppressed"]
 
 Array = npt.NDArray[Any]
+EMPTY_TABLE: Final = "specified axis dim value [0]"
+"""What ONNX Runtime says of the best box of a table without any, which NMS in the graph may leave."""
+
 Which = Literal["index", "number", "rank", "all", "sum"]
 
 

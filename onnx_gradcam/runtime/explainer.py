@@ -28,7 +28,7 @@ from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_prep
 from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata
 from onnx_gradcam.options import Description
 
-from .detections import Detections, Selection, parse_selection
+from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
 from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size
 from .session import InputInfo, Session
@@ -45,9 +45,6 @@ Array = npt.NDArray[Any]
 TargetChoice = int | str | Sequence[int | str] | None
 BoxChoice = int | str | Box | Selection | None
 Source = str | Path | bytes | Array
-
-_EMPTY_TABLE = "specified axis dim value [0]"
-"""What ONNX Runtime says of the best box of a table without any, which NMS in the graph may leave."""
 
 _NO_BOX = "the model does not find anything in this image: it has no box"
 _NO_DETECTOR = "the model is no detector, or was explained without its boxes; leave the box out"
@@ -182,7 +179,12 @@ class Explainer:
         prepared = self.prepared(image)
         if isinstance(prepared, InputError):
             raise prepared
-        outputs = self.run(prepared.tensor[None], [-1], tables=True)
+        try:
+            outputs = self.run(prepared.tensor[None], [-1], tables=True)
+        except ModelError as exc:
+            if EMPTY_TABLE not in str(exc):
+                raise
+            return []
         table = self._table(prepared, outputs, 0)
         best = table.scores.max(0, initial=0)
         classes = None if target is None else expanded(self._targets(target, fixed=True), best, int(best.argmax()))
@@ -393,7 +395,7 @@ class Explainer:
             one.shared = one.shared or halved.forward(one.prepared.tensor[None])
             results = halved.run(one.shared, choices, tables=choices[0][1] is None)
         except ModelError as exc:
-            if _EMPTY_TABLE not in str(exc):
+            if EMPTY_TABLE not in str(exc):
                 raise
             one.problem = NothingFoundError(_NO_BOX)
             return
@@ -410,7 +412,7 @@ class Explainer:
                 tables=bool(names.detection_scores) and not boxes,
             )
         except ModelError as exc:
-            if not names.detection_scores or _EMPTY_TABLE not in str(exc):
+            if not names.detection_scores or EMPTY_TABLE not in str(exc):
                 raise
             self._explain_apart(rows)
             return

@@ -22,7 +22,7 @@ from onnx_gradcam.images.drawing import COLORMAPS, colorize
 from onnx_gradcam.images.preprocessing import PADDING, PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Probabilities, check_word
-from onnx_gradcam.runtime.detections import Selection
+from onnx_gradcam.runtime.detections import EMPTY_TABLE, Selection
 
 from .runtime_files import runtime_files
 
@@ -138,6 +138,7 @@ def _detector(metadata: Metadata) -> dict[str, Any] | None:
         "corners": metadata.detection_boxes,
         "least": Selection.least,
         "overlap": Selection.overlap,
+        "empty": EMPTY_TABLE,
     }
 
 

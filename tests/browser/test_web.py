@@ -253,12 +253,40 @@ def test_that_nothing_is_found_is_said_and_nothing_is_shown(chromium, detector):
             f"Heatmap of 0 {NAMES[0]}: blank, nothing in the image supports this box."
         )
         text = page.finds_nothing("bright.png", bright)
-        assert text.startswith("Nothing found: the highest score of a box in bright.png is 0.")
+        assert text.startswith("Nothing found in bright.png: the highest score of a box is 0.")
         assert text.endswith(", below 0.25.")
         assert page.tab.locator("#results").is_hidden()
         assert page.tab.locator("#error").is_hidden()
         assert page.choose(("black.png", black))["chosen"] == 0
         assert page.heard == []
+
+
+def test_a_table_without_boxes_is_nothing_found(chromium, publish, tmp_path):
+    """Boxes that the graph chooses by their scores: of a black image, none."""
+    body = (
+        "k = Conv(x, K) p = Reshape(k, flat) picked = NonMaxSuppression(corners, p, most, iou, least) "
+        "col = Slice(picked, two, three, one) which = Squeeze(col, one) line = Reshape(p, all) "
+        "g = Gather(line, which) scores = Unsqueeze(g, zero)"
+    )
+    corners = np.repeat(np.arange(64, dtype=np.float32), 4).reshape(1, 64, 4) + np.array([0, 0, 1, 1], np.float32)
+    onnx.save(
+        graph(
+            body, inputs="float[1,1,8,8] x", outputs="float[1,M] scores", K=np.ones((1, 1, 1, 1), np.float32),
+            flat=[1, 1, 64], all=[-1], zero=[0], one=[1], two=[2], three=[3], most=[4],
+            iou=np.array([0.5], np.float32), least=np.array([0.3], np.float32), corners=corners,
+        ),
+        tmp_path / "m.onnx",
+    )  # fmt: skip
+    address = publish(
+        tmp_path / "m.onnx", output="scores", task="detection", preprocess={"color": "gray", "scale": 1 / 255}
+    )
+    black, white = (cv2.imencode(".png", np.full((8, 8, 3), level, np.uint8))[1].tobytes() for level in (0, 255))
+    with Page(chromium, address) as page:
+        assert len(page.choose(("white.png", white))["boxes"]) == 4
+        assert page.tab.locator("#boxes rect").count() == 0
+        assert "does not tell where its boxes are" in page.tab.inner_text("#hint")
+        assert page.finds_nothing("black.png", black) == "Nothing found in black.png: the model has no box."
+        assert page.tab.locator("#results").is_hidden()
 
 
 BAD = {

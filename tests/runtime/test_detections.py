@@ -261,6 +261,7 @@ def test_images_that_leave_the_list_of_boxes_empty_cost_no_other():
     assert [type(result).__name__ for result in results] == ["Explanation", "NothingFoundError", "Explanation"]
     assert "does not find anything in this image: it has no box" in str(results[1])
     assert isinstance(next(explainer.stream([black], box="all")), NothingFoundError)
+    assert [len(explainer.boxes(image)) for image in (white, black)] == [4, 0]
 
 
 def test_more_boxes_than_a_sheet_has_room_for_are_said(explainer):

@@ -137,6 +137,7 @@ def test_visitors_choose_the_box_of_a_detector(tmp_path, repository):
         "corners": "detection_boxes",
         "least": 0.25,
         "overlap": 0.45,
+        "empty": "specified axis dim value [0]",
     }
     assert (described["scores"]["way"], described["scores"]["probabilities"]) == ("given", True)
     native = Explainer(path, preprocess=DETECTOR)

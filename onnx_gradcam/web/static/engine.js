@@ -42,7 +42,7 @@ export class Engine {
 
   /**
    * Look at an image: the scores and the heatmap of the predicted class; of a detector, its boxes and the heatmap of the
-   * surest one, or none if there is no box.
+   * surest one, or where it finds none the highest score, null for a table without any box.
    */
   async look(image) {
     this.input = null;
@@ -52,11 +52,15 @@ export class Engine {
     const rows = new values.constructor(batch * values.length);
     for (let row = 0; row < batch; row++) rows.set(values, row * values.length);
     this.input = new ort.Tensor(preprocessing.dtype, rows, [batch, ...shape]);
-    const { table, ...first } = await this.explain(-1);
+    const { table, ...first } = await this.explain(-1).catch((error) => {
+      if (detector !== null && String(error.cause?.message).includes(detector.empty)) return { table: null };
+      throw error;
+    });
     if (detector === null) return { ...first, box };
+    if (table === null) return { boxes: [], highest: null };
     const axis = (name) => shape[preprocessing.layout.indexOf(name) - 1];
     const found = listed(table, { height: axis("H"), width: axis("W") }, box, image, detector);
-    if (found.boxes.length === 0) return { ...found, box };
+    if (found.boxes.length === 0) return found;
     const [{ target, index }] = found.boxes;
     const surest = first.index === target && first.row === index ? first : await this.explain(target, index);
     return { ...surest, ...found, box };
@@ -81,7 +85,7 @@ export class Engine {
     try {
       results = await this.session.run(feeds, outputs);
     } catch (error) {
-      throw new Error(`The model failed on this image: ${reason(error)}.`);
+      throw new Error(`The model failed on this image: ${reason(error)}.`, { cause: error });
     }
     const heatmap = results[model.heatmap];
     const [, height, width] = heatmap.dims;

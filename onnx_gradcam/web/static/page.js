@@ -120,8 +120,7 @@ function choose(file) {
     const answer = await ask("look", { file });
     const entries = site.detector === null ? classesOf(answer) : boxesOf(answer);
     if (entries.length === 0) {
-      const { least } = site.detector;
-      say(`Nothing found: the highest score of a box in ${file.name} is ${answer.highest.toPrecision(2)}, below ${least}.`);
+      say(`Nothing found in ${file.name}: ${whyNothing(answer.highest)}.`);
       return;
     }
     view = { ...answer, name: file.name, entries };
@@ -144,6 +143,11 @@ function chooseEntry(entry) {
     press();
     show();
   });
+}
+
+function whyNothing(highest) {
+  if (highest === null) return "the model has no box";
+  return `the highest score of a box is ${highest.toPrecision(2)}, below ${site.detector.least}`;
 }
 
 /** The classes, the likeliest first, each with its key in the list, its index, its name and the value shown for it. */
