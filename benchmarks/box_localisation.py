@@ -28,9 +28,8 @@ from pointing_game import Game
 from task_localisation import read_voc
 
 from onnx_gradcam.editor.targets.classes import read_labels
-from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, points_inside
+from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, matched, points_inside
 from onnx_gradcam.images.decoding import prepare, read_image
-from onnx_gradcam.runtime.detections import overlaps
 from onnx_gradcam.runtime.explainer import Box, Explainer
 
 SHARE = 0.1
@@ -43,7 +42,7 @@ class Found:
 
     game: Game
     box: Box
-    annotated: tuple[float, float, float, float]
+    annotated: Annotation
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,9 @@ def found(explainer: Explainer, games: Sequence[Game], least: float) -> Iterator
     """The annotated objects that the surest box of their class is."""
     for game in games:
         boxes = explainer.boxes(game.image, list(game.annotation.classes), least=least)[:1]
-        for box in boxes:
-            if box.xyxy is None:
-                sys.exit("the model does not tell where its boxes are")
-            shares = overlaps(np.array(box.xyxy), np.array(game.annotation.boxes))
-            if shares.max() >= 0.5:
-                yield Found(game, box, game.annotation.boxes[int(shares.argmax())])
+        if any(box.xyxy is None for box in boxes):
+            sys.exit("the model does not tell where its boxes are")
+        yield from (Found(game, box, annotated) for box, annotated in matched(boxes, game.annotation))
 
 
 def play(explainer: Explainer, object_: Found) -> Result:
@@ -74,7 +70,7 @@ def play(explainer: Explainer, object_: Found) -> Result:
     image, box = read_image(object_.game.image), object_.box
     explanation = explainer(image, box.target.index, box=box.index)
     shown = explanation.heatmap_on_image()
-    inside = Annotation(object_.game.annotation.label, [object_.annotated], []).inside(*shown.shape)
+    inside = object_.annotated.inside(*shown.shape)
     grey = prepare(np.full_like(image, 127), explainer.preprocessing)[0]
     tensor = prepare(image, explainer.preprocessing)[0]
     if not shown.any():

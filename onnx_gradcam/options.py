@@ -59,6 +59,7 @@ TorchExporter = Literal["auto", "dynamo", "torchscript"]
 Biases = Literal["apart", "merged", "unknown"]
 BatchFormat = Literal["parquet", "npz", "png"]
 Probabilities = Literal["softmax", "sigmoid", "none"]
+Watched = Literal["similarity", "score"]
 Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed"]
 
 

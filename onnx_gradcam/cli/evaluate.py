@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnx_gradcam.options import Options
+from onnx_gradcam.options import Options, Watched
 
 from ._images import find_images
 from ._options import (
     OPTIONS,
+    BoxNumber,
+    BoxRank,
     ImagesOption,
     Json,
+    LeastScore,
     ModelFile,
     Provider,
     Threads,
@@ -22,6 +25,7 @@ from ._options import (
     model_source,
     names,
     option,
+    selected_boxes,
 )
 from ._output import complain, say, say_json, table, warn
 
@@ -31,8 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+_SHARED = {"labels", "preprocess", "layer", "preset", "score", "output", "image", "background"}
+"""The options of `Options` that the command takes."""
+_WATCHED = {"similarity": "D-RISE's similarity to the box", "score": "the score of the same row of the table"}
 
-@explains(without=set(OPTIONS) - {"labels", "preprocess", "layer", "preset", "score", "output", "image"})
+
+@explains(without=set(OPTIONS) - _SHARED)
 def evaluate(
     model: ModelFile,
     *,
@@ -43,7 +51,8 @@ def evaluate(
         option(
             "Target",
             "Bounding boxes of the objects: a JSON file (docs/evaluate.md has the format), or a folder of PASCAL VOC's "
-            "XML files. The classes of the objects are explained, and localization is scored too.",
+            "XML files. The objects are explained, and localization is scored too; of a detector the boxes that "
+            "overlap one of their class by half.",
             metavar="FILE|FOLDER",
         ),
     ] = None,
@@ -54,8 +63,8 @@ def evaluate(
         str | None,
         option(
             "Method",
-            "Metrics: deletion, insertion, road, average_drop, increase, deletion_drop, sparsity, and with --boxes "
-            "pointing, energy. [default: all]",
+            "Metrics: deletion, insertion, road, average_drop, increase, deletion_drop, sparsity, and with --boxes or "
+            "for a detector pointing, energy. [default: all]",
             metavar="NAME[,NAME...]",
         ),
     ] = None,
@@ -70,6 +79,18 @@ def evaluate(
     ] = False,
     target: Annotated[
         str | None, option("Target", "Class to explain, by name or index. [default: predicted class]", metavar="CLASS")
+    ] = None,
+    box: BoxNumber = None,
+    box_rank: BoxRank = None,
+    least: LeastScore = None,
+    watch: Annotated[
+        Watched | None,
+        option(
+            "Method",
+            "Detection only: what is watched while the image changes, D-RISE's similarity to the box that is most like "
+            "the explained one, or the score of the same row of the table. [default: similarity]",
+            metavar="similarity|score",
+        ),
     ] = None,
     steps: Annotated[
         int, option("Method", "Number of steps of deletion and insertion.", min=1, max=10_000, metavar="N")
@@ -87,9 +108,12 @@ def evaluate(
       onnx-gradcam evaluate model.onnx --images photos/ --preprocess torchvision
       onnx-gradcam evaluate model.onnx --images photos/ --boxes boxes.json --method gradcam,layercam,eigencam
       onnx-gradcam evaluate model.onnx --images photos/ --metric road,sparsity --sanity --json
+      onnx-gradcam evaluate detector.onnx --images photos/ --boxes voc/ --method hirescam,layercam
+      onnx-gradcam evaluate detector.onnx --images photos/ --box all --least 0.4
 
-    Every number is a mean over the images. A random heatmap and one of the image's centre are scored as well: a method
-    that is no better tells nothing. An image that cannot be used is reported, the others go on, and the exit code is 1.
+    Every number is a mean over the images, or over the boxes of a detector. A random heatmap and one of the image's
+    centre are scored as well: a method that is no better tells nothing. An image that cannot be used is reported, the
+    others go on, and the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if model == "-" and "-" in images:
         raise typer.BadParameter("standard input cannot be both the model and an image.", param_hint="--images")
@@ -107,6 +131,8 @@ def evaluate(
         metrics=metrics,
         boxes=boxes,
         target=target,
+        box=selected_boxes(box, box_rank, None, least, most=None),
+        watch=watch,
         steps=steps,
         seed=seed,
         batch_size=batch_size,
@@ -146,8 +172,11 @@ def _say(evaluation: Evaluation) -> None:
     from onnx_gradcam.evaluation.faithfulness import METRICS  # noqa: PLC0415 - as above
 
     means, count = evaluation.means, len(evaluation.results)
-    subject = ("image" if evaluation.boxes is None else "object") + ("" if count == 1 else "s")
-    say(f"{count} {subject}; mean and standard error; random and centre do not depend on the model")
+    subject = "box" if evaluation.evaluator.detects else "image" if evaluation.boxes is None else "object"
+    plural = "" if count == 1 else "es" if subject == "box" else "s"
+    say(f"{count} {subject}{plural}; mean and standard error; random and centre do not depend on the model")
+    if evaluation.evaluator.detects:
+        say(_protocol(evaluation))
     rows = [("", "better", *means)]
     for name in evaluation.metrics:
         cells = (_cell(row.get(name)) for row in means.values())
@@ -156,6 +185,15 @@ def _say(evaluation: Evaluation) -> None:
     for method, blank in evaluation.blank.items():
         if blank:
             say(f"  {method}: {blank} blank")
+
+
+def _protocol(evaluation: Evaluation) -> str:
+    """What the figures of a detector's boxes are of."""
+    watched = f"watched: {_WATCHED[evaluation.evaluator.watched]}"
+    if not evaluation.evaluator.places:
+        return watched
+    place = "detector's own" if evaluation.boxes is None else "annotated"
+    return f"{watched}; heat should be in the {place} box"
 
 
 def _cell(mean: Mean | None) -> str:

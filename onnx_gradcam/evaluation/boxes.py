@@ -1,4 +1,4 @@
-"""Bounding boxes of objects: reading annotation files, and whether a heatmap points into the boxes."""
+"""Bounding boxes of objects: reading annotations, which boxes of a detector they are, whether heatmaps point there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,13 @@ import numpy.typing as npt
 from onnx_gradcam.editor.targets.classes import find_class
 from onnx_gradcam.errors import InputError, TargetError, reason
 from onnx_gradcam.files import read_file
+from onnx_gradcam.runtime.detections import overlaps
+from onnx_gradcam.runtime.explanation import Box
 
-__all__ = ["Annotation", "energy_inside", "points_inside", "read_boxes"]
+__all__ = ["SAME_OBJECT", "Annotation", "energy_inside", "matched", "points_inside", "read_boxes"]
+
+SAME_OBJECT: Final = 0.5
+"""Intersection over union from which two boxes of a class count as one object, as in PASCAL VOC."""
 
 _LARGEST: Final = 2**26
 _LARGEST_XML: Final = 2**20
@@ -53,6 +58,22 @@ class Annotation:
             with contextlib.suppress(TargetError):
                 indices.append(find_class(name, labels))
         return indices
+
+
+def matched(boxes: Sequence[Box], annotation: Annotation) -> Iterator[tuple[Box, Annotation]]:
+    """The boxes of a detector that are annotated objects, each with its own annotated box.
+
+    A box is the object that it overlaps most if the intersection over union is at least a half. As PASCAL VOC counts
+    detections (Everingham et al. 2010), an annotated box counts once, for the first of `boxes`.
+    """
+    taken = set()
+    corners = np.array(annotation.boxes, np.float64).reshape(-1, 4)
+    for box in boxes:
+        shares = overlaps(np.array(box.xyxy), corners) if box.xyxy is not None else np.zeros(0)
+        nearest = int(shares.argmax()) if shares.size else -1
+        if nearest >= 0 and shares[nearest] >= SAME_OBJECT and nearest not in taken:
+            taken.add(nearest)
+            yield box, Annotation(annotation.label, [annotation.boxes[nearest]], annotation.classes)
 
 
 def points_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> bool:

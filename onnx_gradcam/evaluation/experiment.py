@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from onnx_gradcam.editor.targets.classes import parse_top
-from onnx_gradcam.errors import InputError, TargetError, near_matches
+from onnx_gradcam.errors import InputError, TargetError, UnsupportedError, near_matches
 from onnx_gradcam.files import ModelSource
-from onnx_gradcam.options import Options
+from onnx_gradcam.options import Options, Watched
+from onnx_gradcam.runtime.explainer import BoxChoice
 
 from .boxes import Annotation, read_boxes
 from .faithfulness import METRICS
@@ -84,9 +85,10 @@ class Evaluation:
                 self._results += result
             yield result
         if not self._results and not self._errors:
+            finds = "has no such box of" if self.evaluator.detects else "recognises none of"
             raise InputError(
-                "the model recognises none of the annotated objects in these images; check the names of the files and "
-                "the classes in --boxes"
+                f"the model {finds} the annotated objects in these images; check the names of the files and the "
+                "classes in --boxes"
             )
 
     @property
@@ -126,7 +128,7 @@ class Evaluation:
         return self._stage_stream
 
     def _randomize(self) -> Iterator[Randomized]:
-        subjects = [(result.image, result.target.index) for result in self.results]
+        subjects = [(result.image, result.target.index, result.box) for result in self.results]
         for stage in randomized(self.evaluator, self.stages, subjects, self.evaluator.seed):
             self._stages.append(stage)
             yield stage
@@ -147,6 +149,7 @@ class Evaluation:
                 for method, m in metadata.items()
             ],
             "baselines": list(BASELINES),
+            "watched": self.evaluator.watched,
             "summary": {
                 method: {**{metric: asdict(mean) for metric, mean in row.items()}, "blank": blank[method]}
                 for method, row in self.means.items()
@@ -167,6 +170,8 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     boxes: str | Path | Mapping[str, Sequence[Annotation]] | None = None,
     target: int | str | None = None,
+    box: BoxChoice = None,
+    watch: Watched | None = None,
     options: Options | None = None,
     steps: int = 50,
     seed: int = 0,
@@ -176,15 +181,23 @@ def evaluate(
 ) -> Evaluation:
     """Score methods for faithfulness to the model and, with boxes, for localization of the objects.
 
-    Two heatmaps that do not depend on the model, `random` and `centre`, are scored beside the methods.
+    Of a detector the boxes are explained, and each has a record of its own. Two heatmaps that do not depend on the
+    model, `random` and `centre`, are scored beside the methods.
 
     Args:
         model: a model that is not explained yet.
         images: paths of the images.
         methods: names of the methods, as `onnx-gradcam methods` lists them.
         metrics: names of `onnx_gradcam.evaluation.faithfulness.METRICS`; by default all that apply.
-        boxes: annotations, as `read_boxes` reads or returns them. Explained are then the classes of the objects.
+        boxes: annotations, as `read_boxes` reads or returns them. Explained are then the classes of the objects; of a
+            detector the boxes that overlap an annotated box of their class by half, which is where heatmaps should be
+            instead of the detector's own box.
         target: the class to explain, by index or name; by default each image's predicted class. Not with boxes.
+        box: of a detector, which boxes of an image (with annotations, of each of their classes) are explained, as in
+            `Explainer.__call__`; by default the surest, if its score is at least 0.3.
+        watch: of a detector, the score that is watched while the image changes: `similarity`, the default, is that of
+            D-RISE of the box that is most like the explained one, wherever in the table it is; `score` is that of the
+            same row.
         options: what to explain and how; its `method` does not apply.
         steps: number of steps of deletion and insertion.
         seed: random seed.
@@ -197,7 +210,8 @@ def evaluate(
 
     Raises:
         InputError: there is no image, an unknown metric, a metric of boxes without boxes, or files that cannot be read.
-        TargetError: `target` may be several classes, or the model is explained already.
+        TargetError: `target` may be several classes, the model is explained already, or boxes are chosen that it does
+            not have.
         ExplainError: the model cannot be explained with these options.
 
     Example::
@@ -214,33 +228,51 @@ def evaluate(
         raise InputError("with boxes the classes are those of the objects; leave out the target")
     if isinstance(target, str) and parse_top(target) is not None:
         raise TargetError(f"{target} may be several classes, and methods are compared on one; name it")
-    names = _metrics(metrics, with_boxes=boxes is not None)
     annotations = read_boxes(boxes) if isinstance(boxes, (str, Path)) else boxes
     evaluator = Evaluator(
         model=model,
         methods=methods,
-        metrics=names,
+        metrics=_known(metrics),
         options=options or Options(),
+        box=box,
+        watch=watch,
         steps=steps,
         seed=seed,
         batch_size=batch_size,
         provider=provider,
         threads=threads,
     )
+    if target is not None and len(evaluator.first.class_indices([target])) > 1:
+        raise TargetError(f"{target!r} is several classes, and methods are compared on one; name it")
+    names = _possible(evaluator, metrics, annotated=boxes is not None)
     return Evaluation(
         evaluator=evaluator, images=[str(image) for image in images], metrics=names, target=target, boxes=annotations
     )
 
 
-def _metrics(names: Sequence[str] | None, *, with_boxes: bool) -> list[str]:
+def _known(names: Sequence[str] | None) -> Sequence[str]:
+    """The names of metrics, by default of all."""
     for name in names or []:
         if name not in METRICS:
             raise InputError(
                 f"unknown metric {name!r}{near_matches(name, METRICS)} (choose from: {', '.join(METRICS)})"
             )
-        if METRICS[name].of_boxes and not with_boxes:
-            raise InputError(f"the metric {name!r} needs the boxes of the objects; give them with --boxes")
-    return [n for n, m in METRICS.items() if (names is None or n in names) and (with_boxes or not m.of_boxes)]
+    return tuple(METRICS) if names is None else names
+
+
+def _possible(evaluator: Evaluator, names: Sequence[str] | None, *, annotated: bool) -> list[str]:
+    """The metrics that can be computed; refuses those of boxes, and annotations, where no box has a place."""
+    if evaluator.detects and not evaluator.places and annotated:
+        raise UnsupportedError(
+            "where this model's boxes are cannot be told, so none can be found among the annotated ones; leave out "
+            "--boxes"
+        )
+    placed = annotated or evaluator.places
+    for name in names or []:
+        if METRICS[name].of_boxes and not placed:
+            remedy = "choose another metric" if evaluator.detects else "give them with --boxes"
+            raise InputError(f"the metric {name!r} needs the boxes of the objects; {remedy}")
+    return [n for n, m in METRICS.items() if (names is None or n in names) and (placed or not m.of_boxes)]
 
 
 def means(results: Sequence[Evaluated]) -> dict[str, dict[str, Mean]]:
@@ -263,6 +295,7 @@ def _result_dict(result: Evaluated) -> dict[str, Any]:
         "path": result.image,
         "class": result.target.to_dict(),
         "object": result.label,
+        "box": None if result.box is None else result.box.to_dict(),
         "values": result.values,
         "blank": result.blank,
     }

@@ -23,6 +23,7 @@ from onnx_gradcam.images.decoding import Image, Placement, read_image
 from onnx_gradcam.runtime.detections import overlaps
 from onnx_gradcam.runtime.explainer import Box, Explainer, Explanation, Target
 
+from .boxes import SAME_OBJECT
 from .similarity import METRICS, MapAgreement, compare_maps, kl_divergence, probabilities
 
 __all__ = ["Agreement", "Compared", "Laid", "NativeMaps", "compare_models", "named_errors"]
@@ -30,8 +31,6 @@ __all__ = ["Agreement", "Compared", "Laid", "NativeMaps", "compare_models", "nam
 _GRID: Final = 512
 """Longer side, in pixels, of the grid that heatmaps are compared on; they have no finer detail."""
 _LARGEST_SIDE: Final = 4096
-_SAME_OBJECT: Final = 0.5
-"""Intersection over union from which two boxes of a class count as one object, as in PASCAL VOC."""
 _LEAST_SCORE: Final = 0.05
 """The score that a box has to have to be the other model's answer to a box of the first."""
 
@@ -245,7 +244,7 @@ class _Pairing:
                 Agreement(
                     side=name,
                     top=other,
-                    same_top=numbers[top.index] == other.index and (overlap is None or overlap >= _SAME_OBJECT),
+                    same_top=numbers[top.index] == other.index and (overlap is None or overlap >= SAME_OBJECT),
                     divergence=None if p is None or q is None else kl_divergence(p, q[numbers]),
                     maps=_on_common_ground(reference, laid[-1]),
                     target=theirs.target,

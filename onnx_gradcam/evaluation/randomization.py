@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.images.decoding import read_image
-from onnx_gradcam.runtime.explainer import Explainer
+from onnx_gradcam.runtime.explainer import Box, Explainer
 
 from .scoring import Evaluator
 from .similarity import compare_maps
@@ -41,8 +41,8 @@ _CARRIERS: Final = {
 }
 """Operators between an initializer and the layer that uses it."""
 
-Subject = tuple[str, int]
-"""The path of an image, and the index of a class."""
+Subject = tuple[str, int] | tuple[str, int, "Box | None"]
+"""The path of an image, the index of a class, and of a detector the box."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ def _heatmaps(explainer: Explainer, subjects: Sequence[Subject]) -> list[_Map | 
     return [_heatmap(explainer, *subject) for subject in subjects]
 
 
-def _heatmap(explainer: Explainer, image: str, index: int) -> _Map | None:
+def _heatmap(explainer: Explainer, image: str, index: int, box: Box | None = None) -> _Map | None:
     """One heatmap; `None` if the model gives none, for example because a randomized one overflows."""
     try:
-        return explainer(read_image(image), index).heatmap
+        return explainer(read_image(image), index, box).heatmap
     except (InputError, ModelError):
         return None
 

@@ -1,26 +1,29 @@
-"""Several methods on one image after the other: how faithful their heatmaps are, and whether they mark the objects."""
+"""Several methods on one image after the other: how faithful heatmaps are, and whether they mark objects or boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.methods.probe import Probe
 from onnx_gradcam.editor.probes import probed
-from onnx_gradcam.errors import InputError, ModelError, TargetError
+from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError, UnsupportedError
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.images.decoding import Placement, prepare, read_image
 from onnx_gradcam.metadata import Metadata
-from onnx_gradcam.options import Options
-from onnx_gradcam.runtime.explainer import Explainer, Explanation, Target, TargetChoice
+from onnx_gradcam.options import Options, Watched, check_word
+from onnx_gradcam.runtime.detections import Detections, Selection, parse_selection
+from onnx_gradcam.runtime.explainer import Box, BoxChoice, Explainer, Target
 from onnx_gradcam.runtime.prober import Prober
 
-from .boxes import Annotation, energy_inside, points_inside
-from .faithfulness import METRICS, Trial, measure
+from .boxes import Annotation, energy_inside, matched, points_inside
+from .faithfulness import METRICS, Scores, Trial, measure
 
 __all__ = ["BASELINES", "Evaluated", "Evaluator"]
 
@@ -35,14 +38,23 @@ _OF_A_LAYER: Final = ("layer", "weights", "combine")
 _CELLS: Final = 7
 _RANK: Final = 5
 """Objects whose class is not among so many of the highest scores are left out: the model does not recognise them."""
+_SUREST: Final = Selection(which="number", least=0.3)
+"""Of a detector the surest box is explained, if it is that sure; docs/detectors.md measures layers by these boxes."""
+_SCORES: Final[Mapping[str, Callable[[Probe], Scores]]] = {
+    "probability": lambda probe: probe.probabilities,
+    "similarity": lambda probe: probe.similarities,
+    "score": lambda probe: probe.box_scores,
+}
+"""What is watched while an image changes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluated:
-    """One class of one image.
+    """One class of one image, or one box of a detector.
 
     Attributes:
-        label: the annotation's label; `None` without boxes.
+        label: the annotation's label; `None` without annotations.
+        box: the box that is explained; `None` for a model that is no detector.
         values: value of every metric, by method or baseline.
         blank: methods whose heatmap is zero everywhere.
     """
@@ -50,8 +62,28 @@ class Evaluated:
     image: str
     target: Target
     label: str | None
+    box: Box | None = None
     values: Mapping[str, Mapping[str, float]]
     blank: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Subject:
+    """What heatmaps of an image are of, and where they should be.
+
+    Attributes:
+        target: the class.
+        heatmaps: by method.
+        object: where the object is, `None` if that is unknown.
+        label: the annotation's label.
+        box: the box of a detector.
+    """
+
+    target: Target
+    heatmaps: Mapping[str, Array]
+    object: Annotation | None
+    label: str | None
+    box: Box | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -66,6 +98,8 @@ class Evaluator:
     methods: Sequence[str]
     metrics: Sequence[str] = tuple(METRICS)
     options: Options = field(default_factory=Options)
+    box: BoxChoice = None
+    watch: Watched | None = None
     steps: int = 50
     seed: int = 0
     batch_size: int = 8
@@ -83,6 +117,39 @@ class Evaluator:
         model = probed(self.model, Options(**{**self._choices(without=_OF_A_LAYER), "method": "rise"}))
         self._prober = Prober(model, batch_size=self.batch_size, provider=self.provider, threads=self.threads)
         self.first = next(iter(self.explainers.values()))
+        self._selection = parse_selection(self.box, most=None) or _SUREST
+        self._check_boxes()
+
+    @property
+    def detects(self) -> bool:
+        """Whether the model is a detector, of which boxes are explained."""
+        return bool(self.first.metadata.detection_scores)
+
+    @property
+    def places(self) -> bool:
+        """Whether it tells where its boxes are."""
+        return bool(self.first.metadata.detection_boxes)
+
+    @property
+    def watched(self) -> str:
+        """What metrics of faithfulness watch: `probability`, or of a detector `similarity` or `score`."""
+        return (self.watch or "similarity") if self.detects else "probability"
+
+    def _check_boxes(self) -> None:
+        """Refuse choices of boxes that cannot be evaluated."""
+        if not self.detects:
+            if self.box is not None or self.watch is not None:
+                raise TargetError("the model is no detector, so it has no boxes to choose or watch; leave them out")
+            return
+        check_word("watch", self.watched, get_args(Watched))
+        if self._selection.which == "sum":
+            raise TargetError("methods are scored on one box at a time; give --box all for a record of each")
+        if self.options.box is not None or self.options.box_rank != _DEFAULTS.box_rank:
+            raise TargetError("evaluate chooses boxes when the model runs; give box beside the options")
+        if self.watched == "similarity" and not self.places:
+            raise UnsupportedError(
+                "D-RISE's similarity compares the places of boxes, which this model does not tell; give --watch score"
+            )
 
     def _choices(self, *, without: Collection[str] = ()) -> dict[str, Any]:
         """The options that are not the default."""
@@ -103,7 +170,7 @@ class Evaluator:
     def stream(
         self,
         images: Iterable[str],
-        target: TargetChoice = None,
+        target: int | str | None = None,
         boxes: Mapping[str, Sequence[Annotation]] | None = None,
     ) -> Iterator[list[Evaluated] | InputError]:
         """Evaluate the methods on one image after the other.
@@ -117,44 +184,115 @@ class Evaluator:
             yield self._attempt(image, number, target, boxes)
 
     def _attempt(
-        self, image: str, number: int, target: TargetChoice, boxes: Mapping[str, Sequence[Annotation]] | None
+        self, image: str, number: int, target: int | str | None, boxes: Mapping[str, Sequence[Annotation]] | None
     ) -> list[Evaluated] | InputError:
         try:
             return list(self._image(image, number, target, boxes))
+        except NothingFoundError as exc:
+            return NothingFoundError(f"{image}: {exc}")
         except InputError as exc:
             return exc
         except ModelError as exc:
             return InputError(f"{image}: {exc}")
 
     def _image(
-        self, path: str, number: int, target: TargetChoice, boxes: Mapping[str, Sequence[Annotation]] | None
+        self, path: str, number: int, target: int | str | None, boxes: Mapping[str, Sequence[Annotation]] | None
     ) -> Iterator[Evaluated]:
         image = read_image(path)
         tensor, placement = prepare(image, self.first.preprocessing)
-        subjects: list[tuple[TargetChoice, Annotation | None]] = [(target, None)]
-        if boxes is not None:
-            subjects = list(self._recognised(tensor[None], boxes.get(Path(path).name, [])))
-        for index, annotation in subjects:
-            explanations = {method: explainer(image, index) for method, explainer in self.explainers.items()}
-            first = next(iter(explanations.values()))
-            trial = self._trial(tensor, first.target.index)
-            maps = {method: explanation.heatmap for method, explanation in explanations.items()}
-            maps |= _baselines(first, np.random.default_rng([self.seed, number]))
-            inside = None if annotation is None else annotation.inside(*image.shape[:2])
+        annotations = None if boxes is None else boxes.get(Path(path).name, [])
+        subjects = (
+            self._boxes(tensor, placement, target, annotations)
+            if self.detects
+            else self._classes(image, tensor, target, annotations)
+        )
+        for subject in subjects:
+            trial = self._trial(tensor, subject)
+            size = trial.image.shape[1:]
+            maps = {**subject.heatmaps, **_baselines(size, np.random.default_rng([self.seed, number]))}
+            inside = None if subject.object is None else subject.object.inside(*image.shape[:2])
             yield Evaluated(
                 image=path,
-                target=first.target,
-                label=None if annotation is None else annotation.label,
+                target=subject.target,
+                label=subject.label,
+                box=subject.box,
                 values={name: self._values(trial, heatmap, placement, inside) for name, heatmap in maps.items()},
                 blank=[name for name, heatmap in maps.items() if not heatmap.any()],
             )
 
-    def _trial(self, tensor: Array, index: int) -> Trial:
-        probe = self._prober.probe(tensor[None], index)
+    def _classes(
+        self, image: Array, tensor: Array, target: int | str | None, annotations: Sequence[Annotation] | None
+    ) -> Iterator[_Subject]:
+        """The class of an image, or those of its annotated objects that the model recognises."""
+        chosen: list[tuple[int | str | None, Annotation | None]] = [(target, None)]
+        if annotations is not None:
+            chosen = list(self._recognised(tensor[None], annotations))
+        for index, annotation in chosen:
+            explanations = {method: explainer(image, index) for method, explainer in self.explainers.items()}
+            yield _Subject(
+                target=next(iter(explanations.values())).target,
+                heatmaps={method: explanation.heatmap for method, explanation in explanations.items()},
+                object=annotation,
+                label=None if annotation is None else annotation.label,
+            )
+
+    def _boxes(
+        self,
+        tensor: Array,
+        placement: Placement,
+        target: int | str | None,
+        annotations: Sequence[Annotation] | None,
+    ) -> Iterator[_Subject]:
+        """The chosen boxes of an image."""
+        table = self._table(tensor, placement)
+        for box, place, label in self._chosen(table, target, annotations):
+            heatmaps = {method: self._heatmap(method, tensor, box) for method in self.explainers}
+            yield _Subject(target=box.target, heatmaps=heatmaps, object=place, label=label, box=box)
+
+    def _chosen(
+        self, table: Detections, target: int | str | None, annotations: Sequence[Annotation] | None
+    ) -> Iterator[tuple[Box, Annotation | None, str | None]]:
+        """The boxes that are explained, each with the place it should mark; with annotations those that are objects."""
+        best = int(table.scores.max(0, initial=0).argmax())
+        if annotations is None:
+            classes = None if target is None else self.first.class_indices([target])
+            for box in table.chosen(self._selection, classes, best):
+                yield box, _own_place(box), None
+            return
+        for annotation in annotations:
+            classes = [index for index in annotation.indices(table.labels) if index < table.scores.shape[1]]
+            # An object that the detector does not find is left out, as a class that a classifier does not recognise.
+            with contextlib.suppress(NothingFoundError):
+                boxes = table.chosen(self._selection, classes, best) if classes else []
+                yield from ((box, place, annotation.label) for box, place in matched(boxes, annotation))
+
+    def _table(self, tensor: Array, placement: Placement) -> Detections:
+        """All boxes in one image."""
+        names = self._prober.metadata
+        outputs = [names.detection_scores, *([names.detection_boxes] if self.places else [])]
+        results = self._prober.answers(tensor[None], [(-1, None)], outputs)
+        boxes = results[names.detection_boxes][0] if self.places else None
+        size = (tensor.shape[names.layout.index("H") - 1], tensor.shape[names.layout.index("W") - 1])
+        return Detections.of(results[names.detection_scores][0], boxes, size, placement, self.first.labels)
+
+    def _heatmap(self, method: str, tensor: Array, box: Box) -> Array:
+        """The heatmap of a box; for methods that run the model many times an explanation would run them twice."""
+        explainer = self.explainers[method]
+        outputs = explainer.run(tensor[None], [box.target.index], [box.index])
+        heatmap: Array = outputs[explainer.metadata.heatmap][0]
+        if not np.isfinite(heatmap).all():
+            raise ModelError(f"{method} gives NaN for this image; check --preprocess and the model's weights")
+        return heatmap
+
+    def _trial(self, tensor: Array, subject: _Subject) -> Trial:
+        probe = self._prober.probe(
+            tensor[None], subject.target.index, None if subject.box is None else subject.box.index
+        )
+        scores = _SCORES[self.watched](probe)
         return Trial(
             image=probe.x,
-            scores=probe.probabilities,
-            score=float(probe.probabilities(probe.x[None])[0]),
+            scores=scores,
+            score=float(scores(probe.x[None])[0]),
             steps=self.steps,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -186,8 +324,16 @@ class Evaluator:
                 yield index, annotation
 
 
-def _baselines(explanation: Explanation, rng: np.random.Generator) -> dict[str, Array]:
-    height, width = explanation.heatmap.shape
+def _own_place(box: Box) -> Annotation | None:
+    """A detector's own box in place of an annotated one, whose last pixels are inside."""
+    if box.xyxy is None:
+        return None
+    x0, y0, x1, y1 = box.xyxy
+    return Annotation(box.target.label, [(x0, y0, x1 - 1, y1 - 1)], [box.target.index])
+
+
+def _baselines(size: tuple[int, int], rng: np.random.Generator) -> dict[str, Array]:
+    height, width = size
     cells = rng.random((_CELLS, _CELLS))
     rows, columns = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
     centre = np.exp(-(rows[:, None] ** 2 + columns**2) / (2 * 0.25**2)).astype(np.float32)

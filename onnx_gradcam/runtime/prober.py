@@ -166,6 +166,9 @@ class _ImageProbe:
         similarity: Array = (overlap * same_class * scores.max(-1)).max(-1)
         return similarity
 
+    def box_scores(self, images: Array) -> Array:
+        return self._output(images, self._prober.metadata.heatmap_score)
+
     @cached_property
     def _target_box(self) -> tuple[Array, Array]:
         """The corners `[4]` and the class scores `[K]` of the explained box."""

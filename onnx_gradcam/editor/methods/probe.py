@@ -46,6 +46,9 @@ class Probe(Protocol):
     def similarities(self, images: Array) -> Array:
         """How like the explained box the most alike box of each image is, `[M]` from 0 to 1; of detectors only."""
 
+    def box_scores(self, images: Array) -> Array:
+        """The probability of the explained box, the same row of the table, in each image, `[M]`; of detectors only."""
+
     def head(self, maps: Array) -> Array:
         """The explained score for activation maps `[M, C, h, w]` instead of those of the image, `[M]`."""
 
