@@ -6,7 +6,9 @@ import json
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from support.graphs import colour_detector
 
 from onnx_gradcam import Explainer
 
@@ -169,3 +171,80 @@ def test_an_explained_model_has_one_method_only(call, evaluate, classifier, squa
 )
 def test_wrong_usage(evaluate, squares, options):
     refused(evaluate("--images", squares, *options), 2)
+
+
+# ----- boxes of a detector ------------------------------------------------------------
+
+
+@pytest.fixture
+def detect(call, here):
+    """Run `evaluate` on a detector of red and blue squares, with one image of both and one of red alone."""
+    onnx.save(colour_detector(), here / "detector.onnx")
+    (here / "photos").mkdir()
+    for name, blue in (("both", (20, 20, 255)), ("red", (128, 128, 128))):
+        image = np.full((32, 32, 3), 128, np.uint8)
+        image[4:16, 4:16], image[16:28, 16:28] = (255, 0, 0), blue
+        cv2.imwrite(str(here / "photos" / f"{name}.png"), image[:, :, ::-1])
+    (here / "names.txt").write_text("red\nblue\n")
+    around_zero = json.dumps({"scale": 1 / 255, "mean": [128 / 255] * 3})
+    given = ("--images", "photos", "--labels", "names.txt", "--preprocess", around_zero, "--method", "hirescam")
+    return lambda *arguments: call("evaluate", "detector.onnx", *given, "--steps", 8, *arguments)
+
+
+def test_the_table_counts_boxes_and_says_what_is_watched(detect):
+    result = detect("--box", "all", "--metric", "pointing,energy,deletion")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("3 boxes; mean and standard error")
+    assert lines[1] == "watched: D-RISE's similarity to the box; heat should be in the detector's own box"
+    assert [line.split()[0] for line in lines[3:]] == ["deletion", "pointing", "energy-based"]
+    assert lines[4].split()[3:5] == ["1.000", "±0.000"]
+    assert detect("--metric", "sparsity", "--target", "red").stdout.startswith("2 boxes; ")
+
+
+def test_a_record_for_each_box_in_json(detect, here):
+    (here / "boxes.json").write_text(json.dumps({"both.png": [{"label": "blue", "box": [16, 16, 27, 22]}]}))
+    options = ("--boxes", "boxes.json", "--watch", "score", "--json", "--metric", "energy,insertion")
+    result = detect(*options)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    (record,) = found["images"]
+    assert found["watched"] == "score"
+    assert (record["object"], record["class"]["label"], record["box"]["index"]) == ("blue", "blue", 45)
+    assert record["box"]["xyxy"] == [16, 16, 28, 28]
+    assert 0.5 < record["values"]["hirescam"]["energy"] < 0.99
+    assert record["values"]["hirescam"]["insertion"] > record["values"]["random"]["insertion"]
+    assert "watched: the score of the same row of the table; heat should be in the annotated box" in detect(
+        *(option for option in options if option != "--json")
+    ).stdout  # fmt: skip
+
+
+def test_an_image_without_the_box_is_named(detect):
+    result = detect("--target", "blue", "--metric", "sparsity", "--json")
+    assert result.exit_code == 1
+    assert "error: photos/red.png: the model finds no 'blue' with a score of at least 0.3" in result.stderr
+    assert [("error" in image) for image in json.loads(result.stdout)["images"]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--box", "sum"], "one box at a time; give --box all"),
+        (["--target", "red,blue"], "'red,blue' is several classes"),
+        (["--boxes", "."], "holds no .xml file"),
+    ],
+)
+def test_boxes_that_cannot_be_scored(detect, options, sentence):
+    assert sentence in refused(detect(*options))
+
+
+@pytest.mark.parametrize(
+    "options", [["--box", "0", "--box-rank", "1"], ["--least", "0.5"], ["--box", "first"], ["--watch", "row"]]
+)
+def test_wrong_usage_of_boxes(detect, options):
+    refused(detect(*options), 2)
+
+
+@pytest.mark.parametrize("options", [["--box", "all"], ["--box-rank", "0"], ["--watch", "similarity"]])
+def test_a_classifier_has_no_boxes_to_choose(evaluate, squares, options):
+    assert "the model is no detector, so it has no boxes" in refused(evaluate("--images", squares, *options))

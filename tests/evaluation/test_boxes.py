@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, points_inside, read_boxes
+from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, matched, points_inside, read_boxes
+from onnx_gradcam.runtime.explanation import Box, Target
 
 
 def write(path, value):
@@ -135,3 +136,22 @@ def test_the_maximum_of_a_flat_border_is_its_middle():
     middle[1, 6] = True
     assert points_inside(heatmap, middle)
     assert not points_inside(heatmap, ~middle)
+
+
+def test_boxes_are_the_annotated_objects_that_they_overlap_most_each_once():
+    """Last pixels of annotations are inside: (0, 0, 9, 9) covers ten pixels a side."""
+    annotation = Annotation("dog", [(0, 0, 9, 9), (100, 0, 109, 9), (105, 0, 114, 9)], [1])
+    corners = [
+        (0, 0, 10, 5),
+        (0, 0, 10, 10),
+        (103, 0, 113, 10),
+        None,
+        (0, 0, 10, 4.9),
+        (60, 0, 70, 10),
+        (99, 0, 110, 10),
+    ]
+    boxes = [Box(n, n, Target(1, "dog", 1 - n / 10), xyxy) for n, xyxy in enumerate(corners)]
+    objects = [(box.n, place.boxes, place.label) for box, place in matched(boxes, annotation)]
+    assert objects == [(0, [(0, 0, 9, 9)], "dog"), (2, [(105, 0, 114, 9)], "dog"), (6, [(100, 0, 109, 9)], "dog")]
+    assert [box.n for box, _ in matched(boxes[1:], annotation)] == [1, 2, 6]
+    assert list(matched(boxes, Annotation("dog", [], [1]))) == []
