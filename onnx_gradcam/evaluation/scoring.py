@@ -18,7 +18,7 @@ from onnx_gradcam.files import ModelSource
 from onnx_gradcam.images.decoding import Placement, prepare, read_image
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options, Watched, check_word
-from onnx_gradcam.runtime.detections import Detections, Selection, parse_selection
+from onnx_gradcam.runtime.detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from onnx_gradcam.runtime.explainer import Box, BoxChoice, Explainer, Target
 from onnx_gradcam.runtime.prober import Prober
 
@@ -193,6 +193,9 @@ class Evaluator:
         except InputError as exc:
             return exc
         except ModelError as exc:
+            if self.detects and EMPTY_TABLE in str(exc):
+                hidden = "or where parts of it are hidden, so its boxes cannot be scored"
+                return NothingFoundError(f"{image}: the model has no box at all in this image {hidden}")
             return InputError(f"{image}: {exc}")
 
     def _image(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from support.graphs import colour_detector, graph, placed_detector, weight
+from support.graphs import colour_detector, graph, placed_detector, suppressing_detector, weight
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.errors import ExplainError, InputError, TargetError, UnsupportedError
@@ -300,6 +300,13 @@ def test_boxes_of_unknown_places_have_a_score_alone(squares):
         "deletion", "insertion", "road", "average_drop", "increase", "deletion_drop", "sparsity"
     }  # fmt: skip
     assert evaluation.results[0].box.xyxy is None
+
+
+def test_an_image_without_any_box_is_an_error_of_its_own(squares):
+    choices = {"task": "detection", "output": "scores", "labels": None, "preprocess": {"color": "gray", "size": [8, 8]}}
+    evaluation = detected(squares[:2], suppressing_detector(), watch="score", metrics=["deletion"], choices=choices)
+    assert list(evaluation.errors) == [str(path) for path in squares[:2]]
+    assert all("the model has no box at all in this image or where" in text for text in evaluation.errors.values())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph
+from support.graphs import graph, suppressing_detector
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.editor.attachment import attach
@@ -243,19 +243,8 @@ def test_a_detector_that_finds_nothing_says_so():
 
 
 def test_images_that_leave_the_list_of_boxes_empty_cost_no_other():
-    model = graph(
-        "r = Reshape(x, flat) m = ReduceMax(r, two) k = Conv(x, K) kr = Reshape(k, flat) "
-        "t = Transpose<perm=[0,2,1]>(kr) p = Sigmoid(t) q = Mul(p, m) st = Transpose<perm=[0,2,1]>(q) "
-        "picked = NonMaxSuppression(corners, st, most, iou, least) col = Slice(picked, two, three, one) "
-        "which = Squeeze(col, one) line = Reshape(q, all) "
-        "g = Gather(line, which) scores = Unsqueeze(g, zero)",
-        inputs="float[1,1,8,8] x",
-        outputs="float[1,M] scores",
-        K=np.full((1, 1, 1, 1), 3, np.float32), flat=[0, 1, 64], all=[-1], zero=[0], one=[1], two=[2], three=[3],
-        most=[4], iou=np.array([0.5], np.float32), least=np.array([0.3], np.float32),
-        corners=np.repeat(np.arange(64, dtype=np.float32), 4).reshape(1, 64, 4) + np.array([0, 0, 1, 1], np.float32),
-    )  # fmt: skip
-    explainer = Explainer(model, output="scores", task="detection", preprocess={"color": "gray", "scale": 1 / 255})
+    choices: dict[str, Any] = {"task": "detection", "preprocess": {"color": "gray", "scale": 1 / 255}}
+    explainer = Explainer(suppressing_detector(), output="scores", **choices)
     black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
     results = list(explainer.stream([white, black, white], batch_size=3))
     assert [type(result).__name__ for result in results] == ["Explanation", "NothingFoundError", "Explanation"]

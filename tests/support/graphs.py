@@ -96,6 +96,22 @@ def colour_detector(floor: float = -9) -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def suppressing_detector() -> onnx.ModelProto:
+    """A detector with NMS in its graph, which leaves no box in a black image."""
+    return graph(
+        "r = Reshape(x, flat) m = ReduceMax(r, two) k = Conv(x, K) kr = Reshape(k, flat) "
+        "t = Transpose<perm=[0,2,1]>(kr) p = Sigmoid(t) q = Mul(p, m) st = Transpose<perm=[0,2,1]>(q) "
+        "picked = NonMaxSuppression(corners, st, most, iou, least) col = Slice(picked, two, three, one) "
+        "which = Squeeze(col, one) line = Reshape(q, all) "
+        "g = Gather(line, which) scores = Unsqueeze(g, zero)",
+        inputs="float[1,1,8,8] x",
+        outputs="float[1,M] scores",
+        K=np.full((1, 1, 1, 1), 3, np.float32), flat=[0, 1, 64], all=[-1], zero=[0], one=[1], two=[2], three=[3],
+        most=[4], iou=np.array([0.5], np.float32), least=np.array([0.3], np.float32),
+        corners=np.repeat(np.arange(64, dtype=np.float32), 4).reshape(1, 64, 4) + np.array([0, 0, 1, 1], np.float32),
+    )  # fmt: skip
+
+
 def builder(model: onnx.ModelProto) -> Builder:
     return Builder(load(model))
 
