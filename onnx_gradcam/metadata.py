@@ -85,7 +85,7 @@ _REMEDY = "; it was edited after it was explained, so start from the original mo
 _DETECTIONS = ("box_input", "heatmap_box", "heatmap_score", "detection_scores", "detection_boxes")
 _MAY_BE_EMPTY = {"class_input", "mask_input", "attribution", *_DETECTIONS}
 _WORDS: dict[str, Sequence[str]] = {
-    "layout": ("NCHW", "NHWC"),
+    "layout": ("NCHW", "NHWC", "CHW", "HWC"),
     "activation": ("", "softmax", "logsoftmax", "sigmoid"),
     "weights": ("linear", "gradient", "finite", "none"),
     "derivative": ("exact", "straight-through"),
@@ -134,7 +134,8 @@ class Metadata:
             `sum`.
         score_tensor: the tensor that is differentiated.
         image_input: the input that takes images.
-        layout: its axes, `NCHW` or `NHWC`.
+        layout: its axes, `NCHW` or `NHWC`; `CHW` or `HWC` if it takes one image without a batch axis. Everything that
+            the explanation adds has a batch axis all the same, of size one.
         scores_output: the model's own output with the scores.
         activation: its last operator: `softmax`, `logsoftmax`, `sigmoid` or nothing.
         single_logit: a single number decides between two classes.
@@ -205,6 +206,26 @@ class Metadata:
         """The activation maps that are explained, one or several."""
         return self.target_tensors or [self.target_tensor]
 
+    @property
+    def batched(self) -> bool:
+        """Whether the image input has a batch axis."""
+        return "N" in self.layout
+
+    @property
+    def batch_layout(self) -> str:
+        """The axes of a batch of images, `NCHW` or `NHWC`."""
+        return self.layout if self.batched else f"N{self.layout}"
+
+    def batch_shape(self, shape: Sequence[int | str | None]) -> tuple[int | str | None, ...]:
+        """The shape of a batch of images, of the shape of the image input."""
+        return tuple(shape) if self.batched else (1, *shape)
+
+    @property
+    def rows(self) -> set[str]:
+        """The outputs that the explanation reads or adds, each with a row for every image."""
+        own = {self.scores_output, self.heatmap, self.cam, self.heatmap_class, self.attribution}
+        return {*own, self.heatmap_box, self.heatmap_score, self.detection_scores, self.detection_boxes} - {""}
+
     def box_in(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, bottom and right of `extent` in pixels of an input of a height and width."""
         if not self.extent:
@@ -234,7 +255,7 @@ class Metadata:
         """
         maps = 4 if self.all_classes else 3
         image = inputs.get(self.image_input, ("", None))[1]
-        rank = None if image is None else len(image)
+        rank = None if image is None else len(image) + (not self.batched)
         self._check_tensor("image_input", inputs, "input", "", len(self.layout))
         self._check_tensor("class_input", inputs, "input", "int64", 1)
         self._check_tensor("mask_input", inputs, "input", "float32", 3)

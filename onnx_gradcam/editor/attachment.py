@@ -28,7 +28,6 @@ from .ingredients import Ingredients
 from .methods.maps import added, finish_within
 from .plan import Plan
 from .planning import make_plan
-from .targets.axes import letters
 from .targets.task import MASK, free_name
 
 if TYPE_CHECKING:
@@ -215,8 +214,8 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         target_tensor=plan.layer.chosen.tensor.name,
         target_tensors=[target.name for target in plan.targets],
         score_tensor=plan.score.tensor.name,
-        image_input=plan.image.name,
-        layout=letters(plan.layout),
+        image_input=plan.image_input,
+        layout=plan.input_layout,
         scores_output=plan.score.output.name,
         activation=plan.score.activation,
         single_logit=plan.score.single_logit,
@@ -265,7 +264,7 @@ def with_required_choices(source: str | Path, choices: Mapping[str, Any]) -> tup
         graph = model.core.graph
         optional = [graph.initializers.get(name) for name in (metadata.class_input, metadata.box_input)]
         metadata.check_graph(_signatures([*graph.inputs, *filter(None, optional)]), _signatures(graph.outputs))
-    batch = model.shape(metadata.image_input)[:1]
+    batch = metadata.batch_shape(model.shape(metadata.image_input))[:1]
     for name in (metadata.class_input, metadata.box_input):
         _require(model, name, batch)
     model.check()

@@ -22,7 +22,7 @@ from .presets import Preset
 from .targets.axes import Layout, letters
 from .targets.layer import Candidate, Layer
 from .targets.layer_names import biases_of
-from .targets.score import OBJECTIVES, Detections, Objective, Score, against
+from .targets.score import OBJECTIVES, Detections, Objective, Score, against, input_layout, input_name
 from .targets.task import Task
 
 __all__ = ["Plan"]
@@ -50,7 +50,7 @@ class Plan:
         options: the options, names resolved.
         task: what the model does.
         t: the builder over the normalized model.
-        image: the image input.
+        image: the image input; for one without a batch axis, the batch of one that the model makes of it.
         layout: the meaning of its axes.
         score: what is differentiated.
         layers: the target tensors and the other candidates; the image for methods that look at no layer.
@@ -115,6 +115,16 @@ class Plan:
         """Whether the layers are a set that was chosen together."""
         automatic = self.options.layer == "auto" or list(self.options.layer) == ["auto"]
         return automatic and len(self.layers) > 1
+
+    @property
+    def image_input(self) -> str:
+        """The name of the graph input that takes images."""
+        return input_name(self.image)
+
+    @property
+    def input_layout(self) -> str:
+        """The axes of that input, in letters; those of `image` but for a batch axis that the input lacks."""
+        return input_layout(self.image, self.layout)
 
     @property
     def image_candidate(self) -> Candidate:

@@ -35,7 +35,20 @@ from .targets.classes import check_class, check_labels, find_class, read_labels
 from .targets.extent import CUTS, edges, follow_extents
 from .targets.layer import Candidate, Layer, blocked, follow_paths
 from .targets.levels import find_layers
-from .targets.score import OBJECTIVES, Aim, Score, aimed_score, find_image, find_score, unranked
+from .targets.score import (
+    OBJECTIVES,
+    Aim,
+    Score,
+    aimed_score,
+    find_image,
+    find_score,
+    has_single_image,
+    input_layout,
+    input_name,
+    single_scores,
+    unranked,
+    with_batch_axis,
+)
 from .targets.task import SCORES, USUAL_TASK, Task, expose, find_task, usual_task
 
 __all__ = ["as_exported", "chosen_method", "image_input", "make_plan", "with_class_scores"]
@@ -79,6 +92,7 @@ def _planned(model: Model, options: Options) -> Plan:
     statements, chosen = read_statements(model.metadata, model.folder), options
     if options.labels is not None:
         options = replace(options, labels=read_labels(options.labels))
+    with_batch_axis(model, options.image or Carried.from_props(model.metadata).image_input or None)
     options = as_exported(model, options, statements)
     task = find_task(options.task or USUAL_TASK)
     completed = _resolved(statements, options, task)
@@ -132,10 +146,12 @@ def _refuse_names(options: Options) -> None:
 
 
 def image_input(source: ModelSource, image: str | None = None) -> tuple[str, str]:
-    """The name of the image input, and its axes, `NCHW` or `NHWC`; `image` names one of several."""
-    t = Builder(load(source))
+    """The name of the image input, and its axes as in `Metadata.layout`; `image` names one of several."""
+    model = load(source)
+    with_batch_axis(model, image)
+    t = Builder(model)
     value = find_image(t, image)
-    return value.name, letters(_image_layout(t, value, at_layer=False))
+    return input_name(value), input_layout(value, _image_layout(t, value, at_layer=False))
 
 
 def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
@@ -317,7 +333,7 @@ def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
         )
     if letters(layout) not in {"NCHW", "NHWC"}:
         raise TargetError(
-            f"the axes of the input {image.name!r} are {letters(layout)}, but images are given as NCHW or NHWC; "
+            f"the axes of the input {input_name(image)!r} are {letters(layout)}, but images are given as NCHW or NHWC; "
             "export the model with its height before its width"
         )
     sizes = [d for d, axis in zip(image.shape, layout, strict=True) if axis and axis.kind == "S" and isinstance(d, int)]
@@ -383,6 +399,11 @@ def with_class_scores(model: Model, options: Options, task: Task) -> tuple[Optio
         t.finish()
         return replace(options, output=SCORES), aim
     output = outputs[0] if outputs else None
+    single = single_scores(t, output) if has_single_image(t, options.image) else None
+    if single is not None:
+        expose(t, single)
+        t.finish()
+        return replace(options, output=SCORES), None
     scores = unranked(t, output) if task.classes_compete else None
     if scores is None:
         return replace(options, output=output), None
@@ -397,4 +418,6 @@ def _added(task: Task, options: Options) -> str:
     """What the output with the scores holds, if it was added to the model."""
     if options.output != SCORES:
         return ""
-    return f"added for this task: {task.about}" if task.scores is not None else "added: the scores that outputs rank"
+    if task.scores is not None:
+        return f"added for this task: {task.about}"
+    return "added: the scores of all classes, as they are before they are ranked or lose the batch axis"

@@ -11,7 +11,6 @@ import onnx
 from onnx_gradcam.editor.origins import Statement, read_statements
 from onnx_gradcam.editor.plan import Plan
 from onnx_gradcam.editor.planning import make_plan
-from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.editor.targets.layer_names import LayerNames
 from onnx_gradcam.editor.targets.score import Score, find_score
@@ -265,8 +264,8 @@ def _tasks(model: ModelSource) -> dict[str, list[str]]:
 def _decisions(plan: Plan) -> Decisions:
     chosen = plan.options.method is not None or plan.method.name == "gradcam"
     return Decisions(
-        image_input=plan.image.name,
-        image_layout=letters(plan.layout),
+        image_input=plan.image_input,
+        image_layout=plan.input_layout,
         head="no global average pooling right after the layer" if plan.head is None else plan.head.why,
         layer=_layer(plan.layer.chosen),
         layer_reason=plan.layer.reason,

@@ -235,7 +235,7 @@ def _run(plan: Plan, values: Sequence[Value], image: Array) -> list[Array]:
     names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, ingredients.classes)]
     t.finish()
     session = Session(t.model.to_proto().SerializeToString(), folder=t.model.folder)
-    results = session.run({plan.image.name: image})
+    results = session.run({plan.image_input: image if "N" in plan.input_layout else image[0]})
     return [results[name] for name in names]
 
 

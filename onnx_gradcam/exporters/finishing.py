@@ -17,7 +17,7 @@ from onnx_gradcam.editor.targets.axes import follow, label_input, letters
 from onnx_gradcam.editor.targets.classes import check_labels
 from onnx_gradcam.editor.targets.layer import follow_paths, on_path
 from onnx_gradcam.editor.targets.levels import find_layers
-from onnx_gradcam.editor.targets.score import find_image, find_score
+from onnx_gradcam.editor.targets.score import find_image, find_score, input_name, with_batch_axis
 from onnx_gradcam.editor.targets.task import USUAL_TASK, Task, find_task, outputs_for
 from onnx_gradcam.errors import InputError, TargetError
 from onnx_gradcam.graph.builder import Builder, Value
@@ -179,7 +179,9 @@ def finish_export(
     labels and preprocessing must fit the model.
     """
     model, warnings = product.model, list(product.warnings)
-    options = as_exported(model, options or Options(), read_statements(model.metadata, model.folder))
+    options = options or Options()
+    with_batch_axis(model, options.image)
+    options = as_exported(model, options, read_statements(model.metadata, model.folder))
     task, graph = find_task(options.task or USUAL_TASK), model.core.graph
     # Older exporters list weights as inputs too: callers have nothing to override there.
     for value in [i for i in graph.inputs if i.name in graph.initializers]:
@@ -220,6 +222,8 @@ def finish_export(
         del model.metadata[stale]
     model.metadata.update(carried.to_props())
     model.check()
+    finished = Builder(model)
+    source = next(v for v in map(finished.wrap, inputs) if v.name == input_name(image))
     return Exported(
         model=model,
         target=target.name,
@@ -228,9 +232,9 @@ def finish_export(
         reason=chosen.reason,
         task=task.name,
         outputs=aim.outputs,
-        image=image.name,
-        image_layout=letters(label_input(Builder(model), Builder(model).wrap(image.core)) or ()),
-        image_shape=named(image.shape),
+        image=source.name,
+        image_layout=letters(label_input(finished, source) or ()),
+        image_shape=named(source.shape),
         image_dtype=str(image.dtype),
         framework_layout=product.image_layout,
         carried=carried,

@@ -8,15 +8,16 @@ constants are computed on the way.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-__all__ = ["Completion", "complete_shapes", "evaluate_node"]
+__all__ = ["Completion", "complete_shapes", "computed", "evaluate_node"]
 
 _LARGEST = 1000
 _COUNTABLE = 2**60  # NumPy counts the elements of an array in 64 bits.
@@ -115,6 +116,55 @@ def _evaluate(
         return {}
     results = evaluate_node(node, feeds, {o.domain: o.version for o in imports})
     return {} if results is None else dict(zip(node.output, results, strict=True))
+
+
+def computed(
+    value: ir.Value, shape_of: Callable[[ir.Value], Sequence[int | str | None] | None], opsets: Mapping[str, int]
+) -> npt.NDArray[Any] | None:
+    """The content of a small tensor that follows from constants and from shapes without free sizes; else `None`."""
+    known: dict[ir.Value, npt.NDArray[Any] | None] = {}
+    todo = [value]
+    while todo:
+        one = todo[-1]
+        node, constant = one.producer(), ir.convenience.get_const_tensor(one)
+        sizes = shape_of(one)
+        if one in known:
+            todo.pop()
+        elif constant is not None and constant.size <= _LARGEST:
+            known[one] = constant.numpy()
+        elif node is None or node.domain or sizes is None or any(not isinstance(d, int) for d in sizes):
+            known[one] = None
+        elif node.op_type in _READS_SHAPE:
+            known.update(_outputs(node, _shaped(node.inputs[0], shape_of), opsets))
+        elif node.op_type not in _ARITHMETIC or math.prod(d for d in sizes if isinstance(d, int)) > _LARGEST:
+            known[one] = None
+        elif missing := [i for i in node.inputs if i is not None and i not in known]:
+            todo += missing
+        else:
+            arrays = {str(i.name): known[i] for i in node.inputs if i is not None}
+            feeds = {name: array for name, array in arrays.items() if array is not None}
+            known.update(_outputs(node, feeds if len(feeds) == len(arrays) else None, opsets))
+    return known[value]
+
+
+def _shaped(
+    value: ir.Value | None, shape_of: Callable[[ir.Value], Sequence[int | str | None] | None]
+) -> dict[str, npt.NDArray[Any]] | None:
+    """Zeros of the shape of a tensor, by its name; `None` if a size is free."""
+    dims = None if value is None else shape_of(value)
+    sizes = tuple(d for d in dims or () if isinstance(d, int))
+    if value is None or dims is None or len(sizes) < len(dims) or math.prod(sizes) > _COUNTABLE:
+        return None
+    return {str(value.name): np.broadcast_to(np.float32(0), sizes)}
+
+
+def _outputs(
+    node: ir.Node, feeds: Mapping[str, npt.NDArray[Any]] | None, opsets: Mapping[str, int]
+) -> dict[ir.Value, npt.NDArray[Any] | None]:
+    results = None if feeds is None else evaluate_node(ir.to_proto(node), feeds, opsets)
+    if results is None:
+        return dict.fromkeys(node.outputs)
+    return dict(zip(node.outputs, results, strict=True))
 
 
 def evaluate_node(

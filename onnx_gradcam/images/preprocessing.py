@@ -188,12 +188,14 @@ class Preprocessing:
         )
 
     def for_input(self, layout: str, shape: Sequence[int | str | None], dtype: str) -> Preprocessing:
-        """The description adapted to a model's input of axes `layout`, a shape with free sizes, and a dtype."""
+        """The description adapted to a model's input of axes `layout`, a shape with free sizes, and a dtype.
+
+        The layout of an input without a batch axis is `CHW` or `HWC`.
+        """
         sizes = dict(zip(layout, shape, strict=True))
         fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in sizes.items()}
-        return self.fitted(
-            channels=fixed["C"], height=fixed["H"], width=fixed["W"], layout=cast("Layout", layout), dtype=dtype
-        )
+        batched = cast("Layout", layout if "N" in layout else f"N{layout}")
+        return self.fitted(channels=fixed["C"], height=fixed["H"], width=fixed["W"], layout=batched, dtype=dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """What is not `None`, as JSON has it; `parse_preprocessing` reads it back."""

@@ -238,7 +238,8 @@ def _input_shapes(inputs: Sequence[InputInfo], explained: Explained, size: tuple
     """A shape for every input: images of `size`, several rows where the batch is free, and one where all else is."""
     metadata, model = explained.metadata, explained.model
     image = model.shape(metadata.image_input)
-    rows = image[0] if isinstance(image[0], int) else _ROWS
+    count = metadata.batch_shape(image)[0]
+    rows = count if isinstance(count, int) else _ROWS
     letters = dict(zip("HW", size, strict=True))
     sizes = {d: letters[letter] for letter, d in zip(metadata.layout, image, strict=True) if letter in letters}
     shapes: dict[str, Sequence[int]] = {}

@@ -30,7 +30,7 @@ from onnx_gradcam.options import Description
 
 from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
-from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size
+from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Explainer:
         labels, preprocess = choices.get("labels"), choices.get("preprocess")
         self.labels = self.metadata.labels if labels is None else read_labels(labels)
         check_labels(self.labels, self._class_count())
-        self._input = self.session.input(self.metadata.image_input)
+        self._input = image_input(self.metadata, self.session)
         self.preprocessing = self._fitted(self.metadata.preprocessing if preprocess is None else preprocess)
 
     def _fitted(self, described: str | Path | Mapping[str, Any] | Description | None) -> Preprocessing:
@@ -120,7 +120,8 @@ class Explainer:
                 "the model carries no preprocessing; give it with --preprocess: one of "
                 f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
             )
-        return parse_preprocessing(described).for_input(self.metadata.layout, self._input.shape, self._input.dtype)
+        layout, image = self.metadata.batch_layout, self._input
+        return parse_preprocessing(described).for_input(layout, image.shape, image.dtype)
 
     @property
     def results(self) -> list[InputInfo]:
@@ -455,7 +456,7 @@ class Explainer:
 
     def _table(self, prepared: Prepared, results: Mapping[str, Array], row: int) -> Detections:
         """The table of all boxes in one image."""
-        names, shape = self.metadata, dict(zip(self.metadata.layout[1:], prepared.tensor.shape, strict=True))
+        names, shape = self.metadata, dict(zip(self.metadata.batch_layout[1:], prepared.tensor.shape, strict=True))
         boxes = results[names.detection_boxes][row] if names.detection_boxes else None
         return Detections.of(
             results[names.detection_scores][row], boxes, (shape["H"], shape["W"]), prepared.placement, self.labels

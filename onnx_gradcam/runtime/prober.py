@@ -18,7 +18,7 @@ from onnx_gradcam.graph.model import Model
 from onnx_gradcam.metadata import Metadata
 
 from .detections import overlaps
-from .runners import Choice, chosen_inputs, fixed_size, in_batches, in_type, paired
+from .runners import Choice, chosen_inputs, fixed_size, image_feed, image_input, in_batches, in_type, paired
 from .session import InputInfo, Session
 
 __all__ = ["Prober"]
@@ -64,7 +64,7 @@ class Prober:
         self.session = session(models.model)
         self.head = None if models.head is None else session(models.head)
         self.results = _results(self.metadata, self.session)
-        self._size = fixed_size(self.session.input(self.metadata.image_input))
+        self._size = fixed_size(image_input(self.metadata, self.session))
         self._finishers: dict[tuple[int, ...], Session] = {}
 
     def run(
@@ -86,7 +86,7 @@ class Prober:
         if not np.isfinite(result).all():
             raise ModelError(f"{self.method.title} gives NaN or infinity for this image; choose another method")
         if metadata.attribution:
-            outputs[metadata.attribution] = _as_input(result[None], metadata.layout)
+            outputs[metadata.attribution] = _as_input(result[None], metadata.batch_layout)
             result = result.max(0) if self._channels == "max" else result.sum(0)
         outputs[metadata.cam] = result[None]
         outputs[metadata.heatmap] = self._finished(result[None], probe.size)
@@ -102,7 +102,7 @@ class Prober:
 
         def run(some: Array, some_chosen: Sequence[Choice]) -> dict[str, Array]:
             return self.session.run(
-                {metadata.image_input: some, **chosen_inputs(metadata, some_chosen, self.session)}, outputs
+                {**image_feed(metadata, some), **chosen_inputs(metadata, some_chosen, self.session)}, outputs
             )
 
         return in_batches(run, rows, chosen, self._size, apart=metadata.couples_rows)
@@ -133,7 +133,7 @@ class _ImageProbe:
 
     def __init__(self, prober: Prober, row: Array, choice: Choice) -> None:
         self._prober, self._choice = prober, choice
-        self._layout, self._dtype = prober.metadata.layout, row.dtype
+        self._layout, self._dtype = prober.metadata.batch_layout, row.dtype
         axes = [self._layout.index(letter) for letter in "NCHW"]
         self.x: Array = row.transpose(axes)[0].astype(np.float32)
         self.size: tuple[int, int] = (self.x.shape[1], self.x.shape[2])
@@ -214,8 +214,8 @@ def _as_input(images: Array, layout: str) -> Array:
 
 def _results(metadata: Metadata, session: Session) -> list[InputInfo]:
     """The outputs of the model that the method leaves alone, and those that it computes."""
-    image = session.input(metadata.image_input)
-    sizes = dict(zip(metadata.layout, image.shape, strict=True))
+    image = image_input(metadata, session)
+    sizes = dict(zip(metadata.batch_layout, image.shape, strict=True))
     computed = [
         InputInfo(metadata.cam, "float32", (sizes["N"], None, None)),
         InputInfo(metadata.heatmap, "float32", (sizes["N"], sizes["H"], sizes["W"])),

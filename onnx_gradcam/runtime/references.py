@@ -62,6 +62,11 @@ def read_reference(
         return _stored(Path(reference))
     proto, folder = read_proto(model)
     name, layout = image_input(model, image)
+    if "N" not in layout:
+        raise TargetError(
+            f"the input {name!r} takes one image without a batch axis, and embeddings are compared row by row; export "
+            "the model with a batch axis"
+        )
     described = preprocess
     if described is None:
         described = read_statements({p.key: p.value for p in proto.metadata_props}, folder).preprocessing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +28,8 @@ __all__ = [
     "Runner",
     "chosen_inputs",
     "fixed_size",
+    "image_feed",
+    "image_input",
     "in_batches",
     "in_type",
 ]
@@ -80,7 +83,7 @@ class Attached:
     ) -> None:
         self.metadata, self.session, self.results = metadata, session, without_tables(metadata, session.outputs)
         self._halved = halved
-        self._size = fixed_size(session.input(metadata.image_input))
+        self._size = fixed_size(image_input(metadata, session))
         shape = session.input(metadata.mask_input).shape if metadata.mask_input else None
         self._region = read_region(region, metadata.mask_input, shape)
 
@@ -101,7 +104,7 @@ class Attached:
         return None if self._halved is None or self._size not in {None, 1} else self._halved()
 
     def _feeds(self, batch: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
-        feeds = {self.metadata.image_input: batch, **chosen_inputs(self.metadata, chosen, self.session)}
+        feeds = {**image_feed(self.metadata, batch), **chosen_inputs(self.metadata, chosen, self.session)}
         if self._region is not None:
             feeds[self.metadata.mask_input] = np.repeat(self._region[None], len(batch), axis=0)
         return feeds
@@ -143,12 +146,14 @@ class Halved:
         self, metadata: Metadata, first: Session, second: Session, between: Sequence[str], shared: Sequence[str]
     ) -> None:
         self._metadata, self._first, self._second, self._between = metadata, first, second, between
+        infos = [info for info in first.outputs if info.name in shared]
         self._shared, self._tables = shared, {metadata.detection_scores, metadata.detection_boxes}
+        self._left = {*shared} - {info.name for info in without_tables(metadata, infos)} - self._tables
 
     def forward(self, row: Array) -> dict[str, Array]:
         """What the boxes of one image share: the first part's outputs for its input, `[1, ...]`."""
-        image = self._metadata.image_input
-        return {image: row, **self._first.run({image: row}, sorted({*self._between, *self._shared} - {image}))}
+        feed = image_feed(self._metadata, row)
+        return {**feed, **self._first.run(feed, sorted({*self._between, *self._shared} - set(feed)))}
 
     def run(self, shared: Mapping[str, Array], chosen: Sequence[Choice], *, tables: bool = False) -> dict[str, Array]:
         """All outputs, a row for each choice, from what `forward` gave; the tables of boxes as in `Runner.run`."""
@@ -157,7 +162,7 @@ class Halved:
             self._second.run({**feeds, **chosen_inputs(self._metadata, [choice], self._second)}) for choice in chosen
         ]
         kept = set(self._shared) - (set() if tables else self._tables)
-        results = {name: np.repeat(shared[name], len(chosen), axis=0) for name in kept}
+        results = {name: np.repeat(shared[name], len(chosen), axis=0) for name in kept - self._left}
         return results | {name: np.concatenate([one[name] for one in runs]) for name in runs[0]}
 
 
@@ -190,7 +195,7 @@ class Augmented:
         metadata = self.metadata
         outputs = self._runner.run(batch, classes)
         explained = [int(index) for index in outputs[metadata.heatmap_class]]
-        width = metadata.layout.index("W")
+        width = metadata.batch_layout.index("W")
         # The axis of the width in each of the maps.
         axes = {metadata.heatmap: -1, metadata.cam: -1, metadata.attribution: width}
         axes.pop("", None)
@@ -214,6 +219,17 @@ class Augmented:
         return outputs | {name: (total / count).astype(outputs[name].dtype) for name, total in totals.items()}
 
 
+def image_input(metadata: Metadata, session: Session) -> InputInfo:
+    """The image input, with the shape of a batch; of one image where the input has no batch axis."""
+    info = session.input(metadata.image_input)
+    return replace(info, shape=metadata.batch_shape(info.shape))
+
+
+def image_feed(metadata: Metadata, batch: Array) -> dict[str, Array]:
+    """The image input for a batch, which is of one image where the input has no batch axis."""
+    return {metadata.image_input: batch if metadata.batched else batch[0]}
+
+
 def fixed_size(image: InputInfo) -> int | None:
     """The batch size of a model that allows only one; `None` for any other."""
     size = image.shape[0]
@@ -229,8 +245,9 @@ def in_type(values: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def without_tables(metadata: Metadata, outputs: Sequence[InputInfo]) -> list[InputInfo]:
-    """The outputs but for the tables of all boxes."""
-    return [info for info in outputs if info.name not in {metadata.detection_scores, metadata.detection_boxes}]
+    """The outputs but for the tables of all boxes, and without a batch axis those of the model, which have no rows."""
+    tables = {metadata.detection_scores, metadata.detection_boxes}
+    return [info for info in outputs if info.name not in tables and (metadata.batched or info.name in metadata.rows)]
 
 
 def paired(classes: Sequence[int], boxes: Sequence[int] | None) -> list[Choice]:

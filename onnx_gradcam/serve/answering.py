@@ -97,10 +97,12 @@ class Answerer:
         tables = [name for name in (metadata.detection_scores, metadata.detection_boxes) if name]
         names = _output_names(query, [*(result.name for result in self.explainer.results), *tables])
         image = tensors[metadata.image_input]
-        self._check_rows(image.shape[0] if image.shape else 0, 1)
+        if metadata.batched:
+            self._check_rows(image.shape[0] if image.shape else 0, 1)
         info = self._shapes[metadata.image_input]
-        batch = numbers(image, info.dtype, info.shape)
-        sizes = dict(zip(metadata.layout, batch.shape, strict=True))
+        values = numbers(image, info.dtype, info.shape)
+        batch = values if metadata.batched else values[None]
+        sizes = dict(zip(metadata.batch_layout, batch.shape, strict=True))
         self._check_input_pixels(len(batch), (sizes["H"], sizes["W"]))
         classes = self._classes(tensors.get(metadata.class_input), query, len(batch))
         boxes = self._boxes(tensors.get(metadata.box_input), len(batch))

@@ -126,7 +126,7 @@ class BatchingRunner:
 
     def _most(self, rows: Array) -> int:
         """How many rows of this size fit into a batch."""
-        sizes: dict[str, int] = dict(zip(self.metadata.layout, rows.shape, strict=True))
+        sizes: dict[str, int] = dict(zip(self.metadata.batch_layout, rows.shape, strict=True))
         return max(1, min(self._batch_rows, self._batch_pixels // (sizes["H"] * sizes["W"])))
 
     @staticmethod

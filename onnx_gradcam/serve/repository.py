@@ -237,6 +237,11 @@ def _write_ensemble(repository: _Repository, main: Path, step: Path, whole: Path
     metadata, batching = repository.metadata, repository.batching
     if metadata.preprocessing is None:
         raise InputError("the model carries no preprocessing, which an ensemble needs; give it with --preprocess")
+    if not metadata.batched:
+        raise ModelError(
+            f"an ensemble feeds batches of images, and the input {metadata.image_input!r} takes one without a batch "
+            "axis; export the model with one, or leave the ensemble out"
+        )
     image = next(port for port in repository.inputs if port.name == metadata.image_input)
     sizes = [size if size > 0 else None for size in image.shape]
     preprocessing = parse_preprocessing(metadata.preprocessing).for_input(metadata.layout, sizes, image.dtype)

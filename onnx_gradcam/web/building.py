@@ -97,6 +97,11 @@ def _check(model: Model, metadata: Metadata) -> None:
             "a page shows classifiers and detectors that explain one class at a time, but this model is explained for "
             f"{'all classes at once' if metadata.all_classes else metadata.task}; start from one of these"
         )
+    if not metadata.batched:
+        raise ModelError(
+            f"a page feeds batches of images, and the input {metadata.image_input!r} takes one without a batch axis; "
+            "export the model with one"
+        )
     if not metadata.class_input:
         raise InputError(
             "the class is fixed in this model, but visitors of a page choose it; start from the original model"

@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from support.graphs import graph
+
+from onnx_gradcam.images.drawing import save_image
 
 from .conftest import PREPROCESS, refused, small_classifier
 
@@ -189,3 +192,34 @@ def test_real_models(call, real_data, name, layer, layout):
     assert found["layer"]["tensor"] == layer
     assert found["image_layout"] == layout
     assert found["weights"] == "linear"
+
+
+def test_an_image_without_a_batch_axis(call, tmp_path):
+    """It is found unasked by every command, and one image is fed a call."""
+    source, image, other = tmp_path / "single.onnx", tmp_path / "a.png", tmp_path / "b.png"
+    onnx.save(
+        graph(
+            "u = Unsqueeze(x, i0) c = Conv(u, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) l = Gemm(f, W) "
+            "y = Squeeze(l, i0)",
+            inputs="float[3,8,8] x", outputs="float[4] y", K=(6, 3, 3, 3), W=(6, 4), i0=[0],
+        ),
+        source,
+    )  # fmt: skip
+    for seed, path in enumerate((image, other)):
+        save_image(np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8), path)
+    shown = call("inspect", source).stdout.splitlines()
+    assert "image: 'x', CHW" in shown
+    assert "layer: 'a' [1, 6, 6, 6] NCHW" in shown
+    assert "head: pooling and one linear layer" in shown
+    explained = tmp_path / "explained.onnx"
+    assert call("attach", source, "-o", explained, "--preprocess", PREPROCESS).exit_code == 0
+    assert "  image in input 'x' (CHW)" in call("inspect", explained).stdout.splitlines()
+    for model in (source, explained):
+        chosen = ["--preprocess", PREPROCESS] if model is source else []
+        assert call("explain", model, image, other, "-o", tmp_path / model.stem, *chosen).exit_code == 0
+        assert len(list((tmp_path / model.stem).iterdir())) == 2
+    assert call("batch", explained, image, other, "-o", tmp_path / "job").exit_code == 0
+    chosen = ["--images", image, "--preprocess", PREPROCESS, "--report", tmp_path / "report.html"]
+    compared = call("compare", source, explained, *chosen)
+    assert compared.exit_code == 0, compared.stderr
+    assert call("verify", source).exit_code == 0

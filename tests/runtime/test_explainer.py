@@ -182,6 +182,78 @@ def test_fixed_batches(explainer, batch):
             np.testing.assert_allclose(a.cam, b.cam, atol=1e-6)
 
 
+SINGLE = "u = Unsqueeze({x}, i0) c = Conv(u, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) l = Gemm(f, W) "
+ENDS = {
+    "softmax of a row": "s = Squeeze(l, i0) y = Softmax(s)",
+    "row of a softmax": "s = Softmax(l) y = Gather<axis=0>(s, zero)",
+    "logits": "y = Reshape(l, flat)",
+}
+
+
+def single(end: str, *, channels_last: bool = False) -> onnx.ModelProto:
+    """The classifier of `model` for one image without a batch axis."""
+    start = "t = Transpose<perm=[2,0,1]>(x) " if channels_last else ""
+    return graph(
+        start + SINGLE.format(x="t" if channels_last else "x") + ENDS[end],
+        inputs="float[8,8,3] x" if channels_last else "float[3,8,8] x",
+        outputs="float[4] y",
+        K=weight("K", 6, 3, 3, 3) * 5, W=(6, 4), i0=[0], zero=0, flat=[-1],
+    )  # fmt: skip
+
+
+class TestOneImageWithoutABatchAxis:
+    @pytest.mark.parametrize("end", ENDS)
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("method", ["gradcam", "hirescam", "saliency", "scorecam", "rise"])
+    def test_it_is_explained_as_the_same_model_with_one(self, end, channels_last, method):
+        choices = {"labels": LABELS, "preprocess": PREPROCESS, "threads": 1, "method": method}
+        one = Explainer(single(end, channels_last=channels_last), **choices)
+        plain = model(tail="y = Gemm(f, W)") if end == "logits" else model()
+        batched = Explainer(plain, **choices)
+        assert one.metadata.layout == ("HWC" if channels_last else "CHW")
+        assert one.fixed_batch == 1
+        several = images(3)
+        for got, want in zip(one.stream(several, "top2"), batched.stream(several, "top2"), strict=True):
+            np.testing.assert_allclose(got.scores, want.scores, atol=1e-6)
+            for a, b in zip(got.maps, want.maps, strict=True):
+                assert a.target.index == b.target.index
+                scale = np.abs(b.cam).max()
+                np.testing.assert_allclose(a.cam, b.cam, atol=1e-6 * max(1, scale))
+                np.testing.assert_allclose(a.heatmap, b.heatmap, atol=1e-5)
+
+    def test_what_the_explanation_adds_has_a_batch_axis_and_the_rest_stays(self, tmp_path):
+        source = single("softmax of a row")
+        explained = attach(source)
+        x = np.random.default_rng(0).random((3, 8, 8), np.float32)
+        got = run(explained.to_proto(), x=x, target_class=np.array([2]))
+        want = run(attach(model()).to_proto(), x=x[None], target_class=np.array([2]))
+        np.testing.assert_allclose(got["y"], run(source, x=x)["y"], rtol=1e-6)
+        np.testing.assert_allclose(got["target_scores"], want["y"], rtol=1e-5)
+        for name in ("heatmap", "cam", "heatmap_class"):
+            assert got[name].shape == want[name].shape
+            np.testing.assert_allclose(got[name], want[name], atol=1e-6)
+        explained.save(tmp_path / "explained.onnx")
+        stored = Explainer(tmp_path / "explained.onnx", preprocess=PREPROCESS)
+        assert [info.name for info in stored.results] == ["target_scores", "heatmap", "cam", "heatmap_class"]
+        np.testing.assert_allclose(stored.run(x[None], [2])["cam"], want["cam"], atol=1e-6)
+
+    def test_an_attribution_has_it_too(self):
+        x = np.random.default_rng(0).random((3, 8, 8), np.float32)
+        one, batched = (
+            attach(m, method="saliency").to_proto() for m in (single("logits"), model(tail="y = Gemm(f, W)"))
+        )
+        got, want = run(one, x=x)["attribution"], run(batched, x=x[None])["attribution"]
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+    def test_a_sequence_is_no_image(self):
+        source = graph(
+            "t = Transpose<perm=[0,2,1]>(x) c = Conv(t, K) p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, W)",
+            inputs="float[N,16,8] x", K=(6, 8, 3), W=(6, 4),
+        )  # fmt: skip
+        with pytest.raises(TargetError, match="no input of rank 4"):
+            attach(source)
+
+
 @pytest.mark.parametrize("activation", ["", "sigmoid", "sigmoid of the output"])
 def test_a_single_logit_speaks_for_two_classes(activation):
     tail = "l = Gemm(f, W1) y = Sigmoid(l)" if activation else "y = Gemm(f, W1)"

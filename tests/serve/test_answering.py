@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import pytest
-from support.graphs import graph, placed_detector
+from support.graphs import graph, placed_detector, thresholded_detector
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.errors import ServerError
@@ -140,5 +140,19 @@ def test_a_classifier_has_no_boxes():
             answer(classifier, image(), box="all")
         with pytest.raises(ServerError, match="unknown output 'box_index'"):
             answer(classifier, image(), outputs=["box_index"])
+    finally:
+        explainer.close()
+
+
+def test_an_image_without_a_batch_axis_is_one_row():
+    explainer = BatchingExplainer(thresholded_detector(), preprocess={"scale": 1 / 255}, threads=1, batch=4)
+    x = np.random.default_rng(0).random((3, 24, 30)).astype(np.float32)
+    try:
+        got = answer(Answerer(explainer, Limits()), tensor("x", x), outputs=("heatmap", "heatmap_box"))
+        expected = explainer.run(x[None], [-1])
+        np.testing.assert_allclose(got["heatmap"], expected["heatmap"], atol=1e-6)
+        assert got["heatmap_box"].tolist() == expected["heatmap_box"].tolist()
+        with pytest.raises(ServerError, match="shape"):
+            answer(Answerer(explainer, Limits()), tensor("x", x[None]))
     finally:
         explainer.close()

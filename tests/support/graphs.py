@@ -112,6 +112,90 @@ def suppressing_detector() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def thresholded_detector(*, softmax: bool = False, size: tuple[int, int] = (24, 30)) -> onnx.ModelProto:
+    """A detector as torchvision exports it: one image without a batch axis, scaled and padded in the graph.
+
+    Of the boxes of two levels, `[16, 3]` and `[4, 3]`, those above a threshold are chosen, then decoded, suppressed and
+    scaled back: `boxes`, `scores` and `labels`, whose number depends on the image. With `softmax` there is one level,
+    class 0 is the background, and the boxes are decoded first and chosen for one class after the other, as in SSD.
+    """
+    height, width = size
+    scaled = (14, 15)
+    lines = [
+        'm = Sub(x, mean) n = Div(m, std) u = Unsqueeze(n, i0) r = Resize<mode="linear">(u, none, none, scaled)',
+        "g = Gather<axis=0>(r, zero) sh = Shape<start=1>(g) missing = Sub(whole, sh)",
+        "pads = Concat<axis=0>(no, missing) p = Pad(g, pads) w = Unsqueeze(p, i0) z = Concat<axis=0>(w)",
+        "c = Conv<pads=[1,1,1,1], strides=[2,2]>(z, C) a0 = Relu(c)",
+        "d = Conv<pads=[1,1,1,1], strides=[2,2]>(a0, D) b0 = Relu(d)",
+        "e = Conv<pads=[1,1,1,1], strides=[2,2]>(b0, D) b1 = Relu(e)",
+    ]
+    levels = [(4, 4), (2, 2)][: 1 if softmax else 2]
+    for i in range(len(levels)):
+        for name, last in (("s", 3), ("q", 4)):
+            lines.append(
+                f"{name}c{i} = Conv(b{i}, {name.upper()}) {name}t{i} = Transpose<perm=[0,2,3,1]>({name}c{i}) "
+                f"{name}r{i} = Reshape({name}t{i}, to{last})"
+            )
+    last = len(levels) - 1
+    joined = {name: ", ".join(f"{name}r{i}" for i in range(last + 1)) for name in "sq"}
+    lines += [f"{name}a = Concat<axis=1>({joined[name]})" for name in "sq"]
+    if softmax:
+        lines += [
+            "sf = Softmax<axis=-1>(sa) s0 = Squeeze(sf, i0) q0 = Squeeze(qa, i0) qd = Mul(q0, two)",
+            "all0 = Add(anchors, qd)",
+        ]
+    for i in range(2):
+        if softmax:
+            lines.append(
+                f"f{i} = Gather<axis=1>(s0, class{i}) gt{i} = Greater(f{i}, least) nz{i} = NonZero(gt{i}) "
+                f"tr{i} = Transpose(nz{i}) k{i} = GatherND(f{i}, tr{i}) kb{i} = GatherND(all0, tr{i})"
+            )
+        else:
+            lines.append(
+                f"sl{i} = Slice(sa, from{i}, till{i}, i1) sg{i} = Gather<axis=0>(sl{i}, zero) p{i} = Sigmoid(sg{i}) "
+                f"f{i} = Reshape(p{i}, flat) gt{i} = Greater(f{i}, least) nz{i} = NonZero(gt{i}) "
+                f"tr{i} = Transpose(nz{i}) k{i} = GatherND(f{i}, tr{i}) at{i} = Squeeze(tr{i}, i1)"
+            )
+        lines.append(f"n{i} = Shape(k{i}) t{i} = Min(n{i}, most) v{i}, o{i} = TopK(k{i}, t{i})")
+        if softmax:
+            lines.append(f"x{i} = Gather<axis=0>(kb{i}, o{i}) l{i} = ConstantOfShape<value=int64[1] {{{i + 1}}}>(t{i})")
+            lines.append(f"lab{i} = Expand(l{i}, t{i})")
+        else:
+            lines.append(
+                f"row{i} = Gather<axis=0>(at{i}, o{i}) lab{i} = Mod(row{i}, three) box{i} = Div(row{i}, three) "
+                f"ql{i} = Slice(qa, from{i}, till{i}, i1) qg{i} = Gather<axis=0>(ql{i}, zero) "
+                f"qk{i} = Gather<axis=0>(qg{i}, box{i}) an{i} = Slice(anchors, from{i}, till{i}, i0) "
+                f"ak{i} = Gather<axis=0>(an{i}, box{i}) qm{i} = Mul(qk{i}, two) x{i} = Add(ak{i}, qm{i})"
+            )
+    lines.append(
+        "xs = Concat<axis=0>(x0, x1) vs = Concat<axis=0>(v0, v1) labs = Concat<axis=0>(lab0, lab1) "
+        "ub = Unsqueeze(xs, i0) us = Unsqueeze(vs, i01) sel = NonMaxSuppression(ub, us, most, iou) "
+        "kept = Gather<axis=1>(sel, two_) xk = Gather<axis=0>(xs, kept) boxes = Mul(xk, back) "
+        "scores = Gather<axis=0>(vs, kept) labels = Gather<axis=0>(labs, kept)"
+    )
+    ends = np.cumsum([0, *(h * w for h, w in levels)])
+    anchors = [
+        (stride * (x - 0.5), stride * (y - 0.5), stride * (x + 1.5), stride * (y + 1.5))
+        for (h, w), stride in zip(levels, (4, 8), strict=False)
+        for y in range(h)
+        for x in range(w)
+    ]
+    return graph(
+        "\n".join(lines),
+        inputs=f"float[3,{height},{width}] x",
+        outputs="float[M,4] boxes, float[M] scores, int64[M] labels",
+        C=(7, 3, 3, 3), D=(7, 7, 3, 3), S=weight("S", 3, 7, 1, 1) * np.float32(4), Q=(4, 7, 1, 1),
+        mean=np.full((3, 1, 1), 0.5, np.float32), std=np.full((3, 1, 1), 0.25, np.float32),
+        i0=[0], i1=[1], i01=[0, 1], zero=0, none=np.zeros(0, np.float32),
+        scaled=[1, 3, *scaled], whole=[16, 16], no=[0, 0, 0, 0], to3=[1, -1, 3], to4=[1, -1, 4], flat=[-1],
+        least=np.array(0.3, np.float32), most=[8], three=np.array(3, np.int64), two=np.array(2, np.float32), two_=2,
+        iou=np.array([0.5], np.float32), anchors=np.array(anchors, np.float32), class0=1, class1=2,
+        back=np.array([width / 15, height / 14] * 2, np.float32),
+        **{f"from{i}": [int(end)] for i, end in enumerate(ends[:-1])},
+        **{f"till{i}": [int(end)] for i, end in enumerate(ends[1:])},
+    )  # fmt: skip
+
+
 def builder(model: onnx.ModelProto) -> Builder:
     return Builder(load(model))
 

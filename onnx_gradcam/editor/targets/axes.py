@@ -94,26 +94,39 @@ def _is_unclear(axis: Axis | None) -> bool:
 
 
 def label_input(t: Builder, image: Value) -> Layout | None:
-    """The layout of the image input, from the first convolution or pool that it reaches."""
+    """The layout of the image input, from the first convolution or pool that it reaches.
+
+    An image without a batch axis, which the graph adds in front, has a layout without one.
+    """
     layouts: dict[ir.Value, Layout] = {image.core: tuple(Axis(str(i)) for i in range(image.rank))}
     for node in t.nodes:
         x = node.inputs[0] if node.inputs else None
         seen = layouts.get(x) if x is not None else None
         if node.op_type in _CHANNELS_FIRST | _NORMALISED and seen is not None:
-            kinds = [axis.kind if axis else "" for axis in seen]
-            lost = {str(i) for i in range(image.rank)} - set(kinds)
-            if len(lost) == 1:
-                # A Reshape may replace the Transpose of a single channel, whose axis it moves without a trace.
-                kinds[kinds.index("")] = lost.pop()
-            if sorted(kinds) == [str(i) for i in range(image.rank)]:
-                meaning = dict(zip(kinds, channels_first(image.rank), strict=True))
-                return tuple(meaning[str(i)] for i in range(image.rank))
+            layout = _of_convolved(seen, image.rank)
+            if layout is not None:
+                return layout
             continue
         layout = _after(t, node, layouts)
         for output in node.outputs:
             if layout is not None and any(axis and axis.kind.isdigit() for axis in layout):
                 layouts.setdefault(output, layout)
     return None
+
+
+def _of_convolved(seen: Layout, rank: int) -> Layout | None:
+    """The layout of an input of `rank` axes, from where these are in the input of a convolution."""
+    kinds = [axis.kind if axis else "" for axis in seen]
+    names = [str(i) for i in range(rank)]
+    lost = set(names) - set(kinds)
+    added = len(kinds) - rank
+    if len(lost) == 1 and "" in kinds[added:]:
+        # A Reshape may replace the Transpose of a single channel, whose axis it moves without a trace.
+        kinds[kinds.index("", added)] = lost.pop()
+    if added not in {0, 1} or kinds[:added] != [""] * added or sorted(kinds[added:]) != names:
+        return None
+    meaning = dict(zip(kinds[added:], channels_first(len(kinds))[added:], strict=True))
+    return tuple(meaning[name] for name in names)
 
 
 def channels_first(rank: int) -> Layout:
@@ -315,7 +328,9 @@ def _squeeze(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layo
         return tuple(axis for i, axis in enumerate(layout) if i not in gone)
     rank, rest = len(layout) + len(axes), iter(layout)
     new = {int(a) % rank for a in axes}
-    return tuple(None if i in new else next(rest) for i in range(rank))
+    # In front of the channels and positions of one image, a new axis is that of its batch.
+    batch = BATCH if CHANNEL in layout and BATCH not in layout and 0 in new else None
+    return tuple((batch if i == 0 else None) if i in new else next(rest) for i in range(rank))
 
 
 def _reduce(t: Builder, node: ir.Node, layout: Layout | None) -> Layout | None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.fold import computed
 
 from .axes import Layout, follow
 
@@ -149,9 +150,10 @@ class _Step:
         return self.t.wrap(self.node.outputs[0]).probe_shape
 
     def constant(self, index: int) -> list[int] | None:
-        """The integers of an input; `None` if it is missing or computed."""
+        """The integers of an input; `None` if it is missing or depends on more than fixed sizes."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        array = None if value is None else self.t.wrap(value).array()
+        shape_of, opsets = lambda v: self.t.wrap(v).known_shape, self.t.model.core.opset_imports
+        array = None if value is None else computed(value, shape_of, opsets)
         return None if array is None else [int(i) for i in array.reshape(-1)]
 
     def has(self, index: int) -> bool:

@@ -298,7 +298,9 @@ def is_pooled(value: ir.Value) -> bool:
     node = value.producer()
     while node is not None and node.op_type in VIEWS | QUANTISATION and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    return node is not None and node.op_type in _POOLS
+    # One of every few positions is none of several.
+    picks = node is not None and {*node.attributes.get_ints("kernel_shape", ())} == {1}
+    return node is not None and node.op_type in _POOLS and not picks
 
 
 def unviewed(t: Builder, chosen: Candidate, useful: Sequence[Candidate]) -> Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,8 +11,11 @@ import onnx_ir as ir
 
 from onnx_gradcam.errors import TargetError, near_matches
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.model import Model
 from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES, VIEWS, keeps_order
+from onnx_gradcam.graph.shapes import TensorInfo
 
+from .axes import Layout, label_input, letters
 from .detectors.columns import kind_of
 from .detectors.selection import why_no_classes
 
@@ -27,7 +30,15 @@ __all__ = [
     "find_image",
     "find_score",
 ]
-__all__ += ["image_inputs", "unranked"]
+__all__ += [
+    "has_single_image",
+    "image_inputs",
+    "input_layout",
+    "input_name",
+    "single_scores",
+    "unranked",
+    "with_batch_axis",
+]
 
 Activation = Literal["softmax", "logsoftmax", "sigmoid", ""]
 
@@ -120,12 +131,66 @@ def aimed_score(t: Builder, output: str, aim: Aim) -> Score:
 
 
 def image_inputs(t: Builder) -> list[Value]:
-    """The graph inputs that may hold images: rank 4, numbers rather than indices."""
-    return [v for v in map(t.wrap, t.graph.inputs) if v.known_shape is not None and v.rank == 4]
+    """The graph inputs that may hold images: rank 4, or if there is none an image without a batch axis."""
+    inputs = [v for v in map(t.wrap, t.graph.inputs) if v.known_shape is not None]
+    return [v for v in inputs if v.rank == 4] or [v for v in inputs if v.rank == 3 and _is_single(t, v)]
+
+
+def _is_single(t: Builder, value: Value) -> bool:
+    """Whether an input is an image `[C, H, W]` or `[H, W, C]` that the graph makes a batch of one."""
+    layout = label_input(t, value) if value.is_real else None
+    return layout is not None and letters(layout) in {"CHW", "HWC"}
+
+
+def with_batch_axis(model: Model, name: str | None = None) -> None:
+    """Let the model read an image without a batch axis from a batch of one, in place; its input stays as it is."""
+    t = Builder(model)
+    for image in image_inputs(t):
+        if image.rank == 3 and name in {None, image.name} and _batch_of(t, image) is None:
+            uses = list(image.core.uses())
+            batch = t.op("Unsqueeze", image, t.ints(0), shape=(1, *image.shape))
+            if not t.taken(shown := f"{image.name}_batch"):
+                t.rename(batch, shown)
+            sizes = image.probe_shape
+            replace(TensorInfo.of(batch.core), probe_shape=sizes and (1, *sizes)).keep_on(batch.core)
+            single = t.sized_as(image.core, t.op("Squeeze", batch, t.ints(0)))
+            for use in uses:
+                use.node.replace_input_with(use.idx, single.core)
+            t.graph.sort()
+
+
+def has_single_image(t: Builder, name: str | None = None) -> bool:
+    """Whether the image input has no batch axis."""
+    return any(v.rank == 3 and name in {None, v.name} for v in image_inputs(t))
+
+
+def _batch_of(t: Builder, image: Value) -> Value | None:
+    """The batch of one that all nodes read in place of an image without a batch axis."""
+    nodes = [use.node for use in image.core.uses()]
+    added = nodes[0].inputs[1] if len(nodes) == 1 and nodes[0].op_type == "Unsqueeze" else None
+    axes = None if added is None else t.wrap(added).array()
+    return t.wrap(nodes[0].outputs[0]) if axes is not None and axes.reshape(-1).tolist() == [0] else None
+
+
+def input_name(image: Value) -> str:
+    """The name of the graph input that an image is, or is a batch of one of."""
+    node = image.core.producer()
+    source = image.core if node is None else node.inputs[0]
+    assert source is not None  # noqa: S101 - `_batch_of` has looked
+    return str(source.name)
+
+
+def input_layout(image: Value, layout: Layout) -> str:
+    """The axes of the graph input that an image of a layout is, in letters; it may lack the batch axis."""
+    shown = letters(layout)
+    return shown if input_name(image) == image.name else shown.replace("N", "")
 
 
 def find_image(t: Builder, name: str | None = None) -> Value:
-    """The graph input that takes images; `name` is needed if there are several."""
+    """The graph input that takes images, or the batch of one that `with_batch_axis` makes of it.
+
+    `name` is needed if there are several.
+    """
     candidates = image_inputs(t)
     inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
     if name is not None:
@@ -133,11 +198,12 @@ def find_image(t: Builder, name: str | None = None) -> Value:
         if not named:
             near = near_matches(name, [v.name for v in candidates])
             raise TargetError(f"the model has no image input {name!r}{near} (inputs: {inputs})")
-        return named[0]
+        candidates = named
     if len(candidates) != 1:
         count = "several inputs" if candidates else "no input of rank 4"
         raise TargetError(f"the model has {count} that could take an image (inputs: {inputs}); name one with --input")
-    return candidates[0]
+    (image,) = candidates
+    return (_batch_of(t, image) or image) if image.rank == 3 else image
 
 
 def find_score(
@@ -185,6 +251,36 @@ def unranked(t: Builder, output: str | None = None) -> Value | None:
     sources = [source for o in named if (source := _ranked(t, o)) is not None]
     tensors = {_origin(t, _walk_back(t, source)[0]) for source in sources}
     return sources[0] if len(tensors) == 1 else None
+
+
+def single_scores(t: Builder, output: str | None = None) -> Value | None:
+    """The class scores `[1, K]` of an image without a batch axis, whose outputs have none either; appended.
+
+    `None` where an output has the axis. A trailing activation is repeated behind them, so that it can be left out.
+    """
+    outputs = [o for o in map(t.wrap, t.graph.outputs) if output in {None, o.name} and o.is_real and o.known_shape]
+    if any((o.shape[0] == 1 or not o.rank) and _class_axis(o) is not None and o.rank > 1 for o in outputs):
+        return None
+    rows = [o for o in outputs if sum(size != 1 for size in o.shape) <= 1 and not why_no_classes(t, o, 0)]
+    if len({_origin(t, o) for o in rows}) != 1:
+        return None
+    if (row := _row_before(t, rows[0])) is not None:
+        return row
+    scores, activation = _walk_back(t, rows[0])
+    row = _row_before(t, scores) or t.op("Reshape", scores, t.ints(1, -1))
+    operator = next((op for op, name in _ACTIVATIONS.items() if name == activation), None)
+    if operator is None:
+        return row
+    return t.op(operator, row) if operator == "Sigmoid" else t.op(operator, row, axis=1)
+
+
+def _row_before(t: Builder, scores: Value) -> Value | None:
+    """The tensor `[1, K]` that scores `[K]` are a view of, if there is one."""
+    node = scores.core.producer()
+    views = node is not None and node.op_type in {*RESHAPES, "Gather"} and not node.attributes.get_int("axis", 0)
+    source = node.inputs[0] if node is not None and views else None
+    row = None if source is None else t.wrap(source)
+    return row if row is not None and row.known_shape is not None and row.shape == (1, *scores.shape) else None
 
 
 def _ranked(t: Builder, output: Value) -> Value | None:

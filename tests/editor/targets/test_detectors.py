@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 from support.cam_oracle import numeric_map
-from support.graphs import builder, graph, images, run
+from support.graphs import builder, graph, images, run, thresholded_detector
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.editor.planning import make_plan
@@ -252,6 +252,60 @@ def test_the_map_is_the_derivative_of_the_logit_or_of_the_score(family, score):
 
     expected = numeric_map(model, "b", ["sr"], value, x, local=True, step=2e-2)
     np.testing.assert_allclose(got["cam"], expected, atol=4e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["a sigmoid on two levels", "a softmax"])
+class TestScoresAboveAThreshold:
+    """Detectors as torchvision's, which take one image without a batch axis and choose from tables without one."""
+
+    def explained(self, *, softmax: bool) -> tuple[onnx.ModelProto, dict[str, np.ndarray], np.ndarray]:
+        source = thresholded_detector(softmax=softmax)
+        x = np.random.default_rng(0).random((3, 24, 30), np.float32)
+        explained = attach(source)
+        assert explained.metadata.disabled_optimizers == ["ReshapeFusion"]
+        return source, run(explained.to_proto(), disabled=["ReshapeFusion"], x=x), x
+
+    def test_every_chosen_box_is_a_row_of_the_table_and_the_outputs_stay(self, softmax):
+        source, got, x = self.explained(softmax=softmax)
+        plain = run(source, disabled=["ReshapeFusion"], x=x)
+        assert len(plain["scores"]) > 2
+        for name, values in plain.items():
+            np.testing.assert_allclose(got[name], values, rtol=1e-5)
+        (table,), (places,) = got["detection_scores"], got["detection_boxes"]
+        assert table.shape == (16 if softmax else 20, 3)
+        for box, score, label in zip(plain["boxes"], plain["scores"], plain["labels"], strict=True):
+            (row,) = np.flatnonzero(np.abs(places - box).max(1) < 1e-4)
+            assert table[row, label] == pytest.approx(score, rel=1e-5)
+        assert (got["heatmap_class"][0], got["heatmap_score"][0]) == (
+            plain["labels"][0],
+            pytest.approx(plain["scores"][0], rel=1e-5),
+        )
+
+    def test_the_background_is_never_found(self, softmax):
+        _, got, _ = self.explained(softmax=softmax)
+        assert got["detection_scores"][0, :, 0].any() != softmax
+
+    def test_maps_are_the_derivative_of_the_logit_and_lie_where_the_padded_image_is(self, softmax):
+        source, got, x = self.explained(softmax=softmax)
+        plan = make_plan(source)
+        assert [target.name for target in plan.targets] == (["b0"] if softmax else ["b0", "b1"])
+        assert plan.extent == [
+            [0, 0],
+            [0, 0],
+            [0, pytest.approx(16 / 14, abs=1e-6)],
+            [0, pytest.approx(16 / 15, abs=1e-6)],
+        ]
+        assert got["heatmap"].shape == (1, 24, 30)
+        box, index = got["heatmap_box"][0], got["heatmap_class"][0]
+
+        def value(out: dict[str, np.ndarray]) -> np.ndarray:
+            return out["sa"].astype(np.float64)[:, box, index]
+
+        tensor = "b0" if box < 16 else "b1"
+        one = run(attach(source, layer=tensor).to_proto(), disabled=["ReshapeFusion"], x=x)["cam"]
+        expected = numeric_map(source, tensor, ["sa"], value, x, local=True, step=2e-2)
+        # The oracle repeats its only row for what it takes for a batch.
+        np.testing.assert_allclose(one[0], expected[0], atol=4e-3 * np.abs(expected).max())
 
 
 def test_a_probability_that_is_rounded_to_one_still_has_a_map():

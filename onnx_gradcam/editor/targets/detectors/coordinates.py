@@ -10,7 +10,7 @@ known by their family. Boxes that are neither are not placed at all: nothing is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,16 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.graph.builder import Builder, Value
+from onnx_gradcam.graph.shapes import TensorInfo
 
 from .decoder import Decoder
+from .selection import all_rows
 from .tables import rearranged
 
 __all__ = ["Boxes", "Coordinates", "Encoding", "ImageInput", "find_coordinates"]
 
 Array = npt.NDArray[Any]
-Encoding = Literal["decoded", "grid", "bins", "dense", "queries"]
+Encoding = Literal["decoded", "grid", "bins", "dense", "queries", "chosen"]
 """How boxes are written: by the graph's own decoder; as YOLOX's offsets to a grid; as bins of distances from the
-positions of a grid; as FastestDet's offsets; as the sigmoids that DETR and its like put out."""
+positions of a grid; as FastestDet's offsets; as the sigmoids that DETR and its like put out; decoded after they were
+chosen, as by torchvision's detectors."""
 
 _STRIDES = (8, 16, 32, 64, 128)
 _MOST_TRIED = 24
@@ -83,11 +86,13 @@ class Boxes:
             scores.
         encoding: how a box is written.
         first: the first of its numbers.
+        rows_of: the scores that boxes were `chosen` by.
     """
 
     tables: Sequence[tuple[Value, int]]
     encoding: Encoding = "decoded"
     first: int = 0
+    rows_of: Sequence[Value] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,9 +343,25 @@ def _queries(t: Builder, image: ImageInput, boxes: Boxes, rows: int | None) -> C
     return Coordinates(f"{form.words}, as of DETR", lambda: form.placed(t, _cut(t, value, axis, boxes.first), image))
 
 
+def _chosen(t: Builder, image: ImageInput, boxes: Boxes, rows: int | None) -> Coordinates | None:
+    """torchvision: x0 y0 x1 y1 in pixels of the input, whose decoder is repeated for the boxes that are not chosen."""
+    ((value, axis),) = boxes.tables
+    table = all_rows(t, value, boxes.rows_of)
+    if table is None:
+        return None
+    table = t.refine(table, (rows, 4))
+    shapes = [v.probe_shape for v in boxes.rows_of]
+    probe = None if None in shapes else (sum(shape[0] for shape in shapes if shape is not None), 4)
+    replace(TensorInfo.of(table.core), probe_shape=probe).keep_on(table.core)
+    t.adopt()
+    form = _form_of(t, table, axis, 0, image)
+    return None if form is None else Coordinates(form.words, partial(_placed, t, table, axis, 0, form, image))
+
+
 _UNDECODED: dict[Encoding, Callable[[Builder, ImageInput, Boxes, int | None], Coordinates | None]] = {
     "grid": _grid,
     "bins": _bins,
     "dense": _dense,
     "queries": _queries,
+    "chosen": _chosen,
 }

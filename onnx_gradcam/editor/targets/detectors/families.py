@@ -17,7 +17,7 @@ from onnx_gradcam.options import Background
 
 from .columns import Part, columns, kind_of, producer_of, source_of
 from .coordinates import Boxes, Encoding
-from .selection import cut_off, find_plugin, origins
+from .selection import cut_off, find_kept, find_plugin, origins
 from .tables import Activation, Factor, Table, factors_of, joined, narrowed, rearranged, unactivated
 
 __all__ = ["Hints", "Reading", "recognize"]
@@ -29,7 +29,7 @@ _POINTS = {4, 8, 10, 12, 14, 15, 16, 18, 32, 34, 51, 64, 68}
 _BOX_WORDS = ("box", "loc", "reg", "dis", "delta", "coord")
 _SCORE_WORDS = ("score", "cls", "class", "conf", "prob", "logit", "label")
 
-_SELECTIONS = {"NonMaxSuppression", "TopK"}
+_SELECTIONS = {"NonMaxSuppression", "TopK", "NonZero"}
 
 _LEAST_BINS = 20
 """The fewest numbers that are bins of distances to four sides; there are tables of 16 landmarks."""
@@ -127,6 +127,31 @@ def _without(t: Builder, factors: Sequence[Factor], background: int | None, widt
     if background is None or width is None:
         return tuple(factors)
     return tuple(f.kept(t, 1 if background == 0 else 0, width - 1) for f in factors)
+
+
+def _thresholded(t: Builder, hints: Hints) -> Reading | None:  # noqa: ARG001 - the signature of a rule
+    """Tables of which the scores above a threshold are chosen, as of torchvision's detectors."""
+    kept = find_kept(t)
+    if kept is None:
+        return None
+    shown = ", ".join(f"{v.name!r} {list(v.shape)}" for v in kept.tables)
+    width = _size(kept.tables[0], 1)
+
+    def table() -> Table:
+        parts = [factors_of(t, value, 1) for value in kept.tables]
+        return joined(t, [Table(tuple(f.without_first(kept.first) for f in factors)) for factors in parts])
+
+    floats = [v for v in map(t.wrap, t.graph.outputs) if v.is_float and v.known_shape is not None]
+    boxes = [v for v in floats if v.rank == 2 and v.shape[1] == 4]
+    aside = f", and class {kept.first - 1} as the background" if kept.first else ""
+    return Reading(
+        f"scores {shown} that a threshold chooses from, as of torchvision's detectors",
+        f"the graph{aside}",
+        _behind_selection(t),
+        width,
+        table,
+        Boxes([(boxes[0], 1)], "chosen", rows_of=kept.tables) if len(boxes) == 1 else None,
+    )
 
 
 def _chosen(t: Builder, hints: Hints) -> Reading | None:
@@ -569,4 +594,4 @@ def _anchored(t: Builder, hints: Hints) -> Reading | None:  # noqa: ARG001 - the
     )
 
 
-_RULES = (_plugin, _chosen, _single, _apart, _anchored)
+_RULES = (_plugin, _thresholded, _chosen, _single, _apart, _anchored)

@@ -6,22 +6,28 @@ every box and class, so it is what is explained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_gradcam.editor.targets.axes import follow
+from onnx_gradcam.editor.targets.axes import follow, window
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import RESHAPES
+from onnx_gradcam.graph.paths import RESHAPES, node_inputs
 
 from .columns import columns, kind_of, moved_axis, source_of
+from .tables import copied
 
-__all__ = ["Origin", "Plugin", "cut_off", "find_plugin", "origin_of", "origins", "why_no_classes"]
+__all__ = ["Kept", "Origin", "Plugin", "all_rows", "cut_off", "find_kept", "find_plugin", "origin_of", "origins"]
+__all__ += ["why_no_classes"]
 
 _CHOOSING = {"Gather", "GatherElements", "GatherND", "Slice", "Pad", "Compress", "Expand"}
 _FOLLOWED = {*_CHOOSING, *RESHAPES, "ScatterND", "Split", "Concat", "Cast", "Transpose", "Identity", "Tile", "Where"}
 _FOLLOWED |= {"Mod", "Div", "Add", "Sub", "Mul", "Min", "Max", "Clip", "TopK"}
 _MOVING = {"ReduceMax", "TopK", "ScatterND", "Identity", "Cast", "Transpose"}
+_COUNTING = {"NonZero", "NonMaxSuppression", "TopK", "Compress", "Unique", "If"}
+"""Operators that decide which boxes are chosen, and how many; torchvision's NMS is a branch of an If."""
+
 _PLUGINS = ("EfficientNMS", "BatchedNMS", "NMSRotated", "TRTBatchedNMS")
 
 
@@ -55,6 +61,114 @@ class Plugin:
     scores: Value
     logits: bool
     background: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Scores above a threshold, for which torchvision's detectors have neither a batch axis nor a fixed number.
+
+    Attributes:
+        output: the output with the score of each chosen box, `[M]`.
+        tables: what they were chosen from, each `[boxes, K]`, one behind the other.
+        first: the first class that is chosen; those before it are the background.
+    """
+
+    output: Value
+    tables: Sequence[Value]
+    first: int
+
+
+def find_kept(t: Builder) -> Kept | None:
+    """The scores that a model chooses by a threshold, if one of its outputs holds them."""
+    if not any(node.op_type == "NonZero" for node in t.nodes):
+        return None
+    for output in map(t.wrap, t.graph.outputs):
+        if not output.is_float or output.known_shape is None or output.rank != 1:
+            continue
+        found = _chosen_by_threshold(t, output)
+        if not found or any(kind_of(t, table) != "score" for table, _ in found):
+            continue
+        tables = list(dict.fromkeys(table for table, _ in found))
+        firsts = {first for _, first in found if first is not None}
+        # One class after the other is chosen from the same table, or all classes from one level after the other.
+        if len(tables) == 1 or len(tables) == len(found):
+            return Kept(output, tables, min(firsts, default=0))
+    return None
+
+
+def _chosen_by_threshold(t: Builder, value: Value) -> list[tuple[Value, int | None]]:
+    """The tables `[boxes, K]` that scores are chosen from, each with the (first) class; empty if they are none."""
+    node, source = value.core.producer(), source_of(value.core.producer())
+    if node is None or source is None or t.wrap(source).known_shape is None:
+        return []
+    before = t.wrap(source)
+    if node.op_type == "Concat":
+        parts = [_chosen_by_threshold(t, t.wrap(i)) for i in node.inputs if i is not None]
+        return [one for part in parts for one in part] if all(parts) else []
+    index = t.wrap(node.inputs[1]).array() if node.op_type == "Gather" and node.inputs[1] is not None else None
+    if index is not None:
+        of_one_class = before.rank == 2 and node.attributes.get_int("axis", 0) % 2 == 1 and index.size == 1
+        return [(before, int(index.reshape(-1)[0]))] if of_one_class else []
+    if node.op_type in RESHAPES and before.rank == 2:
+        return [_uncut(t, before)]
+    if node.op_type in {"Gather", "GatherND", "TopK", "Identity", *RESHAPES}:
+        return _chosen_by_threshold(t, before)
+    return []
+
+
+def _uncut(t: Builder, table: Value) -> tuple[Value, int]:
+    """A table of scores with the classes that were cut off in front, and how many these are."""
+    node, source = table.core.producer(), source_of(table.core.producer())
+    if node is None or source is None or node.op_type != "Slice":
+        return table, 0
+    before = t.wrap(source)
+    width = before.known_shape[-1] if before.known_shape is not None and before.rank == 2 else None
+    kept = window(t, node, 1, width) if isinstance(width, int) else None
+    return (before, kept[0]) if kept is not None and kept[1] == width and kept[0] > 0 else (table, 0)
+
+
+def all_rows(t: Builder, boxes: Value, tables: Sequence[Value]) -> Value | None:
+    """The boxes of all rows of `tables`, of which `boxes` `[M, 4]` are chosen; appended.
+
+    What the graph computes of the chosen ones is repeated for all. `None` where the boxes themselves are chosen by.
+    """
+    behind, chosen = {table.core for table in tables}, set[ir.Value]()
+    for node in t.nodes:
+        reads = set(node_inputs(node))
+        behind.update(node.outputs if reads & behind else ())
+        chosen.update(node.outputs if reads & chosen or (node.op_type in _COUNTING and reads & behind) else ())
+    return _Unchosen(t, chosen).of(boxes.core)
+
+
+class _Unchosen:
+    """Tensors as they would be if all rows were chosen."""
+
+    def __init__(self, t: Builder, chosen: set[ir.Value]) -> None:
+        self.t, self.chosen = t, chosen
+        self.done: dict[ir.Value, Value | None] = {}
+
+    def of(self, value: ir.Value) -> Value | None:
+        if value not in self.chosen:
+            return self.t.wrap(value)
+        node = value.producer()
+        if value not in self.done and node is not None:
+            self.done.update(zip(node.outputs, self._outputs(node), strict=True))
+        return self.done.get(value)
+
+    def _outputs(self, node: ir.Node) -> Sequence[Value | None]:
+        nothing = [None] * len(node.outputs)
+        if node.op_type in _COUNTING:
+            return nothing
+        source = source_of(node)
+        if source is not None and node.op_type in {"Gather", "GatherND"} and node.inputs[1] in self.chosen:
+            return nothing if node.attributes.get_int("axis", 0) else [self.of(source)]
+        inputs = [None if i is None else self.of(i) for i in node.inputs]
+        if any(new is None and old is not None for new, old in zip(inputs, node.inputs, strict=True)):
+            return nothing
+        if node.op_type == "Concat" and len(set(inputs)) == 1:
+            # The boxes of one class after the other are all the same.
+            return inputs[:1]
+        return copied(self.t, node, inputs)
 
 
 def find_plugin(t: Builder) -> Plugin | None:

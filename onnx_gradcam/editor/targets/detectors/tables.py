@@ -19,9 +19,16 @@ from onnx_gradcam.graph.paths import QUANTISATION, RESHAPES
 
 from .columns import kind_of, moved_axis, producer_of, source_of, start_of
 
-__all__ = ["Activation", "Factor", "OneBox", "Table", "factors_of", "joined", "narrowed", "rearranged", "unactivated"]
+__all__ = ["Activation", "Factor", "OneBox", "Table", "copied", "factors_of", "joined", "narrowed", "rearranged"]
+__all__ += ["unactivated"]
 
 Activation = Literal["sigmoid", "softmax", "none"]
+
+_MOVED = {"Transpose", "Identity", "Cast", "Split", "Squeeze", *QUANTISATION}
+"""Operators behind which a softmax over an axis is one still, if the axis is not cut."""
+
+_HIDDEN = -1e4
+"""The logit of what is no class; float16 has it too."""
 
 _COPIED = {*RESHAPES, "Transpose", "Identity", "Cast", "Concat", "Slice", "Split", "Gather", "Flatten"}
 """Operators that move numbers, and are repeated behind the logits."""
@@ -36,6 +43,8 @@ class Factor:
         activation: what makes probabilities of them; `softmax` is over the last axis, background included.
         power: the exponent of the probability in the product.
         first: the column of the first class, and `classes` their number, behind a softmax.
+        hidden: the number of columns in front that keep their numbers though they are no classes: their probability is
+            zero.
     """
 
     value: Value
@@ -43,6 +52,11 @@ class Factor:
     power: float = 1.0
     first: int = 0
     classes: int | None = None
+    hidden: int = 0
+
+    def without_first(self, columns: int) -> Factor:
+        """The same with a probability of zero in the first columns, which are the background."""
+        return replace(self, first=columns, hidden=columns) if self.activation == "softmax" else self
 
     def kept(self, t: Builder, first: int, classes: int | None) -> Factor:
         """The columns of some of the classes; the rest is background."""
@@ -55,7 +69,10 @@ class Factor:
         if self.activation != "softmax":
             return self.value, None
         total = t.reduce("ReduceLogSumExp", self.value, [2])
-        return _columns_from(t, self.value, self.first, self.classes), total
+        value = _columns_from(t, self.value, self.first, self.classes)
+        if self.hidden:
+            value = t.op("Pad", value, t.ints(0, 0, self.hidden, 0, 0, 0), t.const(_HIDDEN, value.dtype))
+        return value, total
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,11 +230,10 @@ def _over(t: Builder, value: Value, axis: int) -> bool:
     """Whether a table is a softmax over its classes, moved but not cut."""
     while producer_of(value) != "Softmax":
         node, source = value.core.producer(), source_of(value.core.producer())
-        if node is None or source is None or node.op_type not in {"Transpose", "Identity", "Cast", *QUANTISATION}:
+        there = None if source is None else moved_axis(value, t.wrap(source), axis % value.rank)
+        if node is None or source is None or there is None or node.op_type not in _MOVED:
             return False
-        if node.op_type == "Transpose":
-            axis = node.attributes["perm"].as_ints()[axis]
-        value = t.wrap(source)
+        value, axis = t.wrap(source), there
     node = value.core.producer()
     assert node is not None  # noqa: S101 - a Softmax computes it
     return node.attributes.get_int("axis", -1) % value.rank == axis % value.rank
@@ -254,7 +270,7 @@ def _narrowed(t: Builder, value: Value, axis: int, start: int, end: int) -> Valu
         return None
     inner = _narrowed(t, before, there, start, end)
     if inner is None or node.op_type not in RESHAPES:
-        return None if inner is None else _copied(t, node, [inner, *node.inputs[1:]])[0]
+        return None if inner is None else copied(t, node, [inner, *node.inputs[1:]])[0]
     return _reshaped(t, inner, before, [end - start if i == axis else size for i, size in enumerate(value.shape)])
 
 
@@ -294,7 +310,7 @@ def _reshaped(t: Builder, inner: Value, before: Value, sizes: Sequence[int | str
     return t.op("Reshape", inner, t.ints(*dims)) if dims.count(-1) < 2 else None
 
 
-def _copied(t: Builder, node: ir.Node, inputs: Sequence[Value | ir.Value | None]) -> list[Value]:
+def copied(t: Builder, node: ir.Node, inputs: Sequence[Value | ir.Value | None]) -> list[Value]:
     """The outputs of a node like `node` with other inputs."""
     attributes: dict[str, Attribute] = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr)}
     values = [t.wrap(i) if isinstance(i, ir.Value) else i for i in inputs]
@@ -336,7 +352,7 @@ class _Unactivated:
         activations = frozenset().union(*(activation for _, activation in results))
         if not activations:
             return value, frozenset()
-        copies = _copied(t, node, [*(v for v, _ in results), *node.inputs[len(results) :]])
+        copies = copied(t, node, [*(v for v, _ in results), *node.inputs[len(results) :]])
         for output, copy in zip(node.outputs, copies, strict=True):
             t.sized_as(output, copy)
         return copies[list(node.outputs).index(value.core)], activations
