@@ -160,7 +160,7 @@ def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
     image = find_image(t, options.image)
     assert options.output is None or isinstance(options.output, str)  # noqa: S101 - `with_class_scores` leaves one
     if aim is None:
-        score = find_score(t, options.output, options.score or preset.score, added=_added(task, options))
+        score = find_score(t, options.output, options.score or preset.score, added=_added(t, task, options))
     else:
         score = aimed_score(t, SCORES, aim)
     if score.single_logit and not task.classes_compete:
@@ -414,10 +414,10 @@ def with_class_scores(model: Model, options: Options, task: Task) -> tuple[Optio
     return replace(options, output=SCORES), None
 
 
-def _added(task: Task, options: Options) -> str:
+def _added(t: Builder, task: Task, options: Options) -> str:
     """What the output with the scores holds, if it was added to the model."""
     if options.output != SCORES:
         return ""
     if task.scores is not None:
         return f"added for this task: {task.about}"
-    return "added: the scores of all classes, as they are before they are ranked or lose the batch axis"
+    return f"added: the scores {'with a batch axis' if has_single_image(t, options.image) else 'that outputs rank'}"
