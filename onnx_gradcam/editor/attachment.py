@@ -240,8 +240,8 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
 def with_required_choices(source: str | Path, choices: Mapping[str, Any]) -> tuple[Model, Metadata]:
     """The explained model with ordinary inputs for the class and the box, for clients that cannot leave an input out.
 
-    A negative box is the best one of the class. A model that is not explained yet is attached with `choices`, fields of
-    `Options`.
+    A negative box is the best one of the class, or of the rank that the model was attached with. A model that is not
+    explained yet is attached with `choices`, fields of `Options`.
 
     Raises:
         InputError: there are choices for a model that is explained already, the box has another default, or a choice
@@ -250,8 +250,9 @@ def with_required_choices(source: str | Path, choices: Mapping[str, Any]) -> tup
     options = Options().replaced(choices)
     if choices.get("class_input", "required") != "required":
         raise InputError(f"class_input is {options.class_input!r}, but clients choose the class here; omit it")
-    if options.box is not None:
-        raise InputError(f"box is {options.box}, but clients choose the box here; omit it")
+    for name, default in (("box", None), ("box_rank", 0)):
+        if (value := getattr(options, name)) != default:
+            raise InputError(f"{name} is {value}, but clients choose the box here; omit it")
     options = options.replaced({"class_input": "required"})
     metadata = Metadata.of(source)
     if metadata is None:

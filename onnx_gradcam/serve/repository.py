@@ -69,7 +69,8 @@ out of range fails the request, and all others in the same batch.
 """
 _BOX: Final = """
 `{box_input}` is the box to explain, one per row: an index of the detector's own table; a negative value is the surest
-box of the class. It is required, too. With a box and a negative class, the best class of the box is explained.
+box of the class, or of the rank that the model was attached with. It is required, too. With a box and a negative class,
+the best class of the box is explained.
 `{heatmap_box}` and `{heatmap_score}` are the explained box and its probability. The table of all boxes is large, so
 name the outputs that you need in each request:
 

@@ -328,6 +328,8 @@ def test_a_box_that_was_fixed_is_not_forgotten():
     model = TABLES["centre and sizes"][0]
     with pytest.raises(InputError, match="box is 3, but clients choose the box here; omit it"):
         with_required_choices(model.SerializeToString(), {"box": 3})
+    with pytest.raises(InputError, match="box_rank is 1, but clients choose the box here; omit it"):
+        with_required_choices(model.SerializeToString(), {"box_rank": 1})
     fixed = attach(model, box=3).to_proto().SerializeToString()
     with pytest.raises(InputError, match="the input 'target_box' is 3 by default, but clients choose it here; start"):
         with_required_choices(fixed, {})
