@@ -67,8 +67,7 @@ def matched(boxes: Sequence[Box], annotation: Annotation) -> Iterator[tuple[Box,
     detections (Everingham et al. 2010), an annotated box counts once, for the first of `boxes`.
     """
     taken = set()
-    # The last pixels of an annotated box are inside, so that its edges are behind them.
-    corners = np.array(annotation.boxes, np.float64).reshape(-1, 4) + np.array([0, 0, 1, 1])
+    corners = np.array(annotation.boxes, np.float64).reshape(-1, 4)
     for box in boxes:
         shares = overlaps(np.array(box.xyxy), corners) if box.xyxy is not None else np.zeros(0)
         nearest = int(shares.argmax()) if shares.size else -1

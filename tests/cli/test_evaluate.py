@@ -203,7 +203,7 @@ def test_the_table_counts_boxes_and_says_what_is_watched(detect):
 
 
 def test_a_record_for_each_box_in_json(detect, here):
-    (here / "boxes.json").write_text(json.dumps({"both.png": [{"label": "blue", "box": [16, 16, 27, 22]}]}))
+    (here / "boxes.json").write_text(json.dumps({"both.png": [{"label": "blue", "box": [16, 16, 27, 23]}]}))
     options = ("--boxes", "boxes.json", "--watch", "score", "--json", "--metric", "energy,insertion")
     result = detect(*options)
     assert result.exit_code == 0, result.stderr

@@ -139,8 +139,7 @@ def test_the_maximum_of_a_flat_border_is_its_middle():
 
 
 def test_boxes_are_the_annotated_objects_that_they_overlap_most_each_once():
-    """Last pixels of annotations are inside: (0, 0, 9, 9) covers ten pixels a side."""
-    annotation = Annotation("dog", [(0, 0, 9, 9), (100, 0, 109, 9), (105, 0, 114, 9)], [1])
+    annotation = Annotation("dog", [(0, 0, 10, 10), (100, 0, 110, 10), (105, 0, 115, 10)], [1])
     corners = [
         (0, 0, 10, 5),
         (0, 0, 10, 10),
@@ -152,6 +151,6 @@ def test_boxes_are_the_annotated_objects_that_they_overlap_most_each_once():
     ]
     boxes = [Box(n, n, Target(1, "dog", 1 - n / 10), xyxy) for n, xyxy in enumerate(corners)]
     objects = [(box.n, place.boxes, place.label) for box, place in matched(boxes, annotation)]
-    assert objects == [(0, [(0, 0, 9, 9)], "dog"), (2, [(105, 0, 114, 9)], "dog"), (6, [(100, 0, 109, 9)], "dog")]
+    assert objects == [(0, [(0, 0, 10, 10)], "dog"), (2, [(105, 0, 115, 10)], "dog"), (6, [(100, 0, 110, 10)], "dog")]
     assert [box.n for box, _ in matched(boxes[1:], annotation)] == [1, 2, 6]
     assert list(matched(boxes, Annotation("dog", [], [1]))) == []

@@ -184,13 +184,12 @@ def test_the_surest_box_has_to_be_sure(squares):
 
 
 def test_annotated_boxes_say_which_boxes_are_objects_and_where_heat_should_be(squares):
-    red = Annotation("fire", [(20, 20, 24, 24), (4, 4, 15, 10)], [0])
-    boxes = {"both.png": [red, Annotation("blue", [(20, 16, 31, 27)], ["blue"]), Annotation("x", [(0, 0, 9, 9)], [7])]}
+    red = Annotation("fire", [(20, 20, 24, 24), (4, 4, 15, 11)], [0])
+    boxes = {"both.png": [red, Annotation("blue", [(19, 16, 30, 27)], ["blue"]), Annotation("x", [(0, 0, 9, 9)], [7])]}
     (result,) = detected(squares, boxes={"both.png": [red]}, metrics=["pointing", "energy"]).results
     assert (result.label, result.box.index) == ("fire", 18)
     shown = finder()(squares[0], 0, box=18).heatmap_on_image()
-    assert result.values["hirescam"]["energy"] == pytest.approx(shown[4:11, 4:16].sum() / shown.sum(), abs=1e-5)
-    # 7 of 12 rows of red are annotated, and 8 of 16 columns that blue and its annotated box cover together.
+    assert result.values["hirescam"]["energy"] == pytest.approx(shown[4:12, 4:16].sum() / shown.sum(), abs=1e-5)
     assert [r.label for r in detected(squares, boxes=boxes, metrics=["pointing"]).results] == ["fire", "blue"]
     red = Annotation("fire", [(4, 4, 15, 8)], [0])
     boxes = {"both.png": [red, Annotation("blue", [(21, 16, 31, 27)], ["blue"])]}
