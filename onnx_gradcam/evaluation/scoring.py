@@ -275,7 +275,8 @@ class Evaluator:
         outputs = [names.detection_scores, *([names.detection_boxes] if self.places else [])]
         results = self._prober.answers(tensor[None], [(-1, None)], outputs)
         boxes = results[names.detection_boxes][0] if self.places else None
-        size = (tensor.shape[names.layout.index("H") - 1], tensor.shape[names.layout.index("W") - 1])
+        sides = dict(zip(names.batch_layout[1:], tensor.shape, strict=True))
+        size = sides["H"], sides["W"]
         return Detections.of(results[names.detection_scores][0], boxes, size, placement, self.first.labels)
 
     def _heatmap(self, method: str, tensor: Array, box: Box) -> Array:

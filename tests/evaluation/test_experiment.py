@@ -301,6 +301,17 @@ def test_boxes_of_unknown_places_have_a_score_alone(squares):
     assert evaluation.results[0].box.xyxy is None
 
 
+def test_a_model_without_a_batch_axis_has_the_same_figures(squares):
+    one, other = (
+        detected(squares[:1], colour_detector(shape), box="all", metrics=["energy", "deletion"]).results
+        for shape in ("N,3,32,32", "3,32,32")
+    )
+    assert [result.box for result in one] == [result.box for result in other]
+    for mine, theirs in zip(one, other, strict=True):
+        for method, values in mine.values.items():
+            assert theirs.values[method] == pytest.approx(values, abs=1e-5)
+
+
 def test_an_image_without_any_box_is_an_error_of_its_own(squares):
     choices = {"task": "detection", "output": "scores", "labels": None, "preprocess": {"color": "gray", "size": [8, 8]}}
     evaluation = detected(squares[:2], suppressing_detector(), watch="score", metrics=["deletion"], choices=choices)

@@ -75,7 +75,7 @@ def placed_detector(gain: float = 1) -> onnx.ModelProto:
     )  # fmt: skip
 
 
-def colour_detector(floor: float = -9) -> onnx.ModelProto:
+def colour_detector(shape: str = "N,3,32,32") -> onnx.ModelProto:
     """A detector of red (class 0) and blue (class 1) squares of 12 pixels in 32x32 pixels around zero.
 
     Its 64 boxes of 12 pixels are around the cells of 4 pixels; the score of a box is how much of its colour it holds.
@@ -83,14 +83,16 @@ def colour_detector(floor: float = -9) -> onnx.ModelProto:
     grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(64, 2).T[None]
     colours = np.array([[1, -1, 0], [0, -1, 1]], np.float32)[:, :, None, None] / 16
     return graph(
-        "a = Conv<strides=[4,4]>(x, K) b = Relu(a) n = Conv<pads=[1,1,1,1]>(b, D) d = Relu(n) bs = Conv(d, B, reach) "
+        "i = Reshape(x, sizes) a = Conv<strides=[4,4]>(i, K) b = Relu(a) n = Conv<pads=[1,1,1,1]>(b, D) d = Relu(n) "
+        "bs = Conv(d, B, reach) "
         "br = Reshape(bs, four) ab = Abs(br) ss = Conv(d, S, floor) sr = Reshape(ss, wide) p = Sigmoid(sr) "
         "l, r = Split<axis=1>(ab, halves) lo = Sub(cells, l) hi = Add(cells, r) co = Concat<axis=1>(lo, hi) "
         "m = Mul(co, s) y = Concat<axis=1>(m, p)",
-        inputs="float[N,3,32,32] x",
+        inputs=f"float[{shape}] x",
         outputs="float[N,6,64] y",
+        sizes=[-1, 3, 32, 32],
         K=np.tile(colours, (1, 1, 4, 4)), D=np.eye(2, dtype=np.float32)[:, :, None, None] * np.ones((3, 3), "f") / 9,
-        B=np.zeros((4, 2, 1, 1), np.float32), reach=np.full(4, 1.5, np.float32), floor=np.full(2, floor, np.float32),
+        B=np.zeros((4, 2, 1, 1), np.float32), reach=np.full(4, 1.5, np.float32), floor=np.full(2, -9, np.float32),
         S=16 * np.eye(2, dtype=np.float32)[:, :, None, None], four=[0, 4, 64], wide=[0, 2, 64], halves=[2, 2],
         cells=(grid + 0.5).astype(np.float32), s=np.array(4, np.float32),
     )  # fmt: skip
