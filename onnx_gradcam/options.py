@@ -114,7 +114,8 @@ class Options:
         preprocess: how an image becomes the model's input: a preset, a JSON file or object, a mapping; by default what
             is stored in the model.
         profile: which of several equal ways a gradient is written in: `portable` for every runtime, or operators that
-            suit one execution provider.
+            suit one execution provider. What runs a model itself, as `Explainer` and `explain` do, takes `cpu` on ONNX
+            Runtime's CPU provider unless you name another.
         grad_dtype: compute gradients in the dtype of the `model` or in `float32`.
 
     Raises:

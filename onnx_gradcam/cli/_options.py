@@ -278,7 +278,11 @@ OPTIONS: dict[str, Any] = {
         bool, "Output", "Output the activation maps of the layer as well.", "--expose-activation"
     ),
     "profile": _declared(
-        str, "Runtime", "Operators for gradients: {profiles}. [default: portable]", **_named("profiles")
+        str,
+        "Runtime",
+        "Operators for gradients: {profiles}. [default: portable for a file; where a command runs the model on ONNX "
+        "Runtime's CPU provider, cpu]",
+        **_named("profiles"),
     ),
     "grad_dtype": _declared(
         GradDtype, "Runtime", "Dtype of gradients: the model's, or float32. [default: model]", metavar="model|float32"

@@ -31,7 +31,7 @@ from onnx_gradcam.options import Description
 from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
 from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input
-from .session import InputInfo, Session
+from .session import InputInfo, Session, resolve_provider
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -605,6 +605,10 @@ def _open_explained(
     return runner, [ONE_AT_A_TIME] if metadata.couples_rows else []
 
 
+_PROFILES = {"CPUExecutionProvider": "cpu"}
+"""How gradients are written for the provider that a model is attached to run on; elsewhere `portable`."""
+
+
 def _attach_or_probe(
     model: ModelSource,
     choices: Choices,
@@ -622,7 +626,8 @@ def _attach_or_probe(
     from .prober import Prober  # noqa: PLC0415
     from .references import with_reference  # noqa: PLC0415
 
-    options = with_reference(model, Options().replaced(choices))
+    suited = _PROFILES.get(resolve_provider(execution["provider"]), Options.profile)
+    options = with_reference(model, Options().replaced({"profile": suited, **choices}))
     if chosen_method(options).runs_often:
         models = probed(model, options)
         read_region(region, "", None)
