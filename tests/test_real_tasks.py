@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_gradcam import attach
+from onnx_gradcam import attach, evaluate
 from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.classes import read_labels
 from onnx_gradcam.options import Options
@@ -164,3 +164,24 @@ def test_the_surest_box_of_each_class_is_on_its_object(games, real_data, model, 
     assert len(overlap) >= 12
     assert (overlap > 0.5).mean() >= least, overlap
     assert overlap[overlap > 0.5].mean() >= mean, overlap
+
+
+def test_evaluate_counts_boxes_by_the_rule_of_the_benchmark(real_data):
+    photos = sorted((real_data / "photos" / "voc").glob("*.jpg"))[: NANODET["images"]]
+    options = Options(labels=real_data / "labels" / "coco80.txt", preprocess=NANODET["choices"]["preprocess"])
+    evaluation = evaluate(
+        real_data / "models" / "onnx_native" / NANODET["model"],
+        photos,
+        methods=["hirescam", "gradcam"],
+        metrics=["pointing", "energy"],
+        boxes=real_data / "annotations" / "voc_xml",
+        options=options,
+        threads=2,
+    )
+    means = evaluation.means
+    assert means["hirescam"]["pointing"].count == 14
+    assert all(result.box.target.score >= 0.3 for result in evaluation.results)
+    assert means["hirescam"]["pointing"].mean == 1
+    assert means["hirescam"]["energy"].mean > 0.95
+    for worse in ("gradcam", "random", "centre"):
+        assert means[worse]["energy"].mean < 0.7
