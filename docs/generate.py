@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from onnx_gradcam.autodiff.coverage import Row, coverage
+from onnx_gradcam.editor.engines import ENGINES
 from onnx_gradcam.editor.methods.catalogue import INGREDIENTS, methods
 from onnx_gradcam.editor.presets import PRESETS
 
@@ -137,7 +138,27 @@ def presets_page() -> str:
     return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
 
 
-PAGES = {"operators.md": operators_page, "methods.md": methods_page, "presets.md": presets_page}
+def engines_page() -> str:
+    """The page of engines, its table written anew; what stands around it is kept."""
+    written = (FOLDER / "engines.md").read_text(encoding="utf-8")
+    before, rest = written.split(BEGIN)
+    table = [
+        "| engine | `--for` | class input | profile | tested | what else to know |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {e.title} | `{e.name}` | {e.class_input} | `{e.profile}` | {e.tested or 'no'} | {e.advice or '-'} |"
+            for e in ENGINES.values()
+        ),
+    ]
+    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+
+
+PAGES = {
+    "operators.md": operators_page,
+    "methods.md": methods_page,
+    "presets.md": presets_page,
+    "engines.md": engines_page,
+}
 
 
 if __name__ == "__main__":

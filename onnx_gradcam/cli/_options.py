@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "BoxIndex", "BoxNumber", "BoxRank", "Command", "ImagesArgument", "ImagesOption", "Json"]
 __all__ += ["LeastScore", "MethodNames", "ModelFile", "ModelName", "ModelPath", "OutFolder", "Provider", "Seed"]
-__all__ += ["Targets", "Threads", "count", "explains", "model_source", "names", "option", "registered"]
+__all__ += ["Targets", "Threads", "count", "explains", "model_source", "named", "names", "option", "registered"]
 __all__ += ["selected_boxes"]
 
 _PANELS = ("Model", "Target", "Method", "Image", "Output", "Runtime")
@@ -54,6 +54,7 @@ _REGISTRIES = {
     "methods": ("editor.methods.catalogue", "methods"),
     "presets": ("editor.presets", "PRESETS"),
     "profiles": ("autodiff.providers", "PROFILES"),
+    "engines": ("editor.engines", "ENGINES"),
     "tasks": ("editor.targets.task", "TASKS"),
     "preprocessing": ("images.preprocessing", "PRESETS"),
 }
@@ -66,7 +67,7 @@ def registered(kind: str) -> list[str]:
     return list(entries() if callable(entries) else entries)
 
 
-def _named(kind: str) -> dict[str, Any]:
+def named(kind: str) -> dict[str, Any]:
     """What options have that take names of a registry: completion of the last of several with commas between."""
 
     def complete(incomplete: str) -> Iterator[str]:
@@ -150,7 +151,7 @@ MethodNames = Annotated[
         "Method",
         "Method; several separated by commas are compared. `methods` lists them. [default: the task's own]",
         "--method",
-        **{**_named("methods"), "metavar": "NAME[,NAME...]"},
+        **{**named("methods"), "metavar": "NAME[,NAME...]"},
     ),
 ]
 Provider = Annotated[str, option("Runtime", "Execution provider; `doctor` lists them.", metavar="NAME")]
@@ -180,7 +181,7 @@ OPTIONS: dict[str, Any] = {
         str,
         "Model",
         "What the model does: {tasks}. [default: detection if it holds tables of boxes, else classification]",
-        **_named("tasks"),
+        **named("tasks"),
     ),
     "target": _declared(
         str, "Target", "With --class-input none: class to fix in the model. [default: predicted class]", metavar="CLASS"
@@ -220,10 +221,10 @@ OPTIONS: dict[str, Any] = {
         str,
         "Method",
         "Method; `methods` lists them. [default: the task's own, gradcam for classifiers]",
-        **_named("methods"),
+        **named("methods"),
     ),
     "preset": _declared(
-        str, "Method", "Library whose conventions to follow; `methods --presets` lists them.", **_named("presets")
+        str, "Method", "Library whose conventions to follow; `methods --presets` lists them.", **named("presets")
     ),
     "layer": _declared(
         list[str],
@@ -282,7 +283,7 @@ OPTIONS: dict[str, Any] = {
         "Runtime",
         "Operators for gradients: {profiles}. [default: portable for a file; where a command runs the model on ONNX "
         "Runtime's CPU provider, cpu]",
-        **_named("profiles"),
+        **named("profiles"),
     ),
     "grad_dtype": _declared(
         GradDtype, "Runtime", "Dtype of gradients: the model's, or float32. [default: model]", metavar="model|float32"

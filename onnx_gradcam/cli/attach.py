@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._options import ModelFile, explains, model_source, option
+from ._options import ModelFile, explains, model_source, named, option
 from ._output import layers, say, shape, warn
 
 if TYPE_CHECKING:
@@ -28,6 +28,16 @@ def attach(
         Path,
         option("Output", "File to write; - is standard output.", "-o", "--out", metavar="FILE", show_default=False),
     ],
+    engine: Annotated[
+        str | None,
+        option(
+            "Runtime",
+            "What will run the model, which sets --class-input and --profile: {engines}.",
+            "--for",
+            show_default=False,
+            **named("engines"),
+        ),
+    ] = None,
     check: Annotated[
         bool | None,
         option(
@@ -50,8 +60,10 @@ def attach(
       onnx-gradcam attach model.onnx -o explained.onnx
       onnx-gradcam attach model.onnx -o explained.onnx --labels names.txt --preprocess torchvision
       onnx-gradcam attach model.onnx -o tabby.onnx --class-input none --target tabby
+      onnx-gradcam attach model.onnx -o explained.onnx --for openvino
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    if choices.get("target") is not None and choices.get("class_input") != "none":
+    fixed = choices.get("class_input") or _class_input_of(engine)
+    if choices.get("target") is not None and fixed != "none":
         raise typer.BadParameter(
             "it fixes the class in the model, which takes --class-input none; without it, the class is chosen when "
             "the model runs.",
@@ -61,14 +73,22 @@ def attach(
         raise typer.BadParameter("this is the model itself; choose another name.", param_hint="-o")
     from onnx_gradcam import attach as attach_to  # noqa: PLC0415 - --help must not wait for it
 
-    explained = attach_to(model_source(model), check=check, **choices)
+    explained = attach_to(model_source(model), engine=engine, check=check, **choices)
     if str(out) == "-":
         _to_stdout(explained.to_proto())
     else:
         explained.save(out)
-        _report(out, explained, choices.get("target"))
+        _report(out, explained, choices.get("target"), engine)
     for warning in explained.warnings:
         warn(warning)
+
+
+def _class_input_of(engine: str | None) -> str | None:
+    if engine is None:
+        return None
+    from onnx_gradcam.editor.engines import find_engine  # noqa: PLC0415 - --help must not wait for it
+
+    return find_engine(engine).class_input
 
 
 def _to_stdout(proto: onnx.ModelProto) -> None:
@@ -82,7 +102,7 @@ def _to_stdout(proto: onnx.ModelProto) -> None:
     sys.stdout.buffer.flush()
 
 
-def _report(out: Path, explained: Explained, target: str | None) -> None:
+def _report(out: Path, explained: Explained, target: str | None, engine: str | None) -> None:
     metadata = explained.metadata
     shapes = {str(value.name): _sizes(value) for value in explained.model.core.graph.outputs}
     added = [f"{name} {shape(shapes[name])}" for name in (metadata.heatmap, metadata.cam, metadata.heatmap_class)]
@@ -94,12 +114,23 @@ def _report(out: Path, explained: Explained, target: str | None) -> None:
     for name in filter(shapes.__contains__, metadata.layers):
         say(f"Activation maps: output {name!r} {shape(shapes[name])}.")
     stored = {"class names": metadata.labels, "preprocessing": metadata.preprocessing}
+    if engine is not None:
+        _report_engine(engine, explained)
     names = [name for name, value in stored.items() if value is not None]
     say(
         f"Stored in the model: {' and '.join(names)}." if names else "The model stores no class names or preprocessing."
     )
     if explained.difference is not None:
         say(f"Checked against the original on a random input: largest relative difference {explained.difference:.1g}.")
+
+
+def _report_engine(name: str, explained: Explained) -> None:
+    from onnx_gradcam.editor.engines import find_engine  # noqa: PLC0415 - --help must not wait for it
+
+    engine, profile = find_engine(name), explained.metadata.profile
+    tested = f"tested {engine.tested}" if engine.tested else "not tested there"
+    advice = f"; {engine.advice}" if engine.advice else ""
+    say(f"For {engine.title} ({tested}), with profile {profile}{advice}.".replace("`", "").replace("*", ""))
 
 
 def _class_choice(explained: Explained, target: str | None) -> str:

@@ -13,6 +13,7 @@ import onnx
 
 from onnx_gradcam.editor.attachment import Explained
 from onnx_gradcam.editor.attachment import attach as attach_only
+from onnx_gradcam.editor.engines import find_engine
 from onnx_gradcam.errors import ModelError
 from onnx_gradcam.files import ModelSource, file_or_bytes
 from onnx_gradcam.graph.load import load
@@ -49,6 +50,7 @@ def attach(
     source: ModelSource,
     options: Options | None = None,
     *,
+    engine: str | None = None,
     check: bool | None = False,
     **choices: Unpack[Choices],
 ) -> Explained:
@@ -57,6 +59,8 @@ def attach(
     Args:
         source: path, bytes or proto of the model.
         options: what to explain and how.
+        engine: what will run the model (`openvino`, `web` ...): its class input and profile in place of those of
+            `options`. `choices` win over both.
         check: run the original and the explained model on one random input and compare the original outputs; `None`
             does so unless the weights exceed 1 GB.
         choices: fields of `Options`, in place of those of `options`; `reference` may also be an image or a `.npy` file.
@@ -68,14 +72,18 @@ def attach(
     Raises:
         InputError: an option, class name or preprocessing that is not possible.
         ModelError: the file is not a usable model, or an original output changed.
-        TargetError: the score, layer or class chosen is not in the model.
+        TargetError: the score, layer or class chosen is not in the model, or there is no such engine.
         UnsupportedError: the model cannot be explained this way.
 
     Example::
 
         attach("model.onnx", labels="labels.txt", preprocess="torchvision").save("explained.onnx")
     """
-    explained = attach_only(source, with_reference(source, (options or Options()).replaced(choices)))
+    options = options or Options()
+    if engine is not None:
+        suited = find_engine(engine)
+        options = options.replaced({"class_input": suited.class_input, "profile": suited.profile})
+    explained = attach_only(source, with_reference(source, options.replaced(choices)))
     _check_preprocessing(explained)
     if check is None:
         size = explained.model.weight_bytes

@@ -53,6 +53,26 @@ def test_the_profile_is_written_down_and_the_map_is_the_same(call, classifier, h
     np.testing.assert_allclose(cams[0], cams[1], rtol=1e-5, atol=1e-6)
 
 
+def test_the_model_is_written_for_an_engine(call, classifier, here):
+    result = call("attach", classifier, "-o", "e.onnx", "--weights", "gradient", "--for", "openvino")
+    assert result.exit_code == 0, result.stderr
+    assert "For OpenVINO on the CPU (tested in CI, 2026.4.1), with profile openvino; set INFERENCE" in result.stdout
+    assert peek("e.onnx")["onnx_gradcam.profile"] == "openvino"
+    assert "target_class" in [i.name for i in session("e.onnx").get_inputs()]  # required
+    result = call("attach", classifier, "-o", "e.onnx", "--for", "openvino", "--class-input", "optional")
+    assert result.exit_code == 0, result.stderr
+    assert [i.name for i in session("e.onnx").get_inputs()] == ["image"]
+
+
+def test_an_engine_that_ignores_the_class_takes_it_from_the_option(call, classifier, labels):
+    result = call("attach", classifier, "-o", "e.onnx", "--for", "opencv4", "--target", "2")
+    assert result.exit_code == 0, result.stderr
+    assert session("e.onnx").run(["heatmap_class"], feeds())[0].tolist() == [2, 2]
+    node = call("attach", classifier, "-o", "f.onnx", "--for", "node", "--target", "2")
+    assert "--class-input none" in refused(node, code=2)
+    assert "did you mean 'openvino'?" in refused(call("attach", classifier, "-o", "f.onnx", "--for", "opnvino"))
+
+
 def test_the_type_of_the_gradient_is_written_down(call, classifier, here):
     for given, said in (((), "model"), (("--grad-dtype", "float32"), "float32")):
         assert call("attach", classifier, "-o", "e.onnx", *given).exit_code == 0

@@ -7,8 +7,9 @@ import onnx
 import pytest
 from support.graphs import graph
 
-from onnx_gradcam import Explainer, attach
-from onnx_gradcam.errors import ModelError
+from onnx_gradcam import Explainer, Options, attach
+from onnx_gradcam.editor.engines import ENGINES
+from onnx_gradcam.errors import ModelError, TargetError
 from onnx_gradcam.runtime import attaching
 from onnx_gradcam.runtime.session import Session
 
@@ -116,3 +117,18 @@ def test_preprocessing_given_to_attach_need_not_be_repeated():
     expected = Explainer(free(), preprocess={"size": [20, 16], "scale": 0.01})(image)
     for model in (proto, proto.SerializeToString()):
         np.testing.assert_array_equal(Explainer(model)(image).cam, expected.cam)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_is_attached_for_an_engine_and_choices_win(engine):
+    suited = ENGINES[engine]
+    model = free(POOLED, 6)
+    fixed = {"target": 1} if suited.class_input == "none" else {}
+    metadata = attach(model, engine=engine, **fixed).metadata
+    assert (metadata.profile, bool(metadata.class_input)) == (suited.profile, suited.class_input != "none")
+    assert attach(model, Options(profile="cuda"), engine=engine, profile="cpu").metadata.profile == "cpu"
+
+
+def test_an_unknown_engine_is_refused_with_near_matches():
+    with pytest.raises(TargetError, match="there is no engine 'nod'; did you mean 'node'"):
+        attach(free(POOLED, 6), engine="nod")
