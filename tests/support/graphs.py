@@ -141,6 +141,8 @@ def thresholded_detector(*, softmax: bool = False, size: tuple[int, int] = (24, 
     last = len(levels) - 1
     joined = {name: ", ".join(f"{name}r{i}" for i in range(last + 1)) for name in "sq"}
     lines += [f"{name}a = Concat<axis=1>({joined[name]})" for name in "sq"]
+    # torchvision counts the boxes of a level by the size of its map.
+    lines.append("grid = Shape<start=2>(b0) till0 = ReduceProd(grid) from1 = Identity(till0)")
     if softmax:
         lines += [
             "sf = Softmax<axis=-1>(sa) s0 = Squeeze(sf, i0) q0 = Squeeze(qa, i0) qd = Mul(q0, two)",
@@ -175,7 +177,6 @@ def thresholded_detector(*, softmax: bool = False, size: tuple[int, int] = (24, 
         "kept = Gather<axis=1>(sel, two_) xk = Gather<axis=0>(xs, kept) boxes = Mul(xk, back) "
         "scores = Gather<axis=0>(vs, kept) labels = Gather<axis=0>(labs, kept)"
     )
-    ends = np.cumsum([0, *(h * w for h, w in levels)])
     anchors = [
         (stride * (x - 0.5), stride * (y - 0.5), stride * (x + 1.5), stride * (y + 1.5))
         for (h, w), stride in zip(levels, (4, 8), strict=False)
@@ -193,8 +194,7 @@ def thresholded_detector(*, softmax: bool = False, size: tuple[int, int] = (24, 
         least=np.array(0.3, np.float32), most=[8], three=np.array(3, np.int64), two=np.array(2, np.float32), two_=2,
         iou=np.array([0.5], np.float32), anchors=np.array(anchors, np.float32), class0=1, class1=2,
         back=np.array([width / 15, height / 14] * 2, np.float32),
-        **{f"from{i}": [int(end)] for i, end in enumerate(ends[:-1])},
-        **{f"till{i}": [int(end)] for i, end in enumerate(ends[1:])},
+        from0=[0], till1=[20],
     )  # fmt: skip
 
 

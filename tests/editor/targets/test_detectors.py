@@ -301,11 +301,13 @@ class TestScoresAboveAThreshold:
         def value(out: dict[str, np.ndarray]) -> np.ndarray:
             return out["sa"].astype(np.float64)[:, box, index]
 
-        tensor = "b0" if box < 16 else "b1"
-        one = run(attach(source, layer=tensor).to_proto(), disabled=["ReshapeFusion"], x=x)["cam"]
-        expected = numeric_map(source, tensor, ["sa"], value, x, local=True, step=2e-2)
-        # The oracle repeats its only row for what it takes for a batch.
-        np.testing.assert_allclose(one[0], expected[0], atol=4e-3 * np.abs(expected).max())
+        for tensor, chosen in [("b0", box), *([("a0", 17), ("b0", 17), ("b1", 17)] if not softmax else [])]:
+            box = chosen
+            feeds = {"x": x, "target_box": np.array([box]), "target_class": np.array([index])}
+            one = run(attach(source, layer=tensor).to_proto(), disabled=["ReshapeFusion"], **feeds)["cam"]
+            expected = numeric_map(source, tensor, ["sa"], value, x, local=True, step=2e-2)
+            # The oracle repeats its only row for what it takes for a batch.
+            np.testing.assert_allclose(one[0], expected[0], atol=4e-3 * np.abs(expected).max())
 
 
 def test_a_probability_that_is_rounded_to_one_still_has_a_map():

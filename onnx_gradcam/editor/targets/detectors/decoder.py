@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.fold import evaluate_node
+from onnx_gradcam.graph.paths import between, carries_content
 
 from .columns import producer_of
 
@@ -147,7 +148,13 @@ def single_positions(t: Builder, table: Value, free: int | None) -> set[ir.Value
     if len(known) < len(tables) or len({table.shape for table in known}) > 1:
         return set()
     first, second = ((table != known[0]).any(axis=(0, 2)) for table in known[1:])
-    return set() if (first & second).any() else set(maps)
+    return set() if (first & second).any() else _read_directly(t, decoder, maps)
+
+
+def _read_directly(t: Builder, decoder: Decoder, maps: Sequence[ir.Value]) -> set[ir.Value]:
+    """The maps whose numbers the decoder reads, and not only their sizes, and that no other one is computed from."""
+    read = [leaf for leaf in maps if between(decoder.nodes, [leaf], [decoder.value.core], carries_content)[0]]
+    return {leaf for leaf in read if not between(t.nodes, [leaf], {*read} - {leaf}, carries_content)[0]}
 
 
 def _half_changed(contents: Mapping[str, Array], maps: Sequence[ir.Value], side: int) -> dict[str, Array]:
