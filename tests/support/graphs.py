@@ -198,6 +198,32 @@ def thresholded_detector(*, softmax: bool = False, size: tuple[int, int] = (24, 
     )  # fmt: skip
 
 
+def two_stage_detector() -> onnx.ModelProto:
+    """A detector as torchvision's Faster R-CNN: five regions are chosen, pooled and classified, class 0 is none.
+
+    `lg` `[5, 3]` are the logits; the features `b` do not decide which regions are chosen.
+    """
+    rows, columns = np.mgrid[:12, :15] * 2.0
+    cells = np.stack([columns - 4, rows - 4, columns + 6, rows + 6], -1).reshape(-1, 4)
+    return graph(
+        "u = Unsqueeze(x, i0) c = Conv<pads=[1,1,1,1], strides=[2,2]>(u, C) a = Relu(c) rp = Conv(a, R) "
+        "rf = Reshape(rp, flat) pv, pi = TopK(rf, five) regions = Gather<axis=0>(cells, pi) n = Shape(pi) "
+        "zb = ConstantOfShape<value=int64[1] {0}>(n) d = Conv<pads=[1,1,1,1], strides=[2,2]>(a, D) b = Relu(d) "
+        "ra = RoiAlign<output_height=2, output_width=2, sampling_ratio=2, spatial_scale=0.25>(b, regions, zb) "
+        "fl = Flatten(ra) lg = Gemm(fl, W) sm = Softmax<axis=-1>(lg) fg = Slice(sm, i1, big, i1) f = Reshape(fg, flat) "
+        "gt = Greater(f, least) nz = NonZero(gt) tr = Transpose(nz) k = GatherND(f, tr) at = Squeeze(tr, i1) "
+        "region = Div(at, two) kb = Gather<axis=0>(regions, region) lz = Mod(at, two) lab = Add(lz, one) "
+        "ub = Unsqueeze(kb, i0) us = Unsqueeze(k, i01) sel = NonMaxSuppression(ub, us, five, iou) "
+        "kept = Gather<axis=1>(sel, two) boxes = Gather<axis=0>(kb, kept) scores = Gather<axis=0>(k, kept) "
+        "labels = Gather<axis=0>(lab, kept)",
+        inputs="float[3,24,30] x",
+        outputs="float[M,4] boxes, float[M] scores, int64[M] labels",
+        C=(7, 3, 3, 3), D=(7, 7, 3, 3), R=(1, 7, 1, 1), W=weight("W", 28, 3) * np.float32(9), i0=[0], i1=[1],
+        i01=[0, 1], one=1, two=2, five=[5], big=[99], flat=[-1], cells=cells.astype(np.float32),
+        least=np.array(0.05, np.float32), iou=np.array([0.5], np.float32),
+    )  # fmt: skip
+
+
 def builder(model: onnx.ModelProto) -> Builder:
     return Builder(load(model))
 

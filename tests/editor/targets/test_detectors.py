@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 from support.cam_oracle import numeric_map
-from support.graphs import builder, graph, images, run, thresholded_detector
+from support.graphs import builder, graph, images, run, thresholded_detector, two_stage_detector
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.editor.planning import make_plan
@@ -308,6 +308,24 @@ class TestScoresAboveAThreshold:
             expected = numeric_map(source, tensor, ["sa"], value, x, local=True, step=2e-2)
             # The oracle repeats its only row for what it takes for a batch.
             np.testing.assert_allclose(one[0], expected[0], atol=4e-3 * np.abs(expected).max())
+
+
+def test_the_second_stage_of_a_detector_is_explained_through_its_regions():
+    source = two_stage_detector()
+    x = np.random.default_rng(0).random((3, 24, 30), np.float32)
+    explained = attach(source)
+    got = run(explained.to_proto(), disabled=["ReshapeFusion"], x=x)
+    assert explained.metadata.target_tensors == ["b"]
+    assert make_plan(source).score.classes == 3
+    assert got["detection_scores"].shape == (1, 5, 3)
+    assert not got["detection_scores"][..., 0].any()
+    assert got["heatmap_class"][0] == got["labels"][0]
+    assert got["heatmap_score"][0] == pytest.approx(got["scores"][0], rel=1e-5)
+    box, index = got["heatmap_box"][0], got["heatmap_class"][0]
+    expected = numeric_map(
+        source, "b", ["lg"], lambda out: out["lg"].astype(np.float64)[None, box, index], x, local=True, step=2e-2
+    )
+    np.testing.assert_allclose(got["cam"][0], expected[0], atol=4e-3 * np.abs(expected).max())
 
 
 def test_a_probability_that_is_rounded_to_one_still_has_a_map():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_gradcam.editor.targets.axes import follow, window
+from onnx_gradcam.editor.targets.axes import follow
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import RESHAPES, node_inputs
 
@@ -117,14 +117,29 @@ def _chosen_by_threshold(t: Builder, value: Value) -> list[tuple[Value, int | No
 
 
 def _uncut(t: Builder, table: Value) -> tuple[Value, int]:
-    """A table of scores with the classes that were cut off in front, and how many these are."""
-    node, source = table.core.producer(), source_of(table.core.producer())
-    if node is None or source is None or node.op_type != "Slice":
-        return table, 0
-    before = t.wrap(source)
-    width = before.known_shape[-1] if before.known_shape is not None and before.rank == 2 else None
-    kept = window(t, node, 1, width) if isinstance(width, int) else None
-    return (before, kept[0]) if kept is not None and kept[1] == width and kept[0] > 0 else (table, 0)
+    """A table of scores with the classes that were cut off in front, and how many these are.
+
+    The rows of the only image are all rows.
+    """
+    first = 0
+    while (node := table.core.producer()) is not None and node.op_type == "Slice":
+        source = source_of(node)
+        starts, axes, steps = (_constant(t, node, i) for i in (1, 3, 4))
+        if source is None or starts is None or len(starts) != 1 or (steps or [1]) != [1]:
+            break
+        if (axes or [0])[0] % 2:
+            first += starts[0]
+        elif starts[0]:
+            break
+        table = t.wrap(source)
+    return table, first
+
+
+def _constant(t: Builder, node: ir.Node, index: int) -> list[int] | None:
+    """The integers of an input; `None` if it is missing or computed."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    array = None if value is None else t.wrap(value).array()
+    return None if array is None else [int(i) for i in array.reshape(-1)]
 
 
 def all_rows(t: Builder, boxes: Value, tables: Sequence[Value]) -> Value | None:

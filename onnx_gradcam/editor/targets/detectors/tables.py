@@ -71,7 +71,9 @@ class Factor:
         total = t.reduce("ReduceLogSumExp", self.value, [2])
         value = _columns_from(t, self.value, self.first, self.classes)
         if self.hidden:
+            rows = value.shape[:2]
             value = t.op("Pad", value, t.ints(0, 0, self.hidden, 0, 0, 0), t.const(_HIDDEN, value.dtype))
+            value = t.refine(value, (*rows, self.value.shape[2] if self.classes is None else None))
         return value, total
 
 
@@ -120,7 +122,10 @@ class Table:
 
         The rank counts for each class. An index out of range is an error when the model runs.
         """
-        _, order = t.ops("TopK", self.ranking(t), t.ints(rank + 1), outputs=2, axis=1)
+        ranking = self.ranking(t)
+        _, order = t.ops("TopK", ranking, t.ints(rank + 1), outputs=2, axis=1)
+        # ONNX does not infer the number of classes where that of the boxes is free.
+        order = t.refine(order, (ranking.shape[0], rank + 1, ranking.shape[2]))
         best = t.op("Gather", order, t.const(rank, np.int64), axis=1)
         given = t.op("Unsqueeze", box, t.ints(1))
         indices = t.chosen(given, best, t.indices(self.factors[0].value, 1))
