@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from .exporters.sources import export
     from .options import Options
     from .runtime.attaching import attach
+    from .runtime.detections import Selection
     from .runtime.explainer import Explainer, Explanation
+    from .runtime.explanation import Box, method_sheet
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Box",
     "ExplainError",
     "Explained",
     "Explainer",
     "Explanation",
     "Options",
+    "Selection",
     "__version__",
     "attach",
     "batch",
@@ -37,17 +41,20 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "method_sheet",
     "methods",
     "presets",
     "verify",
 ]
 
 _HOMES = {
+    "Box": "runtime.explanation",
     "ExplainError": "errors",
     "Explained": "editor.attachment",
     "Explainer": "runtime.explainer",
     "Explanation": "runtime.explainer",
     "Options": "options",
+    "Selection": "runtime.detections",
     "attach": "runtime.attaching",
     "batch": "batching.running",
     "check_gradients": "autodiff.check",
@@ -55,6 +62,7 @@ _HOMES = {
     "evaluate": "evaluation.experiment",
     "export": "exporters.sources",
     "inspect": "evaluation.inspection",
+    "method_sheet": "runtime.explanation",
     "methods": "editor.methods.catalogue",
     "presets": "editor.presets",
     "verify": "evaluation.verification",

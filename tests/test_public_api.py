@@ -17,11 +17,13 @@ MODULES = sorted(
 
 def test_public_names():
     assert sorted(onnx_gradcam.__all__) == [
+        "Box",
         "ExplainError",
         "Explained",
         "Explainer",
         "Explanation",
         "Options",
+        "Selection",
         "__version__",
         "attach",
         "batch",
@@ -30,6 +32,7 @@ def test_public_names():
         "evaluate",
         "export",
         "inspect",
+        "method_sheet",
         "methods",
         "presets",
         "verify",

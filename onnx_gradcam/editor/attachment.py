@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Explained", "attach", "describe", "explained_boxes", "with_required_choices"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Explained:
     """An explained model: the original with heatmap outputs.
 
@@ -55,6 +55,13 @@ class Explained:
     warnings: list[str] = field(default_factory=list)
     difference: float | None = None
     cut: str = ""
+
+    def __repr__(self) -> str:
+        """One line: the method, the layers, and the outputs."""
+        said = self.metadata
+        layers = ", ".join(map(repr, said.target_tensors)) or "the image"
+        outputs = ", ".join(str(value.name) for value in self.model.core.graph.outputs)
+        return f"<Explained: {said.method} at {layers}; outputs {outputs}>"
 
     def save(self, path: str | Path) -> None:
         """Write the model; see `Model.save`."""

@@ -7,10 +7,10 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,32 +21,89 @@ from onnx_gradcam.files import read_file
 from .header import HeaderError, checked, stored_size
 from .preprocessing import INTEGER_RANGES, MAX_PIXELS, PADDING, Preprocessing
 
-__all__ = ["MAX_BYTES", "Image", "Placement", "prepare", "read_image", "read_region", "resized"]
-__all__ += ["check_heatmap", "check_image"]
+__all__ = ["MAX_BYTES", "Image", "ImageSource", "Placement", "as_array", "check_heatmap", "check_image", "prepare"]
+__all__ += ["read_image", "read_region", "resized", "unprepared"]
 
 Array = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]
 """An image, uint8 RGB `[H, W, 3]`."""
 
+
+class PillowImage(Protocol):
+    """An image of Pillow, which need not be installed."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def mode(self) -> str: ...
+    def convert(self, mode: str) -> Any: ...
+    def getexif(self) -> Any: ...
+
+
+class TorchTensor(Protocol):
+    """A tensor of PyTorch, which need not be installed."""
+
+    def detach(self) -> Any: ...
+    def cpu(self) -> Any: ...
+
+
+ImageSource = str | Path | bytes | Array | PillowImage | TorchTensor
+"""What an image is read from."""
+
 MAX_BYTES: Final = 2**29
 """The largest file that is read, in bytes."""
 
 
-def read_image(source: str | Path | bytes | npt.NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> Image:
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Read an image as uint8 RGB `[H, W, 3]`.
 
     A file, or its bytes, may be in any format that OpenCV reads: grey becomes RGB, transparency is dropped, 16 bits
     become 8, the EXIF orientation is applied, and an animation gives its first image. An array is uint8 RGB: `[H, W]`,
-    `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`.
+    `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`; a tensor of PyTorch `[C, H, W]` too. An image of Pillow is turned as its
+    EXIF orientation says.
 
     Raises:
         InputError: no such file, no image, a damaged one, one above `max_pixels`, or an array of another kind.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
+    if hasattr(source, "getexif") and hasattr(source, "convert"):
+        return _from_array(_of_pillow(source, max_pixels))
+    array = as_array(source)
+    if array is not None:
+        return _from_array(array if array is source else _channels_last(array))
     if isinstance(source, bytes):
         return _decode(source, f"the image ({len(source)} bytes)", max_pixels)
+    if not isinstance(source, (str, Path)):
+        raise InputError(
+            f"an image is a path, bytes, an array or an image of Pillow, and not a {type(source).__name__}; several "
+            "images go to `stream`, one after the other"
+        )
+    if str(source).startswith(("http:/", "https:/")):
+        raise InputError(f"{str(source)!r} is an address, and nothing is fetched from the network; download the file")
     return _decode(read_file(source, MAX_BYTES), repr(str(source)), max_pixels)
+
+
+def as_array(source: object) -> npt.NDArray[Any] | None:
+    """An array, or a tensor of PyTorch as one; `None` for anything else."""
+    if isinstance(source, np.ndarray):
+        return source
+    if hasattr(source, "detach") and hasattr(source, "cpu"):
+        array: npt.NDArray[Any] = source.detach().cpu().numpy()
+        return array
+    return None
+
+
+def unprepared(tensor: npt.NDArray[Any], preprocessing: Preprocessing) -> Image:
+    """The image that a model's input was made from, uint8 RGB `[H, W, 3]`, as far as 8 bits can hold it.
+
+    `tensor` is `[C, H, W]` or `[H, W, C]`, as `preprocessing` says.
+    """
+    channels = np.moveaxis(tensor, 0, -1) if preprocessing.layout == "NCHW" else tensor
+    mean, std = np.array(preprocessing.mean or (0.0,)), np.array(preprocessing.std or (1.0,))
+    levels = (channels.astype(np.float64) * std + mean) / preprocessing.scale
+    pixels = np.clip(np.rint(np.nan_to_num(levels)), 0, 255).astype(np.uint8)
+    if preprocessing.color == "bgr":
+        pixels = pixels[:, :, ::-1]
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def prepare(image: Image, preprocessing: Preprocessing) -> tuple[npt.NDArray[Any], Placement]:
@@ -102,6 +159,16 @@ class Placement:
         x0, y0, x1, y1 = self.box
         box = (x0 + left * (x1 - x0), y0 + top * (y1 - y0), x0 + right * (x1 - x0), y0 + bottom * (y1 - y0))
         return Placement(box, self.height, self.width)
+
+    def beside(self, heatmap: npt.NDArray[Any]) -> float:
+        """The share of the heat `[h, w]` in [0, 1] that lies in padding, beside the image; 0 for a blank map."""
+        x0, y0, x1, y1 = self.box
+        inside = []
+        for cells, start, end, pixels in zip(heatmap.shape, (y0, x0), (y1, x1), (self.height, self.width), strict=True):
+            centre = start + (np.arange(cells) + 0.5) * ((end - start) / cells)
+            inside.append((centre >= 0) & (centre <= pixels))
+        total = float(heatmap.sum())
+        return 1 - float(heatmap[np.ix_(*inside)].sum()) / total if total > 0 else 0.0
 
     def project(self, heatmap: npt.NDArray[Any], outside: float = 0) -> npt.NDArray[np.float32]:
         """Project a heatmap `[h, w]` of any size on the image: float32 `[height, width]`, `outside` around the box.
@@ -242,6 +309,38 @@ def check_heatmap(heatmap: npt.NDArray[Any]) -> None:
     """Refuse an array that is not a heatmap `[H, W]`."""
     if heatmap.ndim != 2 or heatmap.size == 0:
         raise InputError(f"a heatmap is [height, width], not of shape {list(heatmap.shape)}; give that of one sample")
+
+
+def _of_pillow(image: Any, max_pixels: int) -> npt.NDArray[Any]:
+    """The pixels of an image of Pillow, turned as its EXIF orientation says."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(
+            f"the image is {height}x{width} (height x width), above the limit of {max_pixels} pixels; reduce it"
+        )
+    if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
+        raise InputError(f"the image of Pillow has mode {image.mode!r}, not 8 bits a channel; convert it to RGB")
+    turned = _TURNED.get(image.getexif().get(_ORIENTATION, 1))
+    pixels: npt.NDArray[Any] = np.asarray(image.convert("RGB"))
+    return pixels if turned is None else turned(pixels)
+
+
+_ORIENTATION = 0x0112
+_TURNED: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+"""What shows an image upright, by the orientation that its EXIF entry says (Exif 2.32, table 4.6.4 A)."""
+
+
+def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A tensor of PyTorch with its channels behind, where its first axis are channels."""
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 and array.shape[0] in (1, 3, 4) else array
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image:

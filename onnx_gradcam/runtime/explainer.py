@@ -23,7 +23,7 @@ from onnx_gradcam.editor.targets.classes import (
 )
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError
 from onnx_gradcam.files import ModelSource, file_or_bytes
-from onnx_gradcam.images.decoding import Placement, prepare, read_image, read_region
+from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepare, read_image, read_region, unprepared
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata
 from onnx_gradcam.options import Description
@@ -44,7 +44,6 @@ __all__ += ["TargetChoice"]
 Array = npt.NDArray[Any]
 TargetChoice = int | str | Sequence[int | str] | None
 BoxChoice = int | str | Box | Selection | None
-Source = str | Path | bytes | Array
 
 _NO_BOX = "the model does not find anything in this image: it has no box"
 _NO_DETECTOR = "the model is no detector, or was explained without its boxes; leave the box out"
@@ -133,11 +132,12 @@ class Explainer:
         """The batch size, if the model allows only one."""
         return fixed_size(self._input)
 
-    def __call__(self, image: Source, target: TargetChoice = None, box: BoxChoice = None) -> Explanation:
+    def __call__(self, image: ImageSource, target: TargetChoice = None, box: BoxChoice = None) -> Explanation:
         """Explain one image.
 
         Args:
-            image: a path, the bytes of an image file, or `uint8 [H, W, 3]` RGB.
+            image: a path, the bytes of an image file, `uint8 [H, W, 3]` RGB, an image of Pillow, or a tensor of
+                PyTorch; a floating-point array is the model's own input, `[C, H, W]` or with a batch axis of 1.
             target: a class index or name, several of them, `"top3"`, or `None` for the predicted class.
             box: for a detector, a box of `boxes`, or its index in the table (`Box.index`), `"all"` for one map of each
                 box, in `Explanation.maps`, `"sum"` for one map of all boxes of the class, or a `Selection`; `None` for
@@ -159,7 +159,7 @@ class Explainer:
         return result
 
     def boxes(
-        self, image: Source, target: TargetChoice = None, *, least: float = 0.25, overlap: float = 0.45
+        self, image: ImageSource, target: TargetChoice = None, *, least: float = 0.25, overlap: float = 0.45
     ) -> list[Box]:
         """The boxes that a detector finds in an image, one for each object, the surest first.
 
@@ -192,14 +192,14 @@ class Explainer:
         return table.listed(classes, least=least, overlap=overlap)
 
     def stream(
-        self, images: Iterable[Source], target: TargetChoice = None, *, box: BoxChoice = None, batch_size: int = 8
+        self, images: Iterable[ImageSource], target: TargetChoice = None, *, box: BoxChoice = None, batch_size: int = 8
     ) -> Iterator[Explanation | InputError]:
         """Explain many images, in order, holding one batch at a time.
 
         For an image that cannot be read, or in which a detector finds nothing, the error takes the place of the
         explanation; the others go on.
         """
-        batch: list[Source] = []
+        batch: list[ImageSource] = []
         for image in images:
             batch.append(image)
             if len(batch) == batch_size:
@@ -236,13 +236,34 @@ class Explainer:
         outputs = self.runner.run(np.zeros((1, *batch.shape[1:]), batch.dtype), [-1], tables=tables)
         return {name: values[:0] for name, values in outputs.items()}
 
-    def prepared(self, source: Source) -> Prepared | InputError:
+    def prepared(self, source: ImageSource) -> Prepared | InputError:
         """Read an image and make the model's input from it, or return why that fails; safe to call from threads."""
         try:
+            array = as_array(source)
+            if array is not None and array.dtype.kind == "f":
+                return self._prepared_by_others(array)
             image = read_image(source)
             return Prepared(image, *prepare(image, self.preprocessing))
         except InputError as exc:
             return exc
+
+    def _prepared_by_others(self, array: Array) -> Prepared:
+        """A model's input that was made elsewhere; the image is what it looks like."""
+        expected = [d if isinstance(d, int) else None for d in self._input.shape[-3:]]
+        tensor = array[0] if array.ndim == 4 and len(array) == 1 else array
+        sizes = zip(tensor.shape, expected, strict=False)
+        if tensor.ndim != 3 or any(known not in {None, size} for size, known in sizes) or tensor.size == 0:
+            shown = ", ".join("any" if d is None else str(d) for d in expected)
+            raise InputError(
+                f"the image is an array of {array.dtype} of shape {list(array.shape)}, and floating-point arrays are "
+                f"inputs of the model, [{shown}] here; give an image as uint8 [height, width, 3]"
+            )
+        if not np.isfinite(tensor).all():
+            raise InputError("the input of the model has numbers that are not finite; check how it was made")
+        image = unprepared(tensor, self.preprocessing)
+        height, width = image.shape[:2]
+        whole = Placement((0.0, 0.0, float(width), float(height)), height, width)
+        return Prepared(image, tensor.astype(self._input.dtype), whole)
 
     def explained(
         self,
@@ -359,7 +380,7 @@ class Explainer:
         return [index for index in self._targets(targets) if isinstance(index, int)]
 
     def _batch(
-        self, sources: Sequence[Source], target: TargetChoice, box: BoxChoice, batch_size: int
+        self, sources: Sequence[ImageSource], target: TargetChoice, box: BoxChoice, batch_size: int
     ) -> list[Explanation | InputError]:
         images = [self.prepared(source) for source in sources]
         readable = [image for image in images if isinstance(image, Prepared)]

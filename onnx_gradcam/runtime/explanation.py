@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.decoding import Placement
-from onnx_gradcam.images.drawing import draw_boxes, save_image, sheet
+from onnx_gradcam.images.drawing import draw_boxes, encode_image, save_image, sheet
 from onnx_gradcam.images.masks import Look, LookChoices, hot_box, hot_region
 from onnx_gradcam.images.overlays import OVERLAYS, library_overlay
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Box", "ClassMap", "Drawing", "Explanation", "Target", "class_of", "library_of", "method_sheet"]
 
 Array = npt.NDArray[Any]
+
+_HIDDEN = 0.2
+"""The share of the heat beside the image from which on it is said."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class ClassMap:
     boxes: Sequence[Box] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Drawing:
     """An RGB image, `uint8 [H, W, 3]`, or an RGBA one, `uint8 [H, W, 4]`."""
 
@@ -108,10 +112,22 @@ class Drawing:
         """
         save_image(self.pixels, path)
 
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:  # noqa: FBT001 - NumPy's
+        """The pixels, so that `np.asarray` and Matplotlib's `imshow` take a drawing."""
+        return self.pixels.astype(dtype or np.uint8, copy=bool(copy))
 
-@dataclass(frozen=True, eq=False)
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<Drawing {self.pixels.shape[0]}x{self.pixels.shape[1]}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return encode_image(self.pixels, ".png")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """What a model looked at in one image.
+    """What a model looked at in one image; a notebook shows its `sheet`.
 
     Attributes:
         image: the image, `uint8 [H, W, 3]` RGB, as it was read.
@@ -138,6 +154,44 @@ class Explanation:
     boxes: Sequence[Box] = ()
     notes: Sequence[str] = ()
 
+    def __repr__(self) -> str:
+        """One line: what is explained, and sizes."""
+        named = ", ".join(_caption(m) for m in self.maps[:3])
+        more = f" and {len(self.maps) - 3} more" if len(self.maps) > 3 else ""
+        sizes = "x".join(map(str, self.heatmap.shape)), "x".join(map(str, self.image.shape[:2]))
+        return f"<Explanation of {named}{more}: heatmap {sizes[0]}, image {sizes[1]}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return encode_image(self.sheet().pixels, ".png")
+
+    def plot(self, ax: Any = None, which: int = 0, **look: Unpack[LookChoices]) -> Any:
+        """Draw the image with a heatmap over it into axes of Matplotlib, and return these.
+
+        Args:
+            ax: the axes; by default the current ones.
+            which: index of the map.
+            look: as for `overlay`.
+
+        Raises:
+            InputError: Matplotlib is not installed, or as for `overlay`.
+
+        Example::
+
+            figure, (left, right) = plt.subplots(1, 2)
+            explainer("photo.jpg", "cat").plot(left)
+            explainer("photo.jpg", "dog").plot(right)
+        """
+        if ax is None:
+            try:
+                ax = importlib.import_module("matplotlib.pyplot").gca()
+            except ImportError as exc:
+                raise InputError("there is no Matplotlib to plot with; install it, or use `overlay`") from exc
+        ax.imshow(np.asarray(self.overlay(which, **look)))
+        ax.set_title(_caption(self.maps[which]))
+        ax.set_axis_off()
+        return ax
+
     @property
     def heatmap(self) -> npt.NDArray[np.float32]:
         """The (first) heatmap, over the model's input."""
@@ -155,13 +209,19 @@ class Explanation:
 
     @property
     def warnings(self) -> list[str]:
-        """What you should know about the maps: which boxes they are of, and which of them are zero everywhere."""
+        """What you should know about the maps: of which boxes they are, which are blank, which have heat in padding."""
         blank = [
             f"the heatmap of {m.target.label!r} is zero everywhere: nothing in the image speaks for this class"
             for m in self.maps
             if not np.any(m.heatmap)
         ]
-        return [*self.notes, *blank]
+        hidden = [
+            f"{100 * share:.0f} % of the heat of {m.target.label!r} lies in the padding around the image, where it is "
+            "not drawn"
+            for m in self.maps
+            if (share := self.placement.beside(m.heatmap)) >= _HIDDEN
+        ]
+        return [*self.notes, *blank, *hidden]
 
     def arrays(self) -> dict[str, Any]:
         """All maps: `heatmap` [classes, H, W], `cam` [classes, h, w], and the `classes` with their `scores`.

@@ -119,6 +119,76 @@ class TestReadImage:
         with pytest.raises(InputError, match=said):
             read_image(array)
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_an_image_of_pillow_is_that_of_its_file(self, orientation, tmp_path):
+        pillow = pytest.importorskip("PIL.Image")
+        exif = pillow.Exif()
+        exif[0x0112] = orientation
+        pillow.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
+        with pillow.open(tmp_path / "turned.png") as image:
+            np.testing.assert_array_equal(read_image(image), read_image(tmp_path / "turned.png"))
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+    def test_modes_of_pillow(self, mode):
+        pillow = pytest.importorskip("PIL.Image")
+        image = pillow.fromarray(RGB).convert(mode)
+        np.testing.assert_array_equal(read_image(image), np.asarray(image.convert("RGB")))
+
+    def test_images_of_pillow_that_are_refused(self):
+        pillow = pytest.importorskip("PIL.Image")
+        with pytest.raises(InputError, match="mode 'F', not 8 bits a channel; convert it to RGB"):
+            read_image(pillow.new("F", (2, 2)))
+        with pytest.raises(InputError, match="above the limit of 8 pixels"):
+            read_image(pillow.new("RGB", (3, 3)), max_pixels=8)
+
+    def test_a_tensor_of_pytorch_has_its_channels_first_or_last(self):
+        for array in (RGB, np.moveaxis(RGB, -1, 0)):
+            np.testing.assert_array_equal(read_image(Tensor(array)), RGB)
+        np.testing.assert_array_equal(read_image(Tensor(RGB[:, :, 0])), read_image(RGB[:, :, 0]))
+
+    @pytest.mark.parametrize(
+        ("source", "said"),
+        [
+            (
+                "https://example.org/cat.jpg",
+                "is an address, and nothing is fetched from the network; download the file",
+            ),
+            ([RGB, RGB], "and not a list; several images go to `stream`"),
+            (None, "and not a NoneType"),
+        ],
+    )
+    def test_what_is_no_image_is_refused_by_its_kind(self, source, said):
+        with pytest.raises(InputError, match=said):
+            read_image(source)
+
+
+class Tensor:
+    """What a tensor of PyTorch has that is used of it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def numpy(self):
+        return self.array
+
+
+@pytest.mark.parametrize("name", ["torchvision", "keras-caffe", "keras-tf", "mxnet-gluon"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_image_of_an_input_is_the_one_it_was_made_from(name, layout, photo):
+    shape = ("N", 3, 256, 256) if layout == "NCHW" else ("N", 256, 256, 3)
+    preprocessing = parse_preprocessing(name).for_input(layout, shape, "float32")
+    tensor, _ = prepare(photo, preprocessing)
+    image = image_module.unprepared(tensor, preprocessing)
+    assert image.shape == (256, 256, 3)
+    again, _ = prepare(image, parse_preprocessing({**preprocessing.to_dict(), "resize": "none", "size": [256, 256]}))
+    np.testing.assert_allclose(again, tensor, atol=1e-5 * np.abs(tensor).max())
+
 
 class TestBadImages:
     @pytest.mark.parametrize(

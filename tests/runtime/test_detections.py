@@ -256,7 +256,7 @@ def test_images_that_leave_the_list_of_boxes_empty_cost_no_other():
 def test_more_boxes_than_a_sheet_has_room_for_are_said(explainer):
     explanation = explainer(photo(), box=Selection(which="all", most=2))
     count = len(explanation.boxes)
-    assert [f"2 of {count} boxes are explained" in note for note in explanation.warnings] == [True]
+    assert [f"2 of {count} boxes are explained" in note for note in explanation.notes] == [True]
     assert len(explanation.maps) == 2
 
 
@@ -423,4 +423,4 @@ def test_a_class_that_is_not_found_beside_another_is_named(explainer):
     for which in ("all", "sum"):
         explanation = explainer(photo(), ["cat", "dog"], box=Selection(which=which, least=least))
         assert any("finds no 'cat' with a score of at least" in warning for warning in explanation.warnings)
-        assert not any("'dog'" in warning for warning in explanation.warnings)
+        assert not any("'dog'" in note for note in explanation.notes)

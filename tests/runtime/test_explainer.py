@@ -14,7 +14,7 @@ from support.graphs import graph, run, weight
 
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import InputError, ModelError, TargetError
-from onnx_gradcam.images.decoding import prepare
+from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.drawing import save_image
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
 
@@ -116,6 +116,81 @@ def test_the_highest_scores(explainer, target, count):
 def test_targets_that_are_not_there(explainer, target, message):
     with pytest.raises(TargetError, match=message):
         explainer(images(1)[0], target)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_floating_point_array_is_the_input_of_the_model(explainer, batched):
+    (image,) = images(1)
+    tensor, _ = prepare(image, explainer.preprocessing)
+    got = explainer(tensor[None] if batched else tensor.astype(np.float64), 2)
+    np.testing.assert_allclose(got.heatmap, explainer(image, 2).heatmap, atol=1e-6)
+    np.testing.assert_array_equal(got.image, np.rint(np.moveaxis(tensor, 0, -1) * 255))
+    assert got.overlay().pixels.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"shape \[8, 8, 3\], and .* are inputs of the model, \[3, 8, 8\] here"),
+        (np.zeros((2, 3, 8, 8), np.float32), r"shape \[2, 3, 8, 8\]"),
+        (np.full((3, 8, 8), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_other_floating_point_arrays_are_refused(explainer, array, said):
+    with pytest.raises(InputError, match=said):
+        explainer(array)
+
+
+def test_what_a_notebook_shows(explainer):
+    (image,) = images(1)
+    explanation = explainer(image, [1, 2])
+    assert read_image(explanation._repr_png_()).shape == explanation.sheet().pixels.shape
+    assert repr(explanation).startswith("<Explanation of water_ouzel, dipper 0.")
+    assert repr(explanation).endswith(": heatmap 8x8, image 12x16>")
+    overlay = explanation.overlay()
+    np.testing.assert_array_equal(read_image(overlay._repr_png_()), overlay.pixels)
+    np.testing.assert_array_equal(np.asarray(overlay), overlay.pixels)
+    assert np.asarray(overlay, np.float32).dtype == np.float32
+    assert repr(overlay) == "<Drawing 12x16>"
+    assert repr(attach(model())) == "<Explained: gradcam at 'a'; outputs y, heatmap, cam, heatmap_class>"
+
+
+def test_heat_in_the_padding_is_said(explainer):
+    padded = Explainer(model(), labels=LABELS, preprocess={**PREPROCESS, "resize": "letterbox"}, threads=1)
+    explanation = padded(images(1, height=8, width=32)[0], 2)
+    inside = np.zeros((8, 8), np.float32)
+    inside[3:5] = 1  # the image is in two of eight rows
+    (m,) = explanation.maps
+    for values, words in ((inside, []), (inside * 0 + 1, ["75 % of the heat of 'Goldfish' lies in the padding"])):
+        said = replace(explanation, maps=[replace(m, heatmap=values)]).warnings
+        assert [warning[: len(word)] for warning, word in zip(said, words, strict=True)] == words
+    assert explainer(images(1)[0], 2).placement.beside(np.ones((8, 8), np.float32)) == 0
+
+
+class Axes:
+    def imshow(self, pixels):
+        self.pixels = pixels
+
+    def set_title(self, title):
+        self.title = title
+
+    def set_axis_off(self):
+        self.off = True
+
+
+def test_an_explanation_is_drawn_into_axes(explainer):
+    explanation = explainer(images(1)[0], [1, 2])
+    axes = Axes()
+    assert explanation.plot(axes, 1, style="mask") is axes
+    np.testing.assert_array_equal(axes.pixels, explanation.overlay(1, style="mask").pixels)
+    assert axes.title.startswith("Goldfish 0.")
+    assert axes.off
+
+
+def test_without_matplotlib_nothing_is_plotted(explainer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(InputError, match="there is no Matplotlib to plot with"):
+        explainer(images(1)[0]).plot()
 
 
 def test_names_without_labels_and_labels_that_are_not_unique():
