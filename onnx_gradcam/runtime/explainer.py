@@ -46,6 +46,7 @@ TargetChoice = int | str | Sequence[int | str] | None
 BoxChoice = int | str | Box | Selection | None
 
 _NO_BOX = "the model does not find anything in this image: it has no box"
+_NAN = "the model gives NaN for this image; check --preprocess and the model's weights"
 _NO_DETECTOR = "the model is no detector, or was explained without its boxes; leave the box out"
 
 
@@ -181,7 +182,7 @@ class Explainer:
         if isinstance(prepared, InputError):
             raise prepared
         try:
-            outputs = self.run(prepared.tensor[None], [-1], tables=True)
+            outputs = self.runner.run(prepared.tensor[None], [-1], tables=True, maps=False)
         except ModelError as exc:
             if EMPTY_TABLE not in str(exc):
                 raise
@@ -228,10 +229,22 @@ class Explainer:
             TargetError: boxes for a model that has none to choose.
             ModelError: the model does not run, which it does not for an index out of range.
         """
+        return self._run(batch, classes, boxes, tables=tables)
+
+    def _run(
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None = None,
+        *,
+        tables: bool = False,
+        maps: bool = True,
+    ) -> dict[str, Array]:
+        """The same; without `maps` where they take runs of their own."""
         if boxes is not None and not self.metadata.box_input:
             raise TargetError("the box is fixed in this model, or it has none; start from the original detector")
         if len(batch) > 0:
-            return self.runner.run(batch, classes, boxes, tables=tables)
+            return self.runner.run(batch, classes, boxes, tables=tables, maps=maps)
         # Not every graph runs on no rows: one row has the outputs' shapes.
         outputs = self.runner.run(np.zeros((1, *batch.shape[1:]), batch.dtype), [-1], tables=tables)
         return {name: values[:0] for name, values in outputs.items()}
@@ -298,7 +311,8 @@ class Explainer:
         pending = [_Pending(image) for image in images]
         targets = [Top(1)] if target is None else self._targets(target)
         first = targets[0]
-        self._explain(pending, [[(-1 if isinstance(first, Top) else first, None)]] * len(pending), batch_size, halved)
+        best = -1 if isinstance(first, Top) else first
+        self._explain(pending, [[(best, None)]] * len(pending), batch_size, halved, maps=selection is None)
         found = [one for one in pending if one.problem is None]
         if selection is not None:
             self._select(found, None if target is None else targets, selection, batch_size, halved)
@@ -328,7 +342,7 @@ class Explainer:
         """Replace the maps of the best boxes by those of the boxes that a selection stands for."""
         chosen: list[list[Box]] = []
         for one in pending:
-            best = one.maps.pop().target.index
+            best = one.best
             classes = None if targets is None else expanded(targets, one.scores, best)
             table = one.table
             assert table is not None  # noqa: S101 - `_check_boxes` has made sure
@@ -393,23 +407,26 @@ class Explainer:
         chosen: Sequence[Sequence[Choice]],
         batch_size: int,
         halved: Halved | None = None,
+        *,
+        maps: bool = True,
     ) -> None:
         """Run one row for each class or box of each image, at most `batch_size` rows of one size at once.
 
-        Where a model in two parts is given, the first runs once for each image.
+        Where a model in two parts is given, the first runs once for each image. Without `maps`, only what an image
+        contains is noted.
         """
         if halved is not None:
             for one, choices in zip(pending, chosen, strict=True):
-                self._explain_sharing(halved, one, choices)
+                self._explain_sharing(halved, one, choices, maps=maps)
             return
         by_size: dict[tuple[int, ...], list[tuple[_Pending, Choice]]] = {}
         for one, choices in zip(pending, chosen, strict=True):
             by_size.setdefault(one.prepared.tensor.shape, []).extend((one, choice) for choice in choices)
         for rows in by_size.values():
             for start in range(0, len(rows), batch_size):
-                self._explain_rows(rows[start : start + batch_size])
+                self._explain_rows(rows[start : start + batch_size], maps=maps)
 
-    def _explain_sharing(self, halved: Halved, one: _Pending, choices: Sequence[Choice]) -> None:
+    def _explain_sharing(self, halved: Halved, one: _Pending, choices: Sequence[Choice], *, maps: bool) -> None:
         """Explain the boxes of one image, whose forward pass is kept for more of them."""
         if not choices:
             return
@@ -421,26 +438,27 @@ class Explainer:
                 raise
             one.problem = NothingFoundError(_NO_BOX)
             return
-        self._keep([(one, choice) for choice in choices], results)
+        self._keep([(one, choice) for choice in choices], results, maps=maps)
 
-    def _explain_rows(self, rows: Sequence[tuple[_Pending, Choice]]) -> None:
+    def _explain_rows(self, rows: Sequence[tuple[_Pending, Choice]], *, maps: bool) -> None:
         names = self.metadata
         boxes = [box for _, (_, box) in rows if box is not None]
         try:
-            results = self.run(
+            results = self._run(
                 np.stack([one.prepared.tensor for one, _ in rows]),
                 [target for _, (target, _) in rows],
                 boxes or None,
                 tables=bool(names.detection_scores) and not boxes,
+                maps=maps,
             )
         except ModelError as exc:
             if not names.detection_scores or EMPTY_TABLE not in str(exc):
                 raise
-            self._explain_apart(rows)
+            self._explain_apart(rows, maps=maps)
             return
-        self._keep(rows, results)
+        self._keep(rows, results, maps=maps)
 
-    def _keep(self, rows: Sequence[tuple[_Pending, Choice]], results: Mapping[str, Array]) -> None:
+    def _keep(self, rows: Sequence[tuple[_Pending, Choice]], results: Mapping[str, Array], *, maps: bool) -> None:
         """Note the results of rows, each in the explanation it belongs to."""
         names = self.metadata
         boxes = [box for _, (_, box) in rows if box is not None]
@@ -448,6 +466,15 @@ class Explainer:
             scores = self._scores(results[names.scores_output][i])
             index = int(results[names.heatmap_class][i])
             check_class(index, len(scores))
+            if np.isnan(scores).any():
+                raise ModelError(_NAN)
+            if not boxes:
+                one.scores, one.best = scores, index
+            if names.detection_scores and not boxes:
+                one.table = self._table(one.prepared, results, i)
+                one.boxes = one.table.listed()
+            if not maps:
+                continue
             heatmap, cam = results[names.heatmap][i], results[names.cam][i]
             if names.all_classes:
                 one.heatmaps, one.cams = heatmap, cam
@@ -455,25 +482,20 @@ class Explainer:
                 heatmap, cam = heatmap[index], cam[index]
             attribution = results[names.attribution][i] if names.attribution else None
             # A score may be minus infinity: the logarithm of a probability of 0.
-            if np.isnan(scores).any() or not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
-                raise ModelError("the model gives NaN for this image; check --preprocess and the model's weights")
-            if not boxes:
-                one.scores = scores
-            if names.detection_scores and not boxes:
-                one.table = self._table(one.prepared, results, i)
-                one.boxes = one.table.listed()
+            if not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
+                raise ModelError(_NAN)
             explained = self._class_map(one, index, heatmap, cam, attribution, scores)
             if names.heatmap_box and one.table is not None:
                 explained = replace(explained, boxes=[one.listed(int(results[names.heatmap_box][i]), index)])
             one.maps.append(explained)
 
-    def _explain_apart(self, rows: Sequence[tuple[_Pending, Choice]]) -> None:
+    def _explain_apart(self, rows: Sequence[tuple[_Pending, Choice]], *, maps: bool) -> None:
         """Explain the images one by one where one of them leaves the table of boxes empty."""
         if len(rows) == 1:
             rows[0][0].problem = NothingFoundError(_NO_BOX)
             return
         for row in rows:
-            self._explain_rows([row])
+            self._explain_rows([row], maps=maps)
 
     def _table(self, prepared: Prepared, results: Mapping[str, Array], row: int) -> Detections:
         """The table of all boxes in one image."""
@@ -545,11 +567,14 @@ class Prepared:
 class _Pending:
     """An image that is being explained; `heatmaps` and `cams` are of all classes if the model gives them at once.
 
+    `best` is the class that the model explains first.
+
     `shared` is its forward pass, where several boxes are explained.
     """
 
     prepared: Prepared
     scores: Array = field(default_factory=lambda: np.zeros(0))
+    best: int = -1
     heatmaps: Array = field(default_factory=lambda: np.zeros(0))
     cams: Array = field(default_factory=lambda: np.zeros(0))
     maps: list[ClassMap] = field(default_factory=list)

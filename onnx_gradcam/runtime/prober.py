@@ -68,18 +68,26 @@ class Prober:
         self._finishers: dict[tuple[int, ...], Session] = {}
 
     def run(
-        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None = None,
+        *,
+        tables: bool = False,
+        maps: bool = True,
     ) -> dict[str, Array]:
         """See `onnx_gradcam.runtime.runners.Runner`."""
-        chosen = paired(classes, boxes)
-        rows = [self._row(batch[i : i + 1], choice, tables=tables) for i, choice in enumerate(chosen)]
-        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-    def _row(self, row: Array, choice: Choice, *, tables: bool) -> dict[str, Array]:
-        metadata = self.metadata
+        chosen, metadata = paired(classes, boxes), self.metadata
         detections = [metadata.heatmap_box, metadata.heatmap_score]
         detections += [metadata.detection_scores, metadata.detection_boxes] if tables else []
         names = [metadata.scores_output, metadata.heatmap_class, *filter(None, detections)]
+        if not maps:
+            return self.answers(batch, chosen, names)
+        rows = [self._row(batch[i : i + 1], choice, names) for i, choice in enumerate(chosen)]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, row: Array, choice: Choice, names: Sequence[str]) -> dict[str, Array]:
+        metadata = self.metadata
         outputs = self.answers(row, [choice], names)
         probe = self.probe(row, int(outputs[metadata.heatmap_class][0]), choice[1])
         result = np.asarray(self.method.function(probe), np.float32)

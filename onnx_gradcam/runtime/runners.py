@@ -59,12 +59,19 @@ class Runner(Protocol):
     results: list[InputInfo]
 
     def run(
-        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None = None,
+        *,
+        tables: bool = False,
+        maps: bool = True,
     ) -> dict[str, Array]:
         """Explain every row of a batch for its class, -1 for the predicted one; all outputs by name.
 
         A detector explains the boxes of these indices, by default the best of the class each. The tables of all boxes
-        are among the outputs where they are asked for with `tables`.
+        are among the outputs where they are asked for with `tables`. Where no `maps` are asked for, they may be
+        missing: methods that run the model many times leave that out.
         """
 
 
@@ -88,7 +95,13 @@ class Attached:
         self._region = read_region(region, metadata.mask_input, shape)
 
     def run(
-        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None = None,
+        *,
+        tables: bool = False,
+        maps: bool = True,  # noqa: ARG002 - one run gives all
     ) -> dict[str, Array]:
         """See `Runner`."""
         outputs = [info.name for info in (self.session.outputs if tables else self.results)]
@@ -190,6 +203,7 @@ class Augmented:
         boxes: Sequence[int] | None = None,  # noqa: ARG002 - detectors are refused
         *,
         tables: bool = False,  # noqa: ARG002
+        maps: bool = True,  # noqa: ARG002
     ) -> dict[str, Array]:
         """See `Runner`; maps are means, other outputs are those of the unchanged input."""
         metadata = self.metadata

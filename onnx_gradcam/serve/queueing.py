@@ -44,12 +44,13 @@ class _Item:
     classes: list[int]
     boxes: list[int] | None
     tables: bool
+    maps: bool
     done: Future[Outputs] = field(default_factory=Future)
 
     @property
     def alike(self) -> tuple[Any, ...]:
         """What items of one batch have in common."""
-        return self.rows.shape[1:], self.boxes is None, self.tables
+        return self.rows.shape[1:], self.boxes is None, self.tables, self.maps
 
 
 class BatchingExplainer(Explainer):
@@ -110,14 +111,20 @@ class BatchingRunner:
         return len(self._queue)
 
     def run(
-        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None = None,
+        *,
+        tables: bool = False,
+        maps: bool = True,
     ) -> Outputs:
         """See `Runner`; together with the rows of other requests, and within the time of the request."""
         parts = []
         most = self._most(batch)
         for start in range(0, len(batch), most):
             some = slice(start, start + most)
-            item = _Item(batch[some], list(classes[some]), None if boxes is None else list(boxes[some]), tables)
+            item = _Item(batch[some], list(classes[some]), None if boxes is None else list(boxes[some]), tables, maps)
             with self._there:
                 self._queue.append(item)
                 self._there.notify()
@@ -169,7 +176,7 @@ class BatchingRunner:
             rows = np.concatenate([item.rows for item in items]) if len(items) > 1 else items[0].rows
             classes = [index for item in items for index in item.classes]
             boxes = None if items[0].boxes is None else [index for item in items for index in item.boxes or ()]
-            outputs = self._runner.run(rows, classes, boxes, tables=items[0].tables)
+            outputs = self._runner.run(rows, classes, boxes, tables=items[0].tables, maps=items[0].maps)
         except Exception as error:  # noqa: BLE001 - raised again by the waiting request
             if len(items) > 1 and isinstance(error, ExplainError):
                 for item in items:

@@ -424,3 +424,18 @@ def test_a_class_that_is_not_found_beside_another_is_named(explainer):
         explanation = explainer(photo(), ["cat", "dog"], box=Selection(which=which, least=least))
         assert any("finds no 'cat' with a score of at least" in warning for warning in explanation.warnings)
         assert not any("'dog'" in note for note in explanation.notes)
+
+
+def test_a_method_of_many_runs_explains_what_was_asked_for_and_nothing_more(monkeypatch):
+    explainer = Explainer(detector(), labels=["cat", "dog"], preprocess=PREPROCESS, method="occlusion")
+    calls = []
+    function = explainer.runner.method.function
+    counted = replace(explainer.runner.method, function=lambda probe: calls.append(probe) or function(probe))
+    monkeypatch.setattr(explainer.runner, "method", counted)
+    boxes = explainer.boxes(photo(), least=0)
+    assert (len(boxes) > 1, len(calls)) == (True, 0)
+    explanation = explainer(photo(), box=boxes[1])
+    assert (len(explanation.maps), len(calls)) == (1, 1)
+    assert explanation.maps[0].boxes[0].index == boxes[1].index
+    explainer(photo())
+    assert len(calls) == 2
