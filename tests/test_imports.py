@@ -40,7 +40,7 @@ ANYTHING = {"cli", "__main__", "__init__"}
 """What nothing imports may import everything."""
 
 MOST_FLOORS = 12
-MOST_FILES = 210
+MOST_FILES = 212
 LEAST_LINES = 60
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +21,17 @@ from onnx_gradcam.editor.targets.classes import (
     separated,
 )
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError
-from onnx_gradcam.files import ModelSource, file_or_bytes
-from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepare, read_image, read_region, unprepared
+from onnx_gradcam.files import ModelSource
+from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepare, read_image, unprepared
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
-from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata
 from onnx_gradcam.options import Description
 
 from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
+from .opening import attach_or_probe, open_explained
+from .pending import Pending, Prepared
 from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input
-from .session import InputInfo, Session, resolve_provider
+from .session import InputInfo, Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,7 +100,7 @@ class Explainer:
     ) -> None:
         execution: dict[str, Any] = {"provider": provider, "threads": threads}
         repeats: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
-        runner, self.warnings = _open_explained(model, choices, region, execution) or _attach_or_probe(
+        runner, self.warnings = open_explained(model, choices, region, execution) or attach_or_probe(
             model, choices, region, repeats, execution
         )
         self.runner: Runner = Augmented(runner) if augment else runner
@@ -308,7 +308,7 @@ class Explainer:
             self._check_boxes(selection)
         several, runner = selection is not None and selection.which in {"all", "sum"}, self.runner
         halved = runner.halved if several and isinstance(runner, Attached) else None
-        pending = [_Pending(image) for image in images]
+        pending = [Pending(image) for image in images]
         targets = [Top(1)] if target is None else self._targets(target)
         first = targets[0]
         best = -1 if isinstance(first, Top) else first
@@ -333,7 +333,7 @@ class Explainer:
 
     def _select(
         self,
-        pending: Sequence[_Pending],
+        pending: Sequence[Pending],
         targets: Sequence[int | Top] | None,
         selection: Selection,
         batch_size: int,
@@ -366,7 +366,7 @@ class Explainer:
             else:
                 one.maps = [replace(m, boxes=[box]) for m, box in zip(one.maps, boxes, strict=True)]
 
-    def _summed(self, one: _Pending, boxes: Sequence[Box]) -> ClassMap:
+    def _summed(self, one: Pending, boxes: Sequence[Box]) -> ClassMap:
         """One map of several boxes: the sum of their raw maps, made a heatmap as the preset says."""
         from onnx_gradcam.editor.probes import HEATMAP, finisher  # noqa: PLC0415 - few explanations need graph code
 
@@ -403,7 +403,7 @@ class Explainer:
 
     def _explain(
         self,
-        pending: Sequence[_Pending],
+        pending: Sequence[Pending],
         chosen: Sequence[Sequence[Choice]],
         batch_size: int,
         halved: Halved | None = None,
@@ -419,14 +419,14 @@ class Explainer:
             for one, choices in zip(pending, chosen, strict=True):
                 self._explain_sharing(halved, one, choices, maps=maps)
             return
-        by_size: dict[tuple[int, ...], list[tuple[_Pending, Choice]]] = {}
+        by_size: dict[tuple[int, ...], list[tuple[Pending, Choice]]] = {}
         for one, choices in zip(pending, chosen, strict=True):
             by_size.setdefault(one.prepared.tensor.shape, []).extend((one, choice) for choice in choices)
         for rows in by_size.values():
             for start in range(0, len(rows), batch_size):
                 self._explain_rows(rows[start : start + batch_size], maps=maps)
 
-    def _explain_sharing(self, halved: Halved, one: _Pending, choices: Sequence[Choice], *, maps: bool) -> None:
+    def _explain_sharing(self, halved: Halved, one: Pending, choices: Sequence[Choice], *, maps: bool) -> None:
         """Explain the boxes of one image, whose forward pass is kept for more of them."""
         if not choices:
             return
@@ -440,7 +440,7 @@ class Explainer:
             return
         self._keep([(one, choice) for choice in choices], results, maps=maps)
 
-    def _explain_rows(self, rows: Sequence[tuple[_Pending, Choice]], *, maps: bool) -> None:
+    def _explain_rows(self, rows: Sequence[tuple[Pending, Choice]], *, maps: bool) -> None:
         names = self.metadata
         boxes = [box for _, (_, box) in rows if box is not None]
         try:
@@ -458,7 +458,7 @@ class Explainer:
             return
         self._keep(rows, results, maps=maps)
 
-    def _keep(self, rows: Sequence[tuple[_Pending, Choice]], results: Mapping[str, Array], *, maps: bool) -> None:
+    def _keep(self, rows: Sequence[tuple[Pending, Choice]], results: Mapping[str, Array], *, maps: bool) -> None:
         """Note the results of rows, each in the explanation it belongs to."""
         names = self.metadata
         boxes = [box for _, (_, box) in rows if box is not None]
@@ -489,7 +489,7 @@ class Explainer:
                 explained = replace(explained, boxes=[one.listed(int(results[names.heatmap_box][i]), index)])
             one.maps.append(explained)
 
-    def _explain_apart(self, rows: Sequence[tuple[_Pending, Choice]], *, maps: bool) -> None:
+    def _explain_apart(self, rows: Sequence[tuple[Pending, Choice]], *, maps: bool) -> None:
         """Explain the images one by one where one of them leaves the table of boxes empty."""
         if len(rows) == 1:
             rows[0][0].problem = NothingFoundError(_NO_BOX)
@@ -507,7 +507,7 @@ class Explainer:
 
     def _class_map(
         self,
-        one: _Pending,
+        one: Pending,
         index: int,
         heatmap: Array,
         cam: Array,
@@ -546,145 +546,3 @@ class Explainer:
             return 2
         sizes = [d for d in self.session.output(self.metadata.scores_output).shape[1:] if d != 1] or [1]
         return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """An image that is ready for the model.
-
-    Attributes:
-        image: the image, `uint8 [H, W, 3]` RGB.
-        tensor: the model's input made from it, without a batch axis.
-        placement: which part of the image the model sees.
-    """
-
-    image: npt.NDArray[np.uint8]
-    tensor: Array
-    placement: Placement
-
-
-@dataclass(eq=False)
-class _Pending:
-    """An image that is being explained; `heatmaps` and `cams` are of all classes if the model gives them at once.
-
-    `best` is the class that the model explains first.
-
-    `shared` is its forward pass, where several boxes are explained.
-    """
-
-    prepared: Prepared
-    scores: Array = field(default_factory=lambda: np.zeros(0))
-    best: int = -1
-    heatmaps: Array = field(default_factory=lambda: np.zeros(0))
-    cams: Array = field(default_factory=lambda: np.zeros(0))
-    maps: list[ClassMap] = field(default_factory=list)
-    table: Detections | None = None
-    boxes: list[Box] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    problem: NothingFoundError | None = None
-    shared: dict[str, Array] = field(default_factory=dict)
-
-    def note_low_score(self) -> None:
-        """Say that a box was explained which users of the detector would not see."""
-        lowest = min((m.target.score for m in self.maps), default=1.0)
-        if lowest < Selection.least:
-            self.notes.append(
-                f"the box has a score of {lowest:.3g} only, below {Selection.least:g}, so there may be nothing in it"
-            )
-
-    def listed(self, index: int, target: int) -> Box:
-        """The box of an index and a class, numbered if it is in the list."""
-        assert self.table is not None  # noqa: S101 - the caller has looked
-        same = (box for box in self.boxes if (box.index, box.target.index) == (index, target))
-        return next(same, None) or self.table.box(index, target)
-
-    def finished(
-        self, labels: Sequence[str] | None, metadata: Metadata, *, one_layer: bool
-    ) -> Explanation | InputError:
-        if self.problem is not None:
-            return self.problem
-        box = metadata.box_in(*self.maps[0].heatmap.shape) if metadata.extent else None
-        return Explanation(
-            self.prepared.image,
-            self.prepared.placement,
-            self.scores,
-            labels,
-            self.maps,
-            metadata.preset,
-            one_layer,
-            box,
-            self.boxes,
-            self.notes,
-        )
-
-
-def _open_explained(
-    model: ModelSource,
-    choices: Choices,
-    region: str | Path | Array | None,
-    execution: Mapping[str, Any],
-) -> tuple[Runner, list[str]] | None:
-    """A model that is explained already, which needs nothing but ONNX Runtime; `None` for any other."""
-    metadata = Metadata.of(model)
-    if metadata is None:
-        return None
-    fixed = [name for name in choices if name not in {"labels", "preprocess"}]
-    if fixed:
-        raise TargetError(
-            f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
-            f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
-        )
-    source = file_or_bytes(model)
-    session = Session(source, disabled_optimizers=metadata.disabled_optimizers, **execution)
-    metadata.check_graph(
-        {info.name: (info.dtype, info.shape or None) for info in (*session.inputs, *session.optional_inputs)},
-        {info.name: (info.dtype, info.shape or None) for info in session.outputs},
-    )
-
-    def halved() -> Halved | None:
-        # Most explanations of explained files need no graph code.
-        from onnx_gradcam.graph.read import read_proto  # noqa: PLC0415
-
-        return Halved.of(metadata, *read_proto(source), execution)
-
-    runner = Attached(metadata, session, region, halved if metadata.box_input else None)
-    return runner, [ONE_AT_A_TIME] if metadata.couples_rows else []
-
-
-_PROFILES = {"CPUExecutionProvider": "cpu"}
-"""How gradients are written for the provider that a model is attached to run on; elsewhere `portable`."""
-
-
-def _attach_or_probe(
-    model: ModelSource,
-    choices: Choices,
-    region: str | Path | Array | None,
-    repeats: Mapping[str, Any],
-    execution: Mapping[str, Any],
-) -> tuple[Runner, list[str]]:
-    """A model that is not explained yet, attached or made ready for a method that runs it many times; and warnings."""
-    # Explained models run without graph code.
-    from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
-    from onnx_gradcam.editor.planning import chosen_method  # noqa: PLC0415
-    from onnx_gradcam.editor.probes import probed  # noqa: PLC0415
-    from onnx_gradcam.options import Options  # noqa: PLC0415
-
-    from .prober import Prober  # noqa: PLC0415
-    from .references import with_reference  # noqa: PLC0415
-
-    suited = _PROFILES.get(resolve_provider(execution["provider"]), Options.profile)
-    options = with_reference(model, Options().replaced({"profile": suited, **choices}))
-    if chosen_method(options).runs_often:
-        models = probed(model, options)
-        read_region(region, "", None)
-        return Prober(models, channels=options.channels, **repeats, **execution), models.warnings
-    explained = attach(model, options)
-    session = Session(
-        explained.to_proto().SerializeToString(),
-        folder=explained.model.folder,
-        disabled_optimizers=explained.metadata.disabled_optimizers,
-        **execution,
-    )
-    metadata, proto, folder = explained.metadata, explained.to_proto(), explained.model.folder
-    halved = partial(Halved.of, metadata, proto, folder, execution) if metadata.box_input else None
-    return Attached(metadata, session, region, halved), list(explained.warnings)

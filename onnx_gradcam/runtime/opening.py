@@ -1,0 +1,96 @@
+"""How a model comes to run: as it is, if it is explained already, or with an explanation attached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from onnx_gradcam.errors import TargetError
+from onnx_gradcam.files import ModelSource, file_or_bytes
+from onnx_gradcam.images.decoding import read_region
+from onnx_gradcam.metadata import ONE_AT_A_TIME, Metadata
+
+from .runners import Attached, Halved, Runner
+from .session import Session, resolve_provider
+
+if TYPE_CHECKING:
+    from onnx_gradcam.options import Choices
+
+__all__ = ["attach_or_probe", "open_explained"]
+
+Array = npt.NDArray[Any]
+
+_PROFILES = {"CPUExecutionProvider": "cpu"}
+"""How gradients are written for the provider that a model is attached to run on; elsewhere `portable`."""
+
+
+def open_explained(
+    model: ModelSource,
+    choices: Choices,
+    region: str | Path | Array | None,
+    execution: Mapping[str, Any],
+) -> tuple[Runner, list[str]] | None:
+    """A model that is explained already, which needs nothing but ONNX Runtime; `None` for any other."""
+    metadata = Metadata.of(model)
+    if metadata is None:
+        return None
+    fixed = [name for name in choices if name not in {"labels", "preprocess"}]
+    if fixed:
+        raise TargetError(
+            f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
+            f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
+        )
+    source = file_or_bytes(model)
+    session = Session(source, disabled_optimizers=metadata.disabled_optimizers, **execution)
+    metadata.check_graph(
+        {info.name: (info.dtype, info.shape or None) for info in (*session.inputs, *session.optional_inputs)},
+        {info.name: (info.dtype, info.shape or None) for info in session.outputs},
+    )
+
+    def halved() -> Halved | None:
+        # Most explanations of explained files need no graph code.
+        from onnx_gradcam.graph.read import read_proto  # noqa: PLC0415
+
+        return Halved.of(metadata, *read_proto(source), execution)
+
+    runner = Attached(metadata, session, region, halved if metadata.box_input else None)
+    return runner, [ONE_AT_A_TIME] if metadata.couples_rows else []
+
+
+def attach_or_probe(
+    model: ModelSource,
+    choices: Choices,
+    region: str | Path | Array | None,
+    repeats: Mapping[str, Any],
+    execution: Mapping[str, Any],
+) -> tuple[Runner, list[str]]:
+    """A model that is not explained yet, attached or made ready for a method that runs it many times; and warnings."""
+    # Explained models run without graph code.
+    from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
+    from onnx_gradcam.editor.planning import chosen_method  # noqa: PLC0415
+    from onnx_gradcam.editor.probes import probed  # noqa: PLC0415
+    from onnx_gradcam.options import Options  # noqa: PLC0415
+
+    from .prober import Prober  # noqa: PLC0415
+    from .references import with_reference  # noqa: PLC0415
+
+    suited = _PROFILES.get(resolve_provider(execution["provider"]), Options.profile)
+    options = with_reference(model, Options().replaced({"profile": suited, **choices}))
+    if chosen_method(options).runs_often:
+        models = probed(model, options)
+        read_region(region, "", None)
+        return Prober(models, channels=options.channels, **repeats, **execution), models.warnings
+    explained = attach(model, options)
+    session = Session(
+        explained.to_proto().SerializeToString(),
+        folder=explained.model.folder,
+        disabled_optimizers=explained.metadata.disabled_optimizers,
+        **execution,
+    )
+    metadata, proto, folder = explained.metadata, explained.to_proto(), explained.model.folder
+    halved = partial(Halved.of, metadata, proto, folder, execution) if metadata.box_input else None
+    return Attached(metadata, session, region, halved), list(explained.warnings)
