@@ -17,6 +17,8 @@ from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.drawing import save_image
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
+from onnx_gradcam.serve.repository import write_repository
+from onnx_gradcam.web.building import build_page
 
 LABELS = ["tabby, tabby cat", "water_ouzel, dipper", "Goldfish", "cat"]
 PREPROCESS = {"resize": "stretch", "scale": 1 / 255}
@@ -319,6 +321,16 @@ class TestOneImageWithoutABatchAxis:
         )
         got, want = run(one, x=x)["attribution"], run(batched, x=x[None])["attribution"]
         np.testing.assert_allclose(got, want, atol=1e-6)
+
+    def test_what_feeds_batches_refuses_it(self, tmp_path):
+        source = tmp_path / "single.onnx"
+        attach(single("logits"), preprocess=PREPROCESS).save(source)
+        with pytest.raises(ModelError, match="a page feeds batches of images"):
+            build_page(source, tmp_path / "page", runtime={})
+        with pytest.raises(ModelError, match="an ensemble feeds batches of images"):
+            write_repository(source, tmp_path / "repository", max_batch=0, ensemble=True)
+        with pytest.raises(TargetError, match="one image without a batch axis, and embeddings are compared"):
+            Explainer(single("logits"), preprocess=PREPROCESS, task="embedding", reference=images(1)[0])
 
     def test_a_sequence_is_no_image(self):
         source = graph(
