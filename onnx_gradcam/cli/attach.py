@@ -105,7 +105,9 @@ def _to_stdout(proto: onnx.ModelProto) -> None:
 def _report(out: Path, explained: Explained, target: str | None, engine: str | None) -> None:
     metadata = explained.metadata
     shapes = {str(value.name): _sizes(value) for value in explained.model.core.graph.outputs}
-    added = [f"{name} {shape(shapes[name])}" for name in (metadata.heatmap, metadata.cam, metadata.heatmap_class)]
+    names = [metadata.heatmap, metadata.cam, metadata.heatmap_class, metadata.attribution, metadata.heatmap_box]
+    names += [metadata.heatmap_score, metadata.detection_scores, metadata.detection_boxes]
+    added = [f"{name} {shape(shapes[name])}" for name in names if name]
     say(f"{out}: the model with the outputs {', '.join(added)} added.")
     chosen = layers(metadata)
     say(f"{chosen[0].upper()}{chosen[1:]}: {explained.reason}.")

@@ -145,7 +145,12 @@ class Evaluation:
         metadata, blank = {m: explainer.metadata for m, explainer in self.evaluator.explainers.items()}, self.blank
         values: dict[str, Any] = {
             "methods": [
-                {"method": method, "target_tensor": m.target_tensor, "weights": m.weights}
+                {
+                    "method": method,
+                    "target_tensor": m.target_tensor,
+                    "target_tensors": m.target_tensors,
+                    "weights": m.weights,
+                }
                 for method, m in metadata.items()
             ],
             "baselines": list(BASELINES),
