@@ -112,6 +112,20 @@ def test_a_row_of_the_table_that_reads_several_positions_is_noticed():
     assert single_positions(t, mixed, free) == set()
 
 
+def test_what_a_weight_of_all_rows_is_computed_from_has_gradients_everywhere():
+    gate = "g0 = GlobalAveragePool(c3) g1 = Flatten(g0) g2 = MatMul(g1, G) g = Unsqueeze(g2, last) q = Mul(p, g)"
+    model = graph(
+        PYRAMID + JOINED + gate, inputs="float[1,3,16,16] x", outputs="float[1,7,L] y, float[1,3,L] q",
+        **WEIGHTS, G=(3, 3), last=[2],
+    )  # fmt: skip
+    t = make_plan(model, Options(output="y")).t
+    table = t.find("q")
+    assert table is not None
+    rows = t.transpose(table, [0, 2, 1])
+    t.adopt()
+    assert {value.name for value in single_positions(t, rows, None)} & {"c3", "c4"} == {"c4"}
+
+
 def test_only_a_detector_has_a_backbone_by_that_name():
     classifier = graph("c = Conv(x, W) r = Relu(c) p = GlobalAveragePool(r) y = Flatten(p)", W=(3, 3, 3, 3))
     with pytest.raises(TargetError, match="no layer 'backbone'"):

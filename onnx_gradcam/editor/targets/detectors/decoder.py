@@ -152,9 +152,10 @@ def single_positions(t: Builder, table: Value, free: int | None) -> set[ir.Value
 
 
 def _read_directly(t: Builder, decoder: Decoder, maps: Sequence[ir.Value]) -> set[ir.Value]:
-    """The maps whose numbers the decoder reads, and not only their sizes, and that no other one is computed from."""
+    """The maps whose numbers the decoder reads, and not only their sizes, and that nothing else it reads comes from."""
     read = [leaf for leaf in maps if between(decoder.nodes, [leaf], [decoder.value.core], carries_content)[0]]
-    return {leaf for leaf in read if not between(t.nodes, [leaf], {*read} - {leaf}, carries_content)[0]}
+    computed = {leaf for leaf in decoder.leaves if leaf.producer() is not None}
+    return {leaf for leaf in read if not between(t.nodes, [leaf], computed - {leaf}, carries_content)[0]}
 
 
 def _half_changed(contents: Mapping[str, Array], maps: Sequence[ir.Value], side: int) -> dict[str, Array]:
