@@ -105,9 +105,9 @@ class Options:
         reference: embedding only: the embedding to compare with, `[D]`; for `Explainer` also a `.npy` file
             or an image.
         image: name of the image input, where several could be it.
-        class_input: how the class is chosen at run time: an `optional` input, a `required` one, `none` to fix it now,
-            or `all` for the maps of all classes at once behind a linear head: heatmap `[N, K, H, W]` and raw map
-            `[N, K, h, w]`, beside the predicted class.
+        class_input: how the class, and the box of a detector, is chosen at run time: by an `optional` input, a
+            `required` one, `none` to fix it now, or `all` for the maps of all classes at once behind a linear head:
+            heatmap `[N, K, H, W]` and raw map `[N, K, h, w]`, beside the predicted class.
         target: the class to explain with `class_input="none"`, by index or name; `None` for the predicted class.
         expose_activation: add the activation maps of the layer to the outputs.
         labels: class names, or a file of them; by default those stored in the model.

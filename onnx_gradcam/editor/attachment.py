@@ -102,6 +102,12 @@ def _attached(plan: Plan) -> Explained:
         )
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)
+    required = plan.options.class_input == "required"
+    if required and plan.options.box is not None:
+        raise InputError(
+            f"box {plan.options.box} would be the default of an input that has none with class_input 'required'; feed "
+            "it when the model runs, or use class_input 'optional' or 'none'"
+        )
     t = plan.t
     ingredients = Ingredients(plan)
     names, left = _append_outputs(plan, ingredients)
@@ -113,6 +119,8 @@ def _attached(plan: Plan) -> Explained:
     t.finish()
     model = t.model
     metadata = describe(plan, ingredients.class_input, names)
+    if required:
+        _require(model, metadata.box_input, metadata.batch_shape(model.shape(metadata.image_input))[:1])
     model.metadata.update(metadata.to_props())
     model.check()
     return Explained(model, metadata, plan.layer.reason, [*plan.warnings, *left], cut=plan.dropped)

@@ -17,7 +17,7 @@ class Engine:
     Attributes:
         name: identifier.
         title: its name, and the interfaces that are meant.
-        class_input: whether the class input is `optional`, `required` or `none` there.
+        class_input: whether the inputs of the class and the box are `optional`, `required` or `none` there.
         profile: the profile that writes gradients for it.
         tested: where its heatmaps are compared with ONNX Runtime's; empty if nowhere.
         advice: what else to know, one sentence without a full stop; empty for nothing.
@@ -82,7 +82,7 @@ _ENTRIES = (
         title="ONNX Runtime Web on WebAssembly",
         class_input="required",
         profile="portable",
-        tested=f"{_CI}, headless Chromium",
+        tested=f"{_CI}, 1.30.0 in headless Chromium",
         advice="`onnx-gradcam web` makes a whole page",
     ),
     Engine(
@@ -90,6 +90,7 @@ _ENTRIES = (
         title="ONNX Runtime Web on WebGPU",
         class_input="required",
         profile="webgpu",
+        tested=f"{_CI}, 1.30.0 in headless Chromium without a graphics card",
         advice="operators that WebGPU lacks run in WebAssembly",
     ),
     Engine(
@@ -97,7 +98,8 @@ _ENTRIES = (
         title="onnxruntime-node",
         class_input="required",
         profile="portable",
-        advice="it ignores an *optional* class input",
+        tested=f"{_CI}, 1.30.0",
+        advice="it ignores an *optional* class input; `npm install --ignore-scripts` spares a download of CUDA",
     ),
     Engine(
         name="triton",

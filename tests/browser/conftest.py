@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import itertools
-import shutil
 import threading
 
 import pytest
+from support.web_pages import launched
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.web.building import build_page
@@ -17,15 +17,8 @@ from onnx_gradcam.web.runtime_files import runtime_files
 
 @pytest.fixture(scope="session")
 def chromium():
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=installed, args=["--enable-unsafe-swiftshader"])
-        except api.Error:
-            pytest.skip("there is no Chromium: apt-get install chromium, or playwright install chromium")
+    with launched("--enable-unsafe-swiftshader") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

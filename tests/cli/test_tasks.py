@@ -318,6 +318,17 @@ def test_attach_and_inspect_say_what_chooses_the_box(call, finder):
     assert "  all boxes: scores in output 'detection_scores', places in 'detection_boxes'" in lines
 
 
+def test_an_engine_that_cannot_leave_an_input_out_is_fed_the_box(call, finder, here):
+    assert call("attach", *finder, "-o", "e.onnx", "--for", "node").exit_code == 0
+    proto = onnx.load(here / "e.onnx")
+    assert {"target_class", "target_box"} < {i.name for i in proto.graph.input}
+    assert not {"target_class", "target_box"} & {i.name for i in proto.graph.initializer}
+    refused = call("attach", *finder, "-o", "f.onnx", "--for", "node", "--box-index", "3")
+    assert refused.exit_code == 1
+    assert "box 3 would be the default of an input that has none" in " ".join(refused.stderr.split())
+    assert not (here / "f.onnx").exists()
+
+
 def test_a_classifier_has_no_boxes(call, classifier, image):
     result = call("explain", classifier, image, "--preprocess", PREPROCESS, "--box", "all", "-o", "out.png")
     assert result.exit_code == 1

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import pytest
 
 LOOK = """() => { window.seen = null; document.addEventListener('explained', ({ detail: d }) => {
   const bytes = new Uint8Array(d.heatmap.values.buffer);
@@ -21,6 +26,20 @@ PIXELS = """async name => {
   for (let i = 0; i < data.length; i += 8192) text += String.fromCharCode(...data.subarray(i, i + 8192));
   return { data: btoa(text), height, width };
 }"""
+
+
+@contextlib.contextmanager
+def launched(*switches: str) -> Iterator[Any]:
+    """A headless Chromium, the system's or Playwright's; where there is none, the test is skipped."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=installed, args=list(switches))
+        except api.Error:
+            pytest.skip("there is no Chromium: apt-get install chromium, or playwright install chromium")
+        yield browser
+        browser.close()
 
 
 class Page:

@@ -324,6 +324,22 @@ def test_a_model_with_required_choices_is_explained_as_any(explained):
             np.testing.assert_array_equal(one.heatmap, other.heatmap)
 
 
+def test_the_box_is_required_where_the_class_is(explained):
+    model = TABLES["centre and sizes"][0]
+    proto = attach(model, class_input="required").to_proto()
+    assert [i.name for i in proto.graph.input] == ["x", "target_class", "target_box"]
+    assert not {"target_class", "target_box"} & {i.name for i in proto.graph.initializer}
+    feeds = {"x": images(2, 3, 32, 32), "target_class": ints(1, -1), "target_box": ints(-1, 9)}
+    for name in ("heatmap", "heatmap_box"):
+        np.testing.assert_array_equal(run(proto, **feeds)[name], run(explained, **feeds)[name])
+    second = attach(model, class_input="required", box_rank=1).to_proto()
+    default = attach(model, box_rank=1).to_proto()
+    feeds["target_box"] = ints(-1, -1)
+    np.testing.assert_array_equal(run(second, **feeds)["heatmap_box"], run(default, **feeds)["heatmap_box"])
+    with pytest.raises(InputError, match="box 3 would be the default of an input that has none with class_input"):
+        attach(model, class_input="required", box=3)
+
+
 def test_a_box_that_was_fixed_is_not_forgotten():
     model = TABLES["centre and sizes"][0]
     with pytest.raises(InputError, match="box is 3, but clients choose the box here; omit it"):
