@@ -99,7 +99,7 @@ _ENTRIES = (
         class_input="required",
         profile="portable",
         tested=f"{_CI}, 1.30.0",
-        advice="it ignores an *optional* class input; `npm install --ignore-scripts` spares a download of CUDA",
+        advice="it ignores an *optional* class or box; `npm install --ignore-scripts` spares a download of CUDA",
     ),
     Engine(
         name="triton",
