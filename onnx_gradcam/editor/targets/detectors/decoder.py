@@ -30,6 +30,8 @@ _CHOOSING = {"ArgMax", "ArgMin", "TopK", "NonZero", "NonMaxSuppression", "Unique
 _VIEWS = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast", "Flatten", "Slice"}
 _LARGEST = 2**24
 """Numbers in the largest tensor of a decoder that is run."""
+_FEWEST = 64
+"""Rows from which on one that reads several positions would be noticed: each of them is with a chance of a half."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,7 @@ def single_positions(t: Builder, table: Value, free: int | None) -> set[ir.Value
         return set()
     tables = [decoder.run(contents), *(decoder.run(_half_changed(contents, maps, side)) for side in (0, 1))]
     known = [table for table in tables if table is not None]
-    if len(known) < len(tables) or len({table.shape for table in known}) > 1:
+    if len(known) < len(tables) or len({table.shape for table in known}) > 1 or known[0].shape[1] < _FEWEST:
         return set()
     first, second = ((table != known[0]).any(axis=(0, 2)) for table in known[1:])
     return set() if (first & second).any() else _read_directly(t, decoder, maps)
