@@ -148,7 +148,7 @@ class Evaluation:
                 {
                     "method": method,
                     "target_tensor": m.target_tensor,
-                    "target_tensors": m.target_tensors,
+                    "target_tensors": m.layers,
                     "weights": m.weights,
                 }
                 for method, m in metadata.items()
