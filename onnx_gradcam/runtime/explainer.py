@@ -182,7 +182,7 @@ class Explainer:
         if isinstance(prepared, InputError):
             raise prepared
         try:
-            outputs = self.runner.run(prepared.tensor[None], [-1], tables=True, maps=False)
+            outputs = self.run(prepared.tensor[None], [-1], tables=True, maps=False)
         except ModelError as exc:
             if EMPTY_TABLE not in str(exc):
                 raise
@@ -210,7 +210,13 @@ class Explainer:
             yield from self._batch(batch, target, box, batch_size)
 
     def run(
-        self, batch: Array, classes: Sequence[int], boxes: Sequence[int] | None = None, *, tables: bool = False
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None = None,
+        *,
+        tables: bool = False,
+        maps: bool = True,
     ) -> dict[str, Array]:
         """Run the explained model on prepared inputs.
 
@@ -221,6 +227,7 @@ class Explainer:
                 best box of the class; by default as the model was attached.
             tables: for a detector, also give the probabilities of all boxes, `[N, boxes, K]`, and their corners, `[N,
                 boxes, 4]`.
+            maps: give the maps; without them, a method that runs the model many times runs it once.
 
         Returns:
             All outputs by name, one row a sample.
@@ -229,18 +236,6 @@ class Explainer:
             TargetError: boxes for a model that has none to choose.
             ModelError: the model does not run, which it does not for an index out of range.
         """
-        return self._run(batch, classes, boxes, tables=tables)
-
-    def _run(
-        self,
-        batch: Array,
-        classes: Sequence[int],
-        boxes: Sequence[int] | None = None,
-        *,
-        tables: bool = False,
-        maps: bool = True,
-    ) -> dict[str, Array]:
-        """The same; without `maps` where they take runs of their own."""
         if boxes is not None and not self.metadata.box_input:
             raise TargetError("the box is fixed in this model, or it has none; start from the original detector")
         if len(batch) > 0:
@@ -444,7 +439,7 @@ class Explainer:
         names = self.metadata
         boxes = [box for _, (_, box) in rows if box is not None]
         try:
-            results = self._run(
+            results = self.run(
                 np.stack([one.prepared.tensor for one, _ in rows]),
                 [target for _, (target, _) in rows],
                 boxes or None,

@@ -75,7 +75,7 @@ def test_attach_and_explain_a_segmentation(call, here, segmenter, image):
     assert one.exit_code == 0, one.stderr
     direct = call(
         "explain", segmenter, image, "--task", "segmentation", "--target", "2", "--npy", "-o", "d.png",
-        "--preprocess", PREPROCESS,
+        "--preprocess", PREPROCESS, "--profile", "portable",
     )  # fmt: skip
     assert direct.exit_code == 0, direct.stderr
     np.testing.assert_array_equal(np.load(here / "o_2.npy"), np.load(here / "d_2.npy"))
