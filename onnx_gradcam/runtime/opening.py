@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,9 +71,9 @@ def attach_or_probe(
 ) -> tuple[Runner, list[str]]:
     """A model that is not explained yet, attached or made ready for a method that runs it many times; and warnings."""
     # Explained models run without graph code.
-    from onnx_gradcam.editor.attachment import attach  # noqa: PLC0415
+    from onnx_gradcam.editor.attachment import Explained, attach  # noqa: PLC0415
     from onnx_gradcam.editor.planning import chosen_method  # noqa: PLC0415
-    from onnx_gradcam.editor.probes import probed  # noqa: PLC0415
+    from onnx_gradcam.editor.probes import Probed, probed  # noqa: PLC0415
     from onnx_gradcam.options import Options  # noqa: PLC0415
 
     from .prober import Prober  # noqa: PLC0415
@@ -80,11 +81,18 @@ def attach_or_probe(
 
     suited = _PROFILES.get(resolve_provider(execution["provider"]), Options.profile)
     options = with_reference(model, Options().replaced({"profile": suited, **choices}))
-    if chosen_method(options).runs_often:
-        models = probed(model, options)
+    often = chosen_method(options).runs_often
+
+    def written(options: Options) -> Explained | Probed:
+        return probed(model, options) if often else attach(model, options)
+
+    explained = written(options)
+    if "profile" not in choices and not explained.model.fits_one_file:
+        # `cpu` stores mirrored weights, and a session takes what is not in other files in one piece.
+        explained = written(replace(options, profile=Options.profile))
+    if isinstance(explained, Probed):
         read_region(region, "", None)
-        return Prober(models, channels=options.channels, **repeats, **execution), models.warnings
-    explained = attach(model, options)
+        return Prober(explained, channels=options.channels, **repeats, **execution), explained.warnings
     session = Session(
         explained.to_proto().SerializeToString(),
         folder=explained.model.folder,

@@ -410,6 +410,16 @@ def test_preprocessing_has_to_be_known():
         Explainer(model())
 
 
+@pytest.mark.parametrize("method", ["saliency", "smoothgrad"])
+def test_gradients_are_written_for_the_provider_unless_that_makes_the_model_too_large(method, monkeypatch):
+    choices = {"method": method, "preprocess": PREPROCESS}
+    assert Explainer(model(), **choices).metadata.profile == "cpu"
+    assert Explainer(model(), **choices, profile="cuda").metadata.profile == "cuda"
+    monkeypatch.setattr("onnx_gradcam.graph.model._LARGEST_FILE", 10)
+    assert Explainer(model(), **choices).metadata.profile == "portable"
+    assert Explainer(model(), **choices, profile="cpu").metadata.profile == "cpu"
+
+
 def test_an_execution_provider_that_is_not_there():
     with pytest.raises(InputError, match="no execution provider 'tpu'"):
         Explainer(model(), preprocess=PREPROCESS, provider="tpu")
