@@ -207,6 +207,8 @@ def through_convolution(t: Builder, window: Window, node: ir.Node) -> Window | N
     if any(isinstance(n, int) and s >= n for s, n in zip(size, x.shape[2:], strict=True)):
         return None
     before = window.before[0] + pads[0], window.before[1] + pads[1]
+    # The pass may compute in another type than the model.
+    weight = t.cast(weight, window.value.dtype)
     value = t.op("ConvTranspose", window.value, weight, dilations=list(over.dilations), group=group, strides=[1, 1])
     wider = Window(value, window.spot, before, size)
     return wider.masked(t, value) if any(reach) else wider

@@ -91,6 +91,26 @@ def test_the_gradient_of_a_box_is_computed_around_its_position(method, monkeypat
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("grad_dtype", ["model", "float32"])
+@pytest.mark.parametrize("method", ["hirescam", "gradient"])
+def test_the_gradient_of_a_box_in_half_precision(method, grad_dtype, monkeypatch):
+    model = pyramid(size="32,48")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name != "scales":
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    x = images(2, 3, 32, 48).astype(np.float16)
+    feeds = {"x": x, "target_box": np.array([0, 470]), "target_class": np.array([1, 2])}
+    around = attach(model, method=method, grad_dtype=grad_dtype).to_proto()
+    monkeypatch.setattr(ingredients, "single_positions", lambda *_: set())
+    whole = attach(model, method=method, grad_dtype=grad_dtype).to_proto()
+    assert len(around.graph.node) > len(whole.graph.node)
+    got, wanted = (run(proto, **feeds)["cam"] for proto in (around, whole))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("profile", ["cpu", "openvino", "cuda", "tensorrt", "webgpu"])
 def test_profiles_have_the_same_maps_of_boxes(profile):
     feeds = {"x": images(2, 3, 16, 16), "target_box": np.array([3, 70]), "target_class": np.array([1, 2])}
