@@ -50,7 +50,7 @@ One less is twice a prime, which is no grid beside a class token.
 
 _LONGEST_RANGE = 10_000_000
 
-_SIZE_PROBES = ((193, 1087, 2006), (191, 1153, 1046), (211, 1409, 1686), (223, 1471, 2710))
+_SIZE_PROBES = ((193, 1087, 2006), (191, 1153, 854), (211, 1409, 1686), (223, 1471, 2710))
 """Numbers for free sizes: one more than a multiple of 64, one less, and 22 more. The first is below a usual crop.
 
 Neither of two sides is the shorter one every time, since some models scale the shorter one to a fixed size.

@@ -9,6 +9,7 @@ import pytest
 from onnx import parser
 
 from onnx_gradcam.errors import ModelError
+from onnx_gradcam.graph import shapes as inference
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.decompose import decompose
 from onnx_gradcam.graph.hazards import guard_padded_pools
@@ -329,3 +330,11 @@ def test_a_range_that_would_fill_the_memory_is_refused(where):
     )
     with pytest.raises(ModelError, match=r"Range .* more than 10,000,000 numbers"):
         load(model)
+
+
+@pytest.mark.parametrize("step", [1, *inference._STEPS, *inference._LARGEST_STEPS])
+def test_two_sides_have_other_sizes_in_every_run_and_take_turns_at_being_the_shorter(step):
+    sides = [[inference._multiple(number, step) for number in column] for column in inference._SIZE_PROBES[:2]]
+    assert all(len(set(side)) == 3 for side in sides)
+    if step < 64:
+        assert {high < wide for high, wide in zip(*sides, strict=True)} == {True, False}
