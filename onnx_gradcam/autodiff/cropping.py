@@ -12,7 +12,7 @@ Cutting and putting back are products with matrices of ones and zeros, which cha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -97,13 +97,18 @@ class Window:
 
     def with_value(self, value: Value) -> Window:
         """Another cotangent in the same window."""
-        return Window(value, self.spot, self.before, self.size)
+        return replace(self, value=value)
+
+    def _shifted(self, t: Builder) -> tuple[Value, Value]:
+        """The map's row of each row of the window, and its column of each column; see `Spot.shifted`."""
+        rows, columns = (self.spot.shifted(t, i, self.before[i], self.size[i]) for i in (0, 1))
+        return rows, columns
 
     def crop(self, t: Builder, x: Value) -> Value:
         """The same window of a tensor `[N, C, H, W]`, zero beyond its edges."""
         key = ("crop", x.core, self.before, self.size)
         if key not in self.spot.made:
-            rows, columns = (self.spot.shifted(t, i, self.before[i], self.size[i]) for i in (0, 1))
+            rows, columns = self._shifted(t)
             exact = t.cast(x, rows.dtype)
             high = t.op("MatMul", t.transpose(rows, [0, 3, 1, 2]), exact)
             self.spot.made[key] = t.cast(t.op("MatMul", high, t.transpose(columns, [0, 2, 3, 1])), x.dtype)
@@ -111,7 +116,7 @@ class Window:
 
     def placed(self, t: Builder) -> Value:
         """The whole cotangent, `[N, C, H, W]`."""
-        rows, columns = (self.spot.shifted(t, i, self.before[i], self.size[i]) for i in (0, 1))
+        rows, columns = self._shifted(t)
         high = t.op("MatMul", t.transpose(rows, [0, 3, 2, 1]), self.value)
         return t.op("MatMul", high, t.transpose(columns, [0, 2, 1, 3]))
 
@@ -119,7 +124,7 @@ class Window:
         """Another cotangent in the same window, set to zero beyond the map's edges."""
         key = ("inside", self.before, self.size)
         if key not in self.spot.made:
-            rows, columns = (self.spot.shifted(t, i, self.before[i], self.size[i]) for i in (0, 1))
+            rows, columns = self._shifted(t)
             down = t.transpose(t.sum(rows, [2]), [0, 2, 1, 3])
             across = t.transpose(t.sum(columns, [3]), [0, 2, 3, 1])
             self.spot.made[key] = down * across
@@ -132,7 +137,7 @@ class Window:
         begin = [b - own for b, own in zip(before, self.before, strict=True)]
         end = [s - own - b for s, own, b in zip(size, self.size, begin, strict=True)]
         value = t.op("Pad", self.value, t.ints(0, 0, *begin, 0, 0, *end))
-        return Window(value, self.spot, before, size)
+        return replace(self, value=value, before=before, size=size)
 
 
 def cut_out(t: Builder, g: Value) -> Window:

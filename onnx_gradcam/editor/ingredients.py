@@ -113,8 +113,7 @@ class Ingredients:
         table = None if plan.detections is None else t.find(plan.detections.scores)
         if table is None or plan.objective is not None:
             return set()
-        sizes = plan.image.probe_shape
-        return single_positions(t, table, sizes[0] if sizes and not isinstance(plan.image.shape[0], int) else None)
+        return single_positions(t, table, plan.image.free_batch)
 
     def _within_profile(self, gradients: Sequence[Value], since: int) -> list[Value]:
         """Gradients, of nodes appended after the first `since`, in operators that the profile's runtime documents."""

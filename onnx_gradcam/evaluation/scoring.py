@@ -39,7 +39,7 @@ _CELLS: Final = 7
 _RANK: Final = 5
 """Objects whose class is not among so many of the highest scores are left out: the model does not recognise them."""
 _SUREST: Final = Selection(which="number", least=0.3)
-"""Of a detector the surest box is explained, if it is that sure; docs/detectors.md measures layers by these boxes."""
+"""The box of a detector that is explained by default: the surest one, from this score on, as in docs/detectors.md."""
 _SCORES: Final[Mapping[str, Callable[[Probe], Scores]]] = {
     "probability": lambda probe: probe.probabilities,
     "similarity": lambda probe: probe.similarities,

@@ -77,6 +77,12 @@ class Value:
         return TensorInfo.of(self.core).probe_shape
 
     @property
+    def free_batch(self) -> int | None:
+        """The size that stands for a free first dimension in `probe_shape`; `None` if it is fixed or unknown."""
+        probe = self.probe_shape
+        return probe[0] if probe and not isinstance(self.shape[0], int) else None
+
+    @property
     def shape(self) -> Shape:
         """The shape: numbers, symbols, or `None` for unknown dimensions; an error if the rank is unknown."""
         return ranked_shape(self.core)

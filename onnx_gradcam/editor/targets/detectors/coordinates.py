@@ -58,12 +58,6 @@ class ImageInput:
         return None if shape is None else (shape[self.height], shape[self.width])
 
     @property
-    def free_batch(self) -> int | None:
-        """The size that stands for the batch in inferred shapes; `None` if it is fixed."""
-        shape = self.value.probe_shape
-        return shape[0] if shape and not isinstance(self.value.shape[0], int) else None
-
-    @property
     def fixed(self) -> tuple[int, int] | None:
         """Height and width; `None` if one is free."""
         height, width = (self.value.shape[axis] for axis in (self.height, self.width))
@@ -217,7 +211,7 @@ def _numbers_at(
 ) -> Array | None:
     """The four numbers of every box that a decoder alone computes, `[boxes, 4]`."""
     decoder = Decoder.of(t, value)
-    contents = decoder.contents(image.free_batch, None if seed is None else np.random.default_rng(seed))
+    contents = decoder.contents(image.value.free_batch, None if seed is None else np.random.default_rng(seed))
     table = None if contents is None or decoder.chooses else decoder.run(contents)
     if table is None:
         return None
