@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,7 +15,7 @@ from onnx_gradcam.errors import InputError, ServerError, near_matches
 from onnx_gradcam.images.decoding import read_image
 from onnx_gradcam.images.header import HeaderError, stored_size
 
-__all__ = ["Limits", "decode_image"]
+__all__ = ["Limits", "decode_image", "release"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +103,16 @@ def decode_image(source: bytes, limits: Limits, *, free_size: bool) -> npt.NDArr
         return read_image(source, max_pixels=limits.image_pixels)
     except InputError as error:
         raise ServerError(f"the image cannot be decoded: {error}") from error
+
+
+_LARGE_REQUEST: Final = 1 << 20
+
+
+def release(size: int) -> None:
+    """Free what a request of `size` bytes leaves behind, once its answer is on the way.
+
+    Tracebacks of refusals form reference cycles with the frames that hold the body, and Python looks for such cycles by
+    the number of objects, not by their size.
+    """
+    if size >= _LARGE_REQUEST:
+        asyncio.get_running_loop().call_soon(gc.collect)

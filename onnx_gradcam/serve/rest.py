@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 
 from onnx_gradcam.errors import ServerError, reason
 
+from .limits import release
 from .mlserver import ExplainRuntime
 from .query import Query, Result, Tensor, check_counts
 
@@ -59,6 +60,7 @@ class _Exchange:
         self._data_plane = data_plane
         self._runtime = runtime
         self._request = request
+        self._received = 0
 
     async def response(self) -> Response:
         try:
@@ -72,6 +74,8 @@ class _Exchange:
             self._runtime.count_refusal(500)
             _LOG.exception("a request failed")
             return _error("internal error; see the server's log", 500)
+        finally:
+            release(self._received)
 
     async def _infer(self) -> Response:
         name, version = self._request.path_params["model_name"], self._request.path_params.get("model_version")
@@ -111,6 +115,7 @@ class _Exchange:
         with self._runtime.receiving() as receive:
             async for chunk in self._request.stream():
                 receive(len(chunk))
+                self._received += len(chunk)
                 body += chunk
                 if len(body) > most:
                     raise ServerError(f"the body exceeds the limit of {most} bytes; send a smaller one", 413)

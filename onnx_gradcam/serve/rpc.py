@@ -21,6 +21,7 @@ from mlserver.types import InferenceRequest
 
 from onnx_gradcam.errors import ServerError
 
+from .limits import release
 from .mlserver import ExplainRuntime
 from .query import Query, Result, Tensor, check_counts
 
@@ -52,7 +53,10 @@ class ExplainServicer(InferenceServicer):
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
         """Answer an inference request."""
-        return await self._guarded(context, self._infer(request))
+        try:
+            return await self._guarded(context, self._infer(request))
+        finally:
+            release(request.ByteSize())
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
         """Answer whether the model is ready; NOT_FOUND for any other model."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import socket
 from dataclasses import dataclass, field
@@ -121,6 +122,8 @@ class _Server(MLServer):
             )
         )
         self._guard(runtime)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: collections after large requests look at the rest alone
         await self.start([])
 
     def _guard(self, runtime: ExplainRuntime) -> None:
