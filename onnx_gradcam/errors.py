@@ -25,7 +25,15 @@ _IGNORED = str.maketrans("", "", "-_ ")
 
 
 class ExplainError(Exception):
-    """Base of everything this package raises on purpose; names of untrusted files are shortened in the message."""
+    """Base of everything this package raises on purpose; names of untrusted files are shortened in the message.
+
+    Example::
+
+        try:
+            attach("model.onnx").save("explained.onnx")
+        except ExplainError as error:
+            print(error)  # one sentence: what is wrong, and what to do
+    """
 
     def __init__(self, message: str = "") -> None:
         super().__init__(_shortened(message))

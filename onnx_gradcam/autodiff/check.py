@@ -120,7 +120,11 @@ def check_gradients(
     Returns:
         One result for each tensor of `wrt`.
 
-    Example:
+    Raises:
+        UnsupportedError: an operator on the way has no rule.
+
+    Example::
+
         >>> model = onnx.load("model.onnx")
         >>> max(c.error for c in check_gradients(model, {"input": image}))
         3.2e-09

@@ -108,6 +108,9 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
         warn: called with each warning.
         choices: fields of `onnx_gradcam.Options`; for an explained model, only `labels` and `preprocess`.
 
+    Returns:
+        How many images were explained, and how many failed.
+
     Raises:
         InputError: an argument cannot be used, or the folder cannot be written or contains something else.
         ExplainError: the model cannot be explained this way; see `onnx_gradcam.errors`.

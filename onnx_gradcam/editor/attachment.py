@@ -47,6 +47,12 @@ class Explained:
         warnings: what the user should know.
         difference: largest relative difference of the original outputs, if both models were run.
         cut: the operator of the original that was cut off, since ONNX Runtime has none; empty for none.
+
+    Example::
+
+        explained = attach("model.onnx")
+        print(explained.metadata.target_tensor, explained.reason, *explained.warnings)
+        explained.save("explained.onnx")
     """
 
     model: Model

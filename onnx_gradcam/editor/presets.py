@@ -469,7 +469,12 @@ PRESETS: dict[str, Preset] = {
 
 
 def presets() -> dict[str, Preset]:
-    """All presets by name."""
+    """All presets by name.
+
+    Example::
+
+        print({name: preset.title for name, preset in presets().items()})
+    """
     return dict(PRESETS)
 
 

@@ -135,7 +135,7 @@ class Evaluation:
 
     @property
     def randomization(self) -> Sequence[Randomized]:
-        """The parameter randomization test: how similar heatmaps stay when weights are randomized."""
+        """The parameter randomization test, which tells how similar heatmaps stay when weights are randomized."""
         for _ in self._stage_stream:
             pass
         return self._stages

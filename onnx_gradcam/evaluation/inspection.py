@@ -180,6 +180,9 @@ def inspect(model: ModelSource, options: Options | None = None, **choices: Unpac
         options: what to explain and how.
         choices: fields of `Options`, in place of those of `options`.
 
+    Returns:
+        The decisions, or why there are none.
+
     Raises:
         InputError: an option has an impossible value.
         ModelError: the file is not a usable model.

@@ -93,6 +93,9 @@ def verify(
         seed: random seed of the direction.
         choices: fields of `Options`, in place of those of `options`.
 
+    Returns:
+        Both derivatives, and whether they agree.
+
     Raises:
         UnsupportedError: the model cannot be explained this way, or its gradient is not meant to be a derivative.
         InputError: the image cannot be read, or its preprocessing is not known.

@@ -59,7 +59,7 @@ def export(
 ) -> Exported:
     """Export a model to ONNX with the layer to explain among its outputs.
 
-    ::
+    Example::
 
         exported = export("model.keras", "model.onnx", layer="mixed10", preprocess="keras-tf")
         exported.target, exported.shape            # 'mixed10', ('batch', 2048, 8, 8)

@@ -152,7 +152,7 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """The number of channels of the input: 1 for gray, else 3."""
+        """The number of channels of the input, 1 for gray, else 3."""
         return 1 if self.color == "gray" else 3
 
     def value_range(self) -> tuple[float, float]:

@@ -66,8 +66,8 @@ def attach(
         choices: fields of `Options`, in place of those of `options`; `reference` may also be an image or a `.npy` file.
 
     Returns:
-        The explained model: its own inputs and outputs, an input `target_class`, and the outputs `heatmap`, `float32
-        [N, H, W]` in [0, 1], `cam`, `float32 [N, h, w]`, and `heatmap_class`, `int64 [N]`.
+        The explained model, with its own inputs and outputs, an input `target_class`, and the outputs `heatmap`,
+        `float32 [N, H, W]` in [0, 1], `cam`, `float32 [N, h, w]`, and `heatmap_class`, `int64 [N]`.
 
     Raises:
         InputError: an option, class name or preprocessing that is not possible.

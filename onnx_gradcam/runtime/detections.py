@@ -43,6 +43,10 @@ class Selection:
 
     Raises:
         InputError: a value is out of range.
+
+    Example::
+
+        explanation = Explainer("detector.onnx")("street.jpg", box=Selection(which="all", least=0.4))
     """
 
     which: Which

@@ -54,6 +54,11 @@ class Box:
         index: its index in the detector's own table.
         target: its class, and its score: the probability that the detector's post-processing shows.
         xyxy: x0 y0 x1 y1 in pixels of the image, from its upper left corner; `None` where the model does not tell.
+
+    Example::
+
+        for box in Explainer("detector.onnx").boxes("street.jpg"):
+            print(box.n, box.caption, box.xyxy)
     """
 
     n: int | None
@@ -141,6 +146,13 @@ class Explanation:
             the heatmap; `None` for the whole input.
         boxes: for a detector, the list of the boxes in the image, the surest first.
         notes: what you should know about the choice of boxes.
+
+    Example::
+
+        explanation = Explainer("model.onnx", preprocess="torchvision")("photo.jpg", target=["tabby", "tiger cat"])
+        explanation.heatmap  # of the first class, float32 [H, W] in [0, 1], over the model's input
+        explanation.heatmap_on_image(1)  # of the second class, over the whole image
+        explanation.sheet().save("sheet.png")
     """
 
     image: npt.NDArray[np.uint8]
@@ -209,7 +221,7 @@ class Explanation:
 
     @property
     def warnings(self) -> list[str]:
-        """What you should know about the maps: of which boxes they are, which are blank, which have heat in padding."""
+        """What you should know about the maps, as of which boxes they are, and which are blank or hot in padding."""
         blank = [
             f"the heatmap of {m.target.label!r} is zero everywhere: nothing in the image speaks for this class"
             for m in self.maps
@@ -372,8 +384,21 @@ def method_sheet(
 ) -> Drawing:
     """The image and, beside it, one panel for each method and class; with several classes a row for each method.
 
+    Args:
+        explanations: explanations of the same image, by the names that the sheet shows.
+        preset: the library that draws the overlays; by default that of each explanation.
+        look: fields of `onnx_gradcam.images.masks.Look`.
+
+    Returns:
+        The sheet, `uint8 [H, W, 3]`.
+
     Raises:
         InputError: as for `Explanation.sheet`.
+
+    Example::
+
+        explanations = {name: Explainer("model.onnx", method=name)("photo.jpg") for name in ("gradcam", "layercam")}
+        method_sheet(explanations).save("methods.png")
     """
     drawn_as = Look(**look)
     if drawn_as.style == "alpha":

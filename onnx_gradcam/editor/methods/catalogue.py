@@ -166,7 +166,7 @@ class Method:
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
-        """The names of its ingredients: the parameters behind the builder, or `uses`."""
+        """The names of its ingredients, which are the parameters behind the builder, or `uses`."""
         return self.uses if self.runs_often else tuple(inspect.signature(self.function).parameters)[1:]
 
     @property
@@ -196,7 +196,7 @@ class Method:
 
     @property
     def combines(self) -> bool:
-        """Whether its maps of several layers can become one: it is part of the model, and looks at each alone."""
+        """Whether its maps of several layers can become one; it is then part of the model, and looks at each alone."""
         alone = self.runs_often or self.reruns_head or self.linear_head or self.differentiates("attention")
         return self.family == "cam" and not alone
 
@@ -249,7 +249,12 @@ def method(name: str, **fields: Any) -> Callable[[_Function], _Function]:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name, family by family, those that look at a layer first; imports their modules if need be."""
+    """All methods by name, family by family, those that look at a layer first; imports their modules if need be.
+
+    Example::
+
+        print([name for name, method in methods().items() if method.family == "attribution"])
+    """
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
