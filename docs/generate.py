@@ -60,7 +60,7 @@ def methods_page() -> str:
         "accepted in other spellings, such as `Grad-CAM`. `docs/generate.py` writes this page from the registry.",
         "",
         "```",
-        "onnx-gradcam explain model.onnx photo.jpg --method layercam",
+        "onnx-gradcam explain model.onnx photo.jpg --preprocess torchvision --method layercam",
         "```",
         "",
         "A method of the family `cam` weights the maps of a layer; one of the family `attribution` computes a value",

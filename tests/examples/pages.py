@@ -1,40 +1,53 @@
-"""Run the pages of `docs/examples` as a reader would, in an empty folder.
+"""Run the pages of the documentation as a reader would, in an empty folder.
 
     python tests/examples/pages.py
 
-updates the images on the pages. A page is Markdown with four kinds of fenced blocks:
+updates the images on the pages of `docs/examples`. A page is Markdown with these kinds of fenced blocks:
 
 - no language: commands, one per line;
 - `python`: code that runs in one namespace per page; `python alone`: code that runs without this package;
 - `text`: the output of the previous block. A line `...` stands for any lines; numbers must agree within 5 % or 0.02;
-- `python original`: creates the page's model file with the framework; without it, a stand-in is used.
+- `json`: one JSON document, which is parsed;
+- `python original`: creates the page's model file with the framework; without it, a stand-in is used;
+- `bash yours`, `python yours`, `text yours`: takes what only the reader has (a framework, a server, a detector). Its
+  commands are parsed, so that no option is invented, and its code is compiled.
+
+Where a page names the reader's own files (`model.onnx`, `photo.jpg` ...), stand-ins are there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import typer.main
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from examples import stand_ins
 
+from onnx_gradcam import attach
+from onnx_gradcam.cli import app
+
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs" / "examples").glob("*.md"))
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.md"))
+GENERATED = {"api.md", "cli.md", "operators.md"}
+WRITTEN = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in GENERATED)]
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r"!\[[^\]]*\]\((\.\./images/[^)]+)\)")
 CLONE = ("circle_and_star.png", "square_and_ring.png", "boxes.json", "shapes.txt", "shapes.json", "shapes.onnx")
 
@@ -51,7 +64,7 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page."""
     text = page.read_text(encoding="utf-8")
-    return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 1) for m in BLOCK.finditer(text)]
+    return [Block(m[2], textwrap.dedent(m[3]), text.count("\n", 0, m.start()) + 1) for m in BLOCK.finditer(text)]
 
 
 def shown(page: Path) -> list[Path]:
@@ -76,6 +89,23 @@ def furnish(folder: Path) -> None:
     stand_ins.pooled_logits(folder / "pooled_logits.onnx")
 
 
+def furnish_reader(folder: Path) -> None:
+    """Fill the folder with stand-ins for what a reader has: an ImageNet classifier, its names, and photographs."""
+    (folder / "models").mkdir()
+    for path in (ROOT / "models").glob("*.*"):
+        shutil.copy(path, folder / "models" / path.name)
+    stand_ins.imagenet(folder / "model.onnx", folder / "labels.txt")
+    attach(folder / "model.onnx", labels=folder / "labels.txt", preprocess="torchvision").save(
+        folder / "explained.onnx"
+    )
+    for name in ("float.onnx", "int8.onnx"):
+        shutil.copy(folder / "model.onnx", folder / name)
+    image = cv2.imread(str(ROOT / "models" / "circle_and_star.png"))
+    (folder / "photos").mkdir()
+    for path in (folder / "photo.jpg", folder / "photos" / "1.jpg", folder / "photos" / "2.jpg"):
+        cv2.imwrite(str(path), image)
+
+
 # ----- running a page ----------------------------------------------------------
 
 
@@ -83,7 +113,7 @@ def run_page(page: Path) -> None:
     """Run the blocks of a page in the current folder.
 
     Args:
-        page: a page of `docs/examples`.
+        page: a page of `EXAMPLES` or `WRITTEN`.
 
     Raises:
         AssertionError: a command fails, or its output differs from the page.
@@ -100,8 +130,17 @@ def run_page(page: Path) -> None:
             printed = _alone(block.text, where)
         elif block.kind == "text":
             _compare(block.text, printed, where)
+        elif block.kind == "json":
+            json.loads(block.text)
+        elif block.kind == "bash yours":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                _parse(line, where)
+        elif block.kind == "python yours":
+            compile(block.text, where, "exec")
         else:
-            assert block.kind == "python original", f"{where}: unknown kind of block {block.kind!r}"
+            # A directive of the site has its name in braces.
+            known = block.kind in {"python original", "text yours"} or block.kind.startswith("{")
+            assert known, f"{where}: unknown kind of block {block.kind!r}"
 
 
 def make_originals(page: Path) -> None:
@@ -112,13 +151,27 @@ def make_originals(page: Path) -> None:
 
 
 def _command(line: str, where: str) -> str:
-    from onnx_gradcam.cli import app  # noqa: PLC0415 - `python alone` must not need it
 
     program, *arguments = shlex.split(line)
     assert program == "onnx-gradcam", f"{where}: {line}"
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, f"{where}: {line}\n{result.output}\n{result.exception!r}"
     return result.stdout + result.stderr
+
+
+def _parse(line: str, where: str) -> None:
+    """Parse a command line of this program as it would be called, without calling it; others are left alone."""
+    if not line.startswith("onnx-gradcam "):
+        return
+    words = shlex.split(re.split(r" +(?:#|\||&&|>) ?", line)[0])
+    command = typer.main.get_command(app)
+    try:
+        while hasattr(command, "commands"):
+            words = words[1:]
+            command = command.commands[words[0]]
+        command.make_context(words[0], words[1:])
+    except Exception as wrong:
+        raise AssertionError(f"{where}: {line}\n{wrong!r}") from wrong
 
 
 def _python(code: str, names: dict[str, object], where: str) -> str:
@@ -167,7 +220,7 @@ def main() -> None:
     import os  # noqa: PLC0415 - only needed here
     import tempfile  # noqa: PLC0415
 
-    for page in PAGES:
+    for page in EXAMPLES:
         with tempfile.TemporaryDirectory() as folder:
             furnish(Path(folder))
             os.chdir(folder)

@@ -168,3 +168,27 @@ def pooled_logits(path: Path) -> None:
     )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def imagenet(path: Path, names: Path) -> None:
+    """A classifier of 1000 classes at 224 x 224, its weights drawn, and a file of class names."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "kernel": rng.standard_normal((8, 3, 32, 32)) / 55,
+        "matrix": rng.standard_normal((8, 1000)),
+        "bias": rng.standard_normal(1000),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "kernel"], ["features"], strides=[32, 32]),
+        helper.make_node("Relu", ["features"], ["layer4"]),
+        helper.make_node("GlobalAveragePool", ["layer4"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "matrix", "bias"], ["logits"]),
+    ]
+    image = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["N", 3, 224, 224])
+    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 1000])
+    stored = [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "imagenet", [image], [logits], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    known = {281: "tabby", 282: "tiger cat", 242: "boxer", 207: "golden retriever"}
+    names.write_text("".join(f"{known.get(i, f'class {i}')}\n" for i in range(1000)), "utf-8")
