@@ -105,6 +105,8 @@ class Options:
         reference: embedding only: the embedding to compare with, `[D]`; for `Explainer` also a `.npy` file
             or an image.
         image: name of the image input, where several could be it.
+        bake: values of other inputs, which become constants of the model, as `Explainer` takes them in `feeds`, but for
+            pictures and what depends on the photo.
         class_input: how the class, and the box of a detector, is chosen at run time: by an `optional` input, a
             `required` one, `none` to fix it now, or `all` for the maps of all classes at once behind a linear head:
             heatmap `[N, K, H, W]` and raw map `[N, K, h, w]`, beside the predicted class.
@@ -145,6 +147,7 @@ class Options:
     box: int | None = None
     reference: str | Path | bytes | npt.NDArray[Any] | None = None
     image: str | None = None
+    bake: Mapping[str, Any] | None = None
     class_input: ClassInput = "optional"
     target: int | str | None = None
     expose_activation: bool = False
@@ -169,6 +172,8 @@ class Options:
             _check_index(name, getattr(self, name), optional=name == "box")
         for name in ("against", "target"):
             _check_class(name, getattr(self, name))
+        if not isinstance(self.bake, Mapping | None):
+            raise InputError(f"bake is {_shortened(self.bake)}; give values by the names of inputs")
         if self.target is not None and self.class_input != "none":
             raise InputError("a target fixes the class in the model; combine it with class_input 'none'")
 
@@ -200,6 +205,7 @@ class Choices(TypedDict, total=False):
     box: int | None
     reference: str | Path | bytes | npt.NDArray[Any] | None
     image: str | None
+    bake: Mapping[str, Any] | None
     class_input: ClassInput
     target: int | str | None
     expose_activation: bool

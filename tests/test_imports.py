@@ -15,32 +15,34 @@ import onnx_gradcam
 PACKAGE = Path(onnx_gradcam.__file__).parent
 
 # Each part may import the parts named here, itself, and nothing else of the package.
-BASE = {"errors", "files", "options"}
+PLAIN = {"errors", "files", "options"}
+BASE = {*PLAIN, "feeds"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "feeds": {"errors", "files"},
     "options": {"errors"},
-    "metadata": BASE,
+    "metadata": PLAIN,
     "graph": {"errors", "files"},
-    "images": BASE,
-    "autodiff": {*BASE, "graph"},
-    "editor.methods": {*BASE, "graph"},
-    "editor.targets": {*BASE, "graph"},
+    "images": PLAIN,
+    "autodiff": {*PLAIN, "graph"},
+    "editor.methods": {*PLAIN, "graph"},
+    "editor.targets": {*PLAIN, "graph"},
     "editor": {*BASE, "graph", "autodiff", "images.preprocessing", "metadata", "editor.methods", "editor.targets"},
     "runtime.session": {"errors", "files", "graph"},
     "runtime": {*BASE, "graph", "images", "metadata", "editor", "editor.methods", "editor.targets"},
-    "exporters": {*BASE, "graph", "autodiff", "images", "metadata", "editor", "editor.targets", "runtime.session"},
+    "exporters": {*PLAIN, "graph", "autodiff", "images", "metadata", "editor", "editor.targets", "runtime.session"},
     "evaluation": {*BASE, "graph", "autodiff", "images", "metadata", "editor", "editor.targets"}
     | {"runtime", "exporters"},
-    "batching": {*BASE, "images", "runtime"},
+    "batching": {*PLAIN, "images", "runtime"},
     "serve": {*BASE, "graph", "images", "metadata", "editor", "editor.targets", "runtime"},
-    "web": {*BASE, "graph", "images", "metadata", "editor", "runtime"},
+    "web": {*PLAIN, "graph", "images", "metadata", "editor", "runtime"},
 }
 ANYTHING = {"cli", "__main__", "__init__"}
 """What nothing imports may import everything."""
 
 MOST_FLOORS = 12
-MOST_FILES = 212
+MOST_FILES = 213
 LEAST_LINES = 60
 
 

@@ -21,7 +21,7 @@ __all__ = ["Crew", "Job", "in_order"]
 _MAX_RUNS: Final = 8
 """Concurrent runs of the model: more need more memory and are no faster."""
 _RANGES: Final = {"batch_size": (1, 1024), "shard_size": (1, 65536), "threads": (1, 1024)}
-_EXPLAINER: Final = ("region", "augment", "seed")
+_EXPLAINER: Final = ("region", "feeds", "augment", "seed")
 """Arguments of `Explainer` that are not fields of `Options` or of `Job`."""
 
 Item = TypeVar("Item")

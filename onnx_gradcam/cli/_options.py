@@ -30,9 +30,19 @@ if TYPE_CHECKING:
     from onnx_gradcam.runtime.detections import Selection
 
 __all__ = ["OPTIONS", "BoxIndex", "BoxNumber", "BoxRank", "Command", "ImagesArgument", "ImagesOption", "Json"]
-__all__ += ["LeastScore", "MethodNames", "ModelFile", "ModelName", "ModelPath", "OutFolder", "Provider", "Seed"]
+__all__ += [
+    "FeedValues",
+    "LeastScore",
+    "MethodNames",
+    "ModelFile",
+    "ModelName",
+    "ModelPath",
+    "OutFolder",
+    "Provider",
+    "Seed",
+]
 __all__ += ["Targets", "Threads", "count", "explains", "model_source", "named", "names", "option", "registered"]
-__all__ += ["selected_boxes"]
+__all__ += ["read_feeds", "selected_boxes"]
 
 _PANELS = ("Model", "Target", "Method", "Image", "Output", "Runtime")
 """The groups of options in the help, in this order; what has none comes last."""
@@ -157,6 +167,25 @@ MethodNames = Annotated[
 Provider = Annotated[str, option("Runtime", "Execution provider; `doctor` lists them.", metavar="NAME")]
 Threads = Annotated[int | None, count("Number of CPU threads. [default: all cores]")]
 Seed = Annotated[int, count("Random seed, for methods that draw random numbers.", min=0)]
+
+
+def read_feeds(values: list[str] | None) -> dict[str, Any]:
+    """The values of `--feed` by name."""
+    from onnx_gradcam.feeds import read_pairs  # noqa: PLC0415 - --help must not wait for it
+
+    return read_pairs(values or ())
+
+
+FeedValues = Annotated[
+    list[str] | None,
+    option(
+        "Image",
+        "Value of another input: a .npy file, FILE.npz:KEY, a picture, JSON, zeros, ones, image-size (of the photo: "
+        "width, height), image-size-hw, or scale; or @FILE.json with values by name. Repeat it for more inputs.",
+        "--feed",
+        metavar="NAME=VALUE",
+    ),
+]
 Json = Annotated[bool, option("Output", "Print one JSON document and nothing else.", "--json")]
 
 
@@ -177,6 +206,14 @@ OPTIONS: dict[str, Any] = {
         callback=_no_file,
     ),
     "image": _declared(str, "Model", "Model input that takes the image.", "--input", metavar="NAME"),
+    "bake": _declared(
+        list[str],
+        "Model",
+        "Another input that becomes a constant of the model: a .npy file, FILE.npz:KEY, JSON, zeros or ones. Repeat it "
+        "for more.",
+        "--bake",
+        metavar="NAME=VALUE",
+    ),
     "task": _declared(
         str,
         "Model",
@@ -308,6 +345,8 @@ def explains(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]]
         @functools.wraps(command)
         def call(**values: Any) -> None:
             choices = {name: value for name in shared if (value := values.pop(name)) not in (None, [])}
+            if "bake" in choices:
+                choices["bake"] = read_feeds(choices["bake"])
             command(**values, choices=choices)
 
         # typer reads these; __wrapped__ would lead it to the undecorated function.

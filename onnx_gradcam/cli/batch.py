@@ -12,6 +12,7 @@ from ._options import (
     BoxIndex,
     BoxNumber,
     BoxRank,
+    FeedValues,
     LeastScore,
     ModelPath,
     OutFolder,
@@ -21,6 +22,7 @@ from ._options import (
     count,
     explains,
     option,
+    read_feeds,
     selected_boxes,
 )
 from ._output import complain, say, warn
@@ -28,7 +30,7 @@ from ._output import complain, say, warn
 __all__ = ["batch"]
 
 
-@explains(without=("target", "class_input", "expose_activation", "box", "box_rank"))
+@explains(without=("target", "class_input", "expose_activation", "bake", "box", "box_rank"))
 def batch(
     model: ModelPath,
     images: Annotated[
@@ -59,6 +61,7 @@ def batch(
     box_rank: BoxRank = None,
     box_index: BoxIndex = None,
     least: LeastScore = None,
+    feed: FeedValues = None,
     provider: Provider = "cpu",
     threads: Threads = None,
     batch_size: Annotated[int, count("Maximum number of images per run of the model.", max=1024)] = 8,
@@ -111,7 +114,7 @@ def batch(
             resume=resume,
             progress=progress,
             warn=warn,
-            **choices,
+            **{**({"feeds": read_feeds(feed)} if feed else {}), **choices},
         )
     resumed = f", {summary.resumed} of them by earlier runs" if summary.resumed else ""
     say(f"{_images(summary.explained)} explained{resumed}, in {out}")

@@ -11,7 +11,7 @@ import typer
 from onnx_gradcam.options import HeatmapMetric
 
 from ._images import find_images
-from ._options import ImagesOption, Json, option
+from ._options import FeedValues, ImagesOption, Json, option, read_feeds
 from ._output import complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def compare(
         list[str] | None,
         option("Image", f"How an image becomes the input, as in `explain`. {_EACH}", metavar="NAME|FILE|JSON"),
     ] = None,
+    feed: FeedValues = None,
     layer: Annotated[list[str] | None, option("Method", f"Layer to explain. {_EACH}", metavar="NAME")] = None,
     method: Annotated[list[str] | None, option("Method", f"Method. {_EACH} [default: gradcam]", metavar="NAME")] = None,
     provider: Annotated[
@@ -110,8 +111,9 @@ def compare(
             )
     from onnx_gradcam.evaluation import comparison  # noqa: PLC0415 - --help must not wait for it
 
+    feeds = read_feeds(feed)
     results = comparison.compare(
-        [comparison.Side(model=model, **_chosen(settings, i)) for i, model in enumerate(models)],
+        [comparison.Side(model=model, feeds=feeds, **_chosen(settings, i)) for i, model in enumerate(models)],
         find_images(images),
         natives=native or [],
         target=target,

@@ -14,6 +14,7 @@ from ._options import (
     OPTIONS,
     BoxNumber,
     BoxRank,
+    FeedValues,
     ImagesOption,
     Json,
     LeastScore,
@@ -25,6 +26,7 @@ from ._options import (
     model_source,
     names,
     option,
+    read_feeds,
     selected_boxes,
 )
 from ._output import complain, say, say_json, table, warn
@@ -92,6 +94,7 @@ def evaluate(
             metavar="similarity|score",
         ),
     ] = None,
+    feed: FeedValues = None,
     steps: Annotated[
         int, option("Method", "Number of steps of deletion and insertion.", min=1, max=10_000, metavar="N")
     ] = 50,
@@ -139,6 +142,7 @@ def evaluate(
         threads=threads,
         provider=provider,
         options=Options(**choices),
+        feeds=read_feeds(feed),
     )
     _run(evaluation, sanity=sanity)
     if as_json:

@@ -18,6 +18,7 @@ from ._options import (
     BoxIndex,
     BoxNumber,
     BoxRank,
+    FeedValues,
     ImagesArgument,
     Json,
     LeastScore,
@@ -32,6 +33,7 @@ from ._options import (
     model_source,
     names,
     option,
+    read_feeds,
     selected_boxes,
 )
 from ._output import complain, layers, say, say_json, table, warn
@@ -50,7 +52,7 @@ _MOST_LISTED = 20
 """Boxes that are printed: a detector whose boxes have no known places lists hundreds that overlap."""
 
 
-@explains(without=("method", "target", "class_input", "expose_activation", "box", "box_rank"))
+@explains(without=("method", "target", "class_input", "expose_activation", "bake", "box", "box_rank"))
 def explain(
     model: ModelFile,
     images: ImagesArgument,
@@ -64,6 +66,7 @@ def explain(
     region: Annotated[
         Path | None, option("Target", "With --mask input: image that is not black where to explain.", metavar="FILE")
     ] = None,
+    feed: FeedValues = None,
     augment: Annotated[
         bool, option("Image", "Average six explanations: mirrored or not, three brightnesses.", "--augment")
     ] = False,
@@ -130,6 +133,7 @@ def explain(
       onnx-gradcam explain model.onnx photo.jpg --target tabby,boxer
       onnx-gradcam explain model.onnx photos/ -o heatmaps/ --target top3
       onnx-gradcam explain detector.onnx photo.jpg --box all --least 0.4
+      onnx-gradcam explain model.onnx photo.jpg --feed table=patient.npy --feed age=[[61]]
       onnx-gradcam explain model.onnx photo.jpg --method gradcam,hirescam,layercam
       onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
     """  # noqa: D301 - \b keeps the lines of the examples apart
@@ -150,7 +154,7 @@ def explain(
         look=_chosen(look),
     )
     arguments = {"provider": provider, "seed": seed, "augment": augment, "batch_size": batch_size, **choices}
-    arguments |= _chosen({"threads": threads, "region": region})
+    arguments |= _chosen({"threads": threads, "region": region, "feeds": read_feeds(feed) or None})
     _run(job, model, names(methods, "--method"), places(job.images, out, arrays), arguments)
 
 
@@ -242,7 +246,7 @@ def _explained(explainers: Mapping[str, Explainer], targets: Sequence[Place], jo
     stdin = cache(sys.stdin.buffer.read)
     streams = [
         explainer.stream(
-            (stdin() if path == "-" else path for path in job.images),
+            [stdin() if path == "-" else path for path in job.images],
             job.targets or None,
             box=job.selection,
             batch_size=job.batch_size,

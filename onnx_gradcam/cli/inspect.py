@@ -107,6 +107,8 @@ def _say_score(score: ScoreInfo) -> None:
 
 def _say_decisions(result: Inspection, decisions: Decisions) -> None:
     say(f"image: {decisions.image_input!r}, {decisions.image_layout}")
+    for name, default in decisions.to_feed.items():
+        say(f"other input: {name!r}, " + (f"takes {default} unless fed" if default else f"give --feed {name}=VALUE"))
     for layer in decisions.levels:
         say(f"layer: {layer.tensor!r} {shape(layer.shape)} {layer.layout}")
     say(f"  {decisions.layer_reason}")

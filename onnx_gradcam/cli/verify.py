@@ -8,7 +8,7 @@ import typer
 
 from onnx_gradcam.options import Options
 
-from ._options import OPTIONS, Json, ModelFile, count, explains, model_source
+from ._options import OPTIONS, FeedValues, Json, ModelFile, count, explains, model_source, read_feeds
 from ._output import complain, finite, say, say_json
 
 __all__ = ["verify"]
@@ -25,6 +25,7 @@ def verify(
     ] = None,
     *,
     choices: dict[str, Any],
+    feed: FeedValues = None,
     seed: Annotated[int, count("Random seed of the direction.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def verify(
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.evaluation import verification  # noqa: PLC0415 - --help must not wait for it
 
-    result = verification.verify(model_source(model), photo, Options(**choices), seed=seed)
+    result = verification.verify(model_source(model), photo, Options(**choices), feeds=read_feeds(feed), seed=seed)
     if as_json:
         numbers = {name: finite(getattr(result, name)) for name in ("analytic", "numeric", "relative")}
         say_json({"target_tensor": result.target_tensor, **numbers, "grain": result.grain, "agrees": result.agrees})

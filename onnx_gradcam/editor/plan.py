@@ -22,7 +22,7 @@ from .presets import Preset
 from .targets.axes import Layout, letters
 from .targets.layer import Candidate, Layer
 from .targets.layer_names import biases_of
-from .targets.score import OBJECTIVES, Detections, Objective, Score, against, input_layout, input_name
+from .targets.score import OBJECTIVES, Detections, Objective, Score, against, image_inputs, input_layout, input_name
 from .targets.task import Task
 
 __all__ = ["Plan"]
@@ -236,8 +236,17 @@ class Plan:
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
         caution = [self.preset.caution] if self.preset.caution else []
         asides = [*self._hazard, *self._missing, *self._training, *coupled, *self._unfollowed, *self._scattered]
-        asides += self._merged
+        asides += [*self._merged, *self._other_images]
         return [*self.remarks, *asides, *caution]
+
+    @property
+    def _other_images(self) -> list[str]:
+        others = [v.name for v in image_inputs(self.t) if v.name != self.image_input]
+        if self.options.image is not None or not others or self.image.rank != 4:
+            return []
+        named = " or ".join(map(repr, others))
+        why = f"the image is taken to be the input {self.image_input!r}, of three channels"
+        return [f"{why}; explain {named} with --input"]
 
     @property
     def _scattered(self) -> list[str]:

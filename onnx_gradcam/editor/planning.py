@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import carries_gradient, missing_rules
 from onnx_gradcam.autodiff.expand import expand_missing
 from onnx_gradcam.autodiff.providers import find_profile
-from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError
+from onnx_gradcam.errors import InputError, ModelError, TargetError, UnsupportedError, near_matches
+from onnx_gradcam.feeds import Declared, read_constant
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.decompose import unknown_operator
@@ -43,6 +45,7 @@ from .targets.score import (
     find_image,
     find_score,
     has_single_image,
+    image_inputs,
     input_layout,
     input_name,
     single_scores,
@@ -92,6 +95,8 @@ def _planned(model: Model, options: Options) -> Plan:
     statements, chosen = read_statements(model.metadata, model.folder), options
     if options.labels is not None:
         options = replace(options, labels=read_labels(options.labels))
+    if options.bake:
+        _bake(model, options.bake, options.image or Carried.from_props(model.metadata).image_input or None)
     with_batch_axis(model, options.image or Carried.from_props(model.metadata).image_input or None)
     options = as_exported(model, options, statements)
     task = find_task(options.task or USUAL_TASK)
@@ -109,6 +114,36 @@ def _planned(model: Model, options: Options) -> Plan:
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
         plan = replace(expanded, options=options, layers=layers)
     return _completed(plan, statements, chosen)
+
+
+def _bake(model: Model, given: Mapping[str, Any], image: str | None) -> None:
+    """Make inputs constants, in place; what has a row for every image is repeated for each of them."""
+    t = Builder(model)
+    photos = [v for v in image_inputs(t) if v.name not in given and image in {None, v.name}]
+    batch = photos[0].shape[0] if len(photos) == 1 and photos[0].rank == 4 else None
+    inputs = {v.name: v for v in map(t.wrap, t.graph.inputs)}
+    for name, value in given.items():
+        info = inputs.get(name)
+        if info is None or name == image:
+            raise TargetError(
+                f"there is no other input {name!r} to bake{near_matches(name, inputs) or f'; it has {[*inputs]}'}"
+            )
+        shape = info.known_shape
+        if shape is None or info.dtype is None:
+            raise TargetError(
+                f"the input {name!r} has no declared type and shape, so no constant fits; feed it instead"
+            )
+        by_row = batch is not None and bool(shape) and shape[0] == batch
+        dtype = "string" if info.dtype.kind == "O" else info.dtype.name
+        array = read_constant(value, Declared(name, dtype, tuple(shape)), by_row=by_row)
+        constant = t.const(np.repeat(array, batch, axis=0) if by_row and isinstance(batch, int) else array)
+        if by_row and not isinstance(batch, int):
+            sizes = t.op("Concat", t.op("Shape", photos[0], start=0, end=1), t.ints(*array.shape[1:]), axis=0)
+            constant = t.sized_as(info.core, t.op("Expand", constant, sizes))
+        ir.convenience.replace_all_uses_with(info.core, constant.core)
+        t.graph.inputs.remove(info.core)
+    t.finish()
+    t.graph.sort()
 
 
 def _completed(plan: Plan, statements: Statements, chosen: Options) -> Plan:

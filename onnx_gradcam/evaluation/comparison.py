@@ -48,6 +48,7 @@ class Side:
         layer: the layer to explain.
         method: the method; `gradcam` by default.
         provider: execution provider.
+        feeds: values of the model's other inputs, as for `Explainer`.
     """
 
     model: ModelSource | Explainer
@@ -57,6 +58,7 @@ class Side:
     layer: str | None = None
     method: str | None = None
     provider: str = "cpu"
+    feeds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -70,7 +72,14 @@ class Side:
         model = as_onnx(self.model, self.layer) if isinstance(self.model, (str, Path)) else self.model
         choices: dict[str, Any] = {"layer": self.layer, "method": self.method}
         choices = {name: value for name, value in choices.items() if value is not None}
-        return Explainer(model, labels=self.labels, preprocess=self.preprocess, provider=self.provider, **choices)
+        return Explainer(
+            model,
+            labels=self.labels,
+            preprocess=self.preprocess,
+            provider=self.provider,
+            feeds=self.feeds,
+            **choices,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

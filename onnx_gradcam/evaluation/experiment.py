@@ -178,6 +178,7 @@ def evaluate(
     box: BoxChoice = None,
     watch: Watched | None = None,
     options: Options | None = None,
+    feeds: Mapping[str, Any] | None = None,
     steps: int = 50,
     seed: int = 0,
     batch_size: int = 8,
@@ -204,6 +205,7 @@ def evaluate(
             D-RISE of the box that is most like the explained one, wherever in the table it is; `score` is that of the
             same row.
         options: what to explain and how; its `method` does not apply.
+        feeds: values of the model's other inputs, as for `Explainer`, the same for all images.
         steps: number of steps of deletion and insertion.
         seed: random seed.
         batch_size: number of images to run at once.
@@ -239,6 +241,7 @@ def evaluate(
         methods=methods,
         metrics=_known(metrics),
         options=options or Options(),
+        feeds=feeds,
         box=box,
         watch=watch,
         steps=steps,

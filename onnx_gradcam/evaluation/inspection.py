@@ -16,6 +16,7 @@ from onnx_gradcam.editor.targets.layer_names import LayerNames
 from onnx_gradcam.editor.targets.score import Score, find_score
 from onnx_gradcam.editor.targets.task import candidates
 from onnx_gradcam.errors import ExplainError, TargetError
+from onnx_gradcam.feeds import Declared, Feeds
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
@@ -89,6 +90,8 @@ class Decisions:
 
     Attributes:
         image_input: the input that takes the image; `image_layout` is the meaning of its axes.
+        to_feed: the model's other inputs, each with what it takes if nothing is fed, empty for those that have no
+            default.
         head: what follows the layer.
         layer: the (first) layer to explain; `layer_reason` says why this one.
         levels: all layers to explain together, such as those of a detector's levels.
@@ -103,6 +106,7 @@ class Decisions:
 
     image_input: str
     image_layout: str
+    to_feed: Mapping[str, str]
     head: str
     layer: LayerInfo
     layer_reason: str
@@ -225,7 +229,12 @@ def inspect(model: ModelSource, options: Options | None = None, **choices: Unpac
         tasks = _tasks(model) if score is None else {}
         return Inspection(**contents, score=score, tasks=tasks, refusal=str(exc))
     contents["layers"] = contents["layers"] or _named_layers(plan)
-    return Inspection(**contents, score=_score(plan.score), decisions=_decisions(plan), refusal=plan.refusal or "")
+    return Inspection(
+        **contents,
+        score=_score(plan.score),
+        decisions=_decisions(plan, contents["inputs"], contents["outputs"]),
+        refusal=plan.refusal or "",
+    )
 
 
 def _stated(statement: Statement) -> dict[str, Any]:
@@ -264,11 +273,21 @@ def _tasks(model: ModelSource) -> dict[str, list[str]]:
         return {}
 
 
-def _decisions(plan: Plan) -> Decisions:
+def _to_feed(plan: Plan, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> dict[str, str]:
+    """The model's other inputs, and what they take by default."""
+    infos, results = ([Declared(i.name, i.dtype, tuple(i.shape or ())) for i in some] for some in (inputs, outputs))
+    image = next(info for info in infos if info.name == plan.image_input)
+    others = [info for info in infos if info is not image]
+    defaults = Feeds(image, others, results).defaults
+    return {info.name: defaults.get(info.name, "") for info in others}
+
+
+def _decisions(plan: Plan, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> Decisions:
     chosen = plan.options.method is not None or plan.method.name == "gradcam"
     return Decisions(
         image_input=plan.image_input,
         image_layout=plan.input_layout,
+        to_feed=_to_feed(plan, inputs, outputs),
         head="no global average pooling right after the layer" if plan.head is None else plan.head.why,
         layer=_layer(plan.layer.chosen),
         layer_reason=plan.layer.reason,

@@ -14,12 +14,13 @@ import numpy.typing as npt
 from onnx_gradcam.editor.methods.probe import Probe
 from onnx_gradcam.editor.probes import probed
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError, UnsupportedError
+from onnx_gradcam.feeds import Fed
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.images.decoding import Placement, prepare, read_image
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options, Watched, check_word
 from onnx_gradcam.runtime.detections import EMPTY_TABLE, Detections, Selection, parse_selection
-from onnx_gradcam.runtime.explainer import Box, BoxChoice, Explainer, Target
+from onnx_gradcam.runtime.explainer import Box, BoxChoice, Explainer, Prepared, Target
 from onnx_gradcam.runtime.prober import Prober
 
 from .boxes import Annotation, energy_inside, matched, points_inside
@@ -98,6 +99,7 @@ class Evaluator:
     methods: Sequence[str]
     metrics: Sequence[str] = tuple(METRICS)
     options: Options = field(default_factory=Options)
+    feeds: Mapping[str, Any] | None = None
     box: BoxChoice = None
     watch: Watched | None = None
     steps: int = 50
@@ -164,6 +166,7 @@ class Evaluator:
             batch_size=self.batch_size,
             provider=self.provider,
             threads=self.threads,
+            feeds=self.feeds,
             **{**self._choices(), "method": method},
         )
 
@@ -203,14 +206,15 @@ class Evaluator:
     ) -> Iterator[Evaluated]:
         image = read_image(path)
         tensor, placement = prepare(image, self.first.preprocessing)
+        fed = self.first.fed(Prepared(image, tensor, placement))
         annotations = None if boxes is None else boxes.get(Path(path).name, [])
         subjects = (
-            self._boxes(tensor, placement, target, annotations)
+            self._boxes(tensor, placement, target, annotations, fed)
             if self.detects
-            else self._classes(image, tensor, target, annotations)
+            else self._classes(image, tensor, target, annotations, fed)
         )
         for subject in subjects:
-            trial = self._trial(tensor, subject)
+            trial = self._trial(tensor, subject, fed)
             size = trial.image.shape[1:]
             maps = {**subject.heatmaps, **_baselines(size, np.random.default_rng([self.seed, number]))}
             inside = None if subject.object is None else subject.object.inside(*image.shape[:2])
@@ -224,12 +228,17 @@ class Evaluator:
             )
 
     def _classes(
-        self, image: Array, tensor: Array, target: int | str | None, annotations: Sequence[Annotation] | None
+        self,
+        image: Array,
+        tensor: Array,
+        target: int | str | None,
+        annotations: Sequence[Annotation] | None,
+        fed: Fed,
     ) -> Iterator[_Subject]:
         """The class of an image, or those of its annotated objects that the model recognises."""
         chosen: list[tuple[int | str | None, Annotation | None]] = [(target, None)]
         if annotations is not None:
-            chosen = list(self._recognised(tensor[None], annotations))
+            chosen = list(self._recognised(tensor[None], annotations, fed))
         for index, annotation in chosen:
             explanations = {method: explainer(image, index) for method, explainer in self.explainers.items()}
             yield _Subject(
@@ -245,11 +254,12 @@ class Evaluator:
         placement: Placement,
         target: int | str | None,
         annotations: Sequence[Annotation] | None,
+        fed: Fed,
     ) -> Iterator[_Subject]:
         """The chosen boxes of an image."""
-        table = self._table(tensor, placement)
+        table = self._table(tensor, placement, fed)
         for box, place, label in self._chosen(table, target, annotations):
-            heatmaps = {method: self._heatmap(method, tensor, box) for method in self.explainers}
+            heatmaps = {method: self._heatmap(method, tensor, box, fed) for method in self.explainers}
             yield _Subject(target=box.target, heatmaps=heatmaps, object=place, label=label, box=box)
 
     def _chosen(
@@ -269,28 +279,28 @@ class Evaluator:
                 boxes = table.chosen(self._selection, classes, best) if classes else []
                 yield from ((box, place, annotation.label) for box, place in matched(boxes, annotation))
 
-    def _table(self, tensor: Array, placement: Placement) -> Detections:
+    def _table(self, tensor: Array, placement: Placement, fed: Fed) -> Detections:
         """All boxes in one image."""
         names = self._prober.metadata
         outputs = [names.detection_scores, *([names.detection_boxes] if self.places else [])]
-        results = self._prober.answers(tensor[None], [(-1, None)], outputs)
+        results = self._prober.answers(tensor[None], [(-1, None)], outputs, fed)
         boxes = results[names.detection_boxes][0] if self.places else None
         sides = dict(zip(names.batch_layout[1:], tensor.shape, strict=True))
         size = sides["H"], sides["W"]
         return Detections.of(results[names.detection_scores][0], boxes, size, placement, self.first.labels)
 
-    def _heatmap(self, method: str, tensor: Array, box: Box) -> Array:
+    def _heatmap(self, method: str, tensor: Array, box: Box, fed: Fed) -> Array:
         """The heatmap of a box; for methods that run the model many times an explanation would run them twice."""
         explainer = self.explainers[method]
-        outputs = explainer.run(tensor[None], [box.target.index], [box.index])
+        outputs = explainer.run(tensor[None], [box.target.index], [box.index], feeds=fed.of([0]))
         heatmap: Array = outputs[explainer.metadata.heatmap][0]
         if not np.isfinite(heatmap).all():
             raise ModelError(f"{method} gives NaN for this image; check --preprocess and the model's weights")
         return heatmap
 
-    def _trial(self, tensor: Array, subject: _Subject) -> Trial:
+    def _trial(self, tensor: Array, subject: _Subject, fed: Fed) -> Trial:
         probe = self._prober.probe(
-            tensor[None], subject.target.index, None if subject.box is None else subject.box.index
+            tensor[None], subject.target.index, None if subject.box is None else subject.box.index, fed
         )
         scores = _SCORES[self.watched](probe)
         return Trial(
@@ -314,10 +324,10 @@ class Evaluator:
                 values["energy"] = energy_inside(projected, inside)
         return values
 
-    def _recognised(self, row: Array, annotations: Sequence[Annotation]) -> Iterator[tuple[int, Annotation]]:
+    def _recognised(self, row: Array, annotations: Sequence[Annotation], fed: Fed) -> Iterator[tuple[int, Annotation]]:
         """The objects whose class is among the model's highest scores, each with that class."""
         metadata = self._prober.metadata
-        results = self._prober.answers(row, [(-1, None)], [metadata.scores_output, metadata.heatmap_class])
+        results = self._prober.answers(row, [(-1, None)], [metadata.scores_output, metadata.heatmap_class], fed)
         top = int(results[metadata.heatmap_class][0])
         scores = results[metadata.scores_output][0].reshape(-1).astype(np.float64)
         order = [top, 1 - top] if metadata.single_logit else np.argsort(-scores, kind="stable").tolist()

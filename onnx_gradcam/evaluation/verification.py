@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
+from onnx_gradcam.feeds import Feeds, View
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.paths import node_inputs
@@ -76,6 +77,7 @@ def verify(
     /,
     options: Options | None = None,
     *,
+    feeds: Mapping[str, Any] | None = None,
     seed: int = 0,
     **choices: Unpack[Choices],
 ) -> Verification:
@@ -90,6 +92,7 @@ def verify(
             numbers by default.
         options: what to explain and how; by default the predicted class. Of the levels of a detector that were chosen
             automatically, the first is checked that the score depends on.
+        feeds: values of the model's other inputs, as for `Explainer`, but no pictures.
         seed: random seed of the direction.
         choices: fields of `Options`, in place of those of `options`.
 
@@ -109,10 +112,11 @@ def verify(
     rows = image if isinstance(image, np.ndarray) and image.ndim != _IMAGE_RANK else None
     if image is not None and rows is None:
         rows = _prepared(model, image, options)
-    check = check_explanation(model, rows, options, seed=seed)
+    check = check_explanation(model, rows, options, feeds=feeds, seed=seed)
     grain = rows is not None and not check.relative <= TOLERANCE
     if grain and rows is not None:
-        check = check_explanation(model, _grained(rows, np.random.default_rng(seed)), options, seed=seed)
+        grained = _grained(rows, np.random.default_rng(seed))
+        check = check_explanation(model, grained, options, feeds=feeds, seed=seed)
     if not math.isfinite(check.numeric):
         raise ModelError(
             "the model outputs NaN for this input, so there is nothing to compare; check --preprocess and the weights"
@@ -146,6 +150,7 @@ def check_explanation(
     image: Array | None = None,
     options: Options | None = None,
     *,
+    feeds: Mapping[str, Any] | None = None,
     seed: int = 0,
     step: float = 1e-5,
 ) -> GradientCheck:
@@ -160,6 +165,7 @@ def check_explanation(
         image: the model's input, one sample, which is repeated to fill a fixed batch size; random numbers by default.
         options: what to explain and how; by default the predicted class. Of the levels of a detector that were chosen
             automatically, the first is checked that the score depends on.
+        feeds: values of the model's other inputs.
         seed: random seed.
         step: half the distance of the two points, relative to the root mean square of the activation maps.
     """
@@ -168,7 +174,7 @@ def check_explanation(
     plan = make_plan(source, options)
     if plan.has_levels and plan.refusal is None:
         levels = [replace(options, layer=target.name) for target in plan.targets]
-        checks = [check_explanation(source, image, level, seed=seed, step=step) for level in levels]
+        checks = [check_explanation(source, image, level, feeds=feeds, seed=seed, step=step) for level in levels]
         return next((check for check in checks if check.analytic or check.numeric), checks[0])
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)
@@ -188,7 +194,7 @@ def check_explanation(
     rows = plan.image.shape[0]
     if isinstance(rows, int) and len(image) == 1:
         image = np.repeat(image, rows, axis=0)
-    maps, *side_values, positions, cotangent, chosen = _run(plan, [target.tensor, *sides], image)
+    maps, *side_values, positions, cotangent, chosen = _run(plan, [target.tensor, *sides], image, feeds)
     # Zeros after a ReLU stay zero: pools over windows of zeros have a kink there.
     direction = rng.standard_normal(positions.shape) * (positions != 0)
     # The score is read for the first row of the batch.
@@ -226,7 +232,7 @@ def _head(plan: Plan) -> tuple[onnx.ModelProto, list[Value]]:
     )
 
 
-def _run(plan: Plan, values: Sequence[Value], image: Array) -> list[Array]:
+def _run(plan: Plan, values: Sequence[Value], image: Array, feeds: Mapping[str, Any] | None) -> list[Array]:
     """The values of tensors for `image`, then the activation maps as the method sees them, cotangent and class."""
     t = plan.t
     ingredients = Ingredients(plan)
@@ -238,8 +244,27 @@ def _run(plan: Plan, values: Sequence[Value], image: Array) -> list[Array]:
     names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, ingredients.classes)]
     t.finish()
     session = Session(t.model.to_proto().SerializeToString(), folder=t.model.folder)
-    results = session.run({plan.image_input: image if "N" in plan.input_layout else image[0]})
+    batched = "N" in plan.input_layout
+    results = session.run({plan.image_input: image if batched else image[0], **_others(plan, session, image, feeds)})
     return [results[name] for name in names]
+
+
+def _others(plan: Plan, session: Session, image: Array, given: Mapping[str, Any] | None) -> dict[str, Array]:
+    """What the model's other inputs take; a photo is taken to be as large as the model's input."""
+    own = session.input(plan.image_input)
+    batched = "N" in plan.input_layout
+    feeds = Feeds(
+        own if batched else replace(own, shape=(1, *own.shape)),
+        [info for info in session.inputs if info.name != plan.image_input],
+        session.outputs,
+        given,
+        batched=batched,
+        optional=session.optional_inputs,
+    )
+    feeds.check_count(len(image))
+    size = image.shape[plan.spatial_axes[0]], image.shape[plan.spatial_axes[1]]
+    values = [feeds.of_image(View(size, size, (1, 1)), (1, *row.shape), i) for i, row in enumerate(image)]
+    return feeds.fed(values).of(range(len(image)))
 
 
 def _random_image(image: Value, rng: np.random.Generator) -> Array:

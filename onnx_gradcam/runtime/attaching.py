@@ -15,6 +15,7 @@ from onnx_gradcam.editor.attachment import Explained
 from onnx_gradcam.editor.attachment import attach as attach_only
 from onnx_gradcam.editor.engines import find_engine
 from onnx_gradcam.errors import ModelError
+from onnx_gradcam.feeds import Declared, Feeds, View
 from onnx_gradcam.files import ModelSource, file_or_bytes
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import read_opset
@@ -24,6 +25,7 @@ from onnx_gradcam.options import Options
 
 from .agreement import Precision, check_agreement, differences, random_feeds
 from .references import with_reference
+from .runners import image_input, other_inputs
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ def attach(
     if engine is not None:
         suited = find_engine(engine)
         options = options.replaced({"class_input": suited.class_input, "profile": suited.profile})
-    explained = attach_only(source, with_reference(source, options.replaced(choices)))
+    options = options.replaced(choices)
+    explained = attach_only(source, with_reference(source, options))
     _check_preprocessing(explained)
     if check is None:
         size = explained.model.weight_bytes
@@ -95,7 +98,7 @@ def attach(
     # An original with an operator that ONNX Runtime does not have cannot be run.
     if not check or explained.cut:
         return explained
-    difference, warnings = _compared(source, explained)
+    difference, warnings = _compared(source, explained, options.bake or {})
     return replace(explained, difference=difference, warnings=[*explained.warnings, *warnings])
 
 
@@ -114,7 +117,7 @@ def _described(explained: Explained) -> Preprocessing | None:
     return described.for_input(metadata.layout, model.shape(metadata.image_input), dtype)
 
 
-def _compared(source: ModelSource, explained: Explained) -> tuple[float | None, list[str]]:
+def _compared(source: ModelSource, explained: Explained, baked: Mapping[str, Any]) -> tuple[float | None, list[str]]:
     """The largest relative difference of the original outputs on a random input, and what the user should know of it.
 
     The difference is `None` if nothing says the size of images and the original runs at no usual one.
@@ -125,7 +128,7 @@ def _compared(source: ModelSource, explained: Explained) -> tuple[float | None, 
     # One after the other: both at once would hold the weights twice.
     try:
         model = _runnable(source, explained)
-        feeds, size, original = _first_run(model, explained)
+        feeds, size, original = _first_run(model, explained, baked)
     except _NoSizeFitsError as exc:
         return None, [str(exc)]
     except ModelError as exc:
@@ -195,7 +198,8 @@ def _run(
     """Run one of the two models on `feeds`, and on random values for inputs that only the explained one has."""
     session = _session(model, explained, optimized=optimized)
     added = [info for info in session.inputs if info.name not in feeds]
-    return session.run({**feeds, **random_feeds(added, _input_shapes(added, explained, size))})
+    own = {info.name: feeds[info.name] for info in session.inputs if info.name in feeds}
+    return session.run({**own, **random_feeds(added, _input_shapes(added, explained, size))})
 
 
 class _NoSizeFitsError(ModelError):
@@ -210,13 +214,16 @@ def _session(model: str | Path | bytes, explained: Explained, *, optimized: bool
 
 
 def _first_run(
-    model: str | Path | bytes, explained: Explained
+    model: str | Path | bytes, explained: Explained, baked: Mapping[str, Any]
 ) -> tuple[dict[str, Array], tuple[int, int], dict[str, Array]]:
-    """Run the original on random values; its feeds, the size of images, and its outputs."""
+    """Run the original on random values, or those baked into the other; its feeds, the size of images, its outputs."""
     session = _session(model, explained)
+    inputs = [info for info in session.inputs if info.name not in baked]
     sizes, given = _sizes(explained)
     for size in sizes:
-        feeds = random_feeds(session.inputs, _input_shapes(session.inputs, explained, size))
+        feeds = random_feeds(inputs, _input_shapes(inputs, explained, size))
+        feeds |= _by_convention(session, explained, feeds)
+        feeds |= _as_baked(session, explained, feeds, baked)
         try:
             return feeds, size, session.run(feeds)
         except ModelError as exc:
@@ -228,6 +235,34 @@ def _first_run(
         f"not checked against the original, which does not run on images of {tried} ({reason}); "
         'give their size with --preprocess, as "size": [height, width]'
     )
+
+
+def _as_baked(
+    session: Session, explained: Explained, feeds: Mapping[str, Array], baked: Mapping[str, Any]
+) -> dict[str, Array]:
+    """The values of inputs that are constants of the explained model, for every row."""
+    metadata = explained.metadata
+    image, rows = image_input(metadata, session), feeds[metadata.image_input]
+    batch = rows if metadata.batched else rows[None]
+    others = [info for info in session.inputs if info.name in baked]
+    constants = Feeds(image, others, [], baked, batched=metadata.batched)
+    view = View((0, 0), (0, 0), (0, 0))
+    one = constants.of_image(view, (1, *batch.shape[1:]))
+    return constants.fed([one] * len(batch)).of(range(len(batch)))
+
+
+def _by_convention(session: Session, explained: Explained, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """What inputs take that are known by convention: sizes of 0 would hide differences behind NaN."""
+    metadata = explained.metadata
+    image, rows = image_input(metadata, session), feeds[metadata.image_input]
+    batch = rows if metadata.batched else rows[None]
+    others = [info for info in other_inputs(metadata, session) if info.name in feeds]
+    words = Feeds(image, others, session.outputs).defaults
+    sides = dict(zip(metadata.batch_layout, batch.shape, strict=True))
+    view = View((sides["H"], sides["W"]), (sides["H"], sides["W"]), (1, 1))
+    fixed = [Declared(i.name, i.dtype, feeds[i.name].shape) for i in others if i.name in words]
+    filled = Feeds(image, fixed, [], words).of_image(view, (1, *batch.shape[1:]))
+    return {name: np.broadcast_to(value, feeds[name].shape) for name, value in filled.items()}
 
 
 def _sizes(explained: Explained) -> tuple[list[tuple[int, int]], bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from onnx_gradcam.editor.targets.classes import (
     separated,
 )
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError
+from onnx_gradcam.feeds import Fed, Feeds, Input, View, described, picture_layout
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepare, read_image, unprepared
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
@@ -30,7 +31,7 @@ from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
 from .opening import attach_or_probe, open_explained
 from .pending import Pending, Prepared
-from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input
+from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input, other_inputs
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Explainer:
         threads: number of CPU threads within an operator.
         region: where a segmentation with `mask="input"` is explained: an image that is not black there, or an array
             `[h, w]` that is not zero; it is stretched over the part of the image that the model sees.
+        feeds: values of the model's other inputs by name: an array, a number, nested lists, a picture, or a string as
+            `--feed` takes it. Of an input with a row for every image, one row is for all images, several are for as
+            many images of `stream`, in order.
         augment: average the maps of six versions of each image: mirrored or not, in three strengths.
         seed: random seed, for methods that use random numbers.
         batch_size: rows to run at once, for methods that run the model many times.
@@ -92,6 +96,7 @@ class Explainer:
         provider: str = "cpu",
         threads: int | None = None,
         region: str | Path | Array | None = None,
+        feeds: Mapping[str, Any] | None = None,
         augment: bool = False,
         seed: int = 0,
         batch_size: int = 16,
@@ -112,16 +117,62 @@ class Explainer:
         self.labels = self.metadata.labels if labels is None else read_labels(labels)
         check_labels(self.labels, self._class_count())
         self._input = image_input(self.metadata, self.session)
-        self.preprocessing = self._fitted(self.metadata.preprocessing if preprocess is None else preprocess)
+        self._described = self._parsed(self.metadata.preprocessing if preprocess is None else preprocess)
+        layout, image = self.metadata.batch_layout, self._input
+        self.preprocessing = self._described.for_input(layout, image.shape, image.dtype)
+        chosen = {self.metadata.class_input, self.metadata.box_input}
+        self._feeds = Feeds(
+            self._input,
+            other_inputs(self.metadata, self.session),
+            self.session.outputs,
+            feeds,
+            batched=self.metadata.batched,
+            optional=[info for info in self.session.optional_inputs if info.name not in chosen],
+            picture=self._picture,
+        )
+        self.warnings = [*self.warnings, *self._feeds.notes]
 
-    def _fitted(self, described: str | Path | Mapping[str, Any] | Description | None) -> Preprocessing:
-        if described is None:
+    @staticmethod
+    def _parsed(how: str | Path | Mapping[str, Any] | Description | None) -> Preprocessing:
+        if how is None:
             raise InputError(
                 "the model carries no preprocessing; give it with --preprocess: one of "
                 f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
             )
-        layout, image = self.metadata.batch_layout, self._input
-        return parse_preprocessing(described).for_input(layout, image.shape, image.dtype)
+        return parse_preprocessing(how)
+
+    def _picture(self, source: ImageSource, info: Input) -> Array:
+        """A picture as the value of another input, prepared as images are."""
+        layout = picture_layout(info.shape)
+        if not layout:
+            raise InputError(f"the input {described(info)} takes no picture; give its values as a .npy file")
+        try:
+            how = self._described.for_input(layout, info.shape, info.dtype)
+        except InputError as exc:
+            raise InputError(f"a picture cannot be prepared for {described(info)}: {exc}") from exc
+        return prepare(read_image(source), how)[0][None]
+
+    def _view(self, tensor: Array, placement: Placement | None) -> tuple[View, tuple[int, ...]]:
+        """How a photo became an input `tensor`, and the sizes of a batch of it; without placement it is the photo."""
+        sides = dict(zip(self.metadata.batch_layout[1:], tensor.shape, strict=True))
+        size = sides["H"], sides["W"]
+        if placement is None:
+            return View(size, size, (1, 1)), (1, *tensor.shape)
+        x0, y0, x1, y1 = placement.box
+        scale = size[0] / (y1 - y0), size[1] / (x1 - x0)
+        return View((placement.height, placement.width), size, scale), (1, *tensor.shape)
+
+    def fed(self, prepared: Prepared) -> Fed:
+        """What the model's other inputs take for a prepared image.
+
+        Raises:
+            InputError: an input has no value.
+        """
+        return self._feeds.fed([self._values(prepared, self._feeds)])
+
+    def _values(self, prepared: Prepared, feeds: Feeds, which: int | None = None) -> dict[str, Array]:
+        """What the model's other inputs take for an image."""
+        return feeds.of_image(*self._view(prepared.tensor, prepared.placement), which)
 
     @property
     def results(self) -> list[InputInfo]:
@@ -133,7 +184,14 @@ class Explainer:
         """The batch size, if the model allows only one."""
         return fixed_size(self._input)
 
-    def __call__(self, image: ImageSource, target: TargetChoice = None, box: BoxChoice = None) -> Explanation:
+    def __call__(
+        self,
+        image: ImageSource,
+        target: TargetChoice = None,
+        box: BoxChoice = None,
+        *,
+        feeds: Mapping[str, Any] | None = None,
+    ) -> Explanation:
         """Explain one image.
 
         Args:
@@ -143,9 +201,11 @@ class Explainer:
             box: for a detector, a box of `boxes`, or its index in the table (`Box.index`), `"all"` for one map of each
                 box, in `Explanation.maps`, `"sum"` for one map of all boxes of the class, or a `Selection`; `None` for
                 the best box of each class.
+            feeds: values of other inputs for this image, in place of those of the explainer.
 
         Raises:
-            InputError: the image cannot be read; `NothingFoundError` if a detector finds nothing in it.
+            InputError: the image cannot be read, or an input has no value; `NothingFoundError` if a detector finds
+                nothing in it.
             TargetError: there is no such class or box.
             ModelError: the model does not run, or gives NaN.
 
@@ -154,7 +214,7 @@ class Explainer:
             boxes = explainer.boxes("street.jpg", "dog")
             second = explainer("street.jpg", "dog", box=boxes[1])
         """
-        (result,) = self.stream([image], target, box=box)
+        (result,) = self.stream([image], target, box=box, feeds=feeds)
         if isinstance(result, InputError):
             raise result
         return result
@@ -182,7 +242,7 @@ class Explainer:
         if isinstance(prepared, InputError):
             raise prepared
         try:
-            outputs = self.run(prepared.tensor[None], [-1], tables=True, maps=False)
+            outputs = self._run(prepared.tensor[None], [-1], None, self.fed(prepared), tables=True, maps=False)
         except ModelError as exc:
             if EMPTY_TABLE not in str(exc):
                 raise
@@ -193,21 +253,34 @@ class Explainer:
         return table.listed(classes, least=least, overlap=overlap)
 
     def stream(
-        self, images: Iterable[ImageSource], target: TargetChoice = None, *, box: BoxChoice = None, batch_size: int = 8
+        self,
+        images: Iterable[ImageSource],
+        target: TargetChoice = None,
+        *,
+        box: BoxChoice = None,
+        batch_size: int = 8,
+        feeds: Mapping[str, Any] | None = None,
     ) -> Iterator[Explanation | InputError]:
         """Explain many images, in order, holding one batch at a time.
 
         For an image that cannot be read, or in which a detector finds nothing, the error takes the place of the
-        explanation; the others go on.
+        explanation; the others go on. `feeds` replace those of the explainer, and may have a row for every image.
         """
+        others = self._feeds.replaced(feeds)
+        others.check()
+        if isinstance(images, Sized):
+            others.check_count(len(images))
         batch: list[ImageSource] = []
+        done = 0
         for image in images:
             batch.append(image)
             if len(batch) == batch_size:
-                yield from self._batch(batch, target, box, batch_size)
+                yield from self._batch(batch, target, box, batch_size, others, done)
+                done += len(batch)
                 batch = []
         if batch:
-            yield from self._batch(batch, target, box, batch_size)
+            yield from self._batch(batch, target, box, batch_size, others, done)
+        others.check_count(done + len(batch))
 
     def run(
         self,
@@ -217,6 +290,7 @@ class Explainer:
         *,
         tables: bool = False,
         maps: bool = True,
+        feeds: Mapping[str, Any] | None = None,
     ) -> dict[str, Array]:
         """Run the explained model on prepared inputs.
 
@@ -228,21 +302,43 @@ class Explainer:
             tables: for a detector, also give the probabilities of all boxes, `[N, boxes, K]`, and their corners, `[N,
                 boxes, 4]`.
             maps: give the maps; without them, a method that runs the model many times runs it once.
+            feeds: values of other inputs, in place of those of the explainer. Where they depend on the photo, it is
+                taken to be as large as the model's input.
 
         Returns:
             All outputs by name, one row a sample.
 
         Raises:
+            InputError: an input has no value.
             TargetError: boxes for a model that has none to choose.
             ModelError: the model does not run, which it does not for an index out of range.
         """
         if boxes is not None and not self.metadata.box_input:
             raise TargetError("the box is fixed in this model, or it has none; start from the original detector")
+        others = self._feeds.replaced(feeds)
+        others.check_count(len(batch))
         if len(batch) > 0:
-            return self.runner.run(batch, classes, boxes, tables=tables, maps=maps)
+            values = [others.of_image(*self._view(row, None), i) for i, row in enumerate(batch)]
+            return self._run(batch, classes, boxes, others.fed(values), tables=tables, maps=maps)
         # Not every graph runs on no rows: one row has the outputs' shapes.
-        outputs = self.runner.run(np.zeros((1, *batch.shape[1:]), batch.dtype), [-1], tables=tables)
+        row = np.zeros((1, *batch.shape[1:]), batch.dtype)
+        fed = others.fed([others.of_image(*self._view(row[0], None), 0)])
+        outputs = self._run(row, [-1], None, fed, tables=tables, maps=True)
         return {name: values[:0] for name, values in outputs.items()}
+
+    def _run(
+        self,
+        batch: Array,
+        classes: Sequence[int],
+        boxes: Sequence[int] | None,
+        fed: Fed,
+        *,
+        tables: bool,
+        maps: bool,
+    ) -> dict[str, Array]:
+        # A server's runner need not know of other inputs where there are none.
+        others = {"fed": fed} if fed else {}
+        return self.runner.run(batch, classes, boxes, tables=tables, maps=maps, **others)
 
     def prepared(self, source: ImageSource) -> Prepared | InputError:
         """Read an image and make the model's input from it, or return why that fails; safe to call from threads."""
@@ -288,22 +384,27 @@ class Explainer:
             TargetError: there is no such class or box.
             ModelError: the model does not run, or gives NaN.
         """
-        results = self._each(images, target, box, batch_size)
+        results = self._each(images, [self._values(one, self._feeds) for one in images], target, box, batch_size)
         error = next((result for result in results if isinstance(result, InputError)), None)
         if error is not None:
             raise error
         return [result for result in results if isinstance(result, Explanation)]
 
     def _each(
-        self, images: Sequence[Prepared], target: TargetChoice, box: BoxChoice, batch_size: int
+        self,
+        images: Sequence[Prepared],
+        values: Sequence[Mapping[str, Array]],
+        target: TargetChoice,
+        box: BoxChoice,
+        batch_size: int,
     ) -> list[Explanation | InputError]:
-        """The explanation of every prepared image, or why there is none."""
+        """The explanation of every prepared image, or why there is none; `values` are of the other inputs."""
         selection = parse_selection(box)
         if selection is not None:
             self._check_boxes(selection)
         several, runner = selection is not None and selection.which in {"all", "sum"}, self.runner
         halved = runner.halved if several and isinstance(runner, Attached) else None
-        pending = [Pending(image) for image in images]
+        pending = [Pending(image, feeds=fed) for image, fed in zip(images, values, strict=True)]
         targets = [Top(1)] if target is None else self._targets(target)
         first = targets[0]
         best = -1 if isinstance(first, Top) else first
@@ -389,11 +490,19 @@ class Explainer:
         return [index for index in self._targets(targets) if isinstance(index, int)]
 
     def _batch(
-        self, sources: Sequence[ImageSource], target: TargetChoice, box: BoxChoice, batch_size: int
+        self,
+        sources: Sequence[ImageSource],
+        target: TargetChoice,
+        box: BoxChoice,
+        batch_size: int,
+        feeds: Feeds,
+        first: int,
     ) -> list[Explanation | InputError]:
+        """Explain images of which the first has a number in the stream."""
         images = [self.prepared(source) for source in sources]
-        readable = [image for image in images if isinstance(image, Prepared)]
-        explanations = iter(self._each(readable, target, box, batch_size))
+        numbered = [(image, i) for i, image in enumerate(images, first) if isinstance(image, Prepared)]
+        values = [self._values(image, feeds, i) for image, i in numbered]
+        explanations = iter(self._each([image for image, _ in numbered], values, target, box, batch_size))
         return [image if isinstance(image, InputError) else next(explanations) for image in images]
 
     def _explain(
@@ -414,9 +523,10 @@ class Explainer:
             for one, choices in zip(pending, chosen, strict=True):
                 self._explain_sharing(halved, one, choices, maps=maps)
             return
-        by_size: dict[tuple[int, ...], list[tuple[Pending, Choice]]] = {}
+        by_size: dict[Any, list[tuple[Pending, Choice]]] = {}
         for one, choices in zip(pending, chosen, strict=True):
-            by_size.setdefault(one.prepared.tensor.shape, []).extend((one, choice) for choice in choices)
+            alike = one.prepared.tensor.shape, self._feeds.alike(one.feeds)
+            by_size.setdefault(alike, []).extend((one, choice) for choice in choices)
         for rows in by_size.values():
             for start in range(0, len(rows), batch_size):
                 self._explain_rows(rows[start : start + batch_size], maps=maps)
@@ -426,7 +536,7 @@ class Explainer:
         if not choices:
             return
         try:
-            one.shared = one.shared or halved.forward(one.prepared.tensor[None])
+            one.shared = one.shared or halved.forward(one.prepared.tensor[None], self._feeds.fed([one.feeds]))
             results = halved.run(one.shared, choices, tables=choices[0][1] is None)
         except ModelError as exc:
             if EMPTY_TABLE not in str(exc):
@@ -439,10 +549,11 @@ class Explainer:
         names = self.metadata
         boxes = [box for _, (_, box) in rows if box is not None]
         try:
-            results = self.run(
+            results = self._run(
                 np.stack([one.prepared.tensor for one, _ in rows]),
                 [target for _, (target, _) in rows],
                 boxes or None,
+                self._feeds.fed([one.feeds for one, _ in rows]),
                 tables=bool(names.detection_scores) and not boxes,
                 maps=maps,
             )

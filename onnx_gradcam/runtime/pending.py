@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,8 @@ class Prepared:
 class Pending:
     """An image that is being explained; `heatmaps` and `cams` are of all classes if the model gives them at once.
 
-    `best` is the class that the model explains first; `shared` is the forward pass, where several boxes are explained.
+    `best` is the class that the model explains first; `feeds` are the values of the model's other inputs; `shared` is
+    the forward pass, where several boxes are explained.
     """
 
     prepared: Prepared
@@ -53,6 +54,7 @@ class Pending:
     boxes: list[Box] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problem: NothingFoundError | None = None
+    feeds: Mapping[str, Array] = field(default_factory=dict)
     shared: dict[str, Array] = field(default_factory=dict)
 
     def note_low_score(self) -> None:

@@ -14,6 +14,7 @@ from onnx_gradcam.editor.methods.probe import Probe, chunks, leading_projection
 from onnx_gradcam.editor.presets import find_preset
 from onnx_gradcam.editor.probes import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
 from onnx_gradcam.errors import ModelError, UnsupportedError
+from onnx_gradcam.feeds import NOTHING, Fed
 from onnx_gradcam.graph.model import Model
 from onnx_gradcam.metadata import Metadata
 
@@ -75,6 +76,7 @@ class Prober:
         *,
         tables: bool = False,
         maps: bool = True,
+        fed: Fed = NOTHING,
     ) -> dict[str, Array]:
         """See `onnx_gradcam.runtime.runners.Runner`."""
         chosen, metadata = paired(classes, boxes), self.metadata
@@ -82,14 +84,15 @@ class Prober:
         detections += [metadata.detection_scores, metadata.detection_boxes] if tables else []
         names = [metadata.scores_output, metadata.heatmap_class, *filter(None, detections)]
         if not maps:
-            return self.answers(batch, chosen, names)
-        rows = [self._row(batch[i : i + 1], choice, names) for i, choice in enumerate(chosen)]
+            return self.answers(batch, chosen, names, fed)
+        each = [fed.at(i) for i in range(len(chosen))]
+        rows = [self._row(batch[i : i + 1], choice, names, each[i]) for i, choice in enumerate(chosen)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, row: Array, choice: Choice, names: Sequence[str]) -> dict[str, Array]:
+    def _row(self, row: Array, choice: Choice, names: Sequence[str], fed: Fed) -> dict[str, Array]:
         metadata = self.metadata
-        outputs = self.answers(row, [choice], names)
-        probe = self.probe(row, int(outputs[metadata.heatmap_class][0]), choice[1])
+        outputs = self.answers(row, [choice], names, fed)
+        probe = self.probe(row, int(outputs[metadata.heatmap_class][0]), choice[1], fed)
         result = np.asarray(self.method.function(probe), np.float32)
         if not np.isfinite(result).all():
             raise ModelError(f"{self.method.title} gives NaN or infinity for this image; choose another method")
@@ -100,20 +103,21 @@ class Prober:
         outputs[metadata.heatmap] = self._finished(result[None], probe.size)
         return outputs
 
-    def probe(self, row: Array, index: int, box: int | None = None) -> Probe:
+    def probe(self, row: Array, index: int, box: int | None = None, fed: Fed = NOTHING) -> Probe:
         """One row of the model's input, `[1, ...]`, and the class of an index, for a method to query."""
-        return _ImageProbe(self, row, (index, box))
+        return _ImageProbe(self, row, (index, box), fed)
 
-    def answers(self, rows: Array, chosen: Sequence[Choice], outputs: Sequence[str]) -> dict[str, Array]:
+    def answers(
+        self, rows: Array, chosen: Sequence[Choice], outputs: Sequence[str], fed: Fed = NOTHING
+    ) -> dict[str, Array]:
         """Some outputs of the model for rows of its input."""
         metadata = self.metadata
 
-        def run(some: Array, some_chosen: Sequence[Choice]) -> dict[str, Array]:
-            return self.session.run(
-                {**image_feed(metadata, some), **chosen_inputs(metadata, some_chosen, self.session)}, outputs
-            )
+        def run(some: Array, some_chosen: Sequence[Choice], others: dict[str, Array]) -> dict[str, Array]:
+            chosen_of = chosen_inputs(metadata, some_chosen, self.session)
+            return self.session.run({**image_feed(metadata, some), **chosen_of, **others}, outputs)
 
-        return in_batches(run, rows, chosen, self._size, apart=metadata.couples_rows)
+        return in_batches(run, rows, chosen, self._size, fed, apart=metadata.couples_rows)
 
     def behind(self, maps: Array, choice: Choice) -> Array:
         """The score `[M]` for activation maps `[M, C, h, w]` in place of the image's, if the method uses the head."""
@@ -121,7 +125,7 @@ class Prober:
         if head is None:
             raise UnsupportedError(f"{self.method.title} does not declare that it uses the head")
 
-        def run(some: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
+        def run(some: Array, chosen: Sequence[Choice], _others: dict[str, Array]) -> dict[str, Array]:
             return head.run({MAPS: some, **chosen_inputs(self.metadata, chosen, head)})
 
         rows, apart = maps.astype(np.float32), self.metadata.couples_rows
@@ -139,8 +143,8 @@ class Prober:
 class _ImageProbe:
     """One row and one class of a `Prober`; see `onnx_gradcam.editor.methods.probe.Probe`."""
 
-    def __init__(self, prober: Prober, row: Array, choice: Choice) -> None:
-        self._prober, self._choice = prober, choice
+    def __init__(self, prober: Prober, row: Array, choice: Choice, fed: Fed) -> None:
+        self._prober, self._choice, self._fed = prober, choice, fed
         self._layout, self._dtype = prober.metadata.batch_layout, row.dtype
         axes = [self._layout.index(letter) for letter in "NCHW"]
         self.x: Array = row.transpose(axes)[0].astype(np.float32)
@@ -211,7 +215,7 @@ class _ImageProbe:
 
     def _run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
         batch = in_type(_as_input(np.asarray(images, np.float32), self._layout), self._dtype)
-        return self._prober.answers(batch, [self._choice] * len(batch), outputs)
+        return self._prober.answers(batch, [self._choice] * len(batch), outputs, self._fed.repeated(len(batch)))
 
 
 def _as_input(images: Array, layout: str) -> Array:

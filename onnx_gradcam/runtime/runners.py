@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import ModelError, TargetError
+from onnx_gradcam.feeds import NOTHING, Fed
 from onnx_gradcam.images.decoding import read_region
 from onnx_gradcam.metadata import Metadata
 
@@ -33,7 +34,7 @@ __all__ = [
     "in_batches",
     "in_type",
 ]
-__all__ += ["paired", "without_tables"]
+__all__ += ["other_inputs", "paired", "without_tables"]
 
 Array = npt.NDArray[Any]
 _LARGEST_BATCH = 2**30
@@ -42,7 +43,8 @@ _LARGEST_BATCH = 2**30
 Choice = tuple[int, "int | None"]
 """The class of a row, -1 for the predicted one, and the index of its box, `None` for the best one."""
 
-Run = Callable[[Array, Sequence[Choice]], dict[str, Array]]
+Run = Callable[[Array, Sequence[Choice], dict[str, Array]], dict[str, Array]]
+"""Runs rows of the image, what is chosen of each, and the other inputs' values by name."""
 
 
 class Runner(Protocol):
@@ -66,12 +68,13 @@ class Runner(Protocol):
         *,
         tables: bool = False,
         maps: bool = True,
+        fed: Fed = NOTHING,
     ) -> dict[str, Array]:
         """Explain every row of a batch for its class, -1 for the predicted one; all outputs by name.
 
         A detector explains the boxes of these indices, by default the best of the class each. The tables of all boxes
         are among the outputs where they are asked for with `tables`. Where no `maps` are asked for, they may be
-        missing: methods that run the model many times leave that out.
+        missing: methods that run the model many times leave that out. `fed` are the values of a model's other inputs.
         """
 
 
@@ -102,14 +105,15 @@ class Attached:
         *,
         tables: bool = False,
         maps: bool = True,  # noqa: ARG002 - one run gives all
+        fed: Fed = NOTHING,
     ) -> dict[str, Array]:
         """See `Runner`."""
         outputs = [info.name for info in (self.session.outputs if tables else self.results)]
 
-        def run(rows: Array, chosen: Sequence[Choice]) -> dict[str, Array]:
-            return self.session.run(self._feeds(rows, chosen), outputs)
+        def run(rows: Array, chosen: Sequence[Choice], others: dict[str, Array]) -> dict[str, Array]:
+            return self.session.run({**self._feeds(rows, chosen), **others}, outputs)
 
-        return in_batches(run, batch, paired(classes, boxes), self._size, apart=self.metadata.couples_rows)
+        return in_batches(run, batch, paired(classes, boxes), self._size, fed, apart=self.metadata.couples_rows)
 
     @cached_property
     def halved(self) -> Halved | None:
@@ -163,9 +167,9 @@ class Halved:
         self._shared, self._tables = shared, {metadata.detection_scores, metadata.detection_boxes}
         self._left = {*shared} - {info.name for info in without_tables(metadata, infos)} - self._tables
 
-    def forward(self, row: Array) -> dict[str, Array]:
+    def forward(self, row: Array, fed: Fed = NOTHING) -> dict[str, Array]:
         """What the boxes of one image share: the first part's outputs for its input, `[1, ...]`."""
-        feed = image_feed(self._metadata, row)
+        feed = {**image_feed(self._metadata, row), **fed.of([0])}
         return {**feed, **self._first.run(feed, sorted({*self._between, *self._shared} - set(feed)))}
 
     def run(self, shared: Mapping[str, Array], chosen: Sequence[Choice], *, tables: bool = False) -> dict[str, Array]:
@@ -204,10 +208,11 @@ class Augmented:
         *,
         tables: bool = False,  # noqa: ARG002
         maps: bool = True,  # noqa: ARG002
+        fed: Fed = NOTHING,
     ) -> dict[str, Array]:
         """See `Runner`; maps are means, other outputs are those of the unchanged input."""
         metadata = self.metadata
-        outputs = self._runner.run(batch, classes)
+        outputs = self._runner.run(batch, classes, fed=fed)
         explained = [int(index) for index in outputs[metadata.heatmap_class]]
         width = metadata.batch_layout.index("W")
         # The axis of the width in each of the maps.
@@ -220,7 +225,7 @@ class Augmented:
                     continue
                 rows = np.flip(batch, width) if mirrored else batch
                 results = self._runner.run(
-                    in_type(rows.astype(np.float32) * np.float32(strength), batch.dtype), explained
+                    in_type(rows.astype(np.float32) * np.float32(strength), batch.dtype), explained, fed=fed
                 )
                 if results[metadata.heatmap_class].tolist() != explained:
                     raise TargetError(
@@ -231,6 +236,12 @@ class Augmented:
                     totals[name] += np.flip(results[name], axis) if mirrored else results[name]
         count = 2 * len(self.strengths)
         return outputs | {name: (total / count).astype(outputs[name].dtype) for name, total in totals.items()}
+
+
+def other_inputs(metadata: Metadata, session: Session) -> list[InputInfo]:
+    """The model's own inputs besides the image."""
+    added = {metadata.image_input, metadata.class_input, metadata.box_input, metadata.mask_input}
+    return [info for info in session.inputs if info.name not in added]
 
 
 def image_input(metadata: Metadata, session: Session) -> InputInfo:
@@ -284,17 +295,17 @@ def chosen_inputs(metadata: Metadata, chosen: Sequence[Choice], session: Session
 
 
 def in_batches(
-    run: Run, rows: Array, chosen: Sequence[Choice], size: int | None, *, apart: bool = False
+    run: Run, rows: Array, chosen: Sequence[Choice], size: int | None, fed: Fed = NOTHING, *, apart: bool = False
 ) -> dict[str, Array]:
     """Run any number of rows, and what is chosen of them, through a model of a fixed batch size; all outputs by name.
 
     The last row is repeated to fill a batch of `size`; with `None` all rows are one batch. With `apart` every row has a
     batch of its own, filled with copies of it.
     """
-    step = 1 if apart else size or len(rows)
+    step = 1 if apart or fed.apart else size or len(rows)
     width = size or step
     if step == width == len(rows):
-        return run(rows, chosen)
+        return run(rows, chosen, fed.of(range(len(rows))))
     if width * rows[0].size > _LARGEST_BATCH:
         raise ModelError(f"the model only takes batches of {width}, which are too large; export it with a free batch")
     parts = []
@@ -302,6 +313,8 @@ def in_batches(
         some, targets = rows[start : start + step], list(chosen[start : start + step])
         missing = width - len(some)
         padded = np.concatenate([some, np.repeat(some[-1:], missing, axis=0)])
-        outputs = run(padded, targets + targets[-1:] * missing)
+        last = start + len(some) - 1
+        others = fed.of([*range(start, last + 1), *[last] * missing])
+        outputs = run(padded, targets + targets[-1:] * missing, others)
         parts.append({name: values[: len(some)] for name, values in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

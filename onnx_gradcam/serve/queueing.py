@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import ExplainError, ServerError
+from onnx_gradcam.feeds import NOTHING, Fed
 from onnx_gradcam.runtime.explainer import Explainer
 from onnx_gradcam.runtime.runners import Runner
 
@@ -118,8 +119,11 @@ class BatchingRunner:
         *,
         tables: bool = False,
         maps: bool = True,
+        fed: Fed = NOTHING,
     ) -> Outputs:
         """See `Runner`; together with the rows of other requests, and within the time of the request."""
+        if fed:  # other inputs may not have a row for every image, so these rows run by themselves
+            return self._runner.run(batch, classes, boxes, tables=tables, maps=maps, fed=fed)
         parts = []
         most = self._most(batch)
         for start in range(0, len(batch), most):

@@ -189,7 +189,7 @@ def input_layout(image: Value, layout: Layout) -> str:
 def find_image(t: Builder, name: str | None = None) -> Value:
     """The graph input that takes images, or the batch of one that `with_batch_axis` makes of it.
 
-    `name` is needed if there are several.
+    `name` is needed if there are several, unless one has three channels and the others have one.
     """
     candidates = image_inputs(t)
     inputs = ", ".join(f"{v.name!r} {list(v.known_shape or ())}" for v in map(t.wrap, t.graph.inputs))
@@ -199,11 +199,20 @@ def find_image(t: Builder, name: str | None = None) -> Value:
             near = near_matches(name, [v.name for v in candidates])
             raise TargetError(f"the model has no image input {name!r}{near} (inputs: {inputs})")
         candidates = named
+    if len(candidates) > 1:
+        candidates = _beside_planes(candidates) or candidates
     if len(candidates) != 1:
         count = "several inputs" if candidates else "no input of rank 4"
         raise TargetError(f"the model has {count} that could take an image (inputs: {inputs}); name one with --input")
     (image,) = candidates
     return (_batch_of(t, image) or image) if image.rank == 3 else image
+
+
+def _beside_planes(candidates: Sequence[Value]) -> list[Value]:
+    """The only input of three channels among inputs of one, such as depth or thermal images."""
+    channels = [next((n for n in (v.shape[1], v.shape[-1]) if n in {1, 3}), None) for v in candidates]
+    colored = [v for v, n in zip(candidates, channels, strict=True) if n == 3]
+    return colored if len(colored) == 1 and channels.count(1) == len(candidates) - 1 else []
 
 
 def find_score(
