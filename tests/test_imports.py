@@ -37,12 +37,14 @@ ALLOWED: dict[str, set[str]] = {
     "batching": {*PLAIN, "images", "runtime"},
     "serve": {*BASE, "graph", "images", "metadata", "editor", "editor.targets", "runtime"},
     "web": {*PLAIN, "graph", "images", "metadata", "editor", "runtime"},
+    "studio": {*PLAIN, "images", "editor", "editor.methods", "editor.targets", "runtime"}
+    | {"evaluation", "serve.limits", "web"},
 }
 ANYTHING = {"cli", "__main__", "__init__"}
 """What nothing imports may import everything."""
 
 MOST_FLOORS = 12
-MOST_FILES = 213
+MOST_FILES = 219
 LEAST_LINES = 60
 
 

@@ -31,6 +31,7 @@ from .export import export
 from .inspect import inspect
 from .listings import methods, ops
 from .serve import serve
+from .studio import studio
 from .verify import verify
 from .web import web
 
@@ -68,7 +69,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-_COMMANDS = explain, attach, inspect, compare, batch, evaluate, serve, triton, kserve, web, verify, methods, ops, doctor
+_COMMANDS = (
+    *(explain, attach, inspect, studio, compare, batch, evaluate, serve, triton, kserve, web),
+    *(verify, methods, ops, doctor),
+)
 for _command in _COMMANDS:
     app.command(cls=Command)(_command)
 app.add_typer(export)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,8 +42,8 @@ __all__ += [
     "Provider",
     "Seed",
 ]
-__all__ += ["Targets", "Threads", "count", "explains", "model_source", "named", "names", "option", "registered"]
-__all__ += ["read_feeds", "selected_boxes"]
+__all__ += ["Targets", "Threads", "count", "explains", "flags", "model_source", "named", "names", "option"]
+__all__ += ["read_feeds", "registered", "selected_boxes"]
 
 _PANELS = ("Model", "Target", "Method", "Image", "Output", "Runtime")
 """The groups of options in the help, in this order; what has none comes last."""
@@ -356,6 +357,18 @@ def explains(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]]
         return call
 
     return decorate
+
+
+def flags(choices: Mapping[str, Any]) -> list[str]:
+    """Choices of `Options` as words of the command line."""
+    words: list[str] = []
+    for name, value in choices.items():
+        declared = OPTIONS[name].__metadata__[0].default
+        # In an annotation, typer takes the first flag for a default.
+        flag = declared if isinstance(declared, str) else f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            words += [flag] if one is True else [flag, json.dumps(one) if isinstance(one, Mapping) else str(one)]
+    return words
 
 
 class Command(TyperCommand):

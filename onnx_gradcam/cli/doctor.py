@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import platform
 from typing import Any
 
@@ -10,6 +10,7 @@ from onnx_gradcam import __version__
 
 from ._options import Json
 from ._output import say, say_json, table
+from .studio import STUDIO_NEEDS, STUDIO_REMEDY
 
 __all__ = ["doctor"]
 
@@ -23,7 +24,7 @@ def doctor(*, as_json: Json = False) -> None:
     Example:
       onnx-gradcam doctor
 
-    Prints versions, the execution providers that start, whether images can be read, and the opsets that are understood.
+    Prints versions, the execution providers that start, whether images can be read and the studio can start, and the opsets that are understood.
     """  # noqa: D301 - \b keeps the lines of the example apart
     findings = _examine()
     if as_json:
@@ -36,6 +37,8 @@ def doctor(*, as_json: Json = False) -> None:
     for provider in findings["providers"]:
         say(f"  {provider['name']}: {'starts' if provider['starts'] else provider['reason']}")
     say("images: " + ("can be read and drawn" if findings["images"] else findings["images_reason"]))
+    lacking = findings["studio_lacks"]
+    say("studio: " + (f"needs {' and '.join(lacking)}; {STUDIO_REMEDY}" if lacking else "can be started"))
     for name, failure in findings["failures"].items():
         say(f"{name} cannot be imported: {failure}")
     if findings["opsets"]:
@@ -56,6 +59,7 @@ def _examine() -> dict[str, Any]:
         "failures": failures,
         "providers": [] if {"onnx", "onnxruntime"} & failures.keys() else _providers(),
         **_images(failures),
+        "studio_lacks": [name for name in STUDIO_NEEDS if importlib.util.find_spec(name) is None],
         "opsets": {} if "onnx" in failures else _opsets(failures),
     }
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from onnx_gradcam.options import Choices
 
-__all__ = ["build_page"]
+__all__ = ["build_page", "conversion"]
 
 _LARGEST: Final = 2**30
 """Bytes of weights: WebAssembly has 4 GB of memory, which contains the model twice while it is loaded."""
@@ -80,7 +80,7 @@ def build_page(
         raise ModelError(
             f"the model has {size / 1e9:.1f} GB of weights, and a page can hold at most 1 GB; use a smaller one"
         )
-    description = _description(explained, metadata, _conversion(metadata, probabilities), Path(model).stem)
+    description = _description(explained, metadata, conversion(metadata, probabilities), Path(model).stem)
     files = {"site.json": b"", "model.onnx": _serialized(explained), **_assets()}
     description["model"]["bytes"] = len(files["model.onnx"])
     files["site.json"] = json.dumps(description, ensure_ascii=False, allow_nan=False).encode()
@@ -116,8 +116,12 @@ def _check(model: Model, metadata: Metadata) -> None:
         raise ModelError(f"the model has another input, {others[0]!r}, which a page cannot feed; make it a constant")
 
 
-def _conversion(metadata: Metadata, probabilities: Probabilities | None) -> str:
-    """How the page converts scores to what it shows."""
+def conversion(metadata: Metadata, probabilities: Probabilities | None) -> str:
+    """How a page converts scores to what it shows: `given`, `exponential`, `sigmoid`, `softmax`, or `none`.
+
+    Raises:
+        InputError: the scores are probabilities already, so that `probabilities` cannot be chosen.
+    """
     if metadata.task == "detection":
         if probabilities is not None:
             raise InputError("the scores of a detector's boxes are probabilities already; omit --probabilities")

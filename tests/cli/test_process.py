@@ -14,7 +14,7 @@ import pytest
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2", "rich")
 FULL = Path("/dev/full")
 COMMANDS = (
-    *("explain", "attach", "inspect", "compare", "batch", "evaluate", "serve", "triton", "kserve"),
+    *("explain", "attach", "inspect", "studio", "compare", "batch", "evaluate", "serve", "triton", "kserve"),
     *("web", "verify", "methods", "ops", "doctor", "export"),
 )
 

@@ -1,0 +1,1 @@
+"""The studio: a local page to look at a model; see `onnx_gradcam.studio.application`."""
