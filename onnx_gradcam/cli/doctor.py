@@ -24,7 +24,8 @@ def doctor(*, as_json: Json = False) -> None:
     Example:
       onnx-gradcam doctor
 
-    Prints versions, the execution providers that start, whether images can be read and the studio can start, and the opsets that are understood.
+    Prints versions, the execution providers that start, whether images can be read and the studio can start, and the
+    opsets that are understood.
     """  # noqa: D301 - \b keeps the lines of the example apart
     findings = _examine()
     if as_json:
