@@ -60,7 +60,7 @@ Biases = Literal["apart", "merged", "unknown"]
 BatchFormat = Literal["parquet", "npz", "png"]
 Probabilities = Literal["softmax", "sigmoid", "none"]
 Watched = Literal["similarity", "score"]
-Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed"]
+Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed", "grey"]
 
 
 class Description(Protocol):

@@ -85,13 +85,14 @@ def explain(
         ),
     ] = None,
     style: Annotated[
-        Style,
+        Style | None,
         option(
             "Output",
-            "Look: overlay, mask (rest darkened), contour, box, alpha (transparent), signed (negative values too).",
+            "Look: overlay, mask (rest darkened), contour, box, alpha (transparent), signed (negative values too), "
+            "grey (values without the image). [default: overlay; grey for attributions]",
             metavar="STYLE",
         ),
-    ] = "overlay",
+    ] = None,
     threshold: Annotated[
         float | None,
         option("Output", "For mask, contour, box: share of the maximum that counts. [default: 0.5]", metavar="0..1"),
@@ -102,7 +103,11 @@ def explain(
     ] = None,
     colormap: Annotated[
         str | None,
-        option("Output", "Colormap, such as turbo or viridis. [default: jet; bwr for signed]", metavar="NAME"),
+        option(
+            "Output",
+            "Colormap, such as turbo or viridis. [default: jet; bwr for signed; gray for grey]",
+            metavar="NAME",
+        ),
     ] = None,
     opacity: Annotated[
         float | None,
@@ -194,7 +199,7 @@ def _check_usage(
         raise typer.BadParameter("it is for --npy and --npz; give one of them.", param_hint="--arrays")
 
 
-def _check_regions(style: str, chosen: Sequence[str]) -> None:
+def _check_regions(style: str | None, chosen: Sequence[str]) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in chosen]
     if flags and style not in {"mask", "contour", "box"}:
         raise typer.BadParameter("it is for the styles mask, contour and box.", param_hint=flags[0])
@@ -326,7 +331,7 @@ def _draw(explanations: Mapping[str, Explanation], path: Path, look: Mapping[str
     from onnx_gradcam.runtime.explanation import method_sheet  # noqa: PLC0415
 
     (first, *_) = explanations.values()
-    drawing = first.overlay(**look) if look["style"] == "alpha" else method_sheet(explanations, **look)
+    drawing = first.overlay(**look) if look.get("style") == "alpha" else method_sheet(explanations, **look)
     if str(path) == "-":
         sys.stdout.buffer.write(encode_image(drawing.pixels, ".png"))
         sys.stdout.buffer.flush()
@@ -346,7 +351,7 @@ def _report(
             entry |= {**class_map.target.to_dict(), "heatmap": files[len(explained)]}
             if class_map.boxes:
                 entry["boxes"] = [box.to_dict() for box in class_map.boxes]
-            if job.look["style"] == "box":
+            if job.look.get("style") == "box":
                 regions = {name: job.look[name] for name in ("threshold", "top_percent") if name in job.look}
                 entry["box"] = explanation.box(which, **regions)
             explained.append(entry)
@@ -364,6 +369,8 @@ def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:
 
 
 def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:
+    from onnx_gradcam.runtime.explanation import percentage  # noqa: PLC0415 - --help must not wait for it
+
     say(f"{image} -> {drawn}" if drawn else image)
     if any(class_map.boxes for class_map in explanation.maps):
         _print_boxes(explanation)
@@ -371,11 +378,18 @@ def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> No
     explained = [class_map.target for class_map in explanation.maps]
     shown = list({target.index: target for target in (*explanation.top(), *explained)}.values())
     marked = {target.index for target in explained}
-    rows = [
-        ("*" if target.index in marked else " ", str(target.index), target.label, f"{target.score:.4g}")
-        for target in shown
-    ]
-    say(table([("", "class", "name", "score"), *rows], right=(1, 3)))
+    columns = {
+        "": ["*" if target.index in marked else " " for target in shown],
+        "class": [str(target.index) for target in shown],
+        "name": [target.label for target in shown],
+        "score": [f"{target.score:.4g}" for target in shown],
+        "probability": [percentage(target.probability) for target in shown if target.probability is not None],
+    }
+    if explanation.labels is None:
+        del columns["name"]
+    columns = {title: cells for title, cells in columns.items() if cells}
+    right = [i for i, title in enumerate(columns) if title in {"class", "score", "probability"}]
+    say(table([tuple(columns), *zip(*columns.values(), strict=True)], right=right))
     say("  * explained")
 
 
@@ -402,5 +416,5 @@ def _print_boxes(explanation: Explanation) -> None:
 
 
 def _print_short(image: str, explanation: Explanation, drawn: Path | None) -> None:
-    classes = ", ".join(f"{one.target.label} {one.target.score:.4g}" for one in explanation.maps)
+    classes = ", ".join(one.target.caption for one in explanation.maps)
     say(f"{image}: {classes}" + (f" -> {drawn}" if drawn else ""))

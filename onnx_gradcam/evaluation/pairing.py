@@ -22,9 +22,10 @@ from onnx_gradcam.errors import ExplainError, InputError, TargetError, reason
 from onnx_gradcam.images.decoding import Image, Placement, read_image
 from onnx_gradcam.runtime.detections import overlaps
 from onnx_gradcam.runtime.explainer import Box, Explainer, Explanation, Target
+from onnx_gradcam.runtime.probabilities import distribution
 
 from .boxes import SAME_OBJECT
-from .similarity import METRICS, MapAgreement, compare_maps, kl_divergence, probabilities
+from .similarity import METRICS, MapAgreement, compare_maps, kl_divergence
 
 __all__ = ["Agreement", "Compared", "Laid", "NativeMaps", "compare_models", "named_errors"]
 
@@ -269,7 +270,7 @@ class _Pairing:
 
     def _probabilities(self, name: str, explanation: Explanation) -> npt.NDArray[np.float64] | None:
         metadata = self.models[name].metadata
-        return probabilities(explanation.scores, metadata.activation, single_logit=metadata.single_logit)
+        return distribution(explanation.scores, metadata.activation, single_logit=metadata.single_logit)
 
 
 def _overlap(one: Sequence[Box], other: Sequence[Box]) -> float | None:

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.runtime.probabilities import LEAST_PROBABILITY
 
-__all__ = ["METRICS", "MapAgreement", "Metric", "compare_maps", "kl_divergence", "probabilities", "ssim"]
+__all__ = ["METRICS", "MapAgreement", "Metric", "compare_maps", "kl_divergence", "ssim"]
 
 Array = npt.NDArray[Any]
 Wide = npt.NDArray[np.float64]
 
-_LEAST_PROBABILITY: Final = 1e-12
-"""Smaller ones count as this, so that a class that one model excludes gives a large divergence, not infinity."""
 _TOP_PART: Final = 0.2
 _SAME: Final = 1e-5
 """Differences that rounding alone may cause; ranks and hottest pixels must not depend on them."""
@@ -129,34 +128,12 @@ def ssim(first: Array, second: Array) -> float:
     return float(np.mean(alike / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
 
 
-def probabilities(scores: Array, activation: str, *, single_logit: bool = False) -> Wide | None:
-    """Probabilities `float64 [C]` with sum 1 from a model's scores `[C]` and its last activation, empty if it has none.
-
-    With `single_logit`, the scores of two classes come from one logit, class 0 being its complement. Sigmoids of many
-    classes are turned into logits before the softmax. `None` for integers, quantised scores of unknown scale.
-    """
-    if scores.dtype.kind != "f":
-        return None
-    values = scores.astype(np.float64)
-    # Without an activation in the graph these may still be probabilities; logits do not sum to one by chance.
-    finished = values.min() >= 0 and abs(values.sum() - 1) < 1e-3
-    if activation == "softmax" or (finished and (single_logit or not activation)):
-        return np.asarray(values / values.sum())
-    if single_logit:
-        values = values / 2
-    elif activation == "sigmoid":
-        inside = np.clip(values, _LEAST_PROBABILITY, 1 - 1e-7)
-        values = np.log(inside) - np.log1p(-inside)
-    exponentials = np.exp(values - values.max())
-    return np.asarray(exponentials / exponentials.sum())
-
-
 def kl_divergence(reference: Wide, other: Wide) -> float:
     """Kullback-Leibler divergence of `other` from `reference`, in nats; 0 where they are equal.
 
     Probabilities below 1e-12 count as 1e-12, so that the result is never above 27.7.
     """
-    p, q = (np.maximum(x, _LEAST_PROBABILITY) for x in (reference, other))
+    p, q = (np.maximum(x, LEAST_PROBABILITY) for x in (reference, other))
     return max(0.0, float(np.sum(reference * np.log(p / q))))
 
 

@@ -6,9 +6,9 @@ A dimension that is equal in all runs is static; one that equals the three numbe
 dimension; every other three numbers become a new symbol, which is never written into a file.
 
 Dimensions that differ must not be equal by accident. Sizes of images are therefore no multiples of powers of two, so
-that rounding up and rounding down differ after every stride, and batches are larger than any number of positions. Only
-a model that does not fit such sizes (one that adds upsampled maps to maps before a stride, for example) is inferred at
-multiples of 2, 4, 8 and so on, the first that it fits.
+that rounding up and rounding down differ after every stride, and batches are primes. Only a model that does not fit
+such sizes (one that adds upsampled maps to maps before a stride, for example) is inferred at multiples of 2, 4, 8 and
+so on, the first that it fits.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ A symbol is a name that the file gives, or an `Unnamed`.
 """
 
 _BATCH_PROBES = (
-    (1_000_003, 1_000_033, 1_000_037),
-    (1_000_039, 1_000_081, 1_000_099),
-    (1_000_117, 1_000_121, 1_000_133),
-    (1_000_151, 1_000_159, 1_000_171),
+    (20_123, 20_183, 20_327),
+    (20_507, 20_543, 20_627),
+    (20_663, 21_059, 21_179),
+    (21_227, 21_383, 21_419),
 )
-"""Numbers for free batches: primes above any number of positions."""
+"""Numbers for free batches: primes, which are no product of sizes, and one less is twice a prime, which is no grid
+beside a class token. Not larger, as ONNX's inference writes out the entries of vectors where it follows their numbers.
+"""
 
 _SHORT_BATCH_PROBES = ((467, 479, 503), (563, 587, 719), (839, 863, 887), (983, 1019, 1187))
-"""The same where a Range may count the rows, whose numbers ONNX's inference writes out one by one.
-
-One less is twice a prime, which is no grid beside a class token.
-"""
+"""The same where a Range may count the rows, which other dimensions may multiply."""
 
 _LONGEST_RANGE = 10_000_000
 

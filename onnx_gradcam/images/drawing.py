@@ -19,8 +19,21 @@ from .decoding import QUIET, Image, check_heatmap, check_image, cv2_module, resi
 __all__ = ["COLORMAPS", "SUFFIXES", "TRANSPARENT", "colorize", "encode_image", "overlay", "save_image", "sheet"]
 __all__ += ["check_colormap", "check_same_size", "check_suffix", "draw_boxes"]
 
-COLORMAPS: Final = ("jet", "turbo", "viridis", "inferno", "magma", "plasma", "cividis", "hot", "bone", "parula", "bwr")
-"""The colour maps: those of OpenCV by these names, and `bwr` of Matplotlib: blue, white, red."""
+COLORMAPS: Final = (
+    "jet",
+    "turbo",
+    "viridis",
+    "inferno",
+    "magma",
+    "plasma",
+    "cividis",
+    "hot",
+    "bone",
+    "parula",
+    "bwr",
+    "gray",
+)
+"""The colour maps: those of OpenCV by these names, and two of Matplotlib: `bwr`, blue, white, red, and `gray`."""
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """The suffixes of images that can be saved."""
@@ -30,7 +43,8 @@ TRANSPARENT: Final = (".png", ".webp", ".tif", ".tiff")
 
 _SMALLEST_SIDE, _LARGEST_SIDE = 224, 1000  # of a panel in a sheet, the longer side, in pixels
 _LEAST_CELL_HEIGHT, _LEAST_CELL_WIDTH = 40, 160  # room for the colour bar and the captions
-_MARGIN, _BAR = 12, 16
+_MARGIN, _BAR = 12, 10
+_LONGEST_CAPTION = 2000  # characters, so that measuring one takes no time
 _INK = (32, 32, 32)
 
 
@@ -47,6 +61,8 @@ def colorize(heatmap: npt.NDArray[Any], colormap: str = "jet") -> Image:
         return np.asarray(np.rint(rising * 255).astype(np.uint8))
     cv2 = cv2_module()
     levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
+    if colormap == "gray":
+        return np.repeat(levels[:, :, None], 3, axis=2)
     blue_first = cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
     colours: Image = cv2.cvtColor(blue_first, cv2.COLOR_BGR2RGB)
     return colours
@@ -145,7 +161,8 @@ def sheet(
     bar. `row` is the number of panels in a row, after the image in the first one; by default as many as look good.
 
     Small images are enlarged by an integer factor, large ones reduced to 1000 pixels. Panels that do not fit beside
-    each other continue below. A caption that is too long loses its middle; its last word, the score, stays.
+    each other continue below, in rows of about the same length. A long caption takes two lines; one that is longer
+    still loses its middle, and its last words, the score, stay.
     """
     check_image(image)
     displayed = _for_display(image)
@@ -159,20 +176,26 @@ def sheet(
         cells.append((caption, draw(displayed, resized(heatmap.astype(np.float32), height, width))))
     cell = max(height, _LEAST_CELL_HEIGHT), max(width, _LEAST_CELL_WIDTH)
     scale = min(max(cell[1] / 700, 0.5), 1.3)
-    tiles = [_tile(caption, shown, cell, scale) for caption, shown in cells]
+    captions = [_wrapped(_drawable(caption), cell[1], scale) for caption, _ in cells]
+    deepest = max(map(len, captions))
+    tiles = [_tile(lines, deepest, shown, cell, scale) for lines, (_, shown) in zip(captions, cells, strict=True)]
     empty = np.full_like(tiles[0], 255)
     if row is None:
-        columns = min(len(tiles), max(1, round(4.5 * cell[0] / cell[1])))
+        most = min(len(tiles), max(1, round(4.5 * cell[0] / cell[1])))
+        columns = math.ceil(len(tiles) / math.ceil(len(tiles) / most))  # rows of about the same length
     else:
         image_tile, columns = tiles[0], row + 1
         rows = [tiles[at : at + row] for at in range(1, len(tiles), row)]
         tiles = [tile for i, others in enumerate(rows) for tile in (empty if i else image_tile, *others)]
     tiles += [empty] * (-len(tiles) % columns)
     grid = np.vstack([np.hstack(tiles[at : at + columns]) for at in range(0, len(tiles), columns)])
-    first_panel = tiles[0].shape[0] - _MARGIN - cell[0]
-    body = grid if ends is None else np.hstack([grid, _colour_bar(grid.shape[0], first_panel, colormap, scale, ends)])
+    if ends is not None:
+        lowest = tiles[0].shape[0] - _MARGIN
+        grid = np.hstack([grid, _colour_bar(grid.shape[0], (lowest - cell[0], lowest), colormap, scale, ends)])
+    body = grid
     if title:
-        body = np.vstack([_line(title, body.shape[1] - _MARGIN, body.shape[1], scale), body])
+        text = _shortened(_drawable(title), body.shape[1] - _MARGIN, scale)
+        body = np.vstack([_line(text, body.shape[1], scale), body])
     return np.pad(body, ((_MARGIN, 0), (_MARGIN, 0), (0, 0)), constant_values=255)
 
 
@@ -237,32 +260,33 @@ def _for_display(image: Image) -> Image:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _tile(caption: str, image: Image, cell: tuple[int, int], scale: float) -> Image:
+def _tile(caption: Sequence[str], lines: int, image: Image, cell: tuple[int, int], scale: float) -> Image:
     """An image under its caption in a cell of (height, width), with a margin at the right and below."""
     height, width = cell
     panel = _white(height + _MARGIN, width + _MARGIN)
     panel[: image.shape[0], : image.shape[1]] = image
-    return np.vstack([_line(caption, width, width + _MARGIN, scale), panel])
+    padded = [*[""] * (lines - len(caption)), *caption]
+    return np.vstack([*[_line(text, width + _MARGIN, scale) for text in padded], panel])
 
 
-def _colour_bar(height: int, top: int, colormap: str, scale: float, ends: tuple[str, str]) -> Image:
-    """The colours from `top` down to the margin, labelled with the values at the two ends."""
+def _colour_bar(height: int, rows: tuple[int, int], colormap: str, scale: float, ends: tuple[str, str]) -> Image:
+    """The colours in some of `height` rows, beside the first panels, labelled with the values at the two ends."""
     cv2 = cv2_module()
     (digit_width, digit_height), _ = cv2.getTextSize(max(ends, key=len), cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     bar = _white(height, _BAR + 2 * _MARGIN + digit_width)
-    end = height - _MARGIN
+    top, end = rows
     bar[top:end, :_BAR] = colorize(np.linspace(1, 0, end - top)[:, None].repeat(_BAR, axis=1), colormap)
     for digit, baseline in ((ends[1], top + digit_height), (ends[0], end - 1)):
         _write(bar, digit, (_BAR + _MARGIN // 2, baseline), scale)
     return bar
 
 
-def _line(text: str, room: int, width: int, scale: float) -> Image:
-    """One line of text, cut to `room` pixels, on a white strip of `width`."""
+def _line(text: str, width: int, scale: float) -> Image:
+    """One line of text on a white strip of `width`."""
     cv2 = cv2_module()
     (_, ascent), descent = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     strip = _white(ascent + descent + _MARGIN // 2, width)
-    _write(strip, _shortened(_drawable(text), room, scale), (0, ascent), scale)
+    _write(strip, text, (0, ascent), scale)
     return strip
 
 
@@ -271,21 +295,37 @@ def _write(canvas: Image, text: str, origin: tuple[int, int], scale: float) -> N
     cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, _INK, 1, cv2.LINE_AA)
 
 
-def _shortened(text: str, room: int, scale: float) -> str:
-    """The text if it fits in `room` pixels, else its beginning, an ellipsis and its last word."""
+def _fits(text: str, room: int, scale: float) -> bool:
     cv2 = cv2_module()
+    return bool(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] <= room)
 
-    def fits(candidate: str) -> bool:
-        return bool(cv2.getTextSize(candidate, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] <= room)
 
-    text = text[:2000]
-    if fits(text):
+def _wrapped(text: str, room: int, scale: float) -> list[str]:
+    """The text in one line of `room` pixels if it fits, else in two, the second shortened if it has to be."""
+    text = text[:_LONGEST_CAPTION]
+    if _fits(text, room, scale):
+        return [text]
+    words = text.split(" ")
+    breaks = [n for n in range(len(words) - 1, 0, -1) if words[n] != "%"]
+    kept = next((n for n in breaks if _fits(" ".join(words[:n]), room, scale)), 0)
+    if not kept:
+        return [_shortened(text, room, scale)]
+    return [" ".join(words[:kept]), _shortened(" ".join(words[kept:]), room, scale)]
+
+
+def _shortened(text: str, room: int, scale: float) -> str:
+    """The text if it fits in `room` pixels, else its beginning, an ellipsis and its last words, a number and a unit."""
+    text = text[:_LONGEST_CAPTION]
+    if _fits(text, room, scale):
         return text
     dots = _drawable("…")
     head, _, score = text.rpartition(" ")
+    if score == "%":
+        head, _, number = head.rpartition(" ")
+        score = f"{number} %"
     candidates = [f"{head[:kept].rstrip()}{dots} {score}" for kept in range(min(len(head), room), 0, -1)]
     candidates += [text[:kept] + dots for kept in range(min(len(text), room), 0, -1)]
-    return next(filter(fits, candidates), "")
+    return next((candidate for candidate in candidates if _fits(candidate, room, scale)), "")
 
 
 def _drawable(text: str) -> str:

@@ -20,6 +20,8 @@ __all__ = ["STYLES", "Look", "LookChoices", "hot_box", "hot_region"]
 STYLES: Final = get_args(Style)
 """The styles of showing a heatmap; see `Look`."""
 
+_COLOURS: Final = {"signed": "bwr", "grey": "gray"}
+_ENDS: Final = {**dict.fromkeys(("overlay", "alpha", "grey"), ("0", "1")), "signed": ("-1", "1")}
 _LINE: Final = (255, 221, 0)
 _EDGE: Final = (32, 32, 32)
 
@@ -42,8 +44,10 @@ class Look:
         style: `overlay`: colours over the image; `mask`: everything outside the hot region darkened; `contour`: a line
             around the hot region; `box`: the bounding box of its largest connected part; `alpha`: the colours alone,
             more transparent where the heatmap is lower, RGBA; `signed`: the raw map with its negative values, as ink
-            on the grey image.
-        colormap: one of `onnx_gradcam.images.drawing.COLORMAPS`; by default `bwr` for signed maps, else `jet`.
+            on the grey image; `grey`: the values alone, without the image, from black to white, which suits
+            attributions of single pixels (PAIR's saliency library, `VisualizeImageGrayscale`).
+        colormap: one of `onnx_gradcam.images.drawing.COLORMAPS`; by default `bwr` for signed maps, `gray` for the style
+            `grey`, else `jet`.
         opacity: 0 to 1: opacity of the colours, of the darkness around a mask, or of the hottest position of `alpha`;
             for signed maps, how far the image fades to white.
         threshold: the hot region reaches this fraction of the heatmap's largest value (Zhou et al. 2016, section 4.1,
@@ -76,14 +80,17 @@ class Look:
     @property
     def colours(self) -> str:
         """The colour map, the style's own if none was chosen."""
-        return self.colormap or ("bwr" if self.style == "signed" else "jet")
+        return self.colormap or _COLOURS.get(self.style, "jet")
 
     @property
     def ends(self) -> tuple[str, str] | None:
         """The values at the two ends of the colour bar; `None` if colours stand for nothing."""
-        if self.style in {"overlay", "alpha"}:
-            return "0", "1"
-        return ("-1", "1") if self.style == "signed" else None
+        return _ENDS.get(self.style)
+
+    @property
+    def over_image(self) -> bool:
+        """Whether the image can be seen below the values."""
+        return self.style != "grey"
 
     def draw(self, image: Image, shown: npt.NDArray[Any]) -> Image:
         """Draw a map on its image: uint8 RGB `[H, W, 3]`, and RGBA `[H, W, 4]` for `alpha`.
@@ -96,6 +103,9 @@ class Look:
             return overlay(image, shown, colormap=self.colours, opacity=self.opacity)
         if self.style == "signed":
             return self._inked(image, shown)
+        if not self.over_image:
+            seen = ~np.isnan(shown)
+            return np.where(seen[:, :, None], colorize(np.where(seen, shown, 0), self.colours), np.uint8(255))
         if self.style == "alpha":
             strength = np.nan_to_num(np.clip(shown, 0, 1))
             alpha = np.rint(strength * self.opacity * 255).astype(np.uint8)

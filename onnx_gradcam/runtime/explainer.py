@@ -31,6 +31,7 @@ from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
 from .opening import attach_or_probe, open_explained
 from .pending import Pending, Prepared
+from .probabilities import probabilities
 from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input, other_inputs
 from .session import InputInfo, Session
 
@@ -621,7 +622,8 @@ class Explainer:
         scores: Array | None = None,
     ) -> ClassMap:
         scores = one.scores if scores is None else scores
-        return ClassMap(class_of(index, scores, self.labels), heatmap, cam, attribution)
+        shares = probabilities(scores, self.metadata)
+        return ClassMap(class_of(index, scores, self.labels, shares), heatmap, cam, attribution)
 
     def _scores(self, row: Array) -> Array:
         """One score for each class; a single logit also gives the score of its complement."""

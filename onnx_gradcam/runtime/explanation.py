@@ -21,7 +21,17 @@ from onnx_gradcam.images.overlays import OVERLAYS, library_overlay
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Box", "ClassMap", "Drawing", "Explanation", "Target", "class_of", "library_of", "method_sheet"]
+__all__ = [
+    "Box",
+    "ClassMap",
+    "Drawing",
+    "Explanation",
+    "Target",
+    "class_of",
+    "library_of",
+    "method_sheet",
+    "percentage",
+]
 
 Array = npt.NDArray[Any]
 
@@ -31,18 +41,29 @@ _HIDDEN = 0.2
 
 @dataclass(frozen=True)
 class Target:
-    """A class: its index, its name and the model's score for it.
+    """A class: its index, its name, the model's score for it, and its probability.
 
-    The score is the model's own output: a logit, a probability or whatever its last operator computes.
+    The score is the model's own output: a logit, a probability or whatever its last operator computes. The probability
+    is that of `onnx_gradcam.runtime.probabilities`: the model's own, else the softmax of its logits; `None` where
+    there is none, and for the boxes of a detector, whose score it is.
     """
 
     index: int
     label: str
     score: float
+    probability: float | None = None
+
+    @property
+    def caption(self) -> str:
+        """The name, and the probability or else the score."""
+        if self.probability is None:
+            return f"{self.label} {self.score:.3g}"
+        return f"{self.label} {percentage(self.probability)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; the score is `None` where it is not finite."""
-        return {**asdict(self), "score": self.score if math.isfinite(self.score) else None}
+        """The fields as JSON values: the score is `None` where it is not finite, an unknown probability left out."""
+        entries = {**asdict(self), "score": self.score if math.isfinite(self.score) else None}
+        return {name: value for name, value in entries.items() if name != "probability" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,7 @@ class Explanation:
     covered: tuple[int, int, int, int] | None = None
     boxes: Sequence[Box] = ()
     notes: Sequence[str] = ()
+    probabilities: npt.NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         """One line: what is explained, and sizes."""
@@ -255,7 +277,7 @@ class Explanation:
     def top(self, count: int = 5) -> list[Target]:
         """The classes with the highest scores."""
         best = np.argsort(-self.scores.astype(np.float64), kind="stable")[:count]
-        return [class_of(int(i), self.scores, self.labels) for i in best]
+        return [class_of(int(i), self.scores, self.labels, self.probabilities) for i in best]
 
     def heatmap_on_image(self, which: int = 0) -> npt.NDArray[np.float32]:
         """A heatmap over the whole image, `float32 [H, W]`: zero where the model does not see it."""
@@ -280,17 +302,26 @@ class Explanation:
             which: index of the map.
             preset: draw as the library of this preset does (`onnx_gradcam.images.overlays`); by default the preset of
                 the explanation, unless you choose a style, a colour map or an opacity.
-            look: fields of `onnx_gradcam.images.masks.Look`: `style`, `colormap`, `opacity`, `threshold`,
-                `top_percent`.
+            look: fields of `onnx_gradcam.images.masks.Look`: `style`, by default `grey` for attributions of single
+                pixels and `overlay` for other maps, `colormap`, `opacity`, `threshold`, `top_percent`.
 
         Raises:
             InputError: there is no such preset, style or colour map, or a number is out of range.
         """
-        drawn_as, library = Look(**look), library_of(preset, look, self.preset)
+        drawn_as, library = self.look(**look), library_of(preset, look, self.preset)
         if library is not None:
             return Drawing(self.boxed(self.drawn_by(library, which), which))
         drawn = drawn_as.draw(self.image, self.shown(which, drawn_as))
         return Drawing(drawn if drawn_as.style == "alpha" else self.boxed(drawn, which))
+
+    def look(self, **choices: Unpack[LookChoices]) -> Look:
+        """How the maps are shown: as chosen, else in the style that suits them.
+
+        Attributions of single pixels hide in the image that they would be laid over, unless its opacity is chosen.
+        """
+        fine = "opacity" not in choices and all(m.attribution is not None for m in self.maps)
+        choices.setdefault("style", "grey" if fine else "overlay")
+        return Look(**choices)
 
     def boxed(self, drawn: npt.NDArray[np.uint8], which: int) -> npt.NDArray[np.uint8]:
         """A drawing of the size of the image with the boxes of a map, each with its class and score."""
@@ -303,7 +334,7 @@ class Explanation:
         if library is not None:
             return self.boxed(self.drawn_by(library, which), which)
         values = self.shown(which, look)
-        return self.boxed(look.draw(self.image, values), which) if placed else values
+        return self.boxed(look.draw(self.image, values), which) if placed or not look.over_image else values
 
     def numbered(self) -> npt.NDArray[np.uint8]:
         """The image with the boxes of all maps, each with its number in the list, its class and score."""
@@ -351,7 +382,8 @@ class Explanation:
         explained = self.maps[which]
         if look.style == "signed":
             return self._seen.project(_symmetric(explained.cam, spread=explained.attribution is not None), np.nan)
-        shown = self.placement.project(explained.heatmap, np.nan)
+        values = explained.heatmap if look.over_image else _clipped(explained.heatmap)
+        shown = self.placement.project(values, np.nan)
         if self.covered is not None:
             shown[np.isnan(self._seen.project(explained.heatmap, np.nan))] = np.nan
         return shown
@@ -400,15 +432,17 @@ def method_sheet(
         explanations = {name: Explainer("model.onnx", method=name)("photo.jpg") for name in ("gradcam", "layercam")}
         method_sheet(explanations).save("methods.png")
     """
-    drawn_as = Look(**look)
-    if drawn_as.style == "alpha":
+    looks = {name: explanation.look(**look) for name, explanation in explanations.items()}
+    if any(drawn_as.style == "alpha" for drawn_as in looks.values()):
         raise InputError("a sheet is not transparent; for the style alpha draw one overlay, of one class and method")
     panels: list[tuple[str, Array]] = []
+    # One colour bar: of the maps that are laid over the image, where there are both kinds.
+    drawn_as = next((one for one in looks.values() if one.over_image), next(iter(looks.values())))
     ends = drawn_as.ends
     for name, explanation in explanations.items():
         library = library_of(preset, look, explanation.preset)
         for i, m in enumerate(explanation.maps):
-            panels.append((f"{name} {_caption(m)}".lstrip(), explanation.panel(i, drawn_as, library)))
+            panels.append((f"{name} {_caption(m)}".lstrip(), explanation.panel(i, looks[name], library)))
         if library is not None:
             ends = None
     first = next(iter(explanations.values()))
@@ -418,11 +452,19 @@ def method_sheet(
 
 
 def _caption(m: ClassMap) -> str:
-    """What is explained, and its score."""
-    if len(m.boxes) > 1:
-        return f"{len(m.boxes)} x {m.target.label} {m.target.score:.3g}"
+    """What is explained, and its probability or score; a map that shows nothing is said to be blank."""
     numbered = m.boxes[0].n if m.boxes else None
-    return f"{'' if numbered is None else f'{numbered} '}{m.target.label} {m.target.score:.3g}"
+    count = f"{len(m.boxes)} x " if len(m.boxes) > 1 else "" if numbered is None else f"{numbered} "
+    return f"{'' if np.any(m.heatmap) else 'blank map: '}{count}{m.target.caption}"
+
+
+def _clipped(heatmap: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A heatmap in [0, 1] whose brightest percent of the pixels is 1, as a few are far brighter than all others.
+
+    PAIR's saliency library does the same (`VisualizeImageGrayscale`, percentile 99).
+    """
+    largest = float(np.percentile(heatmap, 99)) or float(heatmap.max(initial=0))
+    return np.clip(heatmap / np.float32(largest), 0, 1) if largest > 0 else heatmap
 
 
 def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.float32]:
@@ -437,7 +479,19 @@ def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.
     return np.clip(cam / largest, -1, 1) if largest > 0 else cam
 
 
-def class_of(index: int, scores: Array, labels: Sequence[str] | None) -> Target:
-    """The class of an index, with its name and its score."""
+def class_of(
+    index: int, scores: Array, labels: Sequence[str] | None, probabilities: npt.NDArray[np.float64] | None = None
+) -> Target:
+    """The class of an index, with its name, its score and its probability."""
     label = labels[index] if labels is not None and index < len(labels) else f"class {index}"
-    return Target(index, label, float(scores[index]))
+    return Target(index, label, float(scores[index]), None if probabilities is None else float(probabilities[index]))
+
+
+def percentage(share: float) -> str:
+    """A probability in percent with one decimal, such as `8.1 %`; it never looks like 0 or 1 unless it is."""
+    percent = 100 * share
+    if 0 < percent < 0.1:
+        return "<0.1 %"
+    if 99.9 < percent < 100:
+        return ">99.9 %"
+    return f"{percent:.1f} %"

@@ -15,6 +15,7 @@ from onnx_gradcam.metadata import Metadata
 
 from .detections import Detections, Selection
 from .explanation import Box, ClassMap, Explanation
+from .probabilities import probabilities
 
 __all__ = ["Pending", "Prepared"]
 
@@ -89,4 +90,5 @@ class Pending:
             box,
             self.boxes,
             self.notes,
+            probabilities(self.scores, metadata),
         )

@@ -27,9 +27,26 @@ def test_default_image_lies_in_the_current_folder(explain, image, labels, here):
     assert names(here) == ["names.txt", "squares.png", "squares_gradcam.png"]
     lines = result.stdout.splitlines()
     assert lines[0] == f"{image} -> squares_gradcam.png"
+    assert lines[1].split() == ["class", "name", "score", "probability"]
     assert lines[2].split()[:3] == ["*", "0", "red"]
     assert lines[3].split()[:2] == ["2", "blue"]
+    score, probability = lines[2].split()[3:5]
+    assert f"{100 * float(score):.1f}" == probability
     assert lines[-1] == "layer 'active', method gradcam, weights linear"
+
+
+def test_a_class_without_a_name_is_listed_once(explain, image):
+    lines = explain(image).stdout.splitlines()
+    assert lines[1].split() == ["class", "score", "probability"]
+    assert lines[2].split()[:2] == ["*", "0"]
+
+
+def test_attributions_are_drawn_grey_unless_a_style_is_chosen(explain, image):
+    for options, grey in ([], True), (["--style", "overlay"], False), (["--opacity", "0.4"], False):
+        assert explain(image, "-o", "x.png", "--method", "gradient", *options).exit_code == 0
+        drawn = cv2.imread("x.png")
+        panel = drawn[:, drawn.shape[1] // 2 :].astype(int)
+        assert (np.ptp(panel, axis=2).max() == 0) == grey
 
 
 def test_sheet_has_the_photo_and_one_panel_a_class(explain, image, labels, here):
@@ -81,6 +98,7 @@ def test_json_is_one_object_of_the_agreed_form(explain, classifier, image, label
     found = json.loads(result.stdout)
     scores = Explainer(classifier, preprocess=PREPROCESS)(image).scores.tolist()
     order = sorted(range(3), key=lambda i: -scores[i])
+    figures = [{"score": pytest.approx(one, rel=1e-5), "probability": pytest.approx(one, rel=1e-5)} for one in scores]
     assert found == {
         "model": str(classifier),
         "target_tensors": ["active"],
@@ -91,12 +109,12 @@ def test_json_is_one_object_of_the_agreed_form(explain, classifier, image, label
         "images": [
             {
                 "path": str(image),
-                "top": [{"index": i, "label": LABELS[i], "score": pytest.approx(scores[i], rel=1e-5)} for i in order],
+                "top": [{"index": i, "label": LABELS[i], **figures[i]} for i in order],
                 "explained": [
                     {
                         "index": 2,
                         "label": "blue",
-                        "score": pytest.approx(scores[2], rel=1e-5),
+                        **figures[2],
                         "heatmap": "squares_gradcam_2.npy",
                     }
                 ],

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.evaluation.similarity import compare_maps, kl_divergence, probabilities, ssim
+from onnx_gradcam.evaluation.similarity import compare_maps, kl_divergence, ssim
+from onnx_gradcam.runtime.probabilities import distribution
 
 
 def smooth() -> tuple[np.ndarray, np.ndarray]:
@@ -170,11 +171,11 @@ SOFTMAX = np.exp(LOGITS) / np.exp(LOGITS).sum()
     ],
 )
 def test_scores_of_every_kind_are_one_distribution(scores, activation):
-    np.testing.assert_allclose(probabilities(scores.astype(np.float32), activation), SOFTMAX, rtol=1e-5)
+    np.testing.assert_allclose(distribution(scores.astype(np.float32), activation), SOFTMAX, rtol=1e-5)
 
 
 def test_a_class_of_no_chance_gives_no_nan():
-    found = probabilities(np.array([0.0, -np.inf], np.float32), "logsoftmax")
+    found = distribution(np.array([0.0, -np.inf], np.float32), "logsoftmax")
     np.testing.assert_array_equal(found, [1, 0])
     assert kl_divergence(np.array([0.5, 0.5]), found) == pytest.approx(
         0.5 * (12 * math.log(10)) - math.log(2), rel=1e-6
@@ -184,12 +185,12 @@ def test_a_class_of_no_chance_gives_no_nan():
 def test_a_single_logit_is_its_sigmoid():
     chance = 1 / (1 + math.exp(-1.5))
     for scores, activation in (([-1.5, 1.5], ""), ([1 - chance, chance], "sigmoid")):
-        found = probabilities(np.array(scores, np.float32), activation, single_logit=True)
+        found = distribution(np.array(scores, np.float32), activation, single_logit=True)
         np.testing.assert_allclose(found, [1 - chance, chance], rtol=1e-6)
 
 
 def test_quantised_scores_have_no_distribution():
-    assert probabilities(np.array([3, -7], np.int8), "softmax") is None
+    assert distribution(np.array([3, -7], np.int8), "softmax") is None
 
 
 def test_memory_stays_small():

@@ -142,6 +142,21 @@ class TestSheet:
         assert 2 * 224 < drawn.shape[0] < 2 * 300
         assert 4 * 224 < drawn.shape[1] < 5 * 224
 
+    @pytest.mark.parametrize(("panels", "columns"), [(3, 4), (4, 3), (5, 3), (7, 4), (8, 3)])
+    def test_no_row_is_left_with_one_panel(self, panels, columns):
+        drawn = sheet(plain_image(224, 224), [("", np.ones((224, 224)))] * panels, ends=None)
+        assert drawn.shape[1] == columns * (224 + 12) + 12
+
+    def test_captions_of_one_and_two_lines_leave_the_panels_in_line(self):
+        long = "a name that does not fit above a panel of this width 0.83"
+        drawn = sheet(plain_image(224, 224), [("hot", np.ones((224, 224))), (long, np.zeros((224, 224)))])
+        assert len({solid(drawn, colour)[0] for colour in (PLAIN, HOT, COLD)}) == 1
+
+    def test_the_bar_is_beside_the_first_row_only(self):
+        drawn = sheet(gray_image(224, 224), [("", np.full((224, 224), 0.5))] * 7)
+        top, bottom = solid(drawn, RED), solid(drawn, BLUE)
+        assert bottom[0] + bottom[2] - top[0] == 224
+
     @pytest.mark.parametrize("image", [(1, 1), (1, 3000), (3000, 1), (5, 7)])
     def test_odd_images(self, image):
         drawn = sheet(gray_image(*image), [("x 0.5", np.zeros(image))], title="odd")
@@ -200,6 +215,23 @@ class TestCaptions:
         assert shortened.startswith("xxx")
         assert 150 < self.width(shortened) <= 200
         assert render._shortened("wide", 1, 0.5) == ""
+
+    def test_a_percentage_stays_whole(self):
+        shortened = render._shortened("Egyptian cat of the very long name that goes on and on 8.1 %", 200, 0.5)
+        assert shortened.endswith(" 8.1 %")
+        assert shortened.startswith("Egyptian")
+
+    def test_long_ones_take_two_lines(self):
+        first, second = render._wrapped("integrated-gradients Bernese mountain dog 36.1 %", 200, 0.5)
+        assert f"{first} {second}" == "integrated-gradients Bernese mountain dog 36.1 %"
+        assert max(self.width(first), self.width(second)) <= 200
+        assert render._wrapped("boxer 8.1 %", 200, 0.5) == ["boxer 8.1 %"]
+        # A number and its unit are not parted.
+        words = "boxer of the long name"
+        number = next(
+            n for n in range(1, 40) if self.width(f"{words} {'8' * n}") <= 200 < self.width(f"{words} {'8' * n} %")
+        )
+        assert render._wrapped(f"{words} {'8' * number} %", 200, 0.5)[1] == f"{'8' * number} %"
 
     def test_line_breaks_become_blanks(self):
         assert render._drawable(" a\n\tb\x0b c ") == "a b c"

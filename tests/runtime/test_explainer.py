@@ -15,8 +15,10 @@ from support.graphs import graph, run, weight
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import prepare, read_image
-from onnx_gradcam.images.drawing import save_image
+from onnx_gradcam.images.drawing import overlay, save_image
+from onnx_gradcam.images.masks import Look
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
+from onnx_gradcam.runtime.explanation import percentage
 from onnx_gradcam.serve.repository import write_repository
 from onnx_gradcam.web.building import build_page
 
@@ -147,7 +149,9 @@ def test_what_a_notebook_shows(explainer):
     (image,) = images(1)
     explanation = explainer(image, [1, 2])
     assert read_image(explanation._repr_png_()).shape == explanation.sheet().pixels.shape
-    assert repr(explanation).startswith("<Explanation of water_ouzel, dipper 0.")
+    assert repr(explanation).startswith(
+        "<Explanation of blank map: water_ouzel, dipper 28.2 %, blank map: Goldfish 0.5 %"
+    )
     assert repr(explanation).endswith(": heatmap 8x8, image 12x16>")
     overlay = explanation.overlay()
     np.testing.assert_array_equal(read_image(overlay._repr_png_()), overlay.pixels)
@@ -155,6 +159,70 @@ def test_what_a_notebook_shows(explainer):
     assert np.asarray(overlay, np.float32).dtype == np.float32
     assert repr(overlay) == "<Drawing 12x16>"
     assert repr(attach(model())) == "<Explained: gradcam at 'a'; outputs y, heatmap, cam, heatmap_class>"
+
+
+@pytest.mark.parametrize(
+    ("tail", "shares"),
+    [
+        ("l = Gemm(f, W) y = Softmax(l)", lambda y: y),
+        ("l = Gemm(f, W) y = LogSoftmax(l)", np.exp),
+        ("l = Gemm(f, W) y = Sigmoid(l)", lambda y: y),
+        ("y = Gemm(f, W)", lambda y: np.exp(y) / np.exp(y).sum()),
+    ],
+)
+def test_probabilities_beside_scores(tail, shares):
+    explanation = Explainer(model(tail=tail), labels=LABELS, preprocess=PREPROCESS, threads=1)(images(1)[0], [1, 3])
+    expected = shares(explanation.scores.astype(np.float64))
+    np.testing.assert_allclose(explanation.probabilities, expected, rtol=1e-5)
+    for target in (*explanation.top(), *(m.target for m in explanation.maps)):
+        assert target.probability == pytest.approx(expected[target.index], rel=1e-5)
+        assert target.caption == f"{target.label} {100 * expected[target.index]:.1f} %"
+        assert target.to_dict()["probability"] == target.probability
+
+
+def test_a_single_logit_has_two_probabilities():
+    explainer = Explainer(model(tail="y = Gemm(f, W1)", classes=1), preprocess=PREPROCESS, threads=1)
+    explanation = explainer(images(1)[0])
+    one = 1 / (1 + np.exp(-float(explanation.scores[1])))
+    np.testing.assert_allclose(explanation.probabilities, [1 - one, one], rtol=1e-5)
+
+
+def test_other_tasks_than_classification_have_no_probabilities():
+    regression = Explainer(model(tail="y = Gemm(f, W)"), task="regression", preprocess=PREPROCESS, threads=1)
+    explanation = regression(images(1)[0], 2)
+    assert explanation.probabilities is None
+    assert "probability" not in explanation.target.to_dict()
+    assert explanation.target.caption == f"class 2 {explanation.target.score:.3g}"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0.0 %"), (1e-9, "<0.1 %"), (0.081, "8.1 %"), (0.5, "50.0 %"), (1 - 1e-9, ">99.9 %"), (1, "100.0 %")],
+)
+def test_a_percentage_never_looks_certain_unless_it_is(share, text):
+    assert percentage(share) == text
+
+
+def test_a_blank_map_says_so_above_its_panel(explainer):
+    explanation = explainer(images(1)[0], 2)
+    blank = replace(explanation.maps[0], heatmap=np.zeros((8, 8), np.float32))
+    assert repr(replace(explanation, maps=[blank])).startswith("<Explanation of blank map: Goldfish ")
+
+
+def test_attributions_are_drawn_without_the_image():
+    (image,) = images(1, 8, 8)
+    attribution = Explainer(model(), preprocess=PREPROCESS, method="gradient", threads=1)(image, 2)
+    drawn = attribution.overlay().pixels
+    assert (drawn == drawn[..., :1]).all()
+    values = attribution.heatmap_on_image()
+    order = np.argsort(values, axis=None)
+    assert (np.diff(drawn[..., 0].reshape(-1)[order].astype(int)) >= 0).all()  # the brighter, the larger
+    assert drawn.max() == 255
+    assert (drawn == 255).all(axis=2).sum() >= 0.01 * drawn[..., 0].size - 1  # what is above the percentile 99
+    for look in ({"style": "overlay"}, {"opacity": 0.5}):
+        np.testing.assert_array_equal(attribution.overlay(**look).pixels, overlay(image, attribution.shown(0, Look())))
+    maps = Explainer(model(), preprocess=PREPROCESS, threads=1)(image, 2)
+    np.testing.assert_array_equal(maps.overlay().pixels, maps.overlay(style="overlay").pixels)
 
 
 def test_heat_in_the_padding_is_said(explainer):
@@ -185,7 +253,7 @@ def test_an_explanation_is_drawn_into_axes(explainer):
     axes = Axes()
     assert explanation.plot(axes, 1, style="mask") is axes
     np.testing.assert_array_equal(axes.pixels, explanation.overlay(1, style="mask").pixels)
-    assert axes.title.startswith("Goldfish 0.")
+    assert axes.title == f"blank map: {explanation.maps[1].target.caption}"
     assert axes.off
 
 
