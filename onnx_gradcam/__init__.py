@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from .evaluation.verification import verify
     from .exporters.sources import export
     from .options import Options
+    from .runtime.answers import Box
     from .runtime.attaching import attach
     from .runtime.detections import Selection
     from .runtime.explainer import Explainer, Explanation
-    from .runtime.explanation import Box, method_sheet
+    from .runtime.explanation import method_sheet
 
 __version__ = "0.1.0"
 
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Box": "runtime.explanation",
+    "Box": "runtime.answers",
     "ExplainError": "errors",
     "Explained": "editor.attachment",
     "Explainer": "runtime.explainer",

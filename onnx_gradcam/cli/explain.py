@@ -369,7 +369,7 @@ def _warn_of_blank(image: str, explanations: Mapping[str, Explanation]) -> None:
 
 
 def _print_whole(image: str, explanation: Explanation, drawn: Path | None) -> None:
-    from onnx_gradcam.runtime.explanation import percentage  # noqa: PLC0415 - --help must not wait for it
+    from onnx_gradcam.runtime.answers import percentage  # noqa: PLC0415 - --help must not wait for it
 
     say(f"{image} -> {drawn}" if drawn else image)
     if any(class_map.boxes for class_map in explanation.maps):

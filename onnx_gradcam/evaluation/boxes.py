@@ -17,8 +17,8 @@ import numpy.typing as npt
 from onnx_gradcam.editor.targets.classes import find_class
 from onnx_gradcam.errors import InputError, TargetError, reason
 from onnx_gradcam.files import read_file
+from onnx_gradcam.runtime.answers import Box
 from onnx_gradcam.runtime.detections import overlaps
-from onnx_gradcam.runtime.explanation import Box
 
 __all__ = ["SAME_OBJECT", "Annotation", "energy_inside", "matched", "points_inside", "read_boxes"]
 

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from onnx_gradcam.editor.targets.classes import find_label
 from onnx_gradcam.errors import ExplainError, InputError, TargetError, reason
 from onnx_gradcam.images.decoding import Image, Placement, read_image
+from onnx_gradcam.runtime.answers import distribution
 from onnx_gradcam.runtime.detections import overlaps
 from onnx_gradcam.runtime.explainer import Box, Explainer, Explanation, Target
-from onnx_gradcam.runtime.probabilities import distribution
 
 from .boxes import SAME_OBJECT
 from .similarity import METRICS, MapAgreement, compare_maps, kl_divergence

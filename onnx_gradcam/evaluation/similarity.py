@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.runtime.probabilities import LEAST_PROBABILITY
+from onnx_gradcam.runtime.answers import LEAST_PROBABILITY
 
 __all__ = ["METRICS", "MapAgreement", "Metric", "compare_maps", "kl_divergence", "ssim"]
 

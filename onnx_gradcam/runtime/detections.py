@@ -17,7 +17,7 @@ from onnx_gradcam.errors import InputError, NothingFoundError, TargetError
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.options import check_word
 
-from .explanation import Box, class_of
+from .answers import Box, class_of
 
 __all__ = ["EMPTY_TABLE", "Detections", "Selection", "overlaps", "parse_selection", "suppressed"]
 

@@ -27,11 +27,11 @@ from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepa
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.options import Description
 
+from .answers import Box, Target, class_of, probabilities
 from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
-from .explanation import Box, ClassMap, Drawing, Explanation, Target, class_of
+from .explanation import ClassMap, Drawing, Explanation
 from .opening import attach_or_probe, open_explained
 from .pending import Pending, Prepared
-from .probabilities import probabilities
 from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input, other_inputs
 from .session import InputInfo, Session
 

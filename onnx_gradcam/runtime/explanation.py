@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,90 +17,17 @@ from onnx_gradcam.images.drawing import draw_boxes, encode_image, save_image, sh
 from onnx_gradcam.images.masks import Look, LookChoices, hot_box, hot_region
 from onnx_gradcam.images.overlays import OVERLAYS, library_overlay
 
+from .answers import Box, Target, class_of
+
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "Box",
-    "ClassMap",
-    "Drawing",
-    "Explanation",
-    "Target",
-    "class_of",
-    "library_of",
-    "method_sheet",
-    "percentage",
-]
+__all__ = ["ClassMap", "Drawing", "Explanation", "library_of", "method_sheet"]
 
 Array = npt.NDArray[Any]
 
 _HIDDEN = 0.2
 """The share of the heat beside the image from which on it is said."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A class: its index, its name, the model's score for it, and its probability.
-
-    The score is the model's own output: a logit, a probability or whatever its last operator computes. The probability
-    is that of `onnx_gradcam.runtime.probabilities`: the model's own, else the softmax of its logits; `None` where
-    there is none, and for the boxes of a detector, whose score it is.
-    """
-
-    index: int
-    label: str
-    score: float
-    probability: float | None = None
-
-    @property
-    def caption(self) -> str:
-        """The name, and the probability or else the score."""
-        if self.probability is None:
-            return f"{self.label} {self.score:.3g}"
-        return f"{self.label} {percentage(self.probability)}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values: the score is `None` where it is not finite, an unknown probability left out."""
-        entries = {**asdict(self), "score": self.score if math.isfinite(self.score) else None}
-        return {name: value for name, value in entries.items() if name != "probability" or value is not None}
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box that a detector found in an image.
-
-    Attributes:
-        n: its place in the list of boxes, from 0; `None` for one that is not in it.
-        index: its index in the detector's own table.
-        target: its class, and its score: the probability that the detector's post-processing shows.
-        xyxy: x0 y0 x1 y1 in pixels of the image, from its upper left corner; `None` where the model does not tell.
-
-    Example::
-
-        for box in Explainer("detector.onnx").boxes("street.jpg"):
-            print(box.n, box.caption, box.xyxy)
-    """
-
-    n: int | None
-    index: int
-    target: Target
-    xyxy: tuple[float, float, float, float] | None
-
-    @property
-    def caption(self) -> str:
-        """Its class and score."""
-        return f"{self.target.label} {self.target.score:.2f}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {
-            "n": self.n,
-            "index": self.index,
-            "class": self.target.index,
-            "name": self.target.label,
-            "score": self.target.to_dict()["score"],
-            "xyxy": None if self.xyxy is None else [round(side, 2) for side in self.xyxy],
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -477,21 +403,3 @@ def _symmetric(cam: npt.NDArray[np.float32], *, spread: bool) -> npt.NDArray[np.
     sums = np.cumsum(magnitudes)
     largest = float(magnitudes[np.searchsorted(sums, 0.98 * sums[-1])] if spread else magnitudes[-1])
     return np.clip(cam / largest, -1, 1) if largest > 0 else cam
-
-
-def class_of(
-    index: int, scores: Array, labels: Sequence[str] | None, probabilities: npt.NDArray[np.float64] | None = None
-) -> Target:
-    """The class of an index, with its name, its score and its probability."""
-    label = labels[index] if labels is not None and index < len(labels) else f"class {index}"
-    return Target(index, label, float(scores[index]), None if probabilities is None else float(probabilities[index]))
-
-
-def percentage(share: float) -> str:
-    """A probability in percent with one decimal, such as `8.1 %`; it never looks like 0 or 1 unless it is."""
-    percent = 100 * share
-    if 0 < percent < 0.1:
-        return "<0.1 %"
-    if 99.9 < percent < 100:
-        return ">99.9 %"
-    return f"{percent:.1f} %"

@@ -13,9 +13,9 @@ from onnx_gradcam.errors import InputError, NothingFoundError
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.metadata import Metadata
 
+from .answers import Box, probabilities
 from .detections import Detections, Selection
-from .explanation import Box, ClassMap, Explanation
-from .probabilities import probabilities
+from .explanation import ClassMap, Explanation
 
 __all__ = ["Pending", "Prepared"]
 

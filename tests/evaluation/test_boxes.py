@@ -9,7 +9,7 @@ import pytest
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.evaluation.boxes import Annotation, energy_inside, matched, points_inside, read_boxes
-from onnx_gradcam.runtime.explanation import Box, Target
+from onnx_gradcam.runtime.answers import Box, Target
 
 
 def write(path, value):

@@ -10,7 +10,7 @@ import pytest
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.evaluation.similarity import compare_maps, kl_divergence, ssim
-from onnx_gradcam.runtime.probabilities import distribution
+from onnx_gradcam.runtime.answers import distribution
 
 
 def smooth() -> tuple[np.ndarray, np.ndarray]:

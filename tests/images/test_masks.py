@@ -9,7 +9,8 @@ from onnx_gradcam.errors import InputError
 from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.images.drawing import colorize, overlay
 from onnx_gradcam.images.masks import STYLES, Look, hot_box, hot_region
-from onnx_gradcam.runtime.explanation import ClassMap, Explanation, Target, _symmetric, method_sheet
+from onnx_gradcam.runtime.answers import Target
+from onnx_gradcam.runtime.explanation import ClassMap, Explanation, _symmetric, method_sheet
 
 NAN = np.nan
 LINE = (255, 221, 0)

@@ -17,8 +17,8 @@ from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.drawing import overlay, save_image
 from onnx_gradcam.images.masks import Look
+from onnx_gradcam.runtime.answers import percentage
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
-from onnx_gradcam.runtime.explanation import percentage
 from onnx_gradcam.serve.repository import write_repository
 from onnx_gradcam.web.building import build_page
 
