@@ -32,6 +32,13 @@ def web(
             "several classes may be in one image. [default: softmax; sigmoid for a single logit]",
         ),
     ] = None,
+    title: Annotated[
+        str | None, option("Output", "Title of the page. [default: name of the model]", metavar="TEXT")
+    ] = None,
+    sample: Annotated[
+        Path | None,
+        option("Output", "Image to try the page with: JPEG, PNG or WebP. [default: drawn shapes]", metavar="FILE"),
+    ] = None,
     runtime: Annotated[
         Path | None,
         option(
@@ -55,7 +62,16 @@ def web(
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.web.building import build_page  # noqa: PLC0415 - --help must not wait for it
 
-    files = build_page(model, out, runtime=runtime, probabilities=probabilities, notify=say, **choices)
+    files = build_page(
+        model,
+        out,
+        runtime=runtime,
+        probabilities=probabilities,
+        title=title,
+        sample=sample,
+        notify=say,
+        **choices,
+    )
     say(f"wrote {len(files)} files into {out}")
     say(
         f"to see the page, run: python -m http.server --directory {out} --bind 127.0.0.1; then open http://127.0.0.1:8000"

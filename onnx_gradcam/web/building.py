@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from onnx_gradcam.editor.attachment import with_required_choices
 from onnx_gradcam.errors import InputError, ModelError, reason
-from onnx_gradcam.files import Drafts, make_folder
+from onnx_gradcam.files import Drafts, make_folder, read_file
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.images.decoding import prepare
+from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.drawing import COLORMAPS, colorize
 from onnx_gradcam.images.preprocessing import PADDING, PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
@@ -35,6 +35,9 @@ __all__ = ["build_page", "conversion"]
 
 _LARGEST: Final = 2**30
 """Bytes of weights: WebAssembly has 4 GB of memory, which contains the model twice while it is loaded."""
+_SAMPLES: Final = (".jpg", ".jpeg", ".png", ".webp")
+_LARGEST_SAMPLE: Final = 2**24
+"""Bytes of a sample image, which visitors download."""
 _GIVEN: Final = {"softmax": "given", "sigmoid": "given", "logsoftmax": "exponential"}
 """How the page converts the scores of a model with a final activation to probabilities."""
 
@@ -45,6 +48,8 @@ def build_page(
     *,
     runtime: str | Path | Mapping[str, bytes] | None = None,
     probabilities: Probabilities | None = None,
+    title: str | None = None,
+    sample: str | Path | None = None,
     notify: Callable[[str], object] = lambda _: None,
     **choices: Unpack[Choices],
 ) -> list[str]:
@@ -58,6 +63,8 @@ def build_page(
             downloaded once from npm's registry.
         probabilities: how the page converts the scores of a classifier without a final activation to probabilities:
             `softmax`, `sigmoid` or `none`; by default `softmax`, or `sigmoid` for a single logit.
+        title: heading and title of the page; by default the name of the model's file.
+        sample: image to try the page with; by default a drawn star and circle.
         notify: called with a line of text before a download.
         choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet.
 
@@ -80,8 +87,11 @@ def build_page(
         raise ModelError(
             f"the model has {size / 1e9:.1f} GB of weights, and a page can hold at most 1 GB; use a smaller one"
         )
-    description = _description(explained, metadata, conversion(metadata, probabilities), Path(model).stem)
+    description = _description(explained, metadata, conversion(metadata, probabilities), title or Path(model).stem)
     files = {"site.json": b"", "model.onnx": _serialized(explained), **_assets()}
+    if sample is not None:
+        description["sample"] = f"sample{_sample_suffix(sample)}"
+        files[description["sample"]] = read_file(sample, _LARGEST_SAMPLE)
     description["model"]["bytes"] = len(files["model.onnx"])
     files["site.json"] = json.dumps(description, ensure_ascii=False, allow_nan=False).encode()
     if not isinstance(runtime, Mapping):
@@ -89,6 +99,15 @@ def build_page(
     files |= {f"ort/{name}": data for name, data in runtime.items()}
     _write(files, Path(folder))
     return sorted(files)
+
+
+def _sample_suffix(sample: str | Path) -> str:
+    """The suffix of an image that browsers can show, which is read to see that it is one."""
+    suffix = Path(sample).suffix.lower()
+    if suffix not in _SAMPLES:
+        raise InputError(f"the sample image {str(sample)!r} is no file that browsers show; give {', '.join(_SAMPLES)}")
+    read_image(sample)
+    return suffix
 
 
 def _check(model: Model, metadata: Metadata) -> None:
@@ -190,6 +209,7 @@ def _description(model: Model, metadata: Metadata, conversion: str, title: str) 
             "levels": (levels.view(np.uint16) if levels.dtype == np.float16 else levels).tolist(),
         },
         "labels": metadata.labels,
+        "sample": "sample.jpg",
         "colormaps": {name: _colours(name).tobytes().hex() for name in COLORMAPS},
     }
 

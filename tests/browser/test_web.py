@@ -48,7 +48,7 @@ def test_it_fits_the_width_and_can_be_read(page):
 def test_it_is_worked_by_keyboard_alone(page):
     tab = page.tab
     tab.locator("#file").focus()
-    for wanted in ("opacity", "colormap"):
+    for wanted in ("sample", "opacity", "colormap", "original", "save"):
         tab.keyboard.press("Tab")
         assert tab.evaluate("document.activeElement.id") == wanted
     tab.keyboard.press("Tab")
@@ -76,9 +76,53 @@ def test_a_screen_reader_finds_its_way(page):
     assert tab.get_by_role("img", name=f"Heatmap of star over {IMAGE}: hottest at the centre").count() == 1
     assert tab.get_by_role("button", name="star", pressed=True).count() == 1
     assert tab.get_by_role("button", pressed=False).count() >= 5
-    assert "Heatmap of star: hottest at the centre." in tab.get_by_role("status").all_inner_texts()
+    assert "Heatmap of star, 100.0 %: hottest at the centre." in tab.get_by_role("status").all_inner_texts()
     assert tab.get_by_label("Opacity").count() == tab.get_by_label("Colours").count() == 1
     assert tab.get_by_label("Drop an image here, or choose one:").count() == 1
+
+
+def test_the_original_is_toggled(page):
+    drawn = page.canvas()
+    page.tab.get_by_role("button", name="Show the original").click()
+    plain = page.canvas()
+    assert (plain != drawn).any()
+    page.tab.locator("#opacity").fill("0")
+    np.testing.assert_array_equal(page.canvas(), plain)
+    page.tab.locator("#opacity").fill("50")
+    page.tab.get_by_role("button", name="Show the original", pressed=True).click()
+    np.testing.assert_array_equal(page.canvas(), drawn)
+
+
+def test_the_picture_is_saved(page, tmp_path):
+    with page.tab.expect_download() as download:
+        page.tab.get_by_role("button", name="Save the picture").click()
+    assert download.value.suggested_filename == "circle_and_star_star.png"
+    download.value.save_as(tmp_path / "saved.png")
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "saved.png"))[:, :, ::-1], page.canvas())
+    page.asked[:] = [url for url in page.asked if not url.startswith("blob:")]
+
+
+def test_dark_is_chosen_and_can_be_read(page):
+    page.tab.get_by_role("button", name="Dark", pressed=False).click()
+    assert page.tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert min(f["contrast"] for f in page.tab.evaluate(CONTRAST)) >= 4.5
+    page.tab.reload()
+    assert page.tab.get_by_role("button", name="Dark", pressed=True).count() == 1
+
+
+def test_the_sample_image_is_explained_under_the_title_that_was_given(chromium, publish, repository):
+    address = publish(
+        repository / "models" / "shapes.onnx",
+        probabilities="sigmoid",
+        title="Shapes <b>",
+        sample=repository / "models" / "square_and_ring.png",
+    )
+    with Page(chromium, address) as page:
+        page.ready()
+        assert page.tab.title() == page.tab.inner_text("h1") == "Shapes <b>"
+        page.tab.get_by_role("button", name="Use the sample image").click()
+        assert page.seen()["index"] == page.facts()["labels"].index("square")
+        assert page.heard == []
 
 
 def test_the_policy_lets_nothing_out(page):
@@ -215,7 +259,7 @@ def test_a_box_is_chosen_in_the_image_in_the_list_and_by_keyboard(boxes):
     got = boxes.click_box(1, "#classes button")
     assert (got["chosen"], got["index"]) == (1, second["target"])
     x0, y0, x1, y1 = map(round, second["xyxy"])
-    assert f"x {x0} to {x1}, y {y0} to {y1}: hottest at the" in tab.inner_text("#caption")
+    assert f"x {x0} to {x1}, y {y0} to {y1}: hottest at the" in tab.inner_text("#status")
     tab.evaluate("() => { window.seen = null; }")
     tab.locator("#classes button").nth(2).focus()
     tab.keyboard.press("Enter")
@@ -250,7 +294,7 @@ def test_that_nothing_is_found_is_said_and_nothing_is_shown(chromium, detector):
         seen = page.choose(("black.png", black))
         assert not seen["heatmap"].any()
         assert page.tab.inner_text("#status") == (
-            f"Heatmap of 0 {NAMES[0]}: blank, nothing in the image supports this box."
+            f"Heatmap of 0 {NAMES[0]}, 50.0 %, x 2 to 2, y 2 to 2: blank, nothing in the image supports this box."
         )
         text = page.finds_nothing("bright.png", bright)
         assert text.startswith("Nothing found in bright.png: the highest score of a box is 0.")

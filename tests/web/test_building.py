@@ -65,6 +65,23 @@ def test_every_file_that_is_referred_to_is_there_and_nothing_lies_elsewhere(mode
         assert "style=" not in text
 
 
+def test_title_and_sample_can_be_given(model, tmp_path, repository):
+    build_page(model, tmp_path / "plain", runtime=RUNTIME)
+    assert (facts(tmp_path / "plain")["title"], facts(tmp_path / "plain")["sample"]) == ("shapes", "sample.jpg")
+    sample = repository / "models" / "square_and_ring.png"
+    words = ["web", str(model), "-o", str(tmp_path / "site"), "--title", "My shapes", "--sample", str(sample)]
+    words += ["--runtime", str(tmp_path / "none")]
+    assert "none" in CliRunner().invoke(app, words).stderr
+    build_page(model, tmp_path / "site", runtime=RUNTIME, title="My shapes", sample=sample)
+    assert facts(tmp_path / "site")["title"] == "My shapes"
+    assert (tmp_path / "site" / facts(tmp_path / "site")["sample"]).read_bytes() == sample.read_bytes()
+    (tmp_path / "x.png").write_bytes(b"text")
+    for wrong, message in (("x.png", "x.png"), ("x.tif", "no file that browsers show"), ("nothing.png", "nothing.png")):
+        with pytest.raises(InputError, match=message):
+            build_page(model, tmp_path / "other", runtime=RUNTIME, sample=tmp_path / wrong)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_model_gives_the_heatmaps_of_the_native_one(model, tmp_path, repository):
     build_page(model, tmp_path / "site", runtime=RUNTIME)
     native = Explainer(model)

@@ -17,6 +17,7 @@ function say(text) {
 }
 
 function complain(text) {
+  if (text !== "") say("");
   $("error").textContent = text;
   $("error").hidden = text === "";
 }
@@ -64,7 +65,7 @@ async function open() {
   $("progress").max = site.model.bytes;
   $("loading").hidden = false;
   ask = started();
-  $("file").disabled = false;
+  for (const name of ["file", "sample"]) $(name).disabled = false;
   await ask("open", { site });
   say("The model is ready.");
 }
@@ -81,7 +82,7 @@ function describeBoxes() {
 const opened = open();
 opened
   .catch((error) => {
-    $("file").disabled = true;
+    for (const name of ["file", "sample"]) $(name).disabled = true;
     say("");
     complain(error.message);
   })
@@ -249,9 +250,8 @@ function show() {
   const where = place === null ? `blank, nothing in the image supports this ${what}` : `hottest at the ${place}`;
   const [x0, y0, x1, y1] = (chosen.xyxy ?? []).map(Math.round);
   const at = chosen.xyxy ? `, x ${x0} to ${x1}, y ${y0} to ${y1}` : "";
-  $("caption").textContent = `${chosen.name}, ${written(chosen.value)}${at}: ${where}.`;
   $("view").setAttribute("aria-label", `Heatmap of ${chosen.name} over ${name}: ${where}`);
-  say(`Heatmap of ${chosen.name}: ${where}.`);
+  say(`Heatmap of ${chosen.name}, ${written(chosen.value)}${at}: ${where}.`);
   document.dispatchEvent(new CustomEvent("explained", { detail: view }));
 }
 
@@ -262,15 +262,55 @@ function draw() {
   const bar = new ImageData(256, 1);
   for (let i = 0; i < 256; i++) bar.data.set([...colours.subarray(3 * i, 3 * i + 3), 255], 4 * i);
   $("colours").getContext("2d").putImageData(bar, 0, 0);
+  const hidden = $("original").getAttribute("aria-pressed") === "true";
   const canvas = $("view");
   [canvas.width, canvas.height] = [view.shown.width, view.shown.height];
-  canvas.getContext("2d").putImageData(overlaid(view.shown, view.laid, colours, opacity / 100), 0, 0);
+  canvas.getContext("2d").putImageData(overlaid(view.shown, view.laid, colours, hidden ? 0 : opacity / 100), 0, 0);
+}
+
+function toggleOriginal() {
+  $("original").setAttribute("aria-pressed", String($("original").getAttribute("aria-pressed") !== "true"));
+  draw();
+}
+
+/** Save what is drawn, as PNG. */
+function save() {
+  const { width, height } = view.shown;
+  const copy = Object.assign(document.createElement("canvas"), { width, height });
+  const context = copy.getContext("2d");
+  context.drawImage($("view"), 0, 0);
+  outline(context, view.chosen.xyxy, width / view.width);
+  const name = `${view.name.replace(/\.[^.]*$/, "")}_${view.chosen.name}.png`.replace(/[^\p{L}\p{N}._-]+/gu, "_");
+  copy.toBlob((data) => {
+    const href = URL.createObjectURL(data);
+    Object.assign(document.createElement("a"), { href, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60000);
+  });
+}
+
+/** Draw a box, if there is one, as on the page: white between dark lines. */
+function outline(context, xyxy, scale) {
+  if (!xyxy) return;
+  const [x0, y0, x1, y1] = xyxy.map((place) => place * scale);
+  for (const [lineWidth, strokeStyle] of [[6, "#202020"], [3, "#ffffff"]]) {
+    Object.assign(context, { lineWidth, strokeStyle });
+    context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  }
+}
+
+async function chooseSample() {
+  const answer = await fetch(new URL(site.sample, import.meta.url)).catch(() => null);
+  if (answer?.ok) choose(new File([await answer.blob()], site.sample));
+  else complain("The sample image cannot be loaded: choose another image.");
 }
 
 $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   if (file) choose(file);
 });
+$("sample").addEventListener("click", chooseSample);
+$("original").addEventListener("click", toggleOriginal);
+$("save").addEventListener("click", save);
 $("find").addEventListener("input", list);
 $("opacity").addEventListener("input", draw);
 $("colormap").addEventListener("change", draw);
