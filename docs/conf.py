@@ -82,7 +82,12 @@ nitpick_ignore_regex = [
 ]
 
 # Files of the repository that are pages here, under other names.
-_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "models/README.md": "demo.md"}
+_PAGES = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "models/README.md": "demo.md",
+    "SECURITY.md": "security.md",
+}
 _LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)")
 
 

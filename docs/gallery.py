@@ -1,20 +1,23 @@
 """Draws images of the documentation from the demo model: `python docs/gallery.py` after a method was added.
 
 `images/methods.jpg` is what every method makes of one image; `images/tasks.jpg` is the demo network as a segmenter
-and as a detector, its linear layer put at every place.
+and as a detector, its linear layer put at every place; `images/resizes.png` is what each way of resizing does.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from onnx_gradcam import Explainer
 from onnx_gradcam.editor.methods.catalogue import methods
-from onnx_gradcam.images.decoding import resized
+from onnx_gradcam.images.decoding import prepare, read_image, resized
 from onnx_gradcam.images.drawing import sheet
+from onnx_gradcam.images.preprocessing import Preprocessing
 from onnx_gradcam.runtime.explanation import Drawing
 
 HERE = Path(__file__).parent
@@ -47,6 +50,26 @@ def task_gallery() -> Drawing:
     return Drawing(sheet(explanation.image, panels, row=4))
 
 
+def resize_gallery() -> Drawing:
+    """A wide image, and the input that each way of resizing makes of it."""
+    image = read_image(IMAGE)[40:200]
+    ways = {
+        "stretch": Preprocessing(size=(96, 96)),
+        "short_crop": Preprocessing(size=(96, 96), resize="short_crop", short=110),
+        "letterbox": Preprocessing(size=(96, 96), resize="letterbox"),
+        "letterbox, top_left": Preprocessing(size=(96, 96), resize="letterbox", align="top_left"),
+    }
+    height, gap = len(image), 12
+    parts = [image, *(resized(np.moveaxis(prepare(image, way)[0], 0, 2), height, height) for way in ways.values())]
+    paper = np.full((height + 24, sum(p.shape[1] + gap for p in parts) - gap, 3), 255, np.uint8)
+    left = 0
+    for name, part in zip(["the image", *ways], parts, strict=True):
+        paper[24:, left : left + part.shape[1]] = part
+        cv2.putText(paper, name, (left, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
+        left += part.shape[1] + gap
+    return Drawing(paper)
+
+
 def place_by_place(task: str) -> onnx.ModelProto:
     """The demo network without its pooling: a map for each class, or a score for each box and class."""
     model = onnx.load(MODELS / "shapes.onnx")
@@ -73,3 +96,4 @@ def place_by_place(task: str) -> onnx.ModelProto:
 if __name__ == "__main__":
     method_gallery().save(HERE / "images" / "methods.jpg")
     task_gallery().save(HERE / "images" / "tasks.jpg")
+    resize_gallery().save(HERE / "images" / "resizes.png")

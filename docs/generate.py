@@ -11,6 +11,7 @@ from onnx_gradcam.autodiff.coverage import Row, coverage
 from onnx_gradcam.editor.engines import ENGINES
 from onnx_gradcam.editor.methods.catalogue import INGREDIENTS, methods
 from onnx_gradcam.editor.presets import PRESETS
+from onnx_gradcam.images.preprocessing import PRESETS as PREPROCESSING
 
 FOLDER = Path(__file__).parent
 
@@ -153,11 +154,49 @@ def engines_page() -> str:
     return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
 
 
+def preprocessing_page() -> str:
+    """The page of preprocessing, the table of presets written anew; what stands around it is kept."""
+    written = (FOLDER / "preprocessing.md").read_text(encoding="utf-8")
+    before, rest = written.split(BEGIN)
+    table = [
+        "| preset | resize | colour | scale | mean | std | size, where the model leaves it open | made for |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| `{name}` | `{p.resize}`{', ' + p.align if p.align else ''} | `{p.color}` | {_inverse(p.scale)} | "
+            f"{_numbers(p.mean, '0')} | {_numbers(p.std, '1')} | "
+            f"{' x '.join(map(str, p.fallback_size)) if p.fallback_size else '-'} | {USES[name]} |"
+            for name, p in PREPROCESSING.items()
+        ),
+    ]
+    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+
+
+USES = {
+    "torchvision": "torchvision, and most classifiers that were trained in PyTorch",
+    "keras-caffe": "`keras.applications`: VGG, ResNet50 to ResNet152",
+    "keras-tf": "`keras.applications`: Inception, Xception, MobileNet to MobileNetV2, ResNetV2, NASNet",
+    "keras-torch": "`keras.applications`: DenseNet",
+    "mxnet-gluon": "Gluon's model zoo, GluonCV",
+    "ultralytics": "YOLOv5 to YOLO26, and exports of YOLOv6 and YOLOv7",
+    "yolox": "YOLOX since 0.1.1",
+    "none": "models that take pixels, 0 to 255, as EfficientNet and ConvNeXt of `keras.applications`",
+}
+
+
+def _inverse(scale: float) -> str:
+    return "1" if scale == 1 else f"1/{1 / scale:g}"
+
+
+def _numbers(values: tuple[float, ...] | None, default: str) -> str:
+    return ", ".join(f"{value:g}" for value in values) if values else default
+
+
 PAGES = {
     "operators.md": operators_page,
     "methods.md": methods_page,
     "presets.md": presets_page,
     "engines.md": engines_page,
+    "preprocessing.md": preprocessing_page,
 }
 
 

@@ -20,7 +20,7 @@ def generator(repository):
     return module
 
 
-@pytest.mark.parametrize("name", ["operators.md", "methods.md", "presets.md"])
+@pytest.mark.parametrize("name", ["operators.md", "methods.md", "presets.md", "engines.md", "preprocessing.md"])
 def test_generated_pages_are_current(generator, repository, name):
     page = (repository / "docs" / name).read_text(encoding="utf-8")
     version = re.search(r"schemas of onnx ([\d.]+);", page)
@@ -52,7 +52,7 @@ def test_every_public_docstring_says_what_a_caller_needs(name):
 
 
 def test_links_resolve(repository):
-    pages = [repository / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    pages = [repository / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + sorted(
         (repository / "docs").rglob("*.md")
     )
     broken = [

@@ -92,6 +92,7 @@ class Explanation:
         covered: top, left, bottom and right of the part of the model's input that the layer's maps cover, in pixels of
             the heatmap; `None` for the whole input.
         boxes: for a detector, the list of the boxes in the image, the surest first.
+        probabilities: one for each class, `None` where the model does not tell; see `Target`.
         notes: what you should know about the choice of boxes.
 
     Example::
