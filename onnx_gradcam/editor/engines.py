@@ -63,6 +63,14 @@ _ENTRIES = (
         advice="set `INFERENCE_PRECISION_HINT=f32`: where it computes in bfloat16, maps differ by up to 0.09",
     ),
     Engine(
+        name="onnxruntime-openvino",
+        title="ONNX Runtime on OpenVINO's execution provider",
+        class_input="required",
+        profile="openvino",
+        tested=f"{_CI}, 1.24.1",
+        advice="it ignores an *optional* class or box",
+    ),
+    Engine(
         name="opencv",
         title="OpenCV 5, `cv2.dnn`",
         class_input="required",

@@ -25,8 +25,12 @@ __all__ = ["attach_or_probe", "open_explained"]
 
 Array = npt.NDArray[Any]
 
-_PROFILES = {"CPUExecutionProvider": "cpu"}
-"""How gradients are written for the provider that a model is attached to run on; elsewhere `portable`."""
+_SUITED: dict[str, Choices] = {
+    "CPUExecutionProvider": {"profile": "cpu"},
+    # It ignores inputs with a default value.
+    "OpenVINOExecutionProvider": {"profile": "openvino", "class_input": "required"},
+}
+"""How a model is attached to run on an execution provider, where that is not the default."""
 
 
 def open_explained(
@@ -79,8 +83,8 @@ def attach_or_probe(
     from .prober import Prober  # noqa: PLC0415
     from .references import with_reference  # noqa: PLC0415
 
-    suited = _PROFILES.get(resolve_provider(execution["provider"]), Options.profile)
-    options = with_reference(model, Options().replaced({"profile": suited, **choices}))
+    suited = _SUITED.get(resolve_provider(execution["provider"]), {})
+    options = with_reference(model, Options().replaced({**suited, **choices}))
     often = chosen_method(options).runs_often
 
     def written(options: Options) -> Explained | Probed:

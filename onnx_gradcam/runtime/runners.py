@@ -113,7 +113,10 @@ class Attached:
         def run(rows: Array, chosen: Sequence[Choice], others: dict[str, Array]) -> dict[str, Array]:
             return self.session.run({**self._feeds(rows, chosen), **others}, outputs)
 
-        return in_batches(run, batch, paired(classes, boxes), self._size, fed, apart=self.metadata.couples_rows)
+        chosen = paired(classes, boxes)
+        results = in_batches(run, batch, chosen, self._size, fed, apart=self.metadata.couples_rows)
+        _check_honoured(self.metadata, chosen, results, self.session)
+        return results
 
     @cached_property
     def halved(self) -> Halved | None:
@@ -180,7 +183,9 @@ class Halved:
         ]
         kept = set(self._shared) - (set() if tables else self._tables)
         results = {name: np.repeat(shared[name], len(chosen), axis=0) for name in kept - self._left}
-        return results | {name: np.concatenate([one[name] for one in runs]) for name in runs[0]}
+        results |= {name: np.concatenate([one[name] for one in runs]) for name in runs[0]}
+        _check_honoured(self._metadata, chosen, results, self._second)
+        return results
 
 
 class Augmented:
@@ -292,6 +297,24 @@ def chosen_inputs(metadata: Metadata, chosen: Sequence[Choice], session: Session
     if boxes:
         feeds[metadata.box_input] = np.array(boxes, np.int64)
     return feeds
+
+
+def _check_honoured(
+    metadata: Metadata, chosen: Sequence[Choice], results: Mapping[str, Array], session: Session
+) -> None:
+    """Refuse results of another class or box than was fed: some execution providers ignore inputs with a default."""
+    classes, boxes = [index for index, _ in chosen], [-1 if box is None else box for _, box in chosen]
+    for name, output, fed in (
+        (metadata.class_input, metadata.heatmap_class, classes),
+        (metadata.box_input, metadata.heatmap_box, boxes),
+    ):
+        explained = results[output].tolist() if name and output in results else fed
+        for asked, got in zip(fed, explained, strict=True):
+            if asked >= 0 and asked != got:
+                raise ModelError(
+                    f"{session.provider} ignores the model's input {name!r}: it explained {got} instead of {asked}; "
+                    "attach the explanation with --class-input required, or run on --provider cpu"
+                )
 
 
 def in_batches(

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from support.graphs import graph, weight
 from support.helpers import quiet_session
 from support.web_pages import launched
 from typer.testing import CliRunner
 
-from onnx_gradcam import attach
+from onnx_gradcam import Explainer, attach
 from onnx_gradcam.cli import app
 from onnx_gradcam.editor import attachment
 from onnx_gradcam.images.decoding import prepare, read_image
@@ -112,7 +113,23 @@ def node(model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str]) -> lis
     return answered(json.loads(done.stdout))
 
 
-ENGINES: dict[str, Run] = {"openvino": openvino, "opencv": opencv, "node": node}
+def openvino_provider(model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str]) -> list[list[Array]]:
+    """OpenVINO as an execution provider of ONNX Runtime, in float32."""
+    if "OpenVINOExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("onnxruntime-openvino is not installed")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    chosen = [("OpenVINOExecutionProvider", {"device_type": "CPU", "precision": "FP32", "num_of_threads": "1"})]
+    session = ort.InferenceSession(model.SerializeToString(), settings, providers=chosen)
+    return [session.run(names, feeds) for feeds in sets]
+
+
+ENGINES: dict[str, Run] = {
+    "openvino": openvino,
+    "onnxruntime-openvino": openvino_provider,
+    "opencv": opencv,
+    "node": node,
+}
 TABS = {
     "web": ("ort.wasm.min.mjs", "wasm"),
     "webgpu": ("ort.webgpu.min.mjs", "webgpu"),
@@ -332,6 +349,24 @@ def test_the_command_writes_for_the_engine(engine, run, tmp_path, repository):
     for feeds, answer in zip(sets, answers, strict=True):
         np.testing.assert_allclose(answer["heatmap"], quiet_session(model).run(["heatmap"], feeds)[0], atol=1e-4)
     assert np.abs(answers[0]["heatmap"] - answers[1]["heatmap"]).max() > 0.1
+
+
+def test_explain_on_the_openvino_provider(tmp_path, repository):
+    """The provider ignores a class that is an optional input: `explain` writes a required one, or refuses the file."""
+    if "OpenVINOExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("onnxruntime-openvino is not installed")
+    model, photo = repository / "models/shapes.onnx", repository / "models/circle_and_star.png"
+    where = ["--provider", "openvino", "--npy", "--arrays", str(tmp_path), "-o", str(tmp_path / "out.png")]
+    for target, index in (("circle", 0), ("star", 4)):
+        result = CliRunner().invoke(app, ["explain", str(model), str(photo), "--target", target, *where])
+        assert result.exit_code == 0, result.stderr
+        want = Explainer(model)(photo, target).heatmap
+        np.testing.assert_allclose(np.load(tmp_path / f"out_{index}.npy"), want, atol=1e-4)
+    file = tmp_path / "explained.onnx"
+    attach(model).save(file)
+    result = CliRunner().invoke(app, ["explain", str(file), str(photo), "--target", "circle", *where])
+    assert result.exit_code == 1
+    assert "OpenVINOExecutionProvider ignores the model's input 'target_class': it explained 4" in result.stderr
 
 
 @pytest.mark.parametrize("case", ["square hidden layer, Gemm", "square convolution", "gradient of the image"])

@@ -12,13 +12,16 @@ import onnx
 import pytest
 from support.graphs import graph, run, weight
 
+from onnx_gradcam.editor import attachment
 from onnx_gradcam.editor.attachment import attach
 from onnx_gradcam.errors import InputError, ModelError, TargetError
 from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.drawing import overlay, save_image
 from onnx_gradcam.images.masks import Look
+from onnx_gradcam.runtime import opening
 from onnx_gradcam.runtime.answers import percentage
 from onnx_gradcam.runtime.explainer import Explainer, Explanation
+from onnx_gradcam.runtime.session import Session
 from onnx_gradcam.serve.repository import write_repository
 from onnx_gradcam.web.building import build_page
 
@@ -159,6 +162,36 @@ def test_what_a_notebook_shows(explainer):
     assert np.asarray(overlay, np.float32).dtype == np.float32
     assert repr(overlay) == "<Drawing 12x16>"
     assert repr(attach(model())) == "<Explained: gradcam at 'a'; outputs y, heatmap, cam, heatmap_class>"
+
+
+def test_a_provider_that_ignores_the_class_is_noticed(explainer, monkeypatch):
+    """OpenVINO's execution provider gives an input with a default value this value, whatever is fed."""
+    run = Session.run
+    monkeypatch.setattr(
+        Session,
+        "run",
+        lambda self, feeds, *rest: run(self, {n: v for n, v in feeds.items() if n != "target_class"}, *rest),
+    )
+    (image,) = images(1)
+    best = explainer(image).target.index
+    assert explainer(image, best).target.index == best
+    other = (best + 1) % 4
+    sentence = f"ignores the model's input 'target_class': it explained {best} instead of {other}; attach .* required"
+    with pytest.raises(ModelError, match=sentence):
+        explainer(image, other)
+
+
+def test_models_are_attached_as_the_provider_takes_them(monkeypatch):
+    attached = []
+    monkeypatch.setattr(attachment, "attach", lambda model, options: attached.append(options) or attach(model, options))
+    monkeypatch.setattr(opening, "resolve_provider", {"openvino": "OpenVINOExecutionProvider"}.get)
+    monkeypatch.setattr(opening, "Session", lambda *given, **rest: Session(*given, **{**rest, "provider": "cpu"}))
+    (image,) = images(1)
+    found = Explainer(model(), preprocess=PREPROCESS, provider="openvino")(image, 2)
+    assert (attached[0].class_input, attached[0].profile) == ("required", "openvino")
+    np.testing.assert_allclose(
+        found.heatmap, expected(Explainer(model(), preprocess=PREPROCESS), image, 2)["heatmap"][0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
