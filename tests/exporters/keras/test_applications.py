@@ -42,6 +42,14 @@ MODES = {
 }
 
 
+DEEPER = ["ResNet101", "ResNet152", "VGG19", "ResNet101V2", "ResNet152V2", "NASNetLarge", "DenseNet169", "DenseNet201"]
+DEEPER += [f"EfficientNetB{i}" for i in range(1, 8)]
+DEEPER += [f"EfficientNetV2{size}" for size in ("B1", "B2", "B3", "M", "L")]
+DEEPER += [f"ConvNeXt{size}" for size in ("Small", "Base", "Large", "XLarge")]
+"""Networks with the layers of another one, only more or wider ones: they are left to the nightly run."""
+NETWORKS = [pytest.param(name, marks=[pytest.mark.nightly] * (name in DEEPER)) for name in MODES]
+
+
 def randomise(model, x, rng):
     """Give every normalisation scales and statistics that make a difference.
 
@@ -115,7 +123,7 @@ def exported(path, names):
     return product, session, tensors
 
 
-@pytest.mark.parametrize("network", MODES)
+@pytest.mark.parametrize("network", NETWORKS)
 def test_the_exported_network_is_the_same(network, tmp_path, monkeypatch):
     monkeypatch.setattr(nasnet, "backend", _AnyBackend(nasnet.backend))
     rng = np.random.default_rng(40)
