@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import platform
 from typing import Any
@@ -15,6 +17,11 @@ from .studio import STUDIO_NEEDS, STUDIO_REMEDY
 __all__ = ["doctor"]
 
 _PACKAGES = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2")
+_RUNTIMES = (
+    "onnxruntime-gpu", "onnxruntime", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn",
+    "onnxruntime-rocm", "onnxruntime-training",
+)  # fmt: skip
+"""Distributions that all install the package `onnxruntime`; the one to keep comes first."""
 
 
 def doctor(*, as_json: Json = False) -> None:
@@ -24,8 +31,8 @@ def doctor(*, as_json: Json = False) -> None:
     Example:
       onnx-gradcam doctor
 
-    Prints versions, the execution providers that start, whether images can be read and the studio can start, and the
-    opsets that are understood.
+    Prints versions, the execution providers that start, whether images can be read and the studio can start, the opsets
+    that are understood, and whether several ONNX Runtimes overwrite each other.
     """  # noqa: D301 - \b keeps the lines of the example apart
     findings = _examine()
     if as_json:
@@ -37,6 +44,8 @@ def doctor(*, as_json: Json = False) -> None:
     say("execution providers" + ("" if findings["providers"] else ": none"))
     for provider in findings["providers"]:
         say(f"  {provider['name']}: {'starts' if provider['starts'] else provider['reason']}")
+    if findings["runtimes_reason"]:
+        say(f"ONNX Runtime: {findings['runtimes_reason']}")
     say("images: " + ("can be read and drawn" if findings["images"] else findings["images_reason"]))
     lacking = findings["studio_lacks"]
     say("studio: " + (f"needs {' and '.join(lacking)}; {STUDIO_REMEDY}" if lacking else "can be started"))
@@ -59,6 +68,7 @@ def _examine() -> dict[str, Any]:
         "packages": {name: version for name, (version, _) in results.items()},
         "failures": failures,
         "providers": [] if {"onnx", "onnxruntime"} & failures.keys() else _providers(),
+        **_runtimes(),
         **_images(failures),
         "studio_lacks": [name for name in STUDIO_NEEDS if importlib.util.find_spec(name) is None],
         "opsets": {} if "onnx" in failures else _opsets(failures),
@@ -99,10 +109,25 @@ def _failure(opset: int, provider: str = "cpu") -> str | None:
     return None
 
 
+def _runtimes() -> dict[str, Any]:
+    """The distributions that install the package `onnxruntime`, and what is wrong if there are several."""
+    versions: dict[str, str] = {}
+    for name in _RUNTIMES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    if len(versions) < 2:
+        return {"runtimes": versions, "runtimes_reason": None}
+    installed = " and ".join(f"{name} {version}" for name, version in versions.items())
+    remedy = f"pip uninstall -y {' '.join(versions)} && pip install {next(iter(versions))}"
+    reason = f"{installed} are installed in one environment and overwrite each other; run `{remedy}`"
+    return {"runtimes": versions, "runtimes_reason": reason}
+
+
 def _images(failures: dict[str, str]) -> dict[str, Any]:
     if "cv2" not in failures:
         return {"images": True, "images_reason": None}
-    remedy = "install opencv-python-headless in place of opencv-python" if "lib" in failures["cv2"] else "reinstall it"
+    swap = "run `pip uninstall -y opencv-python && pip install opencv-python-headless`, which needs no graphics"
+    remedy = swap if "lib" in failures["cv2"] else "reinstall it"
     return {"images": False, "images_reason": f"cv2 cannot be imported ({failures['cv2']}); {remedy}"}
 
 

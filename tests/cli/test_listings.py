@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import platform
 
 import onnx
 import onnxruntime
+import pytest
 from support.helpers import runs_opset
 
 import onnx_gradcam
@@ -80,11 +82,38 @@ def test_doctor_without_libgl(call, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", broken)
     result = call("doctor")
     assert result.exit_code == 0
-    assert "opencv-python-headless" in result.stdout
+    assert "`pip uninstall -y opencv-python && pip install opencv-python-headless`" in result.stdout
     assert "libGL.so.1" in result.stdout
     found = json.loads(call("doctor", "--json").stdout)
     assert found["images"] is False
     assert found["packages"]["cv2"] is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        (["onnxruntime"], None),
+        (["onnxruntime-gpu"], None),
+        (
+            ["onnxruntime", "onnxruntime-gpu"],
+            (
+                "onnxruntime-gpu 1.31.1 and onnxruntime 1.31.1 are installed in one environment and overwrite each "
+                "other; run `pip uninstall -y onnxruntime-gpu onnxruntime && pip install onnxruntime-gpu`"
+            ),
+        ),
+    ],
+)
+def test_doctor_counts_runtimes(installed, said, call, monkeypatch):
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.31.1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = json.loads(call("doctor", "--json").stdout)
+    assert found["runtimes"] == dict.fromkeys(installed, "1.31.1")
+    assert found["runtimes_reason"] == said
+    assert ("ONNX Runtime: " in call("doctor").stdout) is (said is not None)
 
 
 def test_version(call):
