@@ -15,19 +15,8 @@ import numpy.typing as npt
 from .errors import InputError, near_matches
 from .files import open_file, read_text
 
-__all__ = [
-    "NOTHING",
-    "Declared",
-    "Fed",
-    "Feeds",
-    "Input",
-    "Picture",
-    "View",
-    "described",
-    "picture_layout",
-    "read_constant",
-]
-__all__ += ["read_pairs"]
+__all__ = ["NOTHING", "Declared", "Fed", "Feeds", "Input", "Picture", "View", "described", "is_array_file"]
+__all__ += ["picture_layout", "read_array", "read_constant", "read_input", "read_pairs"]
 
 Array = npt.NDArray[Any]
 
@@ -217,11 +206,11 @@ class Feeds:
                     "row for all images, or one for each"
                 )
 
-    def of_image(self, view: View, sizes: Sequence[int], which: int | None = None) -> dict[str, Array]:
+    def of_image(self, view: View | None, sizes: Sequence[int], which: int | None = None) -> dict[str, Array]:
         """The values for one image, those by row as `[1, ...]`.
 
         Args:
-            view: how the photo became the input.
+            view: how the photo became the input; `None` where there is no photo.
             sizes: of the image input, with a batch axis.
             which: the number of the image, where values have a row for each.
         """
@@ -330,6 +319,59 @@ def read_pairs(pairs: Iterable[str]) -> dict[str, Any]:
                 raise InputError(f"the input {key!r} is given twice; give it once")
             values[key] = one
     return values
+
+
+def is_array_file(source: Any) -> bool:
+    """Whether a path names an array: a `.npy` file, or `FILE.npz:KEY`."""
+    text = str(source).lower() if isinstance(source, str | Path) else ""
+    return text.endswith(".npy") or ".npz:" in text
+
+
+def read_array(source: Any) -> Array:
+    """An array, a `.npy` file, or `FILE.npz:KEY`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not isinstance(source, str | Path):
+        return _array("the input", source)
+    archive, _, key = str(source).rpartition(":")
+    return _load(archive, key) if archive.lower().endswith(".npz") else _load(str(source), None)
+
+
+def read_input(source: Any, info: Input, layout: str) -> Array:
+    """A model's own input without its batch axis, in its type, from an array or an array file.
+
+    Args:
+        source: the array, without a batch axis or with one of size 1.
+        info: the input, with a batch axis.
+        layout: its axes.
+
+    Raises:
+        InputError: it is no array, or one of other sizes.
+    """
+    if not (is_array_file(source) or isinstance(source, np.ndarray | list) or hasattr(source, "detach")):
+        raise InputError(
+            f"the input {described(info)} ({layout}) takes arrays and no pictures; give a .npy file, FILE.npz:KEY, or "
+            "an array"
+        )
+    source = source.detach().cpu().numpy() if hasattr(source, "detach") else source
+    array, batch = read_array(source), layout.index("N")
+    if array.ndim == len(layout) and array.shape[batch] == 1:
+        array = array.take(0, axis=batch)
+    sizes = [d for axis, d in enumerate(info.shape) if axis != batch]
+    fits = array.ndim == len(sizes) and all(
+        not isinstance(d, int) or d == n for d, n in zip(sizes, array.shape, strict=True)
+    )
+    if not fits or array.size == 0:
+        raise InputError(
+            f"the array has shape {list(array.shape)}, and the input is {described(info)} ({layout}); give one sample, "
+            "with or without a batch axis of 1"
+        )
+    cast = _cast(array, info)
+    if not np.isfinite(cast).all():
+        raise InputError("the array has numbers that are not finite; check how it was made")
+    return cast
 
 
 def read_constant(value: Any, info: Input, *, by_row: bool) -> Array:
@@ -465,9 +507,11 @@ def _cast(value: Array, info: Input) -> Array:
     return cast
 
 
-def _by_word(word: str, info: Input, view: View, known: Mapping[str, int]) -> Array:
+def _by_word(word: str, info: Input, view: View | None, known: Mapping[str, int]) -> Array:
     """The value that a word stands for; `known` are free sizes."""
-    if word in _OF_VIEW:
+    if word in _OF_VIEW and view is None:
+        raise InputError(f"{word} for {info.name!r} is of a photo, and the model takes none; give numbers")
+    if word in _OF_VIEW and view is not None:
         numbers = np.asarray(_OF_VIEW[word](view), np.float64)
         whole = np.dtype(info.dtype).kind in "iu"
         return _fitted(np.rint(numbers) if whole else numbers, info, by_row=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
-from .errors import InputError, ModelError
+from .errors import InputError, ModelError, UnsupportedError
 from .files import ModelSource, model_data, open_file
 from .options import Combine, GradDtype, ModifierName
 
@@ -84,8 +85,15 @@ _UNFIT = "the model's explanation metadata does not fit its graph"
 _REMEDY = "; it was edited after it was explained, so start from the original model"
 _DETECTIONS = ("box_input", "heatmap_box", "heatmap_score", "detection_scores", "detection_boxes")
 _MAY_BE_EMPTY = {"class_input", "mask_input", "attribution", *_DETECTIONS}
+_OTHERS = [
+    "".join(order)
+    for axes in ("NCW", "NHW", "NCDHW")
+    for order in itertools.permutations(axes)
+    if [letter for letter in order if letter in "DHW"] == [letter for letter in axes if letter in "DHW"]
+]
+"""The axes of signals `[N, C, T]`, spectrograms `[N, T, F]` and volumes or clips `[N, C, D, H, W]`, in any order."""
 _WORDS: dict[str, Sequence[str]] = {
-    "layout": ("NCHW", "NHWC", "CHW", "HWC"),
+    "layout": ("NCHW", "NHWC", "CHW", "HWC", *_OTHERS),
     "activation": ("", "softmax", "logsoftmax", "sigmoid"),
     "weights": ("linear", "gradient", "finite", "none"),
     "derivative": ("exact", "straight-through"),
@@ -135,7 +143,8 @@ class Metadata:
         score_tensor: the tensor that is differentiated.
         image_input: the input that takes images.
         layout: its axes, `NCHW` or `NHWC`; `CHW` or `HWC` if it takes one image without a batch axis. Everything that
-            the explanation adds has a batch axis all the same, of size one.
+            the explanation adds has a batch axis all the same, of size one. `NCW` and the like for signals, `NCDHW` for
+            volumes and clips, spatial axes in the order of the input.
         scores_output: the model's own output with the scores.
         activation: its last operator: `softmax`, `logsoftmax`, `sigmoid` or nothing.
         single_logit: a single number decides between two classes.
@@ -212,6 +221,24 @@ class Metadata:
         return "N" in self.layout
 
     @property
+    def positions(self) -> str:
+        """The spatial axes of the input: `W` of a signal, `HW` of an image, `DHW` of a volume or a clip."""
+        return "".join(letter for letter in self.layout if letter in "DHW")
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the input has the axes of images."""
+        return self.batch_layout in {"NCHW", "NHWC"}
+
+    def require_images(self, what: str) -> None:
+        """Refuse a model whose input has other axes, for what takes images only."""
+        if not self.of_images:
+            raise UnsupportedError(
+                f"{what} takes images, and the input {self.image_input!r} is {self.layout}; use explain with an array, "
+                "or attach"
+            )
+
+    @property
     def batch_layout(self) -> str:
         """The axes of a batch of images, `NCHW` or `NHWC`."""
         return self.layout if self.batched else f"N{self.layout}"
@@ -253,7 +280,7 @@ class Metadata:
         Raises:
             ModelError: a tensor is missing, or has a dtype or rank that it cannot have.
         """
-        maps = 4 if self.all_classes else 3
+        maps = 1 + len(self.positions) + self.all_classes
         image = inputs.get(self.image_input, ("", None))[1]
         rank = None if image is None else len(image) + (not self.batched)
         self._check_tensor("image_input", inputs, "input", "", len(self.layout))

@@ -90,6 +90,7 @@ class Crew:
             progress=self._stop_if_closed,
             **job.choices,
         )
+        self.explainer.metadata.require_images("batch")
         self.threads = ThreadPoolExecutor(max(runs, self.runs + 1) if job.provider != "cpu" else runs, "explain")
 
     def close(self) -> None:

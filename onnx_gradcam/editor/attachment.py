@@ -146,8 +146,9 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
         results["attribution"] = t.refine(_as_image(plan, attribution), plan.image.shape)
         grid: Sequence[int | str | None] = sizes
     else:
-        cams = [plan.method.function(t, **ingredients.of(i)) for i in range(len(plan.layers))]
-        grid = plan.layer.chosen.grid
+        raw = [plan.method.function(t, **ingredients.of(i)) for i in range(len(plan.layers))]
+        cams = [_of_positions(t, cam, len(sizes)) for cam in raw]
+        grid = plan.layer.chosen.grid if len(plan.layer.chosen.grid) == len(sizes) else cams[0].shape[1:]
     combine = plan.combine
     if combine == "sum" and len(cams) > 1:
         finest = max(range(len(cams)), key=lambda i: math.prod(plan.layers[i].chosen.probe_grid))
@@ -159,8 +160,9 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
         heatmap = panel
         if heatmap is None:
             heatmap = finish_within(t, plan.preset.finish, cams, size, combine, plan.extent)
-        results["heatmap"] = t.refine(heatmap, (batch, *sizes))
-        results["cam"] = t.refine(cams[0], (batch, *grid))
+        order = sorted(range(len(sizes)), key=plan.spatial_axes.__getitem__)
+        results["heatmap"] = t.refine(_in_order(t, heatmap, order), (batch, *(sizes[i] for i in order)))
+        results["cam"] = t.refine(_in_order(t, cams[0], order), (batch, *(grid[i] for i in order)))
     results["heatmap_class"] = t.refine(ingredients.classes, (batch,))
     results |= explained_boxes(plan, ingredients.classes)
     names = {name: free_name(t, name) for name in results}
@@ -200,6 +202,24 @@ def _beyond(t: Builder, results: Sequence[Value], profile: str) -> list[str]:
     return [f"{why} of {profile}, so ONNX Runtime computes it on the CPU" for why in left]
 
 
+def _in_order(t: Builder, maps: Value, order: Sequence[int]) -> Value:
+    """Maps `[N, *spatial]` with the spatial axes in another order: the input's, where the model swaps them."""
+    return t.transpose(maps, [0, *(1 + i for i in order)]) if list(order) != sorted(order) else maps
+
+
+def _of_positions(t: Builder, cam: Value, count: int) -> Value:
+    """A raw map with as many spatial axes as the input; graphs of signals have one of size one more."""
+    extra = cam.rank - 1 - count
+    if extra <= 0:
+        return cam
+    ones = [axis for axis, size in enumerate(cam.shape) if axis and size == 1]
+    if len(ones) < extra:
+        raise UnsupportedError(
+            f"the layer has {cam.rank - 1} axes of positions and the input {count}; name another layer with --layer"
+        )
+    return t.op("Squeeze", cam, t.ints(*ones[:extra]))
+
+
 def _over_channels(plan: Plan, attribution: Value) -> Value:
     """An attribution `[N, C, H, W]` as one map `[N, H, W]`."""
     t = plan.t
@@ -214,7 +234,7 @@ def _as_image(plan: Plan, attribution: Value) -> Value:
     return t.cast(value, image.dtype) if image.is_float else value
 
 
-def _image_size(t: Builder, image: Value, axes: tuple[int, int], sizes: Sequence[int | str | None]) -> Value:
+def _image_size(t: Builder, image: Value, axes: tuple[int, ...], sizes: Sequence[int | str | None]) -> Value:
     if all(isinstance(size, int) for size in sizes):
         return t.ints(*(size for size in sizes if isinstance(size, int)))
     return t.op("Gather", t.op("Shape", image), t.ints(*axes))
@@ -286,6 +306,7 @@ def with_required_choices(source: str | Path, choices: Mapping[str, Any]) -> tup
         graph = model.core.graph
         optional = [graph.initializers.get(name) for name in (metadata.class_input, metadata.box_input)]
         metadata.check_graph(_signatures([*graph.inputs, *filter(None, optional)]), _signatures(graph.outputs))
+    metadata.require_images("a server or a page")
     batch = metadata.batch_shape(model.shape(metadata.image_input))[:1]
     for name in (metadata.class_input, metadata.box_input):
         _require(model, name, batch)

@@ -39,6 +39,10 @@ _TRAINING = {
 _MERGED = {"merged": "merged", "unknown": "may have merged"}
 """What exporters did with biases, by the state of `Biases`."""
 
+_ANY_DIMENSION: tuple[str, ...] = ("gradcam", "hirescam", "layercam", "gradcam++", "xgradcam", "saliency", "gradient")
+_ANY_DIMENSION += ("integrated-gradients", "smoothgrad", "smoothgrad-squared", "vargrad")
+"""Methods for signals and volumes too."""
+
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear", "Sign")
 
 
@@ -123,8 +127,13 @@ class Plan:
 
     @property
     def input_layout(self) -> str:
-        """The axes of that input, in letters; those of `image` but for a batch axis that the input lacks."""
-        return input_layout(self.image, self.layout)
+        """The axes of that input, in letters; those of `image` but for a batch axis that the input lacks.
+
+        Spatial axes are in the order of the input, also where the model swaps them.
+        """
+        shown = input_layout(self.image, self.layout)
+        names = iter(sorted(set(shown) & set("DHW"), key="DHW".index))
+        return "".join(next(names) if letter in "DHW" else letter for letter in shown)
 
     @property
     def image_candidate(self) -> Candidate:
@@ -163,6 +172,7 @@ class Plan:
     def _refusals(self) -> Iterator[str]:
         yield from self._not_the_librarys
         yield from self._without_boxes
+        yield from self._not_in_dimensions
         title, head = self.method.title, self.head
         if self.method.linear_head and self.weights != "linear":
             yield (
@@ -194,6 +204,23 @@ class Plan:
             )
         if self.weights == "linear" and head is not None and not head.linear:
             yield f"--weights linear is not possible: {head.why}; use --weights gradient"
+
+    @property
+    def _not_in_dimensions(self) -> list[str]:
+        """Why signals and volumes are not explained this way; empty if they are, or for images."""
+        shown = letters(self.layout)
+        if shown in {"NCHW", "NHWC"}:
+            return []
+        if self.preset.name != "default":
+            return [f"--preset {self.preset.name} is for images, and this input is {shown}; leave it out"]
+        if self.method.name not in _ANY_DIMENSION:
+            named = ", ".join(_ANY_DIMENSION)
+            return [
+                f"{self.method.title} is for images, and this input is {shown}; choose one of {named} with --method"
+            ]
+        if self.method.differentiates("image") and "C" not in shown:
+            return [f"{self.method.title} needs an axis of channels, and this input is {shown}; use --method gradcam"]
+        return []
 
     @property
     def _not_the_librarys(self) -> list[str]:
@@ -323,7 +350,6 @@ class Plan:
         return next((node for node in self.path if node.op_type.startswith(_QUANTISING)), None)
 
     @property
-    def spatial_axes(self) -> tuple[int, int]:
-        """Where the image's height and width are among the axes of the input."""
-        shown = letters(self.layout)
-        return shown.index("H"), shown.index("W")
+    def spatial_axes(self) -> tuple[int, ...]:
+        """Where positions are among the axes of the input: height and width of an image."""
+        return tuple(self.image_candidate.spatial)

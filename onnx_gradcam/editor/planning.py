@@ -251,6 +251,8 @@ def _extent(
     path, _ = between(t.nodes, [image.core], [v.core for v in targets], carries)
     if not any(node.op_type in CUTS for node in path):
         return [], None
+    if letters(layout) not in {"NCHW", "NHWC"}:
+        return [], next(node for node in path if node.op_type in CUTS)
     found, lost = follow_extents(t, image, layout)
     on_path = set(path)
     cut = next((node for node in lost if node in on_path), None)
@@ -366,7 +368,7 @@ def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
             f"which axes of the input {image.name!r} are height and width cannot be told: "
             "no convolution or pooling reads it; export the model from images of layout NCHW or NHWC"
         )
-    if letters(layout) not in {"NCHW", "NHWC"}:
+    if image.rank == 4 and letters(layout) not in {"NCHW", "NHWC"}:
         raise TargetError(
             f"the axes of the input {input_name(image)!r} are {letters(layout)}, but images are given as NCHW or NHWC; "
             "export the model with its height before its width"

@@ -72,7 +72,7 @@ class Side:
         model = as_onnx(self.model, self.layer) if isinstance(self.model, (str, Path)) else self.model
         choices: dict[str, Any] = {"layer": self.layer, "method": self.method}
         choices = {name: value for name, value in choices.items() if value is not None}
-        return Explainer(
+        explainer = Explainer(
             model,
             labels=self.labels,
             preprocess=self.preprocess,
@@ -80,6 +80,8 @@ class Side:
             feeds=self.feeds,
             **choices,
         )
+        explainer.metadata.require_images("compare")
+        return explainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,7 @@ class Evaluator:
         if Metadata.of(self.model) is not None:
             raise TargetError("the model is explained already, with one method; start from the original model")
         self.explainers = {method: self.explainer(method, self.model) for method in self.methods}
+        next(iter(self.explainers.values())).metadata.require_images("evaluate")
         # RISE needs only probabilities, so its model outputs them.
         model = probed(self.model, Options(**{**self._choices(without=_OF_A_LAYER), "method": "rise"}))
         self._prober = Prober(model, batch_size=self.batch_size, provider=self.provider, threads=self.threads)

@@ -21,7 +21,7 @@ from onnx_gradcam.editor.planning import make_plan
 from onnx_gradcam.editor.targets.axes import letters
 from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
-from onnx_gradcam.feeds import Feeds, View
+from onnx_gradcam.feeds import Declared, Feeds, View, is_array_file, read_input
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Value
 from onnx_gradcam.graph.paths import node_inputs
@@ -109,7 +109,7 @@ def verify(
         assert verify("model.onnx", "photo.jpg", preprocess="torchvision").agrees
     """
     options = (options or Options()).replaced(choices)
-    rows = image if isinstance(image, np.ndarray) and image.ndim != _IMAGE_RANK else None
+    rows = image if isinstance(image, np.ndarray) and (image.ndim != _IMAGE_RANK or image.dtype.kind == "f") else None
     if image is not None and rows is None:
         rows = _prepared(model, image, options)
     check = check_explanation(model, rows, options, feeds=feeds, seed=seed)
@@ -128,6 +128,9 @@ def verify(
 
 def _prepared(model: ModelSource, image: str | Path | bytes | Array, options: Options) -> Array:
     plan = make_plan(model, options)
+    if letters(plan.layout) not in {"NCHW", "NHWC"} or is_array_file(image):
+        info = Declared(plan.image.name, np.dtype(plan.image.dtype or np.float32).name, tuple(plan.image.shape))
+        return read_input(image, info, letters(plan.layout))[None]
     if plan.preprocessing is None:
         raise InputError("the model carries no preprocessing; give it with --preprocess")
     dtype = np.dtype(plan.image.dtype or np.float32).name
@@ -262,13 +265,15 @@ def _others(plan: Plan, session: Session, image: Array, given: Mapping[str, Any]
         optional=session.optional_inputs,
     )
     feeds.check_count(len(image))
-    size = image.shape[plan.spatial_axes[0]], image.shape[plan.spatial_axes[1]]
-    values = [feeds.of_image(View(size, size, (1, 1)), (1, *row.shape), i) for i, row in enumerate(image)]
+    size = [float(image.shape[axis]) for axis in plan.spatial_axes]
+    view = View((size[0], size[1]), (size[0], size[1]), (1, 1)) if len(size) == 2 else None
+    values = [feeds.of_image(view, (1, *row.shape), i) for i, row in enumerate(image)]
     return feeds.fed(values).of(range(len(image)))
 
 
 def _random_image(image: Value, rng: np.random.Generator) -> Array:
-    shape = [d if isinstance(d, int) else 1 if axis == 0 else 224 for axis, d in enumerate(image.shape)]
+    free = {3: 1024, 5: 32}.get(image.rank, 224)
+    shape = [d if isinstance(d, int) else 1 if axis == 0 else free for axis, d in enumerate(image.shape)]
     dtype = np.dtype(image.dtype or np.float32)
     if image.is_float:
         return rng.standard_normal(shape).astype(dtype)

@@ -193,6 +193,10 @@ class Preprocessing:
         The layout of an input without a batch axis is `CHW` or `HWC`.
         """
         sizes = dict(zip(layout, shape, strict=True))
+        if sorted(layout.replace("N", "")) != ["C", "H", "W"]:
+            raise InputError(
+                f"preprocessing makes images, and the model's input is {layout}; leave it out and give arrays"
+            )
         fixed = {axis: size if isinstance(size, int) and size > 0 else None for axis, size in sizes.items()}
         batched = cast("Layout", layout if "N" in layout else f"N{layout}")
         return self.fitted(channels=fixed["C"], height=fixed["H"], width=fixed["W"], layout=batched, dtype=dtype)

@@ -46,6 +46,8 @@ _LARGEST_CHECKED = 10**9
 _ROWS = 3
 _USUAL_SIZES = ((193, 191), (224, 224))
 """Heights and widths of random images, where the model leaves them open; at odd sizes, wrong rounding would show."""
+_USUAL_LENGTHS = {1: (509, 4096, 16000), 3: (33, 64)}
+"""The same for each axis of signals and of volumes."""
 
 
 def attach(
@@ -158,7 +160,7 @@ def _agreement(
     model: str | Path | bytes,
     explained: Explained,
     feeds: Mapping[str, Array],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     original: Mapping[str, Array],
 ) -> tuple[float, list[str]]:
     """Run the explained model, and both without optimizations if their outputs differ; otherwise as `_compared`."""
@@ -191,7 +193,7 @@ def _run(
     model: str | Path | bytes,
     explained: Explained,
     feeds: Mapping[str, Array],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     *,
     optimized: bool = True,
 ) -> dict[str, Array]:
@@ -215,7 +217,7 @@ def _session(model: str | Path | bytes, explained: Explained, *, optimized: bool
 
 def _first_run(
     model: str | Path | bytes, explained: Explained, baked: Mapping[str, Any]
-) -> tuple[dict[str, Array], tuple[int, int], dict[str, Array]]:
+) -> tuple[dict[str, Array], tuple[int, ...], dict[str, Array]]:
     """Run the original on random values, or those baked into the other; its feeds, the size of images, its outputs."""
     session = _session(model, explained)
     inputs = [info for info in session.inputs if info.name not in baked]
@@ -230,7 +232,7 @@ def _first_run(
             if given:
                 raise
             reason = str(exc)
-    tried = " or ".join(f"{height}x{width}" for height, width in sizes)
+    tried = " or ".join("x".join(map(str, size)) for size in sizes)
     raise _NoSizeFitsError(
         f"not checked against the original, which does not run on images of {tried} ({reason}); "
         'give their size with --preprocess, as "size": [height, width]'
@@ -259,31 +261,33 @@ def _by_convention(session: Session, explained: Explained, feeds: Mapping[str, A
     others = [info for info in other_inputs(metadata, session) if info.name in feeds]
     words = Feeds(image, others, session.outputs).defaults
     sides = dict(zip(metadata.batch_layout, batch.shape, strict=True))
-    view = View((sides["H"], sides["W"]), (sides["H"], sides["W"]), (1, 1))
+    size = sides.get("H", 1), sides["W"]
+    view = View(size, size, (1, 1))
     fixed = [Declared(i.name, i.dtype, feeds[i.name].shape) for i in others if i.name in words]
     filled = Feeds(image, fixed, [], words).of_image(view, (1, *batch.shape[1:]))
     return {name: np.broadcast_to(value, feeds[name].shape) for name, value in filled.items()}
 
 
-def _sizes(explained: Explained) -> tuple[list[tuple[int, int]], bool]:
+def _sizes(explained: Explained) -> tuple[list[tuple[int, ...]], bool]:
     """The heights and widths of images to try, and whether the model or its preprocessing says that they are right."""
     metadata = explained.metadata
     shape = dict(zip(metadata.layout, explained.model.shape(metadata.image_input), strict=True))
     described = _described(explained)
     if described is not None and described.size is not None:
         return [described.size], True
-    declared = [size if isinstance(size, int) else None for size in (shape["H"], shape["W"])]
-    sizes = [(declared[0] or height, declared[1] or width) for height, width in _USUAL_SIZES]
+    declared = [size if isinstance(size := shape[letter], int) else None for letter in metadata.positions]
+    usual = _USUAL_SIZES if len(declared) == 2 else [(one,) * len(declared) for one in _USUAL_LENGTHS[len(declared)]]
+    sizes = [tuple(known or one for known, one in zip(declared, each, strict=True)) for each in usual]
     return list(dict.fromkeys(sizes)), None not in declared
 
 
-def _input_shapes(inputs: Sequence[InputInfo], explained: Explained, size: tuple[int, int]) -> dict[str, Sequence[int]]:
+def _input_shapes(inputs: Sequence[InputInfo], explained: Explained, size: tuple[int, ...]) -> dict[str, Sequence[int]]:
     """A shape for every input: images of `size`, several rows where the batch is free, and one where all else is."""
     metadata, model = explained.metadata, explained.model
     image = model.shape(metadata.image_input)
     count = metadata.batch_shape(image)[0]
     rows = count if isinstance(count, int) else _ROWS
-    letters = dict(zip("HW", size, strict=True))
+    letters = dict(zip(metadata.positions, size, strict=True))
     sizes = {d: letters[letter] for letter, d in zip(metadata.layout, image, strict=True) if letter in letters}
     shapes: dict[str, Sequence[int]] = {}
     for info in inputs:

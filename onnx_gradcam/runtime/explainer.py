@@ -21,10 +21,11 @@ from onnx_gradcam.editor.targets.classes import (
     separated,
 )
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError
-from onnx_gradcam.feeds import Fed, Feeds, Input, View, described, picture_layout
+from onnx_gradcam.feeds import Fed, Feeds, Input, View, described, is_array_file, picture_layout, read_array, read_input
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepare, read_image, unprepared
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
+from onnx_gradcam.images.views import view_of
 from onnx_gradcam.options import Description
 
 from .answers import Box, Target, class_of, probabilities
@@ -118,9 +119,12 @@ class Explainer:
         self.labels = self.metadata.labels if labels is None else read_labels(labels)
         check_labels(self.labels, self._class_count())
         self._input = image_input(self.metadata, self.session)
-        self._described = self._parsed(self.metadata.preprocessing if preprocess is None else preprocess)
+        how = self.metadata.preprocessing if preprocess is None else preprocess
+        self._described = self._parsed(PRESETS["none"] if how is None and self._of_arrays else how)
         layout, image = self.metadata.batch_layout, self._input
-        self.preprocessing = self._described.for_input(layout, image.shape, image.dtype)
+        self.preprocessing = self._described
+        if not self._of_arrays or how is not None:
+            self.preprocessing = self._described.for_input(layout, image.shape, image.dtype)
         chosen = {self.metadata.class_input, self.metadata.box_input}
         self._feeds = Feeds(
             self._input,
@@ -142,6 +146,12 @@ class Explainer:
             )
         return parse_preprocessing(how)
 
+    @property
+    def _of_arrays(self) -> bool:
+        """Whether the model takes arrays and no pictures, by its axes or its number of channels."""
+        channels = dict(zip(self.metadata.batch_layout, self._input.shape, strict=True)).get("C")
+        return not self.metadata.of_images or (isinstance(channels, int) and channels not in {1, 3})
+
     def _picture(self, source: ImageSource, info: Input) -> Array:
         """A picture as the value of another input, prepared as images are."""
         layout = picture_layout(info.shape)
@@ -153,8 +163,10 @@ class Explainer:
             raise InputError(f"a picture cannot be prepared for {described(info)}: {exc}") from exc
         return prepare(read_image(source), how)[0][None]
 
-    def _view(self, tensor: Array, placement: Placement | None) -> tuple[View, tuple[int, ...]]:
+    def _view(self, tensor: Array, placement: Placement | None) -> tuple[View | None, tuple[int, ...]]:
         """How a photo became an input `tensor`, and the sizes of a batch of it; without placement it is the photo."""
+        if self._of_arrays:
+            return None, (1, *tensor.shape)
         sides = dict(zip(self.metadata.batch_layout[1:], tensor.shape, strict=True))
         size = sides["H"], sides["W"]
         if placement is None:
@@ -344,13 +356,23 @@ class Explainer:
     def prepared(self, source: ImageSource) -> Prepared | InputError:
         """Read an image and make the model's input from it, or return why that fails; safe to call from threads."""
         try:
-            array = as_array(source)
+            if self._of_arrays:
+                return self._prepared_array(source)
+            array = read_array(source) if is_array_file(source) else as_array(source)
             if array is not None and array.dtype.kind == "f":
                 return self._prepared_by_others(array)
-            image = read_image(source)
+            image = read_image(source if array is None else array)
             return Prepared(image, *prepare(image, self.preprocessing))
         except InputError as exc:
             return exc
+
+    def _prepared_array(self, source: ImageSource) -> Prepared:
+        """A model's input that is no image, and a picture of it."""
+        layout = self.metadata.batch_layout
+        tensor = read_input(source, self._input, layout)
+        view = view_of(tensor, layout.replace("N", ""))
+        height, width = view.image.shape[:2]
+        return Prepared(view.image, tensor, Placement((0.0, 0.0, float(width), float(height)), height, width), view)
 
     def _prepared_by_others(self, array: Array) -> Prepared:
         """A model's input that was made elsewhere; the image is what it looks like."""

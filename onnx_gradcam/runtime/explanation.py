@@ -16,6 +16,7 @@ from onnx_gradcam.images.decoding import Placement
 from onnx_gradcam.images.drawing import draw_boxes, encode_image, save_image, sheet
 from onnx_gradcam.images.masks import Look, LookChoices, hot_box, hot_region
 from onnx_gradcam.images.overlays import OVERLAYS, library_overlay
+from onnx_gradcam.images.views import View
 
 from .answers import Box, Target, class_of
 
@@ -94,6 +95,7 @@ class Explanation:
         boxes: for a detector, the list of the boxes in the image, the surest first.
         probabilities: one for each class, `None` where the model does not tell; see `Target`.
         notes: what you should know about the choice of boxes.
+        view: of an input that is no image, how it and its maps, `[*spatial]`, are drawn; `image` is its picture.
 
     Example::
 
@@ -114,6 +116,7 @@ class Explanation:
     boxes: Sequence[Box] = ()
     notes: Sequence[str] = ()
     probabilities: npt.NDArray[np.float64] | None = None
+    view: View | None = None
 
     def __repr__(self) -> str:
         """One line: what is explained, and sizes."""
@@ -180,9 +183,10 @@ class Explanation:
             f"{100 * share:.0f} % of the heat of {m.target.label!r} lies in the padding around the image, where it is "
             "not drawn"
             for m in self.maps
-            if (share := self.placement.beside(m.heatmap)) >= _HIDDEN
+            if self.view is None and (share := self.placement.beside(m.heatmap)) >= _HIDDEN
         ]
-        return [*self.notes, *blank, *hidden]
+        left_out = [self.view.note] if self.view is not None and self.view.note else []
+        return [*self.notes, *blank, *hidden, *left_out]
 
     def arrays(self) -> dict[str, Any]:
         """All maps: `heatmap` [classes, H, W], `cam` [classes, h, w], and the `classes` with their `scores`.
@@ -208,7 +212,8 @@ class Explanation:
 
     def heatmap_on_image(self, which: int = 0) -> npt.NDArray[np.float32]:
         """A heatmap over the whole image, `float32 [H, W]`: zero where the model does not see it."""
-        return self.placement.project(self.maps[which].heatmap)
+        heatmap = self.maps[which].heatmap
+        return np.nan_to_num(self.view.flat(heatmap)) if self.view is not None else self.placement.project(heatmap)
 
     def region(
         self, which: int = 0, *, threshold: float = 0.5, top_percent: float | None = None
@@ -307,6 +312,10 @@ class Explanation:
     def shown(self, which: int, look: Look) -> npt.NDArray[np.float32]:
         """The values of a map that a look shows, over the whole image `[H, W]`; NaN where the model does not see it."""
         explained = self.maps[which]
+        if self.view is not None:
+            if look.style == "signed":
+                return self.view.flat(_symmetric(explained.cam, spread=explained.attribution is not None))
+            return self.view.flat(explained.heatmap if look.over_image else _clipped(explained.heatmap))
         if look.style == "signed":
             return self._seen.project(_symmetric(explained.cam, spread=explained.attribution is not None), np.nan)
         values = explained.heatmap if look.over_image else _clipped(explained.heatmap)

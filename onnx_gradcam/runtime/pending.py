@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError, NothingFoundError
 from onnx_gradcam.images.decoding import Placement
+from onnx_gradcam.images.views import View
 from onnx_gradcam.metadata import Metadata
 
 from .answers import Box, probabilities
@@ -30,11 +31,13 @@ class Prepared:
         image: the image, `uint8 [H, W, 3]` RGB.
         tensor: the model's input made from it, without a batch axis.
         placement: which part of the image the model sees.
+        view: how an input that is no image is drawn; `image` is its picture.
     """
 
     image: npt.NDArray[np.uint8]
     tensor: Array
     placement: Placement
+    view: View | None = None
 
 
 @dataclass(eq=False)
@@ -91,4 +94,5 @@ class Pending:
             self.boxes,
             self.notes,
             probabilities(self.scores, metadata),
+            self.prepared.view,
         )

@@ -132,7 +132,7 @@ class Prober:
         scores: Array = in_batches(run, rows, [choice] * len(maps), self._size, apart=apart)[SCORE]
         return scores
 
-    def _finished(self, cam: Array, size: tuple[int, int]) -> Array:
+    def _finished(self, cam: Array, size: tuple[int, ...]) -> Array:
         key = (*cam.shape[1:], *size)
         if key not in self._finishers:
             self._finishers[key] = Session(finisher(self.metadata.preset, cam.shape[1:], size, self.metadata.extent))
@@ -146,10 +146,11 @@ class _ImageProbe:
     def __init__(self, prober: Prober, row: Array, choice: Choice, fed: Fed) -> None:
         self._prober, self._choice, self._fed = prober, choice, fed
         self._layout, self._dtype = prober.metadata.batch_layout, row.dtype
-        axes = [self._layout.index(letter) for letter in "NCHW"]
+        axes = [self._layout.index(letter) for letter in f"NC{prober.metadata.positions}"]
         self.x: Array = row.transpose(axes)[0].astype(np.float32)
-        self.size: tuple[int, int] = (self.x.shape[1], self.x.shape[2])
-        self.box = prober.metadata.box_in(*self.size)
+        # Methods that mask parts of an image are refused for other inputs.
+        self.size: tuple[int, ...] = self.x.shape[1:]
+        self.box: tuple[int, ...] = prober.metadata.box_in(*self.size) if len(self.size) == 2 else ()
         self.rng = np.random.default_rng(prober.seed)
         self.batch_size = prober.batch_size
 
@@ -219,8 +220,9 @@ class _ImageProbe:
 
 
 def _as_input(images: Array, layout: str) -> Array:
-    """Images `[M, C, H, W]` with the axes of the model's input."""
-    transposed: Array = images.transpose(["NCHW".index(letter) for letter in layout])
+    """Images `[M, C, *spatial]` with the axes of the model's input."""
+    letters = "NC" + "".join(letter for letter in layout if letter in "DHW")
+    transposed: Array = images.transpose([letters.index(letter) for letter in layout])
     return transposed
 
 
@@ -229,8 +231,8 @@ def _results(metadata: Metadata, session: Session) -> list[InputInfo]:
     image = image_input(metadata, session)
     sizes = dict(zip(metadata.batch_layout, image.shape, strict=True))
     computed = [
-        InputInfo(metadata.cam, "float32", (sizes["N"], None, None)),
-        InputInfo(metadata.heatmap, "float32", (sizes["N"], sizes["H"], sizes["W"])),
+        InputInfo(metadata.cam, "float32", (sizes["N"], *[None] * len(metadata.positions))),
+        InputInfo(metadata.heatmap, "float32", (sizes["N"], *(sizes[letter] for letter in metadata.positions))),
         InputInfo(metadata.attribution, image.dtype, image.shape),
     ]
     names = (metadata.scores_output, metadata.heatmap_class, metadata.heatmap_box, metadata.heatmap_score)

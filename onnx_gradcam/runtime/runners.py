@@ -202,6 +202,7 @@ class Augmented:
     def __init__(self, runner: Runner) -> None:
         self.metadata, self.session, self.results = runner.metadata, runner.session, runner.results
         self._runner = runner
+        self.metadata.require_images("augmentation")
         if self.metadata.mask_input or self.metadata.task == "detection":
             raise TargetError("mirroring an image moves its boxes and its region; leave the augmentation out")
 

@@ -66,6 +66,7 @@ class BatchingExplainer(Explainer):
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        self.metadata.require_images("a server")
         self._batching = BatchingRunner(self.runner, batch, pixels, on_batch)
         self.runner = self._batching
 

@@ -96,6 +96,8 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
     if image is not None and all(isinstance(d, int) for d in grid):
         if tuple(grid) == tuple(image):
             return maps
+        if len(grid) != 2:
+            return _resized_by_axis(t, maps, [matrix(int(d or 0), int(p)) for d, p in zip(grid, image, strict=True)])
         # Two small products take half the time of a Resize, and need no extra axes.
         rows, columns = (matrix(int(d or 0), int(p)) for d, p in zip(grid, image, strict=True))
         wide = maps @ t.const(columns.T)
@@ -109,6 +111,18 @@ def resize(t: Builder, maps: Value, size: Value, matrix: Matrix, **attributes: A
     return t.op("Squeeze", t.op("Resize", channel, None, None, target, **attributes), t.ints(1))
 
 
+def _resized_by_axis(t: Builder, maps: Value, matrices: Sequence[npt.NDArray[np.floating]]) -> Value:
+    """Maps `[N, *spatial]` with a matrix applied along each spatial axis; ONNX Runtime has no cubic Resize for them."""
+    for axis, matrix in enumerate(matrices, 1):
+        if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix), dtype=matrix.dtype)):
+            continue
+        last = maps.rank - 1
+        order = [i for i in range(maps.rank) if i != axis] + [axis]
+        moved = (maps if axis == last else t.transpose(maps, order)) @ t.const(matrix.T)
+        maps = moved if axis == last else t.transpose(moved, [order.index(i) for i in range(maps.rank)])
+    return maps
+
+
 def positive_part(t: Builder, maps: Value) -> Value:
     """Raw maps with negative values clipped; a Max, because MNN computes a Relu in place of the output `cam` itself."""
     return t.op("Max", maps, 0.0)
@@ -117,7 +131,7 @@ def positive_part(t: Builder, maps: Value) -> Value:
 def spatial_size(t: Builder, maps: Value, start: int = 2) -> Value:
     """Height and width, `int64 [2]`, of maps that have them from the axis `start` on: a constant if known."""
     sizes = [d for d in maps.shape[start:] if isinstance(d, int)]
-    return t.ints(*sizes) if len(sizes) == 2 else t.op("Shape", maps, start=start)
+    return t.ints(*sizes) if len(sizes) == maps.rank - start else t.op("Shape", maps, start=start)
 
 
 def half_pixel(cells: int, pixels: int) -> npt.NDArray[np.float32]:

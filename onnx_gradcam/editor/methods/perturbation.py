@@ -239,7 +239,7 @@ def _where_seen(probe: Probe, answer: Callable[[Array], Array], count: int, widt
     return lifted
 
 
-def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, int]) -> Array:
+def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, ...]) -> Array:
     """Masks of the image's size, each a random crop of cells resized to one cell more than needed."""
     across = cells.shape[1] + 1
     wide = _resized(cells, (across * sides[0], across * sides[1]), half_pixel)

@@ -22,15 +22,15 @@ class Probe(Protocol):
     Attributes:
         x: the image, `float32 [C, H, W]`.
         maps: its activation maps, `float32 [C, h, w]`.
-        size: height and width of the image.
+        size: height and width of the image, or the spatial sizes of another input.
         box: top, left, bottom and right of the part of the image that the maps cover, in pixels.
         rng: the random number generator, seeded by the user.
         batch_size: the most rows to run at once.
     """
 
     x: Array
-    size: tuple[int, int]
-    box: tuple[int, int, int, int]
+    size: tuple[int, ...]
+    box: tuple[int, ...]
     rng: np.random.Generator
     batch_size: int
 

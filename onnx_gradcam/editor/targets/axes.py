@@ -120,6 +120,10 @@ def _of_convolved(seen: Layout, rank: int) -> Layout | None:
     names = [str(i) for i in range(rank)]
     lost = set(names) - set(kinds)
     added = len(kinds) - rank
+    if rank == 3 and added == 1 and kinds[0] and sorted(filter(None, kinds)) == names:
+        # A signal or spectrogram to which the graph adds an axis of size one.
+        meaning = dict(zip(kinds, channels_first(len(kinds)), strict=True))
+        return _renumbered(tuple(meaning[name] for name in names))
     if len(lost) == 1 and "" in kinds[added:]:
         # A Reshape may replace the Transpose of a single channel, whose axis it moves without a trace.
         kinds[kinds.index("", added)] = lost.pop()
@@ -127,6 +131,12 @@ def _of_convolved(seen: Layout, rank: int) -> Layout | None:
         return None
     meaning = dict(zip(kinds[added:], channels_first(len(kinds))[added:], strict=True))
     return tuple(meaning[name] for name in names)
+
+
+def _renumbered(layout: Layout) -> Layout:
+    """A layout whose spatial axes are counted without the one that the graph adds."""
+    places = sorted(axis.place for axis in layout if axis is not None and axis.kind == "S")
+    return tuple(replace(a, place=places.index(a.place)) if a is not None and a.kind == "S" else a for a in layout)
 
 
 def channels_first(rank: int) -> Layout:

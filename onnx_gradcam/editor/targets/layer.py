@@ -255,7 +255,7 @@ def _has_positions(value: Value, layout: Layout, batch: int) -> bool:
     if tokens is not None:
         return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
     sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
-    return len(sizes) == 2 and any(d != 1 for d in sizes)
+    return len(sizes) in {1, 2, 3} and any(d != 1 for d in sizes)
 
 
 def _no_answers(

@@ -131,14 +131,25 @@ def aimed_score(t: Builder, output: str, aim: Aim) -> Score:
 
 
 def image_inputs(t: Builder) -> list[Value]:
-    """The graph inputs that may hold images: rank 4, or if there is none an image without a batch axis."""
+    """The graph inputs that may hold images: rank 4, or if there is none an image without a batch axis.
+
+    Where there is none either, signals and volumes, `[N, C, T]` or `[N, C, D, H, W]` in any order, that convolutions or
+    pools read.
+    """
     inputs = [v for v in map(t.wrap, t.graph.inputs) if v.known_shape is not None]
-    return [v for v in inputs if v.rank == 4] or [v for v in inputs if v.rank == 3 and _is_single(t, v)]
+    images = [v for v in inputs if v.rank == 4] or [v for v in inputs if v.rank == 3 and _is_single(t, v)]
+    return images or [v for v in inputs if v.rank in {3, 5} and v.is_float and _is_spatial(label_input(t, v))]
+
+
+def _is_spatial(layout: Layout | None) -> bool:
+    """Whether a layout has a batch axis, positions, at most one axis of channels, and nothing else."""
+    kinds = [axis.kind if axis is not None else "" for axis in layout or ()]
+    return kinds.count("N") == 1 and kinds.count("C") <= 1 and "S" in kinds and set(kinds) <= {"N", "C", "S"}
 
 
 def _is_single(t: Builder, value: Value) -> bool:
     """Whether an input is an image `[C, H, W]` or `[H, W, C]` that the graph makes a batch of one."""
-    layout = label_input(t, value) if value.is_real else None
+    layout = label_input(t, value) if value.is_real and value.rank == 3 else None
     return layout is not None and letters(layout) in {"CHW", "HWC"}
 
 
@@ -146,7 +157,7 @@ def with_batch_axis(model: Model, name: str | None = None) -> None:
     """Let the model read an image without a batch axis from a batch of one, in place; its input stays as it is."""
     t = Builder(model)
     for image in image_inputs(t):
-        if image.rank == 3 and name in {None, image.name} and _batch_of(t, image) is None:
+        if _is_single(t, image) and name in {None, image.name} and _batch_of(t, image) is None:
             uses = list(image.core.uses())
             batch = t.op("Unsqueeze", image, t.ints(0), shape=(1, *image.shape))
             if not t.taken(shown := f"{image.name}_batch"):
@@ -161,7 +172,7 @@ def with_batch_axis(model: Model, name: str | None = None) -> None:
 
 def has_single_image(t: Builder, name: str | None = None) -> bool:
     """Whether the image input has no batch axis."""
-    return any(v.rank == 3 and name in {None, v.name} for v in image_inputs(t))
+    return any(_is_single(t, v) and name in {None, v.name} for v in image_inputs(t))
 
 
 def _batch_of(t: Builder, image: Value) -> Value | None:
@@ -202,10 +213,17 @@ def find_image(t: Builder, name: str | None = None) -> Value:
     if len(candidates) > 1:
         candidates = _beside_planes(candidates) or candidates
     if len(candidates) != 1:
+        unfollowed = [v for v in map(t.wrap, t.graph.inputs) if v.known_shape and v.rank in {3, 5} and v.is_float]
+        if unfollowed and not candidates:
+            raise TargetError(
+                f"which axes of the input {unfollowed[0].name!r} {list(unfollowed[0].shape)} are positions cannot be "
+                "followed to a convolution or pool, as where frames or tiles are folded into the batch; export the "
+                "model for one of them"
+            )
         count = "several inputs" if candidates else "no input of rank 4"
         raise TargetError(f"the model has {count} that could take an image (inputs: {inputs}); name one with --input")
     (image,) = candidates
-    return (_batch_of(t, image) or image) if image.rank == 3 else image
+    return (_batch_of(t, image) or image) if _is_single(t, image) else image
 
 
 def _beside_planes(candidates: Sequence[Value]) -> list[Value]:
