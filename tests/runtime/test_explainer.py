@@ -433,13 +433,15 @@ class TestOneImageWithoutABatchAxis:
         with pytest.raises(TargetError, match="one image without a batch axis, and embeddings are compared"):
             Explainer(single("logits"), preprocess=PREPROCESS, task="embedding", reference=images(1)[0])
 
-    def test_a_sequence_is_no_image(self):
+    def test_a_sequence_is_a_signal_with_a_batch_axis_and_no_image(self):
         source = graph(
             "t = Transpose<perm=[0,2,1]>(x) c = Conv(t, K) p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, W)",
             inputs="float[N,16,8] x", K=(6, 8, 3), W=(6, 4),
         )  # fmt: skip
-        with pytest.raises(TargetError, match="no input of rank 4"):
-            attach(source)
+        explained = attach(source)
+        assert explained.metadata.layout == "NWC"
+        rows = run(explained.to_proto(), x=np.random.default_rng(0).random((3, 16, 8), np.float32))
+        assert rows["heatmap"].shape == (3, 16)
 
 
 @pytest.mark.parametrize("activation", ["", "sigmoid", "sigmoid of the output"])
