@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     for name, make in ways(served, image, plain=side == 0).items():
                         times.setdefault(name, ([], []))[side].extend(latency(make, options.seconds))
                         rates.setdefault(name, ([], []))[side].append(throughput(make, options.seconds))
-    print(f"{options.network}, {machine('mlserver', 'onnxruntime-gpu', 'onnxruntime', 'grpcio')}\n")
+    print(f"{options.network}, {machine('starlette', 'uvicorn', 'onnxruntime-gpu', 'onnxruntime', 'grpcio')}\n")
     print(
         table(
             ["transport", "plain, ms", "explained, ms", "plain, requests/s", "explained, requests/s"],

@@ -37,9 +37,9 @@ class Served:
     """A running `onnx-gradcam serve`, or `serving_plain.py` with the same options; a context manager."""
 
     def __init__(self, model: Path, *options: str, plain: bool = False) -> None:
-        self.http, self.grpc, self.metrics = free_ports(3)
+        self.http, self.grpc = free_ports(2)
         self._open = contextlib.ExitStack()
-        ports = (f"--port={self.http}", f"--grpc-port={self.grpc}", f"--metrics-port={self.metrics}")
+        ports = (f"--port={self.http}", f"--grpc-port={self.grpc}")
         start = [str(Path(__file__).with_name("serving_plain.py"))] if plain else ["-m", "onnx_gradcam", "serve"]
         command = [sys.executable, *start, str(model), "--name", MODEL, *ports, *options]
         self._process = subprocess.Popen(  # noqa: S603 - our own command

@@ -15,28 +15,26 @@ from onnx_gradcam.cli import main
 from onnx_gradcam.images.decoding import prepare
 from onnx_gradcam.metadata import Metadata, peek
 from onnx_gradcam.runtime.session import Session
-from onnx_gradcam.serve import server
-from onnx_gradcam.serve.answering import IMAGES
+from onnx_gradcam.serve import service
+from onnx_gradcam.serve.answering import IMAGES, Answerer
 from onnx_gradcam.serve.limits import decode_image
-from onnx_gradcam.serve.mlserver import ExplainRuntime
 from onnx_gradcam.serve.query import Query, Result, files, numbers
 
 
-class PlainRuntime(ExplainRuntime):
+class PlainAnswerer(Answerer):
     """Answers with the scores of `plain.onnx` in the explained model's folder."""
 
-    async def load(self) -> bool:
+    def __init__(self, *arguments: Any) -> None:
         """Also create the session of the plain model."""
-        await super().load()
-        explained = Path(self.settings.parameters.uri)
+        super().__init__(*arguments)
+        explained = Path(sys.argv[2])
         self._metadata = Metadata.from_props(peek(explained))
         self._plain = Session(explained.with_name("plain.onnx"), threads=2)
-        self._answerer.answer = self._scores
-        return True
 
-    def _scores(self, query: Query) -> tuple[list[Result], str, int]:
+    def answer(self, query: Query) -> tuple[list[Result], str, int]:
+        """Run the plain model."""
         (tensor,) = query.tensors
-        described = self._answerer.explainer.preprocessing
+        described = self.explainer.preprocessing
         if tensor.name == IMAGES:
             pixels = [decode_image(one, self.limits, free_size=False) for one in files(tensor)]
             batch: Any = np.stack([prepare(one, described)[0] for one in pixels])
@@ -48,6 +46,6 @@ class PlainRuntime(ExplainRuntime):
 
 
 if __name__ == "__main__":
-    server._IMPLEMENTATION = "serving_plain.PlainRuntime"  # noqa: SLF001 - the only difference
+    service.Answerer = PlainAnswerer  # the only difference
     sys.argv[1:1] = ["serve"]
     main()

@@ -51,11 +51,24 @@ def kserve(
         str,
         typer.Argument(
             metavar="URI",
-            help="Location of a model repository written by `onnx-gradcam triton`, such as s3://models/repository.",
+            help="Location of the model, such as s3://models/shapes; without --image, of a model repository written by "
+            "`onnx-gradcam triton`.",
             show_default=False,
         ),
     ],
     *,
+    image: Annotated[
+        str | None,
+        option("Output", "Container image of onnx-gradcam, which answers all requests.", metavar="IMAGE"),
+    ] = None,
+    repository: Annotated[
+        str | None,
+        option(
+            "Output",
+            "With --image: location of a model repository for Triton, which answers all requests but `:explain`.",
+            metavar="URI",
+        ),
+    ] = None,
     namespace: Annotated[str | None, option("Output", "Kubernetes namespace.", metavar="NAME")] = None,
     cpu: Annotated[str, option("Runtime", "CPUs, as a Kubernetes quantity.", metavar="QUANTITY")] = "2",
     memory: Annotated[str, option("Runtime", "Memory, as a Kubernetes quantity.", metavar="QUANTITY")] = "2Gi",
@@ -66,6 +79,7 @@ def kserve(
 
     \b
     Examples:
+      onnx-gradcam kserve shapes s3://models/shapes --image registry/onnx-gradcam:0.1.0 | kubectl apply -f -
       onnx-gradcam triton explained.onnx -o repository
       onnx-gradcam kserve shapes s3://models/repository | kubectl apply -f -
 
@@ -73,4 +87,15 @@ def kserve(
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.serve.manifests import write_manifest  # noqa: PLC0415 - --help must not wait for it
 
-    say(write_manifest(name, uri, namespace=namespace, cpu=cpu, memory=memory, gpus=gpus, replicas=replicas).rstrip())
+    manifest = write_manifest(
+        name,
+        uri,
+        image=image,
+        repository=repository,
+        namespace=namespace,
+        cpu=cpu,
+        memory=memory,
+        gpus=gpus,
+        replicas=replicas,
+    )
+    say(manifest.rstrip())

@@ -36,6 +36,7 @@ IMAGE_OUTPUTS: Final[Mapping[str, str]] = {
     "score": "FP32",
     "heatmap": "FP32",
     "cam": "FP32",
+    "overlay_jpeg": "BYTES",
     "box_index": "INT64",
     "box": "FP32",
     "heatmap_png": "BYTES",
@@ -67,11 +68,14 @@ class _Map:
 
 
 class Answerer:
-    """Answers queries about one model; thread-safe."""
+    """Answers queries about one model; thread-safe. `on_map` is called with every map of an image."""
 
-    def __init__(self, explainer: BatchingExplainer, limits: Limits) -> None:
+    def __init__(
+        self, explainer: BatchingExplainer, limits: Limits, on_map: Callable[[ClassMap], object] = lambda _map: None
+    ) -> None:
         self.explainer = explainer
         self.limits = limits
+        self._on_map = on_map
         self._shapes = {i.name: i for i in explainer.session.inputs}
 
     def answer(self, query: Query) -> tuple[list[Result], str, int]:
@@ -178,6 +182,8 @@ class Answerer:
                 raise ServerError(f"{where}{error}") from error
             scores.append(explanation.scores.astype(np.float32))
             maps += [_Map(number, explanation, class_map) for class_map in explanation.maps]
+            for class_map in explanation.maps:
+                self._on_map(class_map)
         make: dict[str, Callable[[], Result]] = {
             "scores": lambda: Result.of("scores", np.stack(scores)),
             "image": lambda: _integers("image", [m.image for m in maps]),
@@ -189,7 +195,12 @@ class Answerer:
             "box_index": lambda: _integers("box_index", [m.class_map.boxes[0].index for m in maps]),
             "box": lambda: Result.of("box", np.array([_place(m) for m in maps], np.float32)),
             "heatmap_png": lambda: Result.of_bytes("heatmap_png", [_heatmap_png(m) for m in maps]),
-            "overlay_png": lambda: Result.of_bytes("overlay_png", [_overlay_png(m, colormap, opacity) for m in maps]),
+            "overlay_png": lambda: Result.of_bytes(
+                "overlay_png", [_overlay(m, ".png", colormap, opacity) for m in maps]
+            ),
+            "overlay_jpeg": lambda: Result.of_bytes(
+                "overlay_jpeg", [_overlay(m, ".jpg", colormap, opacity) for m in maps]
+            ),
         }
         return [make[name]() for name in names], "image", len(maps)
 
@@ -294,7 +305,7 @@ def _heatmap_png(one: _Map) -> bytes:
     return encode_image(np.repeat(levels[:, :, None], 3, axis=2), ".png")
 
 
-def _overlay_png(one: _Map, colormap: str, opacity: float) -> bytes:
+def _overlay(one: _Map, suffix: str, colormap: str, opacity: float) -> bytes:
     """The heatmap over the image, whose longer side is scaled down to at most 1024 pixels."""
     image, placement = one.explanation.image, one.explanation.placement
     scale = min(1.0, _OVERLAY_SIDE / max(image.shape[:2]))
@@ -304,4 +315,4 @@ def _overlay_png(one: _Map, colormap: str, opacity: float) -> bytes:
     across, down = width / image.shape[1], height / image.shape[0]
     boxes = [(b.xyxy, b.caption) for b in one.class_map.boxes if b.xyxy is not None]
     placed = [((x0 * across, y0 * down, x1 * across, y1 * down), caption) for (x0, y0, x1, y1), caption in boxes]
-    return encode_image(draw_boxes(drawn, placed) if placed else drawn, ".png")
+    return encode_image(draw_boxes(drawn, placed) if placed else drawn, suffix)

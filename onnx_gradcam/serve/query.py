@@ -86,6 +86,13 @@ class Result:
         """Make an output of byte strings or names."""
         return cls(name, "BYTES", [len(values)], values)
 
+    def raw(self) -> bytes:
+        """The values in row-major, little-endian order; strings behind their lengths of four bytes each."""
+        if not isinstance(self.data, list):
+            return self.data.astype(self.data.dtype.newbyteorder("<"), copy=False).tobytes()
+        strings = [one.encode() if isinstance(one, str) else one for one in self.data]
+        return b"".join(struct.pack("<I", len(one)) + one for one in strings)
+
 
 def check_counts(**entries: Collection[Any]) -> None:
     """Refuse requests with more inputs, outputs or parameters than any model has, before each is looked at."""

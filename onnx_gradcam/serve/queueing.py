@@ -70,6 +70,11 @@ class BatchingExplainer(Explainer):
         self._batching = BatchingRunner(self.runner, batch, pixels, on_batch)
         self.runner = self._batching
 
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a batch."""
+        return self._batching.waiting
+
     def close(self) -> None:
         """Stop the thread that runs the batches, after the waiting requests are served."""
         self._batching.close()
@@ -78,8 +83,9 @@ class BatchingExplainer(Explainer):
 class BatchingRunner:
     """Runs the rows of concurrent requests together, one batch at a time.
 
-    Requests do not wait for others to arrive: the next batch forms while one runs. Rows are independent, and so are
-    failures: if a batch fails, each of its requests runs again alone.
+    Requests do not wait for others to arrive: one that finds nothing running runs in its own thread, and the next batch
+    forms while it does. Rows are independent, and so are failures: if a batch fails, each of its requests runs again
+    alone.
 
     Args:
         runner: explains a batch.
@@ -96,6 +102,7 @@ class BatchingRunner:
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
         self._there = threading.Condition()
+        self._running = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="onnx-gradcam-batches", daemon=True)
         self._thread.start()
@@ -130,11 +137,22 @@ class BatchingRunner:
         for start in range(0, len(batch), most):
             some = slice(start, start + most)
             item = _Item(batch[some], list(classes[some]), None if boxes is None else list(boxes[some]), tables, maps)
-            with self._there:
-                self._queue.append(item)
-                self._there.notify()
+            if not self._run_at_once(item):
+                with self._there:
+                    self._queue.append(item)
+                    self._there.notify()
             parts.append(self._wait(item))
         return parts[0] if len(parts) == 1 else {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+    def _run_at_once(self, item: _Item) -> bool:
+        """Run an item in this thread, which saves two changes of threads, if nothing else runs or waits."""
+        if self._queue or not self._running.acquire(blocking=False):
+            return False
+        try:
+            self._run_items([item])
+        finally:
+            self._running.release()
+        return True
 
     def _most(self, rows: Array) -> int:
         """How many rows of this size fit into a batch."""
@@ -157,10 +175,12 @@ class BatchingRunner:
                 self._there.wait_for(lambda: self._queue or self._closed)
                 if not self._queue:
                     return
-                items = self._gathered()
-            items = [item for item in items if item.done.set_running_or_notify_cancel()]
-            if items:
-                self._run_items(items)
+            with self._running:
+                with self._there:
+                    items = self._gathered()
+                items = [item for item in items if item.done.set_running_or_notify_cancel()]
+                if items:
+                    self._run_items(items)
 
     def _gathered(self) -> list[_Item]:
         """The first waiting item, and others of the same shape that fit into its batch."""

@@ -1,160 +1,236 @@
-"""REST transport: bodies are read within limits and parsed off the event loop, and each refusal is one sentence.
-
-MLServer's own endpoint reads bodies of any size, decompresses gzip without a bound, validates JSON with pydantic, which
-creates an error for each of a million wrong entries, and stores tensors as Python lists.
-"""
+"""REST transport: V2 with JSON and binary tensors, the verbs of V1, uploads, health, metrics and a description."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import logging
-from collections.abc import Mapping
+import functools
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import orjson
-from mlserver.errors import MLServerError
-from mlserver.handlers import DataPlane
-from mlserver.types import InferenceRequest
-from starlette.requests import ClientDisconnect, Request
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from onnx_gradcam.errors import ServerError, reason
+from onnx_gradcam import __version__
+from onnx_gradcam.errors import ServerError
 
+from .connections import Refusal, Upload, closing_connections
 from .limits import release
-from .mlserver import ExplainRuntime
 from .query import Query, Result, Tensor, check_counts
+from .service import Served, Service, log, refusal_of
+from .verbs import accepted, explained_image, image_query, predicted, read_json
 
-__all__ = ["inference_routes"]
+__all__ = ["application"]
 
-_LOG: Final = logging.getLogger("mlserver.onnx_gradcam")
-_MAX_CONTAINERS: Final = 1 << 18
-"""Lists and objects in a body: once parsed, each takes fifty times its two bytes."""
-_REFUSED: Final = (
-    "/v2/repository/index",
-    "/v2/repository/models/{model_name}/load",
-    "/v2/repository/models/{model_name}/unload",
-)
+_HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+_JSON: Final = "application/json"
+_LOAD: Final = "models are loaded and unloaded by the server's operator alone"
+_EXTENSIONS: Final = ["binary_tensor_data"]
+_INFER: Final = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
+_VERBS: Final = ("/v1/models/{name}:", "/v1/models/{name}/versions/{version}:")
 
-
-def inference_routes(data_plane: DataPlane, runtime: ExplainRuntime) -> list[BaseRoute]:
-    """Routes that replace MLServer's: inference, and refusals of loading and unloading models."""
-
-    async def infer(request: Request) -> Response:
-        return await _Exchange(data_plane, runtime, request).response()
-
-    async def refuse(_request: Request) -> Response:
-        return _error("this server serves one model; it cannot be loaded or unloaded", 403)
-
-    paths = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
-    return [Route(path, infer, methods=["POST"]) for path in paths] + [
-        Route(path, refuse, methods=["POST"]) for path in _REFUSED
-    ]
+Verb = Callable[[Served, Request, bytes], Response]
+"""What answers the body of a request about a model, in a thread."""
 
 
-class _Exchange:
-    """One request and its response."""
+def application(service: Service, *, predict_route: str | None = None, health_route: str | None = None) -> Any:
+    """The ASGI application. Vertex AI names two routes when it starts a container: they come beside the others."""
+    endpoint = functools.partial(_endpoint, service)
+    routes: list[BaseRoute] = [Route(path, endpoint("infer", _infer), methods=["POST"]) for path in _INFER]
+    for path in _VERBS:
+        routes.append(Route(f"{path}predict", endpoint("predict", _predict), methods=["POST"]))
+        routes.append(Route(f"{path}explain", endpoint("explain", _explain), methods=["POST"]))
+    routes.append(Route("/explain", endpoint("explain", _explain), methods=["POST"]))
+    if predict_route:
+        routes.append(Route(predict_route, endpoint("predict", _predict), methods=["POST"]))
+    reads: dict[str, Callable[[Service, Request], Response]] = {
+        "/v2": _server,
+        "/v2/health/live": lambda *_: _answer({"live": True}),
+        "/v2/health/ready": _ready,
+        "/v2/models/{name}": _model,
+        "/v2/models/{name}/versions/{version}": _model,
+        "/v2/models/{name}/ready": _model_ready,
+        "/v2/models/{name}/versions/{version}/ready": _model_ready,
+        "/v1/models": lambda service, _: _answer({"models": sorted({one.name for one in service.models})}),
+        "/v1/models/{name}": _model_ready,
+        "/metrics": lambda service, _: Response(
+            generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        ),
+        "/openapi.json": lambda service, _: _answer(_description(service)),
+        **({health_route: _ready} if health_route else {}),
+    }
+    public = {"/v2/health/live", "/v2/health/ready", health_route}
+    routes += [Route(path, _reading(service, read, public=path in public)) for path, read in reads.items()]
+    routes.append(Route("/v2/repository/{rest:path}", _refuse_loading, methods=["POST"]))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _unknown})
+    return closing_connections(app, lambda: service.draining)
 
-    def __init__(self, data_plane: DataPlane, runtime: ExplainRuntime, request: Request) -> None:
-        self._data_plane = data_plane
-        self._runtime = runtime
-        self._request = request
-        self._received = 0
 
-    async def response(self) -> Response:
+def _endpoint(service: Service, verb: str, answer: Verb) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a verb: the body is read within limits, and each refusal is one sentence."""
+
+    async def handle(request: Request) -> Response:
+        start, upload, name = time.monotonic(), Upload(request), ""
         try:
-            return await self._infer()
-        except ServerError as error:
-            self._runtime.count_refusal(error.status)
-            return _error(str(error), error.status)
-        except MLServerError as error:  # already counted
-            return _error(str(error), error.status_code)
-        except Exception:  # noqa: BLE001 - a bug must not stop the server
-            self._runtime.count_refusal(500)
-            _LOG.exception("a request failed")
-            return _error("internal error; see the server's log", 500)
+            service.check_token(request.headers.get("authorization", ""))
+            model = service.find(request.path_params.get("name"), request.path_params.get("version"))
+            name = model.name
+            with model.receiving() as receive:
+                body = await upload.read(model.limits, receive)
+            with model.admitted():
+                response = await model.work(functools.partial(answer, model, request, body))
+        except Exception as error:  # noqa: BLE001 - a bug must not stop the server
+            status, text = refusal_of(error)
+            service.metrics.count_refusal(name, status)
+            log("refused", transport="rest", verb=verb, model=name, status=status, error=text)
+            return _refusal(text, status, complete=upload.complete)
         finally:
-            release(self._received)
+            release(upload.received)
+        milliseconds = round(1000 * (time.monotonic() - start), 2)
+        log("answered", transport="rest", verb=verb, model=name, ms=milliseconds)
+        return response
 
-    async def _infer(self) -> Response:
-        name, version = self._request.path_params["model_name"], self._request.path_params.get("model_version")
-        # Checked first, as MLServer keeps a metric for every model name that it receives.
-        await self._data_plane.model_ready(name, version)
-        loop = asyncio.get_running_loop()
-        body = await self._body()
-        with self._runtime.admitted():
-            identity, query = await loop.run_in_executor(None, _parsed, body)
-            del body
-            payload = InferenceRequest.model_construct(id=identity, parameters=None, inputs=query)
-            answer = await self._data_plane.infer(payload, name, version)
-            content = await loop.run_in_executor(None, _written, answer)
-        return Response(content, media_type="application/json")
+    return handle
 
-    async def _body(self) -> bytes:
-        """Read the body, within the limits of size and time."""
+
+def _reading(
+    service: Service, read: Callable[[Service, Request], Response], *, public: bool
+) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a GET request."""
+
+    async def handle(request: Request) -> Response:
         try:
-            return await asyncio.wait_for(self._read(), self._runtime.limits.seconds)
-        except (asyncio.TimeoutError, TimeoutError) as error:
-            raise ServerError("the body did not arrive in time", 408) from error
-        except ClientDisconnect as error:
-            raise ServerError("the connection was closed before the body had arrived") from error
+            if not public:
+                service.check_token(request.headers.get("authorization", ""))
+            return read(service, request)
+        except Exception as error:  # noqa: BLE001 - a bug must not stop the server
+            status, text = refusal_of(error)
+            return _refusal(text, status, complete=False)
 
-    async def _read(self) -> bytes:
-        headers, most = self._request.headers, self._runtime.limits.request_bytes
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise ServerError("bodies with a Content-Encoding are not supported; send the body uncompressed", 415)
-        if "inference-header-content-length" in headers:
-            raise ServerError("the binary tensor extension is not supported over REST; send raw tensors over gRPC")
-        length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length[:20]) > most:
-            raise ServerError(
-                f"the body has {length[:20]} bytes, which exceeds the limit of {most}; send a smaller one", 413
-            )
-        body = bytearray()
-        with self._runtime.receiving() as receive:
-            async for chunk in self._request.stream():
-                receive(len(chunk))
-                self._received += len(chunk)
-                body += chunk
-                if len(body) > most:
-                    raise ServerError(f"the body exceeds the limit of {most} bytes; send a smaller one", 413)
-        return bytes(body)
+    return handle
 
 
-def _error(message: str, status: int) -> Response:
-    return Response(orjson.dumps({"error": message}), status, media_type="application/json")
+def _refusal(text: str, status: int, *, complete: bool) -> Refusal:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status == 429 else None
+    return Refusal(text, status, complete=complete, headers=headers)
 
 
-def _parsed(body: bytes) -> tuple[str | None, Query]:
-    """Parse the identifier and the query of a JSON body."""
-    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
-        raise ServerError(f"the body has more than {_MAX_CONTAINERS} lists and objects; send flat lists")
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ServerError(f"the body is not JSON ({reason(error, 120)})") from error
-    if not isinstance(document, dict):
-        raise ServerError("the body is not an object; send a JSON object with 'inputs'")
+async def _unknown(request: Request, error: Any) -> Response:
+    method, path = request.method, request.url.path[:200]
+    text = f"{method} {path} is not served; see /openapi.json"
+    if error.status_code == 405:
+        text = f"the method {method} is not served at {path}; see /openapi.json"
+    return Refusal(text, error.status_code, headers=error.headers)
+
+
+async def _refuse_loading(_request: Request) -> Response:
+    return Refusal(_LOAD, 403)
+
+
+def _answer(document: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status, media_type=_JSON)
+
+
+def _server(_service: Service, _request: Request) -> Response:
+    return _answer({"name": "onnx-gradcam", "version": __version__, "extensions": _EXTENSIONS})
+
+
+def _ready(service: Service, _request: Request) -> Response:
+    """Whether requests are welcome, and what is wrong."""
+    problem = "the server is being stopped" if service.draining else service.problem
+    more = {"problem": problem} if problem else {}
+    return _answer({"ready": not service.draining, **more}, 503 if service.draining else 200)
+
+
+def _model_ready(service: Service, request: Request) -> Response:
+    model = service.find(request.path_params["name"], request.path_params.get("version"))
+    return _answer({"name": model.name, "ready": not service.draining}, 503 if service.draining else 200)
+
+
+def _model(service: Service, request: Request) -> Response:
+    model = service.find(request.path_params["name"], request.path_params.get("version"))
+    tensors = {"inputs": model.inputs, "outputs": model.outputs}
+    return _answer({"name": model.name, "versions": model.versions, "platform": model.platform, **tensors})
+
+
+def _predict(model: Served, _request: Request, body: bytes) -> Response:
+    return Response(predicted(model, body, explain=False), media_type=_JSON)
+
+
+def _explain(model: Served, request: Request, body: bytes) -> Response:
+    """Explain the instances of a document, or images as they are, whose answer may be an image."""
+    images = image_query(body, request.headers.get("content-type", ""), dict(request.query_params))
+    if images is None:
+        return Response(predicted(model, body, explain=True), media_type=_JSON)
+    kind = accepted(request.headers.get("accept", "*/*"))
+    return Response(explained_image(model, *images, kind), headers={"Content-Type": kind, "Vary": "Accept"})
+
+
+def _infer(model: Served, request: Request, body: bytes) -> Response:
+    with model.stage("parse"):
+        identity, query, binary = _parsed(body, request.headers.get(_HEADER_LENGTH))
+    results = model.answer(query)
+    with model.stage("encode"):
+        head, tail = _written(model, identity, results, binary)
+        if not tail:
+            return Response(head, media_type=_JSON)
+        headers = {_HEADER_LENGTH: str(len(head))}
+        return Response(b"".join([head, *tail]), headers=headers, media_type="application/octet-stream")
+
+
+def _parsed(body: bytes, header: str | None) -> tuple[str | None, Query, Callable[[str], bool]]:
+    """Parse the identifier and the query of a body, and which outputs are wanted as bytes behind the JSON."""
+    end = _header_length(body, header)
+    document = read_json(body if end == len(body) else body[:end])
     identity = _member(document, "id", str, None)
     inputs, requested = _member(document, "inputs", list), _member(document, "outputs", list, [])
     parameters = _member(document, "parameters", dict, {})
     check_counts(inputs=inputs, outputs=requested, parameters=parameters)
-    outputs = [_named(one, "outputs") for one in requested]
-    tensors = [_tensor(one) for one in inputs]
-    return identity, Query(tensors, parameters, outputs)
+    tensors = []
+    for entry in inputs:
+        tensor, end = _tensor(entry, body, end)
+        tensors.append(tensor)
+    if end != len(body):
+        raise ServerError(f"there are {len(body) - end} bytes behind the last tensor; send none")
+    rest = _member(parameters, "binary_data_output", bool, default=False)
+    outputs = {
+        _named(one, "outputs"): _member(_member(one, "parameters", dict, {}), "binary_data", bool, rest)
+        for one in requested
+    }
+    return identity, Query(tensors, parameters, list(outputs)), lambda name: outputs.get(name, rest)
 
 
-def _tensor(entry: Any) -> Tensor:
+def _header_length(body: bytes, header: str | None) -> int:
+    if header is None:
+        return len(body)
+    if not (header.isascii() and header.isdigit() and int(header[:20]) <= len(body)):
+        raise ServerError(
+            f"{_HEADER_LENGTH} is {header[:40]!r}; send the length of the JSON in a body of {len(body)} bytes"
+        )
+    return int(header[:20])
+
+
+def _tensor(entry: Any, body: bytes, start: int) -> tuple[Tensor, int]:
+    """A tensor, and where the bytes of the next one begin."""
     name = _named(entry, "inputs")
     parameters = _member(entry, "parameters", dict, {})
-    return Tensor(
-        name,
-        _member(entry, "datatype", str),
-        _member(entry, "shape", list),
-        _member(entry, "data", list),
-        _member(parameters, "content_type", str, ""),
-    )
+    size = _member(parameters, "binary_data_size", int, None)
+    if size is None:
+        data: Any = _member(entry, "data", list)
+    elif isinstance(size, bool) or not 0 <= size <= len(body) - start:
+        raise ServerError(
+            f"'binary_data_size' of {name[:99]!r} is {size}, but {len(body) - start} bytes follow; send all"
+        )
+    else:
+        data = body[start : start + size]
+    content_type = _member(parameters, "content_type", str, "")
+    tensor = Tensor(name, _member(entry, "datatype", str), _member(entry, "shape", list), data, content_type)
+    return tensor, start + (size or 0)
 
 
 def _named(entry: Any, where: str) -> str:
@@ -165,7 +241,13 @@ def _named(entry: Any, where: str) -> str:
 
 
 _REQUIRED: Final = object()
-_WORDS: Final[Mapping[type, str]] = {str: "text", list: "a list", dict: "an object"}
+_WORDS: Final[Mapping[type, str]] = {
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 def _member(entry: Mapping[str, Any], key: str, kind: type, default: Any = _REQUIRED) -> Any:
@@ -177,23 +259,58 @@ def _member(entry: Mapping[str, Any], key: str, kind: type, default: Any = _REQU
     return value
 
 
-def _written(answer: Any) -> bytes:
-    """Encode a response as JSON; byte strings become base64."""
-    document = {
-        "model_name": answer.model_name,
-        "model_version": answer.model_version,
-        "id": answer.id,
-        "outputs": [_output(result) for result in answer.outputs],
-    }
+def _written(
+    model: Served, identity: str | None, results: list[Result], binary: Callable[[str], bool]
+) -> tuple[bytes, list[bytes]]:
+    """Encode a response as JSON, and the bytes behind it; byte strings in JSON become base64."""
+    outputs, tail = [], []
+    for result in results:
+        entry: dict[str, Any] = {"name": result.name, "datatype": result.datatype, "shape": result.shape}
+        if binary(result.name):
+            tail.append(result.raw())
+            entry["parameters"] = {"binary_data_size": len(tail[-1])}
+        elif isinstance(result.data, list):
+            if any(isinstance(one, bytes) for one in result.data):
+                entry["parameters"] = {"content_type": "base64"}
+            entry["data"] = [base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in result.data]
+        else:
+            entry["data"] = result.data.reshape(-1)
+        outputs.append(entry)
+    document = {"model_name": model.name, "model_version": model.version or None, "id": identity, "outputs": outputs}
     present = {key: value for key, value in document.items() if value is not None}
-    return bytes(orjson.dumps(present, option=orjson.OPT_SERIALIZE_NUMPY))
+    return orjson.dumps(present, option=orjson.OPT_SERIALIZE_NUMPY), tail
 
 
-def _output(result: Result) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": result.name, "datatype": result.datatype, "shape": result.shape}
-    if not isinstance(result.data, list):
-        return {**entry, "data": result.data.reshape(-1)}
-    values = [base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in result.data]
-    if any(isinstance(one, bytes) for one in result.data):
-        entry["parameters"] = {"content_type": "base64"}
-    return {**entry, "data": values}
+def _description(service: Service) -> dict[str, Any]:
+    """An OpenAPI description of the routes."""
+    error = {"description": "A sentence that says what is wrong, as {'error': '...'}."}
+    codes = {str(status): error for status in (400, 401, 404, 408, 413, 415, 429, 504)}
+
+    def post(summary: str, *bodies: str, answers: tuple[str, ...] = (_JSON,)) -> dict[str, Any]:
+        return {
+            "post": {
+                "summary": summary,
+                "requestBody": {"required": True, "content": {kind: {} for kind in bodies}},
+                "responses": {
+                    "200": {"description": "The answer.", "content": {kind: {} for kind in answers}},
+                    **codes,
+                },
+            }
+        }
+
+    def get(summary: str) -> dict[str, Any]:
+        return {"get": {"summary": summary, "responses": {"200": {"description": "The answer."}}}}
+
+    uploads = (_JSON, "multipart/form-data", "image/jpeg", "image/png", "image/webp")
+    kinds = (_JSON, "image/png", "application/x-npy")
+    paths: dict[str, Any] = {
+        "/v2/health/live": get("Whether the server runs."),
+        "/v2/health/ready": get("Whether it is ready."),
+    }
+    paths["/metrics"] = get("Metrics for Prometheus.")
+    for one in sorted({model.name for model in service.models}):
+        paths[f"/v2/models/{one}"] = get("Inputs and outputs.")
+        paths[f"/v2/models/{one}/infer"] = post("Open Inference Protocol.", _JSON, "application/octet-stream")
+        paths[f"/v1/models/{one}:predict"] = post("Scores of images.", _JSON)
+        paths[f"/v1/models/{one}:explain"] = post("Scores and heatmaps of images.", *uploads, answers=kinds)
+    return {"openapi": "3.1.0", "info": {"title": "onnx-gradcam", "version": __version__}, "paths": paths}

@@ -1,39 +1,35 @@
 """gRPC transport: tensors remain raw bytes, and malformed requests get INVALID_ARGUMENT.
 
-MLServer's own servicer unpacks raw tensors into Python lists and answers a truncated tensor with INTERNAL.
+The messages are those of the Open Inference Protocol
+(https://github.com/kserve/open-inference-protocol, specification/protocol/open_inference_grpc.proto). Generated modules
+register them for the whole process, once: tritonclient and others do. These are in a pool of their own.
 """
 
 from __future__ import annotations
 
-import logging
-import struct
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
-from mlserver.errors import MLServerError
-from mlserver.grpc import dataplane_pb2 as pb
-from mlserver.grpc.converters import ModelMetadataResponseConverter
-from mlserver.grpc.servicers import InferenceServicer
-from mlserver.handlers import DataPlane
-from mlserver.types import InferenceRequest
 
+from onnx_gradcam import __version__
 from onnx_gradcam.errors import ServerError
 
 from .limits import release
-from .mlserver import ExplainRuntime
-from .query import Query, Result, Tensor, check_counts
+from .query import Query, Tensor, check_counts
+from .service import Served, Service, log, refusal_of
 
-__all__ = ["ExplainServicer", "Malformed"]
+__all__ = ["MESSAGES", "message_class", "rpc_server"]
 
-_LOG: Final = logging.getLogger("mlserver.onnx_gradcam")
 _CODES: Final = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _CONTENTS: Final = {
@@ -41,93 +37,213 @@ _CONTENTS: Final = {
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
     **{kind: f"{kind.lower()}_contents" for kind in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")},
 }
-_LOAD: Final = "this server serves one model; it cannot be loaded or unloaded"
+_LOAD: Final = "models are loaded and unloaded by the server's operator alone"
+_SERVICE: Final = "inference.GRPCInferenceService"
+
+MESSAGES: Final = {
+    "ServerLiveRequest": "",
+    "ServerLiveResponse": "live=1:bool",
+    "ServerReadyRequest": "",
+    "ServerReadyResponse": "ready=1:bool",
+    "ModelReadyRequest": "name=1:string version=2:string",
+    "ModelReadyResponse": "ready=1:bool",
+    "ServerMetadataRequest": "",
+    "ServerMetadataResponse": "name=1:string version=2:string extensions=3:string*",
+    "ModelMetadataRequest": "name=1:string version=2:string",
+    "ModelMetadataResponse": "name=1:string versions=2:string* platform=3:string inputs=4:.TensorMetadata* "
+    "outputs=5:.TensorMetadata*",
+    "ModelMetadataResponse.TensorMetadata": "name=1:string datatype=2:string shape=3:int64*",
+    "InferParameter": "bool_param=1:bool? int64_param=2:int64? string_param=3:string? "
+    "double_param=4:double? uint64_param=5:uint64?",
+    "InferTensorContents": "bool_contents=1:bool* int_contents=2:int32* int64_contents=3:int64* "
+    "uint_contents=4:uint32* uint64_contents=5:uint64* fp32_contents=6:float* fp64_contents=7:double* "
+    "bytes_contents=8:bytes*",
+    "ModelInferRequest": "model_name=1:string model_version=2:string id=3:string parameters=4:{InferParameter} "
+    "inputs=5:.InferInputTensor* outputs=6:.InferRequestedOutputTensor* raw_input_contents=7:bytes*",
+    "ModelInferRequest.InferInputTensor": "name=1:string datatype=2:string shape=3:int64* "
+    "parameters=4:{InferParameter} contents=5:InferTensorContents",
+    "ModelInferRequest.InferRequestedOutputTensor": "name=1:string parameters=2:{InferParameter}",
+    "ModelInferResponse": "model_name=1:string model_version=2:string id=3:string parameters=4:{InferParameter} "
+    "outputs=5:.InferOutputTensor* raw_output_contents=6:bytes*",
+    "ModelInferResponse.InferOutputTensor": "name=1:string datatype=2:string shape=3:int64* "
+    "parameters=4:{InferParameter} contents=5:InferTensorContents",
+}
+"""The messages. Fields are `name=number:type`, with `*` for repeated ones and `?` for those of the only `oneof`; a dot
+is before messages inside the message itself, and braces are a map from text."""
 
 
-class ExplainServicer(InferenceServicer):
-    """Answers the calls of the Open Inference Protocol for one model."""
-
-    def __init__(self, data_plane: DataPlane, runtime: ExplainRuntime) -> None:
-        super().__init__(data_plane, None)
-        self._runtime = runtime
-
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
-        """Answer an inference request."""
-        try:
-            return await self._guarded(context, self._infer(request))
-        finally:
-            release(request.ByteSize())
-
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
-        """Answer whether the model is ready; NOT_FOUND for any other model."""
-        return await self._guarded(context, super().ModelReady(request, context))
-
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
-        """Describe inputs and outputs; NOT_FOUND for any other model."""
-        return await self._guarded(context, self._metadata(request))
-
-    async def ModelStreamInfer(self, _requests: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
-        """Not supported: explanations have no parts to stream."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "streaming is not supported; call ModelInfer")
-
-    async def RepositoryIndex(self, _request: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
-        """Not supported."""
-        await context.abort(grpc.StatusCode.PERMISSION_DENIED, _LOAD)
-
-    RepositoryModelLoad = RepositoryModelUnload = RepositoryIndex
-
-    async def _metadata(self, request: Any) -> Any:
-        described = await self._data_plane.model_metadata(request.name, request.version or None)
-        return ModelMetadataResponseConverter.from_types(described)
-
-    async def _infer(self, request: Any) -> Any:
-        name, version = request.model_name, request.model_version or None
-        # Checked first, as MLServer keeps a metric for every model name that it receives.
-        await self._data_plane.model_ready(name, version)
-        with self._runtime.admitted():
-            payload = InferenceRequest.model_construct(id=request.id or None, parameters=None, inputs=_query(request))
-            answer = await self._data_plane.infer(payload, name, version)
-            return _response(answer)
-
-    async def _guarded(self, context: Any, work: Awaitable[Any]) -> Any:
-        """Await the work, and turn errors into a status and a sentence."""
-        try:
-            return await work
-        except ServerError as error:
-            self._runtime.count_refusal(error.status)
-            code, message = _CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)
-        except MLServerError as error:  # already counted
-            code, message = _CODES.get(error.status_code, grpc.StatusCode.INTERNAL), str(error)
-        except Exception:  # noqa: BLE001 - a bug must not stop the server
-            self._runtime.count_refusal(500)
-            _LOG.exception("a request failed")
-            code, message = grpc.StatusCode.INTERNAL, "internal error; see the server's log"
-        return await context.abort(code, message)
+def _pool() -> descriptor_pool.DescriptorPool:
+    file = descriptor_pb2.FileDescriptorProto(name="open_inference.proto", package="inference", syntax="proto3")
+    made: dict[str, Any] = {}
+    for full, fields in MESSAGES.items():
+        outer, _, name = full.rpartition(".")
+        message = made[full] = made[outer].nested_type.add(name=name) if outer else file.message_type.add(name=name)
+        for field in fields.split():
+            _add_field(message, field, f".inference.{full}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return pool
 
 
-class Malformed(grpc.aio.ServerInterceptor):
-    """Answers messages that are not protobuf, or contain invalid UTF-8, with INVALID_ARGUMENT."""
+def _add_field(message: Any, text: str, path: str) -> None:
+    name, _, rest = text.partition("=")
+    number, _, kind = rest.partition(":")
+    fields = descriptor_pb2.FieldDescriptorProto
+    added = message.field.add(name=name, number=int(number), label=fields.LABEL_OPTIONAL)
+    if kind.startswith("{"):
+        entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
+        entry.options.map_entry = True
+        _add_field(entry, "key=1:string", f"{path}.{entry.name}")
+        _add_field(entry, f"value=2:{kind[1:-1]}", f"{path}.{entry.name}")
+        kind = f".{entry.name}*"
+    if kind.endswith("*"):
+        added.label = fields.LABEL_REPEATED
+    if kind.endswith("?"):
+        if not message.oneof_decl:
+            message.oneof_decl.add(name="parameter_choice")
+        added.oneof_index = 0
+    kind = kind.rstrip("*?")
+    if kind[0].isupper() or kind.startswith("."):
+        added.type, added.type_name = fields.TYPE_MESSAGE, path + kind if kind.startswith(".") else f".inference.{kind}"
+    else:
+        added.type = fields.Type.Value(f"TYPE_{kind.upper()}")
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Replace the parser of a method by one that does not raise."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.response_streaming:
-            return handler
+
+_POOL: Final = _pool()
+
+
+def message_class(name: str) -> Any:
+    """The class of a message of the protocol."""
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
+
+
+_RESPONSES: Final = {name: message_class(name) for name in MESSAGES if name.endswith("Response")}
+
+
+def rpc_server(service: Service) -> Any:
+    """A server that answers the calls of the protocol, without a port."""
+    limits = service.limits
+    options = {
+        "grpc.max_receive_message_length": limits.request_bytes,
+        "grpc.max_send_message_length": -1,
+        "grpc.so_reuseport": 0,  # else a second server on the port would get half of the requests
+    }
+    server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=2 * limits.pending)
+    calls = _Calls(service)
+    handlers = {
+        "ModelInfer": calls.handler("ModelInferRequest", calls.infer),
+        "ServerLive": calls.handler("ServerLiveRequest", calls.live, public=True),
+        "ServerReady": calls.handler("ServerReadyRequest", calls.ready, public=True),
+        "ModelReady": calls.handler("ModelReadyRequest", calls.model_ready, public=True),
+        "ServerMetadata": calls.handler("ServerMetadataRequest", calls.server_metadata),
+        "ModelMetadata": calls.handler("ModelMetadataRequest", calls.model_metadata),
+        **{
+            f"Repository{name}": grpc.unary_unary_rpc_method_handler(_refuse_loading)
+            for name in ("Index", "ModelLoad", "ModelUnload")
+        },
+    }
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
+    return server
+
+
+async def _refuse_loading(_message: bytes, context: Any) -> None:
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, _LOAD)
+
+
+class _Calls:
+    """The calls of the protocol."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def handler(self, request: str, call: Callable[[Any], Any], *, public: bool = False) -> Any:
+        """The handler of a call: errors become a status and a sentence, and so do messages that are malformed."""
+        kind = message_class(request)
 
         def parse(message: bytes) -> Any:
             try:
-                return handler.request_deserializer(message)
+                return kind.FromString(message)
             except DecodeError as error:
                 return error
 
-        async def behaviour(request: Any, context: Any) -> Any:
-            if isinstance(request, DecodeError):
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the message is malformed ({request})")
-            return await handler.unary_unary(request, context)
+        async def answer(message: Any, context: Any) -> Any:
+            name = getattr(message, "model_name", getattr(message, "name", ""))
+            try:
+                if not public:
+                    self._service.check_token(dict(context.invocation_metadata()).get("authorization", ""))
+                return await call(_sound(message))
+            except Exception as error:  # noqa: BLE001 - a bug must not stop the server
+                status, text = refusal_of(error)
+            served = name if any(one.name == name for one in self._service.models) else ""
+            self._service.metrics.count_refusal(served, status)
+            log("refused", transport="grpc", model=served, status=status, error=text)
+            return await context.abort(_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), text)
 
-        return grpc.unary_unary_rpc_method_handler(behaviour, parse, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(answer, parse, lambda response: response.SerializeToString())
+
+    async def infer(self, request: Any) -> Any:
+        """Answer an inference request."""
+        model = self._service.find(request.model_name, request.model_version)
+        start = time.monotonic()
+        try:
+            with model.admitted():
+                response = await model.work(lambda: _infer(model, request))
+            log("answered", transport="grpc", verb="infer", model=model.name, ms=_milliseconds(start))
+            return response
+        finally:
+            release(request.ByteSize())
+
+    async def live(self, _request: Any) -> Any:
+        """Answer that the server runs."""
+        return _RESPONSES["ServerLiveResponse"](live=True)
+
+    async def ready(self, _request: Any) -> Any:
+        """Answer whether it takes requests."""
+        return _RESPONSES["ServerReadyResponse"](ready=not self._service.draining)
+
+    async def model_ready(self, request: Any) -> Any:
+        """Answer whether the model is ready; NOT_FOUND for any other model."""
+        self._service.find(request.name, request.version)
+        return _RESPONSES["ModelReadyResponse"](ready=not self._service.draining)
+
+    async def server_metadata(self, _request: Any) -> Any:
+        """Name the server."""
+        return _RESPONSES["ServerMetadataResponse"](
+            name="onnx-gradcam", version=__version__, extensions=["binary_tensor_data"]
+        )
+
+    async def model_metadata(self, request: Any) -> Any:
+        """Describe inputs and outputs; NOT_FOUND for any other model."""
+        model = self._service.find(request.name, request.version)
+        response = _RESPONSES["ModelMetadataResponse"](
+            name=model.name, versions=model.versions, platform=model.platform
+        )
+        for rows, tensors in ((response.inputs, model.inputs), (response.outputs, model.outputs)):
+            for tensor in tensors:
+                rows.add(**tensor)
+        return response
+
+
+def _sound(message: Any) -> Any:
+    if isinstance(message, DecodeError):
+        raise ServerError(f"the message is malformed ({message})")
+    return message
+
+
+def _milliseconds(start: float) -> float:
+    return round(1000 * (time.monotonic() - start), 2)
+
+
+def _infer(model: Served, request: Any) -> Any:
+    with model.stage("parse"):
+        query = _query(request)
+    results = model.answer(query)
+    with model.stage("encode"):
+        response = _RESPONSES["ModelInferResponse"](model_name=model.name, model_version=model.version, id=request.id)
+        for result in results:
+            response.outputs.add(name=result.name, datatype=result.datatype, shape=result.shape)
+            response.raw_output_contents.append(result.raw())
+        return response
 
 
 def _query(request: Any) -> Query:
@@ -162,20 +278,3 @@ def _parameter(value: Any) -> Any:
     if kind is None:
         raise ServerError("a parameter has an unsupported type; send it as text")
     return getattr(value, kind)
-
-
-def _response(answer: Any) -> Any:
-    response = pb.ModelInferResponse(
-        model_name=answer.model_name, model_version=answer.model_version or "", id=answer.id or ""
-    )
-    for result in answer.outputs:
-        response.outputs.add(name=result.name, datatype=result.datatype, shape=result.shape)
-        response.raw_output_contents.append(_raw(result))
-    return response
-
-
-def _raw(result: Result) -> bytes:
-    if not isinstance(result.data, list):
-        return result.data.astype(result.data.dtype.newbyteorder("<"), copy=False).tobytes()
-    strings = [one.encode() if isinstance(one, str) else one for one in result.data]
-    return b"".join(struct.pack("<I", len(one)) + one for one in strings)

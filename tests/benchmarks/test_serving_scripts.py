@@ -13,8 +13,7 @@ pytestmark = pytest.mark.serve
 
 @pytest.fixture(autouse=True)
 def installed():
-    # Not imported here: MLServer and tritonclient register the same messages, one process holds one of them.
-    for package in ("mlserver", "tritonclient"):
+    for package in ("uvicorn", "tritonclient"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
 

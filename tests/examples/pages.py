@@ -9,8 +9,8 @@ updates the images on the pages of `docs/examples`. A page is Markdown with thes
 - `text`: the output of the previous block. A line `...` stands for any lines; numbers must agree within 5 % or 0.02;
 - `json`: one JSON document, which is parsed;
 - `python original`: creates the page's model file with the framework; without it, a stand-in is used;
-- `bash yours`, `python yours`, `text yours`: takes what only the reader has (a framework, a server, a detector). Its
-  commands are parsed, so that no option is invented, and its code is compiled.
+- `bash yours`, `python yours`, `javascript yours`, `text yours`, `toml yours`: takes what only the reader has (a
+  framework, a server, a detector). Its commands are parsed, so that no option is invented, and its code is compiled.
 
 Where a page names the reader's own files (`model.onnx`, `photo.jpg` ...), stand-ins are there.
 """
@@ -49,6 +49,7 @@ WRITTEN = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") i
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r"!\[[^\]]*\]\((\.\./images/[^)]+)\)")
+FOREIGN = {"python original", "javascript yours", "text yours", "toml yours"}
 CLONE = ("circle_and_star.png", "square_and_ring.png", "boxes.json", "shapes.txt", "shapes.json", "shapes.onnx")
 
 
@@ -139,7 +140,7 @@ def run_page(page: Path) -> None:
             compile(block.text, where, "exec")
         else:
             # A directive of the site has its name in braces.
-            known = block.kind in {"python original", "text yours"} or block.kind.startswith("{")
+            known = block.kind in FOREIGN or block.kind.startswith("{")
             assert known, f"{where}: unknown kind of block {block.kind!r}"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -24,25 +25,40 @@ from onnx_gradcam.images.decoding import prepare, read_image
 class Server:
     """A running `onnx-gradcam serve`."""
 
-    def __init__(self, model: Path, *options: str, name: str = "shapes", log: Path) -> None:
-        self.http, self.grpc, self.metrics_port = free_ports(3)
+    def __init__(
+        self,
+        model: Path,
+        *options: str,
+        name: str = "shapes",
+        log: Path,
+        environment: dict[str, str] | None = None,
+        ports=None,
+        port_option: str = "--port",
+    ) -> None:
+        self.http, self.grpc = ports or free_ports(2)
         self.name = name
         self.log = log
-        ports = [f"--port={self.http}", f"--grpc-port={self.grpc}", f"--metrics-port={self.metrics_port}"]
-        command = [sys.executable, "-m", "onnx_gradcam", "serve", str(model), "--name", name, *ports, *options]
+        numbers = [f"{port_option}={self.http}", f"--grpc-port={self.grpc}"]
+        named = ["--name", name] if name else []
+        command = [sys.executable, "-m", "onnx_gradcam", "serve", str(model), *named, *numbers, *options]
         with log.open("wb") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=log.parent)
-        for _ in range(300):
+            self.process = subprocess.Popen(
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                env={**os.environ, **(environment or {})},
+            )
+        for _ in range(600):
             if self.process.poll() is not None:
                 raise RuntimeError(log.read_text("utf-8"))
-            with contextlib.suppress(OSError):
-                if self.get("/v2/health/ready")[0] == 200:
-                    return
-            time.sleep(0.1)
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.http), timeout=5):
+                return
+            time.sleep(0.05)
         raise RuntimeError("the server did not become ready: " + log.read_text("utf-8"))
 
-    def request(self, path: str, body: bytes | None = None, headers=(), port: int | None = None) -> tuple[int, bytes]:
-        url = f"http://127.0.0.1:{port or self.http}{path}"
+    def request(self, path: str, body: bytes | None = None, headers=()) -> tuple[int, bytes]:
+        url = f"http://127.0.0.1:{self.http}{path}"
         request = urllib.request.Request(url, body, {"Content-Type": "application/json", **dict(headers)})
         try:
             with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
@@ -72,7 +88,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        text = self.get("/metrics", port=self.metrics_port)[1].decode()
+        text = self.get("/metrics")[1].decode()
         lines = [line for line in text.splitlines() if line.startswith((name + "{", name + " "))]
         assert lines, f"{name} is not in /metrics"
         return sum(float(line.rpartition(" ")[2]) for line in lines)
@@ -85,7 +101,7 @@ class Server:
     def close(self) -> int:
         self.process.terminate()
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -122,15 +138,15 @@ def photo(repository) -> bytes:
 @pytest.fixture(scope="module")
 def start_server(tmp_path_factory):
     """Start servers; at the end each has to be alive, to stop when told, and to have logged no failure."""
-    # Not imported here: MLServer and tritonclient register the same messages, one process holds one of them.
-    if importlib.util.find_spec("mlserver") is None:
+    if importlib.util.find_spec("uvicorn") is None:
         pytest.skip("onnx-gradcam[serve] is not installed")
     started: list[Server] = []
 
-    def start(model: Path, *options: str) -> Server:
-        started.append(Server(model, *options, log=tmp_path_factory.mktemp("server") / "log.txt"))
+    def start(model: Path, *options: str, **more) -> Server:
+        started.append(Server(model, *options, log=tmp_path_factory.mktemp("server") / "log.txt", **more))
         return started[-1]
 
+    start.stopped = started.remove
     yield start
     for one in started:
         assert one.process.poll() is None, one.log.read_text("utf-8")

@@ -63,8 +63,9 @@ def test_kserve_prints_a_manifest():
 
 
 def test_serve_says_what_is_missing(monkeypatch, explained):
-    monkeypatch.setitem(sys.modules, "mlserver", None)
-    monkeypatch.delitem(sys.modules, "onnx_gradcam.serve.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for name in ("server", "connections"):
+        monkeypatch.delitem(sys.modules, f"onnx_gradcam.serve.{name}", raising=False)
     refused = call("serve", explained)
     assert refused.exit_code == 1
     assert "pip install '.[serve]'" in refused.stderr
@@ -83,7 +84,7 @@ def test_serve_says_what_is_missing(monkeypatch, explained):
     ],
 )
 def test_serve_refuses_before_a_port_opens(repository, model, options, says):
-    if importlib.util.find_spec("mlserver") is None:
+    if importlib.util.find_spec("uvicorn") is None:
         pytest.skip("onnx-gradcam[serve] is not installed")
     command = [sys.executable, "-m", "onnx_gradcam", "serve", model, *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=60, check=False)
@@ -94,7 +95,7 @@ def test_serve_refuses_before_a_port_opens(repository, model, options, says):
 
 @pytest.mark.serve
 def test_serve_takes_no_port_that_another_server_has(repository):
-    if importlib.util.find_spec("mlserver") is None:
+    if importlib.util.find_spec("uvicorn") is None:
         pytest.skip("onnx-gradcam[serve] is not installed")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

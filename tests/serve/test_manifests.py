@@ -8,6 +8,9 @@ from onnx_gradcam.errors import ServerError
 from onnx_gradcam.serve.manifests import write_manifest
 
 URI = "s3://models/repository"
+SERVE = "serve /mnt/models --host 0.0.0.0"
+CONTAINER = {"image": "registry.example:5000/onnx-gradcam:0.1.0", "gpus": 1}
+BESIDE = {"image": "onnx-gradcam@sha256:" + "0" * 64, "repository": "gs://models/repository"}
 
 
 def read(text: str) -> dict:
@@ -23,6 +26,11 @@ def check(value: object, kind: str, where: str, models: list) -> None:
         for key, one in value.items():
             check(one, inner, f"{where}.{key}", models)
         return
+    if kind.lower().startswith("list"):
+        assert isinstance(value, list), where
+        for number, one in enumerate(value):
+            check(one, kind[len("list[") : -1], f"{where}[{number}]", models)
+        return
     plain = {"str": str, "int": int, "bool": bool, "object": object}
     if kind in plain:
         assert isinstance(value, plain[kind]), f"{where} is no {kind}"
@@ -37,19 +45,23 @@ def check(value: object, kind: str, where: str, models: list) -> None:
 
 
 @pytest.mark.kserve
-@pytest.mark.parametrize("options", [{}, {"namespace": "vision", "gpus": 2, "replicas": 3, "cpu": "500m"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"namespace": "vision", "gpus": 2, "replicas": 3, "cpu": "500m"}, CONTAINER, BESIDE]
+)
 def test_every_field_is_of_the_published_schema(options):
     kserve = pytest.importorskip("kserve", reason="kserve is not installed")
     kubernetes = pytest.importorskip("kubernetes.client", reason="kubernetes is not installed")
     document = read(write_manifest("shapes", URI, **options))
     check(document, "V1beta1InferenceService", "manifest", [kserve, kserve.models, kubernetes])
-    model = document["spec"]["predictor"]["model"]
+    model = document["spec"]["predictor"].get("model")
+    if model is None:
+        return
     made = kserve.V1beta1ModelSpec(
         model_format=kserve.models.V1beta1ModelFormat(name=model["modelFormat"]["name"]),
         storage_uri=model["storageUri"],
         protocol_version=model["protocolVersion"],
     )
-    assert made.storage_uri == URI
+    assert made.storage_uri == options.get("repository", URI)
 
 
 @pytest.mark.kserve
@@ -60,6 +72,30 @@ def test_the_check_finds_what_is_not_in_the_schema():
         document = read(write_manifest("shapes", URI).replace(old, new))
         with pytest.raises(AssertionError, match=r"is not in the schema|is no int"):
             check(document, "V1beta1InferenceService", "manifest", [kserve, kserve.models, kubernetes])
+
+
+def test_a_container_alone_takes_all_requests():
+    predictor = read(write_manifest("shapes", URI, **CONTAINER))["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    assert " ".join(container["args"]) == SERVE + " --name shapes --port 8080 --provider cuda"
+    assert container["env"] == [{"name": "STORAGE_URI", "value": URI}]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_an_explainer_stands_beside_triton():
+    spec = read(write_manifest("shapes", URI, **BESIDE))["spec"]
+    assert set(spec) == {"predictor", "explainer"}
+    assert spec["predictor"]["model"]["storageUri"] == BESIDE["repository"]
+    (container,) = spec["explainer"]["containers"]
+    assert " ".join(container["args"]) == SERVE
+
+
+@pytest.mark.serve
+def test_the_arguments_that_kserve_appends_are_taken(explained, start_server):
+    """`onnx-gradcam serve MODELS --host ... --model_name NAME --predictor_host HOST --http_port 8080 --workers 2`."""
+    appended = ["--model_name=renamed", "--predictor_host=shapes-predictor.default", "--workers=2", "--threads=1"]
+    server = start_server(explained, *appended, name="", port_option="--http_port")
+    assert server.get("/v1/models/renamed")[0] == 200
 
 
 def test_it_says_what_was_asked():
@@ -90,6 +126,10 @@ def test_it_says_what_was_asked():
         (("shapes", URI), {"namespace": "a b"}, "namespace"),
         (("shapes", URI), {"memory": "much"}, "memory"),
         (("shapes", URI), {"replicas": 0}, "replica"),
+        (("shapes", URI), {"image": "a b"}, "image"),
+        (("shapes", URI), {"image": 'x"\n'}, "image"),
+        (("shapes", URI), {"image": "x", "repository": "/models"}, "repository"),
+        (("shapes", URI), {"repository": URI}, "give --image"),
     ],
 )
 def test_what_kubernetes_would_not_take_is_refused(arguments, options, says):

@@ -1,84 +1,140 @@
-"""Settings of a server refuse every wrong choice in the sentence that Python gives."""
+"""Settings of a server refuse every wrong choice as Python does, and models of a folder have their own."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import subprocess
-import sys
+import shutil
+from pathlib import Path
 
 import pytest
 from support.wrong_choices import WRONG
 
-from onnx_gradcam import Explainer, attach
-from onnx_gradcam.errors import ExplainError
+pytest.importorskip("prometheus_client", reason="onnx-gradcam[serve] is not installed")
+
+from onnx_gradcam import Explainer
+from onnx_gradcam.errors import ExplainError, ServerError
+from onnx_gradcam.serve.hosting import read_sources
+from onnx_gradcam.serve.limits import Limits
+from onnx_gradcam.serve.service import Service
 
 pytestmark = pytest.mark.serve
 
-SCRIPT = """
-import asyncio, json, sys
-from mlserver import ModelSettings
-from mlserver.settings import ModelParameters
-from onnx_gradcam.errors import ExplainError
-from onnx_gradcam.serve.mlserver import ExplainRuntime
 
-def message(model, extra):
-    parameters = ModelParameters(uri=model, extra=extra)
-    settings = ModelSettings(name="m", implementation=ExplainRuntime, parameters=parameters)
-    try:
-        asyncio.run(ExplainRuntime(settings).load())
-    except ExplainError as error:
-        return str(error)
-
-print(json.dumps({name: message(*case) for name, case in json.load(sys.stdin).items()}))
-"""
-
-
-@pytest.fixture(scope="module")
-def cases(repository, tmp_path_factory):
-    model = repository / "models" / "shapes.onnx"
-    explained = tmp_path_factory.mktemp("settings") / "explained.onnx"
-    attach(model).save(explained)
-    names = [f"class {i}" for i in range(7)]
-    return {
-        **{name: (str(model), choices) for name, (choices, _) in WRONG.items()},
-        "reserved word": (str(model), {"pixels": 3}),
-        "unknown limit": (str(model), {"limits": {"row": 3}}),
-        "labels": (str(model), {"labels": names}),
-        "labels, explained": (str(explained), {"labels": names}),
-        "choice, explained": (str(explained), {"layer": "x"}),
-    }
-
-
-@pytest.fixture(scope="module")
-def messages(cases):
-    # Not imported here: MLServer and tritonclient register the same messages, one process holds one of them.
-    if importlib.util.find_spec("mlserver") is None:
-        pytest.skip("MLServer is not installed")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], input=json.dumps(cases), capture_output=True, text=True, timeout=300, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+def message(model: Path, settings: dict) -> str:
+    with pytest.raises(ExplainError) as refused:
+        Service(lambda: read_sources(model, settings=settings))
+    return str(refused.value)
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_word_is_refused_as_python_does(messages, repository, name):
-    choices, message = WRONG[name]
+def test_a_wrong_word_is_refused_as_python_does(repository, name):
+    choices, expected = WRONG[name]
+    model = repository / "models" / "shapes.onnx"
     with pytest.raises(ExplainError) as python:
-        Explainer(repository / "models" / "shapes.onnx", **choices)
-    assert message in messages[name]
-    assert messages[name] == str(python.value)
+        Explainer(model, **choices)
+    got = message(model, choices)
+    assert expected in got
+    assert got == str(python.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("explained_already", "settings", "says"),
     [
-        ("reserved word", "there is no option 'pixels'"),
-        ("unknown limit", "unknown limit 'row'; did you mean 'rows'?"),
-        ("labels", "there are 7 class names for 6 classes; the first, often 'background', may have to go"),
-        ("labels, explained", "there are 7 class names for 6 classes; the first, often 'background', may have to go"),
-        ("choice, explained", "the model is explained already"),
+        (False, {"pixels": 3}, "there is no option 'pixels'"),
+        (False, {"labels": list("abcdefg")}, "there are 7 class names for 6 classes; the first, often 'background'"),
+        (True, {"labels": list("abcdefg")}, "there are 7 class names for 6 classes; the first, often 'background'"),
+        (True, {"layer": "x"}, "the model is explained already"),
     ],
 )
-def test_what_settings_refuse(messages, name, message):
-    assert message in messages[name]
+def test_what_settings_refuse(repository, explained, explained_already, settings, says):
+    assert says in message(explained if explained_already else repository / "models" / "shapes.onnx", settings)
+
+
+@pytest.fixture
+def folder(repository, explained, tmp_path) -> Path:
+    """Three models: a file, a folder, and one of two versions."""
+    shutil.copy(repository / "models" / "shapes.onnx", tmp_path / "plain.onnx")
+    for place in ("alone", "several/1", "several/10"):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(explained, tmp_path / place / "model.onnx")
+    (tmp_path / "step" / "1").mkdir(parents=True)  # of Triton's Python backend
+    return tmp_path
+
+
+def test_models_of_a_folder_have_names_versions_and_settings_of_their_own(folder):
+    (folder / "names.txt").write_text("a\nb\nc\nd\ne\nf\n", "utf-8")
+    (folder / "models.toml").write_text(
+        '[plain]\nmethod = "hirescam"\nlabels = "names.txt"\n[plain.limits]\nrows = 3\n', "utf-8"
+    )
+    sources = read_sources(folder, limits=Limits(rows=7, batch=2), settings={"threads": 1})
+    assert [(s.name, s.version) for s in sources] == [
+        ("alone", ""),
+        ("plain", ""),
+        ("several", "1"),
+        ("several", "10"),
+    ]
+    plain = sources[1]
+    assert plain.settings == {"threads": 1, "method": "hirescam", "labels": folder / "names.txt"}
+    assert (plain.limits.rows, plain.limits.batch, sources[0].limits.rows) == (3, 2, 7)
+    service = Service(lambda: sources)
+    assert service.find("plain").explainer.metadata.method == "hirescam"
+    assert service.find("plain").explainer.labels == list("abcdef")
+    assert service.find("several").version == "10"
+    assert service.find("several", "1").version == "1"
+    assert service.limits.rows == 7
+    for name, version in (("other", None), ("several", "2"), ("plain", "1"), (None, None)):
+        with pytest.raises(ServerError) as refused:
+            service.find(name, version)
+        assert refused.value.status == 404
+    service.close()
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("[plian]\n", "has settings of 'plian', which is not in the folder; did you mean 'plain'?"),
+        ("threads = 1\n", "'threads' in .* is not in the table of a model"),
+        ("[plain\n", "models.toml is not TOML"),
+        ("[plain]\nlimits = 3\n", r"the limits of 'plain' are not a table; write \[plain.limits\]"),
+        ("[plain.limits]\nrow = 3\n", "unknown limit 'row'; did you mean 'rows'?"),
+        ("[plain.limits]\nrows = 0\n", "the limit 'rows' is '0'; choose a whole number above 0"),
+        ('[plain]\nmethd = "x"\n', "there is no option 'methd'; did you mean 'method'"),
+    ],
+)
+def test_settings_files_that_are_wrong(folder, toml, says):
+    (folder / "models.toml").write_text(toml, "utf-8")
+    with pytest.raises(ExplainError, match=says):
+        read_sources(folder)
+
+
+def test_folders_that_are_wrong(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ExplainError, match="there is no model in"):
+        read_sources(tmp_path / "empty")
+    with pytest.raises(ExplainError, match="leave --name out"):
+        read_sources(folder, name="one")
+    shutil.copy(folder / "plain.onnx", folder / "alone.onnx")
+    with pytest.raises(ExplainError, match=r"has both alone\.onnx and alone/; remove one of them"):
+        read_sources(folder)
+
+
+def test_a_reload_loads_what_changed_and_a_failed_one_changes_nothing(folder):
+    service = Service(lambda: read_sources(folder, settings={"threads": 1}))
+    kept, changed = service.find("alone"), service.find("plain")
+    (folder / "models.toml").write_text('[plain]\nmethod = "hirescam"\n', "utf-8")
+    shutil.rmtree(folder / "several" / "10")
+    shutil.copy(folder / "plain.onnx", folder / "new.onnx")
+    service.reload()
+    assert service.find("alone") is kept
+    assert service.find("plain") is not changed
+    assert service.find("plain").explainer.metadata.method == "hirescam"
+    assert service.find("several").version == "1"
+    assert service.find("new").name == "new"
+    (folder / "new.onnx").write_bytes(b"no model")
+    before = service.models
+    service.reload()
+    assert service.models == before
+    assert "the last reload failed" in service.problem
+    (folder / "new.onnx").unlink()
+    service.reload()
+    assert service.problem == ""
+    service.close()
