@@ -10,7 +10,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 import typer.main
@@ -58,9 +57,9 @@ def _values(parameter: Any) -> list[str]:
     """What may be given, and what is taken if nothing is."""
     lowest, highest = (getattr(parameter, end, None) for end in ("min", "max"))
     default = getattr(parameter.default, "value", parameter.default)
-    limits = [f"at least {lowest}"] * (lowest is not None) + [f"at most {highest}"] * (highest is not None)
+    limits = [f"At least {lowest}."] * (lowest is not None) + [f"At most {highest}."] * (highest is not None)
     shown = getattr(parameter, "show_default", False) and not parameter.is_flag and default not in (None, (), [], "")
-    return [*([f"{', '.join(limits)}."] if limits else []), *([f"Default: `{default}`."] if shown else [])]
+    return [*limits, *([f"Default: `{default}`."] if shown else [])]
 
 
 def _option(words: str, parameter: Any) -> list[str]:
@@ -81,11 +80,15 @@ def _section(words: str, command: Any) -> list[str]:
     lines += ["```text", " ".join(usage), "```", ""]
     for argument in arguments:
         lines += [f"`{_metavar(argument)}`", f": {' '.join((argument.help or '').split())}", ""]
-    for panel, members in groupby(options, key=lambda option: getattr(option, "rich_help_panel", None)):
-        lines += [f"**{panel or 'Options'}**", ""]
-        for option in members:
-            lines += _option(words, option)
+    for panel in dict.fromkeys(map(_panel, options)):
+        lines += [f"**{panel}**", ""]
+        for option in options:
+            lines += _option(words, option) if _panel(option) == panel else []
     return lines
+
+
+def _panel(option: Any) -> str:
+    return getattr(option, "rich_help_panel", None) or "Options"
 
 
 class CliReference(SphinxDirective):
