@@ -368,6 +368,11 @@ def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
             f"which axes of the input {image.name!r} are height and width cannot be told: "
             "no convolution or pooling reads it; export the model from images of layout NCHW or NHWC"
         )
+    if image.rank == 4 and not letters(layout).startswith("N"):
+        raise TargetError(
+            f"convolutions read the first axis of the input {input_name(image)!r} as {letters(layout)[0]!r} of "
+            f"{letters(layout)}, as where frames are folded into the batch; export the model for one frame"
+        )
     if image.rank == 4 and letters(layout) not in {"NCHW", "NHWC"}:
         raise TargetError(
             f"the axes of the input {input_name(image)!r} are {letters(layout)}, but images are given as NCHW or NHWC; "

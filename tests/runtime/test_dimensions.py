@@ -197,6 +197,12 @@ def test_frames_folded_into_the_batch_are_refused():
     )  # fmt: skip
     with pytest.raises(TargetError, match=r"'x' \[2, 3, 3, 8, 8\] are positions cannot be followed"):
         attach(folded)
+    frames = graph(
+        f"r = Reshape(x, s) c = Conv<pads=[1,1,1,1]>(r, K) a = Relu(c) {HEAD}",
+        inputs="float[1,6,8,8] x", outputs="float[6,4] y", K=(5, 1, 3, 3), W=(5, 4), s=[6, 1, 8, 8],
+    )  # fmt: skip
+    with pytest.raises(TargetError, match="as where frames are folded into the batch; export the model for one frame"):
+        attach(frames)
 
 
 @pytest.mark.parametrize("kind", KINDS)
