@@ -50,7 +50,7 @@ VERSIONED = {"onnx_gradcam.version"}
 
 Choices = dict[str, Any]
 
-PROFILES = ("portable", "cpu", "cuda", "tensorrt", "coreml", "webgpu")
+PROFILES = ("portable", "cpu", "cuda", "tensorrt", "webgpu")
 
 EVERYWHERE: tuple[Choices, ...] = (
     {},
@@ -85,7 +85,6 @@ LINEAR, OTHER = "shapes", "resnet_4b_cifar10"
 
 MET: tuple[Choices, ...] = (
     {"profile": "cpu"},
-    {"profile": "coreml"},
     {"modifier": "guided"},
     {"modifier": "deconvnet"},
     {"eigen_smooth": True},

@@ -26,7 +26,6 @@ __all__ = [
     "Limit",
     "Lowering",
     "Profile",
-    "absent",
     "all_of",
     "conform",
     "constant",
@@ -242,19 +241,6 @@ def constant(*positions: int) -> Limit:
 def single_output(t: Builder, node: ir.Node) -> str | None:
     """The node has no second output, such as the indices of a MaxPool."""
     return "with indices is beyond what it documents" if len(node.outputs) > 1 else None
-
-
-def absent(*names: str) -> Limit:
-    """None of these attributes is set, unless to zero."""
-
-    def limit(t: Builder, node: ir.Node) -> str | None:
-        for name in names:
-            attribute = node.attributes.get(name)
-            if attribute is not None and not _zeros(attribute.value):
-                return f"with {name} is beyond what it documents"
-        return None
-
-    return limit
 
 
 def _zeros(value: object) -> bool:

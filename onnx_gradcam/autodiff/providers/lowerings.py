@@ -1,9 +1,4 @@
-"""Lowerings: operators that a runtime lacks, computed by operators that it has, with the same numbers.
-
-Truth values come in two forms. Where a runtime compares (WebGPU), they stay Booleans, and only And is computed with
-numbers. Where it does not (CoreML), a comparison becomes a mask, a floating-point tensor of zeros and ones, with which
-the nodes that read it compute.
-"""
+"""Lowerings: operators that a runtime lacks, computed by operators that it has, with the same numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.registry import Cotangent, RuleFunction, Table, attributes
-from onnx_gradcam.autodiff.rules._sizes import Size, reshape, sizes, vector
+from onnx_gradcam.autodiff.rules._sizes import reshape, sizes, vector
 from onnx_gradcam.autodiff.rules._windows import Windows, spread, windows
 from onnx_gradcam.autodiff.rules.convolution import gather as slide
 from onnx_gradcam.autodiff.rules.pooling import route_through, stages
@@ -28,9 +23,7 @@ from .conform import Lowering
 __all__ = [
     "ARITHMETIC",
     "BOOLEANS",
-    "MASKS",
     "NEARLY_ZERO",
-    "PLANES",
     "is_zero",
     "lowering",
     "pool",
@@ -43,12 +36,6 @@ ARITHMETIC: dict[str, Lowering] = {}
 
 BOOLEANS: dict[str, Lowering] = {}
 """Logic on Booleans, by arithmetic on numbers."""
-
-MASKS: dict[str, Lowering] = {}
-"""Comparisons, logic and Where without Booleans."""
-
-PLANES: dict[str, Lowering] = {}
-"""Layout and convolutions, by what CoreML computes: images of two dimensions and constant weights."""
 
 NEARLY_ZERO = -1e-38
 """The offset of a HardSigmoid that starts at zero: OpenVINO reads an offset of exactly zero as the default, 0.5."""
@@ -176,159 +163,10 @@ def at_least(t: Builder, x: Value, bound: Value) -> Value | None:
     return t.op("Clip", x, bound) if bound.rank == 0 and bound.array() is not None else None
 
 
-def step(t: Builder, x: Value) -> Value:
-    """One where `x` is positive, else zero: a clipped ramp, so steep that two of them take any number to one."""
-    slope = 6e4 if x.dtype == np.float16 else 3e38
-    return t.op("HardSigmoid", t.op("HardSigmoid", x, alpha=slope, beta=NEARLY_ZERO), alpha=slope, beta=NEARLY_ZERO)
-
-
-def _difference(a: Value, b: Value) -> Value:
-    """`a - b`, or `a` where `b` is the constant zero."""
-    constant = b.array()
-    return a if constant is not None and constant.size == 1 and b.rank <= a.rank and not constant.any() else a - b
-
-
-@lowering(MASKS, "Greater")
-def mask_greater(t: Builder, a: Value, b: Value) -> Value | None:
-    """One where the difference is positive."""
-    return step(t, _difference(a, b)) if a.is_float else None
-
-
-@lowering(MASKS, "Less")
-def mask_less(t: Builder, a: Value, b: Value) -> Value | None:
-    """One where the reversed difference is positive."""
-    return step(t, b - a) if a.is_float else None
-
-
-@lowering(MASKS, "GreaterOrEqual")
-def mask_not_less(t: Builder, a: Value, b: Value) -> Value | None:
-    """One minus Less."""
-    return 1.0 - step(t, b - a) if a.is_float else None
-
-
-@lowering(MASKS, "LessOrEqual")
-def mask_not_greater(t: Builder, a: Value, b: Value) -> Value | None:
-    """One minus Greater."""
-    return 1.0 - step(t, _difference(a, b)) if a.is_float else None
-
-
-@lowering(MASKS, "Equal")
-def mask_equal(t: Builder, a: Value, b: Value) -> Value | None:
-    """One minus both Greater and Less."""
-    if not a.is_float:
-        return None
-    difference = _difference(a, b)
-    return 1.0 - t.op("Max", step(t, difference), step(t, difference * -1.0))
-
-
-@lowering(MASKS, "And")
-def mask_and(t: Builder, a: Value, b: Value) -> Value | None:
-    """The product."""
-    return a * b if a.is_float and b.is_float else None
-
-
-@lowering(MASKS, "Where")
-def choose(t: Builder, mask: Value, a: Value, b: Value) -> Value | None:
-    """Each tensor times its mask, which is right for finite numbers."""
-    if not a.is_float:
-        return None
-    mask = t.cast(mask, a.dtype)
-    if is_zero(b):
-        return a * mask
-    return b - b * mask if is_zero(a) else a * mask + b * (1.0 - mask)
-
-
 def is_zero(x: Value) -> bool:
     """Whether `x` is the constant number zero."""
     content = x.array() if x.rank == 0 else None
     return content is not None and not content.any()
-
-
-@lowering(MASKS, "Sign")
-def mask_sign(t: Builder, x: Value) -> Value:
-    """One where positive, minus one where negative."""
-    return step(t, x) - step(t, x * -1.0)
-
-
-@lowering(MASKS, "Abs")
-def magnitude(t: Builder, x: Value) -> Value:
-    """The larger of the tensor and its negative."""
-    return t.op("Max", x, x * -1.0)
-
-
-@lowering(PLANES, "Expand")
-def expand(t: Builder, x: Value, shape: Value) -> Value | None:
-    """A Tile of the tensor, with leading dimensions added."""
-    (rank,) = shape.dims("Expand")
-    wide = x if x.rank >= rank else reshape(t, x, [1] * (rank - x.rank) + list(sizes(t, x)))
-    target = shape.array()
-    if target is None:
-        if wide.rank > rank:
-            return None
-        # One of the two sizes is one, or they are equal.
-        current = t.op("Max", t.op("Shape", wide), t.ints(1))
-        return t.op("Tile", wide, t.op("Max", t.op("Div", shape, current), t.ints(1)))
-    repeats = []
-    for before, after in zip(wide.shape, [1] * (wide.rank - rank) + [int(d) for d in target], strict=True):
-        if before != 1 and after not in {1, before}:
-            return None
-        repeats.append(after if before == 1 else 1)
-    return t.op("Tile", wide, t.ints(*repeats))
-
-
-@lowering(PLANES, "Pad")
-def pad(
-    t: Builder, x: Value, pads: Value, fill: Value | None = None, axes: Value | None = None, *, mode: str = "constant"
-) -> Value | None:
-    """Padding with zeros, by one convolution with a 1x1 kernel for each dimension."""
-    amounts = pads.array()
-    if mode != "constant" or amounts is None or axes is not None or (fill is not None and not is_zero(fill)):
-        return None
-    before, after = ([int(p) for p in part] for part in np.split(amounts, 2))
-    if min(*before, *after) < 0:
-        return None
-    for i in range(x.rank):
-        if not (before[i] or after[i]):
-            continue
-        dims, lead, tail = sizes(t, x), volume(x.shape[:i]), volume(x.shape[i + 1 :])
-        if dims[i].known is None or 0 in x.shape or lead is tail is None:
-            return None
-        plane = reshape(t, x, [-1 if lead is None else lead, 1, dims[i], -1 if tail is None else tail])
-        wider = t.op("Conv", plane, t.const(np.ones((1, 1, 1, 1)), x.dtype), pads=[before[i], 0, after[i], 0])
-        padded: list[Size | int] = [*dims[:i], dims[i] + before[i] + after[i], *dims[i + 1 :]]
-        free = [j for j, d in enumerate(x.shape) if not isinstance(d, int)]
-        x = reshape(t, wider, [-1 if [j] == free else d for j, d in enumerate(padded)])
-    return x
-
-
-@lowering(PLANES, "Gather")
-def gather(t: Builder, x: Value, indices: Value, *, axis: int = 0) -> Value | None:
-    """A GatherND along the first dimension."""
-    picked, axis = indices.array(), axis % x.rank
-    size = x.shape[axis]
-    if picked is None or picked.ndim != 1 or not isinstance(size, int):
-        return None
-    order = [axis, *(i for i in range(x.rank) if i != axis)]
-    rows = t.op("GatherND", t.transpose(x, order), t.const((picked % size).reshape(-1, 1).astype(np.int64)))
-    return t.transpose(rows, [int(i) for i in np.argsort(order)])
-
-
-@lowering(PLANES, "Gemm")
-def gemm(
-    t: Builder,
-    a: Value,
-    b: Value,
-    c: Value | None = None,
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    transA: int = 0,
-    transB: int = 0,
-) -> Value:
-    """A MatMul, which accepts a second matrix that is computed."""
-    product = (t.transpose(a, [1, 0]) if transA else a) @ (t.transpose(b, [1, 0]) if transB else b)
-    product = product if alpha == 1.0 else product * alpha
-    return product if c is None else product + (c if beta == 1.0 else c * beta)
 
 
 def pool(t: Builder, node: ir.Node, inputs: Sequence[Value | None]) -> Value | None:
@@ -362,23 +200,6 @@ def _flat(t: Builder, x: Value, options: dict[str, Any]) -> Value | None:
             options[name] = [begin[0], one] + ([end[0], one] if end else [])
     n, c, d, h, w = sizes(t, x)
     return reshape(t, x, [n, c, d, h * w]) if options.get("auto_pad", "NOTSET") == "NOTSET" else None
-
-
-PLANES["AveragePool"] = PLANES["MaxPool"] = pool
-
-
-@lowering(PLANES, "ConvTranspose")
-def conv_transpose(t: Builder, x: Value, w: Value, b: Value | None = None, **options: Any) -> Value | None:
-    """A ConvTranspose without `output_padding`; a Pad appends the rows that no window reaches."""
-    extra = list(options.pop("output_padding", ()))
-    if not extra or b is not None or w.array() is None or "output_shape" in options:
-        return None
-    n = len(extra)
-    pads = list(options.get("pads") or [0] * (2 * n))
-    late = [max(e - p, 0) for e, p in zip(extra, pads[n:], strict=True)]
-    options["pads"] = pads[:n] + [max(p - e, 0) for e, p in zip(extra, pads[n:], strict=True)]
-    full = t.op("ConvTranspose", x, w, **options)
-    return t.op("Pad", full, t.ints(*[0] * (n + 2), 0, 0, *late)) if any(late) else full
 
 
 def pools_by_convolution(table: Table) -> Table:

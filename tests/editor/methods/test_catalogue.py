@@ -134,5 +134,5 @@ def test_every_gradient_keeps_to_what_the_profile_documents(choices, monkeypatch
 
     monkeypatch.setattr("onnx_gradcam.editor.ingredients.conform", recorded)
     with pytest.raises(UnsupportedError, match="refused"):
-        attach(vit(blocks=2), profile="coreml", **choices)
-    assert strict == [("coreml", True)]
+        attach(vit(blocks=2), profile="webgpu", **choices)
+    assert strict == [("webgpu", True)]
