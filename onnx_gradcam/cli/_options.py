@@ -366,9 +366,17 @@ def flags(choices: Mapping[str, Any]) -> list[str]:
         declared = OPTIONS[name].__metadata__[0].default
         # In an annotation, typer takes the first flag for a default.
         flag = declared if isinstance(declared, str) else f"--{name.replace('_', '-')}"
-        for one in value if isinstance(value, list) else [value]:
-            words += [flag] if one is True else [flag, json.dumps(one) if isinstance(one, Mapping) else str(one)]
+        repeated = list(value) if isinstance(value, list) else [value]
+        if isinstance(value, Mapping):
+            pairs = [f"{key}={_said(one)}" for key, one in value.items()]
+            repeated = pairs if name == "bake" else [_said(value)]
+        for one in repeated:
+            words += [flag] if one is True else [flag, str(one)]
     return words
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Command(TyperCommand):

@@ -32,7 +32,7 @@ def studio(
         option(
             "Output",
             "How scores become probabilities, for a classifier without a final activation; `sigmoid` if several "
-            "classes may be in one image. [default: softmax; sigmoid for a single logit]",
+            "classes may be in one image. [default: as `explain` shows them]",
         ),
     ] = None,
     port: Annotated[

@@ -11,7 +11,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -159,7 +159,11 @@ class Workbench:
         first = Recipe(preprocess=None if self._described else "none")
         opened = self._opened(first, choices.get("method"))
         self._labels, self._metadata = opened.labels, opened.metadata
-        self._conversion = conversion(opened.metadata, probabilities)
+        if inspection.explained is None:
+            # The page names the method, which need not be opened again for that.
+            named = self._choices(first, opened.metadata.method)
+            self._explainers.put(json.dumps(named, sort_keys=True, default=str), opened)
+        self._conversion = None if probabilities is None else conversion(opened.metadata, probabilities)
         self.description = self._describe(inspection, opened)
         for path in images:
             self._add(str(path), Path(path).read_bytes() if Path(path).is_file() else b"", read_image(path))
@@ -199,7 +203,6 @@ class Workbench:
             "detector": detector,
             "chooses": bool(metadata.box_input if detector else metadata.class_input or metadata.all_classes),
             "least": Selection.least,
-            "probabilities": self._conversion != "none",
             "methods": [
                 {"name": m.name, "title": m.title, "family": m.family, "cost": m.cost, "layer": m.needs_layer}
                 for m in methods().values()
@@ -263,10 +266,11 @@ class Workbench:
         sheet = _digest(*(made for _, made in explained.values()))
         self._sheets.put(sheet, {method: made for method, (_, made) in explained.items()})
         scores = explanation.scores.astype(np.float64)
+        shares = self._probabilities(explanation)
         return {
             "sheet": sheet,
             "scores": _numbers(scores),
-            "shares": _numbers(self._probabilities(scores)),
+            "shares": None if shares is None else _numbers(shares),
             "boxes": [box.to_dict() for box in explanation.boxes[:_MOST_BOXES]] if self.description["detector"] else [],
             "panels": [self._panel(method, *one) for method, one in explained.items()],
             "seen": _seen(first.prepared(picture.pixels), first),
@@ -283,6 +287,7 @@ class Workbench:
             "title": title,
             "target": shown.target.to_dict(),
             "box": shown.boxes[0].to_dict() if shown.boxes else None,
+            "overImage": explanation.look().over_image,
             "warnings": explanation.warnings,
             "hottest": _place(heatmap),
         }
@@ -311,7 +316,7 @@ class Workbench:
 
     def _opened(self, recipe: Recipe, method: str | None) -> Explainer:
         """The explainer of a recipe and a method, opened or kept."""
-        choices = {**self._base, **recipe.choices, **({"method": method} if method else {})}
+        choices = self._choices(recipe, method)
         key = json.dumps(choices, sort_keys=True, default=str)
         kept = self._explainers.get(key)
         if kept is not None:
@@ -319,6 +324,9 @@ class Workbench:
         if self._ticket is not None:
             self._ticket.progress(f"Opening {self.model.name}")
         return self._explainers.put(key, Explainer(self.model, progress=self._progress, **self._execution, **choices))
+
+    def _choices(self, recipe: Recipe, method: str | None) -> dict[str, Any]:
+        return {**self._base, **recipe.choices, **({"method": method} if method else {})}
 
     def _progress(self, done: int, total: int) -> None:
         if self._ticket is not None:
@@ -332,13 +340,13 @@ class Workbench:
         kept = self._thumbnails.get(made)
         if kept is None:
             ticket.progress("Looking at a layer")
-            choices = {**self._base, **recipe.choices, **({"method": method} if method else {})}
+            choices = self._choices(recipe, method)
             # Not kept open: there are many layers, and few are chosen.
             explainer = Explainer(self.model, progress=self._progress, **self._execution, **choices)
             self._check_size(picture, explainer)
             box = None if recipe.box is None else Selection(which="number", value=recipe.box)
             explanation = explainer(picture.pixels, recipe.target, box)
-            kept = self._thumbnails.put(made, _embedded(_drawn(explanation, Look(), _THUMBNAIL)))
+            kept = self._thumbnails.put(made, _embedded(_drawn(explanation, explanation.look(), _THUMBNAIL)))
         return {"thumbnail": kept}
 
     def heat(self, key: str, recipe: Recipe) -> bytes:
@@ -349,8 +357,9 @@ class Workbench:
         library = library_of(None, recipe.look, explanation.preset)
         if library is not None:
             return png_of(explanation.drawn_by(library))
+        look = explanation.look(**recipe.look)
         # The page fades it: (1 - opacity) * image + opacity * colours.
-        return encode_image(_drawn(explanation, Look(**{**recipe.look, "opacity": 1.0}), _SHOWN), ".png")
+        return encode_image(_drawn(explanation, replace(look, opacity=1.0), _SHOWN), ".png")
 
     def sheet(self, key: str, recipe: Recipe) -> bytes:
         """The picture that `explain` writes, PNG."""
@@ -389,16 +398,17 @@ class Workbench:
             "attach": attach_command(self._name, recipe, self._base, self._spoken),
         }
 
-    def _probabilities(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """What is shown for the scores: probabilities, or the scores themselves."""
-        if self._conversion == "exponential":
-            return np.exp(scores)
+    def _probabilities(self, explanation: Explanation) -> npt.NDArray[np.float64] | None:
+        """The probabilities of the classes, as chosen or else the tool's own; `None` where scores are shown."""
+        scores = explanation.scores.astype(np.float64)
+        if self._conversion is None:
+            return explanation.probabilities
         if self._conversion == "sigmoid":
             return 1 / (1 + np.exp(-scores))
         if self._conversion == "softmax":
             powers = np.exp(scores - scores.max())
             return np.asarray(powers / powers.sum())
-        return scores
+        return None
 
 
 def png_of(image: Image) -> bytes:

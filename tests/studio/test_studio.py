@@ -154,6 +154,25 @@ def test_what_lies_over_the_image_is_what_the_tool_draws(studio, image, model, p
     assert np.abs(0.6 * below + 0.4 * heat - drawn).max() <= 1
 
 
+def test_attributions_are_drawn_alone_until_an_opacity_is_chosen(studio, image, model, photo):
+    answer = studio.explain(image, methods=["saliency", "gradcam"])
+    fine, coarse = answer["panels"]
+    assert (fine["overImage"], coarse["overImage"]) == (False, True)
+    heat = pixels(studio.ask(f"api/heat/{fine['key']}.png").body)
+    native = Explainer(model, method="saliency")(photo)
+    np.testing.assert_array_equal(heat, native.overlay().pixels[:, :, ::-1])
+    over = pixels(studio.ask(f"api/heat/{fine['key']}.png?opacity=0.5").body)
+    np.testing.assert_array_equal(over, native.overlay(opacity=1.0).pixels[:, :, ::-1])
+
+
+def test_probabilities_are_the_tools_own_unless_chosen(model, photo):
+    own = Explainer(model)(photo)
+    for chosen, expected in ((None, own.probabilities), ("none", None)):
+        with running(Workbench(model, [photo], probabilities=chosen, spoken=flags)) as studio:
+            shares = studio.explain(studio.ask("api/model").json["images"][0]["id"])["shares"]
+        assert shares == (None if expected is None else pytest.approx(expected.tolist(), abs=1e-6))
+
+
 def test_the_explained_model_can_be_saved(studio, image, tmp_path, model, photo):
     saved = studio.ask("api/attach", {"image": image, "methods": ["hirescam"], "layer": ["features.5"]})
     assert saved.headers["content-disposition"] == "attachment"
@@ -475,6 +494,7 @@ def test_a_class_is_named_where_its_name_is_unique():
 
 
 def test_choices_are_said_as_flags():
+    assert flags({"bake": {"size": "8", "other": [1]}}) == ["--bake", "size=8", "--bake", "other=[1]"]
     said = flags({"layer": ["a", "b"], "eigen_smooth": True, "output": ["y"], "box": 3, "preprocess": {"size": [1, 2]}})
     assert said[:7] == ["--layer", "a", "--layer", "b", "--eigen-smooth", "--output", "y"]
     assert said[7:] == ["--box-index", "3", "--preprocess", '{"size": [1, 2]}']

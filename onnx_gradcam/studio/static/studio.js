@@ -130,12 +130,16 @@ function described({ title, target, box, hottest }) {
   return `${title} of ${what.trim()}: ${where}`;
 }
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+/** As `onnx_gradcam.runtime.answers.percentage`. */
+function percent(share) {
+  if (share > 0 && share < 0.001) return "<0.1 %";
+  return share > 0.999 && share < 1 ? ">99.9 %" : `${(100 * share).toFixed(1)} %`;
+}
 
+/** The probability of a class, else its score. */
 function written(index) {
-  const value = answer.shares[index];
-  if (value === null || value === undefined) return "";
-  return model.probabilities ? percent(value) : value.toPrecision(3);
+  const value = (answer.shares ?? answer.scores)[index];
+  return value === null ? "" : answer.shares ? percent(value) : value.toPrecision(3);
 }
 
 function drawPanels() {
@@ -143,6 +147,7 @@ function drawPanels() {
   const panels = answer.panels.map((panel) => {
     const heat = element("img", { className: "heat", alt: "" });
     heat.dataset.key = panel.key;
+    heat.dataset.over = panel.overImage;
     const stage = element("div", { className: "stage" }, original(id, `${described(panel)}, over ${name}`), heat);
     const boxes = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     boxes.setAttribute("aria-hidden", "true");
@@ -186,7 +191,11 @@ function fade() {
   $("opacity").value = Math.round(100 * value);
   $("opacity-value").textContent = fixed ? "as the library draws" : `${Math.round(100 * value)} %`;
   const hidden = $("original").getAttribute("aria-pressed") === "true";
-  for (const heat of document.querySelectorAll(".heat")) heat.style.opacity = hidden ? 0 : fixed ? 1 : value;
+  for (const heat of document.querySelectorAll(".heat")) {
+    // Attributions of single pixels are drawn alone, until an opacity is chosen.
+    const alone = heat.dataset.over === "false" && chosen.opacity === null;
+    heat.style.opacity = hidden ? 0 : fixed || alone ? 1 : value;
+  }
 }
 
 function besides() {
@@ -231,7 +240,7 @@ function targets() {
     return answer.boxes.map((box) => ({ key: box.n, name: `${box.n} ${box.name}`, value: box.score, xyxy: box.xyxy }));
   }
   const order = [...answer.scores.keys()].sort((a, b) => answer.scores[b] - answer.scores[a] || a - b);
-  return order.map((index) => ({ key: index, name: model.labels?.[index] || `class ${index}`, value: answer.shares[index] }));
+  return order.map((index) => ({ key: index, name: model.labels?.[index] || `class ${index}`, value: (answer.shares ?? answer.scores)[index] }));
 }
 
 function listTargets() {
@@ -247,7 +256,7 @@ function listTargets() {
 }
 
 function row({ key, name, value }, pressed) {
-  const probable = model.detector || model.probabilities;
+  const probable = model.detector || answer.shares !== null;
   const text = value === null ? "" : probable ? percent(value) : value.toPrecision(3);
   const button = element("button", { type: "button", disabled: !model.chooses }, element("span", { className: "name" }, name), element("span", { className: "value" }, text));
   button.setAttribute("aria-pressed", String(key === pressed));
