@@ -178,7 +178,9 @@ def follow_paths(t: Builder, image: Value, score: Value, carries: Carries) -> Pa
         Candidate(t.wrap(o), layout, o in on_every_path)
         for node in path
         for o in node.outputs
-        if o in alive and (layout := layouts.get(o)) is not None and _has_positions(t.wrap(o), layout, batch)
+        if o in alive
+        and (layout := layouts.get(o)) is not None
+        and _has_positions(t.wrap(o), layout, batch, image.rank)
     ]
     return Paths(t, image, score, carries, way, path, alive, chain, layouts, candidates)
 
@@ -244,8 +246,12 @@ def blocked(t: Builder, image: Value, score: Value, carries: Carries) -> str:
     )
 
 
-def _has_positions(value: Value, layout: Layout, batch: int) -> bool:
-    """Whether a tensor has several positions, one channel axis, the image's batch axis, and no unknown axis."""
+_POSITIONS = {3: {1, 2}, 4: {2}, 5: {3}}
+"""The number of spatial axes of a layer, by the rank of the input; graphs add one of size one to a signal."""
+
+
+def _has_positions(value: Value, layout: Layout, batch: int, rank: int) -> bool:
+    """Whether a tensor has the positions of an input of a rank, one channel axis, its batch, and no unknown axis."""
     kinds = [axis.kind if axis is not None else None for axis in layout]
     if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
         return False
@@ -255,7 +261,7 @@ def _has_positions(value: Value, layout: Layout, batch: int) -> bool:
     if tokens is not None:
         return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
     sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
-    return len(sizes) in {1, 2, 3} and any(d != 1 for d in sizes)
+    return len(sizes) in _POSITIONS[rank] and any(d != 1 for d in sizes)
 
 
 def _no_answers(
