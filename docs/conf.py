@@ -68,6 +68,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
 # Words of annotations that are not pages: other packages, and our own names for unions and sets of words.
