@@ -114,7 +114,14 @@ def _short(app: Sphinx, env: BuildEnvironment, node: pending_xref, inner: Elemen
     return make_refnode(app.builder, node["refdoc"], found[0].docname, found[0].node_id, inner)
 
 
+def _no_type(_app: Sphinx, what: str, _name: str, _value: object, _options: object, lines: list[str]) -> None:
+    """Keep Napoleon from taking what is in front of a colon in the first line of a property for its type."""
+    if what == "property":
+        lines.insert(0, "")
+
+
 def setup(app: Sphinx) -> None:
     """Connect the hooks of this site."""
     app.connect("source-read", _links)
     app.connect("missing-reference", _short)
+    app.connect("autodoc-process-docstring", _no_type, priority=100)
