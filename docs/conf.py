@@ -115,13 +115,16 @@ def _short(app: Sphinx, env: BuildEnvironment, node: pending_xref, inner: Elemen
 
 
 def _no_type(_app: Sphinx, what: str, _name: str, _value: object, _options: object, lines: list[str]) -> None:
-    """Keep Napoleon from taking what is in front of a colon in the first line of a property for its type."""
-    if what == "property":
-        lines.insert(0, "")
+    """Put back what Napoleon took for the type of a property: the words in front of a colon in its first line."""
+    marker = ":type: "
+    types = [line for line in lines if what == "property" and line.startswith(marker)]
+    for line in types:
+        lines.remove(line)
+        lines[0] = f"{line.removeprefix(marker)}: {lines[0]}"
 
 
 def setup(app: Sphinx) -> None:
     """Connect the hooks of this site."""
     app.connect("source-read", _links)
     app.connect("missing-reference", _short)
-    app.connect("autodoc-process-docstring", _no_type, priority=100)
+    app.connect("autodoc-process-docstring", _no_type, priority=600)
