@@ -197,6 +197,7 @@ def export(model: ShapeNet) -> None:
         {
             "onnx_gradcam.labels": json.dumps(LABELS),
             "onnx_gradcam.preprocessing": json.dumps(PREPROCESSING),
+            "onnx_gradcam.probabilities": "sigmoid",  # several shapes are in one image
         },
     )
     onnx.checker.check_model(proto, full_check=True)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, get_args
 
 from .errors import InputError, ModelError, UnsupportedError
 from .files import ModelSource, model_data, open_file
-from .options import Combine, GradDtype, ModifierName
+from .options import Combine, GradDtype, ModifierName, Probabilities
 
 __all__ = ["ONE_AT_A_TIME", "OWN", "PREFIX", "Carried", "CarriedLayer", "Metadata", "peek"]
 
@@ -100,6 +100,7 @@ _WORDS: dict[str, Sequence[str]] = {
     "modifier": ("", *get_args(ModifierName)),
     "combine": ("", *get_args(Combine)),
     "grad_dtype": get_args(GradDtype),
+    "probabilities": ("", *get_args(Probabilities)),
 }
 """The words that some entries can be."""
 
@@ -155,6 +156,7 @@ class Metadata:
         heatmap_class: name of the output with the explained class.
         labels: class names, or `None`.
         preprocessing: how images become the model's input, or `None`.
+        probabilities: how scores become the probabilities that are shown, where that is not the default.
         profile: which of several equal ways the gradient is written in.
         grad_dtype: dtype of the gradient: that of the `model`, or `float32`.
         disabled_optimizers: optimizations of ONNX Runtime that would compute this model wrongly.
@@ -196,6 +198,7 @@ class Metadata:
     combine: str = ""
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
+    probabilities: str = ""
     profile: str = "portable"
     grad_dtype: str = "model"
     disabled_optimizers: list[str] = dataclasses.field(default_factory=list)
@@ -214,6 +217,24 @@ class Metadata:
     def layers(self) -> list[str]:
         """The activation maps that are explained, one or several."""
         return self.target_tensors or [self.target_tensor]
+
+    def with_probabilities(self, chosen: Probabilities | None) -> Metadata:
+        """The same with another way from scores to probabilities, if one is chosen.
+
+        Raises:
+            InputError: the model outputs probabilities already, or has none.
+        """
+        if chosen is None:
+            return self
+        if self.task == "detection":
+            raise InputError("the scores of a detector's boxes are probabilities already; omit --probabilities")
+        if self.task != "classification":
+            raise InputError(f"a model for {self.task} has no probabilities of classes; omit --probabilities")
+        if self.activation and chosen != "none":
+            raise InputError(
+                f"the model ends in {self.activation} and outputs probabilities already; omit --probabilities"
+            )
+        return dataclasses.replace(self, probabilities=chosen)
 
     @property
     def batched(self) -> bool:
@@ -386,6 +407,7 @@ class Carried:
         image_input: the input that takes images, if it was named at export.
         parity: the difference to the framework's values as measured by the exporter; empty if it was not.
         score_kind: the last operator of the scores: `softmax`, `logsoftmax`, `sigmoid`, or `logit` for none.
+        probabilities: how the scores become probabilities, `softmax`, `sigmoid` or `none`; empty if nobody says.
         biases: `apart` if every bias is one of the framework's, `merged` if one of a convolution was merged with that
             of a normalization behind it; empty if the exporter does not know.
     """
@@ -401,6 +423,7 @@ class Carried:
     image_input: str = ""
     parity: str = ""
     score_kind: str = ""
+    probabilities: str = ""
     biases: str = ""
 
     @property
@@ -429,7 +452,14 @@ class Carried:
             name: CarriedLayer(**{key: value for key, value in entry.items() if key in fields})
             for name, entry in values.pop("layers", {}).items()
         }
-        return cls(layers=layers, **values)
+        carried = cls(layers=layers, **values)
+        words = _WORDS["probabilities"]
+        if carried.probabilities not in words:
+            raise ModelError(
+                f"{_entry('probabilities')} is {carried.probabilities[:99]!r}, not one of "
+                f"{', '.join(map(repr, words))}; write it again or remove it"
+            )
+        return carried
 
 
 def peek(source: str | Path | bytes) -> dict[str, str]:

@@ -115,6 +115,9 @@ class Options:
         labels: class names, or a file of them; by default those stored in the model.
         preprocess: how an image becomes the model's input: a preset, a JSON file or object, a mapping; by default what
             is stored in the model.
+        probabilities: how the scores of a classifier without a final activation become the probabilities that are
+            shown: `softmax`, `sigmoid` if several classes may be in one image, or `none`; by default what is stored in
+            the model, else `softmax`, or `sigmoid` for a single logit. No heatmap depends on it.
         profile: which of several equal ways a gradient is written in: `portable` for every runtime, or operators that
             suit one execution provider. What runs a model itself, as `Explainer` and `explain` do, takes `cpu` on ONNX
             Runtime's CPU provider unless you name another.
@@ -153,6 +156,7 @@ class Options:
     expose_activation: bool = False
     labels: str | Path | Sequence[str] | None = None
     preprocess: str | Path | Mapping[str, Any] | Description | None = None
+    probabilities: Probabilities | None = None
     profile: str = "portable"
     grad_dtype: GradDtype = "model"
 
@@ -211,6 +215,7 @@ class Choices(TypedDict, total=False):
     expose_activation: bool
     labels: str | Path | Sequence[str] | None
     preprocess: str | Path | Mapping[str, Any] | Description | None
+    probabilities: Probabilities | None
     profile: str
     grad_dtype: GradDtype
 

@@ -23,6 +23,7 @@ from onnx_gradcam.options import (
     GradDtype,
     MaskKind,
     ModifierName,
+    Probabilities,
     ScoreKind,
     Weights,
 )
@@ -195,6 +196,13 @@ def _declared(kind: Any, panel: str, help: str, *flags: str, **more: Any) -> Any
 
 
 OPTIONS: dict[str, Any] = {
+    "probabilities": _declared(
+        Probabilities,
+        "Model",
+        "How scores become probabilities, for a classifier without a final activation; `sigmoid` if several classes "
+        "may be in one image. [default: as stored in the model, else softmax; sigmoid for a single logit]",
+        metavar="softmax|sigmoid|none",
+    ),
     "labels": _declared(
         Path, "Model", "Class names: text or JSON (list, id2label). [default: those in the model]", metavar="FILE"
     ),

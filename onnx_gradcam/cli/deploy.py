@@ -13,7 +13,7 @@ from ._output import say
 __all__ = ["kserve", "triton"]
 
 
-@explains(without=("target", "class_input", "box", "box_rank", "reference"))
+@explains(without=("target", "class_input", "box", "box_rank", "reference", "probabilities"))
 def triton(
     model: ModelPath,
     *,

@@ -22,7 +22,7 @@ __all__ = ["inspect"]
 _SHOWN_CANDIDATES = 12
 
 
-@explains(without={"class_input", "target", "eigen_smooth", "expose_activation", "profile"})
+@explains(without={"class_input", "target", "eigen_smooth", "expose_activation", "probabilities", "profile"})
 def inspect(model: ModelFile, *, choices: dict[str, Any], as_json: Json = False) -> None:
     """Show which layer and output would be explained, and why.
 

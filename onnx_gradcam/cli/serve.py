@@ -22,7 +22,7 @@ def _port(help: str, *flags: str, **more: Any) -> Any:  # noqa: A002 - typer's o
     return option("Output", help, *flags, min=1, max=65535, metavar="PORT", **more)
 
 
-@explains(without=("target", "class_input", "expose_activation"))
+@explains(without=("target", "class_input", "expose_activation", "probabilities"))
 def serve(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, explained or not, or a folder of them.")],
     *,

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.options import Probabilities
 
 from ._images import find_images
 from ._options import ModelPath, Provider, Threads, explains, flags, option
@@ -27,14 +26,6 @@ def studio(
         typer.Argument(metavar="[IMAGES]", help="Image files, folders or quoted patterns to begin with."),
     ] = None,
     *,
-    probabilities: Annotated[
-        Probabilities | None,
-        option(
-            "Output",
-            "How scores become probabilities, for a classifier without a final activation; `sigmoid` if several "
-            "classes may be in one image. [default: as `explain` shows them]",
-        ),
-    ] = None,
     port: Annotated[
         int | None, option("Output", "Port on 127.0.0.1. [default: any free one]", min=1, max=65535, metavar="PORT")
     ] = None,
@@ -68,7 +59,6 @@ def studio(
         paths[:MOST_IMAGES],
         provider=provider,
         threads=threads,
-        probabilities=probabilities,
         spoken=flags,
         **choices,
     )

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from onnx_gradcam.options import Probabilities
-
 from ._options import ModelPath, OutFolder, explains, option
 from ._output import say
 
@@ -24,14 +22,6 @@ def web(
     model: ModelPath,
     *,
     out: OutFolder,
-    probabilities: Annotated[
-        Probabilities | None,
-        option(
-            "Output",
-            "How the page converts scores to probabilities, for a classifier without a final activation; `sigmoid` if "
-            "several classes may be in one image. [default: softmax; sigmoid for a single logit]",
-        ),
-    ] = None,
     title: Annotated[
         str | None, option("Output", "Title of the page. [default: name of the model]", metavar="TEXT")
     ] = None,
@@ -66,7 +56,6 @@ def web(
         model,
         out,
         runtime=runtime,
-        probabilities=probabilities,
         title=title,
         sample=sample,
         notify=say,

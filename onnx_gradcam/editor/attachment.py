@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,7 +243,7 @@ def _image_size(t: Builder, image: Value, axes: tuple[int, ...], sizes: Sequence
 def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata:
     """The metadata of an explained model; `names` are those of its outputs, by field of `Metadata`."""
     options, detections = plan.options, plan.detections
-    return Metadata(
+    metadata = Metadata(
         version=__version__,
         method=plan.method.name,
         preset=plan.preset.name,
@@ -276,6 +276,10 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         detection_boxes=detections.boxes if detections is not None else "",
         **names,
     )
+    if options.probabilities is not None:
+        return metadata.with_probabilities(options.probabilities)
+    own = "" if metadata.activation or not plan.task.has_probabilities else plan.probabilities
+    return replace(metadata, probabilities=own)
 
 
 def with_required_choices(source: str | Path, choices: Mapping[str, Any]) -> tuple[Model, Metadata]:
@@ -299,9 +303,10 @@ def with_required_choices(source: str | Path, choices: Mapping[str, Any]) -> tup
     if metadata is None:
         explained = attach(source, options)
         model, metadata = explained.model, explained.metadata
-    elif choices:
-        raise InputError(f"the model is explained already; {', '.join(choices)} cannot be chosen any more")
+    elif fixed := [name for name in choices if name != "probabilities"]:
+        raise InputError(f"the model is explained already; {', '.join(fixed)} cannot be chosen any more")
     else:
+        metadata = metadata.with_probabilities(options.probabilities)
         model = load(source)
         graph = model.core.graph
         optional = [graph.initializers.get(name) for name in (metadata.class_input, metadata.box_input)]

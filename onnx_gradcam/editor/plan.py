@@ -68,6 +68,7 @@ class Plan:
         method: the method.
         preset: the conventions.
         labels: the class names, if known.
+        probabilities: how scores become probabilities as the model says; empty if it does not.
         preprocessing: how an image becomes the model's input, if known.
         extent: the part of the image that the layer's maps cover, as in `Metadata.extent`.
         cut: the node whose crop or padding of the image cannot be followed to the layer, if any.
@@ -94,6 +95,7 @@ class Plan:
     preprocessing: dict[str, Any] | None
     extent: list[list[float]]
     cut: ir.Node | None
+    probabilities: str = ""
     remarks: Sequence[str] = field(default=())
 
     @property

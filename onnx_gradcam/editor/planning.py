@@ -170,7 +170,8 @@ def _completed(plan: Plan, statements: Statements, chosen: Options) -> Plan:
             f"{statements.origin('task')} says that the model does {statements.task}, but it is explained as "
             f"{plan.task.name}; choose with --task"
         )
-    return replace(plan, labels=labels, preprocessing=described, remarks=remarks)
+    words = Carried.from_props(plan.t.model.metadata).probabilities
+    return replace(plan, labels=labels, preprocessing=described, probabilities=words, remarks=remarks)
 
 
 def _refuse_names(options: Options) -> None:

@@ -12,10 +12,14 @@ import numpy.typing as npt
 
 from onnx_gradcam.metadata import Metadata
 
-__all__ = ["LEAST_PROBABILITY", "Box", "Target", "class_of", "distribution", "percentage", "probabilities"]
+__all__ = ["LEAST_PROBABILITY", "Box", "Target", "class_of", "conversion", "distribution"]
+__all__ += ["percentage", "probabilities"]
 
 LEAST_PROBABILITY: Final = 1e-12
 """Smaller ones count as this in logarithms, so that a class that one model excludes gives no infinity."""
+
+_GIVEN: Final = {"softmax": "given", "sigmoid": "given", "logsoftmax": "exponential"}
+"""How the scores of a model with a final activation become probabilities."""
 
 Wide = npt.NDArray[np.float64]
 
@@ -107,16 +111,26 @@ def distribution(scores: npt.NDArray[Any], activation: str, *, single_logit: boo
     return np.asarray(exponentials / exponentials.sum())
 
 
+def conversion(metadata: Metadata) -> str:
+    """How scores become what is shown: `given` as they are, `exponential`, `sigmoid`, `softmax`, or `none`."""
+    if metadata.task == "detection":
+        return "given"
+    final = "sigmoid" if metadata.single_logit else "softmax"
+    return metadata.probabilities or _GIVEN.get(metadata.activation, final)
+
+
 def probabilities(scores: npt.NDArray[Any], metadata: Metadata) -> Wide | None:
     """The probabilities `float64 [C]` to show for scores `[C]`: the model's own, else the softmax of its logits.
 
-    Where the model ends in a sigmoid of several classes, each has its own, and they need not sum to 1. `None` for
-    other tasks than classification, for integers and for infinite scores.
+    Where several classes may be in one image, as behind a sigmoid, each has its own, and they need not sum to 1. `None`
+    for other tasks than classification, for integers, for infinite scores, and where the user wants none.
     """
-    if metadata.task != "classification" or not np.max(scores) < np.inf:
+    way = conversion(metadata)
+    if metadata.task != "classification" or way == "none" or not np.max(scores) < np.inf:
         return None
-    if metadata.activation == "sigmoid" and not metadata.single_logit and scores.dtype.kind == "f":
-        return scores.astype(np.float64)
+    if scores.dtype.kind == "f" and not metadata.single_logit and "sigmoid" in {way, metadata.activation}:
+        wide = scores.astype(np.float64)
+        return wide if metadata.activation else np.asarray(1 / (1 + np.exp(-wide)))
     return distribution(scores, metadata.activation, single_logit=metadata.single_logit)
 
 

@@ -69,9 +69,9 @@ class Explainer:
         seed: random seed, for methods that use random numbers.
         batch_size: rows to run at once, for methods that run the model many times.
         progress: called with `(done, total)` by these methods while they explain an image.
-        choices: fields of `onnx_gradcam.Options`. `labels` and `preprocess` replace what the model carries, also where
-            it is explained already; the others are for models that are not. `against` may be the name of a class,
-            `reference` an image or a `.npy` file.
+        choices: fields of `onnx_gradcam.Options`. `labels`, `preprocess` and `probabilities` replace what the model
+            carries, also where it is explained already; the others are for models that are not. `against` may be the
+            name of a class, `reference` an image or a `.npy` file.
 
     Attributes:
         metadata: what the explained model says about itself.

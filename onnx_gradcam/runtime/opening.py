@@ -43,12 +43,13 @@ def open_explained(
     metadata = Metadata.of(model)
     if metadata is None:
         return None
-    fixed = [name for name in choices if name not in {"labels", "preprocess"}]
+    fixed = [name for name in choices if name not in {"labels", "preprocess", "probabilities"}]
     if fixed:
         raise TargetError(
             f"the model is explained already (layer {metadata.target_tensor!r}, method {metadata.method}), "
             f"so {', '.join(fixed)} cannot be chosen any more; start from the original model"
         )
+    metadata = metadata.with_probabilities(choices.get("probabilities"))
     source = file_or_bytes(model)
     session = Session(source, disabled_optimizers=metadata.disabled_optimizers, **execution)
     metadata.check_graph(

@@ -28,13 +28,12 @@ from onnx_gradcam.images.drawing import COLORMAPS, encode_image
 from onnx_gradcam.images.masks import Look
 from onnx_gradcam.images.overlays import OVERLAYS
 from onnx_gradcam.images.preprocessing import PRESETS as PREPROCESSING
-from onnx_gradcam.options import Options, Probabilities
+from onnx_gradcam.options import Options
 from onnx_gradcam.runtime.attaching import attach
 from onnx_gradcam.runtime.detections import Selection
 from onnx_gradcam.runtime.explainer import Explainer, Prepared
 from onnx_gradcam.runtime.explanation import Explanation, library_of, method_sheet
 from onnx_gradcam.serve.limits import Limits, decode_image
-from onnx_gradcam.web.building import conversion
 
 from .jobs import Ticket
 from .recipes import Recipe, Spoken, attach_choices, attach_command, explain_command, python_code
@@ -118,7 +117,6 @@ class Workbench:
         images: paths of images to begin with.
         provider: execution provider.
         threads: number of CPU threads within an operator.
-        probabilities: how scores become probabilities, as for `onnx_gradcam.web.building.build_page`.
         spoken: how choices are said on the command line.
         limits: upper bounds on images that are dropped on the page.
         choices: fields of `onnx_gradcam.Options`.
@@ -134,7 +132,6 @@ class Workbench:
         *,
         provider: str = "cpu",
         threads: int | None = None,
-        probabilities: Probabilities | None = None,
         spoken: Spoken,
         limits: Limits = LIMITS,
         **choices: Unpack[Choices],
@@ -163,7 +160,6 @@ class Workbench:
             # The page names the method, which need not be opened again for that.
             named = self._choices(first, opened.metadata.method)
             self._explainers.put(json.dumps(named, sort_keys=True, default=str), opened)
-        self._conversion = None if probabilities is None else conversion(opened.metadata, probabilities)
         self.description = self._describe(inspection, opened)
         for path in images:
             self._add(str(path), Path(path).read_bytes() if Path(path).is_file() else b"", read_image(path))
@@ -266,7 +262,7 @@ class Workbench:
         sheet = _digest(*(made for _, made in explained.values()))
         self._sheets.put(sheet, {method: made for method, (_, made) in explained.items()})
         scores = explanation.scores.astype(np.float64)
-        shares = self._probabilities(explanation)
+        shares = explanation.probabilities
         return {
             "sheet": sheet,
             "scores": _numbers(scores),
@@ -397,18 +393,6 @@ class Workbench:
             "python": python_code(self._name, name, recipe, self._base, self._labels),
             "attach": attach_command(self._name, recipe, self._base, self._spoken),
         }
-
-    def _probabilities(self, explanation: Explanation) -> npt.NDArray[np.float64] | None:
-        """The probabilities of the classes, as chosen or else the tool's own; `None` where scores are shown."""
-        scores = explanation.scores.astype(np.float64)
-        if self._conversion is None:
-            return explanation.probabilities
-        if self._conversion == "sigmoid":
-            return 1 / (1 + np.exp(-scores))
-        if self._conversion == "softmax":
-            powers = np.exp(scores - scores.max())
-            return np.asarray(powers / powers.sum())
-        return None
 
 
 def png_of(image: Image) -> bytes:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from onnx_gradcam.images.decoding import prepare, read_image
 from onnx_gradcam.images.drawing import COLORMAPS, colorize
 from onnx_gradcam.images.preprocessing import PADDING, PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.metadata import Metadata
-from onnx_gradcam.options import Probabilities, check_word
+from onnx_gradcam.runtime.answers import conversion
 from onnx_gradcam.runtime.detections import EMPTY_TABLE, Selection
 
 from .runtime_files import runtime_files
@@ -31,15 +31,13 @@ if TYPE_CHECKING:
 
     from onnx_gradcam.options import Choices
 
-__all__ = ["build_page", "conversion"]
+__all__ = ["build_page"]
 
 _LARGEST: Final = 2**30
 """Bytes of weights: WebAssembly has 4 GB of memory, which contains the model twice while it is loaded."""
 _SAMPLES: Final = (".jpg", ".jpeg", ".png", ".webp")
 _LARGEST_SAMPLE: Final = 2**24
 """Bytes of a sample image, which visitors download."""
-_GIVEN: Final = {"softmax": "given", "sigmoid": "given", "logsoftmax": "exponential"}
-"""How the page converts the scores of a model with a final activation to probabilities."""
 
 
 def build_page(
@@ -47,7 +45,6 @@ def build_page(
     folder: str | Path,
     *,
     runtime: str | Path | Mapping[str, bytes] | None = None,
-    probabilities: Probabilities | None = None,
     title: str | None = None,
     sample: str | Path | None = None,
     notify: Callable[[str], object] = lambda _: None,
@@ -61,12 +58,10 @@ def build_page(
         folder: the folder to create; it may exist if it is empty.
         runtime: onnxruntime-web, as `npm pack` or `npm install` fetch it, or its files by name; by default, it is
             downloaded once from npm's registry.
-        probabilities: how the page converts the scores of a classifier without a final activation to probabilities:
-            `softmax`, `sigmoid` or `none`; by default `softmax`, or `sigmoid` for a single logit.
         title: heading and title of the page; by default the name of the model's file.
         sample: image to try the page with; by default a drawn star and circle.
         notify: called with a line of text before a download.
-        choices: fields of `onnx_gradcam.Options`, for a model that is not explained yet.
+        choices: fields of `onnx_gradcam.Options`; for an explained model only `probabilities`.
 
     Returns:
         The files written, relative to `folder`.
@@ -79,7 +74,6 @@ def build_page(
 
         build_page("explained.onnx", "site", probabilities="sigmoid")
     """
-    check_word("probabilities", probabilities, (*get_args(Probabilities), None))
     explained, metadata = with_required_choices(model, choices)
     _check(explained, metadata)
     size = explained.weight_bytes
@@ -87,7 +81,7 @@ def build_page(
         raise ModelError(
             f"the model has {size / 1e9:.1f} GB of weights, and a page can hold at most 1 GB; use a smaller one"
         )
-    description = _description(explained, metadata, conversion(metadata, probabilities), title or Path(model).stem)
+    description = _description(explained, metadata, title or Path(model).stem)
     files = {"site.json": b"", "model.onnx": _serialized(explained), **_assets()}
     if sample is not None:
         description["sample"] = f"sample{_sample_suffix(sample)}"
@@ -135,26 +129,6 @@ def _check(model: Model, metadata: Metadata) -> None:
         raise ModelError(f"the model has another input, {others[0]!r}, which a page cannot feed; make it a constant")
 
 
-def conversion(metadata: Metadata, probabilities: Probabilities | None) -> str:
-    """How a page converts scores to what it shows: `given`, `exponential`, `sigmoid`, `softmax`, or `none`.
-
-    Raises:
-        InputError: the scores are probabilities already, so that `probabilities` cannot be chosen.
-    """
-    if metadata.task == "detection":
-        if probabilities is not None:
-            raise InputError("the scores of a detector's boxes are probabilities already; omit --probabilities")
-        return "given"
-    final = _GIVEN.get(metadata.activation)
-    if final is None:
-        return probabilities or ("sigmoid" if metadata.single_logit else "softmax")
-    if probabilities not in {None, "none"}:
-        raise InputError(
-            f"the model ends in {metadata.activation} and outputs probabilities already; omit --probabilities"
-        )
-    return probabilities or final
-
-
 def _detector(metadata: Metadata) -> dict[str, Any] | None:
     """Names of what a detector has, and which boxes are in its list; `None` for a classifier."""
     if metadata.task != "detection":
@@ -170,8 +144,9 @@ def _detector(metadata: Metadata) -> dict[str, Any] | None:
     }
 
 
-def _description(model: Model, metadata: Metadata, conversion: str, title: str) -> dict[str, Any]:
+def _description(model: Model, metadata: Metadata, title: str) -> dict[str, Any]:
     """The content of site.json."""
+    way = conversion(metadata)
     preprocessing = _fitted(model, metadata)
     batch = model.shape(metadata.image_input)[0]
     disabled = ";".join(metadata.disabled_optimizers)
@@ -199,8 +174,8 @@ def _description(model: Model, metadata: Metadata, conversion: str, title: str) 
         "scores": {
             "singleLogit": metadata.single_logit,
             "kind": metadata.activation,
-            "way": "given" if conversion == "none" else conversion,
-            "probabilities": conversion != "none",
+            "way": "given" if way == "none" else way,
+            "probabilities": way != "none",
         },
         "preprocessing": {
             **{key: value for key, value in dataclasses.asdict(preprocessing).items() if key in fields},

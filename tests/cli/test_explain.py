@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from typer.testing import CliRunner
 
 from onnx_gradcam import Explainer
+from onnx_gradcam.cli import app
 
 from .conftest import LABELS, PREPROCESS, refused, small_classifier
 
@@ -39,6 +41,15 @@ def test_a_class_without_a_name_is_listed_once(explain, image):
     lines = explain(image).stdout.splitlines()
     assert lines[1].split() == ["class", "score", "probability"]
     assert lines[2].split()[:2] == ["*", "0"]
+
+
+def test_each_class_of_several_has_its_own_probability(repository, here):
+    """The demo says of itself that several of its classes may be in one image."""
+    command = ["explain", str(repository / "models/shapes.onnx"), str(repository / "models/circle_and_star.png")]
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["images"][0]["top"]
+    assert [one["label"] for one in found if one["probability"] > 0.99] == ["star", "circle"]
+    shared = json.loads(CliRunner().invoke(app, [*command, "--json", "--probabilities", "softmax"]).stdout)
+    assert sum(one["probability"] for one in shared["images"][0]["top"]) < 1.001
 
 
 def test_attributions_are_drawn_grey_unless_a_style_is_chosen(explain, image):

@@ -213,6 +213,42 @@ def test_probabilities_beside_scores(tail, shares):
         assert target.to_dict()["probability"] == target.probability
 
 
+def test_how_scores_become_probabilities_is_chosen_or_stored(tmp_path):
+    (image,) = images(1)
+    logits = model(tail="y = Gemm(f, W)")
+    each = Explainer(logits, preprocess=PREPROCESS, probabilities="sigmoid", threads=1)(image)
+    np.testing.assert_allclose(each.probabilities, 1 / (1 + np.exp(-each.scores.astype(np.float64))), rtol=1e-6)
+    assert Explainer(logits, preprocess=PREPROCESS, probabilities="none", threads=1)(image).probabilities is None
+    # What the model carries, before and after it is explained.
+    logits.metadata_props.add(key="onnx_gradcam.probabilities", value="sigmoid")
+    explained = attach(logits, preprocess=PREPROCESS)
+    assert explained.metadata.probabilities == "sigmoid"
+    for source in (logits, explained):
+        carried = Explainer(source, threads=1, **({} if source is explained else {"preprocess": PREPROCESS}))(image)
+        np.testing.assert_array_equal(carried.probabilities, each.probabilities)
+    other = Explainer(explained, probabilities="softmax", threads=1)(image)
+    assert other.probabilities.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("tail", "choices", "sentence"),
+    [
+        ("l = Gemm(f, W) y = Softmax(l)", {}, "the model ends in softmax and outputs probabilities already; omit"),
+        ("y = Gemm(f, W)", {"task": "regression"}, "a model for regression has no probabilities of classes; omit"),
+    ],
+)
+def test_probabilities_that_a_model_does_not_have_are_refused(tail, choices, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Explainer(model(tail=tail), preprocess=PREPROCESS, probabilities="sigmoid", **choices)
+
+
+def test_a_damaged_word_in_the_model_is_named():
+    damaged = model(tail="y = Gemm(f, W)")
+    damaged.metadata_props.add(key="onnx_gradcam.probabilities", value="sigmoyd")
+    with pytest.raises(ModelError, match=r"'onnx_gradcam\.probabilities' is 'sigmoyd', not one of '', 'softmax'"):
+        Explainer(damaged, preprocess=PREPROCESS)
+
+
 def test_a_single_logit_has_two_probabilities():
     explainer = Explainer(model(tail="y = Gemm(f, W1)", classes=1), preprocess=PREPROCESS, threads=1)
     explanation = explainer(images(1)[0])
