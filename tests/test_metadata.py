@@ -63,6 +63,7 @@ def test_what_is_said():
         "all_classes": "false",
         "couples_rows": "false",
         "combine": "",
+            "probabilities": "",
         "box_input": "",
         "heatmap_box": "",
         "heatmap_score": "",
