@@ -63,7 +63,7 @@ def test_what_is_said():
         "all_classes": "false",
         "couples_rows": "false",
         "combine": "",
-            "probabilities": "",
+        "probabilities": "",
         "box_input": "",
         "heatmap_box": "",
         "heatmap_score": "",
