@@ -21,19 +21,17 @@ from onnx_gradcam.editor.targets.classes import (
     separated,
 )
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError
-from onnx_gradcam.feeds import Fed, Feeds, Input, View, described, is_array_file, picture_layout, read_array, read_input
+from onnx_gradcam.feeds import Fed, Feeds
 from onnx_gradcam.files import ModelSource
-from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepare, read_image, unprepared
-from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
-from onnx_gradcam.images.views import view_of
-from onnx_gradcam.options import Description
+from onnx_gradcam.images.decoding import ImageSource
 
 from .answers import Box, Target, class_of, probabilities
 from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from .explanation import ClassMap, Drawing, Explanation
 from .opening import attach_or_probe, open_explained
 from .pending import Pending, Prepared
-from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size, image_input, other_inputs
+from .preparing import Preparation
+from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
@@ -118,62 +116,17 @@ class Explainer:
         labels, preprocess = choices.get("labels"), choices.get("preprocess")
         self.labels = self.metadata.labels if labels is None else read_labels(labels)
         check_labels(self.labels, self._class_count())
-        self._input = image_input(self.metadata, self.session)
         how = self.metadata.preprocessing if preprocess is None else preprocess
-        self._described = self._parsed(PRESETS["none"] if how is None and self._of_arrays else how)
-        layout, image = self.metadata.batch_layout, self._input
-        self.preprocessing = self._described
-        if not self._of_arrays or how is not None:
-            self.preprocessing = self._described.for_input(layout, image.shape, image.dtype)
-        chosen = {self.metadata.class_input, self.metadata.box_input}
-        self._feeds = Feeds(
-            self._input,
-            other_inputs(self.metadata, self.session),
-            self.session.outputs,
-            feeds,
-            batched=self.metadata.batched,
-            optional=[info for info in self.session.optional_inputs if info.name not in chosen],
-            picture=self._picture,
-        )
-        self.warnings = [*self.warnings, *self._feeds.notes]
+        self._preparation = Preparation(self.metadata, self.session, how, feeds)
+        self.preprocessing = self._preparation.preprocessing
+        self.warnings = [*self.warnings, *self._preparation.feeds.notes]
 
-    @staticmethod
-    def _parsed(how: str | Path | Mapping[str, Any] | Description | None) -> Preprocessing:
-        if how is None:
-            raise InputError(
-                "the model carries no preprocessing; give it with --preprocess: one of "
-                f"{', '.join(PRESETS)}, or a JSON object with size, color, scale, mean and std"
-            )
-        return parse_preprocessing(how)
-
-    @property
-    def _of_arrays(self) -> bool:
-        """Whether the model takes arrays and no pictures, by its axes or its number of channels."""
-        channels = dict(zip(self.metadata.batch_layout, self._input.shape, strict=True)).get("C")
-        return not self.metadata.of_images or (isinstance(channels, int) and channels not in {1, 3})
-
-    def _picture(self, source: ImageSource, info: Input) -> Array:
-        """A picture as the value of another input, prepared as images are."""
-        layout = picture_layout(info.shape)
-        if not layout:
-            raise InputError(f"the input {described(info)} takes no picture; give its values as a .npy file")
+    def prepared(self, source: ImageSource) -> Prepared | InputError:
+        """Read an image and make the model's input from it, or return why that fails; safe to call from threads."""
         try:
-            how = self._described.for_input(layout, info.shape, info.dtype)
+            return self._preparation.prepared(source)
         except InputError as exc:
-            raise InputError(f"a picture cannot be prepared for {described(info)}: {exc}") from exc
-        return prepare(read_image(source), how)[0][None]
-
-    def _view(self, tensor: Array, placement: Placement | None) -> tuple[View | None, tuple[int, ...]]:
-        """How a photo became an input `tensor`, and the sizes of a batch of it; without placement it is the photo."""
-        if self._of_arrays:
-            return None, (1, *tensor.shape)
-        sides = dict(zip(self.metadata.batch_layout[1:], tensor.shape, strict=True))
-        size = sides["H"], sides["W"]
-        if placement is None:
-            return View(size, size, (1, 1)), (1, *tensor.shape)
-        x0, y0, x1, y1 = placement.box
-        scale = size[0] / (y1 - y0), size[1] / (x1 - x0)
-        return View((placement.height, placement.width), size, scale), (1, *tensor.shape)
+            return exc
 
     def fed(self, prepared: Prepared) -> Fed:
         """What the model's other inputs take for a prepared image.
@@ -181,11 +134,7 @@ class Explainer:
         Raises:
             InputError: an input has no value.
         """
-        return self._feeds.fed([self._values(prepared, self._feeds)])
-
-    def _values(self, prepared: Prepared, feeds: Feeds, which: int | None = None) -> dict[str, Array]:
-        """What the model's other inputs take for an image."""
-        return feeds.of_image(*self._view(prepared.tensor, prepared.placement), which)
+        return self._preparation.fed(prepared)
 
     @property
     def results(self) -> list[InputInfo]:
@@ -195,7 +144,7 @@ class Explainer:
     @property
     def fixed_batch(self) -> int | None:
         """The batch size, if the model allows only one."""
-        return fixed_size(self._input)
+        return fixed_size(self._preparation.image)
 
     def __call__(
         self,
@@ -279,7 +228,7 @@ class Explainer:
         For an image that cannot be read, or in which a detector finds nothing, the error takes the place of the
         explanation; the others go on. `feeds` replace those of the explainer, and may have a row for every image.
         """
-        others = self._feeds.replaced(feeds)
+        others = self._preparation.feeds.replaced(feeds)
         others.check()
         if isinstance(images, Sized):
             others.check_count(len(images))
@@ -328,14 +277,14 @@ class Explainer:
         """
         if boxes is not None and not self.metadata.box_input:
             raise TargetError("the box is fixed in this model, or it has none; start from the original detector")
-        others = self._feeds.replaced(feeds)
+        others = self._preparation.feeds.replaced(feeds)
         others.check_count(len(batch))
         if len(batch) > 0:
-            values = [others.of_image(*self._view(row, None), i) for i, row in enumerate(batch)]
+            values = [others.of_image(*self._preparation.view(row, None), i) for i, row in enumerate(batch)]
             return self._run(batch, classes, boxes, others.fed(values), tables=tables, maps=maps)
         # Not every graph runs on no rows: one row has the outputs' shapes.
         row = np.zeros((1, *batch.shape[1:]), batch.dtype)
-        fed = others.fed([others.of_image(*self._view(row[0], None), 0)])
+        fed = others.fed([others.of_image(*self._preparation.view(row[0], None), 0)])
         outputs = self._run(row, [-1], None, fed, tables=tables, maps=True)
         return {name: values[:0] for name, values in outputs.items()}
 
@@ -353,45 +302,6 @@ class Explainer:
         others = {"fed": fed} if fed else {}
         return self.runner.run(batch, classes, boxes, tables=tables, maps=maps, **others)
 
-    def prepared(self, source: ImageSource) -> Prepared | InputError:
-        """Read an image and make the model's input from it, or return why that fails; safe to call from threads."""
-        try:
-            if self._of_arrays:
-                return self._prepared_array(source)
-            array = read_array(source) if is_array_file(source) else as_array(source)
-            if array is not None and array.dtype.kind == "f":
-                return self._prepared_by_others(array)
-            image = read_image(source if array is None else array)
-            return Prepared(image, *prepare(image, self.preprocessing))
-        except InputError as exc:
-            return exc
-
-    def _prepared_array(self, source: ImageSource) -> Prepared:
-        """A model's input that is no image, and a picture of it."""
-        layout = self.metadata.batch_layout
-        tensor = read_input(source, self._input, layout)
-        view = view_of(tensor, layout.replace("N", ""))
-        height, width = view.image.shape[:2]
-        return Prepared(view.image, tensor, Placement((0.0, 0.0, float(width), float(height)), height, width), view)
-
-    def _prepared_by_others(self, array: Array) -> Prepared:
-        """A model's input that was made elsewhere; the image is what it looks like."""
-        expected = [d if isinstance(d, int) else None for d in self._input.shape[-3:]]
-        tensor = array[0] if array.ndim == 4 and len(array) == 1 else array
-        sizes = zip(tensor.shape, expected, strict=False)
-        if tensor.ndim != 3 or any(known not in {None, size} for size, known in sizes) or tensor.size == 0:
-            shown = ", ".join("any" if d is None else str(d) for d in expected)
-            raise InputError(
-                f"the image is an array of {array.dtype} of shape {list(array.shape)}, and floating-point arrays are "
-                f"inputs of the model, [{shown}] here; give an image as uint8 [height, width, 3]"
-            )
-        if not np.isfinite(tensor).all():
-            raise InputError("the input of the model has numbers that are not finite; check how it was made")
-        image = unprepared(tensor, self.preprocessing)
-        height, width = image.shape[:2]
-        whole = Placement((0.0, 0.0, float(width), float(height)), height, width)
-        return Prepared(image, tensor.astype(self._input.dtype), whole)
-
     def explained(
         self,
         images: Sequence[Prepared],
@@ -407,7 +317,7 @@ class Explainer:
             TargetError: there is no such class or box.
             ModelError: the model does not run, or gives NaN.
         """
-        results = self._each(images, [self._values(one, self._feeds) for one in images], target, box, batch_size)
+        results = self._each(images, [self._preparation.values(one) for one in images], target, box, batch_size)
         error = next((result for result in results if isinstance(result, InputError)), None)
         if error is not None:
             raise error
@@ -524,7 +434,7 @@ class Explainer:
         """Explain images of which the first has a number in the stream."""
         images = [self.prepared(source) for source in sources]
         numbered = [(image, i) for i, image in enumerate(images, first) if isinstance(image, Prepared)]
-        values = [self._values(image, feeds, i) for image, i in numbered]
+        values = [self._preparation.values(image, feeds, i) for image, i in numbered]
         explanations = iter(self._each([image for image, _ in numbered], values, target, box, batch_size))
         return [image if isinstance(image, InputError) else next(explanations) for image in images]
 
@@ -548,7 +458,7 @@ class Explainer:
             return
         by_size: dict[Any, list[tuple[Pending, Choice]]] = {}
         for one, choices in zip(pending, chosen, strict=True):
-            alike = one.prepared.tensor.shape, self._feeds.alike(one.feeds)
+            alike = one.prepared.tensor.shape, self._preparation.feeds.alike(one.feeds)
             by_size.setdefault(alike, []).extend((one, choice) for choice in choices)
         for rows in by_size.values():
             for start in range(0, len(rows), batch_size):
@@ -559,7 +469,9 @@ class Explainer:
         if not choices:
             return
         try:
-            one.shared = one.shared or halved.forward(one.prepared.tensor[None], self._feeds.fed([one.feeds]))
+            one.shared = one.shared or halved.forward(
+                one.prepared.tensor[None], self._preparation.feeds.fed([one.feeds])
+            )
             results = halved.run(one.shared, choices, tables=choices[0][1] is None)
         except ModelError as exc:
             if EMPTY_TABLE not in str(exc):
@@ -576,7 +488,7 @@ class Explainer:
                 np.stack([one.prepared.tensor for one, _ in rows]),
                 [target for _, (target, _) in rows],
                 boxes or None,
-                self._feeds.fed([one.feeds for one, _ in rows]),
+                self._preparation.feeds.fed([one.feeds for one, _ in rows]),
                 tables=bool(names.detection_scores) and not boxes,
                 maps=maps,
             )

@@ -141,7 +141,7 @@ FORGED = [
     ("heatmap_class", "cam", "the output 'cam' is not int64 of 1 axes"),
     ("attribution", "heatmap", "the output 'heatmap' is not a tensor of 4 axes"),
     ("all_classes", "true", "the output 'heatmap' is not float32 of 4 axes"),
-    ("layout", "NHW", "'onnx_gradcam.layout' is 'NHW', not one of 'NCHW', 'NHWC'"),
+    ("layout", "NHX", "'onnx_gradcam.layout' is 'NHX', not one of 'NCHW', 'NHWC'"),
     ("activation", "relu", "'onnx_gradcam.activation' is 'relu', not one of"),
     ("weights", "", "'onnx_gradcam.weights' is '', not one of"),
     ("derivative", "x", "'onnx_gradcam.derivative' is 'x', not one of"),
