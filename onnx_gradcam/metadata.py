@@ -104,6 +104,8 @@ _WORDS: dict[str, Sequence[str]] = {
 }
 """The words that some entries can be."""
 
+_MOST_WORDS = 12
+"""Words that a refusal lists."""
 _NAMES = {"version", "method", "preset", "profile", "task"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,63}")
 
@@ -367,7 +369,9 @@ class Metadata:
         for name, words in _WORDS.items():
             word = getattr(self, name)
             if word not in words:
-                raise ModelError(f"{_entry(name)} is {word[:99]!r}, not one of {', '.join(map(repr, words))}{_REMEDY}")
+                more = " ..." if len(words) > _MOST_WORDS else ""
+                listed = ", ".join(map(repr, words[:_MOST_WORDS])) + more
+                raise ModelError(f"{_entry(name)} is {word[:99]!r}, not one of {listed}{_REMEDY}")
         for name in sorted(_NAMES):
             word = getattr(self, name)
             if not _NAME.fullmatch(word):
