@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -202,7 +202,7 @@ async def _run(service: Service, address: Address, security: Security, credentia
     """Answer requests until a signal arrives, and then those in progress."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stop.set)
+        _on_signal(loop, one, stop.set)
     reloading = asyncio.Lock()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -215,7 +215,8 @@ async def _run(service: Service, address: Address, security: Security, credentia
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        _on_signal(loop, signal.SIGHUP, on_hangup)
     rpc = rpc_server(service)
     _open_rpc(rpc, address, credentials)
     # Vertex AI names the routes that it will ask.
@@ -258,6 +259,14 @@ async def _run(service: Service, address: Address, security: Security, credentia
         http.should_exit = True
         await asyncio.gather(rpc.stop(service.limits.seconds), serving)
     log("stopped")
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: int, action: Callable[[], None]) -> None:
+    """Call `action` in the loop when a signal arrives."""
+    try:
+        loop.add_signal_handler(number, action)
+    except NotImplementedError:  # the loop of Windows
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(action))
 
 
 def _listening(address: Address) -> socket.socket:
