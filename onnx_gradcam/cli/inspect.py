@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onnx_gradcam.metadata import OWN
 from onnx_gradcam.options import Options
 
-from ._options import Json, ModelFile, explains, model_source
+from ._options import Json, ModelFile, explains, model_source, option
 from ._output import complain, layers, say, say_json, shape, table
 
 if TYPE_CHECKING:
-    from onnx_gradcam.evaluation.inspection import Decisions, Inspection, ScoreInfo
+    from onnx_gradcam.evaluation.inspection import Decisions, Inspection, ScoreInfo, SeenImage
     from onnx_gradcam.metadata import Metadata
 
 __all__ = ["inspect"]
@@ -23,13 +24,27 @@ _SHOWN_CANDIDATES = 12
 
 
 @explains(without={"class_input", "target", "eigen_smooth", "expose_activation", "probabilities", "profile"})
-def inspect(model: ModelFile, *, choices: dict[str, Any], as_json: Json = False) -> None:
+def inspect(
+    model: ModelFile,
+    photo: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE", help="Image, to see what the preprocessing makes of it.", show_default=False),
+    ] = None,
+    *,
+    choices: dict[str, Any],
+    out: Annotated[
+        Path | None,
+        option("Output", "With IMAGE: write it as the model sees it.", "-o", "--out", metavar="FILE"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show which layer and output would be explained, and why.
 
     \b
     Examples:
       onnx-gradcam inspect model.onnx
       onnx-gradcam inspect model.onnx --layer block3_out --json
+      onnx-gradcam inspect model.onnx photo.jpg --preprocess torchvision -o seen.png
 
     Prints, without running the model: inputs and outputs, the score and the layer with the reasons for choosing them,
     the other layers to choose from, and the operators on the way that have no gradient rule. If the model cannot be
@@ -37,11 +52,19 @@ def inspect(model: ModelFile, *, choices: dict[str, Any], as_json: Json = False)
     """  # noqa: D301 - \b keeps the lines of the examples apart
     from onnx_gradcam.evaluation import inspection  # noqa: PLC0415 - --help must not wait for it
 
-    result = inspection.inspect(model_source(model), Options(**choices))
+    if out is not None and photo is None:
+        raise typer.BadParameter("it is for an image as the model sees it; name the image.", param_hint="-o")
+    result = inspection.inspect(model_source(model), Options(**choices), photo=photo)
+    if out is not None and result.seen is not None:
+        from onnx_gradcam.images.drawing import save_image  # noqa: PLC0415
+
+        save_image(result.seen.image, out)
     if as_json:
         say_json({"model": model, **result.to_dict()})
     else:
         _say(model, result)
+        if result.seen is not None:
+            _say_seen(result.seen, photo, out)
     if result.refusal:
         if not as_json:
             complain(result.refusal)
@@ -71,6 +94,14 @@ def _say(name: str, result: Inspection) -> None:
         _say_decisions(result, result.decisions)
     for task, outputs in result.tasks.items():
         say(f"could be explained with --task {task}: output {', '.join(map(repr, outputs))}")
+
+
+def _say_seen(seen: SeenImage, photo: Path | None, out: Path | None) -> None:
+    say(f"{photo} as the model takes it: {seen.dtype} {shape(seen.shape)}, from {seen.low:.4g} to {seen.high:.4g}")
+    means, deviations = (", ".join(f"{one:.3g}" for one in values) for values in (seen.means, seen.deviations))
+    say(f"  mean of each channel {means}; standard deviation {deviations}")
+    if out is not None:
+        say(f"  as it sees it -> {out}")
 
 
 def _labels(labels: Sequence[str] | None) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnx_gradcam.editor.origins import Statement, read_statements
@@ -15,13 +17,15 @@ from onnx_gradcam.editor.targets.layer import Candidate
 from onnx_gradcam.editor.targets.layer_names import LayerNames
 from onnx_gradcam.editor.targets.score import Score, find_score
 from onnx_gradcam.editor.targets.task import candidates
-from onnx_gradcam.errors import ExplainError, TargetError
+from onnx_gradcam.errors import ExplainError, InputError, TargetError
 from onnx_gradcam.feeds import Declared, Feeds
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.graph.builder import Builder
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.read import invalid_models_refused, read_proto
 from onnx_gradcam.graph.shapes import named
+from onnx_gradcam.images.decoding import ImageSource, prepare, read_image, unprepared
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Carried, CarriedLayer, Metadata
 from onnx_gradcam.options import Options
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
     from onnx_gradcam.options import Choices
 
-__all__ = ["Decisions", "Inspection", "LayerInfo", "ScoreInfo", "TensorInfo", "inspect"]
+__all__ = ["Decisions", "Inspection", "LayerInfo", "ScoreInfo", "SeenImage", "TensorInfo", "inspect"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,27 @@ class Decisions:
     warnings: Sequence[str]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeenImage:
+    """An image as the model takes it.
+
+    Attributes:
+        dtype: dtype of the input.
+        shape: its shape, without the batch.
+        low: its smallest number; `high` is the largest one.
+        means: the mean of each channel; `deviations` are the standard deviations.
+        image: what the model sees, as an image again: `uint8 [H, W, 3]` RGB.
+    """
+
+    dtype: str
+    shape: Sequence[int]
+    low: float
+    high: float
+    means: Sequence[float]
+    deviations: Sequence[float]
+    image: npt.NDArray[np.uint8]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What `inspect` finds.
@@ -140,6 +165,7 @@ class Inspection:
         decisions: everything else that is decided; `None` if the model is refused before.
         tasks: outputs that could be explained with another task, by task; only if there is no score.
         refusal: why the model cannot be explained; empty if it can.
+        seen: the photo as the model takes it, if one was given.
     """
 
     opset: Mapping[str, int]
@@ -158,10 +184,14 @@ class Inspection:
     decisions: Decisions | None = None
     tasks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     refusal: str = ""
+    seen: SeenImage | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values; what is `None` or empty because of a refusal is left out."""
         values = asdict(self)
+        seen = values.pop("seen")
+        if seen is not None:
+            values["seen"] = {name: value for name, value in seen.items() if name != "image"}
         decisions, score, tasks = (values.pop(name) for name in ("decisions", "score", "tasks"))
         values["refusal"] = self.refusal or None
         if decisions is not None:
@@ -174,7 +204,13 @@ class Inspection:
         return values
 
 
-def inspect(model: ModelSource, options: Options | None = None, **choices: Unpack[Choices]) -> Inspection:
+def inspect(
+    model: ModelSource,
+    options: Options | None = None,
+    *,
+    photo: ImageSource | None = None,
+    **choices: Unpack[Choices],
+) -> Inspection:
     """Say which layer and output would be explained, how and why, without running the model.
 
     A model that cannot be explained is not an error: `Inspection.refusal` says why.
@@ -182,13 +218,14 @@ def inspect(model: ModelSource, options: Options | None = None, **choices: Unpac
     Args:
         model: path, bytes or proto of the model.
         options: what to explain and how.
+        photo: an image, to see what the preprocessing makes of it (`Inspection.seen`).
         choices: fields of `Options`, in place of those of `options`.
 
     Returns:
         The decisions, or why there are none.
 
     Raises:
-        InputError: an option has an impossible value.
+        InputError: an option has an impossible value, or the photo cannot be read or made into the model's input.
         ModelError: the file is not a usable model.
 
     Example::
@@ -221,7 +258,8 @@ def inspect(model: ModelSource, options: Options | None = None, **choices: Unpac
             {info.name: (i.dtype, i.shape) for info in proto.graph.input for i in [_tensor(info)]},
             {info.name: (i.dtype, i.shape) for info in proto.graph.output for i in [_tensor(info)]},
         )
-        return Inspection(**contents)
+        seen = _seen(contents, explained.image_input, explained.batch_layout, photo, options)
+        return Inspection(**contents, seen=seen)
     try:
         plan = make_plan(model, _with_reference(model, options))
     except ExplainError as exc:
@@ -229,11 +267,41 @@ def inspect(model: ModelSource, options: Options | None = None, **choices: Unpac
         tasks = _tasks(model) if score is None else {}
         return Inspection(**contents, score=score, tasks=tasks, refusal=str(exc))
     contents["layers"] = contents["layers"] or _named_layers(plan)
+    layout = plan.input_layout if "N" in plan.input_layout else f"N{plan.input_layout}"
     return Inspection(
         **contents,
+        seen=_seen(contents, plan.image_input, layout, photo, options),
         score=_score(plan.score),
         decisions=_decisions(plan, contents["inputs"], contents["outputs"]),
         refusal=plan.refusal or "",
+    )
+
+
+def _seen(
+    contents: Mapping[str, Any], name: str, layout: str, photo: ImageSource | None, options: Options
+) -> SeenImage | None:
+    """A photo as the input of this name takes it, by the preprocessing that is chosen, else by that of the model."""
+    if photo is None:
+        return None
+    how = contents["preprocessing"] if options.preprocess is None else options.preprocess
+    if how is None:
+        raise InputError(
+            "the model carries no preprocessing, so what it makes of a photo is not known; give --preprocess"
+        )
+    info = next(one for one in contents["inputs"] if one.name == name)
+    sizes = tuple(info.shape or ())
+    fitted = parse_preprocessing(how).for_input(layout, sizes if len(sizes) == len(layout) else (1, *sizes), info.dtype)
+    tensor, _ = prepare(read_image(photo), fitted)
+    channels = np.moveaxis(tensor, 0, -1) if fitted.layout == "NCHW" else tensor
+    values = channels.reshape(-1, channels.shape[-1]).astype(np.float64)
+    return SeenImage(
+        dtype=str(tensor.dtype),
+        shape=list(tensor.shape),
+        low=float(values.min()),
+        high=float(values.max()),
+        means=values.mean(0).tolist(),
+        deviations=values.std(0).tolist(),
+        image=unprepared(tensor, fitted),
     )
 
 

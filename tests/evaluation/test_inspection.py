@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from support.graphs import graph, weight
+from typer.testing import CliRunner
 
 from onnx_gradcam import attach
+from onnx_gradcam.cli import app
 from onnx_gradcam.errors import InputError, ModelError
 from onnx_gradcam.evaluation.inspection import inspect
+from onnx_gradcam.images.decoding import read_image
 from onnx_gradcam.options import Options
 
 
@@ -81,3 +85,45 @@ def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError):
         inspect(tmp_path / "m.onnx")
+
+
+PLAIN = {"resize": "stretch", "color": "bgr", "scale": 1 / 255, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+
+
+def test_a_photo_as_the_model_takes_it():
+    photo = np.zeros((8, 8, 3), np.uint8)
+    photo[:4] = (255, 51, 0)  # red and some green in the upper half
+    seen = inspect(model(), photo=photo, preprocess=PLAIN).seen
+    assert (seen.dtype, seen.shape) == ("float32", [3, 16, 16])
+    blue, green, red = (np.array(pair) for pair in ((0, 0), (0.2, 0), (1, 0)))
+    ranges = [(blue - 0.5) / 0.2, (green - 0.4) / 0.3, (red - 0.3) / 0.4]
+    assert (seen.low, seen.high) == (
+        pytest.approx(min(r.min() for r in ranges)),
+        pytest.approx(max(r.max() for r in ranges)),
+    )
+    # The rows between the halves are interpolated, as many above as below.
+    np.testing.assert_allclose(seen.means, [r.mean() for r in ranges], atol=1e-2)
+    assert seen.image.shape == (16, 16, 3)
+    np.testing.assert_array_equal(seen.image[0, 0], (255, 51, 0))
+    listed = json.loads(json.dumps(inspect(model(), photo=photo, preprocess=PLAIN).to_dict()))["seen"]
+    assert set(listed) == {"dtype", "shape", "low", "high", "means", "deviations"}
+    explained = attach(model(), preprocess=PLAIN)
+    np.testing.assert_array_equal(inspect(explained, photo=photo).seen.image, seen.image)
+
+
+def test_a_photo_needs_preprocessing():
+    with pytest.raises(InputError, match=r"the model carries no preprocessing, .*; give --preprocess"):
+        inspect(model(), photo=np.zeros((8, 8, 3), np.uint8))
+    assert "seen" not in inspect(model()).to_dict()
+
+
+def test_the_command_says_and_writes_what_the_model_sees(tmp_path, repository):
+    source, photo = repository / "models/shapes.onnx", repository / "models/circle_and_star.png"
+    out = tmp_path / "seen.png"
+    result = CliRunner().invoke(app, ["inspect", str(source), str(photo), "-o", str(out)])
+    assert result.exit_code == 0, result.stderr
+    assert "as the model takes it: float32 [3, 96, 96], from " in result.stdout
+    np.testing.assert_array_equal(read_image(out), inspect(source, photo=photo).seen.image)
+    refused = CliRunner().invoke(app, ["inspect", str(source), "-o", str(out)])
+    assert refused.exit_code == 2
+    assert "name the image" in refused.stderr
