@@ -149,6 +149,7 @@ def sheet(
     panels: Sequence[tuple[str, npt.NDArray[Any]]],
     *,
     title: str = "",
+    first: str = "photo",
     colormap: str = "jet",
     draw: Callable[[Image, npt.NDArray[Any]], Image] = overlay,
     ends: tuple[str, str] | None = ("0", "1"),
@@ -157,8 +158,9 @@ def sheet(
     """The image and its overlays side by side, each under its caption, with a colour bar at the right: uint8 RGB.
 
     A panel is a caption and a heatmap `[H, W]` in [0, 1] of the image's size, which `draw` draws in the size in which
-    it is shown, or an overlay that is drawn already. `ends` are the values at the ends of the colour bar; `None` for no
-    bar. `row` is the number of panels in a row, after the image in the first one; by default as many as look good.
+    it is shown, or an overlay that is drawn already. `first` is the caption of the image, `ends` are the values at the
+    ends of the colour bar; `None` for no bar. `row` is the number of panels in a row, after the image in the first one;
+    by default as many as look good.
 
     Small images are enlarged by an integer factor, large ones reduced to 1000 pixels. Panels that do not fit beside
     each other continue below, in rows of about the same length. A long caption takes two lines; one that is longer
@@ -167,7 +169,7 @@ def sheet(
     check_image(image)
     displayed = _for_display(image)
     height, width = displayed.shape[:2]
-    cells = [("photo", displayed)]
+    cells = [(first, displayed)]
     for caption, heatmap in panels:
         if heatmap.ndim == image.ndim:
             cells.append((caption, _for_display(heatmap)))

@@ -385,7 +385,9 @@ def method_sheet(
     first = next(iter(explanations.values()))
     row = len(first.maps) if len(explanations) > 1 and len(first.maps) > 1 else None
     image = first.numbered() if len(first.maps) > 1 else first.image
-    return Drawing(sheet(image, panels, colormap=drawn_as.colours, draw=drawn_as.draw, ends=ends, row=row))
+    caption = "photo" if first.view is None else "input"
+    colours = drawn_as.colours
+    return Drawing(sheet(image, panels, first=caption, colormap=colours, draw=drawn_as.draw, ends=ends, row=row))
 
 
 def _caption(m: ClassMap) -> str:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from onnx_gradcam import Explainer, attach, evaluate, verify
 from onnx_gradcam.cli import app
 from onnx_gradcam.errors import InputError, TargetError, UnsupportedError
+from onnx_gradcam.images import drawing
 from onnx_gradcam.images.views import view_of
 from onnx_gradcam.options import Options
 
@@ -228,6 +229,15 @@ def test_an_array_file_is_explained_by_the_command_line(kind, tmp_path):
     assert CliRunner().invoke(app, attached).exit_code == 0
     reopened = Explainer(tmp_path / "e.onnx")(tmp_path / "s.npy")
     assert np.array_equal(reopened.heatmap, np.load(file))
+
+
+def test_the_sheet_of_an_array_shows_the_input_and_no_photo(monkeypatch):
+    written = []
+    monkeypatch.setattr(drawing, "_write", lambda *given: written.append(given[1]))
+    explanation = Explainer(model("signal"))(sample("signal"))
+    explanation.sheet()
+    assert "input" in written
+    assert "photo" not in written
 
 
 PICTURES = {
