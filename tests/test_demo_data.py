@@ -101,9 +101,11 @@ def test_the_model_file_is_small_plain_and_says_what_it_needs(model):
     assert model.ir_version <= 10
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
     assert model.graph.node[-1].op_type == "Gemm"
-    props = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
-    assert props["onnx_gradcam.labels"] == (MODELS / "shapes.txt").read_text().split() == list(draw.LABELS)
-    assert props["onnx_gradcam.preprocessing"] == json.loads((MODELS / "shapes.json").read_text())
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    labels = json.loads(props["onnx_gradcam.labels"])
+    assert labels == (MODELS / "shapes.txt").read_text().split() == list(draw.LABELS)
+    assert json.loads(props["onnx_gradcam.preprocessing"]) == json.loads((MODELS / "shapes.json").read_text())
+    assert props["onnx_gradcam.probabilities"] == "sigmoid"
     keys = {prop.key for node in model.graph.node for prop in node.metadata_props}
     assert keys <= {"pkg.torch.onnx.name_scopes"}
 

@@ -160,14 +160,14 @@ def test_a_shard_of_bad_images_alone_is_finished(make, tmp_path):
 
 def test_a_image_at_which_the_model_fails_costs_no_other(make, images, tmp_path, monkeypatch):
     crew = make(format="npz", batch_size=4)
-    bad, real = crew.explainer.prepared(images[2]).tensor, crew.explainer.run
+    bad, real = crew.explainer.prepared(images[2]).tensor, crew.explainer.runner.run
 
     def fails(batch, *choices, **tables):
         if any(np.array_equal(row, bad) for row in batch):
             raise ModelError("the model gives NaN for this image; check --preprocess")
         return real(batch, *choices, **tables)
 
-    monkeypatch.setattr(crew.explainer, "run", fails)
+    monkeypatch.setattr(crew.explainer.runner, "run", fails)
     record = explain_shard(images[:6], tmp_path / "part", crew)
     assert record.failures == 1
     assert sorted(e["image"] for e in index(tmp_path / "part")) == [0, 1, 3, 4, 5]
@@ -198,7 +198,7 @@ def test_a_model_that_always_fails_stops_the_run(make, images, tmp_path, monkeyp
     def fails(*_, **__):
         raise ModelError("the model gives NaN")
 
-    monkeypatch.setattr(crew.explainer, "run", fails)
+    monkeypatch.setattr(crew.explainer.runner, "run", fails)
     with pytest.raises(ModelError, match="NaN"):
         explain_shard(images[:6], tmp_path / "part", crew)
     assert not (tmp_path / "part").exists()
@@ -209,8 +209,8 @@ def test_images_of_one_size_run_together(make, tmp_path, monkeypatch):
     free = classifier(tmp_path / "free.onnx", size="free")
     paths = draw(tmp_path / "mixed", 24, sizes=(16, 20, 24))
     crew = make(free, format="npz", batch_size=4)
-    ran, real = [], crew.explainer.run
-    monkeypatch.setattr(crew.explainer, "run", lambda b, *c, **t: ran.append(len(b)) or real(b, *c, **t))
+    ran, real = [], crew.explainer.runner.run
+    monkeypatch.setattr(crew.explainer.runner, "run", lambda b, *c, **t: ran.append(len(b)) or real(b, *c, **t))
     explain_shard(paths, tmp_path / "part", crew)
     assert sorted(ran) == [4] * 6
     for entry in index(tmp_path / "part"):

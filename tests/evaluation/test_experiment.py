@@ -242,9 +242,9 @@ class Elsewhere:
     def __init__(self, explainer):
         self.metadata, self._explainer = explainer.metadata, explainer
 
-    def run(self, batch, classes, boxes):
+    def run(self, batch, classes, boxes, *, feeds):
         assert (classes, boxes) in (([0], [18]), ([1], [45]))
-        return self._explainer.run(batch, [1 - classes[0]], [63 - boxes[0]])
+        return self._explainer.run(batch, [1 - classes[0]], [63 - boxes[0]], feeds=feeds)
 
 
 @pytest.mark.parametrize("watch", ["similarity", "score"])
