@@ -25,13 +25,14 @@ from onnx_gradcam.feeds import Fed, Feeds
 from onnx_gradcam.files import ModelSource
 from onnx_gradcam.images.decoding import ImageSource
 
-from .answers import Box, Target, class_of, probabilities
-from .detections import EMPTY_TABLE, Detections, Selection, parse_selection
+from .answers import Box, Target
+from .detections import EMPTY_TABLE, Selection, parse_selection
 from .explanation import ClassMap, Drawing, Explanation
 from .opening import attach_or_probe, open_explained
 from .pending import Pending, Prepared
 from .preparing import Preparation
-from .runners import Attached, Augmented, Choice, Halved, Runner, fixed_size
+from .rows import Rows, run_rows
+from .runners import Attached, Augmented, Halved, Runner, fixed_size
 from .session import InputInfo, Session
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ Array = npt.NDArray[Any]
 TargetChoice = int | str | Sequence[int | str] | None
 BoxChoice = int | str | Box | Selection | None
 
-_NO_BOX = "the model does not find anything in this image: it has no box"
-_NAN = "the model gives NaN for this image; check --preprocess and the model's weights"
 _NO_DETECTOR = "the model is no detector, or was explained without its boxes; leave the box out"
 
 
@@ -137,6 +136,11 @@ class Explainer:
         return self._preparation.fed(prepared)
 
     @property
+    def _rows(self) -> Rows:
+        """What runs rows, by the runner of this moment, which a server replaces by its own."""
+        return Rows(self.runner, self.labels, self._preparation.feeds)
+
+    @property
     def results(self) -> list[InputInfo]:
         """Name, dtype and shape of each output of `run`."""
         return self.runner.results
@@ -204,12 +208,14 @@ class Explainer:
         if isinstance(prepared, InputError):
             raise prepared
         try:
-            outputs = self._run(prepared.tensor[None], [-1], None, self.fed(prepared), tables=True, maps=False)
+            outputs = run_rows(
+                self.runner, prepared.tensor[None], [-1], None, self.fed(prepared), tables=True, maps=False
+            )
         except ModelError as exc:
             if EMPTY_TABLE not in str(exc):
                 raise
             return []
-        table = self._table(prepared, outputs, 0)
+        table = self._rows.table(prepared, outputs, 0)
         best = table.scores.max(0, initial=0)
         classes = None if target is None else expanded(self._targets(target, fixed=True), best, int(best.argmax()))
         return table.listed(classes, least=least, overlap=overlap)
@@ -281,26 +287,12 @@ class Explainer:
         others.check_count(len(batch))
         if len(batch) > 0:
             values = [others.of_image(*self._preparation.view(row, None), i) for i, row in enumerate(batch)]
-            return self._run(batch, classes, boxes, others.fed(values), tables=tables, maps=maps)
+            return run_rows(self.runner, batch, classes, boxes, others.fed(values), tables=tables, maps=maps)
         # Not every graph runs on no rows: one row has the outputs' shapes.
         row = np.zeros((1, *batch.shape[1:]), batch.dtype)
         fed = others.fed([others.of_image(*self._preparation.view(row[0], None), 0)])
-        outputs = self._run(row, [-1], None, fed, tables=tables, maps=True)
+        outputs = run_rows(self.runner, row, [-1], None, fed, tables=tables, maps=True)
         return {name: values[:0] for name, values in outputs.items()}
-
-    def _run(
-        self,
-        batch: Array,
-        classes: Sequence[int],
-        boxes: Sequence[int] | None,
-        fed: Fed,
-        *,
-        tables: bool,
-        maps: bool,
-    ) -> dict[str, Array]:
-        # A server's runner need not know of other inputs where there are none.
-        others = {"fed": fed} if fed else {}
-        return self.runner.run(batch, classes, boxes, tables=tables, maps=maps, **others)
 
     def explained(
         self,
@@ -341,7 +333,7 @@ class Explainer:
         targets = [Top(1)] if target is None else self._targets(target)
         first = targets[0]
         best = -1 if isinstance(first, Top) else first
-        self._explain(pending, [[(best, None)]] * len(pending), batch_size, halved, maps=selection is None)
+        self._rows.explain(pending, [[(best, None)]] * len(pending), batch_size, halved, maps=selection is None)
         found = [one for one in pending if one.problem is None]
         if selection is not None:
             self._select(found, None if target is None else targets, selection, batch_size, halved)
@@ -349,9 +341,11 @@ class Explainer:
         rest = [expanded(targets, one.scores, one.maps[0].target.index)[1:] for one in found]
         if self.metadata.all_classes:
             for one, classes in zip(found, rest, strict=True):
-                one.maps += [self._class_map(one, index, one.heatmaps[index], one.cams[index]) for index in classes]
+                one.maps += [
+                    self._rows.class_map(one, index, one.heatmaps[index], one.cams[index]) for index in classes
+                ]
         else:
-            self._explain(found, [[(index, None) for index in classes] for classes in rest], batch_size)
+            self._rows.explain(found, [[(index, None) for index in classes] for classes in rest], batch_size)
         for one in found:
             if self.metadata.detection_scores and all(m.target.score == 0 for m in one.maps):
                 what = "anything" if target is None else ", ".join(repr(m.target.label) for m in one.maps)
@@ -385,7 +379,7 @@ class Explainer:
                 one.problem = exc
                 chosen.append([])
         rows = [[(box.target.index, box.index) for box in boxes] for boxes in chosen]
-        self._explain(pending, rows, batch_size, halved)
+        self._rows.explain(pending, rows, batch_size, halved)
         for one, boxes in zip(pending, chosen, strict=True):
             one.shared = {}
             if selection.which == "rank":
@@ -437,135 +431,6 @@ class Explainer:
         values = [self._preparation.values(image, feeds, i) for image, i in numbered]
         explanations = iter(self._each([image for image, _ in numbered], values, target, box, batch_size))
         return [image if isinstance(image, InputError) else next(explanations) for image in images]
-
-    def _explain(
-        self,
-        pending: Sequence[Pending],
-        chosen: Sequence[Sequence[Choice]],
-        batch_size: int,
-        halved: Halved | None = None,
-        *,
-        maps: bool = True,
-    ) -> None:
-        """Run one row for each class or box of each image, at most `batch_size` rows of one size at once.
-
-        Where a model in two parts is given, the first runs once for each image. Without `maps`, only what an image
-        contains is noted.
-        """
-        if halved is not None:
-            for one, choices in zip(pending, chosen, strict=True):
-                self._explain_sharing(halved, one, choices, maps=maps)
-            return
-        by_size: dict[Any, list[tuple[Pending, Choice]]] = {}
-        for one, choices in zip(pending, chosen, strict=True):
-            alike = one.prepared.tensor.shape, self._preparation.feeds.alike(one.feeds)
-            by_size.setdefault(alike, []).extend((one, choice) for choice in choices)
-        for rows in by_size.values():
-            for start in range(0, len(rows), batch_size):
-                self._explain_rows(rows[start : start + batch_size], maps=maps)
-
-    def _explain_sharing(self, halved: Halved, one: Pending, choices: Sequence[Choice], *, maps: bool) -> None:
-        """Explain the boxes of one image, whose forward pass is kept for more of them."""
-        if not choices:
-            return
-        try:
-            one.shared = one.shared or halved.forward(
-                one.prepared.tensor[None], self._preparation.feeds.fed([one.feeds])
-            )
-            results = halved.run(one.shared, choices, tables=choices[0][1] is None)
-        except ModelError as exc:
-            if EMPTY_TABLE not in str(exc):
-                raise
-            one.problem = NothingFoundError(_NO_BOX)
-            return
-        self._keep([(one, choice) for choice in choices], results, maps=maps)
-
-    def _explain_rows(self, rows: Sequence[tuple[Pending, Choice]], *, maps: bool) -> None:
-        names = self.metadata
-        boxes = [box for _, (_, box) in rows if box is not None]
-        try:
-            results = self._run(
-                np.stack([one.prepared.tensor for one, _ in rows]),
-                [target for _, (target, _) in rows],
-                boxes or None,
-                self._preparation.feeds.fed([one.feeds for one, _ in rows]),
-                tables=bool(names.detection_scores) and not boxes,
-                maps=maps,
-            )
-        except ModelError as exc:
-            if not names.detection_scores or EMPTY_TABLE not in str(exc):
-                raise
-            self._explain_apart(rows, maps=maps)
-            return
-        self._keep(rows, results, maps=maps)
-
-    def _keep(self, rows: Sequence[tuple[Pending, Choice]], results: Mapping[str, Array], *, maps: bool) -> None:
-        """Note the results of rows, each in the explanation it belongs to."""
-        names = self.metadata
-        boxes = [box for _, (_, box) in rows if box is not None]
-        for i, (one, (target, _)) in enumerate(rows):
-            scores = self._scores(results[names.scores_output][i])
-            index = int(results[names.heatmap_class][i])
-            check_class(index, len(scores))
-            if np.isnan(scores).any():
-                raise ModelError(_NAN)
-            if not boxes:
-                one.scores, one.best = scores, index
-            if names.detection_scores and not boxes:
-                one.table = self._table(one.prepared, results, i)
-                one.boxes = one.table.listed()
-            if not maps:
-                continue
-            heatmap, cam = results[names.heatmap][i], results[names.cam][i]
-            if names.all_classes:
-                one.heatmaps, one.cams = heatmap, cam
-                index = target if target >= 0 else index
-                heatmap, cam = heatmap[index], cam[index]
-            attribution = results[names.attribution][i] if names.attribution else None
-            # A score may be minus infinity: the logarithm of a probability of 0.
-            if not (np.isfinite(heatmap).all() and np.isfinite(cam).all()):
-                raise ModelError(_NAN)
-            explained = self._class_map(one, index, heatmap, cam, attribution, scores)
-            if names.heatmap_box and one.table is not None:
-                explained = replace(explained, boxes=[one.listed(int(results[names.heatmap_box][i]), index)])
-            one.maps.append(explained)
-
-    def _explain_apart(self, rows: Sequence[tuple[Pending, Choice]], *, maps: bool) -> None:
-        """Explain the images one by one where one of them leaves the table of boxes empty."""
-        if len(rows) == 1:
-            rows[0][0].problem = NothingFoundError(_NO_BOX)
-            return
-        for row in rows:
-            self._explain_rows([row], maps=maps)
-
-    def _table(self, prepared: Prepared, results: Mapping[str, Array], row: int) -> Detections:
-        """The table of all boxes in one image."""
-        names, shape = self.metadata, dict(zip(self.metadata.batch_layout[1:], prepared.tensor.shape, strict=True))
-        boxes = results[names.detection_boxes][row] if names.detection_boxes else None
-        return Detections.of(
-            results[names.detection_scores][row], boxes, (shape["H"], shape["W"]), prepared.placement, self.labels
-        )
-
-    def _class_map(
-        self,
-        one: Pending,
-        index: int,
-        heatmap: Array,
-        cam: Array,
-        attribution: Array | None = None,
-        scores: Array | None = None,
-    ) -> ClassMap:
-        scores = one.scores if scores is None else scores
-        shares = probabilities(scores, self.metadata)
-        return ClassMap(class_of(index, scores, self.labels, shares), heatmap, cam, attribution)
-
-    def _scores(self, row: Array) -> Array:
-        """One score for each class; a single logit also gives the score of its complement."""
-        scores = row.reshape(-1)
-        if not self.metadata.single_logit:
-            return scores
-        complement = 1 - scores if self.metadata.activation == "sigmoid" else -scores
-        return np.concatenate([complement, scores])
 
     def _targets(self, target: int | str | Sequence[int | str], *, fixed: bool = False) -> list[int | Top]:
         """The classes; refused in a model whose class is fixed, unless nothing is explained."""
