@@ -39,7 +39,7 @@ def test_native_maps_by_the_documented_snippet(repository, tmp_path, monkeypatch
         cv2.imwrite(str(photos / f"{i}.png"), cv2.resize(noise, (60, 48)))
     monkeypatch.chdir(tmp_path)
     text = (repository / "docs" / "compare.md").read_text("utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (snippet,) = re.findall(r"```python yours\n(.*?)```", text, re.DOTALL)
     exec(snippet, {"network": network, "layer": network[2], "photos": photos, "preprocessing": PREPROCESS})  # noqa: S102
 
     model = finish_export(export_pytorch(network, layer="2", size=32), "2").to_proto()
