@@ -72,7 +72,15 @@ html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
 # Words of annotations that are not pages: other packages, and our own names for unions and sets of words.
-_ALIASES = [*onnx_gradcam.options.__all__, "ImageSource", "ModelSource", "Watched", "Which", "Engine", "[A-Z][A-Za-z]*Choices?"]
+_ALIASES = [
+    *onnx_gradcam.options.__all__,
+    "ImageSource",
+    "ModelSource",
+    "Watched",
+    "Which",
+    "Engine",
+    "[A-Z][A-Za-z]*Choices?",
+]
 nitpick_ignore_regex = [
     ("py:.*", r"(numpy|np|npt|onnx|torch|collections|os|pathlib)\..*"),
     ("py:.*", r"Path|Array|Unpack|Iterable|Iterator|Sequence|Mapping|Callable"),
