@@ -258,7 +258,7 @@ def inspect(
             {info.name: (i.dtype, i.shape) for info in proto.graph.input for i in [_tensor(info)]},
             {info.name: (i.dtype, i.shape) for info in proto.graph.output for i in [_tensor(info)]},
         )
-        seen = _seen(contents, explained.image_input, explained.batch_layout, photo, options)
+        seen = _seen(contents, explained.image_input, explained.layout, photo, options)
         return Inspection(**contents, seen=seen)
     try:
         plan = make_plan(model, _with_reference(model, options))
@@ -267,10 +267,9 @@ def inspect(
         tasks = _tasks(model) if score is None else {}
         return Inspection(**contents, score=score, tasks=tasks, refusal=str(exc))
     contents["layers"] = contents["layers"] or _named_layers(plan)
-    layout = plan.input_layout if "N" in plan.input_layout else f"N{plan.input_layout}"
     return Inspection(
         **contents,
-        seen=_seen(contents, plan.image_input, layout, photo, options),
+        seen=_seen(contents, plan.image_input, plan.input_layout, photo, options),
         score=_score(plan.score),
         decisions=_decisions(plan, contents["inputs"], contents["outputs"]),
         refusal=plan.refusal or "",
@@ -289,18 +288,16 @@ def _seen(
             "the model carries no preprocessing, so what it makes of a photo is not known; give --preprocess"
         )
     info = next(one for one in contents["inputs"] if one.name == name)
-    sizes = tuple(info.shape or ())
-    fitted = parse_preprocessing(how).for_input(layout, sizes if len(sizes) == len(layout) else (1, *sizes), info.dtype)
+    fitted = parse_preprocessing(how).for_input(layout, info.shape or (), info.dtype)
     tensor, _ = prepare(read_image(photo), fitted)
-    channels = np.moveaxis(tensor, 0, -1) if fitted.layout == "NCHW" else tensor
-    values = channels.reshape(-1, channels.shape[-1]).astype(np.float64)
+    positions = (1, 2) if fitted.layout == "NCHW" else (0, 1)
     return SeenImage(
         dtype=str(tensor.dtype),
         shape=list(tensor.shape),
-        low=float(values.min()),
-        high=float(values.max()),
-        means=values.mean(0).tolist(),
-        deviations=values.std(0).tolist(),
+        low=float(tensor.min()),
+        high=float(tensor.max()),
+        means=tensor.mean(positions, np.float64).tolist(),
+        deviations=tensor.std(positions, np.float64).tolist(),
         image=unprepared(tensor, fitted),
     )
 

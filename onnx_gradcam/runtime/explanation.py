@@ -96,7 +96,7 @@ class Explanation:
         probabilities: one for each class, `None` where the model does not tell; see `Target`.
         notes: what you should know about the choice of boxes.
         probabilities: the probability of every class, `float64 [K]`; `None` where the scores have none.
-        view: of an input that is no image, how it and its maps, `[*spatial]`, are drawn; `image` is its picture.
+        view: how an array (a signal, a volume, a clip) and its maps, `[*spatial]`, are drawn; `None` for an image.
 
     Example::
 

@@ -31,7 +31,7 @@ class Prepared:
         image: the image, `uint8 [H, W, 3]` RGB.
         tensor: the model's input made from it, without a batch axis.
         placement: which part of the image the model sees.
-        view: how an input that is no image is drawn; `image` is its picture.
+        view: how an array (a signal, a volume, a clip) is drawn; `None` for an image.
     """
 
     image: npt.NDArray[np.uint8]

@@ -113,7 +113,7 @@ class Preparation:
         return View((placement.height, placement.width), size, scale), (1, *tensor.shape)
 
     def _prepared_array(self, source: ImageSource) -> Prepared:
-        """A model's input that is no image, and a picture of it."""
+        """An array as the model's input, and a drawing of it."""
         layout = self._metadata.batch_layout
         tensor = read_input(source, self.image, layout)
         view = view_of(tensor, layout.replace("N", ""))

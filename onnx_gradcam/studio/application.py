@@ -43,7 +43,7 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Of every response: nothing is loaded from elsewhere, framed, guessed or kept."""
+"""Headers of every response: browsers load nothing from other sites, show the page in no frame, and cache nothing."""
 
 _TYPES: Final = {
     ".html": "text/html",
@@ -313,7 +313,7 @@ def run_studio(
         browse: open the address in the browser.
 
     Raises:
-        ServerError: the port cannot be had.
+        ServerError: the port is in use or not allowed.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

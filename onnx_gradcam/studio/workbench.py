@@ -164,10 +164,6 @@ class Workbench:
         for path in images:
             self._add(str(path), Path(path).read_bytes() if Path(path).is_file() else b"", read_image(path))
 
-    def _weight(self, _: Explainer) -> int:
-        """The bytes that an opened model takes, about those of its file."""
-        return self.model.stat().st_size
-
     def _describe(self, inspection: Inspection, opened: Explainer) -> dict[str, Any]:
         """What the page has to know of the model and the registries."""
         metadata, decisions = opened.metadata, inspection.decisions
@@ -291,24 +287,24 @@ class Workbench:
     def _explained(self, picture: Picture, recipe: Recipe, method: str) -> tuple[Explanation, str]:
         """An explanation, made or kept, with its key."""
         explainer = self._opened(recipe, method or None)
-        key = _digest(picture.key, method, json.dumps(recipe.choices, sort_keys=True), recipe.target, recipe.box)
+        key = _made_by(picture, recipe, method)
         kept = self._explanations.get(key)
         if kept is not None:
             return kept, key
         if self._ticket is not None:
             self._ticket.progress(f"Explaining with {find_method(method or explainer.metadata.method).title}")
-        self._check_size(picture, explainer)
-        box = None if recipe.box is None else Selection(which="number", value=recipe.box)
-        return self._explanations.put(key, explainer(picture.pixels, recipe.target, box)), key
+        return self._explanations.put(key, self._run(explainer, picture, recipe)), key
 
-    def _check_size(self, picture: Picture, explainer: Explainer) -> None:
-        """Refuse images above the limit of models that take any size."""
+    def _run(self, explainer: Explainer, picture: Picture, recipe: Recipe) -> Explanation:
+        """Explain an image; one above the limit is refused by models that take any size."""
         height, width = picture.pixels.shape[:2]
         if explainer.preprocessing.size is None and height * width > self.limits.input_pixels:
             raise ServerError(
                 f"the model takes images of any size, and this one is {width}x{height}, above the limit of "
                 f'{self.limits.input_pixels} pixels; give the preprocessing a "size": [height, width]'
             )
+        box = None if recipe.box is None else Selection(which="number", value=recipe.box)
+        return explainer(picture.pixels, recipe.target, box)
 
     def _opened(self, recipe: Recipe, method: str | None) -> Explainer:
         """The explainer of a recipe and a method, opened or kept."""
@@ -332,16 +328,14 @@ class Workbench:
         """What the recipe's layer shows, small."""
         self._ticket = ticket
         picture, method = self.picture(key), recipe.first
-        made = _digest(key, method, json.dumps(recipe.choices, sort_keys=True), recipe.target, recipe.box)
+        made = _made_by(picture, recipe, method)
         kept = self._thumbnails.get(made)
         if kept is None:
             ticket.progress("Looking at a layer")
             choices = self._choices(recipe, method)
             # Not kept open: there are many layers, and few are chosen.
             explainer = Explainer(self.model, progress=self._progress, **self._execution, **choices)
-            self._check_size(picture, explainer)
-            box = None if recipe.box is None else Selection(which="number", value=recipe.box)
-            explanation = explainer(picture.pixels, recipe.target, box)
+            explanation = self._run(explainer, picture, recipe)
             kept = self._thumbnails.put(made, _embedded(_drawn(explanation, explanation.look(), _THUMBNAIL)))
         return {"thumbnail": kept}
 
@@ -393,6 +387,11 @@ class Workbench:
             "python": python_code(self._name, name, recipe, self._base, self._labels),
             "attach": attach_command(self._name, recipe, self._base, self._spoken),
         }
+
+
+def _made_by(picture: Picture, recipe: Recipe, method: str | None) -> str:
+    """The key of what a method makes of an image by a recipe."""
+    return _digest(picture.key, method, json.dumps(recipe.choices, sort_keys=True), recipe.target, recipe.box)
 
 
 def png_of(image: Image) -> bytes:
