@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from onnx_gradcam.errors import TargetError, near_matches
+
+if TYPE_CHECKING:
+    from onnx_gradcam.options import Choices
 
 __all__ = ["ENGINES", "Engine", "find_engine"]
 
@@ -29,6 +32,11 @@ class Engine:
     profile: str
     tested: str = ""
     advice: str = ""
+
+    @property
+    def choices(self) -> Choices:
+        """How a model is attached for it, as fields of `Options`."""
+        return {"class_input": self.class_input, "profile": self.profile}
 
 
 _CI = "in CI"

@@ -85,8 +85,7 @@ def attach(
     """
     options = options or Options()
     if engine is not None:
-        suited = find_engine(engine)
-        options = options.replaced({"class_input": suited.class_input, "profile": suited.profile})
+        options = options.replaced(find_engine(engine).choices)
     options = options.replaced(choices)
     explained = attach_only(source, with_reference(source, options))
     _check_preprocessing(explained)

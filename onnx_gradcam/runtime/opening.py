@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from onnx_gradcam.editor.engines import ENGINES
 from onnx_gradcam.errors import TargetError
 from onnx_gradcam.files import ModelSource, file_or_bytes
 from onnx_gradcam.images.decoding import read_region
@@ -27,8 +28,7 @@ Array = npt.NDArray[Any]
 
 _SUITED: dict[str, Choices] = {
     "CPUExecutionProvider": {"profile": "cpu"},
-    # It ignores inputs with a default value.
-    "OpenVINOExecutionProvider": {"profile": "openvino", "class_input": "required"},
+    "OpenVINOExecutionProvider": ENGINES["onnxruntime-openvino"].choices,
 }
 """How a model is attached to run on an execution provider, where that is not the default."""
 
