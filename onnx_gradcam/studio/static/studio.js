@@ -9,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 let model; // what /api/model says
 let answer = null; // the explanation shown
 let current = null; // what ends the explanation that runs
+let writing = null; // what ends the texts of an older choice
 let looking = null; // what ends the thumbnails that are made
 let preparing = null; // the JSON object of the preprocessing in use
 const chosen = { image: null, methods: [], preset: null, layer: [], preprocess: null, target: null, box: null, colormap: null, opacity: null };
@@ -224,8 +225,10 @@ function showSeen() {
 }
 
 async function reproduce() {
+  writing?.abort();
+  const { signal } = (writing = new AbortController());
   try {
-    const texts = await post("api/reproduce", recipe());
+    const texts = await post("api/reproduce", recipe(), signal);
     for (const [name, text] of Object.entries(texts)) $(name).textContent = text;
   } catch (error) {
     complain(error);
