@@ -39,6 +39,7 @@ _JSON_FIELDS = (
     "couples_rows",
     "extent",
     "outputs",
+    "raised_from",
 )
 
 
@@ -74,6 +75,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "disabled_optimizers": (_is_strings, "list of strings"),
     "target_tensors": (_is_strings, "list of strings"),
     "outputs": (_is_strings, "list of strings"),
+    "raised_from": (lambda value: type(value) is int, "whole number"),
 }
 """What each entry in JSON has to be."""
 
@@ -175,6 +177,7 @@ class Metadata:
             empty where these cannot be told.
         extent: top, left, bottom and right of the part of the input that the layer's maps cover, each as pixels and a
             share of the input's height or width; empty for the whole input.
+        raised_from: the opset of the original, if it was older than those that explanations are written in.
     """
 
     version: str
@@ -214,6 +217,7 @@ class Metadata:
     detection_scores: str = ""
     detection_boxes: str = ""
     extent: list[list[float]] = dataclasses.field(default_factory=list)
+    raised_from: int | None = None
 
     @property
     def layers(self) -> list[str]:

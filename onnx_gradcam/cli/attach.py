@@ -122,6 +122,9 @@ def _report(out: Path, explained: Explained, target: str | None, engine: str | N
     say(
         f"Stored in the model: {' and '.join(names)}." if names else "The model stores no class names or preprocessing."
     )
+    if metadata.raised_from is not None:
+        opsets = f"opset {metadata.raised_from} to {explained.model.opset}"
+        say(f"Raised from {opsets}, in which the explanation is written.")
     if explained.difference is not None:
         say(f"Checked against the original on a random input: largest relative difference {explained.difference:.1g}.")
 

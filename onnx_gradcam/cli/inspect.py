@@ -73,6 +73,8 @@ def inspect(
 
 def _say(name: str, result: Inspection) -> None:
     opsets = ", ".join(f"{domain} {version}" for domain, version in result.opset.items())
+    if result.explained is not None and result.explained.raised_from is not None:
+        opsets += f" (raised from {result.explained.raised_from})"
     say(f"{name}: opset {opsets}" + (f", written by {result.producer}" if result.producer else ""))
     for kind, tensors in (("inputs", result.inputs), ("outputs", result.outputs)):
         say(kind)

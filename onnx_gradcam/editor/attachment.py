@@ -271,6 +271,7 @@ def describe(plan: Plan, class_input: str, names: Mapping[str, str]) -> Metadata
         all_classes=options.class_input == "all",
         couples_rows=plan.couples_rows,
         extent=plan.extent,
+        raised_from=plan.t.model.raised_from,
         box_input=detections.box_input if detections is not None else "",
         detection_scores=detections.scores if detections is not None else "",
         detection_boxes=detections.boxes if detections is not None else "",

@@ -15,7 +15,7 @@ from onnx_gradcam.files import ModelSource
 from .decompose import decompose
 from .inline import inline_known_branches
 from .model import Model
-from .read import invalid_models_refused, normalise, read_proto
+from .read import invalid_models_refused, normalise, opset_of, read_proto
 
 __all__ = ["load"]
 
@@ -36,6 +36,7 @@ def load(source: ModelSource) -> Model:
 
 def _loaded(source: ModelSource) -> Model:
     proto, folder = read_proto(source)
+    before = opset_of(proto)
     small, weights = normalise(proto)
     try:
         model = ir.from_proto(small)
@@ -54,6 +55,8 @@ def _loaded(source: ModelSource) -> Model:
         graph.register_initializer(value)
     name = str(source) if isinstance(source, (str, Path)) else "the model"
     loaded = Model(model, folder, name)
+    if before < loaded.opset:
+        loaded.raised_from = before
     loaded.infer()
     inline_known_branches(loaded)
     decompose(loaded)

@@ -37,11 +37,13 @@ class Model:
         core: the model itself.
         folder: the folder that external weights are relative to.
         name: what to call the model in messages.
+        raised_from: the version of the default operator set that the model had, if it was an older one.
     """
 
     core: ir.Model
     folder: Path | None
     name: str
+    raised_from: int | None = None
     _external: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "MOST_NESTED_CALLS",
     "invalid_models_refused",
     "normalise",
+    "opset_of",
     "read_opset",
     "read_proto",
     "skeleton",
@@ -139,7 +140,7 @@ def _objection(source: ModelSource) -> str:
 
 def read_opset(source: ModelSource) -> int:
     """The version of the default operator set that a model was written for; errors as of `read_proto`."""
-    return _opset(read_proto(source)[0])
+    return opset_of(read_proto(source)[0])
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
@@ -274,7 +275,7 @@ def normalise(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Tensor
     small = skeleton(proto)
     # Before the checker: versions below 4 list weights among the inputs, which ONNX Runtime's optimiser does not do.
     small.ir_version = max(small.ir_version, MIN_IR_VERSION)
-    opset = _opset(small)
+    opset = opset_of(small)
     if small.functions:
         _check_inlined_size(small)
     try:
@@ -511,7 +512,8 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from (attribute.g, *attribute.graphs)
 
 
-def _opset(proto: onnx.ModelProto) -> int:
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the default operator set of a proto; a `ModelError` without one that is known."""
     newest = onnx.defs.onnx_opset_version()
     for entry in proto.opset_import:
         if entry.domain in _DEFAULT_DOMAINS:

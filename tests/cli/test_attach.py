@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime as ort
 import pytest
 from support.graphs import graph
@@ -41,6 +42,21 @@ def test_writes_a_model_with_the_original_outputs_and_says_what_it_did(call, cla
     )
     assert lines[3] == "The model stores no class names or preprocessing."
     assert lines[4].startswith("Checked against the original on a random input")
+
+
+def test_an_older_opset_is_raised_and_said(call, classifier, here):
+    old = onnx.version_converter.convert_version(onnx.load(classifier), 15)
+    onnx.save(old, "old.onnx")
+    result = call("attach", "old.onnx", "-o", "e.onnx")
+    assert "Raised from opset 15 to 18, in which the explanation is written." in result.stdout.splitlines()
+    assert Metadata.of("e.onnx").raised_from == 15
+    assert "e.onnx: opset ai.onnx 18 (raised from 15), written by" in call("inspect", "e.onnx").stdout
+    assert "Raised" not in call("attach", classifier, "-o", "new.onnx").stdout
+    assert Metadata.of("new.onnx").raised_from is None
+    model = onnx.load("e.onnx")
+    next(p for p in model.metadata_props if p.key == "onnx_gradcam.raised_from").value = '"12"'
+    onnx.save(model, "edited.onnx")
+    assert "is not a JSON whole number" in refused(call("inspect", "edited.onnx"))
 
 
 def test_the_profile_is_written_down_and_the_map_is_the_same(call, classifier, here):
