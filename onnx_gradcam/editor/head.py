@@ -58,6 +58,9 @@ class Head:
 def read_head(t: Builder, target: Candidate, score: Value, path: Sequence[ir.Node]) -> Head | None:
     """The head, from the nodes between target and score; `None` if it does not start with global pooling."""
     here = target.tensor
+    if target.frames:
+        # Pooling leaves a vector for each frame.
+        return None
     for i, node in enumerate(path):
         if not node.inputs or node.inputs[0] is not here.core:
             return None

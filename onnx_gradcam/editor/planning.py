@@ -216,7 +216,8 @@ def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
     if len(batches) > 1:
         raise TargetError(
             f"the first axis of the score {score.tensor.name!r} {list(score.tensor.shape)} is not the batch of the "
-            f"input {image.name!r}; name another output with --output"
+            f"input {image.name!r}, as where frames or tiles are folded into the batch; name another output with "
+            "--output, or export the model with one row of scores for each sample"
         )
     _check_other_class(score, options, method)
     labels = cast("list[str] | None", options.labels)
@@ -374,7 +375,12 @@ def _image_layout(t: Builder, image: Value, *, at_layer: bool) -> Layout:
             f"convolutions read the first axis of the input {input_name(image)!r} as {letters(layout)[0]!r} of "
             f"{letters(layout)}, as where frames are folded into the batch; export the model for one frame"
         )
-    if image.rank == 4 and letters(layout) not in {"NCHW", "NHWC"}:
+    if letters(layout) == "NDHW" and image.shape[1] in {1, 3}:
+        raise TargetError(
+            f"the model makes an image of each channel of the input {image.name!r}, {list(image.shape)}, so a "
+            "map has no place for them; choose a method that looks at no layer with --method, such as saliency"
+        )
+    if image.rank == 4 and letters(layout) not in {"NCHW", "NHWC", "NDHW"}:
         raise TargetError(
             f"the axes of the input {input_name(image)!r} are {letters(layout)}, but images are given as NCHW or NHWC; "
             "export the model with its height before its width"

@@ -295,7 +295,7 @@ def _uncanonical(target: Candidate, direction: Array, shape: tuple[int, ...]) ->
     if tokens is not None:
         direction = direction.reshape(*direction.shape[:2], -1)
         direction = np.pad(direction, ((0, 0), (0, 0), (tokens.before, tokens.after)))
-    axes = [axis for axis in target.layout if axis is not None]
+    axes = [axis for axis in target.unfolded if axis is not None]
     order = [0 if a.kind == "N" else 1 if a.kind == "C" else 2 + a.place for a in axes]
     return np.transpose(direction, order).reshape(shape)
 

@@ -191,18 +191,20 @@ def test_arrays_that_do_not_fit_are_refused(array, sentence):
         Explainer(model("signal"))(array)
 
 
-def test_frames_folded_into_the_batch_are_refused():
+def test_frames_with_a_row_of_scores_each_are_refused():
     folded = graph(
         f"r = Reshape(x, s) c = Conv<pads=[1,1,1,1]>(r, K) a = Relu(c) {HEAD}",
         inputs="float[2,3,3,8,8] x", outputs="float[6,4] y", K=(5, 3, 3, 3), W=(5, 4), s=[6, 3, 8, 8],
     )  # fmt: skip
-    with pytest.raises(TargetError, match=r"'x' \[2, 3, 3, 8, 8\] are positions cannot be followed"):
+    with pytest.raises(TargetError, match=r"score 'y' \[6, 4\] is not the batch of the input 'x', as where frames"):
         attach(folded)
     frames = graph(
         f"r = Reshape(x, s) c = Conv<pads=[1,1,1,1]>(r, K) a = Relu(c) {HEAD}",
         inputs="float[1,6,8,8] x", outputs="float[6,4] y", K=(5, 1, 3, 3), W=(5, 4), s=[6, 1, 8, 8],
     )  # fmt: skip
-    with pytest.raises(TargetError, match="as where frames are folded into the batch; export the model for one frame"):
+    with pytest.raises(
+        TargetError, match=r"as where frames .* folded into the batch; name another output with --output"
+    ):
         attach(frames)
 
 
@@ -304,3 +306,17 @@ def test_maps_of_a_volume_are_those_of_monai():
                 assert np.abs(cam - expected).max() <= 1e-4 * np.abs(expected).max()
                 if method == "gradcam":
                     assert np.abs(np.maximum(cam, 0) - stored[f"monai_relu{target}"]).max() <= 1e-5
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["video_frames_tsn", "video_thw_lstm", "mil_bag"])
+def test_frames_and_tiles_in_the_batch_are_positions(name):
+    if not (MODELS / f"{name}.onnx").is_file():
+        pytest.skip("the folder of models is not beside the project")
+    with np.load(MODELS / f"{name}.npz") as stored:
+        (x,) = (stored[key] for key in stored if key.startswith("in_"))
+    choices = {"output": "logits"} if name == "mil_bag" else {}
+    assert verify(MODELS / f"{name}.onnx", x, **choices).agrees
+    explanation = Explainer(MODELS / f"{name}.onnx", **choices)(x)
+    assert explanation.heatmap.shape == (x.shape[1], *x.shape[-2:])
+    assert explanation.cam.shape[0] == x.shape[1]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Builder, Value
 
-__all__ = ["Axis", "Layout", "channels_first", "follow", "label_input", "letters", "window"]
+__all__ = ["Axis", "Layout", "channels_first", "follow", "frames_of", "label_input", "letters", "window"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,11 @@ def follow(t: Builder, known: Mapping[ir.Value, Layout] | None = None) -> dict[i
     layouts: dict[ir.Value, Layout] = dict(known or {})
     for node in t.nodes:
         x = node.inputs[0] if node.op_type in _CHANNELS_FIRST else None
-        if x is not None and any(map(_is_unclear, layouts.get(x, (None,)))) and t.wrap(x).known_shape is not None:
+        before = layouts.get(x) if x is not None else None
+        if x is not None and before is not None and frames_of(before) and before[1] is None:
+            # Frames of one channel, whose axis a Reshape adds.
+            layouts[x] = _replaced(before, 1, CHANNEL)
+        elif x is not None and any(map(_is_unclear, before or (None,))) and t.wrap(x).known_shape is not None:
             # The input of a convolution or pool is channels-first whatever computed it.
             layouts[x] = channels_first(t.wrap(x).rank)
         layout = _after(t, node, layouts)
@@ -118,9 +122,11 @@ def _of_convolved(seen: Layout, rank: int) -> Layout | None:
     """The layout of an input of `rank` axes, from where these are in the input of a convolution."""
     kinds = [axis.kind if axis else "" for axis in seen]
     names = [str(i) for i in range(rank)]
+    if _has_frames(kinds, seen[0], rank):
+        return _of_frames(kinds, rank)
     lost = set(names) - set(kinds)
     added = len(kinds) - rank
-    if rank == 3 and added == 1 and kinds[0] and sorted(filter(None, kinds)) == names:
+    if rank in {2, 3} and added == 1 and kinds[0] and sorted(filter(None, kinds)) == names:
         # A signal or spectrogram to which the graph adds an axis of size one.
         meaning = dict(zip(kinds, channels_first(len(kinds)), strict=True))
         return _renumbered(tuple(meaning[name] for name in names))
@@ -131,6 +137,31 @@ def _of_convolved(seen: Layout, rank: int) -> Layout | None:
         return None
     meaning = dict(zip(kinds[added:], channels_first(len(kinds))[added:], strict=True))
     return tuple(meaning[name] for name in names)
+
+
+def _has_frames(kinds: Sequence[str], first: Axis | None, rank: int) -> bool:
+    """Whether the batch of a convolution is the product of the input's first two axes: samples and their frames.
+
+    A batch of one leaves no trace in the product.
+    """
+    parts = [part.kind if part else "" for part, _ in first.parts] if first is not None else []
+    single = kinds[0] == "1" and "0" not in kinds
+    return rank >= len(kinds) > 3 and (parts == ["0", "1"] or single)
+
+
+def _of_frames(kinds: Sequence[str], rank: int) -> Layout | None:
+    """The layout of an input whose frames are images of their own to the convolution, by the places of its axes there.
+
+    Frames of one channel may lack its axis, `[N, T, H, W]`.
+    """
+    inside = channels_first(len(kinds))
+    meaning: dict[str, Axis | None] = {"0": BATCH, "1": Axis("S", place=0)}
+    for name, axis in zip(kinds[1:], inside[1:], strict=True):
+        if axis is not None and name:
+            meaning[name] = replace(axis, place=axis.place + 1) if axis.kind == "S" else axis
+    if set(meaning) != {str(i) for i in range(rank)}:
+        return None
+    return tuple(meaning[str(i)] for i in range(rank))
 
 
 def _renumbered(layout: Layout) -> Layout:
@@ -174,8 +205,16 @@ def _convolved(t: Builder, node: ir.Node, layouts: dict[ir.Value, Layout]) -> La
         return None
     before = layouts.get(x) if x is not None else None
     if before is not None and len(before) == len(shape) and all(a and a.kind == "S" for a in before[2:]):
-        return (BATCH, CHANNEL, *before[2:])
+        return (before[0] if frames_of(before) else BATCH, CHANNEL, *before[2:])
     return channels_first(len(shape))
+
+
+def frames_of(layout: Layout) -> int:
+    """How many frames of a clip the first axis holds for each sample; 0 where it is the batch alone."""
+    first = layout[0] if layout else None
+    parts = first.parts if first is not None and first.kind == "*" else ()
+    kinds = [axis.kind if axis is not None else "" for axis, _ in parts]
+    return parts[1][1] if kinds == ["N", "S"] else 0
 
 
 def _elementwise(t: Builder, node: ir.Node, inputs: Sequence[Layout | None]) -> Layout | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from onnx_gradcam.errors import TargetError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, Carries, between, carries_content, dominators, node_inputs
 
-from .axes import Axis, Layout, follow, letters, window
+from .axes import Axis, Layout, follow, frames_of, label_input, letters, window
 from .layer_names import LayerNames
 
 __all__ = ["Block", "Candidate", "Layer", "blocked", "find_blocks", "find_layer", "on_path"]
@@ -54,7 +54,7 @@ class Candidate:
         """The spatial sizes."""
         if self.tokens is not None:
             return self.tokens.grid
-        return tuple(self.tensor.shape[i] for i in self.spatial)
+        return tuple(self.unfolded_sizes(self.tensor.shape)[i] for i in self.spatial)
 
     @property
     def probe_grid(self) -> tuple[int, ...]:
@@ -62,12 +62,34 @@ class Candidate:
         if self.tokens is not None:
             return self.tokens.grid
         shape = self.tensor.probe_shape
-        return () if shape is None else tuple(shape[i] for i in self.spatial)
+        if shape is None:
+            return ()
+        return tuple(int(self.unfolded_sizes(shape)[i] or 0) for i in self.spatial)
+
+    @property
+    def frames(self) -> int:
+        """How many frames the first axis holds for each sample of the batch; 0 where it is the batch alone."""
+        return frames_of(self.layout)
+
+    @property
+    def unfolded(self) -> Layout:
+        """The layout with frames as an axis of their own."""
+        first = self.layout[0]
+        if not self.frames or first is None:
+            return self.layout
+        return (*(axis for axis, _ in first.parts), *self.layout[1:])
+
+    def unfolded_sizes(self, sizes: Sequence[int | str | None]) -> tuple[int | str | None, ...]:
+        """Sizes of the tensor's axes as sizes of the `unfolded` ones."""
+        if not self.frames:
+            return tuple(sizes)
+        rows = sizes[0] // self.frames if isinstance(sizes[0], int) else None
+        return (rows, self.frames, *sizes[1:])
 
     @property
     def spatial(self) -> list[int]:
-        """The spatial axes, height first."""
-        pairs = [(axis.place, i) for i, axis in enumerate(self.layout) if axis is not None and axis.kind == "S"]
+        """The spatial axes among the `unfolded` ones, height first."""
+        pairs = [(axis.place, i) for i, axis in enumerate(self.unfolded) if axis is not None and axis.kind == "S"]
         return [i for _, i in sorted(pairs)]
 
     def describe(self) -> str:
@@ -77,7 +99,11 @@ class Candidate:
     def canonical(self, t: Builder, value: Value) -> Value:
         """`value`, which has the target tensor's axes, as `[N, C, *spatial]` without class and register tokens."""
         tokens = self.tokens
-        where = {axis.kind: i for i, axis in enumerate(self.layout) if axis is not None}
+        where = {axis.kind: i for i, axis in enumerate(self.unfolded) if axis is not None}
+        if self.frames:
+            behind = t.op("Shape", value, start=1)
+            shape = self.unfolded_sizes(value.shape)
+            value = t.op("Reshape", value, t.op("Concat", t.ints(-1, self.frames), behind, axis=0), shape=shape)
         if tokens is None:
             return t.transpose(value, [where["N"], where["C"], *self.spatial])
         if tokens.before or tokens.after:
@@ -98,9 +124,14 @@ class Candidate:
                 )
             flat = t.merged(value, 2)
             return t.transpose(flat, ["NCT".index(k) for k in kinds])
-        return t.transpose(
+        kinds = [axis.kind if axis is not None else "" for axis in self.unfolded]
+        value = t.transpose(
             value, ["NC".index(k) if k in "NC" else 2 + self.spatial.index(i) for i, k in enumerate(kinds)]
         )
+        if not self.frames:
+            return value
+        behind = t.op("Shape", value, start=2)
+        return t.op("Reshape", value, t.op("Concat", t.ints(-1), behind, axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +190,9 @@ def follow_paths(t: Builder, image: Value, score: Value, carries: Carries) -> Pa
         TargetError: the score does not depend on the image.
         UnsupportedError: step functions stop every gradient of the score.
     """
-    layouts = follow(t)
+    clip = _clip(t, image)
+    layouts = follow(t, {} if clip is None else {image.core: clip})
+    positions = _POSITIONS[image.rank] if clip is None else {3}
     way = carries
     path, alive = between(t.nodes, [image.core], [score.core], carries)
     if not path:
@@ -178,9 +211,7 @@ def follow_paths(t: Builder, image: Value, score: Value, carries: Carries) -> Pa
         Candidate(t.wrap(o), layout, o in on_every_path)
         for node in path
         for o in node.outputs
-        if o in alive
-        and (layout := layouts.get(o)) is not None
-        and _has_positions(t.wrap(o), layout, batch, image.rank)
+        if o in alive and (layout := layouts.get(o)) is not None and _has_positions(t.wrap(o), layout, batch, positions)
     ]
     return Paths(t, image, score, carries, way, path, alive, chain, layouts, candidates)
 
@@ -246,22 +277,31 @@ def blocked(t: Builder, image: Value, score: Value, carries: Carries) -> str:
     )
 
 
-_POSITIONS = {3: {1, 2}, 4: {2}, 5: {3}}
+def _clip(t: Builder, image: Value) -> Layout | None:
+    """The layout of a clip or volume, whose frames the graph may make rows of the batch; `None` for other inputs."""
+    layout = label_input(t, image) if image.rank in {4, 5} else None
+    return layout if layout is not None and letters(layout).count("D") else None
+
+
+_POSITIONS = {2: {1}, 3: {1, 2}, 4: {2}, 5: {3}}
 """The number of spatial axes of a layer, by the rank of the input; graphs add one of size one to a signal."""
 
 
-def _has_positions(value: Value, layout: Layout, batch: int, rank: int) -> bool:
-    """Whether a tensor has the positions of an input of a rank, one channel axis, its batch, and no unknown axis."""
+def _has_positions(value: Value, layout: Layout, batch: int, positions: Container[int]) -> bool:
+    """Whether a tensor has one of so many spatial axes, one of channels, the input's batch, and no unknown axis."""
     kinds = [axis.kind if axis is not None else None for axis in layout]
+    frames = frames_of(layout)
+    if frames:
+        kinds[0] = "N"
     if None in kinds or kinds.count("C") != 1 or kinds.count("N") != 1 or not value.is_float:
         return False
-    if value.probe_shape is not None and value.probe_shape[kinds.index("N")] != batch:
+    if value.probe_shape is not None and value.probe_shape[kinds.index("N")] != batch * (frames or 1):
         return False
     tokens = next((axis for axis in layout if axis is not None and axis.kind == "T"), None)
     if tokens is not None:
-        return kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
+        return not frames and kinds.count("T") == 1 and "S" not in kinds and math.prod(tokens.grid) > 1
     sizes = [d for d, kind in zip(value.shape, kinds, strict=True) if kind == "S"]
-    return len(sizes) in _POSITIONS[rank] and any(d != 1 for d in sizes)
+    return len(sizes) + bool(frames) in positions and any(d != 1 for d in sizes)
 
 
 def _no_answers(

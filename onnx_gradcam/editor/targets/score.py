@@ -133,12 +133,12 @@ def aimed_score(t: Builder, output: str, aim: Aim) -> Score:
 def image_inputs(t: Builder) -> list[Value]:
     """The graph inputs that may hold images: rank 4, or if there is none an image without a batch axis.
 
-    Where there is none either, signals and volumes, `[N, C, T]` or `[N, C, D, H, W]` in any order, that convolutions or
-    pools read.
+    Where there is none either, signals and volumes, `[N, T]`, `[N, C, T]` or `[N, C, D, H, W]` in any order, that
+    convolutions or pools read.
     """
     inputs = [v for v in map(t.wrap, t.graph.inputs) if v.known_shape is not None]
     images = [v for v in inputs if v.rank == 4] or [v for v in inputs if v.rank == 3 and _is_single(t, v)]
-    return images or [v for v in inputs if v.rank in {3, 5} and v.is_float and _is_spatial(label_input(t, v))]
+    return images or [v for v in inputs if v.rank in {2, 3, 5} and v.is_float and _is_spatial(label_input(t, v))]
 
 
 def _is_spatial(layout: Layout | None) -> bool:
@@ -217,11 +217,17 @@ def find_image(t: Builder, name: str | None = None) -> Value:
         if unfollowed and not candidates:
             raise TargetError(
                 f"which axes of the input {unfollowed[0].name!r} {list(unfollowed[0].shape)} are positions cannot be "
-                "followed to a convolution or pool, as where frames or tiles are folded into the batch; export the "
-                "model for one of them"
+                "followed to a convolution or pool, as where frames come before the batch; name another with --input, "
+                "or export the model with an axis of samples first"
             )
-        count = "several inputs" if candidates else "no input of rank 4"
-        raise TargetError(f"the model has {count} that could take an image (inputs: {inputs}); name one with --input")
+        if candidates:
+            raise TargetError(
+                f"the model has several inputs that could take an image (inputs: {inputs}); name one with --input"
+            )
+        raise TargetError(
+            f"the model has no input that could take an image, a signal or a volume (inputs: {inputs}); name one with "
+            "--input, or export the model with an axis of samples"
+        )
     (image,) = candidates
     return (_batch_of(t, image) or image) if _is_single(t, image) else image
 
