@@ -1,4 +1,4 @@
-"""Square weights that the gradient reads transposed are kept apart from those that the model reads."""
+"""Weights that an engine changes for the model are kept apart from those that the gradient reads."""
 
 from __future__ import annotations
 
@@ -47,6 +47,29 @@ def test_only_square_weights_are_negated(hidden, channels, group, separated, pro
     model = attach(classifier(hidden, channels, group), method="gradient", profile=profile).to_proto()
     # A runtime that a profile names is not asked to pay for the fault of another.
     assert negations(model) == (2 * separated if profile == "portable" else 0)
+
+
+@pytest.mark.parametrize(("behind", "separated"), [("n", 1), ("r", 0)], ids=["normalization", "its activation"])
+@pytest.mark.parametrize("group", [1, 8], ids=["dense", "depthwise"])
+def test_a_convolution_behind_a_normalization_is_negated(behind, separated, group):
+    source = graph(
+        f"""
+        c1 = Conv (x, w1)
+        n = BatchNormalization (c1, one, zero, zero, one)
+        r = Relu (n)
+        c2 = Conv <group = {group}> ({behind}, w2)
+        s = Add (c2, b)
+        p = GlobalAveragePool (s)
+        y = Flatten (p)
+        """,
+        outputs="float[N,24] y",
+        w1=(8, 3, 1, 1),
+        w2=(24, 8 // group, 1, 1),
+        b=(24, 1, 1),
+        one=np.ones(8, np.float32),
+        zero=np.zeros(8, np.float32),
+    )
+    assert negations(attach(source, method="gradient").to_proto()) == 2 * separated
 
 
 @pytest.mark.parametrize("method", ["gradient", "gradcam", "guided-gradcam"])

@@ -1,7 +1,7 @@
 // Runs a model in one of ONNX Runtime's JavaScript packages: `node run.js` a job that is written to it, a tab the one
 // that it is called with. Bytes travel in base64.
 
-const KINDS = { float32: Float32Array, int64: BigInt64Array };
+const KINDS = { float32: Float32Array, float16: Uint16Array, uint8: Uint8Array, int8: Int8Array, int32: Int32Array, int64: BigInt64Array };
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 

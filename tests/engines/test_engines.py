@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from support.engine_runs import ENGINES, SWITCHES, TABS, AbsentError, Run, Tabs, package
 from support.graphs import graph, weight
 from support.helpers import quiet_session
 from support.web_pages import launched
@@ -31,161 +27,35 @@ from onnx_gradcam.metadata import Metadata
 
 pytestmark = pytest.mark.engines
 
-Array = np.ndarray[Any, Any]
-Feeds = dict[str, Array]
-Run = Callable[[onnx.ModelProto, Sequence[Feeds], list[str]], list[list[Array]]]
-"""The outputs of these names for each of several feeds."""
-
-
-def openvino(model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str]) -> list[list[Array]]:
-    """OpenVINO's CPU plugin, in float32."""
-    engine = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    core = engine.Core()
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString()),
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
-    )
-    answers = []
-    for feeds in sets:
-        results = compiled(dict(feeds))
-        answers.append([np.array(results[compiled.output(name)]) for name in names])
-    return answers
-
-
-def opencv(model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str]) -> list[list[Array]]:
-    """OpenCV's own engine."""
-    cv2 = pytest.importorskip("cv2")
-    if int(cv2.__version__.split(".")[0]) < 5:
-        pytest.skip("OpenCV 4 takes no class input")
-    net = cv2.dnn.readNetFromONNX(np.frombuffer(model.SerializeToString(), np.uint8))
-    answers = []
-    for feeds in sets:
-        for name, value in feeds.items():
-            net.setInput(value, name)
-        answers.append([np.array(value) for value in net.forward(names)])
-    return answers
-
-
-SCRIPT = Path(__file__).with_name("run.js")
-INSTALL = "npm install --ignore-scripts, and name its node_modules in NODE_PATH"
-
-
-def package(name: str) -> Path:
-    """The folder of an npm package."""
-    found = [Path(folder) / name for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder]
-    folder = next(filter(Path.is_dir, found), None)
-    if folder is None:
-        pytest.skip(f"there is no {name}: {INSTALL}")
-    return folder
-
-
-def job(model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str], provider: str) -> dict[str, Any]:
-    """What `run.js` is asked."""
-
-    def text(value: bytes) -> str:
-        return base64.b64encode(value).decode()
-
-    tensors = [
-        {name: {"type": str(v.dtype), "dims": v.shape, "data": text(v.tobytes())} for name, v in feeds.items()}
-        for feeds in sets
-    ]
-    options = {"executionProviders": [provider], "logSeverityLevel": 3}
-    return {"model": text(model.SerializeToString()), "sets": tensors, "outputs": names, "options": options}
-
-
-def answered(answers: list[list[dict[str, Any]]]) -> list[list[Array]]:
-    """The arrays that `run.js` answers with."""
-    return [
-        [np.frombuffer(base64.b64decode(a["data"]), a["type"]).reshape(a["dims"]) for a in answer] for answer in answers
-    ]
-
-
-def node(model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str]) -> list[list[Array]]:
-    """onnxruntime-node."""
-    program = shutil.which("node")
-    if program is None:
-        pytest.skip("Node.js is not installed")
-    package("onnxruntime-node")
-    asked = json.dumps(job(model, sets, names, "cpu"))
-    done = subprocess.run([program, SCRIPT], input=asked, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return answered(json.loads(done.stdout))
-
-
-def openvino_provider(model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str]) -> list[list[Array]]:
-    """OpenVINO as an execution provider of ONNX Runtime, in float32."""
-    if "OpenVINOExecutionProvider" not in ort.get_available_providers():
-        pytest.skip("onnxruntime-openvino is not installed")
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    chosen = [("OpenVINOExecutionProvider", {"device_type": "CPU", "precision": "FP32", "num_of_threads": "1"})]
-    session = ort.InferenceSession(model.SerializeToString(), settings, providers=chosen)
-    return [session.run(names, feeds) for feeds in sets]
-
-
-ENGINES: dict[str, Run] = {
-    "openvino": openvino,
-    "onnxruntime-openvino": openvino_provider,
-    "opencv": opencv,
-    "node": node,
-}
-TABS = {
-    "web": ("ort.wasm.min.mjs", "wasm"),
-    "webgpu": ("ort.webgpu.min.mjs", "webgpu"),
-}
-"""The module of onnxruntime-web and the execution provider, by the name of the engine."""
-
-SITE = "https://engines.test/"  # a page of a secure context, which WebGPU asks for; no request leaves the browser
-ADAPTER = "async () => navigator.gpu ? (await navigator.gpu.requestAdapter())?.info.description ?? null : null"
-START = """async file => {
-  const ort = await import(`/${file}`);
-  ort.env.wasm.numThreads = 1;
-  globalThis.ort = ort;
-}"""
-
 
 @pytest.fixture(scope="module")
-def chromium():
-    """A Chromium with WebGPU on the processor."""
-    package("onnxruntime-web")
-    with launched("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader") as browser:
-        yield browser
+def tabs():
+    """What runs models in tabs of a Chromium with WebGPU on the processor."""
+    with skipped_if_absent():
+        package("onnxruntime-web")
+    with launched(*SWITCHES) as browser:
+        yield Tabs(browser)
 
 
-@pytest.fixture(scope="module")
-def tab(chromium) -> Callable[[str], Run]:
-    """A tab of each of `TABS`, opened when it is asked for."""
-    opened: dict[str, Any] = {}
-    files = package("onnxruntime-web") / "dist"
-
-    def serve(route):
-        name = route.request.url.removeprefix(SITE)
-        if name:
-            route.fulfill(path=files / name)
-        else:
-            route.fulfill(body="<!doctype html>", content_type="text/html")
-
-    def run(name: str, model: onnx.ModelProto, sets: Sequence[Feeds], names: list[str]) -> list[list[Array]]:
-        module, provider = TABS[name]
-        if name not in opened:
-            page = chromium.new_page()
-            page.route(f"{SITE}**", serve)
-            page.goto(SITE)
-            if provider == "webgpu" and page.evaluate(ADAPTER) is None:
-                pytest.skip("this Chromium has no WebGPU")
-            page.add_script_tag(path=SCRIPT)
-            page.evaluate(START, module)
-            opened[name] = page
-        return answered(opened[name].evaluate("job => run(ort, job)", job(model, sets, names, provider)))
-
-    return lambda name: partial(run, name)
+@contextmanager
+def skipped_if_absent():
+    """Skip the test if the engine is not here."""
+    try:
+        yield
+    except AbsentError as exc:
+        pytest.skip(str(exc))
 
 
 @pytest.fixture
 def run(engine, request) -> Run:
-    """What runs models on the engine."""
-    return request.getfixturevalue("tab")(engine) if engine in TABS else ENGINES[engine]
+    """What runs models on the engine; where it is not here, the test is skipped."""
+    found = request.getfixturevalue("tabs")(engine) if engine in TABS else ENGINES[engine]
+
+    def here(*job: Any) -> list[list[Any]]:
+        with skipped_if_absent():
+            return found(*job)
+
+    return here
 
 
 def written_for(engine: str) -> dict[str, Any]:
@@ -214,6 +84,30 @@ def hidden_layer(product: str) -> onnx.ModelProto:
         w2=(64, 64, 3, 3),
         f1=(64, 64),
         f2=(10, 64),
+    )
+
+
+def normalized_before() -> onnx.ModelProto:
+    """A classifier whose second convolution reads a batch normalization, as in an inverted residual."""
+    return graph(
+        """
+        c1 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w1)
+        n = BatchNormalization (c1, scale, shift, mean, variance)
+        c2 = Conv (n, w2)
+        r = Relu (c2)
+        p = GlobalAveragePool (r)
+        f = Flatten (p)
+        y = Gemm <transB = 1> (f, f1)
+        """,
+        inputs="float[N,3,32,32] x",
+        outputs="float[N,10] y",
+        w1=(8, 3, 3, 3),
+        scale=np.linspace(0.3, 2, 8, dtype=np.float32),
+        shift=(8,),
+        mean=(8,),
+        variance=np.linspace(0.5, 2, 8, dtype=np.float32),
+        w2=(24, 8, 1, 1),
+        f1=(10, 24),
     )
 
 
@@ -255,6 +149,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "gradient of the image": (lambda _: hidden_layer("matmul"), {"method": "gradient"}),
     "gradient, cpu profile": (lambda _: hidden_layer("matmul"), {"method": "gradient", "profile": "cpu"}),
     "gradient, openvino profile": (lambda _: hidden_layer("gemm"), {"method": "gradient", "profile": "openvino"}),
+    "normalization before a convolution": (lambda _: normalized_before(), {"method": "gradient"}),
     "demo": (lambda root: root / "models/shapes.onnx", {}),
     "demo, gradient": (lambda root: root / "models/shapes.onnx", {"method": "gradient"}),
     "demo, guided": (lambda root: root / "models/shapes.onnx", {"method": "guided-backprop", "profile": "cpu"}),
@@ -370,12 +265,13 @@ def test_explain_on_the_openvino_provider(tmp_path, repository):
 
 
 @pytest.mark.parametrize("case", ["square hidden layer, Gemm", "square convolution", "gradient of the image"])
-def test_openvino_needs_the_weights_apart(case, repository, monkeypatch):
+@pytest.mark.parametrize("engine", ["openvino"])
+def test_openvino_needs_the_weights_apart(engine, run, case, repository, monkeypatch):
     """The fault that `separate_weights` avoids is still there; if this fails, OpenVINO may have mended it."""
     monkeypatch.setattr(attachment, "separate_weights", lambda _: 0)
     make, choices = CASES[case]
     photo = repository / "models" / "circle_and_star.png"
-    assert differences(openvino, make(repository), written_for("openvino") | choices, photo)["cam"] > 0.05
+    assert differences(run, make(repository), written_for(engine) | choices, photo)["cam"] > 0.05
 
 
 REAL: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[tuple[int, ...], ...]]] = {
@@ -390,10 +286,11 @@ REAL: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[tuple[int, ...], ...
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
-def test_trained_models_on_openvino(name, real_data):
+@pytest.mark.parametrize("engine", ["openvino"])
+def test_trained_models_on_openvino(engine, run, name, real_data):
     choices, preprocessing, chosen = REAL[name]
     source = real_data / "models" / "onnx_native" / f"{name}.onnx"
     photo = real_data / "photos" / "classic" / "gradcam_both.png"
-    found = differences(openvino, source, written_for("openvino") | choices, photo, chosen, preprocessing)
+    found = differences(run, source, written_for(engine) | choices, photo, chosen, preprocessing)
     for output, difference in found.items():
         assert difference < 1e-4, output

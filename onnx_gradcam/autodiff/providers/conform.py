@@ -84,9 +84,9 @@ class Documented:
 class Profile:
     """How a gradient is written for one runtime: `rules` makes the table of VJP rules.
 
-    Without `documented`, no operator is checked. `separate_weights`: the runtime may confuse a square weight with its
-    transpose; see `aliasing`. `tested`: a test runs gradients on this runtime; the numbers of the others are tested on
-    ONNX Runtime's CPU provider only.
+    Without `documented`, no operator is checked. `separate_weights`: the runtime may change a weight that the
+    gradient reads too; see `aliasing`. `tested`: a test runs gradients on this runtime; the numbers of the others are
+    tested on ONNX Runtime's CPU provider only.
     """
 
     name: str
