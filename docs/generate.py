@@ -11,6 +11,7 @@ from onnx_gradcam.autodiff.coverage import Row, coverage
 from onnx_gradcam.editor.engines import ENGINES
 from onnx_gradcam.editor.methods.catalogue import INGREDIENTS, methods
 from onnx_gradcam.editor.presets import PRESETS
+from onnx_gradcam.evaluation.metrics import METRICS
 from onnx_gradcam.images.preprocessing import PRESETS as PREPROCESSING
 
 FOLDER = Path(__file__).parent
@@ -171,6 +172,21 @@ def preprocessing_page() -> str:
     return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
 
 
+def evaluate_page() -> str:
+    """The page of metrics, its table written anew; what stands around it is kept."""
+    written = (FOLDER / "evaluate.md").read_text(encoding="utf-8")
+    before, rest = written.split(BEGIN)
+    table = [
+        "| `--metric` | asks for | meaning | better | cost | default |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| `{name}` | {m.group} | {m.meaning} | {m.better} | {m.cost} | {'yes' if m.default else ''} |"
+            for name, m in METRICS.items()
+        ),
+    ]
+    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+
+
 USES = {
     "torchvision": "torchvision, and most classifiers that were trained in PyTorch",
     "keras-caffe": "`keras.applications`: VGG, ResNet50 to ResNet152",
@@ -197,6 +213,7 @@ PAGES = {
     "presets.md": presets_page,
     "engines.md": engines_page,
     "preprocessing.md": preprocessing_page,
+    "evaluate.md": evaluate_page,
 }
 
 

@@ -60,6 +60,7 @@ Biases = Literal["apart", "merged", "unknown"]
 BatchFormat = Literal["parquet", "npz", "png"]
 Probabilities = Literal["softmax", "sigmoid", "none"]
 Watched = Literal["similarity", "score"]
+Randomization = Literal["shuffle", "initialise"]
 Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed", "grey"]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnx_gradcam.options import Options, Watched
+from onnx_gradcam.options import Options, Randomization, Watched
 
 from ._images import find_images
 from ._options import (
@@ -32,8 +32,9 @@ from ._options import (
 from ._output import complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
-    from onnx_gradcam.evaluation.experiment import Evaluation, Mean
+    from onnx_gradcam.evaluation.experiment import Evaluation
     from onnx_gradcam.evaluation.randomization import Randomized
+    from onnx_gradcam.evaluation.statistics import Mean
 
 __all__ = ["evaluate"]
 
@@ -65,8 +66,9 @@ def evaluate(
         str | None,
         option(
             "Method",
-            "Metrics: deletion, insertion, road, average_drop, increase, deletion_drop, sparsity, and with --boxes or "
-            "for a detector pointing, energy. [default: all]",
+            "Metrics, or `all`; docs/evaluate.md describes each. [default: those marked there that apply]",
+            "--metric",
+            "--metrics",
             metavar="NAME[,NAME...]",
         ),
     ] = None,
@@ -79,6 +81,18 @@ def evaluate(
             "--sanity",
         ),
     ] = False,
+    sanity_mode: Annotated[
+        Randomization,
+        option(
+            "Method",
+            "How --sanity randomizes weights: shuffle each layer's own, or initialise new ones.",
+            metavar="shuffle|initialise",
+        ),
+    ] = "shuffle",
+    everything: Annotated[
+        bool, option("Method", "Every metric that applies, and the parameter randomization test.", "--all")
+    ] = False,
+    report: Annotated[Path | None, option("Output", "Write the tables as a page.", metavar="FILE.html")] = None,
     target: Annotated[
         str | None, option("Target", "Class to explain, by name or index. [default: predicted class]", metavar="CLASS")
     ] = None,
@@ -111,6 +125,7 @@ def evaluate(
       onnx-gradcam evaluate model.onnx --images photos/ --preprocess torchvision
       onnx-gradcam evaluate model.onnx --images photos/ --boxes boxes.json --method gradcam,layercam,eigencam
       onnx-gradcam evaluate model.onnx --images photos/ --metric road,sparsity --sanity --json
+      onnx-gradcam evaluate model.onnx --images photos/ --all --report methods.html
       onnx-gradcam evaluate detector.onnx --images photos/ --boxes voc/ --method hirescam,layercam
       onnx-gradcam evaluate detector.onnx --images photos/ --box all --least 0.4
 
@@ -124,6 +139,11 @@ def evaluate(
         raise typer.BadParameter("images are read several times; give files.", param_hint="--images")
     if boxes is not None and target is not None:
         raise typer.BadParameter("with --boxes the classes are those of the objects.", param_hint="--target")
+    if everything and metric is not None:
+        raise typer.BadParameter("--all computes every metric.", param_hint="--metric")
+    if report is not None and report.suffix.lower() not in {".html", ".htm"}:
+        raise typer.BadParameter(f"{str(report)!r} does not end in .html.", param_hint="--report")
+    metric, sanity = ("all", True) if everything else (metric, sanity)
     methods, metrics = names(method, "--method"), None if metric is None else names(metric, "--metric")
     from onnx_gradcam.evaluation import experiment  # noqa: PLC0415 - --help must not wait for it
 
@@ -138,13 +158,18 @@ def evaluate(
         watch=watch,
         steps=steps,
         seed=seed,
+        randomize_by=sanity_mode,
         batch_size=batch_size,
         threads=threads,
         provider=provider,
         options=Options(**choices),
         feeds=read_feeds(feed),
     )
+    if report is not None:
+        evaluation.check_report(report)
     _run(evaluation, sanity=sanity)
+    if report is not None and evaluation.results:
+        evaluation.report(report, f"Methods on {Path(model).name}", randomization=sanity)
     if as_json:
         say_json({"model": model, **evaluation.to_dict(randomization=sanity)})
     elif evaluation.results:
@@ -173,7 +198,7 @@ def _run(evaluation: Evaluation, *, sanity: bool) -> None:
 
 
 def _say(evaluation: Evaluation) -> None:
-    from onnx_gradcam.evaluation.faithfulness import METRICS  # noqa: PLC0415 - as above
+    from onnx_gradcam.evaluation.metrics import METRICS  # noqa: PLC0415 - as above
 
     means, count = evaluation.means, len(evaluation.results)
     subject = "box" if evaluation.evaluator.detects else "image" if evaluation.boxes is None else "object"
@@ -181,11 +206,20 @@ def _say(evaluation: Evaluation) -> None:
     say(f"{count} {subject}{plural}; mean and standard error; random and centre do not depend on the model")
     if evaluation.evaluator.detects:
         say(_protocol(evaluation))
-    rows = [("", "better", *means)]
-    for name in evaluation.metrics:
-        cells = (_cell(row.get(name)) for row in means.values())
-        rows.append((METRICS[name].title, METRICS[name].better, *cells))
+    rows = [
+        ("", "better", *means),
+        *(
+            (METRICS[name].title, METRICS[name].better, *(_cell(row.get(name)) for row in means.values()))
+            for name in evaluation.metrics
+            if any(name in row for row in means.values())
+        ),
+    ]
     say(table(rows, right=range(2, 2 + len(means))))
+    if evaluation.agreement is not None:
+        say(f"  agreement of the metrics on the order of the methods (Kendall's W): {evaluation.agreement:.2f}")
+    if evaluation.undecided:
+        titles = ", ".join(METRICS[name].title for name in evaluation.undecided)
+        say(f"  best and worst method less than two standard errors apart: {titles}")
     for method, blank in evaluation.blank.items():
         if blank:
             say(f"  {method}: {blank} blank")
@@ -210,15 +244,21 @@ def _say_randomization(evaluation: Evaluation) -> None:
     methods, results = list(evaluation.evaluator.methods), evaluation.randomization
     say()
     say("parameter randomization: mean rank correlation with the model's own heatmap")
-    rows = [("", "layers", *methods)]
-    for result in results:
-        cells = ("" if (value := result.spearman[m]) is None else f"{value:.3f}" for m in methods)
-        rows.append((result.stage.kind, _layers(result), *cells))
+    whole = [result for result in results if result.stage.kind == "cascading"][-1]
+    rows = [
+        ("", "layers", *methods),
+        *((r.stage.kind, _layers(r), *(_three(r.spearman[m]) for m in methods)) for r in results),
+        ("entropy", "all, relative change", *(_three(whole.entropy[m]) for m in methods)),
+    ]
     say(table(rows, right=range(2, 2 + len(methods))))
     for method in methods:
         unchanged = [f"{result.stage.kind} {_layers(result)}" for result in results if method in result.unchanged]
         if unchanged:
             warn(f"{method} does not change at all when these weights are randomized: {'; '.join(unchanged)}")
+
+
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _layers(result: Randomized) -> str:

@@ -20,7 +20,17 @@ from onnx_gradcam.files import read_file
 from onnx_gradcam.runtime.answers import Box
 from onnx_gradcam.runtime.detections import overlaps
 
-__all__ = ["SAME_OBJECT", "Annotation", "energy_inside", "matched", "points_inside", "read_boxes"]
+__all__ = [
+    "SAME_OBJECT",
+    "Annotation",
+    "area_under_roc",
+    "energy_inside",
+    "matched",
+    "points_inside",
+    "rank_inside",
+    "read_boxes",
+    "top_inside",
+]
 
 SAME_OBJECT: Final = 0.5
 """Intersection over union from which two boxes of a class count as one object, as in PASCAL VOC."""
@@ -92,6 +102,41 @@ def energy_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> f
     """The energy-based pointing game (Wang et al. 2020, Score-CAM): the share of the sum of ``[H, W]`` inside a box."""
     total = float(heatmap.sum())
     return float(heatmap[inside].sum()) / total if total > 0 else 0.0
+
+
+def rank_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> float:
+    """Relevance rank accuracy: of as many hottest pixels as there are inside boxes, the share that is inside.
+
+    Arras, Osman and Samek 2022 (CLEVR-XAI), section 3.3. 0 for a blank heatmap, and where no pixel is inside.
+    """
+    return top_inside(heatmap, inside, int(inside.sum()))
+
+
+def top_inside(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_], count: int = 1000) -> float:
+    """The share of the `count` hottest pixels that is inside; Theiner et al. 2021, top-k intersection."""
+    if not heatmap.any() or not count:
+        return 0.0
+    values, hits = heatmap.reshape(-1), inside.reshape(-1)
+    count = min(count, values.size)
+    limit = np.partition(values, -count)[-count]
+    above, level = values > limit, values == limit
+    # Of pixels with the last value that counts, the share that is needed: reading order must not decide.
+    part = (count - above.sum()) / level.sum()
+    return float((hits[above].sum() + part * hits[level].sum()) / count)
+
+
+def area_under_roc(heatmap: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> float | None:
+    """Area under the receiver operating characteristic of the heatmap as a detector of the pixels inside.
+
+    The probability that a pixel inside is hotter than one outside, equal ones counting half; Fawcett 2006, section 7.
+    `None` where all pixels or none are inside.
+    """
+    hits, count = inside.reshape(-1), int(inside.sum())
+    if count in {0, hits.size}:
+        return None
+    _, which, counts = np.unique(heatmap, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which.reshape(-1)]
+    return float((ranks[hits].sum() - count * (count + 1) / 2) / (count * (hits.size - count)))
 
 
 def read_boxes(path: str | Path) -> dict[str, list[Annotation]]:

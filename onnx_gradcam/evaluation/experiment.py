@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, get_args
 
 from onnx_gradcam.editor.targets.classes import parse_top
-from onnx_gradcam.errors import InputError, TargetError, UnsupportedError, near_matches
-from onnx_gradcam.files import ModelSource
-from onnx_gradcam.options import Options, Watched
+from onnx_gradcam.errors import InputError, TargetError, UnsupportedError
+from onnx_gradcam.files import ModelSource, make_folder, write_file
+from onnx_gradcam.options import Options, Randomization, Watched, check_word
 from onnx_gradcam.runtime.explainer import BoxChoice
 
 from .boxes import Annotation, read_boxes
-from .faithfulness import METRICS
+from .metrics import METRICS, named
+from .pages import check_page, evaluation_page
 from .randomization import Randomized, Stage, plan_stages, randomized, weight_layers
 from .scoring import BASELINES, Evaluated, Evaluator
+from .statistics import Mean, Paired, kendall_w, mean_of, paired, told_apart
 
-__all__ = ["Evaluation", "Mean", "evaluate", "means"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A metric over images.
-
-    Attributes:
-        mean: mean of the values.
-        error: its standard error; `None` for a single value.
-        count: number of values.
-    """
-
-    mean: float
-    error: float | None
-    count: int
+__all__ = ["Evaluation", "evaluate", "means"]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -53,6 +37,7 @@ class Evaluation:
         metrics: names of the metrics that are computed.
         target: the class to explain; by default each image's predicted class.
         boxes: annotations by file name, if any.
+        randomize_by: how weights are randomized, see `onnx_gradcam.evaluation.randomization.redrawn`.
     """
 
     evaluator: Evaluator
@@ -60,6 +45,7 @@ class Evaluation:
     metrics: Sequence[str]
     target: int | str | None = None
     boxes: Mapping[str, Sequence[Annotation]] | None = None
+    randomize_by: Randomization = "shuffle"
     _results: list[Evaluated] = field(default_factory=list)
     _errors: dict[str, str] = field(default_factory=dict)
     _stages: list[Randomized] = field(default_factory=list)
@@ -119,6 +105,58 @@ class Evaluation:
         """How many heatmaps are zero everywhere, by method or baseline."""
         return {method: sum(method in result.blank for result in self.results) for method in self.means}
 
+    @property
+    def paired(self) -> Mapping[str, Mapping[str, Mapping[str, Paired]]]:
+        """Every method against `random` and `centre`: by method, baseline and metric with a better direction."""
+        columns = {metric: self._columns(metric) for metric in self._directed}
+        return {
+            method: {
+                baseline: {
+                    metric: paired(column[method], column[baseline])
+                    for metric, column in columns.items()
+                    if method in column and baseline in column
+                }
+                for baseline in BASELINES
+            }
+            for method in self.evaluator.methods
+        }
+
+    @property
+    def agreement(self) -> float | None:
+        """Kendall's W of the orders in which the metrics with a better direction put the methods; 1 is full agreement.
+
+        Metrics that not every method has are left out; `None` with fewer than three methods or two metrics.
+        """
+        means, methods = self.means, self.evaluator.methods
+        return kendall_w(
+            {
+                metric: [METRICS[metric].worth(means[method][metric].mean) for method in methods]
+                for metric in self._directed
+                if all(metric in means[method] for method in methods)
+            }
+        )
+
+    @property
+    def undecided(self) -> Sequence[str]:
+        """Metrics whose best and worst method are less than two standard errors of their difference apart."""
+        methods = self.evaluator.methods
+        columns = {metric: self._columns(metric) for metric in self._directed} if len(methods) > 1 else {}
+        chosen = {metric: {m: column[m] for m in methods if m in column} for metric, column in columns.items()}
+        return [metric for metric, column in chosen.items() if len(column) > 1 and not told_apart(column)]
+
+    @property
+    def _directed(self) -> Sequence[str]:
+        return [metric for metric in self.metrics if METRICS[metric].better]
+
+    def _columns(self, metric: str) -> dict[str, list[float]]:
+        """The worth of every image, higher being better, by method and baseline that have the metric for all."""
+        columns: dict[str, list[float]] = {}
+        for result in self.results:
+            for method, values in result.values.items():
+                if metric in values:
+                    columns.setdefault(method, []).append(METRICS[metric].worth(values[metric]))
+        return {method: column for method, column in columns.items() if len(column) == len(self.results)}
+
     def randomize(self) -> Iterator[Randomized]:
         """Randomize the model's parameters stage by stage, and compare heatmaps with the model's own.
 
@@ -129,7 +167,7 @@ class Evaluation:
 
     def _randomize(self) -> Iterator[Randomized]:
         subjects = [(result.image, result.target.index, result.box) for result in self.results]
-        for stage in randomized(self.evaluator, self.stages, subjects, self.evaluator.seed):
+        for stage in randomized(self.evaluator, self.stages, subjects, self.evaluator.seed, self.randomize_by):
             self._stages.append(stage)
             yield stage
 
@@ -139,6 +177,17 @@ class Evaluation:
         for _ in self._stage_stream:
             pass
         return self._stages
+
+    def report(self, path: str | Path, title: str, *, randomization: bool = False) -> None:
+        """Write one HTML file with every table; with `randomization`, also that of the randomization test."""
+        self.check_report(path)
+        page = evaluation_page(self, title, self.randomization if randomization else [])
+        make_folder(Path(path).parent)
+        write_file(path, page.encode("utf-8", "replace"))
+
+    def check_report(self, path: str | Path) -> None:
+        """Refuse a path for the page that is one of the images or another file, before any image is explained."""
+        check_page(path, self.images)
 
     def to_dict(self, *, randomization: bool = False) -> dict[str, Any]:
         """Every number, as JSON values; with `randomization`, also those of the parameter randomization test."""
@@ -159,6 +208,14 @@ class Evaluation:
                 method: {**{metric: asdict(mean) for metric, mean in row.items()}, "blank": blank[method]}
                 for method, row in self.means.items()
             },
+            "paired": {
+                method: {
+                    baseline: {metric: asdict(pair) for metric, pair in row.items()} for baseline, row in rows.items()
+                }
+                for method, rows in self.paired.items()
+            },
+            "kendall_w": self.agreement,
+            "undecided": self.undecided,
             "images": [_result_dict(result) for result in self.results]
             + [{"path": path, "error": text} for path, text in self.errors.items()],
         }
@@ -181,6 +238,7 @@ def evaluate(
     feeds: Mapping[str, Any] | None = None,
     steps: int = 50,
     seed: int = 0,
+    randomize_by: Randomization = "shuffle",
     batch_size: int = 8,
     provider: str = "cpu",
     threads: int | None = None,
@@ -194,7 +252,7 @@ def evaluate(
         model: a model that is not explained yet.
         images: paths of the images.
         methods: names of the methods, as `onnx-gradcam methods` lists them.
-        metrics: names of `onnx_gradcam.evaluation.faithfulness.METRICS`; by default all that apply.
+        metrics: names of `onnx_gradcam.evaluation.metrics.METRICS`, or `all`; by default its `DEFAULT` that apply.
         boxes: annotations, as `read_boxes` reads or returns them. Explained are then the classes of the objects; of a
             detector the boxes that overlap an annotated box of their class by half, which is where heatmaps should be
             instead of the detector's own box.
@@ -208,6 +266,8 @@ def evaluate(
         feeds: values of the model's other inputs, as for `Explainer`, the same for all images.
         steps: number of steps of deletion and insertion.
         seed: random seed.
+        randomize_by: how `Evaluation.randomization` changes weights: `shuffle` puts each layer's own in random order,
+            `initialise` draws new ones, which quantized models refuse.
         batch_size: number of images to run at once.
         provider: execution provider.
         threads: number of CPU threads; all cores by default.
@@ -231,6 +291,7 @@ def evaluate(
         raise InputError("there is no image to evaluate methods on; give at least one")
     if not methods:
         raise InputError("there is no method to evaluate; give at least one")
+    check_word("randomize_by", randomize_by, get_args(Randomization))
     if boxes is not None and target is not None:
         raise InputError("with boxes the classes are those of the objects; leave out the target")
     if isinstance(target, str) and parse_top(target) is not None:
@@ -239,7 +300,7 @@ def evaluate(
     evaluator = Evaluator(
         model=model,
         methods=methods,
-        metrics=_known(metrics),
+        metrics=named(metrics),
         options=options or Options(),
         feeds=feeds,
         box=box,
@@ -254,18 +315,13 @@ def evaluate(
         raise TargetError(f"{target!r} is several classes, and methods are compared on one; name it")
     names = _possible(evaluator, metrics, annotated=boxes is not None)
     return Evaluation(
-        evaluator=evaluator, images=[str(image) for image in images], metrics=names, target=target, boxes=annotations
+        evaluator=evaluator,
+        images=[str(image) for image in images],
+        metrics=names,
+        target=target,
+        boxes=annotations,
+        randomize_by=randomize_by,
     )
-
-
-def _known(names: Sequence[str] | None) -> Sequence[str]:
-    """The names of metrics, by default of all."""
-    for name in names or []:
-        if name not in METRICS:
-            raise InputError(
-                f"unknown metric {name!r}{near_matches(name, METRICS)} (choose from: {', '.join(METRICS)})"
-            )
-    return tuple(METRICS) if names is None else names
 
 
 def _possible(evaluator: Evaluator, names: Sequence[str] | None, *, annotated: bool) -> list[str]:
@@ -277,10 +333,10 @@ def _possible(evaluator: Evaluator, names: Sequence[str] | None, *, annotated: b
         )
     placed = annotated or evaluator.places
     for name in names or []:
-        if METRICS[name].of_boxes and not placed:
+        if name != "all" and METRICS[name].of_boxes and not placed:
             remedy = "choose another metric" if evaluator.detects else "give them with --boxes"
             raise InputError(f"the metric {name!r} needs the boxes of the objects; {remedy}")
-    return [n for n, m in METRICS.items() if (names is None or n in names) and (placed or not m.of_boxes)]
+    return [name for name in named(names) if placed or not METRICS[name].of_boxes]
 
 
 def means(results: Sequence[Evaluated]) -> dict[str, dict[str, Mean]]:
@@ -290,12 +346,7 @@ def means(results: Sequence[Evaluated]) -> dict[str, dict[str, Mean]]:
         for method, numbers in result.values.items():
             for metric, number in numbers.items():
                 values.setdefault(method, {}).setdefault(metric, []).append(number)
-    return {method: {metric: _mean(row) for metric, row in columns.items()} for method, columns in values.items()}
-
-
-def _mean(numbers: Sequence[float]) -> Mean:
-    error = float(np.std(numbers, ddof=1)) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
-    return Mean(mean=float(np.mean(numbers)), error=error, count=len(numbers))
+    return {method: {metric: mean_of(row) for metric, row in columns.items()} for method, columns in values.items()}
 
 
 def _result_dict(result: Evaluated) -> dict[str, Any]:
@@ -315,6 +366,7 @@ def _stage_dict(result: Randomized) -> dict[str, Any]:
         "layers": [layer.name for layer in result.stage.named],
         "spearman": result.spearman,
         "ssim": result.ssim,
+        "entropy": result.entropy,
         "unchanged": result.unchanged,
         "failed": result.failed,
     }

@@ -2,20 +2,33 @@
 
 Each metric changes the image as the heatmap says and runs the model again. An image is the model's input, channels
 first, ``float32 [C, H, W]``; a heatmap is ``[H, W]`` in [0, 1] over it; the score is the probability of the class.
+`metrics` lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import InputError
-
-__all__ = ["METRICS", "PERCENTILES", "Metric", "Trial", "blurred", "gini", "impute", "measure"]
+__all__ = [
+    "PERCENTILES",
+    "Trial",
+    "average_drop",
+    "blurred",
+    "deletion",
+    "deletion_drop",
+    "impute",
+    "increase",
+    "insertion",
+    "road",
+    "road_accuracy",
+    "road_combined",
+]
 
 Array = npt.NDArray[Any]
 Scores = Callable[[Array], Array]
@@ -49,6 +62,11 @@ class Trial:
         steps: number of steps of deletion and insertion.
         batch_size: number of images to run at once.
         seed: random seed for the order of equal pixels and for the noise.
+        right: maps images to whether each is predicted to be of the class, ``bool [M]``; `None` for a detector.
+        explain: maps images, and a class or `None` for the explained one, to the method's heatmaps ``[M, H, W]``.
+        others: the indices of the model's other classes; empty for a detector.
+        gap: sum of an attribution, and the score of the image less that of the input zero; `None` without attribution.
+        mosaic: a mosaic of 2x2 images ``[C, H, W]``, and which pixels are of the class, ``bool [H, W]``.
     """
 
     image: Array
@@ -57,24 +75,26 @@ class Trial:
     steps: int = 50
     batch_size: int = 8
     seed: int = 0
+    right: Callable[[Array], Array] | None = None
+    explain: Callable[[Array, int | None], Array] | None = None
+    others: Sequence[int] = ()
+    gap: tuple[float, float] | None = None
+    mosaic: tuple[Array, npt.NDArray[np.bool_]] | None = None
 
     @property
     def rng(self) -> np.random.Generator:
         """A generator that starts anew for every metric and heatmap."""
         return np.random.default_rng(self.seed)
 
-    def ask(self, images: Iterator[Array]) -> npt.NDArray[np.float64]:
+    def ask(self, images: Iterable[Array]) -> npt.NDArray[np.float64]:
         """The scores ``[M]`` of images; no more than a batch exist at once."""
-        scores: list[float] = []
-        batch: list[Array] = []
-        for image in images:
-            batch.append(image)
-            if len(batch) == self.batch_size:
-                scores += self.scores(np.stack(batch)).tolist()
-                batch = []
-        if batch:
-            scores += self.scores(np.stack(batch)).tolist()
-        return np.array(scores, np.float64)
+        return np.array([score for some in self.batches(images) for score in self.scores(some).tolist()], np.float64)
+
+    def batches(self, images: Iterable[Array]) -> Iterator[Array]:
+        """The images, so many at once as the model is to run."""
+        numbered = iter(images)
+        while batch := list(islice(numbered, self.batch_size)):
+            yield np.stack(batch)
 
     def order(self, heatmap: Array) -> npt.NDArray[np.intp]:
         """The pixels from the hottest to the coldest, ``[H * W]``; equal ones in random order.
@@ -117,20 +137,39 @@ def road(trial: Trial, heatmap: Array) -> float:
     tells the model little. Half the difference of the mean scores over `PERCENTILES`, least relevant first minus most
     relevant first: ROADCombined of pytorch-grad-cam's metrics/road.py, for heatmaps without equal values.
     """
+    return road_combined(trial, heatmap, PERCENTILES)
+
+
+def road_combined(trial: Trial, heatmap: Array, percentiles: Sequence[int]) -> float:
+    """`road` with other percentages of the pixels."""
     order, rng = trial.order(heatmap), trial.rng
-    deviation = _NOISE * float(trial.image.std())
+    least, most = (trial.ask(_imputed(trial, ranked, percentiles, rng)).mean() for ranked in (order, order[::-1]))
+    return float(least - most) / 2
 
-    def filled(ranked: npt.NDArray[np.intp]) -> Iterator[Array]:
-        imputed = None
-        for percentile in reversed(PERCENTILES):
-            kept = np.zeros(heatmap.size, bool)
-            kept[ranked[: max(1, -(-percentile * (heatmap.size - 1) // 100))]] = True
-            visible = kept.reshape(heatmap.shape)
-            imputed = impute(trial.image, visible, imputed)
-            noise = deviation * rng.standard_normal(imputed.shape).astype(np.float32)
-            yield np.where(visible, imputed, imputed + noise)
 
-    return float(trial.ask(filled(order)).mean() - trial.ask(filled(order[::-1])).mean()) / 2
+def road_accuracy(trial: Trial, heatmap: Array) -> float | None:
+    """The share of `PERCENTILES` at which the class is still the predicted one without the hottest pixels.
+
+    Rong et al. 2022, section 5: its mean over images is the area under the accuracy, which is the paper's own figure.
+    """
+    if trial.right is None:
+        return None
+    images = _imputed(trial, trial.order(heatmap)[::-1], PERCENTILES, trial.rng)
+    return float(np.concatenate([trial.right(some) for some in trial.batches(images)]).mean())
+
+
+def _imputed(
+    trial: Trial, ranked: npt.NDArray[np.intp], percentiles: Sequence[int], rng: np.random.Generator
+) -> Iterator[Array]:
+    """The image of which only the first pixels of `ranked` are kept, at each percentage from the largest down."""
+    deviation, shape, imputed = _NOISE * float(trial.image.std()), trial.image.shape[1:], None
+    for percentile in reversed(percentiles):
+        kept = np.zeros(ranked.size, bool)
+        kept[ranked[: max(1, -(-percentile * (ranked.size - 1) // 100))]] = True
+        visible = kept.reshape(shape)
+        imputed = impute(trial.image, visible, imputed)
+        noise = deviation * rng.standard_normal(imputed.shape).astype(np.float32)
+        yield np.where(visible, imputed, imputed + noise)
 
 
 def average_drop(trial: Trial, heatmap: Array) -> float:
@@ -143,7 +182,7 @@ def average_drop(trial: Trial, heatmap: Array) -> float:
 
 def increase(trial: Trial, heatmap: Array) -> float:
     """1 if the image multiplied by the heatmap scores higher than the image, else 0; as `average_drop`."""
-    (score,) = trial.ask(iter([trial.image * heatmap]))
+    (score,) = trial.ask([trial.image * heatmap])
     return float(score > trial.score)
 
 
@@ -157,64 +196,8 @@ def deletion_drop(trial: Trial, heatmap: Array) -> float:
 
 
 def _lost(trial: Trial, image: Array) -> float:
-    (score,) = trial.ask(iter([image]))
+    (score,) = trial.ask([image])
     return max(0.0, trial.score - float(score)) / trial.score if trial.score > 0 else 0.0
-
-
-def gini(trial: Trial, heatmap: Array) -> float:  # noqa: ARG001 - the model is not run
-    """Sparsity: the Gini index of the heatmap's values, 0 if all are equal, near 1 if a few hold the whole sum.
-
-    Hurley and Rickard 2009 (Comparing measures of sparsity), eq. 1; for explanations Chalasani et al. 2020. 0 for a
-    blank heatmap.
-    """
-    values = np.sort(heatmap, axis=None).astype(np.float64)
-    total = values.sum()
-    if total <= 0:
-        return 0.0
-    ranks = np.arange(1, values.size + 1)
-    return float(1 - 2 * np.sum(values / total * (values.size - ranks + 0.5) / values.size))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A metric of a heatmap: `function` is `None` if it needs boxes, `better` empty if neither direction is better."""
-
-    name: str
-    title: str
-    better: Literal["higher", "lower", ""]
-    function: Callable[[Trial, Array], float] | None = None
-
-    @property
-    def of_boxes(self) -> bool:
-        """Whether it needs the boxes of the objects."""
-        return self.function is None
-
-
-METRICS: Final = {
-    metric.name: metric
-    for metric in (
-        Metric(name="deletion", title="deletion AUC", better="lower", function=deletion),
-        Metric(name="insertion", title="insertion AUC", better="higher", function=insertion),
-        Metric(name="road", title="ROAD", better="higher", function=road),
-        Metric(name="average_drop", title="average drop", better="lower", function=average_drop),
-        Metric(name="increase", title="increase", better="higher", function=increase),
-        Metric(name="deletion_drop", title="drop in deletion", better="higher", function=deletion_drop),
-        Metric(name="sparsity", title="sparsity (Gini)", better="", function=gini),
-        Metric(name="pointing", title="pointing game", better="higher"),
-        Metric(name="energy", title="energy-based pointing game", better="higher"),
-    )
-}
-
-
-def measure(trial: Trial, heatmap: Array, metrics: Sequence[str]) -> dict[str, float]:
-    """The values of those `metrics`, names of `METRICS`, that need no boxes."""
-    if heatmap.shape != trial.image.shape[1:]:
-        raise InputError(
-            f"the heatmap is {list(heatmap.shape)} and the model's input {list(trial.image.shape[1:])} (height, "
-            "width); pass the heatmap over the input"
-        )
-    functions = {name: METRICS[name].function for name in metrics}
-    return {name: function(trial, heatmap) for name, function in functions.items() if function is not None}
 
 
 def blurred(image: Array) -> Array:

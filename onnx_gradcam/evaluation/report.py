@@ -18,7 +18,7 @@ from onnx_gradcam.images.drawing import encode_image, overlay
 from .pairing import Agreement, Compared, Laid
 from .similarity import METRICS
 
-__all__ = ["Results", "render"]
+__all__ = ["Results", "filled", "jpeg", "render"]
 
 _IN_CARD: Final = ("pearson", "overlap", "ssim", "shift")
 
@@ -49,16 +49,11 @@ def render(comparison: Results) -> str:
 
     Names of files and classes are escaped, and a content security policy allows only the page's own style and images.
     """
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - nothing else needs templates
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=_number, count=_count)
-    style = _resource("report.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     records = [record for record in comparison.records if not record.error]
     shown = comparison.shown
     numbers = {id(record): number for number, record in enumerate(comparison.records)}
-    return environment.from_string(_resource("report.html.jinja")).render(
+    return filled(
+        "report.html.jinja",
         comparison=comparison,
         first=next(iter(comparison.sides)),
         metric=METRICS[comparison.metric],
@@ -69,9 +64,20 @@ def render(comparison: Results) -> str:
         cards=[_card(comparison, number, result) for number, result in shown],
         shown={number for number, _ in shown},
         in_card=_IN_CARD,
-        style=style,
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        version=__version__,
+    )
+
+
+def filled(template: str, **values: Any) -> str:
+    """A page of a template, with the style of all pages and a policy that allows it and images alone."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - nothing else needs templates
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=_number, count=_count)
+    style = _resource("report.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return environment.from_string(_resource(template)).render(
+        **values, style=style, policy=policy, version=__version__
     )
 
 
@@ -87,11 +93,11 @@ def _card(comparison: Results, number: int, result: Compared) -> Mapping[str, An
         "path": comparison.short(result.path),
         "target": result.target,
         "top": result.top,
-        "photo": _jpeg(result.image, f"The image {name}"),
+        "photo": jpeg(result.image, f"The image {name}"),
         "sides": [
             {
                 "name": side,
-                "overlay": _jpeg(
+                "overlay": jpeg(
                     overlay(result.image, laid.on(height, width, outside=np.nan)),
                     _in_words(side, name, laid, laid.on(height, width)),
                 ),
@@ -104,7 +110,8 @@ def _card(comparison: Results, number: int, result: Compared) -> Mapping[str, An
     }
 
 
-def _jpeg(pixels: npt.NDArray[np.uint8], alt: str) -> Mapping[str, Any]:
+def jpeg(pixels: npt.NDArray[np.uint8], alt: str) -> Mapping[str, Any]:
+    """An image inside a page, with its text for a screen reader."""
     data = base64.b64encode(encode_image(pixels, ".jpg")).decode("ascii")
     return {"data": data, "alt": alt, "height": pixels.shape[0], "width": pixels.shape[1]}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -21,10 +22,13 @@ from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.options import Options, Watched, check_word
 from onnx_gradcam.runtime.detections import EMPTY_TABLE, Detections, Selection, parse_selection
 from onnx_gradcam.runtime.explainer import Box, BoxChoice, Explainer, Prepared, Target
-from onnx_gradcam.runtime.prober import Prober
+from onnx_gradcam.runtime.prober import Prober, as_input
+from onnx_gradcam.runtime.runners import in_type
 
-from .boxes import Annotation, energy_inside, matched, points_inside
-from .faithfulness import METRICS, Scores, Trial, measure
+from .boxes import Annotation, matched
+from .faithfulness import Scores, Trial
+from .metrics import DEFAULT, localize, measure
+from .robustness import mosaic
 
 __all__ = ["BASELINES", "Evaluated", "Evaluator"]
 
@@ -37,6 +41,8 @@ _DEFAULTS: Final = Options()
 _OF_A_LAYER: Final = ("layer", "weights", "combine")
 """Options that do not apply to a method that looks at no layer."""
 _CELLS: Final = 7
+_COMPANIONS: Final = 40
+"""Of how many images those of other classes in a mosaic are taken."""
 _RANK: Final = 5
 """Objects whose class is not among so many of the highest scores are left out: the model does not recognise them."""
 _SUREST: Final = Selection(which="number", least=0.3)
@@ -78,6 +84,7 @@ class _Subject:
         object: where the object is, `None` if that is unknown.
         label: the annotation's label.
         box: the box of a detector.
+        sums: of methods with an attribution, its sum.
     """
 
     target: Target
@@ -85,6 +92,7 @@ class _Subject:
     object: Annotation | None
     label: str | None
     box: Box | None = None
+    sums: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -97,7 +105,7 @@ class Evaluator:
 
     model: ModelSource
     methods: Sequence[str]
-    metrics: Sequence[str] = tuple(METRICS)
+    metrics: Sequence[str] = DEFAULT
     options: Options = field(default_factory=Options)
     feeds: Mapping[str, Any] | None = None
     box: BoxChoice = None
@@ -184,6 +192,8 @@ class Evaluator:
         Yields:
             The classes of one image, none if the model recognises none of the annotated objects; or the image's error.
         """
+        images = list(images)
+        self._companions = self._companions_among(images) if "focus" in self.metrics and not self.detects else []
         for number, image in enumerate(images):
             yield self._attempt(image, number, target, boxes)
 
@@ -217,14 +227,18 @@ class Evaluator:
         for subject in subjects:
             trial = self._trial(tensor, subject, fed)
             size = trial.image.shape[1:]
-            maps = {**subject.heatmaps, **_baselines(size, np.random.default_rng([self.seed, number]))}
+            baselines = _baselines(size, np.random.default_rng([self.seed, number]))
+            maps = {**subject.heatmaps, **baselines}
+            trials = {name: self._of_method(trial, name, subject, fed, tensor.dtype) for name in subject.heatmaps}
+            # A baseline does not look at the image, so that it explains every image alike.
+            trials |= {name: replace(trial, explain=partial(_same, heatmap)) for name, heatmap in baselines.items()}
             inside = None if subject.object is None else subject.object.inside(*image.shape[:2])
             yield Evaluated(
                 image=path,
                 target=subject.target,
                 label=subject.label,
                 box=subject.box,
-                values={name: self._values(trial, heatmap, placement, inside) for name, heatmap in maps.items()},
+                values={name: self._values(trials[name], maps[name], placement, inside) for name in maps},
                 blank=[name for name, heatmap in maps.items() if not heatmap.any()],
             )
 
@@ -247,6 +261,11 @@ class Evaluator:
                 heatmaps={method: explanation.heatmap for method, explanation in explanations.items()},
                 object=annotation,
                 label=None if annotation is None else annotation.label,
+                sums={
+                    method: float(explanation.maps[0].attribution.sum(dtype=np.float64))
+                    for method, explanation in explanations.items()
+                    if explanation.maps[0].attribution is not None
+                },
             )
 
     def _boxes(
@@ -292,19 +311,25 @@ class Evaluator:
 
     def _heatmap(self, method: str, tensor: Array, box: Box, fed: Fed) -> Array:
         """The heatmap of a box; for methods that run the model many times an explanation would run them twice."""
-        explainer = self.explainers[method]
-        outputs = explainer.run(tensor[None], [box.target.index], [box.index], feeds=fed.of([0]))
-        heatmap: Array = outputs[explainer.metadata.heatmap][0]
-        if not np.isfinite(heatmap).all():
-            raise ModelError(f"{method} gives NaN for this image; check --preprocess and the model's weights")
+        heatmap: Array = self._heatmaps(method, tensor[None], [box.target.index], [box.index], fed)[0]
         return heatmap
 
+    def _heatmaps(
+        self, method: str, rows: Array, classes: Sequence[int], boxes: Sequence[int] | None, fed: Fed
+    ) -> Array:
+        explainer = self.explainers[method]
+        heatmaps: Array = explainer.run(rows, classes, boxes, feeds=fed.repeated(len(rows)).of(range(len(rows))))[
+            explainer.metadata.heatmap
+        ]
+        if not np.isfinite(heatmaps).all():
+            raise ModelError(f"{method} gives NaN for this image; check --preprocess and the model's weights")
+        return heatmaps
+
     def _trial(self, tensor: Array, subject: _Subject, fed: Fed) -> Trial:
-        probe = self._prober.probe(
-            tensor[None], subject.target.index, None if subject.box is None else subject.box.index, fed
-        )
+        index = subject.target.index
+        probe = self._prober.probe(tensor[None], index, None if subject.box is None else subject.box.index, fed)
         scores = _SCORES[self.watched](probe)
-        return Trial(
+        trial = Trial(
             image=probe.x,
             scores=scores,
             score=float(scores(probe.x[None])[0]),
@@ -312,17 +337,77 @@ class Evaluator:
             batch_size=self.batch_size,
             seed=self.seed,
         )
+        if self.detects:
+            return trial
+        count = 2 if self.first.metadata.single_logit else len(self._scores(tensor[None], fed)[0])
+        return replace(
+            trial,
+            right=lambda images: self.predicted(self._rows(images, tensor.dtype), fed) == index,
+            others=[other for other in range(count) if other != index],
+            mosaic=self._mosaic(probe.x, index) if "focus" in self.metrics else None,
+        )
+
+    def _of_method(self, trial: Trial, method: str, subject: _Subject, fed: Fed, dtype: np.dtype[Any]) -> Trial:
+        """The trial with what a method makes of other images, of other classes, and of the image's values."""
+        index = subject.target.index
+
+        def explain(images: Array, other: int | None) -> Array:
+            rows = self._rows(images, dtype)
+            boxes = None if subject.box is None else [subject.box.index] * len(rows)
+            classes = [index if other is None else other] * len(rows)
+            return self._heatmaps(method, rows, classes, boxes, fed)
+
+        gap = None
+        if method in subject.sums and "completeness" in self.metrics:
+            rows = self._rows(np.stack([trial.image, np.zeros_like(trial.image)]), dtype)
+            scores = self._scores(rows, fed)
+            own = scores[:, 0] * (2 * index - 1) if self.first.metadata.single_logit else scores[:, index]
+            gap = subject.sums[method], float(own[0] - own[1])
+        return replace(trial, explain=explain, gap=gap)
+
+    def _companions_among(self, images: Sequence[str]) -> list[tuple[int, Array]]:
+        """The first images and their predicted classes, for mosaics; those that cannot be used are left to the run."""
+        found = []
+        for path in images[:_COMPANIONS]:
+            with contextlib.suppress(InputError, ModelError):
+                image = read_image(path)
+                tensor, placement = prepare(image, self.first.preprocessing)
+                fed = self.first.fed(Prepared(image, tensor, placement))
+                index = int(self.predicted(tensor[None], fed)[0])
+                found.append((index, self._prober.probe(tensor[None], index, None, fed).x))
+        return found
+
+    def _mosaic(self, image: Array, index: int) -> tuple[Array, npt.NDArray[np.bool_]] | None:
+        """A mosaic of the image and its companions; `None` if no companion of its size is of another class."""
+        fits = [(c, x) for c, x in self._companions if x.shape == image.shape and not np.array_equal(x, image)]
+        alike, unlike = ([x for c, x in fits if (c == index) is same] for same in (True, False))
+        return mosaic(image, alike, unlike, np.random.default_rng(self.seed)) if unlike else None
+
+    def _rows(self, images: Array, dtype: np.dtype[Any]) -> Array:
+        """Images ``[M, C, H, W]`` as rows of the model's input."""
+        return in_type(as_input(images, self.first.metadata.batch_layout), dtype)
+
+    def _scores(self, rows: Array, fed: Fed) -> Array:
+        """The scores that are differentiated, ``[M, K]``."""
+        metadata = self._prober.metadata
+        choices = [(-1, None)] * len(rows)
+        scores = self._prober.answers(rows, choices, [metadata.scores_output], fed.repeated(len(rows)))
+        return scores[metadata.scores_output].reshape(len(rows), -1).astype(np.float64)
+
+    def predicted(self, rows: Array, fed: Fed) -> Array:
+        """The predicted class of rows of the model's input, ``int64 [M]``."""
+        metadata = self._prober.metadata
+        choices = [(-1, None)] * len(rows)
+        return self._prober.answers(rows, choices, [metadata.heatmap_class], fed.repeated(len(rows)))[
+            metadata.heatmap_class
+        ]
 
     def _values(
         self, trial: Trial, heatmap: Array, placement: Placement, inside: npt.NDArray[np.bool_] | None
     ) -> dict[str, float]:
         values = measure(trial, heatmap, self.metrics)
         if inside is not None:
-            projected = placement.project(heatmap)
-            if "pointing" in self.metrics:
-                values["pointing"] = float(points_inside(projected, inside))
-            if "energy" in self.metrics:
-                values["energy"] = energy_inside(projected, inside)
+            values |= localize(placement.project(heatmap), inside, self.metrics)
         return values
 
     def _recognised(self, row: Array, annotations: Sequence[Annotation], fed: Fed) -> Iterator[tuple[int, Annotation]]:
@@ -345,6 +430,11 @@ def _own_place(box: Box) -> Annotation | None:
         return None
     x0, y0, x1, y1 = box.xyxy
     return Annotation(box.target.label, [(x0, y0, x1 - 1, y1 - 1)], [box.target.index])
+
+
+def _same(heatmap: Array, images: Array, _other: int | None) -> Array:
+    """One heatmap for every image and class."""
+    return np.repeat(heatmap[None], len(images), 0)
 
 
 def _baselines(size: tuple[int, int], rng: np.random.Generator) -> dict[str, Array]:

@@ -22,7 +22,7 @@ from .detections import overlaps
 from .runners import Choice, chosen_inputs, fixed_size, image_feed, image_input, in_batches, in_type, paired
 from .session import InputInfo, Session
 
-__all__ = ["Prober"]
+__all__ = ["Prober", "as_input"]
 
 Array = npt.NDArray[Any]
 
@@ -97,7 +97,7 @@ class Prober:
         if not np.isfinite(result).all():
             raise ModelError(f"{self.method.title} gives NaN or infinity for this image; choose another method")
         if metadata.attribution:
-            outputs[metadata.attribution] = _as_input(result[None], metadata.batch_layout)
+            outputs[metadata.attribution] = as_input(result[None], metadata.batch_layout)
             result = result.max(0) if self._channels == "max" else result.sum(0)
         outputs[metadata.cam] = result[None]
         outputs[metadata.heatmap] = self._finished(result[None], probe.size)
@@ -215,11 +215,11 @@ class _ImageProbe:
         return self._run(images, [name])[name]
 
     def _run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
-        batch = in_type(_as_input(np.asarray(images, np.float32), self._layout), self._dtype)
+        batch = in_type(as_input(np.asarray(images, np.float32), self._layout), self._dtype)
         return self._prober.answers(batch, [self._choice] * len(batch), outputs, self._fed.repeated(len(batch)))
 
 
-def _as_input(images: Array, layout: str) -> Array:
+def as_input(images: Array, layout: str) -> Array:
     """Images `[M, C, *spatial]` with the axes of the model's input."""
     letters = "NC" + "".join(letter for letter in layout if letter in "DHW")
     transposed: Array = images.transpose([letters.index(letter) for letter in layout])

@@ -11,10 +11,12 @@ import pytest
 from support.graphs import colour_detector
 
 from onnx_gradcam import Explainer
+from onnx_gradcam.evaluation.metrics import METRICS as TABLE
 
 from .conftest import PREPROCESS, refused, two_squares
 
-METRICS = ["deletion", "insertion", "road", "average_drop", "increase", "deletion_drop", "sparsity"]
+METRICS = ["deletion", "insertion", "road", "average_drop", "increase", "deletion_drop", "sensitivity", "random_logit"]
+METRICS += ["sparsity", "complexity"]
 
 
 @pytest.fixture
@@ -53,10 +55,11 @@ def test_a_table_of_methods_and_baselines(evaluate, squares, here):
     lines = result.stdout.splitlines()
     assert lines[0].startswith("3 images; mean and standard error")
     assert lines[1].split() == ["better", "gradcam", "activationmap", "random", "centre"]
-    assert [line.split()[0] for line in lines[2:9]] == [
-        "deletion", "insertion", "ROAD", "average", "increase", "drop", "sparsity"
+    assert [line.split()[0] for line in lines[2:12]] == [
+        "deletion", "insertion", "ROAD", "average", "increase", "drop", "sensitivity", "random", "sparsity",
+        "complexity",
     ]  # fmt: skip
-    assert len(lines) == 9
+    assert all("standard errors apart" in line for line in lines[12:])
     assert [p.name for p in here.iterdir()] == ["squares"]
 
 
@@ -129,8 +132,8 @@ def test_sanity(evaluate, squares):
     assert "activationmap does not change at all when these weights are randomized: cascading gemm" in result.stderr
     assert "gradcam does not" not in result.stderr
     lines = result.stdout.splitlines()
-    assert [line.split()[:2] for line in lines[-3:]] == [
-        ["cascading", "gemm"], ["cascading", "conv"], ["independent", "conv"]
+    assert [line.split()[:2] for line in lines[-4:]] == [
+        ["cascading", "gemm"], ["cascading", "conv"], ["independent", "conv"], ["entropy", "all,"]
     ]  # fmt: skip
     stages = json.loads(evaluate(*options, "--json").stdout)["sanity"]
     assert [(s["kind"], s["layers"], s["unchanged"]) for s in stages] == [
@@ -139,6 +142,30 @@ def test_sanity(evaluate, squares):
         ("independent", ["conv"], []),
     ]
     assert stages[0]["spearman"]["activationmap"] == pytest.approx(1)
+
+
+def test_all_as_one_table_and_a_page(evaluate, squares, here):
+    options = ("--images", squares, "--method", "gradcam,input-x-gradient,activationmap", "--all")
+    result = evaluate(*options, "--report", here / "page.html", "--sanity-mode", "initialise", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert set(found["summary"]["gradcam"]) == {n for n, m in TABLE.items() if not m.of_boxes} - {"completeness"} | {
+        "blank"
+    }
+    assert found["summary"]["input-x-gradient"]["completeness"]["mean"] > 0
+    assert found["summary"]["activationmap"]["random_logit"]["mean"] == pytest.approx(1)
+    assert found["summary"]["random"]["sensitivity"]["mean"] == 0
+    assert found["summary"]["gradcam"]["focus"]["mean"] > found["summary"]["random"]["focus"]["mean"]
+    pair = found["paired"]["gradcam"]["random"]["insertion"]
+    values = [[image["values"][m]["insertion"] for m in ("gradcam", "random")] for image in found["images"]]
+    assert pair["difference"] == pytest.approx(np.mean([a - b for a, b in values]))
+    assert pair["better"] + pair["worse"] <= 3
+    assert 0 <= found["kendall_w"] <= 1
+    page = (here / "page.html").read_text()
+    assert all(metric.title in page for metric in TABLE.values() if not metric.of_boxes)
+    assert "Parameter randomization" in page
+    assert "all computes every metric" in refused(evaluate(*options, "--metric", "road"), 2)
+    assert "does not end in .html" in refused(evaluate(*options, "--report", "page.txt"), 2)
 
 
 @pytest.mark.parametrize(

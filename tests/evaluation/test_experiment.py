@@ -296,7 +296,8 @@ def test_boxes_of_unknown_places_have_a_score_alone(squares):
         detected(squares, watch="score", boxes={}, **given)
     evaluation = detected(squares[:1], watch="score", **given)
     assert set(evaluation.means["hirescam"]) == {
-        "deletion", "insertion", "road", "average_drop", "increase", "deletion_drop", "sparsity"
+        "deletion", "insertion", "road", "average_drop", "increase", "deletion_drop", "sparsity", "complexity",
+        "sensitivity",
     }  # fmt: skip
     assert evaluation.results[0].box.xyxy is None
 
