@@ -40,6 +40,16 @@ def test_input_gradients_of_every_profile_are_measured_and_agree(capsys):
     assert re.search(r"\| mobilenet_v2 \| cpu \| \d+\.\d ms \| .*HardSigmoid \(backward\)", text)
 
 
+def test_the_check_of_a_graphics_card_runs_on_the_processor(capsys):
+    script = importlib.import_module("gpu")
+    assert script.main(["--provider", "cpu", "--quick", "--networks", "squeezenet1_1"]) == 0
+    text = capsys.readouterr().out
+    rows = re.findall(r"\| squeezenet1_1 \| (\w+) \| (\w+) \| 0e\+00 \| 0e\+00 \| (\S+) \| none \|", text)
+    assert [row[:2] for row in rows] == [(m, p) for m in ("gradcam", "gradient") for p in ("portable", "cuda")]
+    assert all(0 < float(half) < 0.5 for *_, half in rows)
+    assert re.search(r"\| squeezenet1_1 \| 1 \| [\d.]+ \(", text)
+
+
 def test_a_large_model_keeps_its_weights_beside_it_and_runs_from_both_places(tmp_path, capsys):
     script = importlib.import_module("large_model")
     script.main(["--gigabytes", "0.0005", "--width", "32", "--folder", str(tmp_path)])
