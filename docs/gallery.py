@@ -30,7 +30,7 @@ def method_gallery() -> Drawing:
     """One panel a method, in the order of the registry."""
     panels = []
     for name, method in ((n, m) for n, m in methods().items() if not m.of_boxes):
-        if method.differentiates("attention"):
+        if method.of_attention:
             continue  # the demo model is no transformer
         explainer = Explainer(MODELS / "shapes.onnx", method=name)
         explanation = explainer(IMAGE, target=CLASS)

@@ -20,10 +20,11 @@ from onnx_gradcam.graph.paths import between
 from .head import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
 from .methods.cam import leading_projection, weighted_sum
 from .methods.maps import spatial_size
+from .methods.transformers import Attention
 from .plan import Plan
+from .targets.blocks import AttentionMaps, find_attention, find_blocks
 from .targets.classes import check_class
 from .targets.detectors.decoder import single_positions
-from .targets.layer import find_blocks
 from .targets.score import Score
 from .targets.task import free_name
 
@@ -178,6 +179,39 @@ class Ingredients:
         return [(gradient, tokens.before if tokens is not None else 0) for gradient in gradients]
 
     @cached_property
+    def _attention(self) -> AttentionMaps:
+        plan, t = self.plan, self.plan.t
+        path, _ = between(t.nodes, [plan.image.core], [plan.score.tensor.core], carries_gradient(t))
+        return find_attention(t, plan.method.title, plan.image, path, plan.layer.candidates)
+
+    @cached_property
+    def attention_maps(self) -> Attention:
+        """The attention maps of all blocks."""
+        return self._by_head(lambda maps: maps)
+
+    @cached_property
+    def attention_cotangents(self) -> Attention:
+        """The cotangents of the attention maps, of the score itself."""
+        return self._by_head(lambda maps: self._backward(maps, self.plan.modifier))
+
+    def _by_head(self, values_of: Callable[[list[Value]], list[Value]]) -> Attention:
+        """Values of the attention maps' shapes, `float32 [N, heads, rows, columns]` each."""
+        t, image, found = self.plan.t, self.plan.image, self._attention
+        maps = [*found.blocks, *([] if found.pooling is None else [found.pooling])]
+        batch = (image.probe_shape or image.dims())[0]
+        size = t.ints(image.shape[0]) if isinstance(image.shape[0], int) else t.op("Shape", image, end=1)
+        values = []
+        for origin, value in zip(maps, values_of(maps), strict=True):
+            heads = (origin.probe_shape or origin.dims())[:-2][-1] // (batch if origin.rank == 3 else 1)
+            rows, columns = (origin.probe_shape or origin.dims())[-2:]
+            shape = t.op("Concat", size, t.ints(heads, rows, columns), axis=0)
+            plain = t.cast(value, np.float32)
+            values.append(t.op("Reshape", plain, shape, shape=(image.shape[0], heads, rows, columns)))
+        pooling = None if found.pooling is None else values.pop()
+        before, count = found.tokens.before, math.prod(found.tokens.grid)
+        return Attention(values, pooling, found.skipped, found.answer, before, count)
+
+    @cached_property
     def score(self) -> Value:
         """The explained score, `float32 [N]`."""
         t, tensor = self.plan.t, self.plan.score.tensor
@@ -278,6 +312,8 @@ MAKERS: Mapping[str, Callable[[Ingredients, int], Any]] = {
     "gx": lambda ingredients, _: ingredients.image_cotangent,
     "biases": lambda ingredients, _: ingredients.bias_terms,
     "attentions": lambda ingredients, _: ingredients.attentions,
+    "P": lambda ingredients, _: ingredients.attention_maps,
+    "GP": lambda ingredients, _: ingredients.attention_cotangents,
     "head": lambda ingredients, _: ingredients.head,
     "spread": lambda ingredients, _: ingredients.spread,
     "total": lambda ingredients, _: ingredients.total,

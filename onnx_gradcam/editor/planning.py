@@ -106,7 +106,7 @@ def _planned(model: Model, options: Options) -> Plan:
     options = replace(options, labels=completed.labels)
     plan = _plan(Builder(model), options, task, aim)
     targets = [value.name for value in plan.targets]
-    ends = [plan.image.name] if plan.method.differentiates("image") else targets
+    ends = [plan.image.name] if _from_image(plan.method) else targets
     if plan.problems and plan.weights != "linear" and expand_missing(model, [plan.score.tensor.name], ends):
         # Expanded operators contain tensors that look like layers, so the earlier choice is kept.
         expanded = _plan(Builder(model), replace(options, layer=targets), task, aim)
@@ -114,6 +114,11 @@ def _planned(model: Model, options: Options) -> Plan:
         layers = tuple(replace(new, reason=old.reason) for new, old in pairs)
         plan = replace(expanded, options=options, layers=layers)
     return _completed(plan, statements, chosen)
+
+
+def _from_image(method: Method) -> bool:
+    """Whether a method looks at all nodes from the image on, and not only behind the layer."""
+    return method.differentiates("image") or method.of_attention
 
 
 def _bake(model: Model, given: Mapping[str, Any], image: str | None) -> None:
@@ -209,7 +214,7 @@ def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
     extent, cut = _extent(t, image, layout, targets, carries, method)
     alone = len(layers) == 1 and method.needs_layer
     head = read_head(t, layers[0].chosen, score.tensor, path) if alone else None
-    problems = missing_rules(t, score.tensor, [image] if method.differentiates("image") else targets)
+    problems = missing_rules(t, score.tensor, [image] if _from_image(method) else targets)
     modified = (options.modifier or method.modifier or preset.modifier) is not None
     weights = _weights(options, method, None if modified else head, problems)
     batches = {v.probe_shape[0] for v in (image, score.tensor) if v.probe_shape is not None}

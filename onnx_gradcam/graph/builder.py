@@ -112,12 +112,14 @@ class Value:
         return tail
 
     def array(self) -> npt.NDArray[Any] | None:
-        """The content of a constant, perhaps behind a Cast; `None` for any other tensor."""
+        """The content of a constant, perhaps behind a Cast or an Identity; `None` for any other tensor."""
         tensor = ir.convenience.get_const_tensor(self.core)
         if tensor is not None:
             return tensor.numpy()
         node = self.core.producer()
-        if node is None or node.op_type != "Cast" or node.domain or node.inputs[0] is None or self.dtype is None:
+        if node is None or node.op_type not in {"Cast", "Identity"} or node.domain or node.inputs[0] is None:
+            return None
+        if self.dtype is None:
             return None
         narrow = self._builder.wrap(node.inputs[0]).array()
         return None if narrow is None else narrow.astype(self.dtype)

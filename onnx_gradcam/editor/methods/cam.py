@@ -1,4 +1,4 @@
-"""CAM methods: activation maps weighted by gradients, their principal components, and attention of transformers.
+"""CAM methods: activation maps weighted by gradients, and their principal components.
 
 A method returns the raw signed map `[N, *spatial]` of `A`, the activation maps `[N, C, *spatial]`, and `G`, the
 gradient of the score S with respect to them. `G` may be of size one along the spatial axes if it is the same at all
@@ -8,8 +8,7 @@ smoothing. In the formulas k counts channels and i spatial positions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -289,17 +288,3 @@ def _signed(t: Builder, values: Value) -> Value:
     """`[N, n, 1]`, with the sign that makes its value of largest magnitude positive."""
     flipped = t.reduce("ReduceMax", -values, [1]) > t.reduce("ReduceMax", values, [1])
     return t.op("Where", flipped, -values, values)
-
-
-@method("legrad", title="LeGrad", reference="Bousselham et al. 2024, eq. 5 to 8; without its own min-max normalization")
-def le_grad(t: Builder, A: Value, attentions: Sequence[tuple[Value, int]]) -> Value:
-    """sum_b mean_ht max(dS_b / dE_bht, 0), with E_b the attention maps of block b and S_b the score of its output.
-
-    The mean is over heads h and attending tokens t; the columns of class and register tokens are left out.
-    """
-    terms = []
-    for gradient, before in attentions:
-        columns = t.mean(t.op("Relu", gradient), [1, 2], keepdims=False)
-        count = math.prod(A.dims_behind_batch()[1:])
-        terms.append(t.op("Slice", columns, t.ints(before), t.ints(before + count), t.ints(1)))
-    return as_map(t, terms[0] if len(terms) == 1 else t.op("Sum", *terms), A)

@@ -51,6 +51,7 @@ class Ingredient:
         smoothable: what it computes can be replaced by its leading principal component (eigen smoothing).
         per_bias: it depends on which biases the network had, and not only on what the network computes.
         of_boxes: it compares the boxes that a detector finds, which only methods outside the model do.
+        of_attention: it looks at attention maps, which only transformers have.
     """
 
     about: str
@@ -63,6 +64,7 @@ class Ingredient:
     smoothable: bool = False
     per_bias: bool = False
     of_boxes: bool = False
+    of_attention: bool = False
 
 
 INGREDIENTS: dict[str, Ingredient] = {
@@ -99,6 +101,21 @@ INGREDIENTS: dict[str, Ingredient] = {
         cost="for each block the head and its gradient",
         gradient_of="attention",
         at_layer=True,
+        of_attention=True,
+    ),
+    "P": Ingredient(
+        about="the attention maps of all blocks, and of a last attention that pools the tokens",
+        form="`Attention` of float32 `[N, heads, T, T]`",
+        at_layer=True,
+        of_attention=True,
+    ),
+    "GP": Ingredient(
+        about="gradient of the score with respect to `P`",
+        form="as `P`",
+        cost="the gradient back to the first block",
+        gradient_of="attention",
+        at_layer=True,
+        of_attention=True,
     ),
     "head": Ingredient(
         about="the score for other activation maps, n for each sample",
@@ -197,7 +214,7 @@ class Method:
     @property
     def combines(self) -> bool:
         """Whether its maps of several layers can become one; it is then part of the model, and looks at each alone."""
-        alone = self.runs_often or self.reruns_head or self.linear_head or self.differentiates("attention")
+        alone = self.runs_often or self.reruns_head or self.linear_head or self.of_attention
         return self.family == "cam" and not alone
 
     @property
@@ -219,6 +236,11 @@ class Method:
     def of_boxes(self) -> bool:
         """Whether it explains boxes alone, which it has to know the places of."""
         return any(ingredient.of_boxes for ingredient in self.ingredients)
+
+    @property
+    def of_attention(self) -> bool:
+        """Whether it looks at attention maps, which only transformers have."""
+        return any(ingredient.of_attention for ingredient in self.ingredients)
 
     def differentiates(self, variable: Variable) -> bool:
         """Whether it takes the gradient of the score with respect to the layer, the image or attention maps."""

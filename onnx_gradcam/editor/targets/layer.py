@@ -1,4 +1,4 @@
-"""Find the explained layer and read it as `[N, C, *spatial]`; find the blocks of a vision transformer."""
+"""Find the explained layer and read it as `[N, C, *spatial]`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from onnx_gradcam.graph.paths import QUANTISATION, VIEWS, Carries, between, carr
 from .axes import Axis, Layout, follow, frames_of, label_input, letters, window
 from .layer_names import LayerNames
 
-__all__ = ["Block", "Candidate", "Layer", "blocked", "find_blocks", "find_layer", "on_path"]
-__all__ += ["LINEAR", "Paths", "check_grid", "follow_paths", "grid_sizes", "is_pooled", "unviewed"]
+__all__ = ["Candidate", "Layer", "blocked", "find_layer", "on_path"]
+__all__ += ["LINEAR", "PRODUCTS", "Paths", "check_grid", "follow_paths", "grid_sizes", "is_pooled", "reads_prefix"]
+__all__ += ["unviewed"]
 
 _POOLS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "NhwcMaxPool"}
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
-_PRODUCTS = {"MatMul", "Einsum"}
-LINEAR = {"Conv", "ConvTranspose", "Gemm", *_PRODUCTS}
+PRODUCTS = {"MatMul", "Einsum"}
+LINEAR = {"Conv", "ConvTranspose", "Gemm", *PRODUCTS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,12 +387,12 @@ class _ClassTokenHead:
 def _class_token_head(t: Builder, candidates: Sequence[Candidate], path: Sequence[ir.Node]) -> _ClassTokenHead | None:
     tokens = {c.tensor.core: c for c in candidates if c.tokens is not None}
     readers = {v: [n for n in path if v in n.inputs] for v in tokens}
-    read = [v for v in tokens if readers[v] and all(_reads_prefix(t, n, tokens[v]) for n in readers[v])]
+    read = [v for v in tokens if readers[v] and all(reads_prefix(t, n, tokens[v]) for n in readers[v])]
     if not read:
         return None
     alive = {o for n in path for o in n.outputs}
     before = path[: path.index(readers[read[-1]][0])]
-    mixers = [n for n in before if n.op_type in _ATTENTION or (n.op_type in _PRODUCTS and alive.issuperset(n.inputs))]
+    mixers = [n for n in before if n.op_type in _ATTENTION or (n.op_type in PRODUCTS and alive.issuperset(n.inputs))]
     return _ClassTokenHead(tokens[read[-1]], mixers)
 
 
@@ -425,7 +426,7 @@ def _refuse_behind_attention(t: Builder, head: _ClassTokenHead, chosen: Candidat
         )
 
 
-def _reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
+def reads_prefix(t: Builder, node: ir.Node, source: Candidate) -> bool:
     """Whether a Gather or Slice keeps class and register tokens only."""
     axis = source.tokens
     if axis is None or not (axis.before or axis.after) or node.inputs[0] is not source.tensor.core:
@@ -500,52 +501,3 @@ def on_path(t: Builder, value: Value, alive: set[ir.Value]) -> Value:
             break
         value = t.wrap(node.inputs[0])
     return value
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One block of a transformer.
-
-    Attributes:
-        attention: the attention map, `[N, heads, T, T]`, with rows that sum to one.
-        output: the tokens behind the block, `[N, T, C]`.
-    """
-
-    attention: Value
-    output: Value
-
-
-def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candidate]) -> list[Block]:
-    """All blocks in order: an attention map, and the last sum of tokens on every path before the next map.
-
-    A model without attention maps, or with fused attention, is refused.
-    """
-    place = {output: i for i, node in enumerate(path) for output in node.outputs}
-    sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(c.tensor)]
-    counts = {c.tensor.shape[c.layout.index(c.tokens)] for c in sums}
-    maps = [
-        value
-        for node in path
-        if node.op_type == "Softmax"
-        and (value := t.wrap(node.outputs[0])).known_shape is not None
-        and value.rank == 4
-        and value.shape[2] == value.shape[3]
-        and value.shape[2] in counts
-    ]
-    ends = [place[m.core] for m in maps[1:]] + [len(path)] * bool(maps)
-    blocks = []
-    for attention, end in zip(maps, ends, strict=True):
-        inside = [c.tensor for c in sums if place[attention.core] < place.get(c.tensor.core, -1) < end]
-        if inside:
-            blocks.append(Block(attention, inside[-1]))
-    if not blocks:
-        raise UnsupportedError(
-            "LeGrad looks at the attention maps of a vision transformer, and the model has none (a Softmax over tokens "
-            "behind which the tokens are added up); export it with eager attention, or choose another method"
-        )
-    return blocks
-
-
-def _is_sum(value: Value) -> bool:
-    node = value.core.producer()
-    return node is not None and node.op_type in {"Add", "Sum"}

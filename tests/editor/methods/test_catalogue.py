@@ -39,7 +39,7 @@ def test_methods_ask_for_ingredients_of_the_table(name):
 @pytest.mark.parametrize("name", IN_GRAPH)
 def test_the_cost_names_each_pass_that_the_graph_holds(name):
     cost = find_method(name).cost
-    source = vit(blocks=2) if find_method(name).differentiates("attention") else graph(DEEP, **SIZES)
+    source = vit(blocks=2) if find_method(name).of_attention else graph(DEEP, **SIZES)
     if find_method(name).linear_head:
         assert cost == "one forward pass and the gradient of the head"
         return

@@ -17,7 +17,7 @@ POOLED = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) p = GlobalAverag
 FLAT = "c = Conv(x, K) a = Relu(c) d = Conv(a, L) b = Relu(d) f = Flatten(b) g = Gemm(f, V) h = Relu(g) y = Gemm(h, W)"
 SIZES = {"K": (6, 3, 3, 3), "L": (7, 6, 3, 3), "W": (7, 4)}
 WIDE = {**SIZES, "V": (7 * 4 * 4, 7)}
-EVERY = {name: m for name, m in methods().items() if not (m.runs_often or m.differentiates("attention"))}
+EVERY = {name: m for name, m in methods().items() if not (m.runs_often or m.of_attention)}
 """Those that serve convolutional networks; LeGrad has tests of its own."""
 
 DIFFERENTIATING = [name for name, m in EVERY.items() if m.differentiates("layer") or m.differentiates("image")]
@@ -95,7 +95,7 @@ def test_an_empty_batch_has_no_heatmaps(name, kind):
     try:
         proto = attach(source, method=name).to_proto()
     except UnsupportedError:
-        assert (name in LINEAR and kind != "pooled") or method.differentiates("attention") != (kind == "vit")
+        assert (name in LINEAR and kind != "pooled") or method.of_attention != (kind == "vit")
         return
     results = run(proto, x=x)
     assert results["heatmap"].shape == (0, 8, 8)

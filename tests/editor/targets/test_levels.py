@@ -72,7 +72,7 @@ def test_the_backbone_ends_in_the_last_coarse_map_that_all_levels_are_computed_f
 DIFFERENTIATING = [
     name
     for name, method in methods().items()
-    if not (method.runs_often or method.linear_head or method.differentiates("attention"))
+    if not (method.runs_often or method.linear_head or method.of_attention)
     and (method.differentiates("layer") or method.differentiates("image"))
 ]
 
