@@ -1,43 +1,81 @@
 """Draws images of the documentation from the demo model: `python docs/gallery.py` after a method was added.
 
-`images/methods.jpg` is what every method makes of one image; `images/tasks.jpg` is the demo network as a segmenter
-and as a detector, its linear layer put at every place; `images/resizes.png` is what each way of resizing does.
+`images/demo.png` is the first image of the README and `method_grid.jpg` a sheet of several methods; `styles.jpg` is one
+heatmap in every style; `methods.jpg` is what every method makes of one image; `tasks.jpg` is the demo network as a
+segmenter and as a detector, its linear layer put at every place; `resizes.png` is what each way of resizing does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from onnx_gradcam import Explainer
+from onnx_gradcam import Explainer, method_sheet
 from onnx_gradcam.editor.methods.catalogue import methods
 from onnx_gradcam.images.decoding import prepare, read_image, resized
 from onnx_gradcam.images.drawing import sheet
 from onnx_gradcam.images.preprocessing import Preprocessing
 from onnx_gradcam.runtime.explanation import Drawing
 
+Array = npt.NDArray[np.uint8]
+
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
-WIDTH = 1100
+COLUMNS, CELL = 5, 210
+"""Of the grids: at the 736 pixels in which the site shows them, the names are 11 pixels high."""
 IMAGE, CLASS = MODELS / "circle_and_star.png", "star"
 
 
+def demo() -> Drawing:
+    """Both shapes of the image, as the README's first command draws them."""
+    return Explainer(MODELS / "shapes.onnx")(IMAGE, target=["circle", "star"]).sheet()
+
+
+def method_grid() -> Drawing:
+    """Three methods and two classes on one sheet."""
+    names = ("gradcam", "layercam", "eigencam")
+    return method_sheet(
+        {n: Explainer(MODELS / "shapes.onnx", method=n)(IMAGE, target=[CLASS, "circle"]) for n in names}
+    )
+
+
+def style_gallery() -> Drawing:
+    """The same heatmap in every style that can be printed."""
+    explanation = Explainer(MODELS / "shapes.onnx")(IMAGE, target=CLASS)
+    styles = ("overlay", "mask", "contour", "box", "signed", "grey")
+    return grid([("photo", explanation.image), *((style, explanation.overlay(style=style).pixels) for style in styles)])
+
+
 def method_gallery() -> Drawing:
-    """One panel a method, in the order of the registry."""
+    """One panel a method, in the order of the registry, each in its own style."""
     panels = []
     for name, method in ((n, m) for n, m in methods().items() if not m.of_boxes):
         if method.of_attention:
             continue  # the demo model is no transformer
         explainer = Explainer(MODELS / "shapes.onnx", method=name)
         explanation = explainer(IMAGE, target=CLASS)
-        panels.append((name, explanation.heatmap_on_image()))
-    whole = sheet(explanation.image, panels, row=7)
-    height, width = whole.shape[:2]
-    return Drawing(resized(whole, round(height * WIDTH / width), WIDTH))
+        panels.append((name, explanation.overlay().pixels))
+    return grid([("photo", explanation.image), *panels])
+
+
+def grid(panels: Iterable[tuple[str, Array]]) -> Drawing:
+    """Square panels in rows of `COLUMNS`, each under its name."""
+    gap, line = 12, 26
+    tiles = []
+    for name, panel in panels:
+        tile = np.full((CELL + line + gap, CELL + gap, 3), 255, np.uint8)
+        tile[line : line + CELL, :CELL] = resized(panel, CELL, CELL)
+        cv2.putText(tile, name, (0, line - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (32, 32, 32), 1, cv2.LINE_AA)
+        tiles.append(tile)
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
+    rows = (np.hstack(tiles[at : at + COLUMNS]) for at in range(0, len(tiles), COLUMNS))
+    return Drawing(np.vstack(list(rows)))
 
 
 def task_gallery() -> Drawing:
@@ -94,6 +132,10 @@ def place_by_place(task: str) -> onnx.ModelProto:
 
 
 if __name__ == "__main__":
-    method_gallery().save(HERE / "images" / "methods.jpg")
-    task_gallery().save(HERE / "images" / "tasks.jpg")
-    resize_gallery().save(HERE / "images" / "resizes.png")
+    images = HERE / "images"
+    demo().save(images / "demo.png")
+    method_grid().save(images / "method_grid.jpg")
+    style_gallery().save(images / "styles.jpg")
+    method_gallery().save(images / "methods.jpg")
+    task_gallery().save(images / "tasks.jpg")
+    resize_gallery().save(images / "resizes.png")

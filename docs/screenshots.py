@@ -63,7 +63,7 @@ def compare_methods(page: Page) -> None:
     page.get_by_label("LayerCAM", exact=True).check()
     wait_for_explanation(page)
     page.locator("#methods-box summary").click()
-    page.get_by_role("button", name="circle >99.9 %").click()
+    page.get_by_role("button", name="circle 99.6 %").click()
     wait_for_explanation(page)
 
 

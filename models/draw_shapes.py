@@ -21,10 +21,30 @@ Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 _SHIFT = 4  # fractional bits of the corner coordinates given to cv2
-_RADIUS = (0.12, 0.23)  # circumscribed circle, as a fraction of the side
 _OVERLAP = 0.1  # fraction of the smaller of two shapes, holes included; both stay recognizable
 _PLACEMENTS = 40  # positions tried before a shape is omitted
 _COLOURS = 8  # colors tried for a shape; the one that differs most from its background is used
+
+
+class Style(NamedTuple):
+    """How hard an image is.
+
+    Attributes:
+        radius: smallest and largest circumscribed circle, as fractions of the image's side.
+        beyond: how far a shape may extend beyond the border, as a fraction of its radius.
+        strokes: at most this many lines and arcs are drawn behind the shapes.
+    """
+
+    radius: tuple[float, float] = (0.12, 0.23)
+    beyond: float = 0.0
+    strokes: int = 0
+
+
+PLAIN = Style()
+"""Shapes of middle size, whole, on a background."""
+
+CROWDED = Style(radius=(0.1, 0.28), beyond=0.5, strokes=4)
+"""Smaller and larger shapes, some of them cut by the border, among lines and arcs."""
 
 
 class Shape(NamedTuple):
@@ -41,7 +61,7 @@ class Scene(NamedTuple):
     shapes: tuple[Shape, ...]
 
 
-def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96) -> Scene:
+def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96, style: Style = PLAIN) -> Scene:
     """Draw one image with a shape for each class index, back to front.
 
     Args:
@@ -49,15 +69,19 @@ def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96) -> 
         indices: class indices into `LABELS`; a shape without a free position is omitted, which is rare for up to
             three.
         side: width and height in pixels.
+        style: how hard the image is.
 
     Returns:
         The image and its shapes.
     """
     canvas = _background(rng, side)
+    if style.strokes:
+        for _ in range(rng.integers(style.strokes + 1)):
+            canvas += _stroke(rng, side)[..., None] * (_colours(rng, 1) - canvas)
     placed: list[Shape] = []
     taken: list[Mask] = []
     for index in indices:
-        mask = _place(rng, index, side, taken)
+        mask = _place(rng, index, side, style, taken)
         if mask is not None:
             _paint(rng, canvas, mask)
             placed.append(Shape(index, _box(taken[-1])))
@@ -66,13 +90,15 @@ def draw_image(rng: np.random.Generator, indices: list[int], side: int = 96) -> 
     return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), tuple(placed))
 
 
-def draw_images(seed: int, count: int, least: int = 1, most: int = 3, side: int = 96) -> list[Scene]:
+def draw_images(
+    seed: int, count: int, least: int = 1, most: int = 3, side: int = 96, style: Style = PLAIN
+) -> list[Scene]:
     """Draw `count` images with `least` to `most` shapes of different classes each."""
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(count):
         shapes = int(rng.integers(least, most + 1))
-        images.append(draw_image(rng, rng.permutation(len(LABELS))[:shapes].tolist(), side))
+        images.append(draw_image(rng, rng.permutation(len(LABELS))[:shapes].tolist(), side, style))
     return images
 
 
@@ -107,14 +133,15 @@ def _rotation(angle: float) -> Floats:
     return np.array([[c, -s], [s, c]], np.float32)
 
 
-def _place(rng: np.random.Generator, index: int, side: int, taken: list[Mask]) -> Floats | None:
-    """Mask `[side, side]` in [0, 1] of a shape completely inside the image; `None` if there is no room.
+def _place(rng: np.random.Generator, index: int, side: int, style: Style, taken: list[Mask]) -> Floats | None:
+    """Mask `[side, side]` in [0, 1] of a shape; `None` if there is no room.
 
     `taken` holds the filled outlines of the shapes placed so far; the new one is added to it.
     """
     for _ in range(_PLACEMENTS):
-        radius = rng.uniform(*_RADIUS) * side
-        centre = rng.uniform(radius + 1, side - radius - 1, 2)
+        radius = rng.uniform(*style.radius) * side
+        margin = radius * (1 - rng.uniform(0, style.beyond)) if style.beyond else radius
+        centre = rng.uniform(margin + 1, side - margin - 1, 2)
         squeeze = np.diag([1.0, rng.uniform(0.85, 1.0)]).astype(np.float32)
         turn = squeeze @ _rotation(rng.uniform(0, 2 * np.pi))
         # cv2 puts the centre of the first pixel at 0; ours is at 0.5.
@@ -127,6 +154,22 @@ def _place(rng: np.random.Generator, index: int, side: int, taken: list[Mask]) -
             taken.append(solid)
             return _fill(contours, side)
     return None
+
+
+def _stroke(rng: np.random.Generator, side: int) -> Floats:
+    """Mask `[side, side]` in [0, 1] of a line with one bend, or of up to half of a circle's rim."""
+    mask = np.zeros((side, side), np.uint8)
+    thickness = max(1, round(rng.uniform(0.01, 0.04) * side))
+    if rng.random() < 0.5:
+        points = np.rint(rng.uniform(0, side, (3, 2)) * 2**_SHIFT).astype(np.int32)
+        cv2.polylines(
+            mask, [points], isClosed=False, color=255, thickness=thickness, lineType=cv2.LINE_AA, shift=_SHIFT
+        )
+    else:
+        x, y, radius = (round(value * side) for value in rng.uniform([0, 0, 0.1], [1, 1, 0.4]))
+        begin, extent = rng.uniform([0, 40], [360, 180])
+        cv2.ellipse(mask, (x, y), (radius, radius), 0, begin, begin + extent, 255, thickness, cv2.LINE_AA)
+    return mask.astype(np.float32) / 255
 
 
 def _fill(contours: list[npt.NDArray[np.int32]], side: int) -> Floats:
