@@ -43,7 +43,7 @@ _CI = "in CI"
 _ENTRIES = (
     Engine(
         name="onnxruntime",
-        title="ONNX Runtime on the CPU: Python, C, C++, C#, Java",
+        title="ONNX Runtime on the CPU: Python, C, C++",
         class_input="optional",
         profile="portable",
         tested=f"{_CI}, 1.31",

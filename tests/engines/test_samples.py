@@ -39,13 +39,32 @@ def openvino(samples: Path, build: Path) -> list[str]:
     return [str(build / "sample")]
 
 
+def onnxruntime(samples: Path, build: Path) -> list[str]:
+    """The command of the compiled sample for ONNX Runtime in C; no package of the index has its header."""
+    header, library = os.environ.get("ORT_HEADER"), os.environ.get("ORT_LIBRARY")
+    compiler = shutil.which("cc")
+    if compiler is None or not header or not library:
+        pytest.skip(
+            "ORT_HEADER and ORT_LIBRARY do not name onnxruntime_c_api.h and libonnxruntime.so, or there is no cc"
+        )
+    build.mkdir()
+    include, place = Path(header).parent, Path(library).parent
+    command = [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", str(include)]
+    out = str(build / "sample")
+    ran([*command, str(samples / "onnxruntime.c"), "-o", out, library, f"-Wl,-rpath,{place}"])
+    return [out]
+
+
+SAMPLES = [node, openvino, onnxruntime]
+
+
 def ran(command: list[str]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-@pytest.mark.parametrize("sample", [node, openvino], ids=["node", "openvino"])
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.__name__)
 def test_a_sample_writes_the_heatmap_of_its_class(sample, tmp_path, repository):
     command = sample(repository / "docs" / "samples", tmp_path / "build")
     explained = attach(repository / "models" / "shapes.onnx", method="gradient", engine=sample.__name__)
@@ -64,7 +83,7 @@ def test_a_sample_writes_the_heatmap_of_its_class(sample, tmp_path, repository):
     assert np.abs(maps[0] - maps[1]).max() > 0.1
 
 
-@pytest.mark.parametrize("sample", [node, openvino], ids=["node", "openvino"])
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.__name__)
 def test_a_sample_says_what_is_wrong(sample, tmp_path, repository):
     command = sample(repository / "docs" / "samples", tmp_path / "build")
     for arguments, code in ((["e.onnx"], 2), (["missing.onnx", "i", "0", "o"], 1)):
