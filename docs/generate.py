@@ -9,7 +9,7 @@ import onnx
 
 from onnx_gradcam.autodiff.coverage import Row, coverage
 from onnx_gradcam.editor.engines import ENGINES
-from onnx_gradcam.editor.methods.catalogue import INGREDIENTS, methods
+from onnx_gradcam.editor.methods.catalogue import INGREDIENTS, Method, methods
 from onnx_gradcam.editor.presets import PRESETS
 from onnx_gradcam.evaluation.metrics import METRICS
 from onnx_gradcam.images.preprocessing import PRESETS as PREPROCESSING
@@ -53,6 +53,15 @@ def _inputs(rows: list[Row]) -> str:
     return "; ".join(f"*{kind}*: {', '.join(r.input for r in rows if r.support == kind)}" for kind in kinds)
 
 
+def _defaults(method: Method) -> str:
+    """The options that only some methods take, with their defaults."""
+
+    def said(value: object) -> str:
+        return ", ".join(value) if isinstance(value, tuple) else str(value or "off")
+
+    return "; ".join(f"`--{name.replace('_', '-')}` {said(value)}" for name, value in method.takes.items())
+
+
 def methods_page() -> str:
     """The tables of methods and of their ingredients."""
     lines = [
@@ -72,6 +81,16 @@ def methods_page() -> str:
         "| method | name | family | cost | reference |",
         "| --- | --- | --- | --- | --- |",
         *(f"| `{m.name}` | {m.title} | {m.family} | {m.cost} | {m.reference} |" for m in methods().values()),
+        "",
+        "## Options of some methods",
+        "",
+        "What these mean is in [path methods](paths.md).",
+        "",
+        "| method | options it takes, and their defaults |",
+        "| --- | --- |",
+        *(f"| `{m.name}` | {_defaults(m)} |" for m in methods().values() if m.takes),
+        "",
+        "## Gallery",
         "",
         "The figure shows each method's map of one image, for the class star (`docs/gallery.py` draws it). Activation",
         "map, FEM and FullGrad depend on the class little or not at all. Methods of attention maps are for",

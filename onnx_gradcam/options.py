@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-__all__ = ["Choices", "Description", "Options", "check_choices", "check_word"]
+__all__ = ["BASELINES", "Choices", "Description", "Options", "check_choices", "check_word"]
 __all__ += [
     "Background",
     "BatchFormat",
@@ -64,6 +64,21 @@ Randomization = Literal["shuffle", "initialise"]
 Style = Literal["overlay", "mask", "contour", "box", "alpha", "signed", "grey"]
 
 
+BASELINES: dict[str, type[int | float] | None] = {
+    "zero": None,
+    "black": None,
+    "white": None,
+    "darkest": None,
+    "lightest": None,
+    "mean": None,
+    "uniform": int,
+    "blur": float,
+}
+"""What stands for no information, and the number behind a colon that a word takes; a file is one as well."""
+
+_IMAGE_FILES = (".bmp", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
+
+
 class Description(Protocol):
     """A description of preprocessing that has been read: `onnx_gradcam.images.preprocessing.Preprocessing`."""
 
@@ -89,6 +104,15 @@ class Options:
             preset say.
         eigen_smooth: use the leading principal component of the weighted activation maps instead of their sum.
         against: explain the score's lead over this class, given by index or name, or over the `runner-up`.
+        baseline: what stands for no information, where the method compares with that: `zero` (the number 0),
+            `black` or `white` through the preprocessing, `darkest` or `lightest` (the image's lowest or highest value
+            everywhere), `mean` (of each channel of the image), `uniform:SEED` (random values of the image's range),
+            `blur:SIGMA` (the image, blurred, with zeros beyond its border; pixels), or a file: an image, or a `.npy`
+            array as the model takes it. Of several, attributions are averaged. By default as the method says.
+        steps: gradients along the path to each baseline, for path methods; by default as the method says.
+        idgi: weight the steps of a path by what they change of the score, in the direction of the gradient, so that the
+            values add up to its change exactly.
+        smooth: average the attribution over this many noisy copies of the image, for path methods.
         weights: how the channel weights are computed; `auto` takes the first of `linear`, `gradient` and `finite`
             that applies.
         score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default as the
@@ -140,6 +164,10 @@ class Options:
     combine: Combine | None = None
     eigen_smooth: bool = False
     against: int | str | None = None
+    baseline: str | Sequence[str] | None = None
+    steps: int | None = None
+    idgi: bool | None = None
+    smooth: int | None = None
     weights: Weights = "auto"
     score: ScoreKind | None = None
     output: str | Sequence[str] | None = None
@@ -168,8 +196,8 @@ class Options:
             _check_text(name, getattr(self, name))
         for name in ("method", "task", "image"):
             _check_text(name, getattr(self, name), optional=True)
-        for name in ("layer", "output"):
-            _check_names(name, getattr(self, name), optional=name == "output")
+        for name in ("layer", "output", "baseline"):
+            _check_names(name, getattr(self, name), optional=name != "layer")
         for name in ("eigen_smooth", "expose_activation"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; give True or False")
@@ -179,8 +207,24 @@ class Options:
             _check_class(name, getattr(self, name))
         if not isinstance(self.bake, Mapping | None):
             raise InputError(f"bake is {_shortened(self.bake)}; give values by the names of inputs")
+        self._check_path()
         if self.target is not None and self.class_input != "none":
             raise InputError("a target fixes the class in the model; combine it with class_input 'none'")
+
+    def _check_path(self) -> None:
+        """Refuse what no path method takes."""
+        for word in self.baselines or ():
+            _check_baseline(word)
+        for name in ("steps", "smooth"):
+            _check_count(name, getattr(self, name))
+        if not isinstance(self.idgi, bool | None):
+            raise InputError(f"idgi is {_shortened(self.idgi)}; give True or False")
+
+    @property
+    def baselines(self) -> tuple[str, ...] | None:
+        """The baselines, one or more; `None` for those of the method."""
+        given = self.baseline
+        return (given,) if isinstance(given, str) else tuple(given) if given is not None else None
 
     def replaced(self, choices: Mapping[str, Any]) -> Options:
         """A copy with some fields replaced; unknown names and impossible values are refused."""
@@ -199,6 +243,10 @@ class Choices(TypedDict, total=False):
     combine: Combine | None
     eigen_smooth: bool
     against: int | str | None
+    baseline: str | Sequence[str] | None
+    steps: int | None
+    idgi: bool | None
+    smooth: int | None
     weights: Weights
     score: ScoreKind | None
     output: str | Sequence[str] | None
@@ -275,6 +323,27 @@ def _check_index(name: str, value: object, *, optional: bool) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise InputError(f"{name} is {_shortened(value)}; give an integer from 0 on")
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+        raise InputError(f"{name} is {_shortened(value)}; give an integer from 1 on")
+
+
+def _check_baseline(text: str) -> None:
+    word, colon, number = text.partition(":")
+    if text.lower().endswith(_IMAGE_FILES):
+        return
+    if word not in BASELINES:
+        listed = [f"{key}:{'SEED' if kind is int else 'SIGMA'}" if kind else key for key, kind in BASELINES.items()]
+        near = near_matches(word, BASELINES) or ";"
+        raise InputError(f"baseline is {_shortened(text)}{near} choose {_listed(listed)}, or an image or .npy file")
+    kind = BASELINES[word]
+    if kind is None and colon:
+        raise InputError(f"baseline is {_shortened(text)}, but {word!r} takes no number; leave it out")
+    if kind is not None and not (number.isdecimal() or (kind is float and number.replace(".", "", 1).isdecimal())):
+        example = "uniform:0" if kind is int else "blur:20"
+        raise InputError(f"baseline is {_shortened(text)}; give a number behind the colon, as in {example!r}")
 
 
 def _check_class(name: str, value: object) -> None:

@@ -286,6 +286,22 @@ OPTIONS: dict[str, Any] = {
         "else mean]",
         metavar="mean|max|product|sum",
     ),
+    "baseline": _declared(
+        list[str],
+        "Method",
+        "What stands for no information: zero, black, white, darkest, lightest, mean, uniform:SEED, blur:SIGMA, or an "
+        "image or .npy file. Repeat it to average. [default: as the method says]",
+        metavar="WORD|FILE",
+    ),
+    "steps": _declared(
+        int, "Method", "Path methods: gradients for each baseline. [default: as the method says]", min=1, metavar="N"
+    ),
+    "idgi": _declared(
+        bool, "Method", "Path methods: weight each step by what it changes of the score (IDGI).", "--idgi"
+    ),
+    "smooth": _declared(
+        int, "Method", "Path methods: average over N noisy copies of the image. [default: none]", min=1, metavar="N"
+    ),
     "weights": _declared(
         Weights,
         "Method",

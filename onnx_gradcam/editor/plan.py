@@ -17,7 +17,7 @@ from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried
 from onnx_gradcam.options import Combine, Options
 
 from .head import Head
-from .methods.catalogue import Method
+from .methods.catalogue import OF_SOME, Method, methods
 from .presets import Preset
 from .targets.axes import Layout, letters
 from .targets.layer import Candidate, Layer
@@ -40,7 +40,8 @@ _MERGED = {"merged": "merged", "unknown": "may have merged"}
 """What exporters did with biases, by the state of `Biases`."""
 
 _ANY_DIMENSION: tuple[str, ...] = ("gradcam", "hirescam", "layercam", "gradcam++", "xgradcam", "saliency", "gradient")
-_ANY_DIMENSION += ("integrated-gradients", "smoothgrad", "smoothgrad-squared", "vargrad")
+_ANY_DIMENSION += ("integrated-gradients", "guided-ig", "expected-gradients")
+_ANY_DIMENSION += ("smoothgrad", "smoothgrad-squared", "vargrad")
 """Methods for signals and volumes too."""
 
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear", "Sign")
@@ -175,6 +176,7 @@ class Plan:
         yield from self._not_the_librarys
         yield from self._without_boxes
         yield from self._not_in_dimensions
+        yield from self._not_taken
         title, head = self.method.title, self.head
         if self.method.linear_head and self.weights != "linear":
             yield (
@@ -222,6 +224,16 @@ class Plan:
             ]
         if self.method.differentiates("image") and "C" not in shown:
             return [f"{self.method.title} needs an axis of channels, and this input is {shown}; use --method gradcam"]
+        return []
+
+    @property
+    def _not_taken(self) -> list[str]:
+        """The options of other methods."""
+        for name in OF_SOME:
+            if getattr(self.options, name) is not None and name not in self.method.takes:
+                able = [m.name for m in methods().values() if name in m.takes]
+                flag = f"{self.method.title} takes no --{name.replace('_', '-')}"
+                return [f"{flag}; leave it out, or choose one of {', '.join(able)}"]
         return []
 
     @property

@@ -48,12 +48,14 @@ class Probed:
         head: takes `MAPS` instead of the image; `None` if the method does not use it.
         metadata: the metadata that an explained model would carry.
         warnings: warnings for the user.
+        options: what the user chose.
     """
 
     model: Model
     head: Model | None
     metadata: Metadata
     warnings: list[str]
+    options: Options
 
 
 def probed(source: ModelSource, options: Options) -> Probed:
@@ -90,9 +92,9 @@ def _probed(source: ModelSource, options: Options) -> Probed:
     t.finish()
     t.model.check()
     names = {"heatmap": HEATMAP, "cam": "cam", "heatmap_class": "heatmap_class", **{name: name for name in boxes}}
-    if plan.method.family == "sampling" and not plan.method.needs_layer:
+    if plan.method.family == "sampling" and not (plan.method.needs_layer or plan.method.image_map):
         names["attribution"] = "attribution"
-    return Probed(t.model, head, describe(plan, ingredients.class_input, names), plan.warnings)
+    return Probed(t.model, head, describe(plan, ingredients.class_input, names), plan.warnings, plan.options)
 
 
 def _head(plan: Plan) -> Model:

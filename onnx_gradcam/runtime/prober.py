@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.methods.averaged import smoothed
+from onnx_gradcam.editor.methods.baselines import baseline
 from onnx_gradcam.editor.methods.catalogue import find_method
 from onnx_gradcam.editor.methods.probe import Probe, chunks, leading_projection
 from onnx_gradcam.editor.presets import find_preset
 from onnx_gradcam.editor.probes import COTANGENT, GRADIENT, HEATMAP, MAPS, PROBABILITY, SCORE, Probed, finisher
-from onnx_gradcam.errors import ModelError, UnsupportedError
-from onnx_gradcam.feeds import NOTHING, Fed
+from onnx_gradcam.errors import InputError, ModelError, UnsupportedError
+from onnx_gradcam.feeds import NOTHING, Fed, read_input
 from onnx_gradcam.graph.model import Model
+from onnx_gradcam.images.decoding import prepare, read_image
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.metadata import Metadata
 
 from .detections import overlaps
@@ -65,6 +71,7 @@ class Prober:
         self.session = session(models.model)
         self.head = None if models.head is None else session(models.head)
         self.results = _results(self.metadata, self.session)
+        self.settings = method.settings(models.options)
         self._size = fixed_size(image_input(self.metadata, self.session))
         self._finishers: dict[tuple[int, ...], Session] = {}
 
@@ -93,7 +100,7 @@ class Prober:
         metadata = self.metadata
         outputs = self.answers(row, [choice], names, fed)
         probe = self.probe(row, int(outputs[metadata.heatmap_class][0]), choice[1], fed)
-        result = np.asarray(self.method.function(probe), np.float32)
+        result = np.asarray(smoothed(self.method.function, probe), np.float32)
         if not np.isfinite(result).all():
             raise ModelError(f"{self.method.title} gives NaN or infinity for this image; choose another method")
         if metadata.attribution:
@@ -146,13 +153,15 @@ class _ImageProbe:
     def __init__(self, prober: Prober, row: Array, choice: Choice, fed: Fed) -> None:
         self._prober, self._choice, self._fed = prober, choice, fed
         self._layout, self._dtype = prober.metadata.batch_layout, row.dtype
-        axes = [self._layout.index(letter) for letter in f"NC{prober.metadata.positions}"]
+        self._letters = f"C{prober.metadata.positions}"
+        axes = [self._layout.index(letter) for letter in f"N{self._letters}"]
         self.x: Array = row.transpose(axes)[0].astype(np.float32)
         # Methods that mask parts of an image are refused for other inputs.
         self.size: tuple[int, ...] = self.x.shape[1:]
         self.box: tuple[int, ...] = prober.metadata.box_in(*self.size) if len(self.size) == 2 else ()
         self.rng = np.random.default_rng(prober.seed)
         self.batch_size = prober.batch_size
+        self.settings: Mapping[str, Any] = prober.settings
 
     @cached_property
     def maps(self) -> Array:
@@ -165,8 +174,23 @@ class _ImageProbe:
     def probabilities(self, images: Array) -> Array:
         return self._output(images, PROBABILITY)
 
+    def at(self, image: Array) -> Probe:
+        other = copy(self)
+        for made in ("baselines", "maps"):
+            other.__dict__.pop(made, None)
+        other.x = image
+        return other
+
+    @cached_property
+    def baselines(self) -> Sequence[Array]:
+        return [baseline(word, self.x, self._prepared) for word in self.settings["baseline"]]
+
     def gradients(self, images: Array) -> Array:
         return self._output(images, GRADIENT)
+
+    def gradients_and_scores(self, images: Array) -> tuple[Array, Array]:
+        results = self._run(images, [GRADIENT, SCORE])
+        return results[GRADIENT], results[SCORE]
 
     def similarities(self, images: Array) -> Array:
         place, classes = self._target_box
@@ -210,6 +234,28 @@ class _ImageProbe:
             done += len(chunk)
             if self._prober.progress is not None:
                 self._prober.progress(done, total)
+
+    def _prepared(self, source: Path | int) -> Array:
+        """A file, or an image of one level from 0 to 255, as the model takes it, `float32 [C, *spatial]`."""
+        metadata = self._prober.metadata
+        info = image_input(metadata, self._prober.session)
+        if isinstance(source, Path) and source.suffix == ".npy":
+            tensor = read_input(source, info, metadata.batch_layout)
+        else:
+            if metadata.preprocessing is None:
+                what = "a file" if isinstance(source, Path) else {0: "a black image", 255: "a white image"}[source]
+                raise InputError(
+                    f"the model carries no preprocessing, so it is not known what {what} is to it; give it with "
+                    "--preprocess, or take the baseline darkest, lightest or mean, or a .npy file"
+                )
+            sizes = dict(zip(self._letters, self.x.shape, strict=True))
+            shape = [sizes.get(letter, 1) for letter in metadata.batch_layout]
+            how = parse_preprocessing(metadata.preprocessing).for_input(metadata.batch_layout, shape, info.dtype)
+            level = np.full((*self.size, 3), source, np.uint8) if isinstance(source, int) else read_image(source)
+            tensor = prepare(level, how)[0]
+        axes = [metadata.batch_layout.replace("N", "").index(letter) for letter in self._letters]
+        prepared: Array = tensor.transpose(axes).astype(np.float32)
+        return prepared
 
     def _output(self, images: Array, name: str) -> Array:
         return self._run(images, [name])[name]

@@ -1,8 +1,8 @@
-"""Methods that average gradients of the score at many images: noisy copies, or a path that ends at the image."""
+"""Methods that average over noisy copies of the image; and the average of any method over them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -19,14 +19,10 @@ _NOISE = 0.15
 _FEW_SAMPLES, _FIXED_NOISE = 4, 0.3
 """Smooth Grad-CAM++ of torch-cam; its noise does not depend on the image."""
 
-_STEPS = 50
-"""Steps of the integral; section 5 of the paper finds 20 to 300 enough."""
+sampling = partial(method, family="sampling", outside="runs the model many times")
+"""Registers a method that takes gradients at many images."""
 
-_BLUR, _BLURS, _BLUR_STEP = 50.0, 100, 0.01
-"""Widest blur in pixels, steps to it and the step of its derivative, as the authors' library by default."""
-
-_sampling = partial(method, family="sampling", outside="runs the model many times")
-_over_noise = partial(_sampling, uses=("gx",), passes=f"{_SAMPLES} forward and backward passes")
+_over_noise = partial(sampling, uses=("gx",), passes=f"{_SAMPLES} forward and backward passes")
 
 
 @_over_noise("smoothgrad", title="SmoothGrad", reference="Smilkov et al. 2017, eq. 1, signed; captum's NoiseTunnel")
@@ -58,60 +54,17 @@ def var_grad(probe: Probe) -> Array:
     return np.maximum(square - mean**2, 0).astype(np.float32)
 
 
-@_sampling(
-    "integrated-gradients",
-    title="Integrated gradients",
-    reference="Sundararajan et al. 2017, eq. 1, from the input zero; Gauss-Legendre quadrature, as captum",
-    uses=("gx",),
-    passes=f"{_STEPS} forward and backward passes",
-)
-def integrated_gradients(probe: Probe) -> Array:
-    """The product of x and the integral of dS/dx at a x over a from 0 to 1."""
-    nodes, weights = np.polynomial.legendre.leggauss(_STEPS)
-    total = np.zeros_like(probe.x, np.float64)
-    for chunk in probe.steps(_STEPS):
-        part = ((1 + nodes[list(chunk)]) / 2).astype(np.float32)
-        total += np.tensordot(weights[list(chunk)] / 2, probe.gradients(np.multiply.outer(part, probe.x)), 1)
-    return (probe.x * total).astype(np.float32)
-
-
-@_sampling(
-    "blur-ig",
-    title="Blur integrated gradients",
-    reference="Xu et al. 2020, eq. 6; saliency 0.2.1 blur_ig.py, whose defaults it takes",
-    uses=("gx",),
-    passes=f"{_BLURS} forward and backward passes",
-)
-def blur_integrated_gradients(probe: Probe) -> Array:
-    """The integral of -dS/dB dB/ds over the width s of a Gaussian blur B(x, s), from 0 to 50 pixels.
-
-    The finer the steps, the closer the values of the map add up to S(x) - S(B(x, 50)).
-    """
-    widths = np.linspace(0, _BLUR, _BLURS, endpoint=False)
-    total = np.zeros_like(probe.x, np.float64)
-    for chunk in probe.steps(_BLURS):
-        blurred = np.stack([_blurred(probe.x, widths[i]) for i in chunk])
-        change = np.stack([_blurred(probe.x, widths[i] + _BLUR_STEP) for i in chunk]) - blurred
-        total -= np.einsum("n...,n...->...", change, probe.gradients(blurred.astype(np.float32)))
-    return (total * (_BLUR / _BLURS / _BLUR_STEP)).astype(np.float32)
-
-
-def _blurred(image: Array, width: float) -> Array:
-    """An image `[C, H, W]` with a Gaussian blur, four widths wide; beyond the border it is zero."""
-    rows, columns = (_gaussian(size, width) for size in image.shape[1:])
-    blurred: Array = rows @ image.astype(np.float64) @ columns.T
-    return blurred
-
-
-def _gaussian(size: int, width: float) -> Array:
-    """The blur along one axis, as a matrix `[size, size]`."""
-    if width == 0:
-        return np.eye(size)
-    radius = int(4 * width + 0.5)
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
-    distance = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
-    within = distance <= radius
-    return np.where(within, taps[radius + np.where(within, distance, 0)] / taps.sum(), 0.0)
+def smoothed(function: Callable[[Probe], Array], probe: Probe) -> Array:
+    """A method's result for the image, or its mean over as many noisy copies as the setting `smooth` says."""
+    count = probe.settings.get("smooth", 0)
+    if not count:
+        return function(probe)
+    image, deviation, total = probe.x, _relative_noise(probe), np.zeros((), np.float64)
+    for _ in range(count):
+        noise = deviation * probe.rng.standard_normal(image.shape)
+        total = total + function(probe.at((image + noise).astype(np.float32)))
+    mean: Array = total / count
+    return mean
 
 
 def _moments(probe: Probe) -> tuple[Array, Array]:
@@ -135,7 +88,7 @@ def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
         yield (probe.x + noise).astype(np.float32)
 
 
-@_sampling(
+@sampling(
     "smooth-gradcam++",
     title="Smooth Grad-CAM++",
     reference="Omeiza et al. 2019, eq. 3 and 4; D1 for the first of its D2, G for exp(S) G; noise as SmoothGrad",
@@ -151,7 +104,7 @@ def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
     return _plus_plus(probe, probe.maps, probe.maps, first, second, third)
 
 
-@_sampling(
+@sampling(
     "smooth-gradcam++-torch-cam",
     title="Smooth Grad-CAM++ of torch-cam",
     reference="torch-cam 0.5.0 gradient.py: maps and gradient of the last noisy copy instead of the image's maps and "

@@ -22,15 +22,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 from onnx_gradcam.errors import TargetError, near_matches, same_name
-from onnx_gradcam.options import ChannelReduction, Combine, ModifierName
+from onnx_gradcam.options import ChannelReduction, Combine, ModifierName, Options
 
-__all__ = ["INGREDIENTS", "METHODS", "Family", "Ingredient", "Method", "Variable", "find_method", "method", "methods"]
+__all__ = ["INGREDIENTS", "METHODS", "OF_SOME", "Family", "Ingredient", "Method", "Variable", "find_method", "method"]
+__all__ += ["methods"]
 
 Family = Literal["cam", "attribution", "sampling", "perturbation"]
 Variable = Literal["layer", "image", "attention"]
@@ -164,6 +165,8 @@ class Method:
         linear_head: it is defined only for pooling and one linear layer behind the activation maps.
         absolute: the sign of an attribution has no meaning, so its heatmap shows absolute values.
         additive: a raw map holds shares of the score at each position, so those of several layers can be added.
+        image_map: it returns a map of the image's size, where others of its family attribute to each value.
+        takes: the options that only some methods take, and their defaults, by the names of their fields.
     """
 
     name: str
@@ -180,6 +183,8 @@ class Method:
     linear_head: bool = False
     absolute: bool = False
     additive: bool = False
+    image_map: bool = False
+    takes: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
@@ -246,6 +251,11 @@ class Method:
         """Whether it takes the gradient of the score with respect to the layer, the image or attention maps."""
         return any(ingredient.gradient_of == variable for ingredient in self.ingredients)
 
+    def settings(self, options: Options) -> dict[str, Any]:
+        """What the options that it takes are for a user's choices."""
+        given = {name: options.baselines if name == "baseline" else getattr(options, name) for name in self.takes}
+        return {name: self.takes[name] if value is None else value for name, value in given.items()}
+
     @property
     def cost(self) -> str:
         """What it costs, in words."""
@@ -254,6 +264,9 @@ class Method:
         parts = ["one forward pass", *(ingredient.cost for ingredient in self.ingredients if ingredient.cost)]
         return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
+
+OF_SOME = ("baseline", "steps", "idgi", "smooth")
+"""The options that only some methods take, by the names of their fields; `Method.takes` has their defaults."""
 
 METHODS: dict[str, Method] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ class Probe(Protocol):
         box: top, left, bottom and right of the part of the image that the maps cover, in pixels.
         rng: the random number generator, seeded by the user.
         batch_size: the most rows to run at once.
+        settings: the options that the method takes, by the names of their fields; see `Method.takes`.
     """
 
     x: Array
@@ -33,9 +34,17 @@ class Probe(Protocol):
     box: tuple[int, ...]
     rng: np.random.Generator
     batch_size: int
+    settings: Mapping[str, Any]
 
     @property
     def maps(self) -> Array: ...  # noqa: D102 - see the class
+
+    def at(self, image: Array) -> Probe:
+        """A probe of another image `[C, H, W]`, with the same random numbers ahead."""
+
+    @property
+    def baselines(self) -> Sequence[Array]:
+        """The images that stand for no information, `float32 [C, H, W]` each."""
 
     def scores(self, images: Array) -> Array:
         """The explained score of each image, `[M]`."""
@@ -54,6 +63,9 @@ class Probe(Protocol):
 
     def gradients(self, images: Array) -> Array:
         """The gradient of the score with respect to each image, `[M, C, H, W]`."""
+
+    def gradients_and_scores(self, images: Array) -> tuple[Array, Array]:
+        """The gradient of the score with respect to each image, `[M, C, H, W]`, and the score, `[M]`, of one pass."""
 
     def maps_and_cotangents(self, images: Array) -> tuple[Array, Array]:
         """The activation maps of each image, and the gradient with respect to them, `[M, C, h, w]` each."""
