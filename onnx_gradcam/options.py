@@ -127,6 +127,7 @@ class Options:
             where neither the graph nor the number of class names tells.
         box_rank: detection only: explain the box of this rank among those of the class, 0 for the highest score.
         box: detection only: explain the box at this index instead.
+        at: explain the scores at this place of an output `[N, places, K]`: a task, a step of time, a word.
         reference: embedding only: the embedding to compare with, `[D]`; for `Explainer` also a `.npy` file
             or an image.
         image: name of the image input, where several could be it.
@@ -177,6 +178,7 @@ class Options:
     background: Background | None = None
     box_rank: int = 0
     box: int | None = None
+    at: int | None = None
     reference: str | Path | bytes | npt.NDArray[Any] | None = None
     image: str | None = None
     bake: Mapping[str, Any] | None = None
@@ -201,8 +203,8 @@ class Options:
         for name in ("eigen_smooth", "expose_activation"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; give True or False")
-        for name in ("box_rank", "box"):
-            _check_index(name, getattr(self, name), optional=name == "box")
+        for name in ("box_rank", "box", "at"):
+            _check_index(name, getattr(self, name), optional=name != "box_rank")
         for name in ("against", "target"):
             _check_class(name, getattr(self, name))
         if not isinstance(self.bake, Mapping | None):
@@ -256,6 +258,7 @@ class Choices(TypedDict, total=False):
     background: Background | None
     box_rank: int
     box: int | None
+    at: int | None
     reference: str | Path | bytes | npt.NDArray[Any] | None
     image: str | None
     bake: Mapping[str, Any] | None

@@ -262,6 +262,13 @@ OPTIONS: dict[str, Any] = {
         int, "Target", "Detection only: rank of the box in its class. [default: 0, the best]", min=0, metavar="RANK"
     ),
     "box": BoxIndex,
+    "at": _declared(
+        int,
+        "Target",
+        "Place on the second axis of an output [N, places, classes] to explain: a task, a step of time, a word.",
+        min=0,
+        metavar="INDEX",
+    ),
     "reference": _declared(Path, "Target", "Embedding only: image or .npy embedding to compare with.", metavar="FILE"),
     "method": _declared(
         str,

@@ -277,7 +277,7 @@ class Plan:
         coupled = [ONE_AT_A_TIME] if self.couples_rows else []
         caution = [self.preset.caution] if self.preset.caution else []
         asides = [*self._hazard, *self._missing, *self._training, *coupled, *self._unfollowed, *self._scattered]
-        asides += [*self._merged, *self._other_images]
+        asides += [*self._merged, *self._other_images, *self._lone_number]
         return [*self.remarks, *asides, *caution]
 
     @property
@@ -288,6 +288,14 @@ class Plan:
         named = " or ".join(map(repr, others))
         why = f"the image is taken to be the input {self.image_input!r}, of three channels"
         return [f"{why}; explain {named} with --input"]
+
+    @property
+    def _lone_number(self) -> list[str]:
+        output = self.score.output
+        if not self.score.single_logit or self.score.activation or output.rank > 1:
+            return []
+        taken = f"the number in the output {output.name!r} is taken for the logit of two classes"
+        return [f"{taken}; if it is a value, choose --task regression"]
 
     @property
     def _scattered(self) -> list[str]:

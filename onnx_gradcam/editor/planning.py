@@ -42,12 +42,14 @@ from .targets.score import (
     Aim,
     Score,
     aimed_score,
+    alone,
     find_image,
     find_score,
     has_single_image,
     image_inputs,
     input_layout,
     input_name,
+    scores_at,
     single_scores,
     unranked,
     with_batch_axis,
@@ -448,12 +450,18 @@ def with_class_scores(model: Model, options: Options, task: Task) -> tuple[Optio
             f"--output was given {len(outputs)} times, but only a detector's scores are in several outputs"
         )
     t = Builder(model)
+    if options.at is not None and task.scores is not None:
+        raise TargetError(f"--at chooses among the scores of a classifier, and the task is {task.name}; leave it out")
     if task.scores is not None:
         aim = task.scores(t, options, options.score or find_preset(options.preset).score)
         t.finish()
         return replace(options, output=SCORES), aim
     output = outputs[0] if outputs else None
-    single = single_scores(t, output) if has_single_image(t, options.image) else None
+    if options.at is not None:
+        usual_task(t, options)
+        single: Value | None = scores_at(t, options.at, output)
+    else:
+        single = single_scores(t, output) if has_single_image(t, options.image) else alone(t, output)
     if single is not None:
         expose(t, single)
         t.finish()
@@ -474,4 +482,6 @@ def _added(t: Builder, task: Task, options: Options) -> str:
         return ""
     if task.scores is not None:
         return f"added for this task: {task.about}"
+    if options.at is not None:
+        return f"added: the scores at place {options.at}"
     return f"added: the scores {'with a batch axis' if has_single_image(t, options.image) else 'that outputs rank'}"

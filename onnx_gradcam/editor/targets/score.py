@@ -31,10 +31,12 @@ __all__ = [
     "find_score",
 ]
 __all__ += [
+    "alone",
     "has_single_image",
     "image_inputs",
     "input_layout",
     "input_name",
+    "scores_at",
     "single_scores",
     "unranked",
     "with_batch_axis",
@@ -301,10 +303,63 @@ def single_scores(t: Builder, output: str | None = None) -> Value | None:
         return row
     scores, activation = _walk_back(t, rows[0])
     row = _row_before(t, scores) or t.op("Reshape", scores, t.ints(1, -1))
+    return _activated(t, row, activation)
+
+
+def alone(t: Builder, output: str | None = None) -> Value | None:
+    """The score `[1, 1]` of outputs that are one number without any axis; appended. `None` where there is another."""
+    outputs = [o for o in map(t.wrap, t.graph.outputs) if output in {None, o.name} and o.is_float]
+    if len(outputs) != 1 or outputs[0].known_shape != ():
+        return None
+    number, activation = _walk_back(t, outputs[0])
+    return _activated(t, t.op("Reshape", number, t.ints(1, 1)), activation)
+
+
+def scores_at(t: Builder, place: int, output: str | None = None) -> Value:
+    """The class scores `[N, K]` at a place of an output `[N, places, K]`, an activation over classes behind; appended.
+
+    Raises:
+        TargetError: there is no such output, several, or no such place.
+    """
+    outputs = [o for o in map(t.wrap, t.graph.outputs) if output in {None, o.name} and o.known_shape is not None]
+    fitting = [o for o in outputs if _has_places(t, o)]
+    if len(fitting) != 1:
+        raise TargetError(
+            f"--at chooses a place of an output [N, places, classes], and {'several are' if fitting else 'none is'} "
+            f"one (outputs: {_list(fitting or outputs)}); {'name it with --output' if fitting else 'leave it out'}"
+        )
+    (table,) = fitting
+    if why := why_no_classes(t, table, 2):
+        raise TargetError(f"output {table.name!r} of shape {_shape(table)} {why}, no classes at places; leave out --at")
+    places = table.shape[1]
+    if isinstance(places, int) and place >= places:
+        raise TargetError(
+            f"there is no place {place} in the output {table.name!r} {_shape(table)}; give 0 to {places - 1} with --at"
+        )
+    node = table.core.producer()
+    x = node.inputs[0] if node is not None and node.op_type in _ACTIVATIONS and not node.domain else None
+    activation: Activation = ""
+    if (
+        node is not None
+        and x is not None
+        and (node.op_type == "Sigmoid" or node.attributes.get_int("axis", -1) % 3 == 2)
+    ):
+        table, activation = t.wrap(x), _ACTIVATIONS[node.op_type]
+    return _activated(t, t.op("Gather", table, t.const(np.array(place, np.int64)), axis=1), activation)
+
+
+def _has_places(t: Builder, output: Value) -> bool:
+    """Whether an output may hold the scores of classes at several places, `[N, places, K]`."""
+    shape = output.known_shape
+    return output.is_float and shape is not None and len(shape) == 3 and shape[0] != 0 and kind_of(t, output) != "id"
+
+
+def _activated(t: Builder, scores: Value, activation: Activation) -> Value:
+    """Scores `[N, K]` behind an activation, which can be left out again."""
     operator = next((op for op, name in _ACTIVATIONS.items() if name == activation), None)
     if operator is None:
-        return row
-    return t.op(operator, row) if operator == "Sigmoid" else t.op(operator, row, axis=1)
+        return scores
+    return t.op(operator, scores) if operator == "Sigmoid" else t.op(operator, scores, axis=1)
 
 
 def _row_before(t: Builder, scores: Value) -> Value | None:
@@ -350,6 +405,13 @@ def _tables(t: Builder) -> list[Value]:
 
 
 def _only(t: Builder, candidates: Sequence[Value], outputs: Sequence[Value]) -> Value:
+    places = [o for o in outputs if _has_places(t, o)]
+    if not candidates and places:
+        raise TargetError(
+            f"no output holds one score per class (outputs: {_list(outputs)}); if {places[0].name!r} holds the scores "
+            f"of {places[0].shape[2]} classes at {places[0].shape[1]} places (tasks, steps of time, words), choose one "
+            "with --at, else say with --task what the model does"
+        )
     if not candidates:
         raise TargetError(
             f"no output looks like class scores of shape [batch, classes] (outputs: {_list(outputs)}); "
@@ -420,7 +482,9 @@ def _origin(t: Builder, value: Value, views: Container[str] = VIEWS) -> Value:
     node = value.core.producer()
     if node is None or node.op_type not in views or not keeps_order(t, node) or node.inputs[0] is None:
         return value
-    return _origin(t, t.wrap(node.inputs[0]), views)
+    source = t.wrap(node.inputs[0])
+    # A number without axes is no row of scores.
+    return value if source.known_shape == () else _origin(t, source, views)
 
 
 def _float_source(t: Builder, value: Value) -> Value:

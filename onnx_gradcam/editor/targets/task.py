@@ -384,6 +384,11 @@ def usual_task(t: Builder, options: Options) -> str:
         reading = recognize(t, hints_of(options))
     except TargetError as exc:
         reading, doubt = None, exc
+    if options.at is not None:
+        if reading is not None or doubt is not None:
+            family = "" if reading is None else f" ({reading.family})"
+            raise TargetError(f"the model outputs boxes{family}, no classes at places; leave out --at") from doubt
+        return USUAL_TASK
     named = _named_outputs(options.output)
     if named and (reading is None or not set(named) <= set(reading.outputs)):
         return USUAL_TASK

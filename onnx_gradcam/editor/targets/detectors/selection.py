@@ -223,7 +223,7 @@ def why_no_classes(t: Builder, value: Value, axis: int) -> str:
     parts = columns(t, value, axis) if value.probe_shape is not None else []
     if (value.is_float or value.rank == 1) and (kind == "id" or any(part.kind == "id" for part in parts)):
         return "holds the numbers of classes or boxes"
-    if value.rank == 2 and _flattened(t, value, None)[1] is not None and kind == "score":
+    if value.rank == 2 and _flattened(t, value, None)[1] is not None and kind == "score" and not _of_channels(t, value):
         return "holds one number for each class of each box"
     if value.rank == 3:
         layout = follow(t).get(value.core)
@@ -231,6 +231,12 @@ def why_no_classes(t: Builder, value: Value, axis: int) -> str:
         if "C" in kinds and kinds[axis] != "C" and value.shape[axis] != 1:
             return "holds one number for each of the boxes or positions"
     return ""
+
+
+def _of_channels(t: Builder, value: Value) -> bool:
+    """Whether the numbers `[N, K]` are channels behind pooled positions, as where groups of classes are flattened."""
+    layout = follow(t).get(value.core)
+    return layout is not None and layout[1] is not None and layout[1].kind == "C"
 
 
 def _is_chosen(t: Builder, value: Value) -> bool:
