@@ -227,8 +227,8 @@ def find_image(t: Builder, name: str | None = None) -> Value:
                 f"the model has several inputs that could take an image (inputs: {inputs}); name one with --input"
             )
         raise TargetError(
-            f"the model has no input that could take an image, a signal or a volume (inputs: {inputs}); name one with "
-            "--input, or export the model with an axis of samples"
+            f"the model has no input of rank 4 that could take an image, nor one for signals or volumes (inputs: "
+            f"{inputs}); name one with --input, or export the model with an axis of samples"
         )
     (image,) = candidates
     return (_batch_of(t, image) or image) if _is_single(t, image) else image
