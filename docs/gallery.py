@@ -7,7 +7,6 @@ segmenter and as a detector, its linear layer put at every place; `resizes.png` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,6 @@ from onnx import helper, numpy_helper
 from onnx_gradcam import Explainer, method_sheet
 from onnx_gradcam.editor.methods.catalogue import methods
 from onnx_gradcam.images.decoding import prepare, read_image, resized
-from onnx_gradcam.images.drawing import sheet
 from onnx_gradcam.images.preprocessing import Preprocessing
 from onnx_gradcam.runtime.explanation import Drawing
 
@@ -27,8 +25,9 @@ Array = npt.NDArray[np.uint8]
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
-COLUMNS, CELL = 5, 210
-"""Of the grids: at the 736 pixels in which the site shows them, the names are 11 pixels high."""
+WIDTH, GAP, LINE = 1104, 12, 26
+"""Of the grids, in pixels: the site shows them 736 wide, so that their names are as large as small print."""
+
 IMAGE, CLASS = MODELS / "circle_and_star.png", "star"
 
 
@@ -49,7 +48,8 @@ def style_gallery() -> Drawing:
     """The same heatmap in every style that can be printed."""
     explanation = Explainer(MODELS / "shapes.onnx")(IMAGE, target=CLASS)
     styles = ("overlay", "mask", "contour", "box", "signed", "grey")
-    return grid([("photo", explanation.image), *((style, explanation.overlay(style=style).pixels) for style in styles)])
+    drawn = [(style, explanation.overlay(style=style).pixels) for style in styles]
+    return grid([("photo", explanation.image), *drawn], columns=4)
 
 
 def method_gallery() -> Drawing:
@@ -64,18 +64,17 @@ def method_gallery() -> Drawing:
     return grid([("photo", explanation.image), *panels])
 
 
-def grid(panels: Iterable[tuple[str, Array]]) -> Drawing:
-    """Square panels in rows of `COLUMNS`, each under its name."""
-    gap, line = 12, 26
-    tiles = []
+def grid(panels: list[tuple[str, Array]], columns: int = 5) -> Drawing:
+    """Square panels, each under its name."""
+    tiles, cell = [], WIDTH // columns - GAP
     for name, panel in panels:
-        tile = np.full((CELL + line + gap, CELL + gap, 3), 255, np.uint8)
-        tile[line : line + CELL, :CELL] = resized(panel, CELL, CELL)
-        cv2.putText(tile, name, (0, line - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (32, 32, 32), 1, cv2.LINE_AA)
+        tile = np.full((cell + LINE + GAP, cell + GAP, 3), 255, np.uint8)
+        tile[LINE : LINE + cell, :cell] = resized(panel, cell, cell)
+        scale = min(0.55, 0.55 * cell / cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.55, 1)[0][0])
+        cv2.putText(tile, name, (0, LINE - 8), cv2.FONT_HERSHEY_SIMPLEX, scale, (32, 32, 32), 1, cv2.LINE_AA)
         tiles.append(tile)
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
-    rows = (np.hstack(tiles[at : at + COLUMNS]) for at in range(0, len(tiles), COLUMNS))
-    return Drawing(np.vstack(list(rows)))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    return Drawing(np.vstack([np.hstack(tiles[at : at + columns]) for at in range(0, len(tiles), columns)]))
 
 
 def task_gallery() -> Drawing:
@@ -84,8 +83,8 @@ def task_gallery() -> Drawing:
     for task in ("segmentation", "detection"):
         for method in ("hirescam", "gradcam"):
             explanation = Explainer(place_by_place(task), task=task, method=method)(IMAGE, target=CLASS)
-            panels.append((f"{task}, {method}", explanation.heatmap_on_image()))
-    return Drawing(sheet(explanation.image, panels, row=4))
+            panels.append((f"{task}, {method}", explanation.overlay(style="overlay").pixels))
+    return grid([("photo", explanation.image), *panels])
 
 
 def resize_gallery() -> Drawing:

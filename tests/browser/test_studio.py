@@ -330,7 +330,7 @@ def test_images_are_chosen_dropped_pasted_and_sampled(tab, repository):
     assert names[-4:] == ["square_and_ring.png", "dropped.png", "pasted.png", "sample.jpg"]
 
 
-def test_what_is_wrong_is_said_in_one_sentence_and_the_page_goes_on(tab):
+def test_what_is_wrong_is_said_in_one_sentence_and_the_page_goes_on(tab, repository):
     page = tab.page
     for name, data, words in (
         ("damaged.png", png()[:20], "damaged"),
@@ -338,6 +338,8 @@ def test_what_is_wrong_is_said_in_one_sentence_and_the_page_goes_on(tab):
     ):
         dropped(page, name, data)
         assert tab.refused(words).endswith(".")
+    page.set_input_files("#file", repository / "models" / "square_and_ring.png")
+    page.get_by_role("button", name="square_and_ring.png", pressed=True).wait_for()
     page.get_by_role("button", name="cross").click()
     assert "blank" in tab.status("cross")
     assert "zero everywhere" in page.inner_text("#warnings")
