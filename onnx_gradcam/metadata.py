@@ -86,7 +86,7 @@ Tensor = tuple[str, Sequence[int | str | None] | None]
 _UNFIT = "the model's explanation metadata does not fit its graph"
 _REMEDY = "; it was edited after it was explained, so start from the original model"
 _DETECTIONS = ("box_input", "heatmap_box", "heatmap_score", "detection_scores", "detection_boxes")
-_MAY_BE_EMPTY = {"class_input", "mask_input", "attribution", *_DETECTIONS}
+_MAY_BE_EMPTY = {"class_input", "mask_input", "attribution", "completeness", *_DETECTIONS}
 _OTHERS = [
     "".join(order)
     for axes in ("NCW", "NHW", "NCDHW")
@@ -137,7 +137,7 @@ class Metadata:
         version: of the package that attached the explanation.
         method: identifier of the method.
         preset: name of the conventions for score, gradient and heatmap.
-        modifier: how rectifiers pass the gradient back: `guided`, `deconvnet`, or empty.
+        modifier: how the gradient is passed back: `guided`, `deconvnet`, `libra`, or empty for as it is.
         eigen_smooth: the map is the leading component of the weighted activation maps instead of their sum.
         weights: how the gradient is computed: `linear`, `gradient` or `finite`; `none` if the method needs none.
         derivative: `exact`, or `straight-through` if it crosses quantised numbers.
@@ -158,6 +158,8 @@ class Metadata:
         cam: name of the raw map output.
         attribution: name of the output with one value for each value of the image; empty for none.
         heatmap_class: name of the output with the explained class.
+        completeness: name of the output with what is left of the score when the image times its gradient and what
+            biases contribute are taken away, `float32 [N]`; empty where that is no property of the gradient.
         labels: class names, or `None`.
         preprocessing: how images become the model's input, or `None`.
         probabilities: how scores become the probabilities that are shown, where that is not the default.
@@ -197,6 +199,7 @@ class Metadata:
     cam: str
     heatmap_class: str
     attribution: str = ""
+    completeness: str = ""
     modifier: str = ""
     eigen_smooth: bool = False
     target_tensors: list[str] = dataclasses.field(default_factory=list)
@@ -277,7 +280,7 @@ class Metadata:
     @property
     def rows(self) -> set[str]:
         """The outputs that the explanation reads or adds, each with a row for every image."""
-        own = {self.scores_output, self.heatmap, self.cam, self.heatmap_class, self.attribution}
+        own = {self.scores_output, self.heatmap, self.cam, self.heatmap_class, self.attribution, self.completeness}
         return {*own, self.heatmap_box, self.heatmap_score, self.detection_scores, self.detection_boxes} - {""}
 
     def box_in(self, height: int, width: int) -> tuple[int, int, int, int]:
@@ -318,12 +321,13 @@ class Metadata:
         self._check_tensor("cam", outputs, "output", "float32", maps)
         self._check_tensor("heatmap_class", outputs, "output", "int64", 1)
         self._check_tensor("attribution", outputs, "output", "", rank)
+        self._check_tensor("completeness", outputs, "output", "float32", 1)
         self._check_tensor("box_input", inputs, "input", "int64", 1)
         self._check_tensor("heatmap_box", outputs, "output", "int64", 1)
         self._check_tensor("heatmap_score", outputs, "output", "float32", 1)
         self._check_tensor("detection_scores", outputs, "output", "float32", 3)
         self._check_tensor("detection_boxes", outputs, "output", "float32", 3)
-        optional = [self.attribution, *(getattr(self, name) for name in _DETECTIONS[1:])]
+        optional = [self.attribution, self.completeness, *(getattr(self, name) for name in _DETECTIONS[1:])]
         names = [self.scores_output, self.heatmap, self.cam, self.heatmap_class, *filter(None, optional)]
         if len(set(names)) < len(names):
             raise ModelError(f"{_UNFIT}: two of its entries name the same output{_REMEDY}")

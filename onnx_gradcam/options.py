@@ -44,7 +44,7 @@ __all__ += [
 
 Weights = Literal["auto", "linear", "gradient", "finite"]
 ScoreKind = Literal["logit", "output"]
-ModifierName = Literal["guided", "deconvnet"]
+ModifierName = Literal["guided", "deconvnet", "libra"]
 ChannelReduction = Literal["max", "sum"]
 Combine = Literal["mean", "max", "product", "sum"]
 MaskKind = Literal["own", "all", "input"]
@@ -97,7 +97,8 @@ class Options:
         method: name of the method; by default the task's own (`gradcam`, and `hirescam` for segmentation and
             detection, where weights averaged over all positions miss what a score depends on).
         preset: library whose conventions the score, the gradient and the heatmap follow.
-        modifier: how rectifiers pass the gradient back: `guided` or `deconvnet`; by default as method and preset say.
+        modifier: how the gradient is passed back: `guided` and `deconvnet` change what rectifiers do, `libra` makes the
+            image times its gradient, plus biases, add up to the score; by default as method and preset say.
         channels: how the channels of an attribution become one map, `max` or `sum`; by default `max` where the sign
             does not matter, else `sum`.
         combine: how the heatmaps of several layers become one, `mean`, `max` or `product`; by default as method and

@@ -41,6 +41,7 @@ def test_what_is_said():
         "modifier": "",
         "eigen_smooth": "false",
         "attribution": "",
+        "completeness": "",
         "target_tensor": "a",
         "target_tensors": '["a"]',
         "score_tensor": "l",

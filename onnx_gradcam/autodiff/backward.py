@@ -19,7 +19,7 @@ from onnx_gradcam.graph.inline import loop_iterations
 from onnx_gradcam.graph.paths import Carries, between, captured, node_inputs
 
 from .cropping import Window, added, crop_of, cut_out, through_convolution
-from .registry import ZERO, Cotangent, Rule, Table, attributes, rules
+from .registry import ZERO, Cotangent, Rule, Table, attributes, rule_of, rules
 
 _Pending = dict[ir.Value, list[Value | Window]]
 """The cotangents that have reached each tensor."""
@@ -46,7 +46,7 @@ def carries_gradient(t: Builder, table: Table | None = None) -> Carries:
             return False
         if node.op_type in _CASTS and tensor.is_float and not t.wrap(node.outputs[0]).is_float:
             return False  # truncation is a step function
-        rule = table.get(key)
+        rule = rule_of(table, node)
         if rule is not None and not rule.applies_to(node):
             return False
         if rule is None or any(v is value and i not in rule.stops for i, v in enumerate(node.inputs)):
@@ -68,12 +68,14 @@ def missing_rules(t: Builder, score: Value, wrt: Sequence[Value], table: Table |
 def _problem(t: Builder, node: ir.Node, table: Table, alive: Container[ir.Value]) -> str | None:
     """Why no rule differentiates a node; `None` where one does."""
     where = f"node {node.name!r} producing {node.outputs[0].name!r}, opset {t.opset}"
-    rule = table.get((node.domain, node.op_type))
+    rule = rule_of(table, node)
     if rule is None:
         if (node.domain, node.op_type) == ("", "Loop"):
             return _loop_problem(t, node) or f"a Loop is not unrolled ({where})"
         domain = f"{node.domain}." if node.domain else ""
         return f"no VJP rule for {domain}{node.op_type} ({where})"
+    if rule.problem:
+        return f"{rule.problem} ({where})"
     unknown = rule.unknown_attributes(node)
     if unknown:
         return f"the VJP rule of {node.op_type} does not know the attribute {unknown[0]!r} ({where})"
@@ -114,6 +116,12 @@ class _Path:
     table: Table
     dtype: npt.DTypeLike | None
     points: Collection[ir.Value] = ()
+
+    def rule(self, node: ir.Node) -> Rule:
+        """The rule of a node on the path, which was found to have one."""
+        rule = rule_of(self.table, node)
+        assert rule is not None  # noqa: S101 - `_check` refuses the others
+        return rule
 
 
 def backward(
@@ -205,7 +213,7 @@ def _within(
         return None
     others = [_whole(t, pending, o) for o in node.outputs[1:]]
     outputs = [window.crop(t, t.wrap(node.outputs[0])), *map(t.wrap, node.outputs[1:])]
-    rule = path.table[node.domain, node.op_type]
+    rule = path.rule(node)
     cotangents = _by_rule(t, path, rule, node, ([window.value, *others], outputs, cropped), ())
     whole = {x.core for x in cropped if x is not None}
     handed = _on_path(t, path, rule, node, cropped, cotangents)
@@ -228,7 +236,7 @@ def cotangents_or_zero(
 
 def _cotangents(t: Builder, path: _Path, node: ir.Node, gs: list[Value | None]) -> Iterator[tuple[ir.Value, Value]]:
     """Those inputs of a node, captured tensors included, that are on the path, each with its cotangent."""
-    rule = path.table[node.domain, node.op_type]
+    rule = path.rule(node)
     inside = [x for x in dict.fromkeys(captured(node)) if x in path.alive and path.carries(node, x)]
     inputs = [None if i is None else t.wrap(i) for i in node.inputs]
     cotangents = _by_rule(t, path, rule, node, (gs, [t.wrap(o) for o in node.outputs], inputs), inside)

@@ -1,21 +1,24 @@
-"""Modifiers: guided backpropagation and the deconvolutional network, as functions from one rule table to another.
+"""Modifiers, as functions from one rule table to another: guided backpropagation, deconvolutional network, LibraGrad.
 
-A modified table is passed to `backward`, so a modifier combines with every profile. Both modifiers change the rules of
-all rectifiers, and no others.
+A modified table is passed to `backward`, so a modifier combines with every profile. The first two change the rules of
+all rectifiers, and no others; LibraGrad has a module of its own.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+import onnx_ir as ir
+
 from onnx_gradcam.graph.builder import Builder, Value
 
+from .libra import libra
 from .registry import Cotangent, RuleFunction, Table
 
-__all__ = ["MODIFIERS", "RECTIFIERS", "deconvnet", "guided"]
+__all__ = ["COMPLETE", "MODIFIERS", "RECTIFIERS", "deconvnet", "guided"]
 
 RECTIFIERS = (
     "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Mish", "Softplus", "Swish",
@@ -26,7 +29,7 @@ RECTIFIERS = (
 Modify = Callable[[RuleFunction], RuleFunction]
 
 
-def guided(table: Table) -> Table:
+def guided(table: Table, moving: Collection[ir.Value] = ()) -> Table:  # noqa: ARG001 - every modifier takes both
     """Guided backpropagation: a rectifier passes positive cotangents only, times its own derivative.
 
     Springenberg et al. 2015, "Striving for simplicity", section 3.4.
@@ -34,7 +37,7 @@ def guided(table: Table) -> Table:
     return _modified(table, _guide)
 
 
-def deconvnet(table: Table) -> Table:
+def deconvnet(table: Table, moving: Collection[ir.Value] = ()) -> Table:  # noqa: ARG001 - every modifier takes both
     """The deconvolutional network: a rectifier passes positive cotangents, whatever its input is.
 
     Zeiler and Fergus 2014, section 2.1; other libraries call it "relu" or "rectified".
@@ -64,5 +67,12 @@ def _rectify(function: RuleFunction) -> RuleFunction:
     return rectified_rule
 
 
-MODIFIERS: dict[str, Callable[[Table], Table]] = {"guided": guided, "deconvnet": deconvnet}
-"""Modifiers by name."""
+MODIFIERS: dict[str, Callable[[Table, Collection[ir.Value]], Table]] = {
+    "guided": guided,
+    "deconvnet": deconvnet,
+    "libra": libra,
+}
+"""Modifiers by name, from the rules and the tensors that depend on the image."""
+
+COMPLETE = frozenset({"libra"})
+"""Modifiers after which the input times its gradient, plus biases, is the score."""

@@ -31,7 +31,7 @@ import onnx_ir as ir
 
 from onnx_gradcam.graph.builder import Value
 
-__all__ = ["RULES", "ZERO", "Cotangent", "Rule", "RuleFunction", "Table", "rules", "vjp", "zero_gradient"]
+__all__ = ["RULES", "ZERO", "Cotangent", "Rule", "RuleFunction", "Table", "rule_of", "rules", "vjp", "zero_gradient"]
 
 Cotangent = Value | Callable[[], Value] | None
 RuleFunction = Callable[..., Sequence[Cotangent]]
@@ -50,6 +50,8 @@ class Rule:
         all_outputs: `g` and `y` are tuples over all outputs (`None` for an output without a cotangent).
         subgraphs: the rule differentiates the operator's subgraphs, for the tensors that they capture as well.
         where: the nodes that the rule applies to, all by default; the derivative of the others is zero.
+        choose: the rule for one node, where that depends on what surrounds the node; by default this one.
+        problem: why the nodes of this rule cannot be differentiated; empty where they can.
     """
 
     function: RuleFunction
@@ -58,6 +60,8 @@ class Rule:
     all_outputs: bool = False
     subgraphs: bool = False
     where: Callable[[ir.Node], bool] | None = None
+    choose: Callable[[ir.Node], Rule] | None = None
+    problem: str = ""
 
     def applies_to(self, node: ir.Node) -> bool:
         """Whether the rule differentiates `node`; otherwise its derivative is zero."""
@@ -113,6 +117,12 @@ def rules() -> dict[Key, Rule]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return RULES
+
+
+def rule_of(table: Table, node: ir.Node) -> Rule | None:
+    """The rule of a table for a node; `None` where it has none."""
+    rule = table.get((node.domain, node.op_type))
+    return rule if rule is None or rule.choose is None else rule.choose(node)
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:

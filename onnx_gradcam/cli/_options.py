@@ -319,8 +319,9 @@ OPTIONS: dict[str, Any] = {
     "modifier": _declared(
         ModifierName,
         "Method",
-        "How rectifiers pass the gradient back. [default: unchanged]",
-        metavar="guided|deconvnet",
+        "How the gradient is passed back: guided and deconvnet change rectifiers; libra is complete. "
+        "[default: unchanged]",
+        metavar="guided|deconvnet|libra",
     ),
     "channels": _declared(
         ChannelReduction,

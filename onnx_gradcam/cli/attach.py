@@ -106,7 +106,7 @@ def _report(out: Path, explained: Explained, target: str | None, engine: str | N
     metadata = explained.metadata
     shapes = {str(value.name): _sizes(value) for value in explained.model.core.graph.outputs}
     names = [metadata.heatmap, metadata.cam, metadata.heatmap_class, metadata.attribution, metadata.heatmap_box]
-    names += [metadata.heatmap_score, metadata.detection_scores, metadata.detection_boxes]
+    names += [metadata.completeness, metadata.heatmap_score, metadata.detection_scores, metadata.detection_boxes]
     added = [f"{name} {shape(shapes[name])}" for name in names if name]
     say(f"{out}: the model with the outputs {', '.join(added)} added.")
     chosen = layers(metadata)

@@ -123,6 +123,8 @@ def _say_explained(metadata: Metadata) -> None:
     say(f"  weights {metadata.weights}, score {metadata.score_tensor!r}, scores in output {metadata.scores_output!r}")
     say(f"  image in input {metadata.image_input!r} ({metadata.layout})")
     say(f"  heatmap in output {metadata.heatmap!r}, raw map in output {metadata.cam!r}")
+    if metadata.completeness:
+        say(f"  the image times its gradient, plus biases, is the score but for output {metadata.completeness!r}")
     chooser = f"is chosen by input {metadata.class_input!r}" if metadata.class_input else "is fixed in the model"
     say(f"  the class {chooser}; output {metadata.heatmap_class!r} says which one was explained")
     if metadata.heatmap_box:
@@ -148,7 +150,12 @@ def _say_decisions(result: Inspection, decisions: Decisions) -> None:
     say(f"head: {decisions.head}")
     if decisions.task != "classification":
         say(f"task: {decisions.task}")
-    say(f"method: {decisions.method}, weights {decisions.weights}")
+    modifier = f", modifier {decisions.modifier}" if decisions.modifier else ""
+    say(f"method: {decisions.method}, weights {decisions.weights}{modifier}")
+    if decisions.complete:
+        say(
+            "  complete: the image times its gradient, plus biases, is the score; output 'completeness' is what is left"
+        )
     if decisions.method_reason:
         say(f"  {decisions.method_reason}")
     named = _named_rows(result, decisions)

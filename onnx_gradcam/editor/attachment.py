@@ -164,6 +164,8 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
         results["heatmap"] = t.refine(_in_order(t, heatmap, order), (batch, *(sizes[i] for i in order)))
         results["cam"] = t.refine(_in_order(t, cams[0], order), (batch, *(grid[i] for i in order)))
     results["heatmap_class"] = t.refine(ingredients.classes, (batch,))
+    if plan.is_complete:
+        results["completeness"] = t.refine(ingredients.completeness, (batch,))
     results |= explained_boxes(plan, ingredients.classes)
     names = {name: free_name(t, name) for name in results}
     outputs = [t.output(value, names[name]) for name, value in results.items()]

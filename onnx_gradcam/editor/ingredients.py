@@ -11,11 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.backward import backward, carries_gradient, cotangents_or_zero
+from onnx_gradcam.autodiff.modifiers import COMPLETE
+from onnx_gradcam.autodiff.offsets import offset
 from onnx_gradcam.autodiff.precision import float32_cotangents
 from onnx_gradcam.autodiff.providers import conform, find_profile
 from onnx_gradcam.errors import UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import between
+from onnx_gradcam.graph.paths import between, reached_from
+from onnx_gradcam.options import GradDtype
 
 from .head import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
 from .methods.cam import leading_projection, weighted_sum
@@ -25,6 +28,7 @@ from .plan import Plan
 from .targets.blocks import AttentionMaps, find_attention, find_blocks
 from .targets.classes import check_class
 from .targets.detectors.decoder import single_positions
+from .targets.layer import follow_paths
 from .targets.score import Score
 from .targets.task import free_name
 
@@ -99,11 +103,11 @@ class Ingredients:
         pairs = zip(plan.layers, self._backward(plan.targets, modifier), strict=True)
         return [layer.chosen.canonical(t, g) for layer, g in pairs]
 
-    def _backward(self, wrt: list[Value], modifier: str | None) -> list[Value]:
-        """The cotangents of tensors, in float32."""
+    def _backward(self, wrt: list[Value], modifier: str | None, grad_dtype: GradDtype | None = None) -> list[Value]:
+        """The cotangents of tensors, in float32; computed as the options say, or in another type."""
         plan, t = self.plan, self.plan.t
         since = len(t.appended)
-        table, grad_dtype = plan.table(modifier), plan.options.grad_dtype
+        table, grad_dtype = plan.table(modifier), grad_dtype or plan.options.grad_dtype
         cotangents = float32_cotangents(t, plan.score.tensor, self.seed, wrt, table, grad_dtype, self._points)
         return self._within_profile(cotangents, since)
 
@@ -152,8 +156,63 @@ class Ingredients:
     def image_cotangent(self) -> Value:
         """The cotangent of the image, `float32 [N, C, H, W]`."""
         plan, t = self.plan, self.plan.t
-        (gradient,) = self._backward([plan.image], plan.modifier)
+        if plan.is_complete or "constants" in plan.method.needs:
+            gradient = self._shares[0]
+        else:
+            (gradient,) = self._backward([plan.image], plan.modifier)
         return plan.image_candidate.canonical(t, gradient)
+
+    @cached_property
+    def _shares(self) -> tuple[Value, list[tuple[Value, Value]]]:
+        """The cotangent of the image; and of every node that adds something, its output with that times its cotangent.
+
+        All of them come from one backward pass, but for float16 models, whose cotangents are scaled on the way to each.
+        """
+        plan, t = self.plan, self.plan.t
+        table, chords = plan.table(plan.modifier), plan.modifier in COMPLETE
+        moving = reached_from(t.nodes, [plan.image.core], carries_gradient(t))
+        path, _ = between(t.nodes, [plan.image.core], [plan.score.tensor.core], carries_gradient(t, table))
+        added = {
+            t.wrap(node.outputs[0]): b for node in path if (b := offset(t, node, moving, chords=chords)) is not None
+        }
+        if any(v.dtype == np.float16 for v in added) and plan.options.grad_dtype == "model":
+            (gradient,) = self._backward([plan.image], plan.modifier)
+            cotangents = self._backward([*added], plan.modifier, "float32") if added else []
+        else:
+            gradient, *cotangents = self._backward([plan.image, *added], plan.modifier)
+        pairs = zip(cotangents, added.items(), strict=True)
+        return gradient, [(y, t.op("Mul", g, t.cast(b, np.float32), shape=y.known_shape)) for g, (y, b) in pairs]
+
+    @cached_property
+    def completeness(self) -> Value:
+        """The score less the image times its gradient and less what the biases contribute, `float32 [N]`."""
+        t = self.plan.t
+        own = t.sum(t.op("Mul", self.image, self.image_cotangent), range(1, self.image.rank), keepdims=False)
+        shares = [own, *(self._of_rows(y, product) for y, product in self._shares[1])]
+        return self.score - (shares[0] if len(shares) == 1 else t.op("Sum", *shares))
+
+    @cached_property
+    def constant_terms(self) -> list[Value]:
+        """Every additive constant of maps or tokens times the cotangent of what it is added to, `[N, C, h, w]` each."""
+        plan, t = self.plan, self.plan.t
+        paths = follow_paths(t, plan.image, plan.score.tensor, carries_gradient(t))
+        places = {candidate.tensor: candidate for candidate in paths.candidates}
+        terms = [(places.get(y), term) for y, term in self._shares[1]]
+        return [place.canonical(t, term) for place, term in terms if place is not None and len(place.grid) == _MAPS - 2]
+
+    def _of_rows(self, y: Value, values: Value) -> Value:
+        """The sum of `values`, in the shape of a tensor of the graph, for each image: `[N]`."""
+        t, batch = self.plan.t, self.plan.image.shape[0]
+        if batch == 1:
+            return t.op("Reshape", t.sum(values), t.ints(1))
+        axis = _axis_of_rows(y, self.plan.image)
+        if y.shape[axis] == batch:
+            return t.sum(values, [i for i in range(values.rank) if i != axis], keepdims=False)
+        # Windows of an image lie behind one another.
+        front = t.transpose(values, [axis, *(i for i in range(values.rank) if i != axis)])
+        rows = t.op("Shape", self.plan.image, end=1) if not isinstance(batch, int) else t.ints(batch)
+        flat = t.op("Reshape", front, t.op("Concat", rows, t.ints(-1), axis=0), shape=(batch, None))
+        return t.sum(flat, [1], keepdims=False)
 
     @cached_property
     def attentions(self) -> list[tuple[Value, int]]:
@@ -311,6 +370,7 @@ MAKERS: Mapping[str, Callable[[Ingredients, int], Any]] = {
     "HA": lambda ingredients, layer: ingredients.curvatures[layer],
     "gx": lambda ingredients, _: ingredients.image_cotangent,
     "biases": lambda ingredients, _: ingredients.bias_terms,
+    "constants": lambda ingredients, _: ingredients.constant_terms,
     "attentions": lambda ingredients, _: ingredients.attentions,
     "P": lambda ingredients, _: ingredients.attention_maps,
     "GP": lambda ingredients, _: ingredients.attention_cotangents,
@@ -360,13 +420,49 @@ def _best_class(t: Builder, score: Score) -> Value:
     return t.op("Reshape", best, t.ints(-1), shape=(batch,)) if best.rank != 1 else best
 
 
+def _axis_of_rows(y: Value, image: Value) -> int:
+    """The axis of a tensor that holds the images of a batch, perhaps several rows of each behind one another."""
+    batch, free = image.shape[0], image.free_batch
+    probe = y.probe_shape or ()
+    axes = [axis for axis, size in enumerate(y.shape) if size == batch and batch is not None]
+    if not axes and free is not None:
+        axes = [i for i, size in enumerate(probe) if size % free == 0 and not isinstance(y.shape[i], int)]
+    if not axes and free is not None:
+        axes = [axis for axis, size in enumerate(y.shape) if not isinstance(size, int)]
+        axes = axes if len(axes) == 1 else []
+    if not axes and isinstance(batch, int):
+        axes = [axis for axis, size in enumerate(y.shape) if isinstance(size, int) and size % batch == 0]
+    if not axes or (isinstance(batch, int) and len(axes) > 1):
+        raise UnsupportedError(
+            f"which values of {y.name!r} {list(y.shape)} belong to which image of a batch cannot be told, so "
+            "neither can what biases contribute; export the model for one image, or with a free batch"
+        )
+    return axes[0]
+
+
+def _added_bias(t: Builder, node: ir.Node) -> Value | None:
+    """The bias of a convolution that has none of its own and is followed by an Add of one number a channel."""
+    for value, other in (node.inputs, node.inputs[::-1]):
+        convolution = None if value is None else value.producer()
+        vector = None if other is None else t.wrap(other).array()
+        if convolution is None or convolution.op_type != "Conv" or vector is None:
+            continue
+        channels = t.wrap(node.outputs[0]).shape[1]
+        own = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+        if own is None and np.shape(vector)[-3:] == (channels, 1, 1) and vector.size == channels:
+            return t.const(vector.reshape(-1).astype(np.float32))
+    return None
+
+
 def _bias(t: Builder, node: ir.Node, computed: Collection[ir.Value]) -> Value | None:
     """What a convolution or batch normalization adds to each map, `float32 [C]`; `None` for nothing.
 
     What is `computed` from the image is no bias of the model.
     """
-    if node.op_type not in _BIASED or t.wrap(node.outputs[0]).rank != _MAPS:
+    if t.wrap(node.outputs[0]).rank != _MAPS:
         return None
+    if node.op_type not in _BIASED:
+        return _added_bias(t, node) if node.op_type == "Add" else None
     inputs = [None if v is None else t.wrap(v).array() for v in node.inputs]
     if node.op_type == "Conv":
         bias = node.inputs[2] if len(inputs) > 2 else None

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from onnx_gradcam.autodiff.modifiers import MODIFIERS
+from onnx_gradcam.autodiff.backward import carries_gradient
+from onnx_gradcam.autodiff.modifiers import COMPLETE, MODIFIERS
 from onnx_gradcam.autodiff.providers import find_profile
 from onnx_gradcam.autodiff.registry import Table
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import row_coupling
+from onnx_gradcam.graph.paths import reached_from, row_coupling
 from onnx_gradcam.metadata import ONE_AT_A_TIME, Carried
 from onnx_gradcam.options import Combine, Options
 
@@ -25,7 +26,7 @@ from .targets.layer_names import biases_of
 from .targets.score import OBJECTIVES, Detections, Objective, Score, against, image_inputs, input_layout, input_name
 from .targets.task import Task
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "modified"]
 
 _ALL_AT_ONCE = ("gradcam", "hirescam")
 """Methods whose map is the product of weights and activation maps if the head is linear."""
@@ -145,7 +146,7 @@ class Plan:
 
     @property
     def modifier(self) -> str | None:
-        """How rectifiers pass the gradient back."""
+        """How the gradient is passed back, where not as it is."""
         return self.options.modifier or self.method.modifier or self.preset.modifier
 
     @property
@@ -164,8 +165,12 @@ class Plan:
 
     def table(self, modifier: str | None) -> Table:
         """The rules of the backward pass."""
-        table = find_profile(self.options.profile).rules()
-        return table if modifier is None else MODIFIERS[modifier](table)
+        return modified(self.t, self.image, self.options.profile, modifier)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the image times its gradient, plus biases, adds up to the score, which the model then tells."""
+        return self.modifier in COMPLETE and self.method.differentiates("image") and not self.method.runs_often
 
     @property
     def refusal(self) -> str | None:
@@ -187,8 +192,7 @@ class Plan:
             yield f"{title} runs the model many times and cannot pass a region to it; use --mask own or all"
         if self.options.class_input == "all" and (why := self._not_all_at_once):
             yield f"the maps of all classes at once {why}; explain one class at a time with --class-input optional"
-        if self.weights == "gradient" and self.problems:
-            yield f"{self.problems[0]}; choose a later layer with --layer"
+        yield from self._not_differentiated
         if self.method.reruns_head and (self.objective is not None or len(self.layers) > 1):
             yield f"{title} runs the head of one layer for the score of one class; name one layer, without a comparison"
         if self.options.eigen_smooth and not self.method.smoothable:
@@ -208,6 +212,19 @@ class Plan:
             )
         if self.weights == "linear" and head is not None and not head.linear:
             yield f"--weights linear is not possible: {head.why}; use --weights gradient"
+
+    @property
+    def _not_differentiated(self) -> Iterator[str]:
+        """Why no gradient can be computed; nothing if it can."""
+        complete = self.modifier in COMPLETE
+        if self.weights == "gradient" and self.problems:
+            remedy = f"leave out --modifier {self.modifier}" if complete else "choose a later layer with --layer"
+            yield f"{self.problems[0]}; {remedy}"
+        if complete and self.method.second_order:
+            yield (
+                f"{self.method.title} takes derivatives of derivatives, and what {self.modifier} passes back is none; "
+                f"leave out --modifier {self.modifier}"
+            )
 
     @property
     def _not_in_dimensions(self) -> list[str]:
@@ -375,3 +392,11 @@ class Plan:
     def spatial_axes(self) -> tuple[int, ...]:
         """Where positions are among the axes of the input: height and width of an image."""
         return tuple(self.image_candidate.spatial)
+
+
+def modified(t: Builder, image: Value, profile: str, modifier: str | None) -> Table:
+    """The rules that a profile writes a gradient with, changed by a modifier."""
+    table = find_profile(profile).rules()
+    if modifier is None:
+        return table
+    return MODIFIERS[modifier](table, reached_from(t.nodes, [image.core], carries_gradient(t, table)))

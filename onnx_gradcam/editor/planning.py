@@ -30,7 +30,7 @@ from onnx_gradcam.options import Options
 from .head import Head, read_head
 from .methods.catalogue import Method, Variable, find_method
 from .origins import Statements, read_statements
-from .plan import Plan
+from .plan import Plan, modified
 from .presets import find_preset
 from .targets.axes import Layout, channels_first, label_input, letters
 from .targets.classes import check_class, check_labels, find_class, read_labels
@@ -216,9 +216,10 @@ def _plan(t: Builder, options: Options, task: Task, aim: Aim | None) -> Plan:
     extent, cut = _extent(t, image, layout, targets, carries, method)
     alone = len(layers) == 1 and method.needs_layer
     head = read_head(t, layers[0].chosen, score.tensor, path) if alone else None
-    problems = missing_rules(t, score.tensor, [image] if _from_image(method) else targets)
-    modified = (options.modifier or method.modifier or preset.modifier) is not None
-    weights = _weights(options, method, None if modified else head, problems)
+    modifier = options.modifier or method.modifier or preset.modifier
+    table = modified(t, image, options.profile, modifier)
+    problems = missing_rules(t, score.tensor, [image] if _from_image(method) else targets, table)
+    weights = _weights(options, method, None if modifier else head, problems)
     batches = {v.probe_shape[0] for v in (image, score.tensor) if v.probe_shape is not None}
     if len(batches) > 1:
         raise TargetError(

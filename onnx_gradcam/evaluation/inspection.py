@@ -103,6 +103,8 @@ class Decisions:
         task: what the model does.
         method: the method; `method_reason` says why it is not `gradcam`, unless it was chosen.
         weights: how channel weights are computed.
+        modifier: how the gradient is passed back; empty for as it is.
+        complete: whether the image times its gradient, plus biases, is the score; the model then outputs what is left.
         grad_dtype: dtype of the gradients.
         missing_rules: operators on the path that have no gradient rule, one sentence each.
         warnings: what to know about the explained model.
@@ -120,6 +122,8 @@ class Decisions:
     method: str
     method_reason: str
     weights: str
+    modifier: str
+    complete: bool
     grad_dtype: str
     missing_rules: Sequence[str]
     warnings: Sequence[str]
@@ -364,6 +368,8 @@ def _decisions(plan: Plan, inputs: Sequence[TensorInfo], outputs: Sequence[Tenso
         if chosen
         else f"the default for {plan.task.name}, where every position counts by itself; gradcam averages over them",
         weights=plan.weights,
+        modifier=plan.modifier or "",
+        complete=plan.is_complete,
         grad_dtype=plan.options.grad_dtype,
         missing_rules=list(plan.problems),
         warnings=list(plan.warnings),

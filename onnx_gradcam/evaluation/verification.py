@@ -1,4 +1,4 @@
-"""Check the gradient that an explanation uses against finite differences of the score."""
+"""Check the gradient that an explanation uses against finite differences of the score, or what it adds up to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_gradcam.autodiff.check import GradientCheck
+from onnx_gradcam.autodiff.modifiers import COMPLETE
 from onnx_gradcam.autodiff.reference import as_double, evaluate, evaluator
 from onnx_gradcam.editor.ingredients import Ingredients
 from onnx_gradcam.editor.plan import Plan
@@ -35,13 +36,16 @@ if TYPE_CHECKING:
 
     from onnx_gradcam.options import Choices
 
-__all__ = ["TOLERANCE", "Verification", "check_explanation", "verify"]
+__all__ = ["TOLERANCE", "Verification", "check_completeness", "check_explanation", "verify"]
 
 Array = npt.NDArray[Any]
 
 TOLERANCE: Final = 1e-3
 """Allowed relative difference; gradients are computed in single precision, and of float16 models in half."""
 
+_COMPLETE: Final = {np.float16: 1e-2}
+"""Allowed distance of the score from what adds up to it, relative to the score or to one, by type; else `_SINGLE`."""
+_SINGLE: Final = 1e-4
 _GRAIN: Final = 0.05
 """Standard deviation of the noise that breaks ties, relative to the image's."""
 _IMAGE_RANK: Final = 3
@@ -49,14 +53,17 @@ _IMAGE_RANK: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """One directional derivative, computed in two ways.
+    """One number, computed in two ways: a directional derivative, or with the modifier `libra` the score.
 
     Attributes:
-        target_tensor: the layer whose activation maps are moved.
-        analytic: the derivative by the gradient that the explanation uses.
-        numeric: the derivative by finite differences, in double precision.
-        relative: their difference, relative to the larger of the two.
+        target_tensor: the layer whose activation maps are moved; the image for the score.
+        analytic: the derivative by the gradient that the explanation uses; or the sum of the image times its gradient
+            and what biases contribute.
+        numeric: the derivative by finite differences, in double precision; or the score.
+        relative: their difference, relative to the larger of the two; or to the score, and to one for smaller scores.
         grain: whether noise was added to the image, because equal values tie at a maximum.
+        limit: the largest relative difference that is none.
+        kind: which of the two it is, the `derivative` or the `completeness` of what adds up to the score.
     """
 
     target_tensor: str
@@ -64,11 +71,13 @@ class Verification:
     numeric: float
     relative: float
     grain: bool
+    limit: float = TOLERANCE
+    kind: Literal["derivative", "completeness"] = "derivative"
 
     @property
     def agrees(self) -> bool:
-        """Whether the two differ by no more than `TOLERANCE`."""
-        return self.relative <= TOLERANCE
+        """Whether the two differ by no more than `limit`."""
+        return self.relative <= self.limit
 
 
 def verify(
@@ -82,6 +91,9 @@ def verify(
     **choices: Unpack[Choices],
 ) -> Verification:
     """Check the gradient of an explanation against finite differences along one random direction.
+
+    A gradient changed by `libra` is no derivative. Of it is checked that the image times its gradient, plus what biases
+    contribute, adds up to the score.
 
     Where they differ, the image is tried once more with noise: values that tie at a maximum, as in flat regions of an
     image, have no derivative. A wrong gradient differs there too.
@@ -112,6 +124,8 @@ def verify(
     rows = image if isinstance(image, np.ndarray) and (image.ndim != _IMAGE_RANK or image.dtype.kind == "f") else None
     if image is not None and rows is None:
         rows = _prepared(model, image, options)
+    if options.modifier in COMPLETE:
+        return check_completeness(model, rows, options, feeds=feeds, seed=seed)
     check = check_explanation(model, rows, options, feeds=feeds, seed=seed)
     grain = rows is not None and not check.relative <= TOLERANCE
     if grain and rows is not None:
@@ -212,6 +226,56 @@ def check_explanation(
     return GradientCheck(target.tensor.name, float(np.vdot(gradient, direction)), numeric, gradient)
 
 
+def check_completeness(
+    source: ModelSource,
+    image: Array | None = None,
+    options: Options | None = None,
+    *,
+    feeds: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Compare the score with the sum of the image times its gradient and what every additive constant contributes.
+
+    They are equal with the modifier `libra`; for comparison, the gradient as it is, is added up in the same way.
+
+    Args:
+        source: a model that is not explained yet.
+        image: the model's input, one sample; random numbers by default.
+        options: what to explain and how; by default the predicted class.
+        feeds: values of the model's other inputs.
+        seed: random seed.
+
+    Example::
+
+        assert check_completeness("model.onnx", options=Options(modifier="libra")).agrees
+    """
+    options = replace(options or Options(), method="input-x-gradient", layer="auto", weights="auto", class_input="none")
+    plan = make_plan(source, options)
+    if plan.refusal is not None:
+        raise UnsupportedError(plan.refusal)
+    image = _random_image(plan.image, np.random.default_rng(seed)) if image is None else image
+    rows = plan.image.shape[0]
+    if isinstance(rows, int) and len(image) == 1:
+        image = np.repeat(image, rows, axis=0)
+    ingredients = Ingredients(plan)
+    score, left = (
+        float(a[0]) for a in _computed(plan, [], [ingredients.score, ingredients.completeness], image, feeds)
+    )
+    if not math.isfinite(score):
+        raise ModelError(f"the score of this input is {score}; check --preprocess and the weights")
+    types = {plan.t.wrap(o).dtype for node in plan.path for o in node.outputs}
+    limit = max((one for dtype, one in _COMPLETE.items() if np.dtype(dtype) in types), default=_SINGLE)
+    return Verification(
+        target_tensor=plan.image_input,
+        analytic=score - left,
+        numeric=score,
+        relative=abs(left) / max(abs(score), 1.0),
+        grain=False,
+        limit=limit,
+        kind="completeness",
+    )
+
+
 def _head(plan: Plan) -> tuple[onnx.ModelProto, list[Value]]:
     """The nodes between target tensor and score as a model, and what else they read."""
     t, target = plan.t, plan.layer.chosen.tensor
@@ -237,14 +301,21 @@ def _head(plan: Plan) -> tuple[onnx.ModelProto, list[Value]]:
 
 def _run(plan: Plan, values: Sequence[Value], image: Array, feeds: Mapping[str, Any] | None) -> list[Array]:
     """The values of tensors for `image`, then the activation maps as the method sees them, cotangent and class."""
-    t = plan.t
     ingredients = Ingredients(plan)
     (maps,), (cotangent,) = ingredients.maps, ingredients.cotangents
+    return _computed(plan, values, [maps, cotangent, ingredients.classes], image, feeds)
+
+
+def _computed(
+    plan: Plan, values: Sequence[Value], appended: Sequence[Value], image: Array, feeds: Mapping[str, Any] | None
+) -> list[Array]:
+    """The values of tensors of the model, and of appended ones, for `image`."""
+    t = plan.t
     names = [v.name for v in values]
     for value in values:
         if not value.core.is_graph_output():
             t.graph.outputs.append(value.core)
-    names += [t.output(value, t.unique("checked")).name for value in (maps, cotangent, ingredients.classes)]
+    names += [t.output(value, t.unique("checked")).name for value in appended]
     t.finish()
     session = Session(t.model.to_proto().SerializeToString(), folder=t.model.folder)
     batched = "N" in plan.input_layout

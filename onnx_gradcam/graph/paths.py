@@ -31,6 +31,7 @@ __all__ = [
     "halves",
     "keeps_order",
     "node_inputs",
+    "reached_from",
     "row_coupling",
 ]
 
@@ -72,14 +73,20 @@ def _captured(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from (o for o in graph.outputs if o.graph is not graph)
 
 
-def between(
-    nodes: Sequence[ir.Node], sources: Iterable[ir.Value], sinks: Iterable[ir.Value], carries: Carries
-) -> tuple[list[ir.Node], set[ir.Value]]:
-    """The nodes and tensors on any path from `sources` to `sinks`; the nodes are and stay in topological order."""
+def reached_from(nodes: Sequence[ir.Node], sources: Iterable[ir.Value], carries: Carries) -> set[ir.Value]:
+    """The tensors that paths from `sources` lead to, these included; the nodes are in topological order."""
     reached = set(sources)
     for node in nodes:
         if any(i in reached and carries(node, i) for i in node_inputs(node)):
             reached.update(node.outputs)
+    return reached
+
+
+def between(
+    nodes: Sequence[ir.Node], sources: Iterable[ir.Value], sinks: Iterable[ir.Value], carries: Carries
+) -> tuple[list[ir.Node], set[ir.Value]]:
+    """The nodes and tensors on any path from `sources` to `sinks`; the nodes are and stay in topological order."""
+    reached = reached_from(nodes, sources, carries)
     needed = {s for s in sinks if s in reached}
     path: list[ir.Node] = []
     for node in reversed(nodes):

@@ -41,6 +41,8 @@ class ClassMap:
         cam: `float32 [h, w]`, the raw signed map at the layer's resolution.
         attribution: one value for each value of the model's input, with the input's axes; `None` for methods that
             explain by a layer.
+        completeness: what is left of the score when the sum of the image times its gradient and what biases contribute
+            are taken away, near 0; `None` where the gradient is not made complete (`modifier="libra"`).
         boxes: for a detector, the box that is explained, or the several whose maps are summed.
     """
 
@@ -49,6 +51,7 @@ class ClassMap:
     cam: npt.NDArray[np.float32]
     attribution: Array | None = None
     boxes: Sequence[Box] = ()
+    completeness: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -143,6 +143,8 @@ class Rows:
             explained = self.class_map(one, index, heatmap, cam, attribution, scores)
             if names.heatmap_box and one.table is not None:
                 explained = replace(explained, boxes=[one.listed(int(results[names.heatmap_box][i]), index)])
+            if names.completeness:
+                explained = replace(explained, completeness=float(results[names.completeness][i]))
             one.maps.append(explained)
 
     def _explain_apart(self, rows: Sequence[tuple[Pending, Choice]], *, maps: bool) -> None:

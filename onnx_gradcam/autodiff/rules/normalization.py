@@ -15,8 +15,10 @@ import numpy.typing as npt
 from onnx_gradcam.autodiff.registry import Cotangent, vjp
 from onnx_gradcam.graph.builder import Builder, Value
 
+__all__ = ["Standardised", "channel_means", "per_channel", "widened"]
 
-class _Standardised:
+
+class Standardised:
     """`x` standardised over `axes`; recomputed, because a forward node with more outputs is slower."""
 
     def __init__(self, t: Builder, x: Value, axes: Sequence[int], epsilon: float, *, centred: bool = True) -> None:
@@ -31,13 +33,17 @@ class _Standardised:
         centred = s - mean(s, self.axes) if self.centred else s
         return (centred - self.value * mean(s * self.value, self.axes)) * self.one_over_std
 
+    def constant_scale(self, s: Value) -> Value:
+        """The same as if the standard deviation did not depend on `x`."""
+        return (s - self.t.mean(s, self.axes) if self.centred else s) * self.one_over_std
 
-def _wide(t: Builder, x: Value) -> Value:
+
+def widened(t: Builder, x: Value) -> Value:
     """`x`, in float32 where its own type has 16 bits."""
     return t.cast(x, np.float32) if x.dtype is not None and x.dtype.itemsize < 4 else x
 
 
-def _per_channel(t: Builder, vector: Value, rank: int, dtype: npt.DTypeLike | None) -> Value:
+def per_channel(t: Builder, vector: Value, rank: int, dtype: npt.DTypeLike | None) -> Value:
     """A vector with one element a channel, reshaped to multiply a tensor of `rank`, channels second."""
     return t.op("Reshape", t.cast(vector, dtype), t.ints(-1, *[1] * (rank - 2)))
 
@@ -53,12 +59,12 @@ def batch_normalization(
     *, epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0,
 ) -> Sequence[Cotangent]:  # fmt: skip
     """At inference an affine map of each channel; in training the statistics are the batch's own."""
-    dtype = _wide(t, x).dtype
+    dtype = widened(t, x).dtype
     wide = t.cast(g, dtype)
-    factor = _per_channel(t, scale, x.rank, dtype)
+    factor = per_channel(t, scale, x.rank, dtype)
     if training_mode:
         axes = [a for a in range(x.rank) if a != 1]
-        own = _Standardised(t, _wide(t, x), axes, epsilon)
+        own = Standardised(t, widened(t, x), axes, epsilon)
         return [
             lambda: t.cast(own.cotangent(wide * factor), x.dtype),
             lambda: _to_channels(t, wide * own.value, scale),
@@ -66,10 +72,10 @@ def batch_normalization(
             lambda: t.full_like(mean, 0.0),
             lambda: t.full_like(var, 0.0),
         ]
-    std = t.op("Sqrt", _per_channel(t, var, x.rank, dtype) + epsilon)
+    std = t.op("Sqrt", per_channel(t, var, x.rank, dtype) + epsilon)
 
     def standardised() -> Value:
-        return (_wide(t, x) - _per_channel(t, mean, x.rank, dtype)) / std
+        return (widened(t, x) - per_channel(t, mean, x.rank, dtype)) / std
 
     return [
         lambda: g * _slope(t, x, scale, var, epsilon),
@@ -86,9 +92,9 @@ def _slope(t: Builder, x: Value, scale: Value, var: Value, epsilon: float) -> Va
     if a is not None and v is not None:
         slope = a.astype(np.float64) / np.sqrt(v.astype(np.float64) + epsilon)
         return t.const(slope.reshape(-1, *[1] * (x.rank - 2)), x.dtype)
-    dtype = _wide(t, x).dtype
-    std = t.op("Sqrt", _per_channel(t, var, x.rank, dtype) + epsilon)
-    return t.cast(_per_channel(t, scale, x.rank, dtype) / std, x.dtype)
+    dtype = widened(t, x).dtype
+    std = t.op("Sqrt", per_channel(t, var, x.rank, dtype) + epsilon)
+    return t.cast(per_channel(t, scale, x.rank, dtype) / std, x.dtype)
 
 
 @vjp("LayerNormalization", broadcasts=True)
@@ -97,7 +103,7 @@ def layer_normalization(
     *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1,
 ) -> Sequence[Cotangent]:  # fmt: skip
     """Each sample over its last dimensions (Ba, Kiros and Hinton 2016)."""
-    own = _Standardised(t, _wide(t, x), range(axis % x.rank, x.rank), epsilon)
+    own = Standardised(t, widened(t, x), range(axis % x.rank, x.rank), epsilon)
     wide = t.cast(g, own.value.dtype)
     return [
         lambda: t.cast(own.cotangent(wide * t.cast(scale, wide.dtype)), x.dtype),
@@ -112,7 +118,7 @@ def rms_normalization(
     *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1,
 ) -> Sequence[Cotangent]:  # fmt: skip
     """LayerNormalization without a mean (Zhang and Sennrich 2019)."""
-    own = _Standardised(t, _wide(t, x), range(axis % x.rank, x.rank), epsilon, centred=False)
+    own = Standardised(t, widened(t, x), range(axis % x.rank, x.rank), epsilon, centred=False)
     wide = t.cast(g, own.value.dtype)
     return [
         lambda: t.cast(own.cotangent(wide * t.cast(scale, wide.dtype)), x.dtype),
@@ -125,10 +131,10 @@ def instance_normalization(
     t: Builder, g: Value, y: Value, x: Value, scale: Value, bias: Value, *, epsilon: float = 1e-5
 ) -> Sequence[Cotangent]:
     """Each channel of each sample by itself."""
-    own = _Standardised(t, _wide(t, x), range(2, x.rank), epsilon)
+    own = Standardised(t, widened(t, x), range(2, x.rank), epsilon)
     wide = t.cast(g, own.value.dtype)
     return [
-        lambda: t.cast(own.cotangent(wide * _per_channel(t, scale, x.rank, wide.dtype)), x.dtype),
+        lambda: t.cast(own.cotangent(wide * per_channel(t, scale, x.rank, wide.dtype)), x.dtype),
         lambda: _to_channels(t, wide * own.value, scale),
         lambda: _to_channels(t, wide, bias),
     ]
@@ -144,11 +150,11 @@ def group_normalization(
     def grouped(v: Value) -> Value:
         return t.merged(v, 1, parts=[num_groups])
 
-    own = _Standardised(t, grouped(_wide(t, x)), [2], epsilon)
+    own = Standardised(t, grouped(widened(t, x)), [2], epsilon)
     wide = t.cast(g, own.value.dtype)
 
     def data() -> Value:
-        return t.reshape_like(own.cotangent(grouped(wide * _per_channel(t, scale, x.rank, wide.dtype))), x)
+        return t.reshape_like(own.cotangent(grouped(wide * per_channel(t, scale, x.rank, wide.dtype))), x)
 
     return [
         lambda: t.cast(data(), x.dtype),
@@ -162,14 +168,14 @@ def mean_variance_normalization(
     t: Builder, g: Value, y: Value, x: Value, *, axes: Sequence[int] = (0, 2, 3)
 ) -> Sequence[Cotangent]:
     """Without scale and bias; the 1e-9 that the operator adds to the standard deviation is added to its square."""
-    own = _Standardised(t, _wide(t, x), axes, 1e-18)
+    own = Standardised(t, widened(t, x), axes, 1e-18)
     return [t.cast(own.cotangent(t.cast(g, own.value.dtype)), x.dtype)]
 
 
 @vjp("LpNormalization")
 def lp_normalization(t: Builder, g: Value, y: Value, x: Value, *, axis: int = -1, p: int = 2) -> Sequence[Cotangent]:
     """The slope of the norm is sign(x) or y; where the norm is zero, so is the cotangent."""
-    wide, slope = _wide(t, x), t.op("Sign", x) if p == 1 else y
+    wide, slope = widened(t, x), t.op("Sign", x) if p == 1 else y
     norm = t.reduce("ReduceL1" if p == 1 else "ReduceL2", wide, [axis])
     along = t.cast(t.sum(g * y, [axis]) * slope, wide.dtype)
     zero = t.op("Equal", norm, 0.0)
@@ -187,19 +193,21 @@ def local_response_normalization(
     """
     before, after = (size - 1) // 2, size // 2
 
-    def window_mean(v: Value, low: int, high: int) -> Value:
-        spatial = x.rank - 2
-        pooled = t.op(
-            "AveragePool",
-            t.op("Unsqueeze", v, t.ints(1)),
-            kernel_shape=[size, *[1] * spatial],
-            pads=[low, *[0] * spatial, high, *[0] * spatial],
-            count_include_pad=1,
-        )
-        return t.op("Squeeze", pooled, t.ints(1))
-
-    wide = _wide(t, x)
-    s = window_mean(wide * wide, before, after) * alpha + bias
+    wide = widened(t, x)
+    s = channel_means(t, wide * wide, before, after) * alpha + bias
     direct = t.cast(g, wide.dtype) * (s**-beta)
-    through = window_mean(direct * wide / s, after, before)
+    through = channel_means(t, direct * wide / s, after, before)
     return [t.cast(direct - wide * (2.0 * alpha * beta) * through, x.dtype)]
+
+
+def channel_means(t: Builder, v: Value, before: int, after: int) -> Value:
+    """Means over windows of channels, which reach `before` and `after` each channel; zeros lie beyond the last ones."""
+    spatial = v.rank - 2
+    pooled = t.op(
+        "AveragePool",
+        t.op("Unsqueeze", v, t.ints(1)),
+        kernel_shape=[before + 1 + after, *[1] * spatial],
+        pads=[before, *[0] * spatial, after, *[0] * spatial],
+        count_include_pad=1,
+    )
+    return t.op("Squeeze", pooled, t.ints(1))

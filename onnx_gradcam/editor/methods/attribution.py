@@ -77,6 +77,21 @@ def full_grad(t: Builder, x: Value, gx: Value, biases: Sequence[Value]) -> Value
     return terms[0] if len(terms) == 1 else t.op("Sum", *terms, shape=terms[0].known_shape)
 
 
+@method("fullgrad-paper", title="FullGrad (paper)", reference="Srinivas and Fleuret 2019, eq. 6")
+def full_grad_paper(t: Builder, x: Value, gx: Value, constants: Sequence[Value]) -> Value:
+    """psi(x dS/dx) + sum psi(b dS/db) over everything that is added to maps or tokens; psi scales each to [0, 1]."""
+    size = spatial_size(t, x)
+    terms = [_stretched(t, t.op("Mul", x, gx)), *(bilinear(t, _stretched(t, term), size) for term in constants)]
+    return terms[0] if len(terms) == 1 else t.op("Sum", *terms, shape=terms[0].known_shape)
+
+
+def _stretched(t: Builder, term: Value) -> Value:
+    """Absolute values, those of each sample scaled to [0, 1] together, summed over channels: `[N, h, w]`."""
+    magnitude = t.op("Abs", term)
+    lifted = magnitude - t.reduce("ReduceMin", magnitude, [1, 2, 3])
+    return t.sum(lifted / (t.reduce("ReduceMax", lifted, [1, 2, 3]) + 1e-7), [1], keepdims=False)
+
+
 def _scaled(t: Builder, term: Value) -> Value:
     """Absolute values, each channel of each sample scaled to [0, 1], summed over channels: `[N, h, w]`."""
     magnitude = t.op("Abs", term)

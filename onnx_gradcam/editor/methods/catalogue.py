@@ -96,6 +96,12 @@ INGREDIENTS: dict[str, Ingredient] = {
         gradient_of="image",
         per_bias=True,
     ),
+    "constants": Ingredient(
+        about="each additive constant (biases, class tokens, positions ...) times the gradient of where it is added",
+        form="list of float32 `[N, C, h, w]`, of those that are added to maps or tokens",
+        gradient_of="image",
+        per_bias=True,
+    ),
     "attentions": Ingredient(
         about="gradient of the score with respect to each attention map, and the number of tokens before the grid",
         form="list of float32 `[N, heads, T, T]`, int",
