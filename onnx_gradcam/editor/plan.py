@@ -42,7 +42,7 @@ _MERGED = {"merged": "merged", "unknown": "may have merged"}
 
 _ANY_DIMENSION: tuple[str, ...] = ("gradcam", "hirescam", "layercam", "gradcam++", "xgradcam", "saliency", "gradient")
 _ANY_DIMENSION += ("integrated-gradients", "guided-ig", "expected-gradients")
-_ANY_DIMENSION += ("smoothgrad", "smoothgrad-squared", "vargrad")
+_ANY_DIMENSION += ("smoothgrad", "smoothgrad-squared", "vargrad", "occlusion", "rise")
 """Methods for signals and volumes too."""
 
 _QUANTISING = ("QuantizeLinear", "DynamicQuantize", "QLinear", "Sign")
@@ -239,7 +239,7 @@ class Plan:
             return [
                 f"{self.method.title} is for images, and this input is {shown}; choose one of {named} with --method"
             ]
-        if self.method.differentiates("image") and "C" not in shown:
+        if (self.method.differentiates("image") or not self.method.needs_layer) and "C" not in shown:
             return [f"{self.method.title} needs an axis of channels, and this input is {shown}; use --method gradcam"]
         return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_the_length_of_a_signal_may_be_free():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["occlusion", "rise", "scorecam", "ablationcam", "guided-gradcam", "eigencam"])
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "guided-gradcam", "eigencam"])
 def test_methods_for_images_are_refused_by_name(kind, method):
     with pytest.raises(UnsupportedError, match=r"is for images, and this input is .*; choose one of gradcam, "):
         Explainer(model(kind), method=method)
@@ -320,3 +321,69 @@ def test_frames_and_tiles_in_the_batch_are_positions(name):
     explanation = Explainer(MODELS / f"{name}.onnx", **choices)(x)
     assert explanation.heatmap.shape == (x.shape[1], *x.shape[-2:])
     assert explanation.cam.shape[0] == x.shape[1]
+
+
+@pytest.mark.parametrize("kind", ["signal", "last", "volume"])
+def test_occlusion_is_the_score_that_windows_cost_along_every_axis(kind):
+    """By hand: windows of an eighth of each side, moved by half of that; the mean cost of those over a position."""
+    x, session = sample(kind), quiet_session(model(kind))
+    layout = LAYOUTS[kind]
+    spatial = [axis for axis, letter in enumerate(layout) if letter in "DHW"]
+    windows = []
+    for axis in spatial:
+        width = max(x.shape[axis] // 8, 1)
+        starts = range(0, x.shape[axis] - width + max(width // 2, 1), max(width // 2, 1))
+        windows.append([slice(start, start + width) for start in starts])
+    whole = session.run(None, {"x": x})[0][0, 1]
+    lost, count = np.zeros((2, *(x.shape[axis] for axis in spatial)))
+    for window in itertools.product(*windows):
+        hidden = x.copy()
+        where = dict(zip(spatial, window, strict=True))
+        hidden[tuple(where.get(axis, slice(None)) for axis in range(x.ndim))] = 0
+        lost[window] += whole - session.run(None, {"x": hidden})[0][0, 1]
+        count[window] += 1
+    cam = Explainer(model(kind), method="occlusion")(x, 1).cam
+    assert np.abs(cam - lost / count).max() <= 1e-4 * np.abs(lost / count).max()
+
+
+@pytest.mark.parametrize("kind", ["signal", "volume"])
+def test_rise_finds_the_part_that_the_score_is_read_from(kind):
+    """All but one eighth of the input is zero, where no mask changes the score."""
+    x = np.zeros((1, *sizes(kind)), np.float32)
+    spatial = [axis for axis, letter in enumerate(LAYOUTS[kind]) if letter in "DHW"]
+    part = tuple(slice(0, x.shape[axis] // 2) if axis in spatial else slice(None) for axis in range(x.ndim))
+    x[part] = 3 * np.abs(sample(kind))[part]
+    explainer = Explainer(model(kind), method="rise", batch_size=200)
+    heat = explainer(x).heatmap
+    inside = heat[tuple(slice(0, n // 2) for n in heat.shape)]
+    assert inside.mean() > heat.mean() + 0.1
+
+
+@pytest.mark.parametrize("method", ["occlusion", "rise"])
+def test_masks_of_an_input_without_channels_are_refused(method):
+    with pytest.raises(UnsupportedError, match="needs an axis of channels, and this input is NWH"):
+        Explainer(model("swapped"), method=method)
+
+
+SEGMENTED = {
+    "body": "c = Conv<pads=[1,1,1,1,1,1]>(x, K) a = Relu(c) y = Conv(a, L)",
+    "inputs": "float[N,1,6,7,5] x",
+    "outputs": "float[N,3,6,7,5] y",
+}
+
+
+def test_a_segmentation_of_a_volume_is_explained_by_the_sum_over_its_own_mask():
+    """HiResCAM at the only layer: the weights of the class, where the class is predicted, times the maps."""
+    source = graph(**SEGMENTED, K=(4, 1, 3, 3, 3), L=(3, 4, 1, 1, 1))
+    x = np.random.default_rng(2).standard_normal((1, 1, 6, 7, 5)).astype(np.float32)
+    explained = attach(source, task="segmentation", expose_activation=True, check=True)
+    session = quiet_session(explained.to_proto())
+    names = [o.name for o in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {"x": x, "target_class": np.array([2])}), strict=True))
+    weights = next(onnx.numpy_helper.to_array(i) for i in source.graph.initializer if i.name == "L")[2, :, 0, 0, 0]
+    maps = outputs[explained.metadata.target_tensor][0]
+    expected = np.tensordot(weights, maps, 1) * (outputs["y"][0].argmax(0) == 2)
+    assert np.abs(outputs["cam"][0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert outputs["heatmap"].shape == (1, 6, 7, 5)
+    with pytest.raises(TargetError, match="these maps are volumes; use --mask own"):
+        attach(source, task="segmentation", mask="input")

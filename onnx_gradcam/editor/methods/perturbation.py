@@ -5,8 +5,9 @@ Recipro-CAM runs the head again as a part of the graph; the others run the model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -165,10 +166,13 @@ def _unit(maps: Array) -> Array:
     return unit
 
 
-def _resized(maps: Array, size: tuple[int, int], matrix: Matrix) -> Array:
-    """Maps `[M, h, w]` at another size, `[M, H, W]`."""
-    rows, columns = (matrix(cells, pixels) for cells, pixels in zip(maps.shape[1:], size, strict=True))
-    resized: Array = rows @ maps @ columns.T
+def _resized(maps: Array, size: Sequence[int], matrix: Matrix) -> Array:
+    """Maps `[M, *grid]` at another size, `[M, *size]`."""
+    *front, last = (matrix(cells, pixels) for cells, pixels in zip(maps.shape[1:], size, strict=True))
+    for axis, along in enumerate(front, 1):
+        before, behind = maps.shape[:axis], maps.shape[axis + 1 :]
+        maps = (along @ maps.reshape(*maps.shape[: axis + 1], -1)).reshape(*before, len(along), *behind)
+    resized: Array = maps @ last.T
     return resized
 
 
@@ -226,9 +230,9 @@ def d_rise(probe: Probe) -> Array:
 
 def _where_seen(probe: Probe, answer: Callable[[Array], Array], count: int, width: int) -> Array:
     """The mean answer where a position is seen, over `count` masks of `width` cells a side, minus its minimum."""
-    cells = (probe.rng.random((count, width, width)) < _SEEN).astype(np.float32)
+    cells = (probe.rng.random((count, *[width] * len(probe.size))) < _SEEN).astype(np.float32)
     sides = [-(-side // width) for side in probe.size]
-    shifts = probe.rng.integers(0, sides, (count, 2))
+    shifts = probe.rng.integers(0, sides, (count, len(sides)))
     seen, total = np.zeros((2, *probe.size), np.float64)
     for chunk in probe.steps(count):
         masks = _shifted(cells[list(chunk)], sides, shifts[list(chunk)], probe.size)
@@ -242,9 +246,9 @@ def _where_seen(probe: Probe, answer: Callable[[Array], Array], count: int, widt
 def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, ...]) -> Array:
     """Masks of the image's size, each a random crop of cells resized to one cell more than needed."""
     across = cells.shape[1] + 1
-    wide = _resized(cells, (across * sides[0], across * sides[1]), half_pixel)
-    pairs = zip(wide, shifts, strict=True)
-    return np.stack([mask[top : top + size[0], left : left + size[1]] for mask, (top, left) in pairs])
+    wide = _resized(cells, [across * side for side in sides], half_pixel)
+    crops = [tuple(slice(at, at + side) for at, side in zip(shift, size, strict=True)) for shift in shifts]
+    return np.stack([mask[crop] for mask, crop in zip(wide, crops, strict=True)])
 
 
 @_perturbation(
@@ -256,14 +260,13 @@ def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, .
 )
 def occlusion(probe: Probe) -> Array:
     """The mean of S(x) - S(x without window) over the windows that cover a pixel."""
-    windows = [_windows(side) for side in probe.size]
-    regions = [(row, column) for row in windows[0] for column in windows[1]]
+    regions = list(product(*map(_windows, probe.size)))
     (score,) = probe.scores(probe.x[None])
     lost, hidden = np.zeros((2, *probe.size), np.float64)
     for chunk in probe.steps(len(regions)):
         images = np.repeat(probe.x[None], len(chunk), axis=0)
         for image, i in zip(images, chunk, strict=True):
-            image[:, regions[i][0], regions[i][1]] = 0
+            image[(slice(None), *regions[i])] = 0
         for less, i in zip(score - probe.scores(images), chunk, strict=True):
             lost[regions[i]] += less
             hidden[regions[i]] += 1

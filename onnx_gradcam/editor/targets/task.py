@@ -149,6 +149,8 @@ def _map_axes(layout: Layout) -> tuple[int, list[int]]:
 
 def _region(t: Builder, maps: Value, channel: int, spatial: Sequence[int]) -> Value:
     """The new input `target_mask`, as factors of maps."""
+    if len(spatial) != 2:
+        raise TargetError("--mask input weighs the positions of images, and these maps are volumes; use --mask own")
     _free(t, MASK)
     weights = t.input(MASK, np.float32, tuple(maps.shape[i] for i in (0, *spatial)))
     return t.cast(t.op("Unsqueeze", weights, t.ints(channel)), maps.dtype)
@@ -173,8 +175,8 @@ def _class_maps(t: Builder, name: str | None, kind: ScoreKind) -> tuple[Value, L
     if len({source.core for source, _ in maps.values()}) != 1:
         which = "no output holds" if not maps else f"several outputs ({', '.join(map(repr, maps))}) hold"
         raise TargetError(
-            f"{which} a map for each class, [N, K, h, w] or [N, h, w, K] behind convolutions (outputs: {_shown(t)}); "
-            "name one with --output"
+            f"{which} a map for each class, [N, K, h, w] or [N, h, w, K] behind convolutions, or of a volume "
+            f"(outputs: {_shown(t)}); name one with --output"
         )
     return next(iter(maps.values()))
 
@@ -188,7 +190,8 @@ def _backwards(t: Builder, value: Value) -> Iterator[Value]:
 
 
 def _is_class_map(layout: Layout | None) -> bool:
-    return sorted(axis.kind if axis is not None else "" for axis in layout or ()) == ["C", "N", "S", "S"]
+    kinds = sorted(axis.kind if axis is not None else "" for axis in layout or ())
+    return kinds in (["C", "N", "S", "S"], ["C", "N", "S", "S", "S"])
 
 
 def _detection(t: Builder, options: Options, kind: ScoreKind) -> Aim | None:
