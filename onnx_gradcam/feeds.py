@@ -479,7 +479,8 @@ def _fitted(value: Array, info: Input, *, by_row: bool) -> Array:
             raise InputError(
                 f"the value for {described(info)} has shape {list(value.shape)}; give {declared} numbers on axis {axis}"
             )
-    return np.ascontiguousarray(np.broadcast_to(array, target))
+    # `ascontiguousarray` would give a number without axes one.
+    return np.broadcast_to(array, target).copy()
 
 
 def _cast(value: Array, info: Input) -> Array:

@@ -185,6 +185,14 @@ class Explainer:
             raise result
         return result
 
+    def missing(self, feeds: Mapping[str, Any] | None = None) -> list[str]:
+        """The names of the model's other inputs that have no value, neither of the explainer nor in `feeds`.
+
+        Raises:
+            InputError: a value does not fit.
+        """
+        return self._preparation.feeds.replaced(feeds).missing
+
     def boxes(
         self, image: ImageSource, target: TargetChoice = None, *, least: float = 0.25, overlap: float = 0.45
     ) -> list[Box]:

@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from onnx_gradcam.editor.targets.classes import parse_top
 from onnx_gradcam.errors import NothingFoundError, ServerError, near_matches, reason
+from onnx_gradcam.feeds import Input, described
 from onnx_gradcam.images.decoding import resized
 from onnx_gradcam.images.drawing import COLORMAPS, draw_boxes, encode_image, overlay
 from onnx_gradcam.metadata import Metadata
 from onnx_gradcam.runtime.explainer import ClassMap, Explanation, Selection
+from onnx_gradcam.runtime.runners import other_inputs
 
 from .limits import Limits, decode_image
 from .query import Query, Result, Tensor, files, numbers
@@ -67,8 +69,19 @@ class _Map:
     class_map: ClassMap
 
 
+def _fed(tensor: Tensor, info: Input) -> Array:
+    """The values of another input."""
+    if info.dtype == "string":
+        raise ServerError(f"the input {info.name!r} takes text, which this server does not; bake it into the model")
+    return numbers(tensor, info.dtype, info.shape)
+
+
 class Answerer:
-    """Answers queries about one model; thread-safe. `on_map` is called with every map of an image."""
+    """Answers queries about one model; thread-safe. `on_map` is called with every map of an image.
+
+    Attributes:
+        others: the model's inputs besides the image, class and box, which queries may feed, by name.
+    """
 
     def __init__(
         self, explainer: BatchingExplainer, limits: Limits, on_map: Callable[[ClassMap], object] = lambda _map: None
@@ -77,6 +90,7 @@ class Answerer:
         self.limits = limits
         self._on_map = on_map
         self._shapes = {i.name: i for i in explainer.session.inputs}
+        self.others = {i.name: i for i in other_inputs(explainer.metadata, explainer.session)}
 
     def answer(self, query: Query) -> tuple[list[Result], str, int]:
         """Answer a query: the outputs, the kind of input (`tensor` or `image`) and the number of heatmaps."""
@@ -94,6 +108,7 @@ class Answerer:
     def _tensors(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
         metadata = self.explainer.metadata
         inputs = [n for n in (metadata.image_input, metadata.class_input, metadata.box_input, IMAGES) if n]
+        inputs += self.others
         for name in tensors:
             _check_name("input", name, inputs)
         if metadata.image_input not in tensors:
@@ -110,7 +125,8 @@ class Answerer:
         self._check_input_pixels(len(batch), (sizes["H"], sizes["W"]))
         classes = self._classes(tensors.get(metadata.class_input), query, len(batch))
         boxes = self._boxes(tensors.get(metadata.box_input), len(batch))
-        outputs = self.explainer.run(batch, classes, boxes, tables=not {*tables}.isdisjoint(names))
+        feeds = self._feeds(tensors)
+        outputs = self.explainer.run(batch, classes, boxes, tables=not {*tables}.isdisjoint(names), feeds=feeds)
         for name in (metadata.heatmap, metadata.cam):
             if not np.isfinite(outputs[name]).all():
                 raise ServerError("the model outputs infinite values or NaN for this input; check its preprocessing")
@@ -140,6 +156,22 @@ class Answerer:
             raise ServerError(f"there are {len(indices)} classes for {rows} rows; send one class, or one per row")
         return indices * rows if len(indices) == 1 else indices
 
+    def _feeds(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+        """The values of the model's other inputs; those without a value or a default are named."""
+        feeds = {name: _fed(tensors[name], info) for name, info in self.others.items() if name in tensors}
+        missing = self.explainer.missing(feeds)
+        if missing:
+            named = ", ".join(described(self.others[name]) for name in missing)
+            raise ServerError(f"the model has other inputs that need values: {named}; send a tensor of that name")
+        return feeds
+
+    def _row_of(self, feeds: Mapping[str, Array], image: int, images: int) -> dict[str, Array]:
+        """The values for one of several images: its row where there is one for each, else the whole."""
+        batch = self._shapes[self.explainer.metadata.image_input].shape[0]
+        rowwise = {name for name, value in feeds.items() if value.ndim and self.others[name].shape[0] == batch}
+        several = {name for name in rowwise if self.explainer.metadata.batched and len(feeds[name]) == images}
+        return {name: value[image : image + 1] if name in several else value for name, value in feeds.items()}
+
     def _boxes(self, tensor: Tensor | None, rows: int) -> list[int] | None:
         """The box of each row from the box input, -1 for the best one; `None` without it."""
         if tensor is None:
@@ -154,8 +186,9 @@ class Answerer:
         return [max(value, -1) for value in values] * (rows if len(values) == 1 else 1)
 
     def _images(self, tensors: dict[str, Tensor], query: Query) -> tuple[list[Result], str, int]:
-        if len(tensors) > 1:
+        if not {*tensors} <= {IMAGES, *self.others}:
             raise ServerError(f"{IMAGES!r} must be the only input; choose the class with the parameter 'target'")
+        feeds = self._feeds(tensors)
         available = image_outputs(self.explainer.metadata)
         names = _output_names(query, available) or [name for name in _DEFAULT_OUTPUTS if name in available]
         selection = _selection(query.parameters.get("box"))
@@ -176,7 +209,9 @@ class Answerer:
             pixels = decode_image(source, self.limits, free_size=size is None)
             self._check_input_pixels(len(sources) * classes, size or pixels.shape[:2])
             try:
-                explanation = self.explainer(pixels, targets, selection)
+                explanation = self.explainer(
+                    pixels, targets, selection, feeds=self._row_of(feeds, number, len(sources))
+                )
             except NothingFoundError as error:
                 where = f"image {number}: " if len(sources) > 1 else ""
                 raise ServerError(f"{where}{error}") from error

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Final, TypeVar
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
 from onnx_gradcam.errors import ExplainError, NothingFoundError, ServerError
+from onnx_gradcam.feeds import Input
 from onnx_gradcam.runtime.explainer import ClassMap
 
 from .answering import IMAGE_OUTPUTS, IMAGES, Answerer, image_outputs
@@ -159,6 +160,11 @@ class Served:
             log(warning, logging.WARNING, model=self.name)
 
     @property
+    def others(self) -> Mapping[str, Input]:
+        """The model's inputs besides the image, class and box, by name."""
+        return self._answerer.others
+
+    @property
     def platform(self) -> str:
         """What the model is, as the protocol names it."""
         return "onnxruntime_onnx"
@@ -236,13 +242,15 @@ class Served:
         return results
 
     def baseline(self, index: int) -> float:
-        """The score of a class for a grey image, 0 where a detector finds nothing in it."""
+        """The score of a class for a grey image, 0 where a detector finds nothing in it or other inputs need values."""
         with self._lock:
             scores = self._baseline
         return float(scores[index]) if index < len(scores) and math.isfinite(scores[index]) else 0.0
 
     @cached_property
     def _baseline(self) -> npt.NDArray[Any]:
+        if self.explainer.missing():
+            return np.zeros(0)
         height, width = self.explainer.preprocessing.size or (_GREY_SIDE, _GREY_SIDE)
         try:
             return self.explainer(np.full((height, width, 3), _GREY, np.uint8)).scores

@@ -9,17 +9,18 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.parser import HeaderParser
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
-from onnx_gradcam.errors import ServerError, reason
+from onnx_gradcam.errors import ServerError, near_matches, reason
+from onnx_gradcam.feeds import Input
 
 from .answering import IMAGES, image_outputs
-from .query import Query, Result, Tensor, check_counts
+from .query import Query, Result, Tensor, check_counts, datatype_of
 from .service import Served
 
 __all__ = ["Accepted", "accepted", "explained_image", "image_query", "predicted", "read_json"]
@@ -32,6 +33,8 @@ _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 _JSON, _PNG, _NUMPY = "application/json", "image/png", "application/x-npy"
 _INPUT: Final = "image"
 """The key of an image in an instance, and of what is attributed to it."""
+_FEEDS: Final = "feeds"
+"""The key of the values of a model's other inputs in an instance."""
 _EXPLAIN: Final = "explain"
 """The parameter of `predict` that puts the explanation into each prediction."""
 
@@ -77,14 +80,14 @@ def predicted(model: Served, body: bytes, *, explain: bool) -> bytes:
                 "several requests",
                 413,
             )
-        images = [_image(one) for one in instances]
-    return _answered(model, images, parameters, explain=explain, inside=inside)
+        images, feeds = [_image(one) for one in instances], _feeds(model, instances)
+    return _answered(model, images, parameters, feeds, explain=explain, inside=inside)
 
 
 def explained_image(model: Served, images: list[bytes], parameters: Mapping[str, Any], kind: Accepted) -> bytes:
     """Answer image files: a document as of `predicted`, the overlay of the first map, or all heatmaps for NumPy."""
     if kind == _JSON:
-        return _answered(model, images, parameters, explain=True, inside=False)
+        return _answered(model, images, parameters, [], explain=True, inside=False)
     results = model.answer(_query(images, parameters, ["overlay_png" if kind == _PNG else "heatmap"]))
     with model.stage("encode"):
         if kind == _PNG:
@@ -123,11 +126,17 @@ def image_query(body: bytes, content_type: str, fields: Mapping[str, str]) -> tu
 
 
 def _answered(
-    model: Served, images: list[bytes], parameters: Mapping[str, Any], *, explain: bool, inside: bool
+    model: Served,
+    images: list[bytes],
+    parameters: Mapping[str, Any],
+    feeds: Sequence[Tensor],
+    *,
+    explain: bool,
+    inside: bool,
 ) -> bytes:
     outputs = [name for name in image_outputs(model.explainer.metadata) if not name.endswith("png")]
     unused = {"heatmap", *(() if explain or inside else ("cam", "overlay_jpeg"))}
-    results = model.answer(_query(images, parameters, [name for name in outputs if name not in unused]))
+    results = model.answer(_query(images, parameters, [name for name in outputs if name not in unused], feeds))
     with model.stage("encode"):
         document = _document(model, results, len(images))
         explanations = document.pop("explanations")
@@ -139,8 +148,36 @@ def _answered(
         return bytes(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def _query(images: list[bytes], parameters: Mapping[str, Any], outputs: list[str]) -> Query:
-    return Query([Tensor(IMAGES, "BYTES", [len(images)], images)], parameters, outputs)
+def _query(
+    images: list[bytes], parameters: Mapping[str, Any], outputs: list[str], feeds: Sequence[Tensor] = ()
+) -> Query:
+    return Query([Tensor(IMAGES, "BYTES", [len(images)], images), *feeds], parameters, outputs)
+
+
+def _feeds(model: Served, instances: Sequence[Any]) -> list[Tensor]:
+    """The values of other inputs in the instances, `{"image": ..., "feeds": {"table": [1, 2]}}`, one row for each."""
+    given = [one.get(_FEEDS, {}) if isinstance(one, dict) else {} for one in instances]
+    if any(not isinstance(one, dict) or one.keys() != given[0].keys() for one in given):
+        raise ServerError(f"{_FEEDS!r} is no object, or names other inputs in one instance than in another")
+    others, tensors = model.others, []
+    for name in given[0]:
+        if name not in others:
+            raise ServerError(f"the model has no other input {name[:99]!r} to feed{near_matches(name[:99], others)}")
+        tensors.append(_fed(name, [one[name] for one in given], others[name]))
+    return tensors
+
+
+def _fed(name: str, values: list[Any], info: Input) -> Tensor:
+    """Values of an input, one of each instance, as a tensor; an input without rows takes a value they all have."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ServerError(f"the values for {name[:99]!r} are no array ({reason(error, 120)})") from error
+    if array.dtype.kind not in "fiub":
+        raise ServerError(f"the values for {name[:99]!r} are not numbers; send numbers or nested lists")
+    if array.ndim == len(info.shape) + 1 and (array.shape[1:2] == (1,) or (array == array[:1]).all()):
+        array = array.squeeze(1) if array.shape[1:2] == (1,) else array[0]
+    return Tensor(name, datatype_of(info.dtype), list(array.shape), array.reshape(-1).tolist())
 
 
 def _document(model: Served, results: list[Result], count: int) -> dict[str, Any]:

@@ -268,10 +268,13 @@ CASES: dict[str, Case] = {
         ", bool[1] is_training",
         said="'is_training' takes zeros",
     ),
-    "image and keep_prob": image(
+    "image and keep_prob, not fed": image(
         f"{POOLED} z = Mul(f, keep_prob) y = Gemm(z, W)",
         ", float keep_prob",
         refused=r"'keep_prob' float32 \[\]; give it with --feed",
+    ),
+    "image and keep_prob, fed": image(
+        f"{POOLED} z = Mul(f, keep_prob) y = Gemm(z, W)", ", float keep_prob", feeds={"keep_prob": 1}
     ),
     "weights as inputs": Case("NCHW", IMAGE, conv("x", 2), {"K": K2(3)}, more=", float[2,3,3,3] K"),
     "two clips (SlowFast)": Case(

@@ -11,7 +11,7 @@ import pytest
 from support.graphs import graph, placed_detector, thresholded_detector
 
 from onnx_gradcam import Explainer
-from onnx_gradcam.errors import ServerError
+from onnx_gradcam.errors import InputError, ServerError
 from onnx_gradcam.images.drawing import encode_image
 from onnx_gradcam.serve.answering import Answerer, image_outputs
 from onnx_gradcam.serve.limits import Limits
@@ -156,3 +156,53 @@ def test_an_image_without_a_batch_axis_is_one_row():
             answer(Answerer(explainer, Limits()), tensor("x", x[None]))
     finally:
         explainer.close()
+
+
+TABLE = graph(
+    "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) g = Gemm(table, G) "
+    "m = Mul(f, g) n = Mul(m, gain) y = Gemm(n, W)",
+    inputs="float[N,3,12,12] x, float[N,3] table, float gain",
+    K=(5, 3, 3, 3), G=(3, 5), W=(5, 4),
+)  # fmt: skip
+ROWS = np.array([[0.4, -1.2, 0.7], [1, 0, 0]], np.float32)
+GAIN = np.array(1.5, np.float32)
+
+
+@pytest.fixture(scope="module")
+def with_table():
+    explainer = BatchingExplainer(TABLE, preprocess={"size": [12, 12], "scale": 1 / 64}, threads=1, batch=4)
+    yield Answerer(explainer, Limits())
+    explainer.close()
+
+
+def test_other_inputs_are_tensors_of_their_names(with_table):
+    x = np.random.default_rng(1).standard_normal((2, 3, 12, 12)).astype(np.float32)
+    plain = Explainer(TABLE, preprocess={"size": [12, 12], "scale": 1 / 64}, feeds={"gain": GAIN}, threads=1)
+    gain = Tensor("gain", "FP32", [], [1.5])
+    got = answer(with_table, tensor("x", x), tensor("table", ROWS), gain)
+    np.testing.assert_allclose(got["cam"], plain.run(x, [-1, -1], feeds={"table": ROWS})["cam"], rtol=1e-5, atol=1e-6)
+    other = answer(with_table, tensor("x", x), tensor("table", ROWS[:1]), gain)
+    assert not np.allclose(other["cam"][1], got["cam"][1])
+    images = [PHOTO, PHOTO[::-1].copy()]
+    got = answer(with_table, files(*images), tensor("table", ROWS), gain, outputs=["scores", "cam"])
+    for i, one in enumerate(images):
+        expected = plain(one, feeds={"table": ROWS[i : i + 1]})
+        np.testing.assert_allclose(got["scores"][i], expected.scores, rtol=1e-5)
+        np.testing.assert_allclose(got["cam"][i], expected.cam, rtol=1e-4, atol=1e-6)
+
+
+def test_other_inputs_without_values_are_named(with_table):
+    x = tensor("x", np.zeros((1, 3, 12, 12), np.float32))
+    gain = Tensor("gain", "FP32", [], [1.5])
+    with pytest.raises(ServerError, match=r"need values: 'table' float32 \[N, 3\], 'gain' .*; send a tensor of that"):
+        answer(with_table, x)
+    with pytest.raises(ServerError, match=r"need values: 'table'"):
+        answer(with_table, image(), gain)
+    with pytest.raises(ServerError, match="datatype 'INT64'; send FP32"):
+        answer(with_table, x, gain, Tensor("table", "INT64", [1, 3], [1, 2, 3]))
+    with pytest.raises(ServerError, match=r"has shape \[1, 4\]"):
+        answer(with_table, x, gain, tensor("table", np.zeros((1, 4), np.float32)))
+    with pytest.raises(InputError, match="got 2 rows for 1 image"):
+        answer(with_table, x, gain, tensor("table", ROWS))
+    with pytest.raises(ServerError, match="must be the only input"):
+        answer(with_table, image(), x, gain)

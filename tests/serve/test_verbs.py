@@ -8,7 +8,14 @@ import json
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from support.graphs import graph
+
+from onnx_gradcam import Explainer
+from onnx_gradcam.errors import ServerError
+from onnx_gradcam.serve.hosting import Source
+from onnx_gradcam.serve.limits import Limits
 
 pytestmark = pytest.mark.serve
 
@@ -179,3 +186,44 @@ def test_the_environment_of_vertex_chooses_port_and_routes(explained, start_serv
     status, answer = post(server, routes["AIP_PREDICT_ROUTE"], document)
     assert status == 200
     assert json.loads(answer)["predictions"][0]["explanation"]["attributions"]
+
+
+def test_instances_of_verbs_carry_the_values_of_other_inputs(tmp_path, photo):
+    """A table scales the channels before the scores, so that other rows have other scores."""
+    absent = "onnx-gradcam[serve] is not installed"
+    service, verbs = (pytest.importorskip(f"onnx_gradcam.serve.{name}", reason=absent) for name in ("service", "verbs"))
+    table = graph(
+        "c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) g = Gemm(table, G) "
+        "m = Mul(f, g) n = Mul(m, gain) y = Gemm(n, W)",
+        inputs="float[N,3,12,12] x, float[N,3] table, float gain",
+        K=(5, 3, 3, 3), G=(3, 5), W=(5, 4),
+    )  # fmt: skip
+    onnx.save(table, tmp_path / "m.onnx")
+    settings = {"preprocess": {"size": [12, 12], "scale": 1 / 64}, "threads": 1}
+    explainer = Explainer(table, **settings, feeds={"gain": 1.5})
+    source = Source(name="m", version="1", path=tmp_path / "m.onnx", limits=Limits(), settings=settings)
+    model = service.Served(source, service.Metrics())
+    rows = np.array([[0.4, -1.2, 0.7], [1, 0, 0]], np.float32)
+    content = base64.b64encode(photo).decode()
+
+    def ask(*feeds: object) -> dict:
+        body = {"instances": [{"image": {"b64": content}, "feeds": one} for one in feeds]}
+        return json.loads(verbs.predicted(model, json.dumps(body).encode(), explain=True))
+
+    try:
+        got = ask(*({"table": row.tolist(), "gain": 1.5} for row in rows))
+        for row, one in zip(rows, got["predictions"], strict=True):
+            np.testing.assert_allclose(one["scores"], explainer(photo, feeds={"table": row}).scores, rtol=1e-5)
+        refused = [
+            ([{}], "need values: 'table'"),
+            ([{"table": [1, 2, 3]}, {}], "names other inputs in one instance than in another"),
+            ([[1]], "'feeds' is no object"),
+            ([{"tabel": [1]}], "no other input 'tabel' to feed; did you mean 'table'"),
+            ([{"table": "/etc/passwd", "gain": 1}], "the values for 'table' are not numbers"),
+            ([{"table": [[1, 2], [3]], "gain": 1}], "no array"),
+        ]
+        for feeds, sentence in refused:
+            with pytest.raises(ServerError, match=sentence):
+                ask(*feeds)
+    finally:
+        model.close()
