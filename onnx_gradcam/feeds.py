@@ -480,7 +480,8 @@ def _fitted(value: Array, info: Input, *, by_row: bool) -> Array:
                 f"the value for {described(info)} has shape {list(value.shape)}; give {declared} numbers on axis {axis}"
             )
     # `ascontiguousarray` would give a number without axes one.
-    return np.broadcast_to(array, target).copy()
+    whole: Array = np.broadcast_to(array, target).copy()
+    return whole
 
 
 def _cast(value: Array, info: Input) -> Array:

@@ -76,7 +76,8 @@ def conv(source: str, rank: int) -> str:
 def kernel(channels: int, dimensions: int) -> np.ndarray:
     """Two maps, each a neighbourhood's sum in which the middle counts most."""
     sums = np.ones((2, channels, *[3] * dimensions), np.float32)
-    sums[(slice(None), slice(None), *[1] * dimensions)] = 2
+    middle = (slice(None), slice(None), *[1] * dimensions)
+    sums[middle] = 2
     return sums
 
 

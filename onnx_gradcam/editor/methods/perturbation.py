@@ -266,7 +266,7 @@ def occlusion(probe: Probe) -> Array:
     for chunk in probe.steps(len(regions)):
         images = np.repeat(probe.x[None], len(chunk), axis=0)
         for image, i in zip(images, chunk, strict=True):
-            image[(slice(None), *regions[i])] = 0
+            np.moveaxis(image, 0, -1)[regions[i]] = 0
         for less, i in zip(score - probe.scores(images), chunk, strict=True):
             lost[regions[i]] += less
             hidden[regions[i]] += 1
