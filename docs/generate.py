@@ -11,6 +11,7 @@ from onnx_gradcam.autodiff.coverage import Row, coverage
 from onnx_gradcam.editor.engines import ENGINES
 from onnx_gradcam.editor.methods.catalogue import INGREDIENTS, Method, methods
 from onnx_gradcam.editor.presets import PRESETS
+from onnx_gradcam.evaluation.audit import CHECKS
 from onnx_gradcam.evaluation.metrics import METRICS
 from onnx_gradcam.images.preprocessing import PRESETS as PREPROCESSING
 
@@ -215,6 +216,19 @@ def evaluate_page() -> str:
     return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
 
 
+def trust_page() -> str:
+    """The page of checks, its table written anew; what stands around it is kept."""
+    written = (FOLDER / "trust.md").read_text(encoding="utf-8")
+    before, rest = written.split(BEGIN)
+    signs = {"higher": "≥", "lower": "≤"}
+    table = [
+        "| check | figure | passes if |",
+        "| --- | --- | --- |",
+        *(f"| `{name}` | {c.meaning} | {signs[c.better]} {c.limit:g} |" for name, c in CHECKS.items()),
+    ]
+    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+
+
 USES = {
     "torchvision": "torchvision, and most classifiers that were trained in PyTorch",
     "keras-caffe": "`keras.applications`: VGG, ResNet50 to ResNet152",
@@ -242,6 +256,7 @@ PAGES = {
     "engines.md": engines_page,
     "preprocessing.md": preprocessing_page,
     "evaluate.md": evaluate_page,
+    "trust.md": trust_page,
 }
 
 

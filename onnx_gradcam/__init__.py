@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from .editor.methods.catalogue import methods
     from .editor.presets import presets
     from .errors import ExplainError
+    from .evaluation.audit import report
     from .evaluation.comparison import compare
+    from .evaluation.drift import drift
     from .evaluation.experiment import evaluate
     from .evaluation.inspection import inspect
     from .evaluation.verification import verify
@@ -39,12 +41,14 @@ __all__ = [
     "batch",
     "check_gradients",
     "compare",
+    "drift",
     "evaluate",
     "export",
     "inspect",
     "method_sheet",
     "methods",
     "presets",
+    "report",
     "verify",
 ]
 
@@ -60,12 +64,14 @@ _HOMES = {
     "batch": "batching.running",
     "check_gradients": "autodiff.check",
     "compare": "evaluation.comparison",
+    "drift": "evaluation.drift",
     "evaluate": "evaluation.experiment",
     "export": "exporters.sources",
     "inspect": "evaluation.inspection",
     "method_sheet": "runtime.explanation",
     "methods": "editor.methods.catalogue",
     "presets": "editor.presets",
+    "report": "evaluation.audit",
     "verify": "evaluation.verification",
 }
 

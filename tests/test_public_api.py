@@ -29,12 +29,14 @@ def test_public_names():
         "batch",
         "check_gradients",
         "compare",
+        "drift",
         "evaluate",
         "export",
         "inspect",
         "method_sheet",
         "methods",
         "presets",
+        "report",
         "verify",
     ]
     assert set(onnx_gradcam.__all__) <= set(dir(onnx_gradcam))

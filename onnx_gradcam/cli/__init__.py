@@ -32,6 +32,7 @@ from .inspect import inspect
 from .listings import methods, ops
 from .serve import serve
 from .studio import studio
+from .trust import drift, report
 from .verify import verify
 from .web import web
 
@@ -70,7 +71,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 _COMMANDS = (
-    *(explain, attach, inspect, studio, compare, batch, evaluate, serve, triton, kserve, web),
+    *(explain, attach, inspect, studio, compare, batch, evaluate, report, drift, serve, triton, kserve, web),
     *(verify, methods, ops, doctor),
 )
 for _command in _COMMANDS:

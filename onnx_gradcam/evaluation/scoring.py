@@ -12,6 +12,7 @@ from typing import Any, Final, get_args
 import numpy as np
 import numpy.typing as npt
 
+from onnx_gradcam.editor.methods.catalogue import find_method
 from onnx_gradcam.editor.methods.probe import Probe
 from onnx_gradcam.editor.probes import probed
 from onnx_gradcam.errors import InputError, ModelError, NothingFoundError, TargetError, UnsupportedError
@@ -40,6 +41,8 @@ BASELINES: Final = ("random", "centre")
 _DEFAULTS: Final = Options()
 _OF_A_LAYER: Final = ("layer", "weights", "combine")
 """Options that do not apply to a method that looks at no layer."""
+_FROM_ZERO: Final = ("zero",)
+"""The baseline of attributions whose completeness is measured."""
 _CELLS: Final = 7
 _COMPANIONS: Final = 40
 """Of how many images those of other classes in a mosaic are taken."""
@@ -358,7 +361,8 @@ class Evaluator:
             return self._heatmaps(method, rows, classes, boxes, fed)
 
         gap = None
-        if method in subject.sums and "completeness" in self.metrics:
+        starts = find_method(method).settings(self.options).get("baseline", _FROM_ZERO)
+        if method in subject.sums and "completeness" in self.metrics and starts == _FROM_ZERO:
             rows = self._rows(np.stack([trial.image, np.zeros_like(trial.image)]), dtype)
             scores = self._scores(rows, fed)
             own = scores[:, 0] * (2 * index - 1) if self.first.metadata.single_logit else scores[:, index]

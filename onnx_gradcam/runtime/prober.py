@@ -28,7 +28,7 @@ from .detections import overlaps
 from .runners import Choice, chosen_inputs, fixed_size, image_feed, image_input, in_batches, in_type, paired
 from .session import InputInfo, Session
 
-__all__ = ["Prober", "as_input"]
+__all__ = ["Prober", "as_channels_first", "as_input"]
 
 Array = npt.NDArray[Any]
 
@@ -154,8 +154,7 @@ class _ImageProbe:
         self._prober, self._choice, self._fed = prober, choice, fed
         self._layout, self._dtype = prober.metadata.batch_layout, row.dtype
         self._letters = f"C{prober.metadata.positions}"
-        axes = [self._layout.index(letter) for letter in f"N{self._letters}"]
-        self.x: Array = row.transpose(axes)[0].astype(np.float32)
+        self.x: Array = as_channels_first(row, prober.metadata)[0]
         # Methods that mask parts of an image are refused for other inputs.
         self.size: tuple[int, ...] = self.x.shape[1:]
         self.box: tuple[int, ...] = prober.metadata.box_in(*self.size) if len(self.size) == 2 else ()
@@ -263,6 +262,12 @@ class _ImageProbe:
     def _run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
         batch = in_type(as_input(np.asarray(images, np.float32), self._layout), self._dtype)
         return self._prober.answers(batch, [self._choice] * len(batch), outputs, self._fed.repeated(len(batch)))
+
+
+def as_channels_first(rows: Array, metadata: Metadata) -> Array:
+    """Rows of the model's input as `float32 [M, C, *spatial]`."""
+    axes = [metadata.batch_layout.index(letter) for letter in f"NC{metadata.positions}"]
+    return np.asarray(rows.transpose(axes).astype(np.float32))
 
 
 def as_input(images: Array, layout: str) -> Array:
