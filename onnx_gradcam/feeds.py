@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import wave
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ += ["picture_layout", "read_array", "read_constant", "read_input", "read
 Array = npt.NDArray[Any]
 
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_SIGNALS: Final = (".csv", ".wav")
 _LARGEST_JSON: Final = 2**24
 _KINDS: Final = "a .npy file, FILE.npz:KEY, a picture, JSON, zeros, ones, image-size, image-size-hw or scale"
 
@@ -322,9 +325,9 @@ def read_pairs(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def is_array_file(source: Any) -> bool:
-    """Whether a path names an array: a `.npy` file, or `FILE.npz:KEY`."""
+    """Whether a path names an array: a `.npy` file, `FILE.npz:KEY`, or a signal in a `.csv` or `.wav` file."""
     text = str(source).lower() if isinstance(source, str | Path) else ""
-    return text.endswith(".npy") or ".npz:" in text
+    return text.endswith((".npy", *_SIGNALS)) or ".npz:" in text
 
 
 def read_array(source: Any) -> Array:
@@ -356,7 +359,9 @@ def read_input(source: Any, info: Input, layout: str) -> Array:
             "an array"
         )
     source = source.detach().cpu().numpy() if hasattr(source, "detach") else source
-    array, batch = read_array(source), layout.index("N")
+    batch = layout.index("N")
+    signal = isinstance(source, str | Path) and str(source).lower().endswith(_SIGNALS)
+    array = _laid(_read_signal(str(source)), layout.replace("N", ""), str(source)) if signal else read_array(source)
     if array.ndim == len(layout) and array.shape[batch] == 1:
         array = array.take(0, axis=batch)
     sizes = [d for axis, d in enumerate(info.shape) if axis != batch]
@@ -372,6 +377,50 @@ def read_input(source: Any, info: Input, layout: str) -> Array:
     if not np.isfinite(cast).all():
         raise InputError("the array has numbers that are not finite; check how it was made")
     return cast
+
+
+def _read_signal(path: str) -> Array:
+    """A signal, `[T, C]`: the columns of a `.csv` file, below a line of names or not; a `.wav` file, from -1 to 1.
+
+    https://docs.python.org/3/library/wave.html: samples of one byte are unsigned, others signed and little-endian.
+    """
+    try:
+        open_file(path).close()
+        if path.lower().endswith(".csv"):
+            text = read_text(path, _LARGEST_JSON, "numbers, a column for each channel")
+            first = text.partition("\n")[0].replace(",", " ").split()
+            named = any(not _is_number(cell) for cell in first)
+            return np.loadtxt(io.StringIO(text), delimiter=",", skiprows=int(named), ndmin=2)
+        with wave.open(path) as file:
+            width, channels, count = file.getsampwidth(), file.getnchannels(), file.getnframes()
+            kind = {1: "u1", 2: "<i2", 4: "<i4"}.get(width)
+            if kind is None:
+                raise InputError(
+                    f"{path!r} has samples of {8 * width} bits; convert it to 16 bits, or give a .npy file"
+                )
+            whole = np.frombuffer(file.readframes(count), kind).reshape(-1, channels).astype(np.float64)
+            return (whole - 128) / 128 if width == 1 else whole / 2 ** (8 * width - 1)
+    except (OSError, ValueError, EOFError, wave.Error) as exc:
+        raise InputError(f"{path!r} cannot be read as a signal ({exc}); give its samples as a .npy file") from exc
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _laid(signal: Array, axes: str, path: str) -> Array:
+    """A signal `[T, C]` in the axes of an input."""
+    if axes == "W" and signal.shape[1] == 1:
+        return signal[:, 0]
+    if sorted(axes) != ["C", "W"]:
+        raise InputError(
+            f"{path!r} is a signal of {signal.shape[1]} channels, and the input has the axes {axes}; give a .npy file"
+        )
+    return signal.T if axes == "CW" else signal
 
 
 def read_constant(value: Any, info: Input, *, by_row: bool) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -387,3 +388,37 @@ def test_a_segmentation_of_a_volume_is_explained_by_the_sum_over_its_own_mask():
     assert outputs["heatmap"].shape == (1, 6, 7, 5)
     with pytest.raises(TargetError, match="these maps are volumes; use --mask own"):
         attach(source, task="segmentation", mask="input")
+
+
+@pytest.mark.parametrize("kind", ["signal", "last"])
+def test_a_signal_is_read_from_columns(kind, tmp_path):
+    x = sample(kind)[0].round(4)
+    columns = x.T if kind == "signal" else x
+    for header in ("", "lead I,lead II"):
+        np.savetxt(tmp_path / "s.csv", columns, delimiter=",", fmt="%.4f", header=header, comments="")
+        explainer = Explainer(model(kind))
+        assert np.array_equal(explainer(tmp_path / "s.csv").heatmap, explainer(x).heatmap)
+    (tmp_path / "bad.csv").write_text("1,2\n3\n")
+    with pytest.raises(InputError, match=r"bad\.csv' cannot be read as a signal .*; give its samples as a \.npy file"):
+        Explainer(model(kind))(tmp_path / "bad.csv")
+    with pytest.raises(InputError, match=r"signal of 2 channels, and the input has the axes CDHW; give a \.npy file"):
+        Explainer(model("volume"))(tmp_path / "s.csv")
+    onnx.save(model(kind), tmp_path / "m.onnx")
+    command = ["explain", str(tmp_path / "m.onnx"), str(tmp_path / "s.csv"), "-o", str(tmp_path / "out.png"), "--npy"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (file,) = tmp_path.glob("out_*.npy")
+    assert np.array_equal(np.load(file), Explainer(model(kind))(x).heatmap)
+
+
+@pytest.mark.parametrize(("width", "kind", "scale"), [(1, "u1", 127), (2, "<i2", 32767), (4, "<i4", 2**31 - 1)])
+def test_a_wave_is_read_from_minus_one_to_one(width, kind, scale, tmp_path):
+    x = np.clip(sample("signal")[0] / 4, -1, 1)
+    whole = np.rint(x.T * scale + (128 if width == 1 else 0)).astype(kind)
+    with wave.open(str(tmp_path / "s.wav"), "wb") as file:
+        file.setparams((2, width, 8000, 0, "NONE", "NONE"))
+        file.writeframes(whole.tobytes())
+    explainer = Explainer(model("signal"), method="gradient")
+    assert np.abs(explainer.prepared(tmp_path / "s.wav").tensor - x).max() <= 1.5 / scale
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=r"bad\.wav' cannot be read as a signal"):
+        explainer(tmp_path / "bad.wav")
