@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .runtime.detections import Selection
     from .runtime.explainer import Explainer, Explanation
     from .runtime.explanation import method_sheet
+    from .runtime.texts import text_classifier
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "methods",
     "presets",
     "report",
+    "text_classifier",
     "verify",
 ]
 
@@ -72,6 +74,7 @@ _HOMES = {
     "methods": "editor.methods.catalogue",
     "presets": "editor.presets",
     "report": "evaluation.audit",
+    "text_classifier": "runtime.texts",
     "verify": "evaluation.verification",
 }
 

@@ -104,7 +104,8 @@ class Options:
         combine: how the heatmaps of several layers become one, `mean`, `max` or `product`; by default as method and
             preset say.
         eigen_smooth: use the leading principal component of the weighted activation maps instead of their sum.
-        against: explain the score's lead over this class, given by index or name, or over the `runner-up`.
+        against: explain the score's lead over this class, given by index or name, over the `runner-up`, or over all
+            `others` together, as the log odds of their softmax.
         baseline: what stands for no information, where the method compares with that: `zero` (the number 0),
             `black` or `white` through the preprocessing, `darkest` or `lightest` (the image's lowest or highest value
             everywhere), `mean` (of each channel of the image), `uniform:SEED` (random values of the image's range),

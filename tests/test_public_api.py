@@ -37,6 +37,7 @@ def test_public_names():
         "methods",
         "presets",
         "report",
+        "text_classifier",
         "verify",
     ]
     assert set(onnx_gradcam.__all__) <= set(dir(onnx_gradcam))

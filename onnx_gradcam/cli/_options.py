@@ -232,7 +232,9 @@ OPTIONS: dict[str, Any] = {
     "target": _declared(
         str, "Target", "With --class-input none: class to fix in the model. [default: predicted class]", metavar="CLASS"
     ),
-    "against": _declared(str, "Target", "Explain the lead over this class, or over the `runner-up`.", metavar="CLASS"),
+    "against": _declared(
+        str, "Target", "Explain the lead over this class, the `runner-up`, or all `others`.", metavar="CLASS"
+    ),
     "score": _declared(
         ScoreKind,
         "Target",

@@ -11,6 +11,7 @@ import typer
 
 from ._options import ModelFile, explains, model_source, named, option
 from ._output import layers, say, shape, warn
+from ._texts import LogitBias, LogitScale, Prompts, Templates, TextEmbeddings, Tokenizer, of_texts
 
 if TYPE_CHECKING:
     import onnx
@@ -48,6 +49,12 @@ def attach(
             show_default=False,
         ),
     ] = None,
+    prompts: Prompts = None,
+    tokenizer: Tokenizer = None,
+    templates: Templates = None,
+    text_embeddings: TextEmbeddings = None,
+    logit_scale: LogitScale = None,
+    logit_bias: LogitBias = None,
     choices: dict[str, Any],
 ) -> None:
     """Add heatmap outputs to a model.
@@ -61,6 +68,7 @@ def attach(
       onnx-gradcam attach model.onnx -o explained.onnx --labels names.txt --preprocess torchvision
       onnx-gradcam attach model.onnx -o tabby.onnx --class-input none --target tabby
       onnx-gradcam attach model.onnx -o explained.onnx --for openvino
+      onnx-gradcam attach clip.onnx -o dogs.onnx --prompt "a dog" --prompt "a cat" --tokenizer tokenizer.json
     """  # noqa: D301 - \b keeps the lines of the examples apart
     fixed = choices.get("class_input") or _class_input_of(engine)
     if choices.get("target") is not None and fixed != "none":
@@ -73,7 +81,9 @@ def attach(
         raise typer.BadParameter("this is the model itself; choose another name.", param_hint="-o")
     from onnx_gradcam import attach as attach_to  # noqa: PLC0415 - --help must not wait for it
 
-    explained = attach_to(model_source(model), engine=engine, check=check, **choices)
+    numbers = {"logit_scale": logit_scale, "logit_bias": logit_bias}
+    source = of_texts(model_source(model), choices, prompts, tokenizer, templates, text_embeddings, numbers)
+    explained = attach_to(source, engine=engine, check=check, **choices)
     if str(out) == "-":
         _to_stdout(explained.to_proto())
     else:

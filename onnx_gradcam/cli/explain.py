@@ -37,10 +37,11 @@ from ._options import (
     selected_boxes,
 )
 from ._output import complain, layers, say, say_json, table, warn
+from ._texts import LogitBias, LogitScale, Prompts, Templates, TextEmbeddings, Tokenizer, of_texts
 
 if TYPE_CHECKING:
     from onnx_gradcam import Explainer, Explanation
-    from onnx_gradcam.files import Drafts
+    from onnx_gradcam.files import Drafts, ModelSource
     from onnx_gradcam.metadata import Metadata
     from onnx_gradcam.runtime.detections import Selection
 
@@ -125,6 +126,12 @@ def explain(
         Path | None, option("Output", "Folder for --npy and --npz. [default: beside the image]", metavar="FOLDER")
     ] = None,
     as_json: Json = False,
+    prompts: Prompts = None,
+    tokenizer: Tokenizer = None,
+    templates: Templates = None,
+    text_embeddings: TextEmbeddings = None,
+    logit_scale: LogitScale = None,
+    logit_bias: LogitBias = None,
     choices: dict[str, Any],
 ) -> None:
     """Draw heatmaps of what a model looks at.
@@ -140,6 +147,7 @@ def explain(
       onnx-gradcam explain detector.onnx photo.jpg --box all --least 0.4
       onnx-gradcam explain model.onnx photo.jpg --feed table=patient.npy --feed age=[[61]]
       onnx-gradcam explain model.onnx photo.jpg --method gradcam,hirescam,layercam
+      onnx-gradcam explain clip.onnx photo.jpg --prompt "a dog" --prompt "a cat" --target "a dog"
       onnx-gradcam explain explained.onnx 'photos/*.jpg' --json --npy
     """  # noqa: D301 - \b keeps the lines of the examples apart
     _check_usage(model, images, out, arrays, as_json=as_json, writes_arrays=npy or npz)
@@ -158,9 +166,11 @@ def explain(
         batch_size=batch_size,
         look=_chosen(look),
     )
+    numbers = {"logit_scale": logit_scale, "logit_bias": logit_bias}
+    source = of_texts(model_source(model), choices, prompts, tokenizer, templates, text_embeddings, numbers)
     arguments = {"provider": provider, "seed": seed, "augment": augment, "batch_size": batch_size, **choices}
     arguments |= _chosen({"threads": threads, "region": region, "feeds": read_feeds(feed) or None})
-    _run(job, model, names(methods, "--method"), places(job.images, out, arrays), arguments)
+    _run(job, (model, source), names(methods, "--method"), places(job.images, out, arrays), arguments)
 
 
 def _chosen(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,11 +217,18 @@ def _check_regions(style: str | None, chosen: Sequence[str]) -> None:
         raise typer.BadParameter("it replaces --threshold; give one of the two.", param_hint=flags[1])
 
 
-def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place], arguments: Mapping[str, Any]) -> None:
+def _run(
+    job: _Job,
+    model: tuple[str, ModelSource],
+    methods: Sequence[str],
+    targets: Sequence[Place],
+    arguments: Mapping[str, Any],
+) -> None:
+    """Explain the images by a model, given by its name and as it is."""
     from onnx_gradcam import Explainer  # noqa: PLC0415 - --help must not wait for it
 
     _check_drawing(job, targets[0], len(methods))
-    source = model_source(model)
+    name, source = model
     from ._progress import bars  # noqa: PLC0415 - --help must not wait for it
 
     with bars("explaining", len(job.images)) as shown:
@@ -229,7 +246,7 @@ def _run(job: _Job, model: str, methods: Sequence[str], targets: Sequence[Place]
     if job.as_json:
         settings = [_settings(explainer.metadata) for explainer in explainers.values()]
         how = settings[0] if len(settings) == 1 else {"methods": settings}
-        say_json({"model": model, **how, "images": reports})
+        say_json({"model": name, **how, "images": reports})
     elif not job.quiet and not all(failed):
         for metadata in (explainer.metadata for explainer in explainers.values()):
             say(f"{layers(metadata)}, method {metadata.method}, weights {metadata.weights}")

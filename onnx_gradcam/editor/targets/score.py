@@ -576,5 +576,13 @@ def _others(t: Builder, scores: Value, classes: Value) -> Value:
     return scores + t.cast(t.op("OneHot", classes, depth, values, axis=1), scores.dtype)
 
 
-OBJECTIVES: dict[str, Objective] = {"finer": finer, "runner-up": runner_up}
+def contrast(t: Builder, scores: Value, classes: Value) -> Value:
+    """The lead over all other classes together, S_c - log sum_(k != c) exp(S_k): the log odds of their softmax."""
+    rest = _others(t, scores, classes)
+    top = t.reduce("ReduceMax", rest, [1])
+    together = t.op("Log", t.sum(t.op("Exp", rest - top), [1], keepdims=False)) + t.op("Squeeze", top, t.ints(1))
+    return _own_score(t, scores, classes) - together
+
+
+OBJECTIVES: dict[str, Objective] = {"finer": finer, "runner-up": runner_up, "others": contrast}
 """Objectives by name, `(builder, scores [N, K], classes int64 [N]) -> [N]`; `class` itself needs no function."""
