@@ -63,6 +63,15 @@ def _defaults(method: Method) -> str:
     return "; ".join(f"`--{name.replace('_', '-')}` {said(value)}" for name, value in method.takes.items())
 
 
+def _formulas() -> list[str]:
+    """A row for each function of the registry: the methods that it computes, and the first line of its docstring."""
+    names: dict[str, list[str]] = {}
+    for method in methods().values():
+        formula = (method.function.__doc__ or "").split("\n")[0].replace("|", "\\|")
+        names.setdefault(formula, []).append(f"`{method.name}`")
+    return [f"| {', '.join(group)} | {formula} |" for formula, group in names.items()]
+
+
 def methods_page() -> str:
     """The tables of methods and of their ingredients."""
     lines = [
@@ -82,6 +91,15 @@ def methods_page() -> str:
         "| method | name | family | cost | reference |",
         "| --- | --- | --- | --- | --- |",
         *(f"| `{m.name}` | {m.title} | {m.family} | {m.cost} | {m.reference} |" for m in methods().values()),
+        "",
+        "## Formulas",
+        "",
+        "`S` is the score and `x` the image; `A_ki` is the activation map of channel `k` at position `i`, and `G_ki`",
+        "its gradient dS/dA_ki. How a map becomes a heatmap in [0, 1] is up to the [preset](presets.md).",
+        "",
+        "| method | map |",
+        "| --- | --- |",
+        *_formulas(),
         "",
         "## Options of some methods",
         "",
