@@ -198,3 +198,28 @@ def test_every_planted_fault_still_finds_its_place():
         text = (script.ROOT / "onnx_gradcam" / fault.file).read_text(encoding="utf-8")
         assert text.count(fault.old) == 1, f"{fault.description} in {fault.file}"
         assert all((script.ROOT / tests).is_file() for tests in script.tests_of(fault.file)), fault.file
+
+
+def test_planted_shortcuts_and_drift_are_found(capsys):
+    importlib.import_module("planted").main(["--trials", "2"])
+    rows = re.findall(r"\| ([a-z ]+) \| ([\d.]+) \| ([\d.]+)% \| ([\d.]+)% \|", capsys.readouterr().out)
+    assert len(rows) == 4
+    assert {tuple(figures) for _, *figures in rows} == {("1.000", "100.0", "0.0")}
+
+
+def test_a_ranking_goes_on_where_it_stopped(tmp_path, capsys):
+    planted, script = importlib.import_module("planted"), importlib.import_module("ranking")
+    onnx.save(planted.model(planted.RED), tmp_path / "m.onnx")
+    for i, image in enumerate(planted.images(np.random.default_rng(0), 4)):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image[:, :, ::-1])
+    options = ["--images", str(tmp_path), "--preprocess", json.dumps(planted.PREPROCESS), "--steps", "4"]
+    options += ["--methods", "gradcam,activationmap,saliency", "--metrics", "insertion,random_logit"]
+    results = tmp_path / "r.jsonl"
+    texts = []
+    for count in ("2", "4", "4"):
+        script.main([str(tmp_path / "m.onnx"), *options, "--results", str(results), "--count", count])
+        texts.append(capsys.readouterr().out)
+        assert len(results.read_text().splitlines()) == int(count)
+    assert texts[1] == texts[2] != texts[0]
+    assert re.search(r"\| gradcam \| [\d.]+ \| [\d.]+ \|", texts[1])
+    assert "4 images; Kendall's W of 2 metrics" in texts[1]
