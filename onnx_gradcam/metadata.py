@@ -158,8 +158,9 @@ class Metadata:
         cam: name of the raw map output.
         attribution: name of the output with one value for each value of the image; empty for none.
         heatmap_class: name of the output with the explained class.
-        completeness: name of the output with what is left of the score when the image times its gradient and what
-            biases contribute are taken away, `float32 [N]`; empty where that is no property of the gradient.
+        completeness: name of the output with what is left of the score, `float32 [N]`, when the image times its
+            gradient and what biases contribute are taken away, or of its change from the baselines without the
+            attribution; empty where that is no property of the method.
         labels: class names, or `None`.
         preprocessing: how images become the model's input, or `None`.
         probabilities: how scores become the probabilities that are shown, where that is not the default.

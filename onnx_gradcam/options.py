@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -76,6 +77,8 @@ BASELINES: dict[str, type[int | float] | None] = {
 }
 """What stands for no information, and the number behind a colon that a word takes; a file is one as well."""
 
+_PLAYERS = r"grid:[1-9]\d{0,3}x[1-9]\d{0,3}|segments:\d{1,6}(\.\d+)?|.+\.npy"
+
 _IMAGE_FILES = (".bmp", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -115,6 +118,9 @@ class Options:
         idgi: weight the steps of a path by what they change of the score, in the direction of the gradient, so that the
             values add up to its change exactly.
         smooth: average the attribution over this many noisy copies of the image, for path methods.
+        players: the parts of the image that games weigh: `grid:ROWSxCOLUMNS`, `segments:SCALE` (by color; a larger
+            scale makes larger segments), or a `.npy` file of whole numbers `[H, W]`. By default as the method says.
+        max_passes: the most forward passes that a game takes; by default as the method says.
         weights: how the channel weights are computed; `auto` takes the first of `linear`, `gradient` and `finite`
             that applies.
         score: `logit` explains the tensor before a trailing activation, `output` the output itself; by default as the
@@ -171,6 +177,8 @@ class Options:
     steps: int | None = None
     idgi: bool | None = None
     smooth: int | None = None
+    players: str | None = None
+    max_passes: int | None = None
     weights: Weights = "auto"
     score: ScoreKind | None = None
     output: str | Sequence[str] | None = None
@@ -216,10 +224,14 @@ class Options:
             raise InputError("a target fixes the class in the model; combine it with class_input 'none'")
 
     def _check_path(self) -> None:
-        """Refuse what no path method takes."""
+        """Refuse what no path method and no game takes."""
         for word in self.baselines or ():
             _check_baseline(word)
-        for name in ("steps", "smooth"):
+        if self.players is not None and not re.fullmatch(_PLAYERS, str(self.players)):
+            raise InputError(
+                f"players is {_shortened(self.players)}; choose 'grid:ROWSxCOLUMNS', 'segments:SCALE' or a .npy file"
+            )
+        for name in ("steps", "smooth", "max_passes"):
             _check_count(name, getattr(self, name))
         if not isinstance(self.idgi, bool | None):
             raise InputError(f"idgi is {_shortened(self.idgi)}; give True or False")
@@ -251,6 +263,8 @@ class Choices(TypedDict, total=False):
     steps: int | None
     idgi: bool | None
     smooth: int | None
+    players: str | None
+    max_passes: int | None
     weights: Weights
     score: ScoreKind | None
     output: str | Sequence[str] | None

@@ -311,6 +311,16 @@ OPTIONS: dict[str, Any] = {
     "smooth": _declared(
         int, "Method", "Path methods: average over N noisy copies of the image. [default: none]", min=1, metavar="N"
     ),
+    "players": _declared(
+        str,
+        "Method",
+        "Games: parts of the image, grid:ROWSxCOLUMNS, segments:SCALE or a .npy file of numbers, one a pixel. "
+        "[default: as the method says]",
+        metavar="PARTS",
+    ),
+    "max_passes": _declared(
+        int, "Method", "Games: most forward passes. [default: as the method says]", min=1, metavar="N"
+    ),
     "weights": _declared(
         Weights,
         "Method",

@@ -101,11 +101,7 @@ def attach(source: ModelSource, options: Options | None = None, **choices: Unpac
 
 
 def _attached(plan: Plan) -> Explained:
-    if plan.method.runs_often:
-        raise UnsupportedError(
-            f"{plan.method.title} {plan.method.outside}, so it cannot be written into a model; use explain, or another "
-            "method"
-        )
+    plan = _inside(plan)
     if plan.refusal is not None:
         raise UnsupportedError(plan.refusal)
     required = plan.options.class_input == "required"
@@ -132,6 +128,21 @@ def _attached(plan: Plan) -> Explained:
     return Explained(model, metadata, plan.layer.reason, [*plan.warnings, *left], cut=plan.dropped)
 
 
+def _inside(plan: Plan) -> Plan:
+    """The plan with the method as a part of the model."""
+    method = plan.method
+    if not method.runs_often:
+        return plan
+    if method.inside is None:
+        raise UnsupportedError(
+            f"{method.title} {method.outside}, so it cannot be written into a model; use explain, or another method"
+        )
+    for name in method.takes:
+        if getattr(plan.options, name) is not None and name not in method.inside.takes:
+            raise UnsupportedError(f"{method.title} takes --{name} in explain alone; leave it out, or use explain")
+    return replace(plan, method=method.inside)
+
+
 def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str], list[str]]:
     """Append the method; its outputs by field of `Metadata`, and what the profile's provider will not run."""
     t = plan.t
@@ -143,6 +154,8 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
         attribution = plan.method.function(t, **ingredients.of(0))
         cams = [_over_channels(plan, attribution)]
         panel = None if plan.preset.panel is None else plan.preset.panel(t, attribution)
+        if "gradients" in plan.method.needs:
+            results["completeness"] = t.refine(ingredients.left_of_change(attribution), (batch,))
         results["attribution"] = t.refine(_as_image(plan, attribution), plan.image.shape)
         grid: Sequence[int | str | None] = sizes
     else:
@@ -164,7 +177,7 @@ def _append_outputs(plan: Plan, ingredients: Ingredients) -> tuple[dict[str, str
         results["heatmap"] = t.refine(_in_order(t, heatmap, order), (batch, *(sizes[i] for i in order)))
         results["cam"] = t.refine(_in_order(t, cams[0], order), (batch, *(grid[i] for i in order)))
     results["heatmap_class"] = t.refine(ingredients.classes, (batch,))
-    if plan.is_complete:
+    if plan.is_complete and "completeness" not in results:
         results["completeness"] = t.refine(ingredients.completeness, (batch,))
     results |= explained_boxes(plan, ingredients.classes)
     names = {name: free_name(t, name) for name in results}

@@ -15,12 +15,14 @@ from onnx_gradcam.autodiff.modifiers import COMPLETE
 from onnx_gradcam.autodiff.offsets import offset
 from onnx_gradcam.autodiff.precision import float32_cotangents
 from onnx_gradcam.autodiff.providers import conform, find_profile
-from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.paths import between, reached_from
+from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.options import GradDtype
 
 from .head import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
+from .methods.baselines import IN_GRAPH
 from .methods.cam import leading_projection, weighted_sum
 from .methods.maps import spatial_size
 from .methods.transformers import Attention
@@ -215,6 +217,80 @@ class Ingredients:
         return t.sum(flat, [1], keepdims=False)
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The options that the method takes, by the names of their fields."""
+        return self.plan.method.settings(self.plan.options)
+
+    @cached_property
+    def baselines(self) -> list[Value]:
+        """The images that stand for no information, `float32 [N, C, *spatial]`; sizes may be one.
+
+        Raises:
+            UnsupportedError: one cannot be written into the model.
+        """
+        return [self._baseline(word) for word in self.settings["baseline"]]
+
+    def _baseline(self, word: str) -> Value:
+        plan, t = self.plan, self.plan.t
+        if word in IN_GRAPH:
+            return IN_GRAPH[word](t, self.image)
+        if word not in {"black", "white"}:
+            able = ", ".join((*IN_GRAPH, "black", "white"))
+            raise UnsupportedError(f"the baseline {word!r} cannot be a part of a model; use explain, or one of {able}")
+        if plan.preprocessing is None:
+            raise InputError(
+                f"the model carries no preprocessing, so it is not known what a {word} image is to it; give it with "
+                "--preprocess, or take the baseline darkest, lightest or mean"
+            )
+        level = parse_preprocessing(plan.preprocessing).level(0 if word == "black" else 255)
+        return t.const(np.array(level, np.float32).reshape(1, -1, *[1] * (self.image.rank - 2)))
+
+    def gradients(self, images: Value, copies: int) -> Value:
+        """The cotangents `[N * n, C, *spatial]` of other images, n of a sample next to each other.
+
+        Raises:
+            UnsupportedError: the model cannot be evaluated for more images than its batch holds.
+        """
+        plan, t = self.plan, self.plan.t
+        start, score = self._evaluated(images, copies)
+        t.adopt()
+        since = len(t.appended)
+        repeated = t.op("Expand", t.op("Unsqueeze", self.seed, t.ints(1)), t.ints(1, copies, *[1] * (score.rank - 1)))
+        seed = t.reshape_like(repeated, score)
+        table = plan.table(plan.modifier)
+        gradients = float32_cotangents(t, score, seed, [start], table, plan.options.grad_dtype)
+        (gradient,) = self._within_profile(gradients, since)
+        return plan.image_candidate.canonical(t, gradient)
+
+    def _evaluated(self, images: Value, copies: int) -> tuple[Value, Value]:
+        """Other images, n for each sample, as the model takes them, and the score tensor of a copy of it for them."""
+        plan, t = self.plan, self.plan.t
+        if plan.task.boxes or plan.objective is not None or plan.task.takes_mask(plan.options):
+            what = f"{plan.method.title} as a part of the model explains the score of a class, and no box or comparison"
+            raise UnsupportedError(f"{what}; use explain")
+        rows = plan.image.shape[0]
+        # A batch of known name, so that gradients need not sum over what might have been broadcast.
+        named = t.refine(images, (rows * copies if isinstance(rows, int) else t.unique("rows"), *images.shape[1:]))
+        start = t.cast(plan.image_candidate.restored(t, named), plan.image.dtype)
+        everything, _ = between(t.nodes, [plan.image.core], [plan.score.tensor.core], lambda *_: True)
+        return start, evaluate_behind(t, everything, plan.image, start, plan.score.tensor)
+
+    def left_of_change(self, attribution: Value) -> Value:
+        """The score minus the mean of the baselines' scores minus the sum of an attribution to both, `float32 [N]`."""
+        t, count = self.plan.t, len(self.baselines)
+        like = [t.op("Unsqueeze", t.expand_like(start, self.image), t.ints(1)) for start in self.baselines]
+        joined = like[0] if count == 1 else t.op("Concat", *like, axis=1)
+        behind = t.op("Concat", t.ints(-1), t.op("Shape", self.image, start=1), axis=0)
+        images = t.op("Reshape", joined, behind, shape=(None, *self.image.shape[1:]))
+        _, tensor = self._evaluated(images, count)
+        width = math.prod(self.plan.score.tensor.dims_behind_batch())
+        apart = t.cast(t.op("Reshape", tensor, t.ints(-1, count, width)), np.float32)
+        seed = t.cast(t.op("Reshape", self.seed, t.ints(-1, 1, width)), np.float32)
+        scores = t.sum(t.op("Mul", apart, seed), [2], keepdims=False)
+        change = self.score - t.mean(scores, [1], keepdims=False)
+        return change - t.sum(attribution, range(1, attribution.rank), keepdims=False)
+
+    @cached_property
     def attentions(self) -> list[tuple[Value, int]]:
         """The cotangent `[N, heads, T, T]` of each block's attention map, and the number of tokens before the grid.
 
@@ -377,6 +453,9 @@ MAKERS: Mapping[str, Callable[[Ingredients, int], Any]] = {
     "head": lambda ingredients, _: ingredients.head,
     "spread": lambda ingredients, _: ingredients.spread,
     "total": lambda ingredients, _: ingredients.total,
+    "settings": lambda ingredients, _: ingredients.settings,
+    "baselines": lambda ingredients, _: ingredients.baselines,
+    "gradients": lambda ingredients, _: ingredients.gradients,
     "score": lambda ingredients, _: ingredients.score,
     "probability": lambda ingredients, _: ingredients.probability,
 }

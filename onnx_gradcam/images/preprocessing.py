@@ -155,14 +155,14 @@ class Preprocessing:
         """The number of channels of the input, 1 for gray, else 3."""
         return 1 if self.color == "gray" else 3
 
+    def level(self, pixel: float) -> tuple[float, ...]:
+        """What an image of one level from 0 to 255 becomes, a value for each channel, before rounding."""
+        mean, std = self.mean or (0.0,), self.std or (1.0,)
+        return tuple((pixel * self.scale - mean[c % len(mean)]) / std[c % len(std)] for c in range(self.channels))
+
     def value_range(self) -> tuple[float, float]:
         """The lowest and the highest value of the input, before rounding."""
-        mean, std = self.mean or (0.0,), self.std or (1.0,)
-        ends = [
-            (pixel * self.scale - mean[c % len(mean)]) / std[c % len(std)]
-            for c in range(self.channels)
-            for pixel in (0.0, 255.0)
-        ]
+        ends = (*self.level(0.0), *self.level(255.0))
         return min(ends), max(ends)
 
     def fitted(

@@ -93,7 +93,7 @@ def _noisy(probe: Probe, count: int, deviation: float) -> Iterator[Array]:
     title="Smooth Grad-CAM++",
     reference="Omeiza et al. 2019, eq. 3 and 4; D1 for the first of its D2, G for exp(S) G; noise as SmoothGrad",
     uses=("A", "G", "total"),
-    passes=f"{_SAMPLES} forward passes and gradients of the head",
+    passes=f"{_SAMPLES + 1} forward passes and {_SAMPLES} gradients of the head",
 )
 def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
     """Grad-CAM++ with E[G], E[G^2] and E[G^3] over noisy copies of the image for G, G^2 and G^3."""
@@ -110,7 +110,7 @@ def smooth_grad_cam_plus_plus(probe: Probe) -> Array:
     reference="torch-cam 0.5.0 gradient.py: maps and gradient of the last noisy copy instead of the image's maps and "
     "the mean gradient",
     uses=("A", "G", "total"),
-    passes=f"{_FEW_SAMPLES} forward passes and gradients of the head",
+    passes=f"{_FEW_SAMPLES + 1} forward passes and {_FEW_SAMPLES} gradients of the head",
 )
 def smooth_grad_cam_plus_plus_torch_cam(probe: Probe) -> Array:
     """Smooth Grad-CAM++ with A and G of the last noisy copy of the image."""

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from onnx_gradcam.errors import InputError
+from onnx_gradcam.graph.builder import Builder, Value
 
 from .probe import Array
 
-__all__ = ["baseline", "blurred", "gaussian"]
+__all__ = ["IN_GRAPH", "baseline", "blurred", "gaussian"]
 
 _LEVELS = {"black": 0, "white": 255}
 """Images of one level, whatever the preprocessing makes of it."""
@@ -69,6 +70,15 @@ _MADE: dict[str, Callable[[Array, str], Array]] = {
     "blur": _blurred_by,
 }
 """The baselines that are made from the image alone."""
+
+
+IN_GRAPH: dict[str, Callable[[Builder, Value], Value]] = {
+    "zero": lambda t, x: t.full_like(x, 0.0),
+    "darkest": lambda t, x: t.reduce("ReduceMin", x, range(1, x.rank)),
+    "lightest": lambda t, x: t.reduce("ReduceMax", x, range(1, x.rank)),
+    "mean": lambda t, x: t.mean(x, range(2, x.rank)),
+}
+"""The same as parts of a model, from the image `[N, C, *spatial]`; sizes may be one."""
 
 
 def blurred(image: Array, width: float) -> Array:

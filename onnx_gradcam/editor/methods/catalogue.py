@@ -141,6 +141,16 @@ INGREDIENTS: dict[str, Ingredient] = {
         form="`(map [N, *spatial]) -> [N, H, W]`",
         at_layer=True,
     ),
+    "settings": Ingredient(about="the options that the method takes", form="by the names of their fields"),
+    "baselines": Ingredient(
+        about="the images that stand for no information", form="list of float32 `[N, C, *spatial]`, or of size one"
+    ),
+    "gradients": Ingredient(
+        about="gradient of the score at other images, n for each sample",
+        form="`(images [N * n, C, *spatial], n) -> [N * n, C, *spatial]`",
+        cost="a pass forward and backward for each of the images, and a forward pass for each baseline",
+        gradient_of="image",
+    ),
     "score": Ingredient(about="the explained score", form="float32 `[N]`"),
     "probability": Ingredient(about="the probability of the explained class", form="float32 `[N]`"),
     "similarity": Ingredient(
@@ -172,6 +182,7 @@ class Method:
         absolute: the sign of an attribution has no meaning, so its heatmap shows absolute values.
         additive: a raw map holds shares of the score at each position, so those of several layers can be added.
         image_map: it returns a map of the image's size, where others of its family attribute to each value.
+        inside: the same as a part of a model, where that is possible beside running the model many times.
         takes: the options that only some methods take, and their defaults, by the names of their fields.
     """
 
@@ -190,6 +201,7 @@ class Method:
     absolute: bool = False
     additive: bool = False
     image_map: bool = False
+    inside: Method | None = None
     takes: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -271,7 +283,7 @@ class Method:
         return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-OF_SOME = ("baseline", "steps", "idgi", "smooth")
+OF_SOME = ("baseline", "steps", "idgi", "smooth", "players", "max_passes")
 """The options that only some methods take, by the names of their fields; `Method.takes` has their defaults."""
 
 METHODS: dict[str, Method] = {}

@@ -5,17 +5,24 @@ Their values add up to what the score changes by on the way, the closer the fine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from onnx_gradcam.graph.builder import Builder, Value
+
 from .averaged import sampling
 from .baselines import blurred
+from .catalogue import Method
 from .probe import Array, Probe
 
 _STEPS = 50
 """Steps of the integral; section 5 of Sundararajan et al. finds 20 to 300 enough."""
+
+_STEPS_IN_GRAPH = 16
+"""Steps of the integral as rows of one batch."""
 
 _BLUR, _BLURS, _BLUR_STEP = 50.0, 100, 0.01
 """Widest blur in pixels, steps to it and the step of its derivative, as the authors' library by default."""
@@ -29,11 +36,48 @@ _PER_BASELINE = "forward and backward passes for each baseline"
 _path = partial(sampling, uses=("gx",))
 
 
+def integrated_gradients_in_graph(
+    t: Builder,
+    x: Value,
+    baselines: Sequence[Value],
+    gradients: Callable[[Value, int], Value],
+    settings: Mapping[str, Any],
+) -> Value:
+    """As `integrated_gradients`, with all steps from all baselines as rows of one batch."""
+    nodes, weights = np.polynomial.legendre.leggauss(settings["steps"])
+    ones = [1] * (x.rank - 1)
+    places = t.const(((1 + nodes) / 2).astype(np.float32).reshape(1, -1, *ones))
+    ways = [x - start for start in baselines]
+    on_path = [
+        t.op("Add", t.op("Unsqueeze", start, t.ints(1)), t.op("Mul", places, t.op("Unsqueeze", way, t.ints(1))))
+        for start, way in zip(baselines, ways, strict=True)
+    ]
+    joined = on_path[0] if len(on_path) == 1 else t.op("Concat", *on_path, axis=1)
+    count = len(nodes) * len(baselines)
+    behind = t.op("Shape", x, start=1)
+    flat = t.op("Reshape", joined, t.op("Concat", t.ints(-1), behind, axis=0), shape=(None, *x.shape[1:]))
+    found = gradients(flat, count)
+    apart = t.op("Concat", t.ints(-1, len(baselines), len(nodes)), behind, axis=0)
+    by_step = t.op("Reshape", found, apart, shape=(x.shape[0], len(baselines), len(nodes), *x.shape[1:]))
+    shares = (weights / 2 / len(baselines)).astype(np.float32).reshape(1, 1, -1, *ones)
+    means = t.sum(t.op("Mul", by_step, t.const(shares)), [2], keepdims=False)
+    way = [t.op("Unsqueeze", way, t.ints(1)) for way in ways]
+    return t.sum(t.op("Mul", way[0] if len(way) == 1 else t.op("Concat", *way, axis=1), means), [1], keepdims=False)
+
+
 @_path(
     "integrated-gradients",
+    inside=Method(
+        name="integrated-gradients",
+        title="Integrated gradients",
+        reference="Sundararajan et al. 2017, eq. 1; Gauss-Legendre quadrature, as captum",
+        family="attribution",
+        function=integrated_gradients_in_graph,
+        takes={"baseline": _ZERO, "steps": _STEPS_IN_GRAPH},
+    ),
     title="Integrated gradients",
     reference="Sundararajan et al. 2017, eq. 1; Gauss-Legendre quadrature, as captum",
-    passes=f"{_STEPS} {_PER_BASELINE}",
+    passes=f"{_STEPS} {_PER_BASELINE}; as a part of a model {_STEPS_IN_GRAPH} in one call",
     takes={"baseline": _ZERO, "steps": _STEPS, "idgi": False, "smooth": 0},
 )
 def integrated_gradients(probe: Probe) -> Array:

@@ -256,7 +256,7 @@ def _shifted(cells: Array, sides: list[int], shifts: Numbers, size: tuple[int, .
     title="Occlusion sensitivity",
     reference="Zeiler and Fergus 2014, section 4.2; captum's Occlusion: windows of zeros, the raw score",
     uses=("score",),
-    passes=f"about {(2 * _WINDOWS - 1) ** 2} forward passes",
+    passes=f"about {(2 * _WINDOWS - 1) ** 2 + 1} forward passes",
 )
 def occlusion(probe: Probe) -> Array:
     """The mean of S(x) - S(x without window) over the windows that cover a pixel."""

@@ -1,14 +1,15 @@
-"""Regions of an image by its colours (Felzenszwalb and Huttenlocher 2004), and XRAI, which ranks such regions."""
+"""Regions of an image, by its colours (Felzenszwalb and Huttenlocher 2004) or a grid, and XRAI, which ranks regions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_gradcam.errors import UnsupportedError
+from onnx_gradcam.errors import InputError, UnsupportedError
 
 from .averaged import sampling
 from .baselines import gaussian
@@ -16,7 +17,7 @@ from .integrated import evenly
 from .maps import half_pixel
 from .probe import Array, Probe
 
-__all__ = ["dilated", "ranked", "segmented", "segments"]
+__all__ = ["Labels", "dilated", "players", "ranked", "segmented", "segments"]
 
 Labels = npt.NDArray[np.int64]
 Masks = npt.NDArray[np.bool_]
@@ -167,6 +168,41 @@ def dilated(mask: Masks, radius: int) -> Masks:
     for i, j in zip(*np.nonzero(reach), strict=True):
         here |= part[i : i + here.shape[0], j : j + here.shape[1]]
     return grown
+
+
+def players(image: Array, text: str) -> Labels:
+    """The players of an image `[C, H, W]`, a number from 0 on for each pixel.
+
+    `text` is `grid:ROWSxCOLUMNS`, `segments:SCALE` (Felzenszwalb and Huttenlocher 2004; a larger scale makes larger
+    segments), or a `.npy` file of whole numbers `[H, W]`.
+
+    Raises:
+        InputError: the file cannot be read, is of another size, or the image is smaller than the grid.
+    """
+    size = image.shape[1:]
+    if len(size) != 2:
+        raise UnsupportedError("games are for images; take integrated-gradients or gradient")
+    word, _, number = text.partition(":")
+    if word == "grid":
+        rows, columns = map(int, number.split("x"))
+        if rows > size[0] or columns > size[1]:
+            raise InputError(f"players {text!r} are more than the {size[0]} x {size[1]} pixels; choose a smaller grid")
+        down, right = (np.arange(side) * cells // side for side, cells in zip(size, (rows, columns), strict=True))
+        labels: Labels = down[:, None] * columns + right
+        return labels
+    if word == "segments":
+        span = float(np.ptp(image))
+        scaled = 2 * (image - image.min()) / span - 1 if span else np.zeros(image.shape)
+        return segmented(scaled, float(number), least=max(math.prod(size) // 400, 1))
+    try:
+        found = np.load(text, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise InputError(f"cannot read the players {text!r} as an array: {exc}") from exc
+    if found.shape != size or found.dtype.kind not in "iu":
+        raise InputError(
+            f"the players {text!r} are {found.dtype} {list(found.shape)}; give whole numbers {list(size)}, one a pixel"
+        )
+    return np.unique(found, return_inverse=True)[1].reshape(size)
 
 
 _xrai = partial(

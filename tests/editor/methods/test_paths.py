@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.graphs import graph, images, run
+from support.graphs import graph, images, run, vit
 from typer.testing import CliRunner
 
+from onnx_gradcam import attach
 from onnx_gradcam.cli import app
 from onnx_gradcam.editor.methods import integrated, regions
 from onnx_gradcam.editor.methods.baselines import baseline
@@ -51,8 +52,8 @@ class Numeric:
         return (range(i, min(i + 16, total)) for i in range(0, total, 16))
 
 
-def model():
-    return graph(BODY, **SIZES)
+def model(**ends):
+    return graph(BODY, **SIZES, **ends)
 
 
 def explained(method, x, classes=(1,), source=None, **choices):
@@ -192,6 +193,47 @@ def test_smoothing_averages_over_noisy_copies():
 
 
 @pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (model(), ["zero"]),
+        (model(), ["black", "lightest", "mean"]),
+        (model(inputs="float[2,3,8,8] x", outputs="float[2,4] y"), ["darkest"]),
+        (vit(blocks=1), ["zero"]),
+    ],
+    ids=["zero", "several", "fixed batch", "transformer"],
+)
+def test_a_model_that_computes_integrated_gradients_itself(source, words):
+    x, how = images(2), {"scale": 1 / 255, "mean": [0.4], "std": [0.5], "resize": "stretch"}
+    choices = {"method": "integrated-gradients", "baseline": words, "steps": 9, "preprocess": how}
+    attached = attach(source, **choices)
+    found = run(attached.to_proto(), x=x, target_class=np.array([1, 2], np.int64))
+    expected = Prober(probed(source, Options(**choices))).run(x, [1, 2])
+    for name in ("attribution", "cam", "heatmap"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5 * np.abs(expected[name]).max())
+    levels = {"zero": 0 * x, "black": 0 * x - 0.8, "white": 0 * x + 1.2, "mean": 0 * x + x.mean((2, 3), keepdims=True)}
+    levels["lightest"], levels["darkest"] = (0 * x + end((1, 2, 3), keepdims=True) for end in (x.max, x.min))
+    scores = [run(source, x=b.astype(np.float32))["y"][[0, 1], [1, 2]] for b in (x, *(levels[word] for word in words))]
+    left = scores[0] - np.mean(scores[1:], 0) - found["attribution"].sum((1, 2, 3))
+    np.testing.assert_allclose(found["completeness"], left, atol=1e-4)
+    assert np.abs(left).max() < 0.2 * np.abs(scores[0] - np.mean(scores[1:], 0)).max()
+    assert attached.metadata.completeness == "completeness"
+
+
+@pytest.mark.parametrize(
+    ("choices", "error", "why"),
+    [
+        ({"baseline": "uniform:1"}, UnsupportedError, "the baseline 'uniform:1' cannot be a part of a model"),
+        ({"idgi": True}, UnsupportedError, "takes --idgi in explain alone"),
+        ({"against": "runner-up"}, UnsupportedError, "explains the score of a class, and no box or comparison"),
+        ({"baseline": "white"}, InputError, "carries no preprocessing, so it is not known what a white image"),
+    ],
+)
+def test_what_a_model_does_not_compute_itself(choices, error, why):
+    with pytest.raises(error, match=why):
+        attach(model(), method="integrated-gradients", **choices)
+
+
+@pytest.mark.parametrize(
     ("choices", "error", "why"),
     [
         ({"method": "gradcam", "baseline": "mean"}, UnsupportedError, "Grad-CAM takes no --baseline; leave it out"),
@@ -222,6 +264,20 @@ def test_the_command_line(tmp_path):
     call = partial(CliRunner().invoke, app)
     more = ["integrated-gradients", "--baseline", "darkest", "--baseline", "mean", "--steps", "5", "--idgi"]
     result = call([str(word) for word in [*words, *more, "-o", tmp_path / "map.png"]])
+    assert result.exit_code == 0, result.output
+    attached = [
+        "attach",
+        tmp_path / "m.onnx",
+        "-o",
+        tmp_path / "e.onnx",
+        "--method",
+        "integrated-gradients",
+        "--steps",
+        "4",
+    ]
+    result = call([str(word) for word in attached])
+    assert result.exit_code == 0, result.output
+    result = call([str(word) for word in ["explain", tmp_path / "e.onnx", *words[2:-1], "-o", tmp_path / "again.png"]])
     assert result.exit_code == 0, result.output
     result = call([str(word) for word in [*words, "gradcam", "--steps", "5", "-o", tmp_path / "other.png"]])
     assert result.exit_code == 1

@@ -21,6 +21,7 @@ SIZES = {"K": (6, 3, 3, 3), "L": (5, 6, 3, 3), "W": (5, 4)}
 TAIL = BODY.removeprefix("c = Conv(x, K) ")
 EVERY = [name for name, method in methods().items() if method.runs_often and not method.of_boxes]
 LAYERLESS = {"smoothgrad", "smoothgrad-squared", "vargrad", "integrated-gradients", "blur-ig", "rise", "occlusion"}
+LAYERLESS |= {"shapley", "sampled-shapley", "kernel-shap", "lime", "sobol", "hsic"}
 LAYERLESS |= {"integrated-gradients-pair-saliency", "guided-ig", "expected-gradients", "xrai", "xrai-fast"}
 
 
@@ -45,6 +46,10 @@ def model_of(body, inputs="float[N,3,8,8] x", classes=4):
 def explained(method, x, classes, source=None, **choices):
     if "steps" in methods()[method].takes and method != "integrated-gradients":
         choices.setdefault("steps", 12)
+    if "max_passes" in methods()[method].takes:
+        choices.setdefault("max_passes", 200)
+    if "players" in methods()[method].takes:
+        choices.setdefault("players", "grid:2x4")
     runs = {k: choices.pop(k) for k in ("seed", "batch_size", "progress") if k in choices}
     prober = Prober(probed(source or model(), Options(method=method, **choices)), **runs)
     return prober.run(x, classes)
@@ -65,7 +70,7 @@ def test_contract(method):
     np.testing.assert_allclose(results["cam"][1:], other_chunks["cam"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("method", [name for name in EVERY if methods()[name].inside is None])
 def test_it_cannot_be_written_into_the_model(method):
     why = "takes the sign of NumPy" if method.endswith("-pytorch-grad-cam") else "runs the model many times"
     with pytest.raises(UnsupportedError, match=why):
@@ -146,6 +151,31 @@ def test_no_more_rows_than_the_batch_size_at_once(monkeypatch):
     for method in EVERY:
         explained(method, images(1), [2], batch_size=3)
     assert max(seen) == 3
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_the_cost_beside_its_name_is_what_was_counted(method, monkeypatch):
+    """Rows of the model; one more is the answer that is explained."""
+    monkeypatch.undo()
+    # One region is enough: the rows are those of the attribution.
+    monkeypatch.setattr(regions, "segments", lambda image: np.ones((1, *image.shape[1:]), bool))
+    rows, answers = [], Prober.answers
+    monkeypatch.setattr(Prober, "answers", lambda self, some, *a: rows.append(len(some)) or answers(self, some, *a))
+    source = model_of(BODY, "float[N,3,16,16] x")
+    x = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    Prober(probed(source, Options(method=method)), batch_size=64).run(x, [1])
+    assert sum(rows) - 1 == _passes(methods()[method])
+
+
+def _passes(method):
+    """What the words of a method's cost come to, for 5 channels and 49 players."""
+    cost = method.cost.partition(";")[0].replace("one", "1").replace("2^9", "512").removeprefix("about ")
+    numbers = [int(word) for word in cost.split() if word.isdecimal()]
+    if "for each channel" in cost and "the head" not in cost:
+        return numbers[0] + 5 * numbers[1]
+    if "times the players" in cost:
+        return numbers[0] * (49 + numbers[1])
+    return numbers[0] * (len(method.takes["baseline"]) if "for each baseline" in cost else 1)
 
 
 def test_rise_is_the_mean_probability_where_a_place_is_seen(monkeypatch):
