@@ -95,7 +95,8 @@ def train(folder: Path, steps: int) -> None:
             x = self.first(x)
             x = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
             x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
-            return functional.normalize(self.head(self.norm(self.blocks(x))[:, 0]), dim=-1)
+            x = self.head(self.norm(self.blocks(x))[:, 0])
+            return x / x.norm(dim=-1, keepdim=True)
 
     vision = Tower(nn.Conv2d(3, WIDTH, PATCH, PATCH), (SIDE // PATCH) ** 2, BLOCKS)
     language = Tower(nn.Embedding(len(WORDS), WIDTH), 3, 1)
@@ -145,7 +146,7 @@ def hits(model: object, method: str, x: np.ndarray, boxes: np.ndarray, **choices
 
 def main() -> None:
     """Train if asked to, and print the table of methods."""
-    from onnx_gradcam import text_classifier  # noqa: PLC0415
+    from onnx_gradcam import Explainer, ExplainError, text_classifier  # noqa: PLC0415 - training needs none
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the model is, or will be")
@@ -158,13 +159,15 @@ def main() -> None:
     numbers = {"logit_scale": float(stored["scale"]), "logit_bias": float(stored["bias"])}
     model = text_classifier(given.folder / "vision.onnx", embeddings=given.folder / "texts.npz", **numbers)
     x, right, boxes = batch(np.random.default_rng(1), given.images)
-    from onnx_gradcam import Explainer  # noqa: PLC0415
-
     scores = Explainer(model, preprocess="none").run(x, [0] * len(x))["logits_per_image"]
     print(f"{((scores > 0) == right).mean():.1%} of captions right")
     print("| method | score | over the other texts |\n| --- | --- | --- |")
     for method in METHODS:
-        shares = [hits(model, method, x, boxes, **more) for more in ({}, {"against": "others"})]
+        try:
+            shares = [hits(model, method, x, boxes, **more) for more in ({}, {"against": "others"})]
+        except ExplainError as exc:
+            print(f"| `{method}` | {exc} | |", flush=True)
+            continue
         print(f"| `{method}` | {' | '.join(f'{inside / count:.1%}' for inside, count in shares)} |", flush=True)
 
 
