@@ -182,7 +182,13 @@ function valuesOf(scores) {
 }
 
 const named = (index) => site.labels?.[index] || `class ${index}`;
-const written = (value) => (site.scores.probabilities ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3));
+const written = (value) => (site.scores.probabilities ? percent(value) : value.toPrecision(3));
+
+/** As `onnx_gradcam.runtime.answers.percentage`. */
+function percent(share) {
+  if (share > 0 && share < 0.001) return "<0.1 %";
+  return share > 0.999 && share < 1 ? ">99.9 %" : `${(100 * share).toFixed(1)} %`;
+}
 const most = () => (site.detector === null ? SHOWN.classes : SHOWN.boxes);
 
 /** List the top classes or boxes, or the top ones among those whose names match the search. */
