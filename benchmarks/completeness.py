@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from measure import table
+from measure import line, table
 
 from onnx_gradcam.errors import ExplainError
 from onnx_gradcam.evaluation.verification import check_completeness
@@ -177,7 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             names = ["vit"] if given.quick else given.only or [*TIMM, *TRANSFORMERS]
             files = exports(names, Path(folder))
-        print(table(HEADER, [row(name, path) for name, path in files]))
+        print(table(HEADER, []), flush=True)
+        for name, path in files:
+            print(line(row(name, path)), flush=True)
 
 
 if __name__ == "__main__":

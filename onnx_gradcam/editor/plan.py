@@ -23,7 +23,17 @@ from .presets import Preset
 from .targets.axes import Layout, letters
 from .targets.layer import Candidate, Layer
 from .targets.layer_names import biases_of
-from .targets.score import OBJECTIVES, Detections, Objective, Score, against, image_inputs, input_layout, input_name
+from .targets.score import (
+    OBJECTIVES,
+    WEIGHED,
+    Detections,
+    Objective,
+    Score,
+    against,
+    image_inputs,
+    input_layout,
+    input_name,
+)
 from .targets.task import Task
 
 __all__ = ["Plan", "modified"]
@@ -220,6 +230,11 @@ class Plan:
         if self.weights == "gradient" and self.problems:
             remedy = f"leave out --modifier {self.modifier}" if complete else "choose a later layer with --layer"
             yield f"{self.problems[0]}; {remedy}"
+        if self.is_complete and WEIGHED & {self.options.against, self.method.objective}:
+            yield (
+                f"scores weighed by probabilities are no sum of what {self.modifier} passes back; compare with one "
+                f"class or the runner-up, or leave out --modifier {self.modifier}"
+            )
         if complete and self.method.second_order:
             yield (
                 f"{self.method.title} takes derivatives of derivatives, and what {self.modifier} passes back is none; "

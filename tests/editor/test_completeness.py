@@ -110,6 +110,24 @@ def test_free_sizes_and_windows():
     np.testing.assert_allclose(complete(model, x, modifier="libra")[1]["completeness"], 0, atol=1e-5)
 
 
+WINDOWS = (
+    "c = Conv<strides=[2, 2]>(x, K) r = Reshape(c, split) t = Transpose<perm=[0, 2, 4, 3, 5, 1]>(r) "
+    "m = Reshape(t, windows) n = LayerNormalization(m, g, b) u = Reshape(n, back) "
+)
+TURNED = WINDOWS + "v = Transpose<perm=[1, 0, 2]>(u) a = Add(v, b) e = Tanh(a) p = ReduceMean<keepdims=0>(e, first) "
+
+
+def test_windows_and_tokens_in_front_of_the_batch_belong_to_their_image():
+    sizes = {"split": [0, 8, 2, 2, 2, 2], "windows": [-1, 4, 8], "back": [-1, 16, 8], "first": [0]}
+    constants = {name: np.array(size, np.int64) for name, size in sizes.items()}
+    source = graph(TURNED + "y = Gemm(p, W)", K=(8, 3, 2, 2), g=(8,), b=(8,), W=(8, 4), **constants)
+    x = images(3, 3, 8, 8)
+    _, results = complete(source, x, modifier="libra")
+    np.testing.assert_allclose(results["completeness"], 0, atol=1e-5)
+    alone = [complete(source, one[None], modifier="libra")[1]["attribution"].sum() for one in x]
+    assert np.ptp(alone) > 1e-3
+
+
 def test_refusals():
     source = graph(CNN.replace("Relu(c)", "Sin(c)"), **SIZES)
     with pytest.raises(UnsupportedError, match=r"libra has no rule for Sin \(node .* leave out --modifier libra"):
@@ -117,6 +135,8 @@ def test_refusals():
     ending = graph(CNN.replace("y = Gemm(f, W, w)", "l = Gemm(f, W, w) y = Softmax(l)"), **SIZES)
     with pytest.raises(UnsupportedError, match="explain the logit with --score logit"):
         attach(ending, method="input-x-gradient", modifier="libra", score="output")
+    with pytest.raises(UnsupportedError, match=r"weighed by probabilities .* leave out --modifier libra"):
+        attach(graph(CNN, **SIZES), method="input-x-gradient", modifier="libra", against="finer")
     with pytest.raises(UnsupportedError, match="takes derivatives of derivatives"):
         attach(vit(), method="shapleycam", modifier="libra")
 

@@ -21,6 +21,7 @@ from .detectors.selection import why_no_classes
 
 __all__ = [
     "OBJECTIVES",
+    "WEIGHED",
     "Aim",
     "Detections",
     "Objective",
@@ -586,3 +587,6 @@ def contrast(t: Builder, scores: Value, classes: Value) -> Value:
 
 OBJECTIVES: dict[str, Objective] = {"finer": finer, "runner-up": runner_up, "others": contrast}
 """Objectives by name, `(builder, scores [N, K], classes int64 [N]) -> [N]`; `class` itself needs no function."""
+
+WEIGHED = frozenset({"finer"})
+"""Objectives in which scores are weighed by probabilities, so that they are no differences of scores."""
