@@ -77,6 +77,7 @@ _ALIASES = [
     "ImageSource",
     "ModelSource",
     "Watched",
+    "Randomization",
     "Which",
     "Engine",
     "[A-Z][A-Za-z]*Choices?",
