@@ -59,7 +59,8 @@ relative to its largest value, over two inputs with another class each:
   where it rounds quantized numbers otherwise; the map's difference, in parentheses, then says nothing of the
   explanation.
 - **moves**: in ONNX Runtime itself the map moves at least half as far when the input's values change by a millionth of
-  themselves: an activation lies so close to a kink that rounding decides.
+  themselves, or by a step of their type where that is more (float16, integers): an activation lies so close to a kink,
+  or a number so close to the middle between two quantized ones, that rounding decides.
 - an empty cell was not run: the model is too large for WebGPU without a graphics card.
 """
 
@@ -114,11 +115,13 @@ def cell(run: Run, source: Any, choices: dict[str, Any], largest: int) -> dict[s
     if proto.ByteSize() > largest:
         return {}
     session = quiet_session(proto)
-    sets = inputs(explained, (0, 1))
     own = [metadata.scores_output, metadata.heatmap, metadata.heatmap_class, metadata.cam]
     # OpenCV wants to be asked for all outputs at once.
     names = [*own, *(o.name for o in proto.graph.output if o.name not in own)]
-    want = [session.run(names, feeds) for feeds in sets]
+    try:
+        sets, want = wanted(session, explained, names)
+    except Exception as exc:  # noqa: BLE001 - ONNX Runtime's errors have no common class
+        return {"not attached": f"it does not run on noise: {reason(exc)}"}
     try:
         got = run(proto, sets, names)
     except AbsentError:
@@ -134,6 +137,19 @@ def cell(run: Run, source: Any, choices: dict[str, Any], largest: int) -> dict[s
     return found
 
 
+def wanted(session: Any, explained: Explained, names: list[str]) -> tuple[list[dict[str, Array]], list[list[Array]]]:
+    """The inputs, and what ONNX Runtime makes of them; of a detector of one class, both have the first."""
+    last: Exception | None = None
+    for chosen in ((0, 1), (0, 0)):
+        sets = inputs(explained, chosen)
+        try:
+            return sets, [session.run(names, feeds) for feeds in sets]
+        except Exception as exc:  # noqa: BLE001 - as above
+            last = exc
+    assert last is not None
+    raise last
+
+
 def runs(run: Run, source: Any, image: dict[str, Array]) -> bool:
     """Whether the engine runs the model without an explanation."""
     original = source if isinstance(source, onnx.ModelProto) else onnx.load(source)
@@ -145,12 +161,14 @@ def runs(run: Run, source: Any, image: dict[str, Array]) -> bool:
 
 
 def nudge(feeds: dict[str, Array], name: str, seed: int) -> dict[str, Array]:
-    """The same input, its values changed by a millionth of themselves; integers stay."""
+    """The same input, its values changed by a millionth of themselves, or by a step of their type if that is more."""
     pixels = feeds[name]
-    if not np.issubdtype(pixels.dtype, np.floating):
-        return feeds
-    signs = np.random.default_rng(seed).choice([-1, 1], pixels.shape)
-    return {**feeds, name: (pixels * (1 + 1e-6 * signs)).astype(pixels.dtype)}
+    signs, kind = np.random.default_rng(seed).choice([-1, 1], pixels.shape), pixels.dtype
+    if np.issubdtype(kind, np.integer):
+        bounds = np.iinfo(kind)
+        return {**feeds, name: (pixels.astype(np.int64) + signs).clip(bounds.min, bounds.max).astype(kind)}
+    step = max(1e-6, float(np.finfo(kind).eps))
+    return {**feeds, name: (pixels * (1 + step * signs)).astype(kind)}
 
 
 def apart(want: list[list[Array]], got: list[list[Array]]) -> float:
