@@ -124,9 +124,7 @@ def _say_explained(metadata: Metadata) -> None:
     say(f"  image in input {metadata.image_input!r} ({metadata.layout})")
     say(f"  heatmap in output {metadata.heatmap!r}, raw map in output {metadata.cam!r}")
     if metadata.completeness:
-        say(
-            f"  output {metadata.completeness!r} is what the image times its gradient, plus biases, leaves of the score"
-        )
+        say(f"  what attribution and biases leave of the score: output {metadata.completeness!r}")
     chooser = f"is chosen by input {metadata.class_input!r}" if metadata.class_input else "is fixed in the model"
     say(f"  the class {chooser}; output {metadata.heatmap_class!r} says which one was explained")
     if metadata.heatmap_box:
