@@ -43,8 +43,8 @@ RIGHT = 1e-4
 SAME_SCORES = 1e-3
 LARGEST = 120 * 2**20
 """Bytes of the largest model."""
-LARGEST_WEBGPU = 2**22
-"""The same for WebGPU without a graphics card."""
+LARGEST_IN = {"web": 2**25, "webgpu": 2**22}
+"""The same for a tab, which gets the model as text, and for WebGPU without a graphics card."""
 
 INTRODUCTION = """# Models and engines
 
@@ -61,7 +61,7 @@ relative to its largest value, over two inputs with another class each:
 - **moves**: in ONNX Runtime itself the map moves at least half as far when the input's values change by a millionth of
   themselves, or by a step of their type where that is more (float16, integers): an activation lies so close to a kink,
   or a number so close to the middle between two quantized ones, that rounding decides.
-- an empty cell was not run: the model is too large for WebGPU without a graphics card.
+- an empty cell was not run: the model is too large for the test in a tab, or for WebGPU without a graphics card.
 """
 
 
@@ -223,7 +223,7 @@ def measured(results: dict[str, Any], path: Path, folders: Sequence[Path], engin
                     if engine in row or row.get("skipped"):
                         continue
                     choices = {"engine": engine} | ({} if method == "default" else {"method": "gradient"})
-                    found = cell(run, source, choices, LARGEST_WEBGPU if engine == "webgpu" else sys.maxsize)
+                    found = cell(run, source, choices, LARGEST_IN.get(engine, sys.maxsize))
                     if "not attached" in found and "not yet" not in found and engine != "webgpu":
                         row["skipped"] = found["not attached"]
                     row[engine] = found

@@ -31,6 +31,20 @@ def test_latency_compares_with_pytorchs_tools_and_their_maps_agree(capsys):
     assert all(float(difference) < 1e-4 for *_, difference in rows)
 
 
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, torchvision's and the tools' own
+def test_methods_of_many_runs_are_measured_beside_others(capsys):
+    for package in ("torch", "captum", "pytorch_grad_cam"):
+        pytest.importorskip(package)
+    importlib.import_module("rivals").main(["--quick", "--networks", "squeezenet1_1", "--runs", "1"])
+    text = capsys.readouterr().out
+    rows = re.findall(r"\| squeezenet1_1 \| ([a-z-]+) \| \d+ \| (\S+) \| \d+ \| ([\d.]+) ", text)
+    names = [("integrated-gradients", "captum"), ("smoothgrad", "captum"), ("scorecam", "pytorch-grad-cam")]
+    assert [row[:2] for row in rows] == names
+    assert all(float(ratio) > 0 for *_, ratio in rows)
+    assert re.search(r"\| squeezenet1_1 \| \d+\.\d s \| \d+ \|", text)
+
+
 def test_input_gradients_of_every_profile_are_measured_and_agree(capsys):
     importlib.import_module("input_gradient").main(["--quick", "--no-torch", "--operators"])
     text = capsys.readouterr().out
