@@ -307,7 +307,7 @@ def _records(shard: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         try:
             parquet = importlib.import_module("pyarrow.parquet")
         except ModuleNotFoundError as exc:
-            raise InputError("results in Parquet take PyArrow; install onnx-gradcam[batch]") from exc
+            raise InputError("results in Parquet take PyArrow; pip install pyarrow") from exc
         names = ["class", "label", "heatmap", "heatmap_height", "heatmap_width"]
         for batch in parquet.ParquetFile(shard / "explanations.parquet").iter_batches(columns=names):
             for row in batch.to_pylist():

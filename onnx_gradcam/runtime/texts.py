@@ -59,7 +59,7 @@ def text_classifier(
         model: a dual encoder with `tokenizer`, or a vision tower with `embeddings`.
         texts: the texts, in the order of their classes; they become the class names.
         tokenizer: `tokenizer.json` of a dual encoder; `tokenizer_config.json` and `config.json` beside it say how texts
-            are padded. Takes `onnx-gradcam[text]`.
+            are padded. Takes the package tokenizers.
         templates: sentences with `{}` for the text, such as `a photo of a {}.`; the embeddings of a text are averaged
             over them and normalized again (Radford et al. 2021, section 3.1.4).
         embeddings: of the texts, `[K, D]`: an array, a `.npy` file, or a `.npz` file with `embeddings` and, if `texts`
@@ -357,7 +357,7 @@ class _Words:
             from tokenizers import Tokenizer  # noqa: PLC0415 - an optional dependency
         except ImportError as exc:
             raise InputError(
-                "reading a tokenizer takes the package tokenizers; pip install 'onnx-gradcam[text]', or give the "
+                "reading a tokenizer takes the package tokenizers: pip install tokenizers, or give the "
                 "tokens with --bake"
             ) from exc
         text = read_text(path, _LARGEST_JSON, "a tokenizer")
