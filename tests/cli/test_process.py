@@ -14,8 +14,8 @@ import pytest
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "cv2", "rich")
 FULL = Path("/dev/full")
 COMMANDS = (
-    *("explain", "attach", "inspect", "studio", "compare", "batch", "evaluate", "serve", "triton", "kserve"),
-    *("web", "verify", "methods", "ops", "doctor", "export"),
+    *("explain", "attach", "inspect", "studio", "compare", "batch", "evaluate", "report", "drift"),
+    *("serve", "triton", "kserve", "web", "verify", "methods", "ops", "doctor", "export"),
 )
 
 

@@ -49,7 +49,7 @@ WRITTEN = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") i
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r"!\[[^\]]*\]\((\.\./images/[^)]+)\)")
-FOREIGN = {"python original", "javascript yours", "text yours", "toml yours"}
+FOREIGN = {"python original", "javascript yours", "text yours", "toml yours", "csharp yours", "java yours"}
 CLONE = ("circle_and_star.png", "square_and_ring.png", "boxes.json", "shapes.txt", "shapes.json", "shapes.onnx")
 
 
