@@ -64,8 +64,8 @@ relative to its largest value, over two inputs with another class each:
 - an empty cell was not run: the model is too large for the test in a tab, or WebGPU takes too long without a graphics
   card.
 
-Engines are of the versions that [Engines](engines.md) names. Models whose names begin with `det_`, `ul_`, `odd_` or `d2_`
-are small ones with the outputs of a family of detectors or with unusual scores.
+Engines are of the versions that [Engines](engines.md) names. Models whose names begin with `det_`, `ul_`, `odd_` or
+`d2_` are small ones with the outputs of a family of detectors or with unusual scores.
 """
 
 
@@ -249,8 +249,8 @@ def page(results: dict[str, Any]) -> str:
     wrong = sum(map(is_wrong, ran))
     models = len({name.rsplit(" / ", 1)[0] for name, row in results.items() if not row.get("skipped")})
     summary = (
-        f"{models} models, {len(ran)} cells with numbers: {len(ran) - wrong} are within 1e-4, move in ONNX Runtime too, "
-        f"or belong to scores that differ; {wrong} are wrong.\n"
+        f"{models} models, {len(ran)} cells with numbers: {len(ran) - wrong} are within 1e-4, move in ONNX Runtime "
+        f"too, or belong to scores that differ; {wrong} are wrong.\n"
     )
     parts = [INTRODUCTION, summary, table(["model / method", *engines], rows)]
     if notes:
