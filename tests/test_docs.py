@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import onnx_gradcam
+from onnx_gradcam.editor.methods.catalogue import methods
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,11 @@ def test_every_public_docstring_says_what_a_caller_needs(name):
             assert section in text, section
     described = {*re.findall(r"^    (\w+): ", text, re.MULTILINE)}
     assert not {n for n in signature.parameters if n not in described} or name == "ExplainError"
+
+
+def test_the_readme_counts_the_methods(repository):
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert f"[{len(methods())} methods](docs/methods.md)" in text
 
 
 def test_links_resolve(repository):
