@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError, UnsupportedError
+from onnx_gradcam.files import open_file
 
 from .averaged import sampling
 from .baselines import gaussian
@@ -195,8 +196,9 @@ def players(image: Array, text: str) -> Labels:
         scaled = 2 * (image - image.min()) / span - 1 if span else np.zeros(image.shape)
         return segmented(scaled, float(number), least=max(math.prod(size) // 400, 1))
     try:
-        found = np.load(text, allow_pickle=False)
-    except (OSError, ValueError) as exc:
+        with open_file(text) as file:
+            found = np.asarray(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError, MemoryError) as exc:
         raise InputError(f"cannot read the players {text!r} as an array: {exc}") from exc
     if found.shape != size or found.dtype.kind not in "iu":
         raise InputError(

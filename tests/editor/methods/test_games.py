@@ -138,6 +138,9 @@ def test_players_of_segments_and_of_a_file(tmp_path):
     assert players(image, str(tmp_path / "parts.npy"))[[0, 0, 15], [0, 15, 15]].tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"give whole numbers \[8, 8\]"):
         players(image[:, :8, :8], str(tmp_path / "parts.npy"))
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(InputError, match="cannot read the players"):
+        players(image, str(tmp_path / "empty.npy"))
 
 
 @pytest.mark.parametrize(
