@@ -26,7 +26,7 @@ Array = npt.NDArray[np.uint8]
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
 WIDTH, GAP, LINE = 1104, 12, 26
-"""Of the grids, in pixels: the site shows them 736 wide, so that their names are as large as small print."""
+"""The width of the grids in pixels. The site shows them 736 wide, where the names are as large as small print."""
 
 IMAGE, CLASS = MODELS / "circle_and_star.png", "star"
 

@@ -162,10 +162,14 @@ def methods_page() -> str:
 BEGIN, END = "<!-- written by docs/generate.py -->", "<!-- end -->"
 
 
+def _with_table(name: str, table: list[str]) -> str:
+    """A page with its table written anew; what stands around it is kept."""
+    before, rest = (FOLDER / name).read_text(encoding="utf-8").split(BEGIN)
+    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+
+
 def presets_page() -> str:
     """The page of presets, its table written anew; what stands around it is kept."""
-    written = (FOLDER / "presets.md").read_text(encoding="utf-8")
-    before, rest = written.split(BEGIN)
     rows = [
         f"| `{p.name}` | {p.title} | {p.score} | {p.change or '-'} | {p.steps} | {p.differs or '-'} |"
         for p in PRESETS.values()
@@ -185,13 +189,11 @@ def presets_page() -> str:
         "| --- | --- | --- | --- | --- | --- |",
         *rows,
     ]
-    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+    return _with_table("presets.md", table)
 
 
 def engines_page() -> str:
     """The page of engines, its table written anew; what stands around it is kept."""
-    written = (FOLDER / "engines.md").read_text(encoding="utf-8")
-    before, rest = written.split(BEGIN)
     table = [
         "| engine | `--for` | class input | profile | tested | what else to know |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -200,13 +202,11 @@ def engines_page() -> str:
             for e in ENGINES.values()
         ),
     ]
-    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+    return _with_table("engines.md", table)
 
 
 def preprocessing_page() -> str:
     """The page of preprocessing, the table of presets written anew; what stands around it is kept."""
-    written = (FOLDER / "preprocessing.md").read_text(encoding="utf-8")
-    before, rest = written.split(BEGIN)
     table = [
         "| preset | resize | colour | scale | mean | std | size, where the model leaves it open | made for |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -217,13 +217,11 @@ def preprocessing_page() -> str:
             for name, p in PREPROCESSING.items()
         ),
     ]
-    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+    return _with_table("preprocessing.md", table)
 
 
 def evaluate_page() -> str:
     """The page of metrics, its table written anew; what stands around it is kept."""
-    written = (FOLDER / "evaluate.md").read_text(encoding="utf-8")
-    before, rest = written.split(BEGIN)
     table = [
         "| `--metric` | asks for | meaning | better | cost | default |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -232,20 +230,18 @@ def evaluate_page() -> str:
             for name, m in METRICS.items()
         ),
     ]
-    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+    return _with_table("evaluate.md", table)
 
 
 def trust_page() -> str:
     """The page of checks, its table written anew; what stands around it is kept."""
-    written = (FOLDER / "trust.md").read_text(encoding="utf-8")
-    before, rest = written.split(BEGIN)
     signs = {"higher": "≥", "lower": "≤"}
     table = [
         "| check | figure | passes if |",
         "| --- | --- | --- |",
         *(f"| `{name}` | {c.meaning} | {signs[c.better]} {c.limit:g} |" for name, c in CHECKS.items()),
     ]
-    return "\n".join([before + BEGIN, *table, END]) + rest.split(END)[1]
+    return _with_table("trust.md", table)
 
 
 USES = {

@@ -146,7 +146,7 @@ class _Surroundings:
         return _DEGREES.get(node.op_type)
 
     def _of_product(self, rule: Rule, node: ir.Node, factors: Sequence[int]) -> Rule:
-        """Of a product of several factors that depend on the image: gates are constant, the others share it."""
+        """The rule of a product of factors that depend on the image: gates are constant, the others share it."""
         if len(factors) < 2:
             return rule
         gates = [i for i in factors if self._is_gate(node, i)]

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from onnx_gradcam.metadata import Metadata
 
-__all__ = ["complain", "finite", "layers", "say", "say_json", "shape", "table", "warn"]
+__all__ = ["check_page_name", "complain", "finite", "layers", "say", "say_json", "shape", "table", "warn"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -54,6 +56,12 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ", right: Sequence[int
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+def check_page_name(path: Path | None, flag: str) -> None:
+    """Refuse a name for a page that does not end in .html."""
+    if path is not None and path.suffix.lower() not in {".html", ".htm"}:
+        raise typer.BadParameter(f"{str(path)!r} does not end in .html.", param_hint=flag)
 
 
 def layers(metadata: Metadata) -> str:

@@ -12,7 +12,7 @@ from onnx_gradcam.options import HeatmapMetric
 
 from ._images import find_images
 from ._options import FeedValues, ImagesOption, Json, option, read_feeds
-from ._output import complain, say, say_json, table, warn
+from ._output import check_page_name, complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.comparison import Comparison, Summary
@@ -100,8 +100,7 @@ def compare(
         raise typer.BadParameter("give another model, or maps with --native.", param_hint="MODELS")
     if "-" in models or "-" in images:
         raise typer.BadParameter("standard input cannot be read twice; give files.", param_hint="MODELS")
-    if report is not None and report.suffix.lower() not in {".html", ".htm"}:
-        raise typer.BadParameter(f"{str(report)!r} does not end in .html.", param_hint="--report")
+    check_page_name(report, "--report")
     settings = {"labels": labels, "preprocess": preprocess, "layer": layer, "method": method, "provider": provider}
     for name, values in settings.items():
         if len(values or []) not in {0, 1, len(models)}:

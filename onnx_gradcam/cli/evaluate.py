@@ -29,7 +29,7 @@ from ._options import (
     read_feeds,
     selected_boxes,
 )
-from ._output import complain, say, say_json, table, warn
+from ._output import check_page_name, complain, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.experiment import Evaluation
@@ -141,8 +141,7 @@ def evaluate(
         raise typer.BadParameter("with --boxes the classes are those of the objects.", param_hint="--target")
     if everything and metric is not None:
         raise typer.BadParameter("--all computes every metric.", param_hint="--metric")
-    if report is not None and report.suffix.lower() not in {".html", ".htm"}:
-        raise typer.BadParameter(f"{str(report)!r} does not end in .html.", param_hint="--report")
+    check_page_name(report, "--report")
     metric, sanity = ("all", True) if everything else (metric, sanity)
     methods, metrics = names(method, "--method"), None if metric is None else names(metric, "--metric")
     from onnx_gradcam.evaluation import experiment  # noqa: PLC0415 - --help must not wait for it

@@ -24,7 +24,7 @@ from ._options import (
     option,
     read_feeds,
 )
-from ._output import complain, say, say_json, table
+from ._output import check_page_name, complain, say, say_json, table
 
 if TYPE_CHECKING:
     from onnx_gradcam.evaluation.audit import Report
@@ -78,7 +78,7 @@ def report(
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if "-" in images or "-" in {model, against}:
         raise typer.BadParameter("models and images are read several times; give files.", param_hint="--images")
-    check_page_name(out)
+    check_page_name(out, "--out")
     from onnx_gradcam.evaluation import audit, pages  # noqa: PLC0415 - --help must not wait for it
 
     paths = find_images(images)
@@ -124,7 +124,7 @@ def drift(
     Tests, class by class, whether heat is in other places or more or less concentrated. Results are of --format npz or
     parquet. If a class drifted, the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
-    check_page_name(out)
+    check_page_name(out, "--out")
     from onnx_gradcam.evaluation import drift as drifting  # noqa: PLC0415 - --help must not wait for it
     from onnx_gradcam.evaluation import pages  # noqa: PLC0415 - as above
 
@@ -154,12 +154,6 @@ def _say_drift(found: Drift) -> None:
     say(table(rows, right=range(2, 8)))
     for label, why in found.skipped.items():
         say(f"  not compared: {label} ({why})")
-
-
-def check_page_name(path: Path | None) -> None:
-    """Refuse a name that does not end in .html."""
-    if path is not None and path.suffix.lower() not in {".html", ".htm"}:
-        raise typer.BadParameter(f"{str(path)!r} does not end in .html.", param_hint="--out")
 
 
 def limits_of(given: list[str] | None) -> dict[str, float]:

@@ -291,7 +291,7 @@ def report(
         The findings, and the page by `Report.write`.
 
     Raises:
-        InputError: there is no image that can be used, or a limit of an unknown check.
+        InputError: no image can be used, or a limit names an unknown check.
         ExplainError: the model cannot be explained with these options.
 
     Example::

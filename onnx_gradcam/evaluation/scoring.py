@@ -45,7 +45,7 @@ _FROM_ZERO: Final = ("zero",)
 """The baseline of attributions whose completeness is measured."""
 _CELLS: Final = 7
 _COMPANIONS: Final = 40
-"""Of how many images those of other classes in a mosaic are taken."""
+"""The number of images from which a mosaic's tiles of other classes are drawn."""
 _RANK: Final = 5
 """Objects whose class is not among so many of the highest scores are left out: the model does not recognise them."""
 _SUREST: Final = Selection(which="number", least=0.3)

@@ -25,7 +25,7 @@ from onnx_gradcam.files import ModelSource, open_file, read_text
 from onnx_gradcam.graph.builder import Builder, Value
 from onnx_gradcam.graph.load import load
 from onnx_gradcam.graph.model import Model
-from onnx_gradcam.graph.paths import node_inputs
+from onnx_gradcam.graph.paths import node_inputs, reached_from
 from onnx_gradcam.graph.read import invalid_models_refused
 from onnx_gradcam.metadata import Carried
 
@@ -192,7 +192,7 @@ def _similarity(t: Builder, picture: Value, matrix: Array, output: str | None, s
     """Append the scaled cosine similarity of the image's embedding to each text, `[N, K]`."""
     if not (np.isfinite([scale, bias]).all() and scale > 0):
         raise InputError(f"the scale of logits is {scale} and their bias {bias}; give a positive and a finite number")
-    late = _depending(t, [picture.core])
+    late = reached_from(t.nodes, [picture.core], _always)
     width = matrix.shape[1]
     outputs = {str(v.name): t.wrap(v) for v in t.graph.outputs if v in late}
     fitting = {n: v for n, v in outputs.items() if v.is_float and v.rank == 2 and v.shape[1] in {width, None}}
@@ -222,7 +222,10 @@ def _folded(
 ) -> Value:
     """Replace what depends on the texts alone by its values; the scores, `[N, K]`."""
     inputs = [v for v in map(t.wrap, t.graph.inputs) if v is not picture]
-    late, early = _depending(t, [picture.core]), _depending(t, [v.core for v in inputs])
+    late, early = (
+        reached_from(t.nodes, [picture.core], _always),
+        reached_from(t.nodes, [v.core for v in inputs], _always),
+    )
     if not inputs:
         raise TargetError(
             f"{picture.name!r} is the model's only input, so it takes no texts; give their embeddings with "
@@ -256,13 +259,8 @@ def _folded(
     return scores
 
 
-def _depending(t: Builder, sources: Iterable[ir.Value]) -> set[ir.Value]:
-    """All tensors that depend on some, in whatever way."""
-    reached = set(sources)
-    for node in t.nodes:
-        if any(v in reached for v in node_inputs(node)):
-            reached.update(node.outputs)
-    return reached
+def _always(node: ir.Node, value: ir.Value) -> bool:  # noqa: ARG001 - a node may depend on an input in whatever way
+    return True
 
 
 def _needed(nodes: Sequence[ir.Node], values: Iterable[ir.Value]) -> list[ir.Node]:

@@ -57,7 +57,7 @@ def test_heat_that_is_less_concentrated_drifts(runs, tmp_path):
 
 
 def test_the_energy_distance_by_hand():
-    """Of all splits of four numbers, a third has the two small ones on one side."""
+    """A third of all splits of four numbers has the two small ones on one side."""
     rng = np.random.default_rng(0)
     p = energy_test(np.array([[0.0], [1.0]]), np.array([[10.0], [11.0]]), rng, 2999)
     assert p == pytest.approx(1 / 3, abs=0.04)

@@ -19,7 +19,7 @@ from onnx_gradcam.evaluation.statistics import kendall_w, paired, told_apart
 ORACLE = dict(np.load(Path(__file__).parents[1] / "oracles" / "quantus.npz"))
 X, A, INSIDE = ORACLE["x"], ORACLE["a"][:, 0].astype(np.float64), ORACLE["s"][:, 0]
 LARGEST = np.abs(A).max()
-"""Of all images: Quantus divides by it, so that a figure depends on the companions; ours never do."""
+"""The largest value of all images. Quantus divides by it, so its figures depend on the other images; ours do not."""
 SIDE = X.shape[-1]
 ROWS = range(4)
 

@@ -1,4 +1,4 @@
-"""Runs models on the engines of `onnx_gradcam.editor.engines` that can be had here, for tests and benchmarks."""
+"""Runs models on the engines of `onnx_gradcam.editor.engines` that are installed, for tests and benchmarks."""
 
 from __future__ import annotations
 

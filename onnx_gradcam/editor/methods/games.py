@@ -33,6 +33,8 @@ _WIDTH, _RIDGE = 0.25, 1.0
 _SIDE, _SOBOL, _HSIC = 8, 32, 500
 """Sobol and HSIC: cells a side, and masks."""
 
+_OVER_GRID = {"baseline": ("zero",), "players": "grid:7x7", "max_passes": None}
+
 _game = partial(method, family="perturbation", outside="runs the model many times", uses=("score",))
 
 
@@ -98,7 +100,7 @@ def shapley(probe: Probe) -> Array:
     title="Sampled Shapley values",
     reference="Castro et al. 2009, algorithm 1; each random permutation also reversed",
     passes=f"{_PERMUTATIONS} times the players plus one forward passes for each baseline",
-    takes={"baseline": ("zero",), "players": "grid:7x7", "max_passes": None},
+    takes=_OVER_GRID,
 )
 def sampled_shapley(probe: Probe) -> Array:
     """The mean over random permutations of what each player adds to those before it."""
@@ -121,7 +123,7 @@ def sampled_shapley(probe: Probe) -> Array:
     title="KernelSHAP",
     reference="Lundberg and Lee 2017, theorem 2; sizes of coalitions filled from both ends, pairs of complements",
     passes=f"{_KERNEL} forward passes for each baseline",
-    takes={"baseline": ("zero",), "players": "grid:7x7", "max_passes": None},
+    takes=_OVER_GRID,
 )
 def kernel_shap(probe: Probe) -> Array:
     """The weighted least squares of a sum over players, exact for none and for all of them."""
@@ -202,7 +204,7 @@ def _least_squares(coalitions: Coalitions, weights: Array, values: Array, whole:
     title="LIME",
     reference="Ribeiro et al. 2016, eq. 1, with the ridge regression and kernel of lime 0.2.0.1 lime_image.py",
     passes=f"{_LIME} forward passes for each baseline",
-    takes={"baseline": ("zero",), "players": "grid:7x7", "max_passes": None},
+    takes=_OVER_GRID,
 )
 def lime(probe: Probe) -> Array:
     """The coefficients of a ridge regression on random coalitions, weighted by how like the whole image each is."""
