@@ -32,7 +32,8 @@ def test_the_soak_counts_its_requests_and_says_what_memory_did(repository, capsy
     soak = importlib.import_module("soak")
     monkeypatch.setattr(soak, "GROWTH", 9.0)  # so short a run says nothing about growth
     soak.main([str(repository / "models" / "shapes.onnx"), "--requests", "1200", "--clients", "2"])
-    counted = re.search(r"^(\d+) requests .*, none lost; (\d+) MB after the first 1000, (\d+) MB at the end", capsys.readouterr().out, re.MULTILINE)
+    said = r"^(\d+) requests .*, none lost; (\d+) MB after the first 1000, (\d+) MB at the end"
+    counted = re.search(said, capsys.readouterr().out, re.MULTILINE)
     assert counted is not None
     assert all(int(number) > 0 for number in counted.groups())
 
