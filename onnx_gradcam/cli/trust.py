@@ -72,9 +72,9 @@ def report(
       onnx-gradcam report model.onnx --images photos/ --preprocess torchvision -o trust.html
       onnx-gradcam report float.onnx --images photos/ --against int8.onnx --limit agreement=0.95 --json
 
-    Checks the gradient against finite differences, that heatmaps depend on weights and class, that they hold under
-    noise and beat a random heatmap, and whether heat is on borders, flat regions or fixed marks. If a figure is beyond
-    its limit, or an image cannot be used, the exit code is 1.
+    Checks the gradient against finite differences and, with libra, that it is complete, that heatmaps depend on weights
+    and class, that they hold under noise and beat a random heatmap, and whether heat is on borders, flat regions or
+    fixed marks. If a figure is beyond its limit, or an image cannot be used, the exit code is 1.
     """  # noqa: D301 - \b keeps the lines of the examples apart
     if "-" in images or "-" in {model, against}:
         raise typer.BadParameter("models and images are read several times; give files.", param_hint="--images")

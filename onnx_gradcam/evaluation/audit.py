@@ -90,6 +90,14 @@ CHECKS: Final[Mapping[str, Check]] = {
             "how far an attribution's sum is from the score less that of the input zero",
         ),
         Check(
+            "libra",
+            "completeness with libra",
+            "lower",
+            0.01,
+            "what the image times its gradient with `--modifier libra`, and biases, leave of the first image's score, "
+            "relative to the score or to one",
+        ),
+        Check(
             "top_layer",
             "topmost layer randomized",
             "lower",
@@ -272,7 +280,7 @@ def report(
     provider: str = "cpu",
     threads: int | None = None,
 ) -> Report:
-    """Check gradient, randomization, classes, noise, faithfulness and shortcuts of a model's heatmaps.
+    """Check gradient, completeness, randomization, classes, noise, faithfulness and shortcuts of a model's heatmaps.
 
     Args:
         model: a model that is not explained yet.
@@ -309,7 +317,8 @@ def report(
         raise InputError(f"none of the images can be used: {next(iter(evaluation.errors.values()))}")
     values: dict[str, float | str] = {
         **_of_metrics(evaluation),
-        "gradient": _gradient(model, evaluation.results[0].image, options, feeds, seed),
+        "gradient": _verified(model, evaluation.results[0].image, options, feeds, seed),
+        "libra": _verified(model, evaluation.results[0].image, options.replaced({"modifier": "libra"}), feeds, seed),
         **_of_weights(evaluation),
     }
     figures, places = _of_places(evaluation)
@@ -360,13 +369,15 @@ def _of_metrics(evaluation: Evaluation) -> dict[str, float | str]:
     return values | {name: against[name].difference for name in ("deletion", "insertion") if name in METRICS}
 
 
-def _gradient(
+def _verified(
     model: ModelSource, image: str, options: Options, feeds: Mapping[str, Any] | None, seed: int
 ) -> float | str:
+    """How far a gradient is from finite differences, or with `libra` what adds up from the score."""
     try:
         return verify(model, image, options, feeds=feeds, seed=seed).relative
     except UnsupportedError as exc:
-        return f"It cannot be checked: {exc}."
+        # What to leave out instead is of no use here: the check chose it.
+        return f"It cannot be checked: {str(exc).partition('; ')[0]}."
 
 
 def _of_weights(evaluation: Evaluation) -> dict[str, float | str]:

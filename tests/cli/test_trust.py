@@ -33,10 +33,15 @@ def test_report(call, classifier, photos, here):
     lines = result.stdout.splitlines()
     assert lines[0] == f"{classifier.name}, gradcam, 24 images"
     assert "FAILED" not in result.stdout
-    assert (here / "page.html").read_text().count("<img") == 8
+    page = (here / "page.html").read_text()
+    assert page.count("<img") == 8
+    assert "completeness with libra" in page
     result = call("report", classifier, *options, "--limit", "sensitivity=0", "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)
+    (libra,) = [check for check in found["checks"] if check["check"] == "libra"]
+    assert libra["passed"]
+    assert 0 <= libra["value"] < 1e-5
     assert [check["check"] for check in found["checks"] if check["passed"] is False] == ["sensitivity"]
     assert "unknown check 'sens'" in refused(call("report", classifier, *options, "--limit", "sens=0"))
     for wrong in (["--limit", "sensitivity"], ["-o", "page.txt"]):

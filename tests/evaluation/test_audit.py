@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from onnx_gradcam import Options, report
+from onnx_gradcam.autodiff import modifiers
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.evaluation.audit import CHECKS, fixed_pixels, flat_pixels, shares
 
@@ -50,6 +51,7 @@ def test_a_mark_is_found_in_the_model_that_uses_it_alone(world):
     assert not mark.passed
     assert list(by_name(honest)) == list(CHECKS)
     assert by_name(honest)["gradient"].value < 1e-6
+    assert by_name(honest)["libra"].value < 1e-5
     assert by_name(honest)["insertion"].value > 0
     assert by_name(honest)["agreement"].passed is False
     assert by_name(mark)["agreement"].passed is None
@@ -64,6 +66,35 @@ def test_a_method_that_ignores_the_class_fails(world):
     assert result["top_layer"].passed is False
     attribution = by_name(found(world, "honest", method="input-x-gradient"))
     assert attribution["completeness"].value is not None
+
+
+def of_one_activation(operator):
+    """Two convolved maps, an activation, and their means as scores; a Sigmoid's gradient alone is not complete."""
+    text = f"""<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,32,32] x) => (float[N,2] y) {{
+        maps = Conv(x, w) active = {operator}(maps) pooled = GlobalAveragePool(active) y = Flatten(pooled) }}"""
+    made = onnx.parser.parse_model(text)
+    weights = np.random.default_rng(0).standard_normal((2, 3, 3, 3)).astype(np.float32)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    return made
+
+
+def test_the_score_adds_up_with_libra(world, monkeypatch):
+    images, options = sorted(world.glob("*.png"))[:2], Options(preprocess=planted.PREPROCESS)
+
+    def libra(operator):
+        return by_name(report(of_one_activation(operator), images, options=options, threads=1, steps=2))["libra"]
+
+    right = libra("Sigmoid")
+    assert right.value < 1e-5
+    assert right.passed
+    none = libra("Sin")
+    assert (none.value, none.passed) == (None, None)
+    assert "libra has no rule for Sin" in none.text
+    assert "leave out" not in none.text
+    monkeypatch.setitem(modifiers.MODIFIERS, "libra", lambda table, _: table)
+    wrong = libra("Sigmoid")
+    assert wrong.value > 0.01
+    assert wrong.passed is False
 
 
 def test_limits_and_the_page(world, tmp_path):
