@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {*BASE, "graph", "autodiff", "images", "metadata", "editor", "editor.targets"}
     | {"runtime", "exporters"},
     "batching": {*PLAIN, "images", "runtime"},
-    "serve": {*BASE, "graph", "images", "metadata", "editor", "editor.targets", "runtime"},
+    "serve": {*BASE, "graph", "images", "metadata", "editor", "editor.targets", "runtime"}
+    | {"batching.records", "batching.writers"},
     "web": {*PLAIN, "graph", "images", "metadata", "editor", "runtime"},
     "studio": {*PLAIN, "images", "editor", "editor.methods", "editor.targets", "runtime"}
     | {"evaluation", "serve.limits", "web"},

@@ -18,7 +18,7 @@ from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import sync, write_file
 
 __all__ = ["DRAFTS", "FAILURES", "RECORD", "Record", "Shard"]
-__all__ += ["cut", "file_digests", "publish", "read_json", "read_record", "write_json"]
+__all__ += ["cut", "file_digests", "publish", "read_json", "read_record", "remove", "write_json"]
 
 RECORD = "_record.json"
 """In every shard. Readers of Parquet folders ignore names that begin with an underscore or a dot."""
@@ -97,7 +97,7 @@ def read_record(shard: Path, first: int, paths: Sequence[str]) -> Record | None:
         if file_digests(shard) == stored.files:
             record = stored
     if record is None:
-        _remove(shard)
+        remove(shard)
         return None
     if record != Record.of(first, paths, record.failures, record.files):
         raise InputError(
@@ -120,7 +120,7 @@ def file_digests(shard: Path) -> dict[str, str]:
     return digests
 
 
-def _remove(shard: Path) -> None:
+def remove(shard: Path) -> None:
     """Remove a shard; other processes see all of it or nothing."""
     drafts = shard.parent / DRAFTS
     drafts.mkdir(exist_ok=True)

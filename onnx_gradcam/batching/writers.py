@@ -8,7 +8,7 @@ import json
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,29 +20,29 @@ from onnx_gradcam.images.drawing import encode_image
 from onnx_gradcam.options import BatchFormat
 from onnx_gradcam.runtime.explainer import Box, Explanation
 
-__all__ = ["Row", "Writer", "check_format", "make_writer"]
+__all__ = ["ParquetWriter", "Row", "Writer", "check_format", "make_writer"]
 
 INDEX = "index.jsonl"
 PARQUET = "explanations.parquet"
 
 _LONGEST_SIDE: Final = 1024
 """Pixels of an image with a heatmap drawn over it."""
-_PYARROW: Final = (
-    "--format parquet needs pyarrow, which is not installed; run `pip install '.[batch]'` in a clone of onnx-gradcam"
-)
+_PYARROW: Final = "needs pyarrow, which is not installed; run `pip install '.[batch]'` in a clone of onnx-gradcam"
 
 
 @dataclass(frozen=True)
 class Row:
     """The explanation of one image, with its number within the run.
 
-    The image is `enlarged` times as wide and as high as in the explanation, which may hold it scaled down.
+    The image is `enlarged` times as wide and as high as in the explanation, which may hold it scaled down. `more` has
+    the values of further columns of a `ParquetWriter`.
     """
 
     number: int
     path: str
     explanation: Explanation
     enlarged: tuple[float, float] = (1.0, 1.0)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def corners(self, box: Box) -> list[float] | None:
         """A box in pixels of the image, `None` where its place is unknown."""
@@ -73,10 +73,10 @@ class Writer(ABC):
         """Finish the files."""
 
 
-def check_format(form: BatchFormat) -> None:
-    """Check that the packages that a format needs are installed."""
+def check_format(form: BatchFormat, option: str = "--format parquet") -> None:
+    """Check that the packages that a format needs are installed; `option` is what the user chose it by."""
     if form == "parquet":
-        _pyarrow()
+        _pyarrow(option)
 
 
 def make_writer(form: BatchFormat, folder: Path) -> Writer:
@@ -84,14 +84,16 @@ def make_writer(form: BatchFormat, folder: Path) -> Writer:
     return _WRITERS[form](folder)
 
 
-class _ParquetWriter(Writer):
+class ParquetWriter(Writer):
     """Writes `explanations.parquet`, with a row for each explained class of each image.
 
-    Heatmaps are stored as flat lists of float32 in row-major order, beside their height and width.
+    Heatmaps are stored as flat lists of float32 in row-major order, beside their height and width. `more` names further
+    columns, `time` (microseconds, UTC) and `file` (bytes), which come from `Row.more`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: Sequence[str] = ()) -> None:
         super().__init__(folder)
+        self._more = more
         pa, parquet = _pyarrow()
         self._arrow = pa
         columns = {"image": pa.int64(), "path": pa.string(), "class": pa.int64(), "label": pa.string()}
@@ -99,6 +101,8 @@ class _ParquetWriter(Writer):
         for name in ("heatmap", "cam"):
             columns |= {name: pa.list_(pa.float32()), f"{name}_height": pa.int32(), f"{name}_width": pa.int32()}
         columns |= {"seen": pa.list_(pa.float64()), "box": pa.list_(pa.float64()), "box_index": pa.int64()}
+        further = {"time": pa.timestamp("us", tz="UTC"), "file": pa.binary()}
+        columns |= {name: further[name] for name in more}
         self._schema = pa.schema(columns)
         # In smooth maps, neighbouring values share exponents and upper digits; splitting the bytes compresses better.
         self._file = parquet.ParquetWriter(
@@ -125,6 +129,7 @@ class _ParquetWriter(Writer):
             "seen": [list(row.explanation.placement.box) for row, _ in flat],
             "box": [row.corners(one.boxes[0]) if len(one.boxes) == 1 else None for row, one in flat],
             "box_index": [one.boxes[0].index if len(one.boxes) == 1 else None for _, one in flat],
+            **{name: [row.more[name] for row, _ in flat] for name in self._more},
         }
         pa = self._arrow
         arrays = [
@@ -208,7 +213,7 @@ class _ImageWriter(_FileWriter):
 
 
 _WRITERS: Final[Mapping[BatchFormat, Callable[[Path], Writer]]] = {
-    "parquet": _ParquetWriter,
+    "parquet": ParquetWriter,
     "npz": _ArrayWriter,
     "png": _ImageWriter,
 }
@@ -239,9 +244,9 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def _pyarrow(option: str = "--format parquet") -> tuple[Any, Any]:
     """PyArrow and its Parquet module."""
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as exc:
-        raise InputError(_PYARROW) from exc
+        raise InputError(f"{option} {_PYARROW}") from exc

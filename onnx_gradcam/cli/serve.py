@@ -40,6 +40,16 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, option("Output", "Certificate for TLS, PEM.", metavar="FILE")] = None,
     tls_key: Annotated[Path | None, option("Output", "Key of the certificate, PEM.", metavar="FILE")] = None,
+    log_requests: Annotated[
+        Path | None, option("Output", "Log a sample of the answers about images into this folder.", metavar="FOLDER")
+    ] = None,
+    log_sample: Annotated[
+        float, option("Output", "Share of the images whose answers are logged.", min=0.0, max=1.0, metavar="SHARE")
+    ] = 0.01,
+    log_images: Annotated[bool, option("Output", "Log the image files too.", "--log-images")] = False,
+    log_shards: Annotated[
+        int, option("Output", "Maximum number of shards of the log; older ones are removed.", min=1, metavar="N")
+    ] = 100,
     provider: Provider = "cpu",
     threads: Annotated[int | None, count("Number of CPU threads. [default: chosen by ONNX Runtime]")] = None,
     workers: Annotated[int, count("Requests that are decoded, run and encoded at the same time.")] = 8,
@@ -68,6 +78,7 @@ def serve(
     from onnx_gradcam.serve.limits import Limits  # noqa: PLC0415 - --help must not wait for it
 
     try:
+        from onnx_gradcam.serve.recording import Recording  # noqa: PLC0415
         from onnx_gradcam.serve.server import Address, Security  # noqa: PLC0415
         from onnx_gradcam.serve.server import serve as serve_model  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -75,6 +86,9 @@ def serve(
             f"the server needs {error.name}, which is not installed; run `pip install '.[serve]'` in a clone of "
             "onnx-gradcam"
         ) from error
+    recording = None
+    if log_requests is not None:
+        recording = Recording(folder=log_requests, sample=log_sample, images=log_images, shards=log_shards)
     serve_model(
         model,
         name=name,
@@ -90,6 +104,7 @@ def serve(
             seconds=timeout,
         ),
         security=Security(token_file=token_file, tls_cert=tls_cert, tls_key=tls_key),
+        recording=recording,
         provider=provider,
         threads=threads,
         **choices,

@@ -77,18 +77,21 @@ def _fed(tensor: Tensor, info: Input) -> Array:
 
 
 class Answerer:
-    """Answers queries about one model; thread-safe. `on_map` is called with every map of an image.
+    """Answers queries about one model; thread-safe. `on_image` is called with the explanation of an image and its file.
 
     Attributes:
         others: the model's inputs besides the image, class and box, which queries may feed, by name.
     """
 
     def __init__(
-        self, explainer: BatchingExplainer, limits: Limits, on_map: Callable[[ClassMap], object] = lambda _map: None
+        self,
+        explainer: BatchingExplainer,
+        limits: Limits,
+        on_image: Callable[[Explanation, bytes], object] = lambda _explanation, _file: None,
     ) -> None:
         self.explainer = explainer
         self.limits = limits
-        self._on_map = on_map
+        self._on_image = on_image
         self._shapes = {i.name: i for i in explainer.session.inputs}
         self.others = {i.name: i for i in other_inputs(explainer.metadata, explainer.session)}
 
@@ -217,8 +220,7 @@ class Answerer:
                 raise ServerError(f"{where}{error}") from error
             scores.append(explanation.scores.astype(np.float32))
             maps += [_Map(number, explanation, class_map) for class_map in explanation.maps]
-            for class_map in explanation.maps:
-                self._on_map(class_map)
+            self._on_image(explanation, source)
         make: dict[str, Callable[[], Result]] = {
             "scores": lambda: Result.of("scores", np.stack(scores)),
             "image": lambda: _integers("image", [m.image for m in maps]),

@@ -24,8 +24,9 @@ from onnx_gradcam.errors import ServerError, reason
 from onnx_gradcam.files import read_file, read_text
 
 from .connections import BoundedProtocol
-from .hosting import read_sources
+from .hosting import Source, read_sources
 from .limits import Limits
+from .recording import Recording, RequestLog
 from .rest import application
 from .rpc import rpc_server
 from .service import JsonLines, Service, log
@@ -155,6 +156,7 @@ def serve(
     address: Address | None = None,
     limits: Limits | None = None,
     security: Security | None = None,
+    recording: Recording | None = None,
     provider: str = "cpu",
     threads: int | None = None,
     **choices: Unpack[Choices],
@@ -171,12 +173,14 @@ def serve(
         address: host and ports; by default, 127.0.0.1, 8080 and 8081.
         limits: upper bounds on requests.
         security: token and TLS; by default, none.
+        recording: where a sample of the answers is logged; by default, nowhere.
         provider: execution provider, `cpu`, `cuda` ...
         threads: number of CPU threads; by default, chosen by ONNX Runtime.
         choices: fields of `onnx_gradcam.Options`; for an explained model, only `labels` and `preprocess`.
 
     Raises:
         ServerError: a port is in use.
+        InputError: answers cannot be logged into the folder, or pyarrow is missing.
         ExplainError: the model cannot be served; see `onnx_gradcam.errors`.
 
     Example::
@@ -189,13 +193,19 @@ def serve(
     credentials = security.credentials()
     _return_large_blocks()
     _log_lines()
-    service = Service(lambda: read_sources(model, name=name, limits=limits, settings=settings), security.token())
-    gc.collect()
-    gc.freeze()  # what was loaded stays: collections after large requests look at the rest alone
-    try:
+
+    def read() -> list[Source]:
+        return read_sources(model, name=name, limits=limits, settings=settings)
+
+    with contextlib.ExitStack() as stack:
+        requests = None
+        if recording is not None:
+            requests = stack.enter_context(RequestLog(recording, apart=Path(model).is_dir(), stopped=_log_stopped))
+        service = Service(read, security.token(), requests)
+        stack.callback(service.close)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: collections after large requests look at the rest alone
         asyncio.run(_run(service, address, security, credentials))
-    finally:
-        service.close()
 
 
 async def _run(service: Service, address: Address, security: Security, credentials: Any) -> None:
@@ -295,6 +305,10 @@ def _open_rpc(rpc: Any, address: Address, credentials: Any) -> None:
             rpc.add_secure_port(f"{host}:{address.grpc}", credentials)
     except RuntimeError as error:
         raise ServerError(f"cannot listen on port {address.grpc} of {host}; check --host and --grpc-port") from error
+
+
+def _log_stopped(error: Exception) -> None:
+    log("the log of requests has stopped", logging.ERROR, error=reason(error))
 
 
 def _log_lines() -> None:

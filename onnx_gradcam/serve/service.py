@@ -22,13 +22,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from onnx_gradcam.errors import ExplainError, NothingFoundError, ServerError
 from onnx_gradcam.feeds import Input
-from onnx_gradcam.runtime.explainer import ClassMap
+from onnx_gradcam.runtime.explainer import ClassMap, Explanation
 
 from .answering import IMAGE_OUTPUTS, IMAGES, Answerer, image_outputs
 from .hosting import Source
 from .limits import Limits
 from .query import Query, Result, datatype_of
 from .queueing import DEADLINE, BatchingExplainer
+from .recording import RequestLog
 
 __all__ = ["JsonLines", "Metrics", "Served", "Service", "log", "refusal_of"]
 
@@ -136,7 +137,8 @@ class Served:
         inputs, outputs: name, datatype and shape of each tensor, as the protocol describes them.
     """
 
-    def __init__(self, source: Source, metrics: Metrics) -> None:
+    def __init__(self, source: Source, metrics: Metrics, requests: RequestLog | None = None) -> None:
+        self._requests = requests
         self.source, self.name, self.version, self.limits = source, source.name, source.version, source.limits
         self.metrics = metrics
         self.explainer = BatchingExplainer(
@@ -147,7 +149,7 @@ class Served:
             **source.settings,
         )
         self.inputs, self.outputs = _described(self.explainer)
-        self._answerer = Answerer(self.explainer, self.limits, self._note_heat)
+        self._answerer = Answerer(self.explainer, self.limits, self._note)
         self._threads = ThreadPoolExecutor(self.limits.workers, "onnx-gradcam-requests")
         self._pending = self._arriving = self._receiving = 0
         metrics.waiting.labels(self.name).set_function(lambda: self.explainer.waiting)
@@ -257,6 +259,13 @@ class Served:
         except NothingFoundError:
             return np.zeros(0)
 
+    def _note(self, explanation: Explanation, file: bytes) -> None:
+        """Note what was answered about an image."""
+        for class_map in explanation.maps:
+            self._note_heat(class_map)
+        if self._requests is not None:
+            self._requests.note(self.name, self.version, explanation, file)
+
     def _note_heat(self, explained: ClassMap) -> None:
         """Note the mean of a heatmap, of which a drift of images shows."""
         name = explained.target.label
@@ -273,18 +282,23 @@ class Served:
 class Service:
     """All models of a server; `read` finds them, and requests have to send the `token`, if there is one.
 
+    Answers are noted in `requests`, if there is such a log; closing it is up to the caller.
+
     Attributes:
         draining: whether the server is being stopped: requests are still answered, but it is not ready for more.
         problem: why the last reload failed, empty if it did not; the models before it are still served.
     """
 
-    def __init__(self, read: Callable[[], list[Source]], token: str | None = None) -> None:
+    def __init__(
+        self, read: Callable[[], list[Source]], token: str | None = None, requests: RequestLog | None = None
+    ) -> None:
         self.metrics = Metrics()
+        self._requests = requests
         self._authorization = None if token is None else f"Bearer {token}".encode()
         self.draining = False
         self.problem = ""
         self._read = read
-        self._models = {key: Served(source, self.metrics) for key, source in _keyed(read()).items()}
+        self._models = {key: Served(source, self.metrics, requests) for key, source in _keyed(read()).items()}
 
     @property
     def models(self) -> list[Served]:
@@ -334,7 +348,7 @@ class Service:
             for key, source in _keyed(self._read()).items():
                 present = self._models.get(key)
                 if present is None or present.source != source:
-                    present = Served(source, self.metrics)
+                    present = Served(source, self.metrics, self._requests)
                     loaded.append(present)
                 models[key] = present
         except ExplainError as error:
