@@ -45,7 +45,7 @@ ANYTHING = {"cli", "__main__", "__init__"}
 """What nothing imports may import everything."""
 
 MOST_FLOORS = 12
-MOST_FILES = 246
+MOST_FILES = 247
 LEAST_LINES = 60
 
 

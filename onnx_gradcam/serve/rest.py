@@ -23,6 +23,7 @@ from .connections import Refusal, Upload, closing_connections
 from .limits import release
 from .query import Query, Result, Tensor, check_counts
 from .service import Served, Service, log, refusal_of
+from .tracing import End, request_span
 from .verbs import accepted, explained_image, image_query, predicted, read_json
 
 __all__ = ["application"]
@@ -75,6 +76,10 @@ def _endpoint(service: Service, verb: str, answer: Verb) -> Callable[[Request], 
     """The endpoint of a verb: the body is read within limits, and each refusal is one sentence."""
 
     async def handle(request: Request) -> Response:
+        with request_span(verb, request.headers, "rest") as end:
+            return await answered(request, end)
+
+    async def answered(request: Request, end: End) -> Response:
         start, upload, name = time.monotonic(), Upload(request), ""
         try:
             service.check_token(request.headers.get("authorization", ""))
@@ -86,11 +91,13 @@ def _endpoint(service: Service, verb: str, answer: Verb) -> Callable[[Request], 
                 response = await model.work(functools.partial(answer, model, request, body))
         except Exception as error:  # noqa: BLE001 - a bug must not stop the server
             status, text = refusal_of(error)
+            end(name, status)
             service.metrics.count_refusal(name, status)
             log("refused", transport="rest", verb=verb, model=name, status=status, error=text)
             return _refusal(text, status, complete=upload.complete)
         finally:
             release(upload.received)
+        end(name, 200)
         milliseconds = round(1000 * (time.monotonic() - start), 2)
         log("answered", transport="rest", verb=verb, model=name, ms=milliseconds)
         return response

@@ -21,6 +21,7 @@ from onnx_gradcam.errors import ServerError
 from .limits import release
 from .query import Query, Tensor, check_counts
 from .service import Served, Service, log, refusal_of
+from .tracing import End, request_span
 
 __all__ = ["MESSAGES", "message_class", "rpc_server"]
 
@@ -166,20 +167,31 @@ class _Calls:
             except DecodeError as error:
                 return error
 
-        async def answer(message: Any, context: Any) -> Any:
+        async def answer(message: Any, context: Any, end: End = lambda _model, _status: None) -> Any:
             name = getattr(message, "model_name", getattr(message, "name", ""))
             try:
                 if not public:
                     self._service.check_token(dict(context.invocation_metadata()).get("authorization", ""))
-                return await call(_sound(message))
+                response = await call(_sound(message))
             except Exception as error:  # noqa: BLE001 - a bug must not stop the server
                 status, text = refusal_of(error)
+            else:
+                end(name, 200)
+                return response
             served = name if any(one.name == name for one in self._service.models) else ""
+            end(served, status)
             self._service.metrics.count_refusal(served, status)
             log("refused", transport="grpc", model=served, status=status, error=text)
             return await context.abort(_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), text)
 
-        return grpc.unary_unary_rpc_method_handler(answer, parse, lambda response: response.SerializeToString())
+        async def traced(message: Any, context: Any) -> Any:
+            with request_span(
+                request.removesuffix("Request"), dict(context.invocation_metadata() or ()), "grpc"
+            ) as end:
+                return await answer(message, context, end)
+
+        behavior = answer if public else traced
+        return grpc.unary_unary_rpc_method_handler(behavior, parse, lambda response: response.SerializeToString())
 
     async def infer(self, request: Any) -> Any:
         """Answer an inference request."""

@@ -30,6 +30,7 @@ from .limits import Limits
 from .query import Query, Result, datatype_of
 from .queueing import DEADLINE, BatchingExplainer
 from .recording import RequestLog
+from .tracing import stage_span
 
 __all__ = ["JsonLines", "Metrics", "Served", "Service", "log", "refusal_of"]
 
@@ -223,7 +224,8 @@ class Served:
     def stage(self, name: str) -> Iterator[None]:
         """Observe the time of one stage of a request: `read`, `parse`, `answer` or `encode`."""
         start = time.monotonic()
-        yield
+        with stage_span(name):
+            yield
         self._stages[name].observe(time.monotonic() - start)
 
     async def work(self, function: Callable[[], T]) -> T:
