@@ -266,6 +266,8 @@ class Plan:
                 able = [m.name for m in methods().values() if name in m.takes]
                 flag = f"{self.method.title} takes no --{name.replace('_', '-')}"
                 return [f"{flag}; leave it out, or choose one of {', '.join(able)}"]
+        if self.options.modifier is not None and not self.method.takes_gradients:
+            return [f"{self.method.title} takes no gradient, which --modifier would change; leave it out"]
         return []
 
     @property

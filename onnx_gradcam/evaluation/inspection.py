@@ -190,6 +190,17 @@ class Inspection:
     refusal: str = ""
     seen: SeenImage | None = None
 
+    def __repr__(self) -> str:
+        """One line: what would be explained, what is explained already, or why neither."""
+        if self.explained is not None:
+            found = f"explained with {self.explained.method}"
+        elif self.refusal or self.decisions is None:
+            found = f"refused: {self.refusal}"
+        else:
+            chosen = self.decisions
+            found = f"{chosen.method} at {chosen.layer.tensor!r}, one of {len(chosen.candidates)} candidates"
+        return f"<Inspection: {found}>"
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values; what is `None` or empty because of a refusal is left out."""
         values = asdict(self)

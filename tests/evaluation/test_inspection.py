@@ -38,6 +38,7 @@ def test_decisions_are_typed():
     assert [candidate.tensor for candidate in decisions.candidates] == ["a", "b"]
     assert (decisions.method, decisions.method_reason, decisions.weights) == ("gradcam", "", "linear")
     assert json.loads(json.dumps(inspection.to_dict()))["layer"]["reason"] == decisions.layer_reason
+    assert repr(inspection) == "<Inspection: gradcam at 'b', one of 2 candidates>"
 
 
 def test_options_and_their_fields_are_the_same():
@@ -56,6 +57,7 @@ def test_a_class_to_compare_with_by_name():
 def test_a_refusal_is_a_value():
     inspection = inspect(model(), layer="nope")
     assert "no layer 'nope'" in inspection.refusal
+    assert repr(inspection) == f"<Inspection: refused: {inspection.refusal}>"
     assert inspection.decisions is None
     assert inspection.score.tensor == "l"
     unknown = inspect(model(), output=["z"])
@@ -69,6 +71,7 @@ def test_an_explained_model():
     assert inspection.explained.target_tensor == "b"
     assert inspection.decisions is None
     assert inspection.to_dict()["explained"]["method"] == "gradcam"
+    assert repr(inspection) == "<Inspection: explained with gradcam>"
     assert inspection.to_dict()["refusal"] is None
 
 

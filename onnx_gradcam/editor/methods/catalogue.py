@@ -269,6 +269,11 @@ class Method:
         """Whether it takes the gradient of the score with respect to the layer, the image or attention maps."""
         return any(ingredient.gradient_of == variable for ingredient in self.ingredients)
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether it takes any gradient of the score, which a modifier can change."""
+        return any(ingredient.gradient_of is not None for ingredient in self.ingredients)
+
     def settings(self, options: Options) -> dict[str, Any]:
         """What the options that it takes are for a user's choices."""
         given = {name: options.baselines if name == "baseline" else getattr(options, name) for name in self.takes}

@@ -239,6 +239,8 @@ def test_what_a_model_does_not_compute_itself(choices, error, why):
         ({"method": "gradcam", "baseline": "mean"}, UnsupportedError, "Grad-CAM takes no --baseline; leave it out"),
         ({"method": "blur-ig", "baseline": "mean"}, UnsupportedError, "takes no --baseline"),
         ({"method": "smoothgrad", "steps": 3}, UnsupportedError, "takes no --steps"),
+        ({"method": "eigencam", "modifier": "guided"}, UnsupportedError, "takes no gradient, which --modifier would"),
+        ({"method": "occlusion", "modifier": "libra"}, UnsupportedError, "takes no gradient, which --modifier would"),
         ({"method": "integrated-gradients", "baseline": "grey"}, InputError, "baseline is 'grey'"),
         ({"method": "integrated-gradients", "baseline": "blur"}, InputError, "give a number behind the colon"),
         ({"method": "integrated-gradients", "baseline": "mean:2"}, InputError, "takes no number"),
@@ -282,4 +284,7 @@ def test_the_command_line(tmp_path):
     result = call([str(word) for word in [*words, "gradcam", "--steps", "5", "-o", tmp_path / "other.png"]])
     assert result.exit_code == 1
     assert "Grad-CAM takes no --steps; leave it out, or choose one of integrated-gradients" in result.output
+    result = call([str(word) for word in [*words, "rise", "--modifier", "guided", "-o", tmp_path / "other.png"]])
+    assert result.exit_code == 1
+    assert "RISE takes no gradient, which --modifier would change; leave it out" in result.output
     assert not (tmp_path / "other.png").exists()
