@@ -10,8 +10,8 @@ import onnx
 import pytest
 from support.graphs import graph, placed_detector, thresholded_detector
 
-from onnx_gradcam import Explainer
-from onnx_gradcam.errors import InputError, ServerError
+from onnx_gradcam import Explainer, text_classifier
+from onnx_gradcam.errors import ExplainError, InputError, ServerError
 from onnx_gradcam.images.drawing import encode_image
 from onnx_gradcam.serve.answering import Answerer, image_outputs
 from onnx_gradcam.serve.limits import Limits
@@ -206,3 +206,49 @@ def test_other_inputs_without_values_are_named(with_table):
         answer(with_table, x, gain, tensor("table", ROWS))
     with pytest.raises(ServerError, match="must be the only input"):
         answer(with_table, image(), x, gain)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """A classifier whose classes are texts, one of them with a comma, and the explainer that serves it."""
+    tower = graph(
+        "c = Conv(pixel_values, K) a = Relu(c) p = GlobalAveragePool(a) image_embeds = Flatten(p)",
+        inputs="float[N,3,8,8] pixel_values",
+        outputs="float[N,6] image_embeds",
+        K=(6, 3, 3, 3),
+    )
+    names = ["a dog", "a cat, asleep", "7"]
+    embeddings = np.random.default_rng(3).standard_normal((3, 6)).astype(np.float32)
+    preprocess = {"size": [8, 8], "scale": 1 / 64}
+    model = text_classifier(tower, names, embeddings=embeddings)
+    explainer = BatchingExplainer(model, preprocess=preprocess, threads=1, batch=4)
+    yield Answerer(explainer, Limits()), Explainer(model, preprocess=preprocess, threads=1)
+    explainer.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("a dog", ["a dog"]),
+        (["a dog", "a cat, asleep"], ["a dog", "a cat, asleep"]),
+        ('["a cat, asleep"]', ["a cat, asleep"]),
+        (1, ["a cat, asleep"]),
+        ("top3", None),
+    ],
+)
+def test_texts_as_classes_are_named_in_requests(texts, target, names):
+    answerer, plain = texts
+    photo = encode_image(PHOTO, ".png")
+    got = answer(answerer, Tensor("image_bytes", "BYTES", [1], [photo]), outputs=["label", "cam"], target=target)
+    expected = plain(photo, names or "top3")
+    assert list(got["label"]) == (names or [one.target.label for one in expected.maps])
+    np.testing.assert_allclose(got["cam"], [one.cam for one in expected.maps], rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_that_is_no_class_is_refused_by_name(texts):
+    photo = Tensor("image_bytes", "BYTES", [1], [encode_image(PHOTO, ".png")])
+    with pytest.raises(ExplainError, match=r"'a dgo'.*did you mean 'a dog'"):
+        answer(texts[0], photo, target="a dgo")
+    for parameter in ("prompt", "method"):
+        with pytest.raises(ServerError, match=f"unknown parameter '{parameter}'"):
+            answer(texts[0], photo, **{parameter: "a bird"})

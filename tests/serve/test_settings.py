@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.wrong_choices import WRONG
 
@@ -137,4 +138,18 @@ def test_a_reload_loads_what_changed_and_a_failed_one_changes_nothing(folder):
     (folder / "new.onnx").unlink()
     service.reload()
     assert service.problem == ""
+    service.close()
+
+
+def test_one_model_with_several_methods_is_one_file_under_several_names(repository, tmp_path):
+    """Links to one file, with a method each in the settings; requests choose by name."""
+    original = repository / "models" / "shapes.onnx"
+    for name in ("gradcam", "layercam"):
+        (tmp_path / f"{name}.onnx").symlink_to(original)
+    (tmp_path / "models.toml").write_text('[layercam]\nmethod = "layercam"\n', "utf-8")
+    service = Service(lambda: read_sources(tmp_path, settings={"threads": 1}))
+    photo = repository / "models" / "circle_and_star.png"
+    for name in ("gradcam", "layercam"):
+        cam = service.find(name).explainer(photo).maps[0].cam
+        np.testing.assert_allclose(cam, Explainer(original, method=name, threads=1)(photo).maps[0].cam, rtol=1e-5)
     service.close()
