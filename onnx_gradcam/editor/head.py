@@ -20,7 +20,7 @@ from onnx_gradcam.graph.shapes import declare
 from .targets.layer import Candidate
 from .targets.score import Score
 
-__all__ = ["Head", "evaluate_behind", "finite_cotangent", "linear_cotangent", "linear_maps", "read_head"]
+__all__ = ["Head", "copy_behind", "evaluate_behind", "finite_cotangent", "linear_cotangent", "linear_maps", "read_head"]
 
 
 _STEP = 2.0**-6
@@ -288,10 +288,7 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
                 outputs = [t.op("Reshape", inputs[0], t.ints(-1, *tail))]
             else:
                 _refuse_other_inputs(t, node, copies)
-                attributes = {k: a.value for k, a in node.attributes.items()}
-                outputs = list(
-                    t.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes)
-                )
+                outputs = _copied(t, node, inputs)
                 for copy, original in zip(outputs, map(t.wrap, node.outputs), strict=True):
                     if copy.dtype is None and original.known_shape is not None:  # not an operator of ONNX's own
                         declare(copy.core, original.elem_type, (None,) * original.rank)
@@ -299,6 +296,29 @@ def evaluate_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Val
     except ModelError as exc:
         raise UnsupportedError(f"the head cannot be evaluated on a larger batch: {exc}") from exc
     return copies[score.core]
+
+
+def copy_behind(t: Builder, nodes: Sequence[ir.Node], old: Value, start: Value) -> dict[ir.Value, Value]:
+    """The outputs of a copy of `nodes`, those behind `old`, for another input `start` of the same batch.
+
+    All shapes stay the same, so what the nodes read besides `old` serves the copy as well: it must not depend on the
+    image.
+    """
+    copies = {old.core: start}
+    for node in nodes:
+        inputs = [None if i is None else copies.get(i, t.wrap(i)) for i in node.inputs]
+        for original, copy in zip(node.outputs, _copied(t, node, inputs), strict=True):
+            value = t.wrap(original)
+            if value.known_shape is not None and copy.dtype is None:  # not an operator of ONNX's own
+                declare(copy.core, value.elem_type, value.known_shape)
+            copies[original] = copy if value.known_shape is None else t.refine(copy, value.known_shape)
+    return copies
+
+
+def _copied(t: Builder, node: ir.Node, inputs: Sequence[Value | None]) -> list[Value]:
+    """The outputs of a copy of one node."""
+    attributes = {k: a.value for k, a in node.attributes.items()}
+    return list(t.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes))
 
 
 def _refuse_other_inputs(t: Builder, node: ir.Node, copies: Container[ir.Value]) -> None:

@@ -17,11 +17,11 @@ from onnx_gradcam.autodiff.precision import float32_cotangents
 from onnx_gradcam.autodiff.providers import conform, find_profile
 from onnx_gradcam.errors import InputError, UnsupportedError
 from onnx_gradcam.graph.builder import Builder, Value
-from onnx_gradcam.graph.paths import between, reached_from
+from onnx_gradcam.graph.paths import between, carries_content, reached_from
 from onnx_gradcam.images.preprocessing import parse_preprocessing
 from onnx_gradcam.options import GradDtype
 
-from .head import evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
+from .head import copy_behind, evaluate_behind, finite_cotangent, linear_cotangent, linear_maps
 from .methods.baselines import IN_GRAPH
 from .methods.cam import leading_projection, weighted_sum
 from .methods.maps import spatial_size
@@ -292,26 +292,30 @@ class Ingredients:
 
     @cached_property
     def attentions(self) -> list[tuple[Value, int]]:
-        """The cotangent `[N, heads, T, T]` of each block's attention map, and the number of tokens before the grid.
+        """The cotangent `[N, heads, rows, T]` of each block's attention map, and the number of tokens before the grid.
 
-        The score of a block is that of its output in place of the last block's (Bousselham et al. 2024, eq. 5).
+        The score of a block is that of its output in place of the last block's (Bousselham et al. 2024, eq. 5). Where
+        an attention pools the tokens, its map for that output takes the place of the block's own.
         """
         plan, t = self.plan, self.plan.t
         layer, score = plan.layer, plan.score.tensor
         path, _ = between(t.nodes, [plan.image.core], [score.core], carries_gradient(t))
         blocks = find_blocks(t, path, layer.candidates)
         last = blocks[-1].output
-        behind = path[[node.outputs[0] for node in path].index(last.core) + 1 :]
-        scores = [score if b.output is last else evaluate_behind(t, behind, last, b.output, score) for b in blocks]
+        behind, _ = between(t.nodes, [last.core], [score.core], carries_content)
+        copies = [{} if b.output is last else copy_behind(t, behind, last, b.output) for b in blocks]
         t.adopt()
         tokens = layer.chosen.tokens
         gradients = []
-        for block, value in zip(blocks, scores, strict=True):
+        for block, copy in zip(blocks, copies, strict=True):
             since = len(t.appended)
+            value, attention = copy.get(score.core, score), copy.get(block.attention.core, block.attention)
             seed = t.op("Reshape", self.seed, t.op("Shape", value), shape=value.known_shape)
-            (gradient,) = backward(t, {value: seed}, [block.attention], plan.table(plan.modifier))
+            (gradient,) = backward(t, {value: seed}, [attention], plan.table(plan.modifier))
             gradients += self._within_profile([t.cast(gradient, np.float32)], since)
-        return [(gradient, tokens.before if tokens is not None else 0) for gradient in gradients]
+        # A pooling attention may have no columns for the tokens before the grid.
+        before = 0 if tokens is None or gradients[0].shape[-1] == math.prod(tokens.grid) else tokens.before
+        return [(gradient, before) for gradient in gradients]
 
     @cached_property
     def _attention(self) -> AttentionMaps:

@@ -1,7 +1,8 @@
-"""Attention rollout and Chefer's relevance of small vision transformers, in float64: write `attention.npz`.
+"""Rollout, Chefer's relevance and LeGrad of small vision transformers, in float64: write `attention.npz`.
 
 Needs torch 2.13: `python tests/oracles/make_attention.py`. The models are random, from a seed. Formulas: Abnar and
-Zuidema 2020, section 3; Gildenblat's `vit_rollout.py`; Chefer, Gur and Wolf, ICCV 2021, eq. 5 and 6.
+Zuidema 2020, section 3; Gildenblat's `vit_rollout.py`; Chefer, Gur and Wolf, ICCV 2021, eq. 5 and 6; Bousselham et al.
+2024, eq. 5 to 8.
 """
 
 from __future__ import annotations
@@ -61,9 +62,15 @@ class Transformer(nn.Module):
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], 1)
         x = x + self.places
+        self.after = []
         for i, mixing in enumerate(self.mixing):
             x = x + mixing(self.norms[2 * i](x))
             x = x + self.narrow[i](functional.gelu(self.wide[i](self.norms[2 * i + 1](x))))
+            self.after.append(x)
+        return self.answer(x)
+
+    def answer(self, x: torch.Tensor) -> torch.Tensor:
+        """The scores of tokens behind a block."""
         x = self.norms[-1](x)
         if self.pooling is not None:
             return self.head(self.pooling(x)[:, 0])
@@ -92,6 +99,20 @@ def relevance(maps: list[np.ndarray], gradients: list[np.ndarray]) -> np.ndarray
     for one, gradient in zip(maps, gradients, strict=True):
         product = product + np.maximum(one * gradient, 0).mean(0) @ product
     return product
+
+
+def le_grad(model: Transformer, x: torch.Tensor, chosen: int) -> np.ndarray:
+    """The positive derivatives by the last map of the score of each block's tokens, mean over heads and rows, summed.
+
+    The last map is the pooling one, of the tokens that are scored, or else the block's own.
+    """
+    model(x)
+    total = 0
+    for mixing, after in zip(model.mixing, list(model.after), strict=True):
+        score = model.answer(after)[0, chosen]
+        last = mixing.map if model.pooling is None else model.pooling.map
+        total = total + torch.autograd.grad(score, last, retain_graph=True)[0][0].clamp(min=0).mean((0, 1)).numpy()
+    return total
 
 
 KINDS = {
@@ -127,6 +148,7 @@ def main() -> None:
         stored[f"{name}/chefer-last"] = row(
             kind, relevance(maps[BLOCKS - 1 : BLOCKS], gradients[BLOCKS - 1 : BLOCKS]), pooled
         )
+        stored[f"{name}/legrad"] = le_grad(model, x, chosen)[kind["prefix"] :].reshape(GRID)
         exported = Transformer(kind["pool"], kind["prefix"], fused=name == "fused").eval()
         exported.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
         with tempfile.TemporaryDirectory() as folder:

@@ -47,7 +47,8 @@ class Attention:
 def le_grad(t: Builder, A: Value, attentions: Sequence[tuple[Value, int]]) -> Value:
     """sum_b mean_ht max(dS_b / dE_bht, 0), with E_b the attention maps of block b and S_b the score of its output.
 
-    The mean is over heads h and attending tokens t; the columns of class and register tokens are left out.
+    Where a last attention pools the tokens, E_b is its map for the output of block b. The mean is over heads h and
+    attending tokens t; the columns of class and register tokens are left out.
     """
     terms = []
     for gradient, before in attentions:

@@ -196,7 +196,8 @@ class Block:
     """One block of a transformer.
 
     Attributes:
-        attention: the attention map, `[N, heads, T, T]`, with rows that sum to one.
+        attention: the attention map, `[N, heads, T, T]`, with rows that sum to one; where a last attention pools the
+            tokens, its map `[N, heads, rows, T]`, the same for all blocks.
         output: the tokens behind the block, `[N, T, C]`.
     """
 
@@ -210,15 +211,19 @@ def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candid
     A model without attention maps, or with fused attention, is refused.
     """
     place = {output: i for i, node in enumerate(path) for output in node.outputs}
-    sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(c.tensor)]
+    sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(t, c.tensor)]
     counts = {c.tensor.shape[c.layout.index(c.tokens)] for c in sums}
-    maps = [v for v in _maps(t, path) if v.rank == 4 and v.shape[2] == v.shape[3] and v.shape[2] in counts]
-    ends = [place[m.core] for m in maps[1:]] + [len(path)] * bool(maps)
+    every = [v for v in _maps(t, path) if v.rank == 4]
+    maps = [v for v in every if v.shape[2] == v.shape[3] and v.shape[2] in counts]
+    grids = {math.prod(c.tokens.grid) for c in sums if c.tokens is not None}
+    last = every[-1] if every and every[-1].shape[2] != every[-1].shape[3] else None
+    pooling = last if last is not None and last.shape[3] in counts | grids else None
+    ends = [place[m.core] for m in maps[1:]] + [len(path) if pooling is None else place[pooling.core]] * bool(maps)
     blocks = []
     for attention, end in zip(maps, ends, strict=True):
         inside = [c.tensor for c in sums if place[attention.core] < place.get(c.tensor.core, -1) < end]
         if inside:
-            blocks.append(Block(attention, inside[-1]))
+            blocks.append(Block(pooling or attention, inside[-1]))
     if not blocks:
         raise UnsupportedError(
             "LeGrad looks at the attention maps of a vision transformer, and the model has none (a Softmax over tokens "
@@ -227,6 +232,9 @@ def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candid
     return blocks
 
 
-def _is_sum(value: Value) -> bool:
+def _is_sum(t: Builder, value: Value) -> bool:
+    """Whether a value is a sum of two that the image determines; one with a bias is not."""
     node = value.core.producer()
-    return node is not None and node.op_type in {"Add", "Sum"}
+    if node is None or node.op_type not in {"Add", "Sum"}:
+        return False
+    return all(v is not None and t.wrap(v).array() is None for v in node.inputs)

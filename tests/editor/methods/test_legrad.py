@@ -55,6 +55,25 @@ def test_a_batch_of_two_is_two_singles():
         np.testing.assert_allclose(both["heatmap"][i], single["heatmap"][0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_head_may_read_what_the_batch_determines():
+    """Exporters expand queries of a pooling attention to the batch, and copy equal weights."""
+    plain, changed = vit(), vit()
+    for node in changed.graph.node:
+        node.input[:] = ["V_" if name == "V" else name for name in node.input]
+    nodes = (
+        ["Shape", ["x"], ["v1"]],
+        ["ReduceProd", ["v1"], ["v2"]],
+        ["Cast", ["v2"], ["v3"]],
+        ["Mul", ["V", "v3"], ["v4"]],
+    )
+    for i, (kind, read, written) in enumerate([*nodes, ["Div", ["v4", "v3"], ["V_"]]]):
+        extra = {"keepdims": 0} if kind == "ReduceProd" else {"to": 1} if kind == "Cast" else {}
+        changed.graph.node.insert(i, onnx.helper.make_node(kind, read, written, **extra))
+    x, index = images(2), np.array([1, 3], np.int64)
+    expected, found = (run(attach(m, method="legrad").to_proto(), x=x, target_class=index) for m in (plain, changed))
+    np.testing.assert_allclose(found["cam"], expected["cam"], atol=1e-5 * expected["cam"].max())
+
+
 def test_a_model_without_attention_is_refused():
     source = graph(
         "c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, W)", K=(6, 3, 3, 3), W=(6, 4)

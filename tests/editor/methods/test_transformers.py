@@ -1,4 +1,4 @@
-"""Rollout and relevance through attention maps, against PyTorch in float64 (`tests/oracles/make_attention.py`)."""
+"""Rollout, relevance and LeGrad, against PyTorch in float64 (`tests/oracles/make_attention.py`)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def test_maps_are_those_of_pytorch(kind, name):
     source = onnx.load_from_string(STORED[f"{kind}/model"].tobytes())
     results = explained(source, STORED["x"], [int(STORED[f"{kind}/class"])], method=name)
     expected = STORED[f"{kind}/{name}"] - STORED[f"{kind}/{name}"].min()
+    np.testing.assert_allclose(results["cam"][0], expected, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_legrad_is_that_of_pytorch(kind):
+    """A pooling attention is differentiated for the tokens behind each block, in place of the block's own."""
+    source = onnx.load_from_string(STORED[f"{kind}/model"].tobytes())
+    expected = STORED[f"{kind}/legrad"]
+    results = explained(source, STORED["x"], [int(STORED[f"{kind}/class"])], method="legrad")
     np.testing.assert_allclose(results["cam"][0], expected, atol=1e-5 * expected.max())
 
 
