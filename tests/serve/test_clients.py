@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from support.serve_ports import free_ports
 
 pytestmark = pytest.mark.serve
 
@@ -68,3 +70,15 @@ def test_javascript(server, repository, snippets, tmp_path):
         pytest.skip("Node.js is not installed")
     (text,) = (text for language, text in snippets if language == "javascript")
     assert run(server, repository, tmp_path, [node, "--input-type=module", "-"], text) == "star\n"
+
+
+def test_the_health_check_of_the_container_passes_and_fails(server, repository):
+    text = (repository / "docs" / "samples" / "Containerfile").read_text("utf-8")
+    command = json.loads(re.search(r"^HEALTHCHECK .*\n +CMD (\[.*\])$", text, re.MULTILINE)[1])
+    assert command[0] == "python"
+    for port, passes in ((server.http, True), (free_ports(1)[0], False)):
+        code = command[2].replace(":8080/", f":{port}/")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20, check=False)
+        assert (done.returncode == 0) == passes
+    assert re.search(r"^USER (?!0$|root$)", text, re.MULTILINE), "not as root"
+    assert all("--no-index" in line for line in text.splitlines() if "pip install" in line), "without a network"
