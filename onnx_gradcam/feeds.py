@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import wave
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,8 +18,8 @@ import numpy.typing as npt
 from .errors import InputError, near_matches
 from .files import open_file, read_text
 
-__all__ = ["NOTHING", "Declared", "Fed", "Feeds", "Input", "Picture", "View", "described", "is_array_file"]
-__all__ += ["picture_layout", "read_array", "read_constant", "read_input", "read_pairs"]
+__all__ = ["NOTHING", "Declared", "Fed", "Feeds", "Input", "Picture", "View", "described", "in_folder"]
+__all__ += ["is_array_file", "picture_layout", "read_array", "read_constant", "read_input", "read_pairs"]
 
 Array = npt.NDArray[Any]
 
@@ -167,6 +168,11 @@ class Feeds:
         self._given = self._read(given or {})
 
     @property
+    def names(self) -> list[str]:
+        """The names of inputs that can be fed."""
+        return list(self._known)
+
+    @property
     def notes(self) -> list[str]:
         """What is fed by default, one sentence each."""
         defaults = {name: word for name, word in self.defaults.items() if name not in self._given}
@@ -188,9 +194,9 @@ class Feeds:
         changed.__dict__["_given"] = {**self._given, **self._read(more)}
         return changed
 
-    def check(self) -> None:
-        """Refuse to go on while inputs have no value: all of them are named."""
-        missing = self.missing
+    def check(self, besides: Collection[str] = ()) -> None:
+        """Refuse to go on while inputs have no value, other than those `besides`: all of them are named."""
+        missing = [name for name in self.missing if name not in besides]
         if not missing:
             return
         shown = ", ".join(described(self._known[name]) for name in missing)
@@ -199,6 +205,15 @@ class Feeds:
             f"the model has {many}: {shown}; give {'each' if len(missing) > 1 else 'it'} with --feed NAME=VALUE, "
             f"in Python feeds={{NAME: VALUE}} ({_KINDS})"
         )
+
+    def check_shared(self) -> None:
+        """Refuse values with several rows, where each is for all images."""
+        for name, value in self._given.items():
+            if not isinstance(value, str) and self._by_row(name) and len(value) != 1:
+                raise InputError(
+                    f"the input {name!r} got {len(value)} rows, and one is for all images here; give one row, or a "
+                    "table with a line for each image (--feed-table)"
+                )
 
     def check_count(self, images: int) -> None:
         """Refuse values with several rows unless there are as many images."""
@@ -322,6 +337,12 @@ def read_pairs(pairs: Iterable[str]) -> dict[str, Any]:
                 raise InputError(f"the input {key!r} is given twice; give it once")
             values[key] = one
     return values
+
+
+def in_folder(value: str, folder: str | Path) -> str:
+    """A value as `--feed` takes it; the path of a file in it is relative to a folder."""
+    named = is_array_file(value) or value.lower().endswith(_PICTURES)
+    return os.path.join(folder, value) if named else value  # noqa: PTH118 - FILE.npz:KEY is no path
 
 
 def is_array_file(source: Any) -> bool:

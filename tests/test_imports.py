@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporters": {*PLAIN, "graph", "autodiff", "images", "metadata", "editor", "editor.targets", "runtime.session"},
     "evaluation": {*BASE, "graph", "autodiff", "images", "metadata", "editor", "editor.targets"}
     | {"runtime", "exporters"},
-    "batching": {*PLAIN, "images", "runtime"},
+    "batching": {*PLAIN, "feeds", "images", "runtime"},
     "serve": {*BASE, "graph", "images", "metadata", "editor", "editor.targets", "runtime"}
     | {"batching.records", "batching.writers"},
     "web": {*PLAIN, "graph", "images", "metadata", "editor", "runtime"},
@@ -45,7 +45,7 @@ ANYTHING = {"cli", "__main__", "__init__"}
 """What nothing imports may import everything."""
 
 MOST_FLOORS = 12
-MOST_FILES = 247
+MOST_FILES = 248
 LEAST_LINES = 60
 
 

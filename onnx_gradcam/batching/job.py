@@ -13,8 +13,10 @@ from typing import Any, Final, TypeVar, get_args
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.options import BatchFormat, check_choices, check_word
-from onnx_gradcam.runtime.explainer import Explainer, Selection, TargetChoice
+from onnx_gradcam.runtime.explainer import Explainer, Prepared, Selection, TargetChoice
 from onnx_gradcam.runtime.session import resolve_provider
+
+from .feed_table import FeedTable
 
 __all__ = ["Crew", "Job", "in_order"]
 
@@ -41,8 +43,9 @@ class Job:
         shard_size: images per shard, 1 to 65536.
         threads: number of CPU threads; by default, one per core.
         provider: execution provider, `cpu`, `cuda` ...
+        feed_table: a CSV file with the column `image`, and values of other inputs for each image.
         choices: fields of `Options` (for an explained model, only `labels` and `preprocess`), and the arguments
-            `region`, `augment` and `seed` of `Explainer`.
+            `region`, `feeds`, `augment` and `seed` of `Explainer`.
 
     Raises:
         InputError: an unknown format or choice, a number out of range, or a provider that ONNX Runtime does not have.
@@ -56,6 +59,7 @@ class Job:
     shard_size: int = 256
     threads: int | None = None
     provider: str = "cpu"
+    feed_table: Path | None = None
     choices: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,7 +95,25 @@ class Crew:
             **job.choices,
         )
         self.explainer.metadata.require_images("batch")
+        self.table = None if job.feed_table is None else FeedTable.read(job.feed_table)
+        columns = () if self.table is None else self.table.columns
+        self._unused = self.explainer.check_feeds(columns)
         self.threads = ThreadPoolExecutor(max(runs, self.runs + 1) if job.provider != "cpu" else runs, "explain")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about the model and the table."""
+        unused = ", ".join(map(repr, self._unused))
+        columns = [f"the table's columns {unused} are no inputs of the model and are left out"] if unused else []
+        return [*self.explainer.warnings, *columns]
+
+    def prepared(self, path: str) -> Prepared | InputError:
+        """An image, ready for the model with the values of its line of the table, or why it cannot be."""
+        try:
+            row = {} if self.table is None else self.table.of(path)
+        except InputError as exc:
+            return exc
+        return self.explainer.prepared(path, {name: row[name] for name in row if name not in self._unused})
 
     def close(self) -> None:
         """Cancel what is waiting; a shard in progress fails, after the next run of the model."""

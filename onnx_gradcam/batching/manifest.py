@@ -15,9 +15,8 @@ from onnx import external_data_helper
 
 from onnx_gradcam import __version__
 from onnx_gradcam.errors import InputError, ModelError
-from onnx_gradcam.runtime.explainer import Explainer
 
-from .job import Job
+from .job import Crew
 from .records import read_json, write_json
 
 __all__ = ["MANIFEST", "Manifest", "begin_run", "model_digest"]
@@ -32,8 +31,8 @@ _FILES = ("labels", "preprocess")
 class Manifest:
     """Everything that two runs must have in common to produce the same results.
 
-    `model` and `labels` are the SHA-256 of the model's files and of the class names; `explanation` is from the metadata
-    of the explained model, `choices` the other arguments of `Explainer`.
+    `model` and `labels` are the SHA-256 of the model's files and of the class names, `feed_table` that of its text;
+    `explanation` is from the metadata of the explained model, `choices` the other arguments of `Explainer`.
     """
 
     version: str
@@ -46,10 +45,12 @@ class Manifest:
     box: Any
     format: str
     shard_size: int
+    feed_table: str | None
 
     @classmethod
-    def of(cls, job: Job, explainer: Explainer) -> Manifest:
+    def of(cls, crew: Crew) -> Manifest:
         """The manifest of a run."""
+        job, explainer = crew.job, crew.explainer
         explanation = asdict(explainer.metadata)
         for name in ("version", "labels", "preprocessing"):
             del explanation[name]
@@ -64,6 +65,7 @@ class Manifest:
             box=job.box and asdict(job.box),
             format=job.format,
             shard_size=job.shard_size,
+            feed_table=None if crew.table is None else crew.table.digest,
         )
         # As a JSON file returns it: tuples become lists.
         return cls(**json.loads(json.dumps(asdict(manifest), default=str)))

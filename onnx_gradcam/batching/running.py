@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import Drafts, locked
@@ -80,6 +80,8 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
     threads: int | None = None,
     provider: str = "cpu",
     engine: Engine | None = None,
+    feeds: Mapping[str, Any] | None = None,
+    feed_table: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
     warn: Callable[[str], None] | None = None,
@@ -103,6 +105,9 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
         threads: number of CPU threads; by default, one per core.
         provider: execution provider, `cpu`, `cuda` ...
         engine: where the shards are explained, for instance a `RayCluster`; by default, on this computer.
+        feeds: values of the model's other inputs that are the same for all images, as for `Explainer`.
+        feed_table: a CSV file with the values of other inputs for each image: the column `image` has paths, each other
+            column is named like an input, and has values as `--feed` takes them. Paths are relative to its folder.
         resume: continue the run in the folder, if there is one.
         progress: called with the number of finished images and the total, `None` while it is unknown; from any thread.
         warn: called with each warning.
@@ -129,7 +134,8 @@ def batch(  # type: ignore[misc]  # `target` of `Options` fixes the class in a m
         shard_size=shard_size,
         threads=threads,
         provider=provider,
-        choices=dict(choices),
+        feed_table=None if feed_table is None else Path(feed_table),
+        choices={**choices, **({"feeds": dict(feeds)} if feeds else {})},
     )
     sources = ImageList.of(images)
     sources.check(Path(out))
@@ -169,10 +175,10 @@ def run_batch(
     check_format(job.format)
     tell = progress or (lambda _: None)
     crew = Crew(job)
-    for warning in crew.explainer.warnings:
+    for warning in crew.warnings:
         (warn or (lambda _: None))(warning)
     crew.explainer.explained([], job.target)  # refuses unknown classes before anything is written
-    begin_run(out, Manifest.of(job, crew.explainer), resume=resume)
+    begin_run(out, Manifest.of(crew), resume=resume)
     summary = Summary()
 
     def unfinished() -> Iterator[Shard]:

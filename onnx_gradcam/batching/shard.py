@@ -76,7 +76,7 @@ def _explain_into(draft: Path, paths: Sequence[str], crew: Crew, first: int, pro
 
         def read(item: tuple[int, str]) -> _Image:
             number, path = item
-            content = crew.explainer.prepared(path)
+            content = crew.prepared(path)
             if isinstance(content, InputError):
                 return _Image(number, path, content)
             reduced = _reduced(content, writer.longest_side)

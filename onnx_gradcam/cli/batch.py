@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -62,6 +63,15 @@ def batch(
     box_index: BoxIndex = None,
     least: LeastScore = None,
     feed: FeedValues = None,
+    feed_table: Annotated[
+        Path | None,
+        option(
+            "Image",
+            "CSV file with values of other inputs for each image: a column `image` with paths, and a column named like "
+            "each input, with values as --feed takes them.",
+            metavar="FILE",
+        ),
+    ] = None,
     provider: Provider = "cpu",
     threads: Threads = None,
     batch_size: Annotated[int, count("Maximum number of images per run of the model.", max=1024)] = 8,
@@ -83,6 +93,7 @@ def batch(
     \b
     Examples:
       onnx-gradcam batch model.onnx photos/ -o heatmaps/ --preprocess torchvision
+      onnx-gradcam batch model.onnx photos/ -o heatmaps/ --feed-table patients.csv --feed age=61
       onnx-gradcam batch detector.onnx photos/ -o boxes/ --box all --least 0.4
       find / -name '*.jpg' | onnx-gradcam batch explained.onnx - -o heatmaps/ --format npz
       onnx-gradcam batch explained.onnx /shared/photos -o /shared/heatmaps --engine ray --resume
@@ -114,7 +125,9 @@ def batch(
             resume=resume,
             progress=progress,
             warn=warn,
-            **{**({"feeds": read_feeds(feed)} if feed else {}), **choices},
+            feeds=read_feeds(feed),
+            feed_table=feed_table,
+            **choices,
         )
     resumed = f", {summary.resumed} of them by earlier runs" if summary.resumed else ""
     say(f"{_images(summary.explained)} explained{resumed}, in {out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,10 +120,20 @@ class Explainer:
         self.preprocessing = self._preparation.preprocessing
         self.warnings = [*self.warnings, *self._preparation.feeds.notes]
 
-    def prepared(self, source: ImageSource) -> Prepared | InputError:
-        """Read an image and make the model's input from it, or return why that fails; safe to call from threads."""
+    def prepared(self, source: ImageSource, feeds: Mapping[str, Any] | None = None) -> Prepared | InputError:
+        """Read an image and make the model's input from it, or return why that fails; safe to call from threads.
+
+        Args:
+            source: the image.
+            feeds: values of other inputs for this image, in place of those of the explainer; with them, also if there
+                are none, the values of all other inputs are computed now.
+        """
         try:
-            return self._preparation.prepared(source)
+            prepared = self._preparation.prepared(source)
+            if feeds is None:
+                return prepared
+            others = self._preparation.feeds.replaced(feeds)
+            return replace(prepared, feeds=self._preparation.values(prepared, others))
         except InputError as exc:
             return exc
 
@@ -192,6 +202,23 @@ class Explainer:
             InputError: a value does not fit.
         """
         return self._preparation.feeds.replaced(feeds).missing
+
+    def check_feeds(self, columns: Collection[str]) -> list[str]:
+        """Refuse a run over images unless every other input has a value, the same for all images or one for each.
+
+        Args:
+            columns: the names of what has a value for each image.
+
+        Returns:
+            The names among them that are no inputs to feed.
+
+        Raises:
+            InputError: an input has no value, or several rows for all images.
+        """
+        feeds = self._preparation.feeds
+        feeds.check(columns)
+        feeds.check_shared()
+        return [name for name in columns if name not in feeds.names]
 
     def boxes(
         self, image: ImageSource, target: TargetChoice = None, *, least: float = 0.25, overlap: float = 0.45

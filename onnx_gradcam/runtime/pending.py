@@ -32,12 +32,14 @@ class Prepared:
         tensor: the model's input made from it, without a batch axis.
         placement: which part of the image the model sees.
         view: how an array (a signal, a volume, a clip) is drawn; `None` for an image.
+        feeds: values of the model's other inputs, where they are known already.
     """
 
     image: npt.NDArray[np.uint8]
     tensor: Array
     placement: Placement
     view: View | None = None
+    feeds: Mapping[str, Array] | None = None
 
 
 @dataclass(eq=False)

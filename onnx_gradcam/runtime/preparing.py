@@ -98,6 +98,8 @@ class Preparation:
 
     def values(self, prepared: Prepared, feeds: Feeds | None = None, which: int | None = None) -> dict[str, Array]:
         """What the model's other inputs take for an image, by other `feeds` for the image of the index `which`."""
+        if feeds is None and prepared.feeds is not None:
+            return dict(prepared.feeds)
         return (feeds or self.feeds).of_image(*self.view(prepared.tensor, prepared.placement), which)
 
     def view(self, tensor: Array, placement: Placement | None) -> tuple[View | None, tuple[int, ...]]:

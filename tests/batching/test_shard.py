@@ -225,11 +225,11 @@ def test_little_waits_where_every_image_has_another_size(make, tmp_path, monkeyp
     ahead, most, real = [0], [0], crew.explainer.prepared
     lock = threading.Lock()
 
-    def prepared(path):
+    def prepared(path, feeds):
         with lock:
             ahead[0] += 1
             most[0] = max(most[0], ahead[0])
-        return real(path)
+        return real(path, feeds)
 
     def progress(count):
         with lock:
