@@ -211,8 +211,8 @@ class Feeds:
         for name, value in self._given.items():
             if not isinstance(value, str) and self._by_row(name) and len(value) != 1:
                 raise InputError(
-                    f"the input {name!r} got {len(value)} rows, and one is for all images here; give one row, or a "
-                    "table with a line for each image (--feed-table)"
+                    f"the input {name!r} got {len(value)} rows, and one is for all images here; give one row "
+                    "(`batch` takes a row for each image with --feed-table)"
                 )
 
     def check_count(self, images: int) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from onnx_gradcam.errors import InputError
 
-from ._options import Provider, count, explains, option
+from ._options import FeedValues, Provider, count, explains, option, read_feeds
 
 __all__ = ["serve"]
 
@@ -50,6 +50,7 @@ def serve(
     log_shards: Annotated[
         int, option("Output", "Maximum number of shards of the log; older ones are removed.", min=1, metavar="N")
     ] = 100,
+    feed: FeedValues = None,
     provider: Provider = "cpu",
     threads: Annotated[int | None, count("Number of CPU threads. [default: chosen by ONNX Runtime]")] = None,
     workers: Annotated[int, count("Requests that are decoded, run and encoded at the same time.")] = 8,
@@ -107,5 +108,6 @@ def serve(
         recording=recording,
         provider=provider,
         threads=threads,
+        feeds=read_feeds(feed),
         **choices,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_gradcam.errors import InputError, ModelError, ServerError, near_matches, reason
+from onnx_gradcam.feeds import in_folder
 from onnx_gradcam.files import read_text
 from onnx_gradcam.options import check_choices
 
@@ -23,11 +24,12 @@ __all__ = ["SETTINGS", "Source", "read_sources"]
 
 SETTINGS_FILE: Final = "models.toml"
 """The file of settings in a folder of models: one table per model."""
-SETTINGS: Final = ("provider", "threads", "region", "augment", "seed")
+SETTINGS: Final = ("provider", "threads", "region", "feeds", "augment", "seed")
 """Settings of `Explainer`, beside fields of `Options`."""
 _FILES: Final = ("labels", "preprocess", "reference", "region")
 """Settings that may name a file, relative to the folder."""
 _LIMITS: Final = "limits"
+_FEEDS: Final = "feeds"
 _LARGEST: Final = 1 << 20
 
 
@@ -105,6 +107,8 @@ def read_sources(
         if not isinstance(given, dict):
             raise ServerError(f"the limits of {own!r} are not a table; write [{own}.limits]")
         check_choices(table, more=SETTINGS)
+        if not isinstance(table.get(_FEEDS, {}), dict):
+            raise InputError(f"the feeds of {own!r} are not a table; write [{own}.feeds] with NAME = VALUE")
         bounds = Limits.from_settings({**vars(limits), **given})
         sources.append(_source(name or own, version, file, bounds, {**settings, **table}))
     return sources
@@ -152,4 +156,9 @@ def _resolved(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     def path(value: Any) -> Any:
         return folder / value if isinstance(value, str) and (folder / value).is_file() else value
 
-    return {key: path(value) if key in _FILES else value for key, value in table.items()}
+    resolved = {key: path(value) if key in _FILES else value for key, value in table.items()}
+    if isinstance(feeds := table.get(_FEEDS), dict):
+        resolved[_FEEDS] = {
+            name: in_folder(one, folder) if isinstance(one, str) else one for name, one in feeds.items()
+        }
+    return resolved

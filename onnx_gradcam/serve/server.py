@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -159,6 +159,7 @@ def serve(
     recording: Recording | None = None,
     provider: str = "cpu",
     threads: int | None = None,
+    feeds: Mapping[str, Any] | None = None,
     **choices: Unpack[Choices],
 ) -> None:
     """Serve a model and its heatmaps over REST and gRPC until a signal arrives.
@@ -176,6 +177,7 @@ def serve(
         recording: where a sample of the answers is logged; by default, nowhere.
         provider: execution provider, `cpu`, `cuda` ...
         threads: number of CPU threads; by default, chosen by ONNX Runtime.
+        feeds: values of the model's other inputs for requests that do not send them, as for `Explainer`.
         choices: fields of `onnx_gradcam.Options`; for an explained model, only `labels` and `preprocess`.
 
     Raises:
@@ -188,7 +190,7 @@ def serve(
         serve("explained.onnx", address=Address(http=9000), limits=Limits(rows=8))
     """
     address, limits, security = address or Address(), limits or Limits(), security or Security()
-    settings = {"provider": provider, "threads": threads, **choices}
+    settings = {"provider": provider, "threads": threads, **({"feeds": feeds} if feeds else {}), **choices}
     address.check_free()
     credentials = security.credentials()
     _return_large_blocks()

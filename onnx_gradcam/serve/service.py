@@ -149,6 +149,7 @@ class Served:
             on_batch=metrics.batch_rows.labels(self.name).observe,
             **source.settings,
         )
+        self.explainer.check_feeds(self.explainer.missing())  # requests send what has no value here
         self.inputs, self.outputs = _described(self.explainer)
         self._answerer = Answerer(self.explainer, self.limits, self._note)
         self._threads = ThreadPoolExecutor(self.limits.workers, "onnx-gradcam-requests")

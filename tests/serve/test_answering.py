@@ -14,6 +14,7 @@ from onnx_gradcam import Explainer, text_classifier
 from onnx_gradcam.errors import ExplainError, InputError, ServerError
 from onnx_gradcam.images.drawing import encode_image
 from onnx_gradcam.serve.answering import Answerer, image_outputs
+from onnx_gradcam.serve.hosting import read_sources
 from onnx_gradcam.serve.limits import Limits
 from onnx_gradcam.serve.query import Query, Tensor
 from onnx_gradcam.serve.queueing import BatchingExplainer
@@ -252,3 +253,27 @@ def test_a_text_that_is_no_class_is_refused_by_name(texts):
     for parameter in ("prompt", "method"):
         with pytest.raises(ServerError, match=f"unknown parameter '{parameter}'"):
             answer(texts[0], photo, **{parameter: "a bird"})
+
+
+def test_requests_that_leave_an_input_out_take_the_servers_value(tmp_path):
+    onnx.save(TABLE, tmp_path / "m.onnx")
+    np.save(tmp_path / "usual.npy", ROWS[0])
+    (tmp_path / "models.toml").write_text(
+        'm.preprocess = {size = [12, 12], scale = 0.015625}\nm.feeds = {gain = 1.5, table = "usual.npy"}\n', "utf-8"
+    )
+    (source,) = read_sources(tmp_path, settings={"threads": 1, "feeds": {"gain": 9}})
+    explainer = BatchingExplainer(source.path, batch=4, **source.settings)
+    try:
+        answerer = Answerer(explainer, Limits())
+        x = np.random.default_rng(1).standard_normal((1, 3, 12, 12)).astype(np.float32)
+        plain = Explainer(TABLE, preprocess={"size": [12, 12], "scale": 1 / 64}, threads=1)
+        expected = plain.run(x, [-1], feeds={"gain": GAIN, "table": ROWS[:1]})
+        np.testing.assert_allclose(answer(answerer, tensor("x", x))["cam"], expected["cam"], rtol=1e-5, atol=1e-6)
+        expected = plain.run(x, [-1], feeds={"gain": GAIN, "table": ROWS[1:]})
+        got = answer(answerer, tensor("x", x), tensor("table", ROWS[1:]))
+        np.testing.assert_allclose(got["cam"], expected["cam"], rtol=1e-5, atol=1e-6)
+        of_photo = plain(PHOTO, feeds={"gain": GAIN, "table": ROWS[:1]})
+        got = answer(answerer, image(), outputs=["cam"])
+        np.testing.assert_allclose(got["cam"][0], of_photo.cam, rtol=1e-4, atol=1e-6)
+    finally:
+        explainer.close()

@@ -78,6 +78,7 @@ def test_serve_says_what_is_missing(monkeypatch, explained):
         ("nothing.onnx", (), "no model file for 'nothing'"),
         ("models/shapes.txt", (), "not an ONNX model"),
         ("models/shapes.onnx", ("--layer", "nowhere"), "the model has no layer 'nowhere'"),
+        ("models/shapes.onnx", ("--feed", "table=1"), "the model has no other input 'table' to feed"),
         ("models/shapes.onnx", ("--port", "8081"), "have to differ"),
         ("models/shapes.onnx", ("--host", "192.0.2.1"), "cannot listen on port 8080 of 192.0.2.1"),
         ("models/shapes.onnx", ("--provider", "tpu"), "there is no execution provider 'tpu'"),

@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from support.graphs import graph
 from support.wrong_choices import WRONG
 
 pytest.importorskip("prometheus_client", reason="onnx-gradcam[serve] is not installed")
 
 from onnx_gradcam import Explainer
-from onnx_gradcam.errors import ExplainError, ServerError
+from onnx_gradcam.errors import ExplainError, InputError, ServerError
 from onnx_gradcam.serve.hosting import read_sources
 from onnx_gradcam.serve.limits import Limits
 from onnx_gradcam.serve.service import Service
@@ -153,3 +155,31 @@ def test_one_model_with_several_methods_is_one_file_under_several_names(reposito
         cam = service.find(name).explainer(photo).maps[0].cam
         np.testing.assert_allclose(cam, Explainer(original, method=name, threads=1)(photo).maps[0].cam, rtol=1e-5)
     service.close()
+
+
+@pytest.fixture
+def with_table() -> onnx.ModelProto:
+    return graph(
+        "c = Conv(x, K) a = Relu(c) p = GlobalAveragePool(a) f = Flatten(p) g = Gemm(table, G) m = Mul(f, g) "
+        "n = Mul(m, gain) y = Gemm(n, W)",
+        inputs="float[N,3,12,12] x, float[N,3] table, float gain",
+        K=(5, 3, 3, 3), G=(3, 5), W=(5, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("feeds", "says"),
+    [
+        ({"gian": 1}, "no other input 'gian'.*'gain'"),
+        ({"table": [[1, 2, 3], [4, 5, 6]]}, "'table' got 2 rows"),
+        ({"table": [1, 2]}, "give 3 numbers"),
+    ],
+)
+def test_values_of_a_server_that_do_not_fit_are_refused_when_it_starts(with_table, tmp_path, feeds, says):
+    onnx.save(with_table, tmp_path / "m.onnx")
+    settings = {"feeds": feeds, "preprocess": {"scale": 1 / 64}}
+    with pytest.raises(InputError, match=says):
+        Service(lambda: read_sources(tmp_path / "m.onnx", settings=settings))
+    (tmp_path / "models.toml").write_text("m.feeds = 3\n", "utf-8")
+    with pytest.raises(InputError, match=r"write \[m.feeds\]"):
+        read_sources(tmp_path)
