@@ -144,7 +144,7 @@ def test_the_length_of_a_signal_may_be_free():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "guided-gradcam", "eigencam"])
+@pytest.mark.parametrize("method", ["scorecam", "gscorecam", "ablationcam", "guided-gradcam", "eigencam"])
 def test_methods_for_images_are_refused_by_name(kind, method):
     with pytest.raises(UnsupportedError, match=r"is for images, and this input is .*; choose one of gradcam, "):
         Explainer(model(kind), method=method)

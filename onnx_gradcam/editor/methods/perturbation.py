@@ -1,4 +1,4 @@
-"""Methods that change the image or its activation maps and watch the score S; they need no gradient.
+"""Methods that change the image or its activation maps and watch the score S; only gScoreCAM needs a gradient.
 
 Recipro-CAM runs the head again as a part of the graph; the others run the model many times.
 """
@@ -29,6 +29,9 @@ _SAMPLES, _NOISE = 35, 2.0
 
 _STEPS = 10
 """IS-CAM: steps of the integral."""
+
+_STRONGEST = 300
+"""gScoreCAM: channels that are run."""
 
 _MASKS, _CELLS, _SEEN = 4000, 7, 0.5
 """RISE, section 4: number of masks, cells per side, and share of visible cells."""
@@ -73,7 +76,7 @@ def ablation_cam(probe: Probe) -> Array:
 )
 def score_cam(probe: Probe) -> Array:
     """sum_k w_k A_k with w = softmax_k(S(x m_k)), where m_k is the map of channel k, resized and scaled to [0, 1]."""
-    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, _corner_masks(probe))))
+    return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, _corner_masks(probe, probe.maps))))
 
 
 @_with_masks(
@@ -85,7 +88,7 @@ def score_cam(probe: Probe) -> Array:
 )
 def score_cam_tf_keras_vis(probe: Probe) -> Array:
     """sum_k w_k A_k with w_k the probability of the class for x m_k."""
-    return probe.total(probe.maps, _mean_scores(probe.probabilities, probe, 1, _corner_masks(probe)))
+    return probe.total(probe.maps, _mean_scores(probe.probabilities, probe, 1, _corner_masks(probe, probe.maps)))
 
 
 @_with_masks(
@@ -97,6 +100,24 @@ def score_cam_torch_cam(probe: Probe) -> Array:
     """Score-CAM with masks scaled to [0, 1] at the layer's size."""
     masks = _masks_of_channels(probe)
     return probe.total(probe.maps, _softmax(_mean_scores(probe.scores, probe, 1, lambda _, channels: masks(channels))))
+
+
+@_perturbation(
+    "gscorecam",
+    title="gScoreCAM",
+    reference="Chen et al. 2022 (ACCV): the 300 channels of the largest mean gradient; masks as `scorecam`, and a "
+    "softmax over these channels",
+    uses=("A", "G", "total"),
+    passes=f"one forward and backward pass and one forward pass for each of the {_STRONGEST} strongest channels",
+)
+def gscore_cam(probe: Probe) -> Array:
+    """sum_k w_k A_k as Score-CAM, over the 300 channels k of the largest mean of dS/dA_k alone."""
+    maps, gradients = (rows[0] for rows in probe.maps_and_cotangents(probe.x[None]))
+    # The sign counts: a channel that speaks against the class is not run.
+    strongest = np.argsort(-gradients.mean((1, 2)), kind="stable")[:_STRONGEST]
+    masks = _corner_masks(probe, maps[strongest])
+    scores = _mean_scores(probe.scores, probe, 1, masks, len(strongest))
+    return probe.total(maps[strongest], _softmax(scores))
 
 
 @_perturbation(
@@ -136,10 +157,14 @@ def is_cam(probe: Probe) -> Array:
 
 
 def _mean_scores(
-    score: Callable[[Array], Array], probe: Probe, rounds: int, masks: Callable[[Numbers, Numbers], Array]
+    score: Callable[[Array], Array],
+    probe: Probe,
+    rounds: int,
+    masks: Callable[[Numbers, Numbers], Array],
+    channels: int | None = None,
 ) -> Array:
     """The mean score of each channel, `[C]`; `masks` makes masks `[M, H, W]` from M rounds and M channels."""
-    count = len(probe.maps)
+    count = len(probe.maps) if channels is None else channels
     total = np.zeros(count, np.float64)
     for chunk in probe.steps(rounds * count):
         number, channel = np.divmod(np.array(chunk), count)
@@ -148,9 +173,9 @@ def _mean_scores(
     return mean
 
 
-def _corner_masks(probe: Probe) -> Callable[[Numbers, Numbers], Array]:
-    """A function from rounds and channels to masks: resized, then scaled to [0, 1]."""
-    return lambda _, channels: _laid(probe, _unit(_resized(probe.maps[channels], _covered(probe), corner)))
+def _corner_masks(probe: Probe, maps: Array) -> Callable[[Numbers, Numbers], Array]:
+    """A function from rounds and channels of `maps` to masks: resized, then scaled to [0, 1]."""
+    return lambda _, channels: _laid(probe, _unit(_resized(maps[channels], _covered(probe), corner)))
 
 
 def _masks_of_channels(probe: Probe) -> Callable[[Numbers], Array]:

@@ -167,10 +167,33 @@ def test_the_cost_beside_its_name_is_what_was_counted(method, monkeypatch):
     assert sum(rows) - 1 == _passes(methods()[method])
 
 
+@pytest.mark.parametrize("index", [0, 3])
+def test_gscorecam_masks_with_the_strongest_channels_alone(index, monkeypatch):
+    monkeypatch.setattr(perturbation, "_STRONGEST", 2)
+    source, x = model(), images(1)
+    source.graph.output.add().name = "b"
+    maps = run(source, x=x)["b"][0].astype(np.float64)
+    # Behind global average pooling the gradient of a channel is its weight, up to a factor of all.
+    chosen = np.argsort(-weight("W", 5, 4)[:, index])[:2]
+    cells = np.linspace(0, maps.shape[1] - 1, 8)
+    scores = []
+    for one in maps[chosen]:
+        rows = np.stack([np.interp(cells, np.arange(len(one)), row) for row in one])
+        large = np.stack([np.interp(cells, np.arange(len(one)), column) for column in rows.T]).T
+        mask = (large - large.min()) / np.ptp(large)
+        scores.append(run(model(), x=(x * mask).astype(np.float32))["y"][0, index])
+    shares = np.exp(scores) / np.exp(scores).sum()
+    found = explained("gscorecam", x, [index])["cam"][0]
+    np.testing.assert_allclose(found, np.tensordot(shares, maps[chosen], 1), rtol=1e-4)
+    assert not np.allclose(found, explained("scorecam", x, [index])["cam"][0], rtol=1e-2)
+
+
 def _passes(method):
     """What the words of a method's cost come to, for 5 channels and 49 players."""
     cost = method.cost.partition(";")[0].replace("one", "1").replace("2^9", "512").removeprefix("about ")
     numbers = [int(word) for word in cost.split() if word.isdecimal()]
+    if "strongest channels" in cost:
+        return 1 + min(numbers[-1], 5)
     if "for each channel" in cost and "the head" not in cost:
         return numbers[0] + 5 * numbers[1]
     if "times the players" in cost:
