@@ -1,16 +1,19 @@
 """Train a small CLIP-like dual encoder on drawn shapes, and score methods by the object that a text names.
 
-A vision transformer sees three shapes of four kinds and colours; captions such as `a red circle` are words of an
-embedding with a transformer block. The loss is SigLIP's: every image with every caption, right or wrong (Zhai et al.
-2023, eq. 1). Then each method explains the score of each object's caption, and hits if its maximum is in the box.
+A vision transformer, or a convolutional network (CLIP has both kinds), sees three shapes of four kinds and colours;
+captions such as `a red circle` are words of an embedding with a transformer block. The loss is SigLIP's: every image
+with every caption, right or wrong (Zhai et al. 2023, eq. 1). Then each method explains the score of each object's
+caption, and hits if its maximum is in the box.
 
     python benchmarks/texts_of_shapes.py --folder texts/ --steps 2000     # takes torch; some minutes on two cores
+    python benchmarks/texts_of_shapes.py --folder texts/ --steps 2000 --tower convolutional
     python benchmarks/texts_of_shapes.py --folder texts/                  # scores what is there
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +66,7 @@ def batch(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray,
     return (images.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32), right, np.array(boxes)
 
 
-def train(folder: Path, steps: int) -> None:
+def train(folder: Path, steps: int, tower: str) -> None:
     """Train both towers, and write `vision.onnx` and `texts.npz`."""
     import torch  # noqa: PLC0415 - scoring needs none
     from torch import nn  # noqa: PLC0415
@@ -98,7 +101,22 @@ def train(folder: Path, steps: int) -> None:
             x = self.head(self.norm(self.blocks(x))[:, 0])
             return x / x.norm(dim=-1, keepdim=True)
 
-    vision = Tower(nn.Conv2d(3, WIDTH, PATCH, PATCH), (SIDE // PATCH) ** 2, BLOCKS)
+    class Convolutional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            widths, layers = (3, 32, WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH), []
+            for i, (before, after) in enumerate(pairwise(widths)):
+                layers += [nn.Conv2d(before, after, 3, 1 + i % 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            self.features, self.head = nn.Sequential(*layers), nn.Linear(widths[-1], WIDTH, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.head(self.features(x).mean((2, 3)))
+            return x / x.norm(dim=-1, keepdim=True)
+
+    if tower == "convolutional":
+        vision: nn.Module = Convolutional()
+    else:
+        vision = Tower(nn.Conv2d(3, WIDTH, PATCH, PATCH), (SIDE // PATCH) ** 2, BLOCKS)
     language = Tower(nn.Embedding(len(WORDS), WIDTH), 3, 1)
     ids = torch.tensor([[WORDS.index(word) for word in text.split()] for text in TEXTS])
     scale, bias = nn.Parameter(torch.tensor(2.3)), nn.Parameter(torch.tensor(-3.0))
@@ -151,10 +169,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the model is, or will be")
     parser.add_argument("--steps", type=int, default=0, help="train for so many steps first")
+    parser.add_argument("--tower", choices=["transformer", "convolutional"], default="transformer")
     parser.add_argument("--images", type=int, default=200, help="images to score methods on")
     given = parser.parse_args()
     if given.steps:
-        train(given.folder, given.steps)
+        train(given.folder, given.steps, given.tower)
     stored = np.load(given.folder / "texts.npz")
     numbers = {"logit_scale": float(stored["scale"]), "logit_bias": float(stored["bias"])}
     model = text_classifier(given.folder / "vision.onnx", embeddings=given.folder / "texts.npz", **numbers)
