@@ -19,7 +19,15 @@ from .errors import InputError, near_matches
 from .files import open_file, read_text
 
 __all__ = ["NOTHING", "Declared", "Fed", "Feeds", "Input", "Picture", "View", "described", "in_folder"]
-__all__ += ["is_array_file", "picture_layout", "read_array", "read_constant", "read_input", "read_pairs"]
+__all__ += [
+    "is_array_file",
+    "is_signal_file",
+    "picture_layout",
+    "read_array",
+    "read_constant",
+    "read_input",
+    "read_pairs",
+]
 
 Array = npt.NDArray[Any]
 
@@ -351,6 +359,11 @@ def is_array_file(source: Any) -> bool:
     return text.endswith((".npy", *_SIGNALS)) or ".npz:" in text
 
 
+def is_signal_file(source: Any) -> bool:
+    """Whether a path names a signal, a `.csv` or `.wav` file."""
+    return isinstance(source, str | Path) and str(source).lower().endswith(_SIGNALS)
+
+
 def read_array(source: Any) -> Array:
     """An array, a `.npy` file, or `FILE.npz:KEY`.
 
@@ -381,8 +394,10 @@ def read_input(source: Any, info: Input, layout: str) -> Array:
         )
     source = source.detach().cpu().numpy() if hasattr(source, "detach") else source
     batch = layout.index("N")
-    signal = isinstance(source, str | Path) and str(source).lower().endswith(_SIGNALS)
-    array = _laid(_read_signal(str(source)), layout.replace("N", ""), str(source)) if signal else read_array(source)
+    if is_signal_file(source):
+        array = _laid(_read_signal(str(source)), layout.replace("N", ""), str(source))
+    else:
+        array = read_array(source)
     if array.ndim == len(layout) and array.shape[batch] == 1:
         array = array.take(0, axis=batch)
     sizes = [d for axis, d in enumerate(info.shape) if axis != batch]

@@ -10,7 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_gradcam.errors import InputError
-from onnx_gradcam.feeds import Fed, Feeds, Input, View, described, is_array_file, picture_layout, read_array, read_input
+from onnx_gradcam.feeds import (
+    Fed,
+    Feeds,
+    Input,
+    View,
+    described,
+    is_array_file,
+    is_signal_file,
+    picture_layout,
+    read_array,
+    read_input,
+)
 from onnx_gradcam.images.decoding import ImageSource, Placement, as_array, prepare, read_image, unprepared
 from onnx_gradcam.images.preprocessing import PRESETS, Preprocessing, parse_preprocessing
 from onnx_gradcam.images.views import view_of
@@ -82,6 +93,11 @@ class Preparation:
         """
         if self.of_arrays:
             return self._prepared_array(source)
+        if is_signal_file(source):
+            raise InputError(
+                f"{str(source)!r} is a signal, and the input {described(self.image)} takes images; give an image, or "
+                "the model's input as a .npy file"
+            )
         array = read_array(source) if is_array_file(source) else as_array(source)
         if array is not None and array.dtype.kind == "f":
             return self._prepared_by_others(array)

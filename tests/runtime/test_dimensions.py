@@ -410,6 +410,28 @@ def test_a_signal_is_read_from_columns(kind, tmp_path):
     assert np.array_equal(np.load(file), Explainer(model(kind))(x).heatmap)
 
 
+@pytest.mark.parametrize("name", ["s.csv", "S.WAV"])
+def test_a_model_of_images_says_that_a_file_is_a_signal(name, tmp_path):
+    image_model = graph(
+        f"c = Conv<pads=[1,1,1,1]>(x, K) a = Relu(c) {HEAD}", inputs="float[N,3,8,8] x", K=(5, 3, 3, 3), W=(5, 4)
+    )
+    (tmp_path / name).write_text("1,2\n3,4\n")
+    explainer = Explainer(image_model, preprocess="torchvision")
+    with pytest.raises(InputError) as refused:
+        explainer(tmp_path / name)
+    assert str(refused.value) == (
+        f"{str(tmp_path / name)!r} is a signal, and the input 'x' float32 [N, 3, 8, 8] takes images; give an image, or "
+        "the model's input as a .npy file"
+    )
+    onnx.save(image_model, tmp_path / "m.onnx")
+    out = tmp_path / "out.png"
+    command = ["explain", str(tmp_path / "m.onnx"), str(tmp_path / name), "--preprocess", "torchvision", "-o", str(out)]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code != 0
+    assert "is a signal, and the input 'x'" in " ".join(run.output.split())
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("width", "kind", "scale"), [(1, "u1", 127), (2, "<i2", 32767), (4, "<i4", 2**31 - 1)])
 def test_a_wave_is_read_from_minus_one_to_one(width, kind, scale, tmp_path):
     x = np.clip(sample("signal")[0] / 4, -1, 1)
