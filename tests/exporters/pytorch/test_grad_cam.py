@@ -45,15 +45,17 @@ def cam_of_pytorch(torch, network, layer, x, classes):
     return (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).detach().numpy()
 
 
-def compare(torch, product, network, layer, x, classes):
+def compare(torch, product, network, layer, x, classes, kinked=0):
+    """Hold the raw maps to PyTorch's; those of `kinked` images may be off by a percent."""
     exported = finish_export(product, layer)
     explained = attach(exported.to_proto(), layer=layer)
     found = Session(explained.to_proto().SerializeToString(), threads=1).run({"input": x, "target_class": classes})
     wanted = cam_of_pytorch(torch, network, layer, x, classes)
     assert found["cam"].shape == wanted.shape
     assert np.abs(wanted).max() > 0
-    gap = float(np.abs(found["cam"] - wanted).max() / np.abs(wanted).max())
-    assert gap <= TOLERANCE, gap
+    gaps = np.sort(np.abs(found["cam"] - wanted).max((1, 2)) / np.abs(wanted).max())
+    assert gaps[: len(gaps) - kinked].max() <= TOLERANCE, gaps
+    assert gaps.max() <= (0.01 if kinked else TOLERANCE), gaps
 
 
 @pytest.mark.parametrize("layer", ["layer4", "layer4.2.bn3", "layer3.5.conv2"])
@@ -62,10 +64,11 @@ def test_resnet50(torch, layer):
     torch.manual_seed(0)
     network = randomised(vision().resnet50(num_classes=10), 96)
     product = export_pytorch(network, layer=layer, size=96, exporter="dynamo" if layer == "layer4" else "torchscript")
-    # With some images a ReLU's input is so close to zero that rounding changes its sign, and with it the gradient.
+    # With some images the input of a ReLU is so close to zero that rounding changes its sign, and the gradient: which
+    # images these are depends on the processor, and a fault moves the maps of all.
     x = np.random.default_rng(3).standard_normal((3, 3, 96, 96), np.float32)
     # In float32 PyTorch's own gradient is off by up to 0.5 %, depending on the processor.
-    compare(torch, product, copy.deepcopy(network).double(), layer, x, np.array([1, 7, 3]))
+    compare(torch, product, copy.deepcopy(network).double(), layer, x, np.array([1, 7, 3]), kinked=1)
 
 
 def test_the_demo(torch, repository):
