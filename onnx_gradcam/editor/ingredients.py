@@ -312,7 +312,7 @@ class Ingredients:
             value, attention = copy.get(score.core, score), copy.get(block.attention.core, block.attention)
             seed = t.op("Reshape", self.seed, t.op("Shape", value), shape=value.known_shape)
             (gradient,) = backward(t, {value: seed}, [attention], plan.table(plan.modifier))
-            gradients += self._within_profile([t.cast(gradient, np.float32)], since)
+            gradients += self._within_profile([self._heads_apart(block.attention, gradient)], since)
         # A pooling attention may have no columns for the tokens before the grid.
         before = 0 if tokens is None or gradients[0].shape[-1] == math.prod(tokens.grid) else tokens.before
         return [(gradient, before) for gradient in gradients]
@@ -335,20 +335,22 @@ class Ingredients:
 
     def _by_head(self, values_of: Callable[[list[Value]], list[Value]]) -> Attention:
         """Values of the attention maps' shapes, `float32 [N, heads, rows, columns]` each."""
-        t, image, found = self.plan.t, self.plan.image, self._attention
+        found = self._attention
         maps = [*found.blocks, *([] if found.pooling is None else [found.pooling])]
-        batch = (image.probe_shape or image.dims())[0]
-        size = t.ints(image.shape[0]) if isinstance(image.shape[0], int) else t.op("Shape", image, end=1)
-        values = []
-        for origin, value in zip(maps, values_of(maps), strict=True):
-            heads = (origin.probe_shape or origin.dims())[:-2][-1] // (batch if origin.rank == 3 else 1)
-            rows, columns = (origin.probe_shape or origin.dims())[-2:]
-            shape = t.op("Concat", size, t.ints(heads, rows, columns), axis=0)
-            plain = t.cast(value, np.float32)
-            values.append(t.op("Reshape", plain, shape, shape=(image.shape[0], heads, rows, columns)))
+        values = [self._heads_apart(origin, value) for origin, value in zip(maps, values_of(maps), strict=True)]
         pooling = None if found.pooling is None else values.pop()
         before, count = found.tokens.before, math.prod(found.tokens.grid)
         return Attention(values, pooling, found.skipped, found.answer, before, count)
+
+    def _heads_apart(self, origin: Value, value: Value) -> Value:
+        """A value shaped as the map `origin`, `[N, heads, ...]` or `[N * heads, ...]`, as the first, in float32."""
+        t, image = self.plan.t, self.plan.image
+        batch = (image.probe_shape or image.dims())[0]
+        size = t.ints(image.shape[0]) if isinstance(image.shape[0], int) else t.op("Shape", image, end=1)
+        *outer, rows, columns = origin.probe_shape or origin.dims()
+        heads = outer[-1] // (batch if origin.rank == 3 else 1)
+        shape = t.op("Concat", size, t.ints(heads, rows, columns), axis=0)
+        return t.op("Reshape", t.cast(value, np.float32), shape, shape=(image.shape[0], heads, rows, columns))
 
     @cached_property
     def score(self) -> Value:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,8 +196,8 @@ class Block:
     """One block of a transformer.
 
     Attributes:
-        attention: the attention map, `[N, heads, T, T]`, with rows that sum to one; where a last attention pools the
-            tokens, its map `[N, heads, rows, T]`, the same for all blocks.
+        attention: the attention map, `[N, heads, T, T]` or `[N * heads, T, T]`, with rows that sum to one; where a last
+            attention pools the tokens, its map with a few rows, the same for all blocks.
         output: the tokens behind the block, `[N, T, C]`.
     """
 
@@ -211,13 +211,13 @@ def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candid
     A model without attention maps, or with fused attention, is refused.
     """
     place = {output: i for i, node in enumerate(path) for output in node.outputs}
-    sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(t, c.tensor)]
+    sums = [c for c in candidates if c.tokens is not None and c.every_path and _is_sum(c.tensor, place)]
     counts = {c.tensor.shape[c.layout.index(c.tokens)] for c in sums}
-    every = [v for v in _maps(t, path) if v.rank == 4]
-    maps = [v for v in every if v.shape[2] == v.shape[3] and v.shape[2] in counts]
+    every = list(_maps(t, path))
+    maps = [v for v in every if v.shape[-2] == v.shape[-1] and v.shape[-1] in counts]
     grids = {math.prod(c.tokens.grid) for c in sums if c.tokens is not None}
-    last = every[-1] if every and every[-1].shape[2] != every[-1].shape[3] else None
-    pooling = last if last is not None and last.shape[3] in counts | grids else None
+    last = every[-1] if every and every[-1].shape[-2] != every[-1].shape[-1] else None
+    pooling = last if last is not None and last.shape[-1] in counts | grids else None
     ends = [place[m.core] for m in maps[1:]] + [len(path) if pooling is None else place[pooling.core]] * bool(maps)
     blocks = []
     for attention, end in zip(maps, ends, strict=True):
@@ -232,9 +232,7 @@ def find_blocks(t: Builder, path: Sequence[ir.Node], candidates: Sequence[Candid
     return blocks
 
 
-def _is_sum(t: Builder, value: Value) -> bool:
-    """Whether a value is a sum of two that the image determines; one with a bias is not."""
+def _is_sum(value: Value, place: Container[ir.Value]) -> bool:
+    """Whether a value is a sum of values on the path; one with a bias is not, be it stored or computed of weights."""
     node = value.core.producer()
-    if node is None or node.op_type not in {"Add", "Sum"}:
-        return False
-    return all(v is not None and t.wrap(v).array() is None for v in node.inputs)
+    return node is not None and node.op_type in {"Add", "Sum"} and all(v in place for v in node.inputs)

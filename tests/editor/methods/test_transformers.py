@@ -47,6 +47,22 @@ def test_legrad_is_that_of_pytorch(kind):
     np.testing.assert_allclose(results["cam"][0], expected, atol=1e-5 * expected.max())
 
 
+def test_a_bias_that_is_cut_out_of_another_weight_is_no_residual():
+    """PyTorch's `MultiheadAttention` keeps the biases of queries, keys and values in one weight."""
+    source = onnx.load_from_string(STORED["map/model"].tobytes())
+    biases = {i.name for i in source.graph.initializer if len(i.dims) == 1}
+    added = [
+        (node, i) for node in source.graph.node if node.op_type == "Add" for i in (0, 1) if node.input[i] in biases
+    ]
+    assert added
+    for node, i in added:
+        cut = onnx.helper.make_node("Split", [node.input[i]], [f"{node.name}_bias"], axis=0, num_outputs=1)
+        node.input[i] = cut.output[0]
+        source.graph.node.insert(0, cut)
+    results = explained(source, STORED["x"], [int(STORED["map/class"])], method="legrad")
+    np.testing.assert_allclose(results["cam"][0], STORED["map/legrad"], atol=1e-5 * STORED["map/legrad"].max())
+
+
 def test_the_last_block_comes_first_in_the_product():
     # Two blocks that do not commute: the answer reads a, the last block a from b, the first block b from c.
     first, last = np.eye(4), np.eye(4)
