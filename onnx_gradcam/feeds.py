@@ -19,15 +19,8 @@ from .errors import InputError, near_matches
 from .files import open_file, read_text
 
 __all__ = ["NOTHING", "Declared", "Fed", "Feeds", "Input", "Picture", "View", "described", "in_folder"]
-__all__ += [
-    "is_array_file",
-    "is_signal_file",
-    "picture_layout",
-    "read_array",
-    "read_constant",
-    "read_input",
-    "read_pairs",
-]
+__all__ += ["is_array_file", "is_signal_file", "picture_layout"]
+__all__ += ["read_array", "read_constant", "read_input", "read_pairs"]
 
 Array = npt.NDArray[Any]
 
@@ -356,7 +349,7 @@ def in_folder(value: str, folder: str | Path) -> str:
 def is_array_file(source: Any) -> bool:
     """Whether a path names an array: a `.npy` file, `FILE.npz:KEY`, or a signal in a `.csv` or `.wav` file."""
     text = str(source).lower() if isinstance(source, str | Path) else ""
-    return text.endswith((".npy", *_SIGNALS)) or ".npz:" in text
+    return is_signal_file(source) or text.endswith(".npy") or ".npz:" in text
 
 
 def is_signal_file(source: Any) -> bool:

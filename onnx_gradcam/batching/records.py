@@ -18,7 +18,7 @@ from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import sync, write_file
 
 __all__ = ["DRAFTS", "FAILURES", "RECORD", "Record", "Shard"]
-__all__ += ["cut", "file_digests", "publish", "read_json", "read_record", "remove", "write_json"]
+__all__ += ["cut", "file_digests", "publish", "read_json", "read_record", "remove", "shards_in", "write_json"]
 
 RECORD = "_record.json"
 """In every shard. Readers of Parquet folders ignore names that begin with an underscore or a dot."""
@@ -26,6 +26,7 @@ FAILURES = "_failures.jsonl"
 """In a shard with failed images, and beside the shards for the whole run."""
 DRAFTS = ".drafts"
 """Beside the shards: those in progress."""
+_PART: Final = "part-"
 _CHUNK: Final = 1 << 20
 
 
@@ -39,7 +40,13 @@ class Shard:
 
     def folder(self, out: Path) -> Path:
         """The folder of its results."""
-        return out / f"part-{self.number:08d}"
+        return out / f"{_PART}{self.number:08d}"
+
+
+def shards_in(out: Path) -> list[tuple[int, Path]]:
+    """Number and folder of the shards in a folder, in order."""
+    numbered = ((path.name.removeprefix(_PART), path) for path in out.glob(f"{_PART}*"))
+    return sorted((int(number), path) for number, path in numbered if number.isdigit())
 
 
 def cut(paths: Iterable[str], size: int) -> Iterator[Shard]:

@@ -23,7 +23,7 @@ from onnx_gradcam.runtime.explainer import BoxChoice, TargetChoice
 from .job import Crew, Job, in_order
 from .listing import Count, ImageList
 from .manifest import Manifest, begin_run
-from .records import DRAFTS, FAILURES, Record, Shard, cut, read_record
+from .records import DRAFTS, FAILURES, Record, Shard, cut, read_record, shards_in
 from .shard import explain_shard
 from .writers import check_format
 
@@ -242,6 +242,6 @@ def _check_no_more(out: Path, count: int) -> None:
 def _gather_failures(out: Path) -> None:
     """Collect the failures of all shards in one file beside them."""
     with Drafts(durable=True) as drafts, drafts.file(out / FAILURES).open("wb") as file:
-        for shard in sorted(entry for entry in out.iterdir() if entry.name.startswith("part-")):
+        for _, shard in shards_in(out):
             if (shard / FAILURES).is_file():
                 file.write((shard / FAILURES).read_bytes())

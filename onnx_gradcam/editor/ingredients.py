@@ -306,13 +306,13 @@ class Ingredients:
         copies = [{} if b.output is last else copy_behind(t, behind, last, b.output) for b in blocks]
         t.adopt()
         tokens = layer.chosen.tokens
-        gradients = []
+        images, gradients = self._count_images(), []
         for block, copy in zip(blocks, copies, strict=True):
             since = len(t.appended)
             value, attention = copy.get(score.core, score), copy.get(block.attention.core, block.attention)
             seed = t.op("Reshape", self.seed, t.op("Shape", value), shape=value.known_shape)
             (gradient,) = backward(t, {value: seed}, [attention], plan.table(plan.modifier))
-            gradients += self._within_profile([self._heads_apart(block.attention, gradient)], since)
+            gradients += self._within_profile([self._heads_apart(block.attention, gradient, images)], since)
         # A pooling attention may have no columns for the tokens before the grid.
         before = 0 if tokens is None or gradients[0].shape[-1] == math.prod(tokens.grid) else tokens.before
         return [(gradient, before) for gradient in gradients]
@@ -337,19 +337,24 @@ class Ingredients:
         """Values of the attention maps' shapes, `float32 [N, heads, rows, columns]` each."""
         found = self._attention
         maps = [*found.blocks, *([] if found.pooling is None else [found.pooling])]
-        values = [self._heads_apart(origin, value) for origin, value in zip(maps, values_of(maps), strict=True)]
+        images, parts = self._count_images(), zip(maps, values_of(maps), strict=True)
+        values = [self._heads_apart(origin, value, images) for origin, value in parts]
         pooling = None if found.pooling is None else values.pop()
         before, count = found.tokens.before, math.prod(found.tokens.grid)
         return Attention(values, pooling, found.skipped, found.answer, before, count)
 
-    def _heads_apart(self, origin: Value, value: Value) -> Value:
+    def _count_images(self) -> Value:
+        """The number of images, `int64 [1]`."""
+        t, image = self.plan.t, self.plan.image
+        return t.ints(image.shape[0]) if isinstance(image.shape[0], int) else t.op("Shape", image, end=1)
+
+    def _heads_apart(self, origin: Value, value: Value, images: Value) -> Value:
         """A value shaped as the map `origin`, `[N, heads, ...]` or `[N * heads, ...]`, as the first, in float32."""
         t, image = self.plan.t, self.plan.image
         batch = (image.probe_shape or image.dims())[0]
-        size = t.ints(image.shape[0]) if isinstance(image.shape[0], int) else t.op("Shape", image, end=1)
         *outer, rows, columns = origin.probe_shape or origin.dims()
         heads = outer[-1] // (batch if origin.rank == 3 else 1)
-        shape = t.op("Concat", size, t.ints(heads, rows, columns), axis=0)
+        shape = t.op("Concat", images, t.ints(heads, rows, columns), axis=0)
         return t.op("Reshape", t.cast(value, np.float32), shape, shape=(image.shape[0], heads, rows, columns))
 
     @cached_property

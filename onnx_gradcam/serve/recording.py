@@ -8,7 +8,7 @@ import random
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from onnx_gradcam.batching.records import DRAFTS, Shard, publish, remove, write_json
+from onnx_gradcam.batching.records import DRAFTS, Shard, publish, remove, shards_in, write_json
 from onnx_gradcam.batching.writers import ParquetWriter, Row, check_format
 from onnx_gradcam.errors import InputError
 from onnx_gradcam.files import locked, make_folder
@@ -166,16 +166,9 @@ class RequestLog:
         try:
             with contextlib.closing(ParquetWriter(draft, self._columns)) as writer:
                 writer.write(writer.encode(rows))
-            number = max((number for number, _ in _shards(folder)), default=-1) + 1
+            number = max((number for number, _ in shards_in(folder)), default=-1) + 1
             publish(draft, Shard(number, 0, []).folder(folder))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        for _, shard in sorted(_shards(folder))[: -self._recording.shards]:
+        for _, shard in shards_in(folder)[: -self._recording.shards]:
             remove(shard)
-
-
-def _shards(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Number and folder of the shards of a log."""
-    for shard in folder.glob("part-*"):
-        if shard.name[5:].isdigit():
-            yield int(shard.name[5:]), shard

@@ -8,7 +8,7 @@ register them for the whole process, once: tritonclient and others do. These are
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -21,7 +21,7 @@ from onnx_gradcam.errors import ServerError
 from .limits import release
 from .query import Query, Tensor, check_counts
 from .service import Served, Service, log, refusal_of
-from .tracing import End, request_span
+from .tracing import End, no_span, request_span
 
 __all__ = ["MESSAGES", "message_class", "rpc_server"]
 
@@ -167,11 +167,16 @@ class _Calls:
             except DecodeError as error:
                 return error
 
-        async def answer(message: Any, context: Any, end: End = lambda _model, _status: None) -> Any:
+        async def answer(message: Any, context: Any) -> Any:
+            headers = dict(context.invocation_metadata() or ())
+            with no_span() if public else request_span(request.removesuffix("Request"), headers, "grpc") as end:
+                return await answered(message, context, headers, end)
+
+        async def answered(message: Any, context: Any, headers: Mapping[str, Any], end: End) -> Any:
             name = getattr(message, "model_name", getattr(message, "name", ""))
             try:
                 if not public:
-                    self._service.check_token(dict(context.invocation_metadata()).get("authorization", ""))
+                    self._service.check_token(headers.get("authorization", ""))
                 response = await call(_sound(message))
             except Exception as error:  # noqa: BLE001 - a bug must not stop the server
                 status, text = refusal_of(error)
@@ -184,14 +189,7 @@ class _Calls:
             log("refused", transport="grpc", model=served, status=status, error=text)
             return await context.abort(_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), text)
 
-        async def traced(message: Any, context: Any) -> Any:
-            with request_span(
-                request.removesuffix("Request"), dict(context.invocation_metadata() or ()), "grpc"
-            ) as end:
-                return await answer(message, context, end)
-
-        behavior = answer if public else traced
-        return grpc.unary_unary_rpc_method_handler(behavior, parse, lambda response: response.SerializeToString())
+        return grpc.unary_unary_rpc_method_handler(answer, parse, lambda response: response.SerializeToString())
 
     async def infer(self, request: Any) -> Any:
         """Answer an inference request."""

@@ -190,7 +190,7 @@ def serve(
         serve("explained.onnx", address=Address(http=9000), limits=Limits(rows=8))
     """
     address, limits, security = address or Address(), limits or Limits(), security or Security()
-    settings = {"provider": provider, "threads": threads, **({"feeds": feeds} if feeds else {}), **choices}
+    settings = {"provider": provider, "threads": threads, "feeds": feeds, **choices}
     address.check_free()
     credentials = security.credentials()
     _return_large_blocks()

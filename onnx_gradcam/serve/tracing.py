@@ -16,7 +16,7 @@ from typing import Any
 
 from onnx_gradcam import __version__
 
-__all__ = ["End", "request_span", "stage_span"]
+__all__ = ["End", "no_span", "request_span", "stage_span"]
 
 End = Callable[[str, int], None]
 """Says of a request its model, empty if it is unknown, and its HTTP status."""
@@ -34,11 +34,18 @@ def _api() -> Any:
 
 
 @contextlib.contextmanager
+def no_span() -> Iterator[End]:
+    """In place of the span of a request, where none is made."""
+    yield lambda _model, _status: None
+
+
+@contextlib.contextmanager
 def request_span(name: str, headers: Mapping[str, Any], transport: str) -> Iterator[End]:
     """A span of a request, which continues the trace that `traceparent` names in its headers (W3C Trace Context)."""
     api = _api()
     if api is None:
-        yield lambda _model, _status: None
+        with no_span() as end:
+            yield end
         return
     trace, propagate = api
     tracer = trace.get_tracer("onnx_gradcam", __version__)
